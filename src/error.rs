@@ -1,0 +1,82 @@
+//! The one error type: what is wrong with which file or flag, and how to mend it.
+
+use std::fmt;
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How a program that meets the error should end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The work could not be done (exit status 1).
+    Failure,
+    /// The request itself was wrong: a flag, or flags that contradict each other (exit status 2).
+    Usage,
+    /// The user stopped it (exit status 130).
+    Interrupted,
+}
+
+/// A message of one line, and optionally a hint that tells the mend.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Error {
+    /// A failure: the message names the file or value, what was expected and what was found.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
+    }
+
+    /// A wrong request.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Usage, ..Self::new(message) }
+    }
+
+    /// The user asked to stop.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Interrupted, ..Self::new(message) }
+    }
+
+    /// Adds the mend, printed on a line of its own as `hint: ...`.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// How the program should end.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The message without its hint.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Turns any error into [`Error`], saying what was being done.
+pub trait Context<T> {
+    /// `doing` reads like `cannot read photos/a.jpg`; the cause follows after a colon.
+    fn context<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: fmt::Display> Context<T> for std::result::Result<T, E> {
+    fn context<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|cause| Error::new(format!("{}: {cause}", doing().into())))
+    }
+}

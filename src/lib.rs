@@ -1,0 +1,11 @@
+//! Fine-tunes an ImageNet ResNet on a folder of pictures.
+//!
+//! Modules depend downwards only: `cli` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
+//! `device` -> `tensor`. `ARCHITECTURE.md` has the picture.
+
+pub mod data;
+pub mod device;
+pub mod error;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! State dicts: reading, writing and matching them.
