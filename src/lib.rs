@@ -6,6 +6,11 @@
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod graph;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod tensor;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,4 +1,332 @@
-//! What a device can do: the kernels that every back end provides.
+//! What a device can do: memory, and one kernel for each forward and backward computation.
+//!
+//! The vocabulary is that of kernel launches, not of tensor algebra: every argument is a buffer that the graph's plan
+//! has already placed, nothing is returned, nothing is allocated. Activations are NHWC, see [`Conv2dShape`] for weights.
+//! An output may never overlap another argument.
 
-pub mod conv2d;
 pub mod cpu;
+
+mod conv2d;
+
+use std::rc::Rc;
+
+pub use conv2d::{Conv2dPass, Conv2dShape};
+
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Memory, Shape, Tensor};
+
+/// Where a gradient goes.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    /// The buffer of the gradient.
+    pub tensor: Tensor,
+    /// Whether to add to what is there (a value with several consumers) or to overwrite it.
+    pub accumulate: bool,
+}
+
+/// Arguments of [`Device::conv2d_forward`].
+pub struct Conv2dForward<'a> {
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight: &'a Tensor,
+    /// `[N, OH, OW, K]`
+    pub output: &'a Tensor,
+    /// `[rows, 2, K]`: for each block of output pixels, per channel, the sum and the sum of squared deviations from the
+    /// block's own mean. `rows` is [`Device::statistics_rows`].
+    pub statistics: Option<&'a Tensor>,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Arguments of [`Device::conv2d_input_gradient`].
+pub struct Conv2dInputGradient<'a> {
+    /// `[N, OH, OW, K]`
+    pub output_gradient: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight: &'a Tensor,
+    /// `[N, H, W, C]`
+    pub input_gradient: &'a Gradient,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Arguments of [`Device::conv2d_weight_gradient`].
+pub struct Conv2dWeightGradient<'a> {
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// `[N, OH, OW, K]`
+    pub output_gradient: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight_gradient: &'a Tensor,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// What batch normalisation normalises by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BatchNormMode {
+    /// The batch's own mean and biased variance; the running statistics are updated (torch's training mode).
+    Training,
+    /// The running statistics, which stay as they are (torch's evaluation mode, and frozen layers).
+    Running,
+}
+
+/// Arguments of [`Device::batch_norm_forward`]: normalise, scale and shift, then add `residual`, then ReLU.
+pub struct BatchNormForward<'a> {
+    /// What to normalise by.
+    pub mode: BatchNormMode,
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// In training mode the partial sums of [`Conv2dForward::statistics`] or of [`Device::batch_norm_statistics`].
+    pub statistics: Option<&'a Tensor>,
+    /// `[C]`
+    pub weight: &'a Tensor,
+    /// `[C]`
+    pub bias: &'a Tensor,
+    /// `[C]`, updated in training mode.
+    pub running_mean: &'a Tensor,
+    /// `[C]`, updated in training mode with the unbiased variance.
+    pub running_variance: &'a Tensor,
+    /// `[4, C]`, written for the backward pass: the mean and the reciprocal standard deviation that were used, and the
+    /// factor and the summand that they make together with weight and bias.
+    pub normaliser: &'a Tensor,
+    /// `[N, H, W, C]`, added after the shift.
+    pub residual: Option<&'a Tensor>,
+    /// Whether negative results become zero.
+    pub relu: bool,
+    /// `[N, H, W, C]`
+    pub output: &'a Tensor,
+    /// Added to the variance before its root.
+    pub epsilon: f32,
+    /// Weight of the new value in the running statistics.
+    pub momentum: f32,
+}
+
+/// Arguments of [`Device::batch_norm_backward`].
+pub struct BatchNormBackward<'a> {
+    /// As in the forward pass.
+    pub mode: BatchNormMode,
+    /// The forward pass's input, `[N, H, W, C]`. May be absent where only masked gradients are passed on: in running
+    /// mode, with no gradient of the weight wanted and no mask to compute from it.
+    pub input: Option<&'a Tensor>,
+    /// The forward pass's output: needed where there was a ReLU after an added residual, whose sign decides the mask.
+    /// Without a residual the mask is computed again from `input`.
+    pub output: Option<&'a Tensor>,
+    /// Whether there was a ReLU.
+    pub relu: bool,
+    /// `[N, H, W, C]`
+    pub output_gradient: &'a Tensor,
+    /// `[C]`
+    pub weight: &'a Tensor,
+    /// `[C]`
+    pub bias: &'a Tensor,
+    /// From the forward pass.
+    pub normaliser: &'a Tensor,
+    /// Gradient of `input`.
+    pub input_gradient: Option<&'a Gradient>,
+    /// Gradient of the residual: the masked output gradient.
+    pub residual_gradient: Option<&'a Gradient>,
+    /// `[C]`
+    pub weight_gradient: Option<&'a Tensor>,
+    /// `[C]`
+    pub bias_gradient: Option<&'a Tensor>,
+    /// As large as [`Device::batch_norm_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Sizes of a pooling window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MaxPoolWindow {
+    /// Rows and columns of the window; at most 15.
+    pub size: usize,
+    /// Step of the window.
+    pub stride: usize,
+    /// Padding, which never wins.
+    pub padding: usize,
+}
+
+impl MaxPoolWindow {
+    /// Extent of the output for an extent of the input.
+    pub fn output_extent(&self, extent: usize) -> usize {
+        (extent + 2 * self.padding - self.size) / self.stride + 1
+    }
+}
+
+/// Arguments of [`Device::cross_entropy`].
+pub struct CrossEntropy<'a> {
+    /// `[N, classes]`
+    pub logits: &'a Tensor,
+    /// `[N]`, int32.
+    pub targets: &'a Tensor,
+    /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the target.
+    pub result: &'a Tensor,
+    /// `[N, classes]`: gradient of the reduced loss.
+    pub logits_gradient: Option<&'a Tensor>,
+    /// What every row's loss is multiplied by: 1 for a sum, 1/N for a mean.
+    pub scale: f32,
+}
+
+/// Arguments of [`Device::sgd`], all flat and equally long.
+pub struct SgdStep<'a> {
+    /// Updated.
+    pub values: &'a Tensor,
+    /// Read only.
+    pub gradients: &'a Tensor,
+    /// Velocity, where momentum is used; zeros before the first step, which makes the first velocity the gradient.
+    pub velocity: Option<&'a Tensor>,
+    /// Step size.
+    pub learning_rate: f32,
+    /// Factor of the velocity.
+    pub momentum: f32,
+    /// Added to the gradient, times the value.
+    pub weight_decay: f32,
+}
+
+/// A device and its kernels. All methods are called from one thread, in order; results of a kernel are visible to the
+/// next. Implementations may run asynchronously until [`Device::download`] or [`Device::synchronize`].
+pub trait Device {
+    /// Short name as on the command line: `cpu`, `cuda:0`.
+    fn name(&self) -> String;
+
+    /// One line about the hardware.
+    fn description(&self) -> String;
+
+    /// Zeroed memory, aligned to at least 256 bytes.
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>>;
+
+    /// Copies from the host. `source` must be as large as `target`.
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()>;
+
+    /// Copies to the host and waits for it. `target` must be as large as `source`.
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()>;
+
+    /// Waits for everything issued so far.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Blocks of pixels over which partial statistics are taken, for an activation of `shape`.
+    fn statistics_rows(&self, shape: Shape) -> usize;
+
+    /// Bytes of workspace that a pass needs.
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize;
+
+    /// Convolution: cross-correlation with zero padding, as `torch.nn.functional.conv2d`.
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()>;
+
+    /// Its gradient with respect to the input.
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
+
+    /// Its gradient with respect to the weight.
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()>;
+
+    /// Partial sums as in [`Conv2dForward::statistics`], for an input that no convolution wrote.
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()>;
+
+    /// Bytes of workspace that [`Device::batch_norm_backward`] needs for an activation of `shape`.
+    fn batch_norm_workspace(&self, shape: Shape) -> usize;
+
+    /// Batch normalisation, as `torch.nn.functional.batch_norm`.
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()>;
+
+    /// Its gradients.
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()>;
+
+    /// Maximum over windows, as `torch.nn.functional.max_pool2d`. `positions` (one byte an output element, where the
+    /// backward pass will want it) is the index in the window of the first maximum in scan order.
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()>;
+
+    /// Its gradient: each output's goes to its maximum.
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()>;
+
+    /// Mean over the picture: `[N, H, W, C]` to `[N, C]`.
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()>;
+
+    /// Its gradient.
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()>;
+
+    /// Bytes of workspace that the passes of `linear` need.
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize;
+
+    /// `output = input * weight^T + bias`; weight `[outputs, inputs]`.
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Gradient of `linear` with respect to its input.
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Gradients of `linear` with respect to its weight, which needs the input, and its bias.
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Softmax cross entropy with its gradient.
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
+
+    /// One step of stochastic gradient descent as `torch.optim.SGD` makes it.
+    fn sgd(&self, arguments: &SgdStep) -> Result<()>;
+}
+
+/// Copies float32 values to a tensor.
+pub fn write_f32(device: &dyn Device, values: &[f32], target: &Tensor) -> Result<()> {
+    check_host_copy(target, ElementType::F32, values.len())?;
+    // SAFETY: floats have no padding, any byte of them may be read, and bytes need no alignment.
+    let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
+    device.upload(bytes, target)
+}
+
+/// Copies a float32 tensor to the host.
+pub fn read_f32(device: &dyn Device, source: &Tensor) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; source.len()];
+    check_host_copy(source, ElementType::F32, source.len())?;
+    // SAFETY: as in `write_f32`, and any bytes make floats.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice())) };
+    device.download(source, bytes)?;
+    Ok(values)
+}
+
+/// Copies class indices to a tensor.
+pub fn write_i32(device: &dyn Device, values: &[i32], target: &Tensor) -> Result<()> {
+    check_host_copy(target, ElementType::I32, values.len())?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    device.upload(&bytes, target)
+}
+
+fn check_host_copy(tensor: &Tensor, element_type: ElementType, len: usize) -> Result<()> {
+    if tensor.element_type() != element_type || tensor.len() != len {
+        return Err(Error::new(format!(
+            "a copy of {len} {element_type:?} elements to or from a tensor of {} {:?}",
+            tensor.len(),
+            tensor.element_type()
+        )));
+    }
+    Ok(())
+}

@@ -1,1 +1,206 @@
-//! The CPU back end.
+//! The CPU back end: native Rust, float32, all cores.
+
+mod avg_pool;
+mod batch_norm;
+pub mod conv2d;
+mod cross_entropy;
+mod linear;
+mod max_pool;
+mod memory;
+mod sgd;
+pub mod simd;
+mod vectorised;
+
+use std::rc::Rc;
+
+use super::{
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep,
+};
+use crate::error::{Error, Result};
+use crate::tensor::{Memory, Shape, Tensor};
+use memory::Views;
+
+/// The processor of this machine. Work is spread over the threads of rayon's current pool; results do not depend on how
+/// many there are.
+pub struct Cpu;
+
+impl Device for Cpu {
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn description(&self) -> String {
+        format!("{} threads, {:?}", rayon::current_num_threads(), simd::Level::current())
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
+        memory::allocate(bytes)
+    }
+
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
+        check_copy(source.len(), target)?;
+        memory::bytes_mut(target).copy_from_slice(source);
+        Ok(())
+    }
+
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        check_copy(target.len(), source)?;
+        target.copy_from_slice(memory::bytes(source));
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn statistics_rows(&self, shape: Shape) -> usize {
+        batch_norm::statistics_rows(shape)
+    }
+
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+        conv2d::workspace_len(shape, pass) * 4
+    }
+
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+        let mut views = Views::default();
+        let workspace = views.workspace(arguments.workspace);
+        let output = views.write(arguments.output);
+        conv2d::forward(shape, views.read(arguments.input), views.read(arguments.weight), output, workspace);
+        if let Some(statistics) = arguments.statistics {
+            batch_norm::statistics(output, shape.output_channels, views.write(statistics));
+        }
+        Ok(())
+    }
+
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+        let mut views = Views::default();
+        let workspace = views.workspace(arguments.workspace);
+        let input_gradient = views.write(&arguments.input_gradient.tensor);
+        let (output_gradient, weight) = (views.read(arguments.output_gradient), views.read(arguments.weight));
+        let accumulate = arguments.input_gradient.accumulate;
+        conv2d::input_gradient(shape, output_gradient, weight, input_gradient, accumulate, workspace);
+        Ok(())
+    }
+
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        let mut views = Views::default();
+        let workspace = views.workspace(arguments.workspace);
+        let weight_gradient = views.write(arguments.weight_gradient);
+        let (input, output_gradient) = (views.read(arguments.input), views.read(arguments.output_gradient));
+        conv2d::weight_gradient(shape, input, output_gradient, weight_gradient, workspace);
+        Ok(())
+    }
+
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
+        batch_norm::statistics_of(input, statistics);
+        Ok(())
+    }
+
+    fn batch_norm_workspace(&self, shape: Shape) -> usize {
+        batch_norm::workspace_len(shape) * 4
+    }
+
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
+        batch_norm::forward(arguments);
+        Ok(())
+    }
+
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
+        batch_norm::backward(arguments);
+        Ok(())
+    }
+
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        max_pool::forward(window, input, output, positions);
+        Ok(())
+    }
+
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()> {
+        max_pool::backward(window, positions, output_gradient, input_gradient);
+        Ok(())
+    }
+
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        avg_pool::forward(input, output);
+        Ok(())
+    }
+
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
+        avg_pool::backward(output_gradient, input_gradient);
+        Ok(())
+    }
+
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
+        linear::workspace_len(batch, inputs, outputs, pass) * 4
+    }
+
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        linear::forward(input, weight, bias, output, workspace);
+        Ok(())
+    }
+
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        linear::input_gradient(output_gradient, weight, input_gradient, workspace);
+        Ok(())
+    }
+
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        if let Some((input, target)) = input.zip(weight_gradient) {
+            linear::weight_gradient(input, output_gradient, target, workspace);
+        }
+        if let Some(target) = bias_gradient {
+            linear::bias_gradient(output_gradient, target);
+        }
+        Ok(())
+    }
+
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
+        cross_entropy::run(arguments);
+        Ok(())
+    }
+
+    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
+        sgd::step(arguments);
+        Ok(())
+    }
+}
+
+fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {
+    if bytes != tensor.bytes() {
+        return Err(Error::new(format!("a copy of {bytes} bytes to or from a tensor of {}", tensor.bytes())));
+    }
+    Ok(())
+}

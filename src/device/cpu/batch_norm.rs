@@ -1,0 +1,369 @@
+//! Batch normalisation over NHWC activations. Bound by memory: the forward pass reads the input twice (statistics, then
+//! normalise), the backward pass reads input and output gradient twice.
+//!
+//! Statistics are taken over blocks of pixels that fit in a core's own cache: first the block's mean, then the squared
+//! deviations from it, which loses no digits however far the mean is from zero. Blocks are combined in float64 by
+//! Chan, Golub and LeVeque (1983). Blocks depend on the shape alone, so results do not depend on the number of threads.
+
+use rayon::prelude::*;
+
+use super::memory::Views;
+use super::vectorised::vectorised;
+use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
+use crate::tensor::{Shape, Tensor};
+
+/// Elements of a block of pixels.
+const BLOCK: usize = 32 * 1024;
+
+fn block_pixels(channels: usize) -> usize {
+    (BLOCK / channels).max(8)
+}
+
+pub(super) fn statistics_rows(shape: Shape) -> usize {
+    shape.rows().div_ceil(block_pixels(shape.channels()))
+}
+
+/// Floats of workspace for the backward pass: partial sums, then three coefficients a channel.
+pub(super) fn workspace_len(shape: Shape) -> usize {
+    (statistics_rows(shape) * 2 + 3) * shape.channels()
+}
+
+pub(super) fn statistics(input: &[f32], channels: usize, statistics: &mut [f32]) {
+    let blocks = input.par_chunks(block_pixels(channels) * channels);
+    statistics.par_chunks_mut(2 * channels).zip(blocks).for_each(|(row, block)| {
+        let (sum, squares) = row.split_at_mut(channels);
+        block_statistics(block, sum, squares);
+    });
+}
+
+vectorised! {
+    fn block_statistics(block: &[f32], sum: &mut [f32], squares: &mut [f32]) {
+        let channels = sum.len();
+        sum.fill(0.0);
+        for pixel in block.chunks_exact(channels) {
+            for (sum, value) in sum.iter_mut().zip(pixel) {
+                *sum += value;
+            }
+        }
+        let pixels = (block.len() / channels) as f32;
+        squares.fill(0.0);
+        for pixel in block.chunks_exact(channels) {
+            for ((squares, value), sum) in squares.iter_mut().zip(pixel).zip(sum.iter()) {
+                let deviation = value - sum / pixels;
+                *squares += deviation * deviation;
+            }
+        }
+    }
+}
+
+/// Mean and biased variance of one channel from the blocks' partial sums.
+fn combine(statistics: &[f32], channels: usize, channel: usize, pixels: usize) -> (f64, f64) {
+    let rows = || statistics.chunks_exact(2 * channels);
+    let mean = rows().map(|row| f64::from(row[channel])).sum::<f64>() / pixels as f64;
+    let mut remaining = pixels;
+    let squares: f64 = rows()
+        .map(|row| {
+            let count = block_pixels(channels).min(remaining);
+            remaining -= count;
+            let deviation = f64::from(row[channel]) / count as f64 - mean;
+            f64::from(row[channels + channel]) + count as f64 * deviation * deviation
+        })
+        .sum();
+    (mean, squares / pixels as f64)
+}
+
+pub(super) fn forward(arguments: &BatchNormForward) {
+    let BatchNormForward { mode, relu, epsilon, momentum, .. } = *arguments;
+    let shape = arguments.input.shape();
+    let (channels, pixels) = (shape.channels(), shape.rows());
+    let mut views = Views::default();
+    let input = views.read::<f32>(arguments.input);
+    let (weight, bias) = (views.read::<f32>(arguments.weight), views.read::<f32>(arguments.bias));
+    let normaliser = views.write::<f32>(arguments.normaliser);
+    let output = views.write::<f32>(arguments.output);
+    let residual = arguments.residual.map(|tensor| views.read::<f32>(tensor));
+    match (mode, arguments.statistics) {
+        (BatchNormMode::Training, Some(statistics)) => {
+            let statistics = views.read::<f32>(statistics);
+            let running_mean = views.write::<f32>(arguments.running_mean);
+            let running_variance = views.write::<f32>(arguments.running_variance);
+            for channel in 0..channels {
+                let (mean, variance) = combine(statistics, channels, channel, pixels);
+                normaliser[channel] = mean as f32;
+                normaliser[channels + channel] = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
+                let unbiased = variance * pixels as f64 / (pixels - 1) as f64;
+                let update = |running: &mut f32, value: f64| {
+                    *running = (f64::from(*running) * (1.0 - f64::from(momentum)) + value * f64::from(momentum)) as f32;
+                };
+                update(&mut running_mean[channel], mean);
+                update(&mut running_variance[channel], unbiased);
+            }
+        }
+        (BatchNormMode::Training, None) => panic!("batch_norm in training mode needs statistics"),
+        (BatchNormMode::Running, _) => {
+            let running_mean = views.read::<f32>(arguments.running_mean);
+            let running_variance = views.read::<f32>(arguments.running_variance);
+            for channel in 0..channels {
+                let variance = f64::from(running_variance[channel]);
+                normaliser[channel] = running_mean[channel];
+                normaliser[channels + channel] = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
+            }
+        }
+    }
+    let (moments, affine) = normaliser.split_at_mut(2 * channels);
+    let (scale, shift) = affine.split_at_mut(channels);
+    for channel in 0..channels {
+        scale[channel] = weight[channel] * moments[channels + channel];
+        shift[channel] = bias[channel] - moments[channel] * scale[channel];
+    }
+    let (scale, shift) = (&*scale, &*shift);
+    let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+    let block = block_pixels(channels) * channels;
+    let blocks = output.par_chunks_mut(block).zip(input.par_chunks(block));
+    match residual {
+        Some(residual) => blocks.zip(residual.par_chunks(block)).for_each(|((output, input), residual)| {
+            normalise_and_add(output, input, residual, scale, shift, floor);
+        }),
+        None => blocks.for_each(|(output, input)| normalise(output, input, scale, shift, floor)),
+    }
+}
+
+/// The one place that says how a value is normalised, so that the backward pass finds the same mask, bit for bit.
+#[inline(always)]
+fn affine(value: f32, scale: f32, shift: f32) -> f32 {
+    value * scale + shift
+}
+
+/// NaN passes, as in torch.
+#[inline(always)]
+fn at_least(floor: f32, value: f32) -> f32 {
+    if value < floor { floor } else { value }
+}
+
+vectorised! {
+    fn normalise(output: &mut [f32], input: &[f32], scale: &[f32], shift: &[f32], floor: f32) {
+        let channels = scale.len();
+        for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
+            for channel in 0..channels {
+                output[channel] = at_least(floor, affine(input[channel], scale[channel], shift[channel]));
+            }
+        }
+    }
+
+    fn normalise_and_add(
+        output: &mut [f32],
+        input: &[f32],
+        residual: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        floor: f32,
+    ) {
+        let channels = scale.len();
+        let pixels = output.chunks_exact_mut(channels).zip(input.chunks_exact(channels));
+        for ((output, input), residual) in pixels.zip(residual.chunks_exact(channels)) {
+            for channel in 0..channels {
+                let value = affine(input[channel], scale[channel], shift[channel]) + residual[channel];
+                output[channel] = at_least(floor, value);
+            }
+        }
+    }
+}
+
+/// What decides whether a gradient passes the ReLU.
+#[derive(Clone, Copy)]
+enum Mask<'a> {
+    /// There was no ReLU.
+    None,
+    /// The sign of the normalised input, computed again.
+    Input,
+    /// The sign of the output, `[pixels, channels]`.
+    Output(&'a [f32]),
+}
+
+impl<'a> Mask<'a> {
+    fn block(self, range: std::ops::Range<usize>) -> Self {
+        match self {
+            Self::Output(output) => Self::Output(&output[range]),
+            other => other,
+        }
+    }
+}
+
+pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
+    let shape = arguments.output_gradient.shape();
+    let (channels, pixels) = (shape.channels(), shape.rows());
+    let mut views = Views::default();
+    let output_gradient = views.read::<f32>(arguments.output_gradient);
+    // Where the plan kept no input, nothing below reads more than its length.
+    let input = arguments.input.map_or(output_gradient, |tensor| views.read(tensor));
+    let weight = views.read::<f32>(arguments.weight);
+    let normaliser = views.read::<f32>(arguments.normaliser);
+    let workspace = views.workspace(arguments.workspace);
+    let mask = match (arguments.relu, arguments.output) {
+        (false, _) => Mask::None,
+        (true, Some(output)) => Mask::Output(views.read(output)),
+        (true, None) => Mask::Input,
+    };
+    let block = block_pixels(channels) * channels;
+    let range = |index: usize| index * block..(index * block + block).min(input.len());
+
+    let training = arguments.mode == BatchNormMode::Training;
+    let needs_sums = arguments.weight_gradient.is_some()
+        || arguments.bias_gradient.is_some()
+        || (training && arguments.input_gradient.is_some());
+    let (coefficients, partial) = workspace.split_at_mut(3 * channels);
+    let partial = &mut partial[..statistics_rows(shape) * 2 * channels];
+    if needs_sums {
+        partial.par_chunks_mut(2 * channels).enumerate().for_each(|(index, row)| {
+            let (biases, weights) = row.split_at_mut(channels);
+            let range = range(index);
+            let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
+            block_sums(input, gradient, mask.block(range), normaliser, biases, weights);
+        });
+    }
+    let mut weight_gradient = arguments.weight_gradient.map(|tensor| views.write::<f32>(tensor));
+    let mut bias_gradient = arguments.bias_gradient.map(|tensor| views.write::<f32>(tensor));
+    for channel in 0..channels {
+        let mut sums = [0.0; 2];
+        if needs_sums {
+            for row in partial.chunks_exact(2 * channels) {
+                sums[0] += f64::from(row[channel]);
+                sums[1] += f64::from(row[channels + channel]);
+            }
+        }
+        let [bias_sum, weight_sum] = sums;
+        let inverse_deviation = f64::from(normaliser[channels + channel]);
+        if let Some(gradient) = &mut weight_gradient {
+            gradient[channel] = weight_sum as f32;
+        }
+        if let Some(gradient) = &mut bias_gradient {
+            gradient[channel] = bias_sum as f32;
+        }
+        let share = if training { 1.0 / pixels as f64 } else { 0.0 };
+        coefficients[channel] = (f64::from(weight[channel]) * inverse_deviation) as f32;
+        coefficients[channels + channel] = (bias_sum * share) as f32;
+        coefficients[2 * channels + channel] = (weight_sum * inverse_deviation * share) as f32;
+    }
+
+    let coefficients = &*coefficients;
+    let accumulates = |target: Option<&Gradient>| target.is_some_and(|target| target.accumulate);
+    let input_accumulates = accumulates(arguments.input_gradient);
+    let residual_accumulates = accumulates(arguments.residual_gradient);
+    let run = |index: usize, input_target: Option<&mut [f32]>, residual_target: Option<&mut [f32]>| {
+        let range = range(index);
+        let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
+        let mask = mask.block(range);
+        if let Some(target) = residual_target {
+            masked(target, residual_accumulates, input, gradient, mask, normaliser);
+        }
+        if let Some(target) = input_target {
+            input_gradients(target, input_accumulates, input, gradient, mask, normaliser, coefficients);
+        }
+    };
+    let mut blocks = |target: &'a Gradient| views.write::<f32>(&target.tensor).par_chunks_mut(block).enumerate();
+    match (arguments.input_gradient.map(&mut blocks), arguments.residual_gradient.map(&mut blocks)) {
+        (Some(inputs), Some(residuals)) => {
+            inputs.zip(residuals).for_each(|((index, input), (_, residual))| run(index, Some(input), Some(residual)))
+        }
+        (Some(inputs), None) => inputs.for_each(|(index, input)| run(index, Some(input), None)),
+        (None, Some(residuals)) => residuals.for_each(|(index, residual)| run(index, None, Some(residual))),
+        (None, None) => {}
+    }
+}
+
+/// Calls `visit(index, channel, gradient)` for every element, with the gradient as it is behind the ReLU.
+#[inline(always)]
+fn each_masked(
+    input: &[f32],
+    gradient: &[f32],
+    mask: Mask,
+    normaliser: &[f32],
+    mut visit: impl FnMut(usize, usize, f32),
+) {
+    let channels = normaliser.len() / 4;
+    let (scale, shift) = normaliser[2 * channels..].split_at(channels);
+    // One loop a kind of mask, with lengths that the compiler can see, so that each becomes vector code.
+    match mask {
+        Mask::None => {
+            for (pixel, gradient) in gradient.chunks_exact(channels).enumerate() {
+                for channel in 0..channels {
+                    visit(pixel * channels + channel, channel, gradient[channel]);
+                }
+            }
+        }
+        Mask::Input => {
+            let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels));
+            for (pixel, (gradient, input)) in pixels.enumerate() {
+                for channel in 0..channels {
+                    let open = affine(input[channel], scale[channel], shift[channel]) > 0.0;
+                    visit(pixel * channels + channel, channel, if open { gradient[channel] } else { 0.0 });
+                }
+            }
+        }
+        Mask::Output(output) => {
+            let pixels = gradient.chunks_exact(channels).zip(output.chunks_exact(channels));
+            for (pixel, (gradient, output)) in pixels.enumerate() {
+                for channel in 0..channels {
+                    let open = output[channel] > 0.0;
+                    visit(pixel * channels + channel, channel, if open { gradient[channel] } else { 0.0 });
+                }
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn block_sums(
+        input: &[f32],
+        gradient: &[f32],
+        mask: Mask,
+        normaliser: &[f32],
+        biases: &mut [f32],
+        weights: &mut [f32],
+    ) {
+        let channels = biases.len();
+        let (mean, inverse_deviation) = normaliser[..2 * channels].split_at(channels);
+        biases.fill(0.0);
+        weights.fill(0.0);
+        each_masked(input, gradient, mask, normaliser, |index, channel, gradient| {
+            biases[channel] += gradient;
+            weights[channel] += gradient * (input[index] - mean[channel]) * inverse_deviation[channel];
+        });
+    }
+
+    fn input_gradients(
+        target: &mut [f32],
+        accumulate: bool,
+        input: &[f32],
+        gradient: &[f32],
+        mask: Mask,
+        normaliser: &[f32],
+        coefficients: &[f32],
+    ) {
+        let channels = coefficients.len() / 3;
+        let mean = &normaliser[..channels];
+        let (scale, rest) = coefficients.split_at(channels);
+        let (bias_share, weight_share) = rest.split_at(channels);
+        if !accumulate {
+            target.fill(0.0);
+        }
+        each_masked(input, gradient, mask, normaliser, |index, channel, gradient| {
+            let deviation = input[index] - mean[channel];
+            target[index] +=
+                scale[channel] * (gradient - bias_share[channel] - deviation * weight_share[channel]);
+        });
+    }
+
+    fn masked(target: &mut [f32], accumulate: bool, input: &[f32], gradient: &[f32], mask: Mask, normaliser: &[f32]) {
+        if !accumulate {
+            target.fill(0.0);
+        }
+        each_masked(input, gradient, mask, normaliser, |index, _, gradient| target[index] += gradient);
+    }
+}
+
+/// Statistics of a tensor into a tensor.
+pub(super) fn statistics_of(input: &Tensor, target: &Tensor) {
+    let mut views = Views::default();
+    statistics(views.read(input), input.shape().channels(), views.write(target));
+}

@@ -1,0 +1,43 @@
+//! Softmax cross entropy over at most a few thousand classes: small enough for float64 throughout.
+
+use super::memory::Views;
+use crate::device::CrossEntropy;
+
+pub(super) fn run(arguments: &CrossEntropy) {
+    let classes = arguments.logits.shape().channels();
+    let mut views = Views::default();
+    let logits = views.read::<f32>(arguments.logits);
+    let targets = views.read::<i32>(arguments.targets);
+    let result = views.write::<f32>(arguments.result);
+    let mut gradient = arguments.logits_gradient.map(|tensor| views.write::<f32>(tensor));
+    let scale = f64::from(arguments.scale);
+    let (mut loss, mut correct) = (0.0, 0);
+    for (row, (logits, &target)) in logits.chunks_exact(classes).zip(targets).enumerate() {
+        let target = target as usize;
+        let largest = first_largest(logits);
+        let exponential = |logit: f32| (f64::from(logit) - f64::from(logits[largest])).exp();
+        let sum: f64 = logits.iter().map(|&logit| exponential(logit)).sum();
+        loss += sum.ln() + f64::from(logits[largest]) - f64::from(logits[target]);
+        correct += usize::from(largest == target);
+        if let Some(gradient) = &mut gradient {
+            let gradient = &mut gradient[row * classes..(row + 1) * classes];
+            for (class, (gradient, &logit)) in gradient.iter_mut().zip(logits).enumerate() {
+                let expected = if class == target { 1.0 } else { 0.0 };
+                *gradient = ((exponential(logit) / sum - expected) * scale) as f32;
+            }
+        }
+    }
+    result[0] = (loss * scale) as f32;
+    result[1] = correct as f32;
+}
+
+/// The first of the largest logits; a NaN is larger than any number, as in torch.
+fn first_largest(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (class, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] || (logit.is_nan() && !logits[best].is_nan()) {
+            best = class;
+        }
+    }
+    best
+}

@@ -1,0 +1,39 @@
+//! Lets the compiler vectorise plain loops for the instruction set that the machine turns out to have.
+
+/// Compiles each function once for every instruction set and picks one at run time.
+///
+/// The loops are plain Rust: no fused multiply-add is formed and sums keep their order, so every copy gives the same
+/// bits.
+macro_rules! vectorised {
+    ($($(#[$attribute:meta])* fn $name:ident ( $($argument:ident: $type:ty),* $(,)? ) $body:block)*) => {$(
+        $(#[$attribute])*
+        #[allow(clippy::too_many_arguments)]
+        fn $name($($argument: $type),*) {
+            #[inline(always)]
+            fn plain($($argument: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2")]
+            fn avx512($($argument: $type),*) {
+                plain($($argument),*)
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($argument: $type),*) {
+                plain($($argument),*)
+            }
+
+            match $crate::device::cpu::simd::Level::current() {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level is only reported where the machine has these instruction sets.
+                $crate::device::cpu::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::device::cpu::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
+                _ => plain($($argument),*),
+            }
+        }
+    )*};
+}
+pub(super) use vectorised;

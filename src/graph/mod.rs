@@ -1,0 +1,102 @@
+//! The static autograd graph: written once with a [`GraphBuilder`], planned once for its batch shape by [`Plan`], run
+//! many times by an [`Executor`] without allocating.
+
+mod builder;
+mod executor;
+mod parameters;
+mod plan;
+
+pub use builder::{ConvolutionOptions, GraphBuilder};
+pub use executor::Executor;
+pub use parameters::{ParameterGroup, ParameterRole, ParameterSpecification, Parameters};
+pub use plan::{Arena, BufferKind, Plan, PlannedBuffer};
+
+use crate::ops::Operation;
+use crate::tensor::{ElementType, Shape};
+
+/// A result in the graph: an input, or one output of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(usize);
+
+/// A parameter or running statistic of the graph: an index into [`Graph::parameters`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParameterId(usize);
+
+/// What is known of a value before anything is planned.
+#[derive(Debug, Clone)]
+pub struct ValueInfo {
+    /// Its extents.
+    pub shape: Shape,
+    /// Its elements.
+    pub element_type: ElementType,
+    /// The node that writes it; none for an input of the graph.
+    pub producer: Option<usize>,
+    /// For people: the module that it comes from, in torch's words.
+    pub name: String,
+}
+
+/// One operation with its connections.
+pub struct Node {
+    /// What it computes.
+    pub operation: Box<dyn Operation>,
+    /// The module that it stands for, in torch's words: `layer1.0.conv1`.
+    pub name: String,
+    /// What it reads.
+    pub inputs: Vec<Value>,
+    /// What it writes.
+    pub outputs: Vec<Value>,
+    /// Its parameters and running statistics.
+    pub parameters: Vec<ParameterId>,
+}
+
+/// A network for one batch shape, in an order in which it can be computed.
+pub struct Graph {
+    nodes: Vec<Node>,
+    values: Vec<ValueInfo>,
+    parameters: Vec<ParameterSpecification>,
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    counted_batch_norms: Vec<String>,
+}
+
+impl Graph {
+    /// The nodes in the order of computation.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// What is known of a value.
+    pub fn value(&self, value: Value) -> &ValueInfo {
+        &self.values[value.0]
+    }
+
+    /// The value that a module wrote last: `layer1.0` is the output of that block.
+    pub fn find(&self, name: &str) -> Option<Value> {
+        self.values.iter().rposition(|info| info.name == name).map(Value)
+    }
+
+    /// All parameters and running statistics, in the order in which they were first named.
+    pub fn parameters(&self) -> &[ParameterSpecification] {
+        &self.parameters
+    }
+
+    /// What the caller fills in before each run.
+    pub fn inputs(&self) -> &[Value] {
+        &self.inputs
+    }
+
+    /// What the caller may read after each run.
+    pub fn outputs(&self) -> &[Value] {
+        &self.outputs
+    }
+
+    /// Batch norms in training mode: each forward pass counts as one more batch tracked.
+    pub fn counted_batch_norms(&self) -> &[String] {
+        &self.counted_batch_norms
+    }
+
+    /// Multiplications with additions of one forward pass.
+    pub fn multiply_adds(&self) -> usize {
+        self.nodes.iter().map(|node| node.operation.multiply_adds()).sum()
+    }
+}

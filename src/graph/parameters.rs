@@ -1,0 +1,214 @@
+//! Parameters and running statistics in flat arenas, one a group, shared by every plan of the network.
+
+use std::collections::BTreeMap;
+
+use super::ParameterId;
+use crate::device::{self, Device};
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Shape, Tensor};
+
+/// What a parameter is, which decides how it is initialised and whether it can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ParameterRole {
+    /// `[K, R, S, C]`
+    ConvolutionWeight,
+    /// `[C]`
+    BatchNormWeight,
+    /// `[C]`
+    BatchNormBias,
+    /// `[C]`, a running statistic.
+    RunningMean,
+    /// `[C]`, a running statistic.
+    RunningVariance,
+    /// `[outputs, inputs]`
+    LinearWeight,
+    /// `[outputs]`
+    LinearBias,
+}
+
+impl ParameterRole {
+    /// Whether it is a running statistic: torch calls it a buffer, and no gradient reaches it.
+    pub fn is_buffer(self) -> bool {
+        matches!(self, Self::RunningMean | Self::RunningVariance)
+    }
+}
+
+/// A parameter's name, shape and role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSpecification {
+    /// As torchvision's state dict names it.
+    pub name: String,
+    /// In this crate's layout: convolution weights are `[K, R, S, C]`.
+    pub shape: Shape,
+    /// What it is.
+    pub role: ParameterRole,
+}
+
+impl ParameterSpecification {
+    /// The shape in torch's layout: convolution weights are `[K, C, R, S]`.
+    pub fn torch_shape(&self) -> Vec<usize> {
+        match *self.shape.dims() {
+            [outputs, height, width, inputs] => vec![outputs, inputs, height, width],
+            ref dims => dims.to_vec(),
+        }
+    }
+}
+
+/// Parameters that are updated together, in flat buffers.
+pub struct ParameterGroup {
+    /// All values, padded between parameters with zeros.
+    pub values: Tensor,
+    /// Gradients at the same places.
+    pub gradients: Tensor,
+    /// Velocities at the same places, where momentum is used.
+    pub velocity: Option<Tensor>,
+}
+
+struct Entry {
+    specification: ParameterSpecification,
+    value: Tensor,
+    gradient: Option<Tensor>,
+    velocity: Option<Tensor>,
+}
+
+/// The parameters of a network on a device.
+pub struct Parameters {
+    entries: Vec<Entry>,
+    by_name: BTreeMap<String, usize>,
+    groups: Vec<ParameterGroup>,
+    batches_tracked: BTreeMap<String, i64>,
+}
+
+/// Each parameter begins at a multiple of this many elements, so that vector accesses are aligned.
+const ALIGNMENT: usize = 64;
+
+impl Parameters {
+    /// Allocates parameters, zeroed. `group` puts each into one of `groups` groups, or into none: then it is fixed and
+    /// has no gradient. Running statistics are never asked for.
+    pub fn new(
+        device: &dyn Device,
+        specifications: &[ParameterSpecification],
+        groups: usize,
+        with_velocity: bool,
+        group: impl Fn(&ParameterSpecification) -> Option<usize>,
+    ) -> Result<Self> {
+        let group_of = |specification: &ParameterSpecification| match specification.role.is_buffer() {
+            true => None,
+            false => group(specification),
+        };
+        let mut lengths = vec![0; groups];
+        let mut fixed_length = 0;
+        let mut offsets = Vec::with_capacity(specifications.len());
+        for specification in specifications {
+            let length = group_of(specification).map_or(&mut fixed_length, |group| &mut lengths[group]);
+            offsets.push(*length);
+            *length += specification.shape.len().next_multiple_of(ALIGNMENT);
+        }
+        let flat = |length: usize| -> Result<Tensor> {
+            Ok(Tensor::new(device.allocate(length * 4)?, 0, [length].into(), ElementType::F32))
+        };
+        let fixed = flat(fixed_length)?;
+        let groups = lengths
+            .iter()
+            .map(|&length| {
+                let velocity = if with_velocity { Some(flat(length)?) } else { None };
+                Ok(ParameterGroup { values: flat(length)?, gradients: flat(length)?, velocity })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let entries: Vec<Entry> = specifications
+            .iter()
+            .zip(offsets)
+            .map(|(specification, offset)| {
+                let part = |whole: &Tensor| whole.part(offset, specification.shape);
+                let group = group_of(specification).map(|group| &groups[group]);
+                Entry {
+                    specification: specification.clone(),
+                    value: part(group.map_or(&fixed, |group| &group.values)),
+                    gradient: group.map(|group| part(&group.gradients)),
+                    velocity: group.and_then(|group| group.velocity.as_ref()).map(part),
+                }
+            })
+            .collect();
+        let by_name = entries.iter().enumerate().map(|(index, entry)| (entry.specification.name.clone(), index));
+        let batches_tracked = entries.iter().filter_map(|entry| {
+            entry.specification.name.strip_suffix(".running_mean").map(|module| (module.to_string(), 0))
+        });
+        Ok(Self { by_name: by_name.collect(), batches_tracked: batches_tracked.collect(), entries, groups })
+    }
+
+    /// All specifications, in the graph's order.
+    pub fn specifications(&self) -> impl Iterator<Item = &ParameterSpecification> {
+        self.entries.iter().map(|entry| &entry.specification)
+    }
+
+    /// The groups, in the order of their numbers.
+    pub fn groups(&self) -> &[ParameterGroup] {
+        &self.groups
+    }
+
+    /// Whether a gradient is computed for the parameter.
+    pub fn is_trainable(&self, id: ParameterId) -> bool {
+        self.entries[id.0].gradient.is_some()
+    }
+
+    pub(super) fn value(&self, id: ParameterId) -> &Tensor {
+        &self.entries[id.0].value
+    }
+
+    pub(super) fn gradient(&self, id: ParameterId) -> Option<&Tensor> {
+        self.entries[id.0].gradient.as_ref()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        match self.by_name.get(name) {
+            Some(&index) => Ok(&self.entries[index]),
+            None => Err(Error::new(format!("there is no parameter {name}"))),
+        }
+    }
+
+    /// The device memory of a parameter's value.
+    pub fn value_of(&self, name: &str) -> Result<&Tensor> {
+        Ok(&self.entry(name)?.value)
+    }
+
+    /// The device memory of a parameter's gradient; none where it is fixed.
+    pub fn gradient_of(&self, name: &str) -> Result<Option<&Tensor>> {
+        Ok(self.entry(name)?.gradient.as_ref())
+    }
+
+    /// The device memory of a parameter's velocity; none where it is fixed or momentum is not used.
+    pub fn velocity_of(&self, name: &str) -> Result<Option<&Tensor>> {
+        Ok(self.entry(name)?.velocity.as_ref())
+    }
+
+    /// Sets a parameter, in this crate's layout.
+    pub fn write(&mut self, device: &dyn Device, name: &str, values: &[f32]) -> Result<()> {
+        device::write_f32(device, values, &self.entry(name)?.value)
+    }
+
+    /// Reads a parameter, in this crate's layout.
+    pub fn read(&self, device: &dyn Device, name: &str) -> Result<Vec<f32>> {
+        device::read_f32(device, &self.entry(name)?.value)
+    }
+
+    /// Batches that each batch norm has seen in training mode (torch's `num_batches_tracked`), by module name.
+    pub fn batches_tracked(&self) -> &BTreeMap<String, i64> {
+        &self.batches_tracked
+    }
+
+    /// Sets [`Parameters::batches_tracked`] of a module that has running statistics.
+    pub fn set_batches_tracked(&mut self, module: &str, count: i64) {
+        if let Some(tracked) = self.batches_tracked.get_mut(module) {
+            *tracked = count;
+        }
+    }
+
+    /// Counts one more batch for each of the modules.
+    pub fn count_batch(&mut self, modules: &[String]) {
+        for module in modules {
+            if let Some(tracked) = self.batches_tracked.get_mut(module) {
+                *tracked += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! Networks: what they consist of, and how their parameters begin.
+
+mod network;
+mod resnet;
+
+pub use network::{BatchResult, HEAD, Network, Trainable, is_head};
+pub use resnet::{Architecture, BatchShape, Freezing, NetworkGraph, Phase, ResNet};

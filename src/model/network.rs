@@ -1,0 +1,259 @@
+//! A network with its parameters on a device, and a plan for every batch shape that it has met.
+
+use std::rc::Rc;
+
+use super::{BatchShape, Freezing, Phase, ResNet};
+use crate::device::{Device, read_f32, write_f32, write_i32};
+use crate::error::{Error, Result};
+use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
+use crate::ops::LossReduction;
+use crate::optim::{GroupSettings, sgd_step};
+
+/// The name of the head: torchvision's last layer.
+pub const HEAD: &str = "fc";
+
+/// How the parameters of a network are trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trainable {
+    /// Modules that stay as they are.
+    pub freezing: Freezing,
+    /// Settings of the body and of the head.
+    pub groups: [GroupSettings; 2],
+    /// How the pictures' losses become one.
+    pub reduction: LossReduction,
+}
+
+/// What one batch gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchResult {
+    /// The reduced loss.
+    pub loss: f32,
+    /// Pictures whose largest logit is the target's.
+    pub correct: usize,
+}
+
+struct Prepared {
+    shape: BatchShape,
+    trains: bool,
+    executor: Executor,
+    input: Value,
+    targets: Value,
+    logits: Value,
+    loss: Value,
+}
+
+/// See the module.
+pub struct Network {
+    device: Rc<dyn Device>,
+    resnet: ResNet,
+    parameters: Parameters,
+    trainable: Option<Trainable>,
+    prepared: Vec<Prepared>,
+    arena: Option<Arena>,
+}
+
+/// Any batch shape names the same parameters; this one is the smallest that the builder takes.
+const SMALLEST: BatchShape = BatchShape { batch: 2, height: 33, width: 33 };
+
+impl Network {
+    /// Allocates the parameters, all zero. Without `trainable` it can only evaluate and holds no gradients.
+    pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Option<Trainable>) -> Result<Self> {
+        let specifications = resnet.parameters(device.as_ref())?;
+        if let Some(trainable) = &trainable {
+            check_frozen_names(&resnet, &specifications, &trainable.freezing)?;
+        }
+        let with_velocity =
+            trainable.as_ref().is_some_and(|trainable| trainable.groups.iter().any(|group| group.momentum != 0.0));
+        let group = |specification: &ParameterSpecification| match &trainable {
+            Some(trainable) if !trainable.freezing.covers(&specification.name) => {
+                Some(usize::from(is_head(&specification.name)))
+            }
+            _ => None,
+        };
+        let parameters = Parameters::new(device.as_ref(), &specifications, 2, with_velocity, group)?;
+        Ok(Self { device, resnet, parameters, trainable, prepared: Vec::new(), arena: None })
+    }
+
+    /// What the network is.
+    pub fn resnet(&self) -> &ResNet {
+        &self.resnet
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// Its parameters.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Its parameters, to be set.
+    pub fn parameters_mut(&mut self) -> &mut Parameters {
+        &mut self.parameters
+    }
+
+    /// Sets a parameter, in this crate's layout.
+    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        self.parameters.write(self.device.as_ref(), name, values)
+    }
+
+    /// Bytes of the arena that all plans so far share.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.as_ref().map_or(0, Arena::bytes)
+    }
+
+    /// Plans a batch shape, so that the memory for it is there before anything starts.
+    pub fn prepare(&mut self, shape: BatchShape, trains: bool) -> Result<()> {
+        self.prepare_keeping(shape, trains, &[])
+    }
+
+    /// As [`Network::prepare`], and the outputs of the named modules can be read after a run.
+    pub fn prepare_keeping(&mut self, shape: BatchShape, trains: bool, kept: &[String]) -> Result<()> {
+        if self.prepared.iter().any(|prepared| (prepared.shape, prepared.trains) == (shape, trains)) {
+            return Ok(());
+        }
+        let device = self.device.as_ref();
+        let (phase, reduction) = match (&self.trainable, trains) {
+            (Some(trainable), true) => (Phase::Training(trainable.freezing.clone()), trainable.reduction),
+            (Some(trainable), false) => (Phase::Evaluation, trainable.reduction),
+            (None, false) => (Phase::Evaluation, LossReduction::Sum),
+            (None, true) => return Err(Error::new("this network was loaded for evaluation only")),
+        };
+        let network = self.resnet.graph(device, shape, &phase, reduction, kept)?;
+        let plan = match trains {
+            true => Plan::training(&network.graph, device, |id| self.parameters.is_trainable(id)),
+            false => Plan::inference(&network.graph, device),
+        };
+        if self.arena_bytes() < plan.arena_bytes() {
+            self.grow(plan.arena_bytes())?;
+        }
+        let arena = self.arena.as_ref().ok_or_else(|| Error::new("a plan without an arena"))?;
+        let executor = Executor::new(network.graph, plan, &self.parameters, arena)?;
+        let (input, targets, logits, loss) = (network.input, network.targets, network.logits, network.loss);
+        self.prepared.push(Prepared { shape, trains, executor, input, targets, logits, loss });
+        Ok(())
+    }
+
+    /// Moves every plan to a larger arena. The old one is released first: two would not always fit.
+    fn grow(&mut self, bytes: usize) -> Result<()> {
+        let parts: Vec<_> = std::mem::take(&mut self.prepared)
+            .into_iter()
+            .map(|Prepared { shape, trains, executor, input, targets, logits, loss }| {
+                (executor.into_parts(), move |executor| Prepared {
+                    shape,
+                    trains,
+                    executor,
+                    input,
+                    targets,
+                    logits,
+                    loss,
+                })
+            })
+            .collect();
+        self.arena = None;
+        let arena = Arena::new(self.device.as_ref(), bytes)?;
+        for ((graph, plan), rebuild) in parts {
+            self.prepared.push(rebuild(Executor::new(graph, plan, &self.parameters, &arena)?));
+        }
+        self.arena = Some(arena);
+        Ok(())
+    }
+
+    /// The executor of a prepared batch shape.
+    pub fn executor(&self, shape: BatchShape, trains: bool) -> Result<&Executor> {
+        Ok(&self.find(shape, trains)?.executor)
+    }
+
+    fn find(&self, shape: BatchShape, trains: bool) -> Result<&Prepared> {
+        let matches = |prepared: &&Prepared| (prepared.shape, prepared.trains) == (shape, trains);
+        self.prepared.iter().find(matches).ok_or_else(|| Error::new(format!("{shape:?} was not prepared")))
+    }
+
+    /// Fills in a batch: `images` `[N, H, W, 3]`, one target each.
+    fn fill(&self, prepared: &Prepared, images: &[f32], targets: &[u32]) -> Result<()> {
+        let classes = self.resnet.classes;
+        let targets: Vec<i32> = targets
+            .iter()
+            .map(|&target| match i32::try_from(target) {
+                Ok(index) if (target as usize) < classes => Ok(index),
+                _ => Err(Error::new(format!("class {target} of a network with {classes} classes"))),
+            })
+            .collect::<Result<_>>()?;
+        write_f32(self.device.as_ref(), images, prepared.executor.value(prepared.input))?;
+        write_i32(self.device.as_ref(), &targets, prepared.executor.value(prepared.targets))
+    }
+
+    fn result(&self, prepared: &Prepared) -> Result<BatchResult> {
+        let result = read_f32(self.device.as_ref(), prepared.executor.value(prepared.loss))?;
+        Ok(BatchResult { loss: result[0], correct: result[1] as usize })
+    }
+
+    /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
+    pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
+        self.prepare(shape, true)?;
+        let prepared = self.find(shape, true)?;
+        self.fill(prepared, images, targets)?;
+        prepared.executor.forward(self.device.as_ref())?;
+        prepared.executor.backward(self.device.as_ref())?;
+        let result = self.result(prepared)?;
+        let counted = prepared.executor.graph().counted_batch_norms().to_vec();
+        self.parameters.count_batch(&counted);
+        Ok(result)
+    }
+
+    /// Updates the parameters from the gradients that are there.
+    pub fn update(&mut self) -> Result<()> {
+        match &self.trainable {
+            Some(trainable) => sgd_step(self.device.as_ref(), &self.parameters, &trainable.groups),
+            None => Ok(()),
+        }
+    }
+
+    /// Evaluation of one batch: the loss and `[N, classes]` logits.
+    pub fn evaluate(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<(BatchResult, Vec<f32>)> {
+        self.prepare(shape, false)?;
+        let prepared = self.find(shape, false)?;
+        self.fill(prepared, images, targets)?;
+        prepared.executor.forward(self.device.as_ref())?;
+        let logits = read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))?;
+        Ok((self.result(prepared)?, logits))
+    }
+
+    /// The logits that the last [`Network::gradients`] of this batch shape left, `[N, classes]`.
+    pub fn training_logits(&self, shape: BatchShape) -> Result<Vec<f32>> {
+        let prepared = self.find(shape, true)?;
+        read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))
+    }
+}
+
+impl ResNet {
+    /// Every parameter and running statistic, in torchvision's order of layers.
+    pub fn parameters(&self, device: &dyn Device) -> Result<Vec<ParameterSpecification>> {
+        let network = self.graph(device, SMALLEST, &Phase::Evaluation, LossReduction::Sum, &[])?;
+        Ok(network.graph.parameters().to_vec())
+    }
+}
+
+/// Whether a parameter belongs to the head.
+pub fn is_head(name: &str) -> bool {
+    name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn check_frozen_names(resnet: &ResNet, specifications: &[ParameterSpecification], freezing: &Freezing) -> Result<()> {
+    for module in &freezing.modules {
+        let one = Freezing { modules: vec![module.clone()], batch_norm: false };
+        if !specifications.iter().any(|specification| one.covers(&specification.name)) {
+            return Err(Error::usage(format!("--freeze: {} has no module {module:?}", resnet.architecture))
+                .hint(format!("its modules are {}", resnet.modules().join(", "))));
+        }
+    }
+    let trains = |specification: &ParameterSpecification| {
+        !specification.role.is_buffer() && !freezing.covers(&specification.name)
+    };
+    if !specifications.iter().any(trains) {
+        return Err(Error::usage("--freeze: every module is frozen, nothing is left to train"));
+    }
+    Ok(())
+}

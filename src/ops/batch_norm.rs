@@ -1,0 +1,106 @@
+//! Batch normalisation, with an added residual and a ReLU in the same node (`torch.nn.BatchNorm2d`; Ioffe and Szegedy,
+//! 2015).
+
+use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device};
+use crate::error::Result;
+use crate::tensor::{ElementType, Shape};
+
+/// Added to the variance before its root.
+pub const EPSILON: f32 = 1e-5;
+/// Weight of the new value in the running statistics.
+pub const MOMENTUM: f32 = 0.1;
+
+/// Inputs: `[N, H, W, C]`, then in training mode the partial statistics, then the residual if there is one.
+/// Parameters: weight, bias, running mean, running variance, each `[C]`.
+pub struct BatchNorm {
+    /// `[N, H, W, C]`
+    pub shape: Shape,
+    /// What to normalise by.
+    pub mode: BatchNormMode,
+    /// Whether the last input is added before the ReLU.
+    pub residual: bool,
+    /// Whether negative results become zero.
+    pub relu: bool,
+}
+
+impl BatchNorm {
+    fn residual_input(&self) -> Option<usize> {
+        self.residual.then_some(if self.mode == BatchNormMode::Training { 2 } else { 1 })
+    }
+
+    fn inputs(&self) -> usize {
+        1 + usize::from(self.mode == BatchNormMode::Training) + usize::from(self.residual)
+    }
+}
+
+impl Operation for BatchNorm {
+    fn name(&self) -> &'static str {
+        "batch_norm"
+    }
+
+    fn outputs(&self) -> Vec<(Shape, ElementType)> {
+        vec![(self.shape, ElementType::F32)]
+    }
+
+    fn is_differentiable(&self, input: usize) -> bool {
+        input == 0 || Some(input) == self.residual_input()
+    }
+
+    fn saved(&self, _has_backward: bool) -> Vec<(Shape, ElementType)> {
+        vec![([4, self.shape.channels()].into(), ElementType::F32)]
+    }
+
+    fn backward_workspace(&self, device: &dyn Device, _wanted: &Wanted) -> usize {
+        device.batch_norm_workspace(self.shape)
+    }
+
+    fn backward_reads(&self, wanted: &Wanted) -> Reads {
+        let mut inputs = vec![false; self.inputs()];
+        // The input serves the normalised value (gradients of weight and, in training mode, of the input) and, where
+        // there is no residual, the mask.
+        inputs[0] = wanted.parameters[0]
+            || (wanted.inputs[0] && self.mode == BatchNormMode::Training)
+            || (self.relu && !self.residual);
+        Reads { inputs, outputs: vec![self.relu && self.residual] }
+    }
+
+    fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()> {
+        let [weight, bias, running_mean, running_variance] = buffers.parameters.as_slice() else {
+            unreachable!("the builder gives a batch_norm four parameters");
+        };
+        device.batch_norm_forward(&BatchNormForward {
+            mode: self.mode,
+            input: &buffers.inputs[0],
+            statistics: (self.mode == BatchNormMode::Training).then(|| &buffers.inputs[1]),
+            weight,
+            bias,
+            running_mean,
+            running_variance,
+            normaliser: &buffers.saved[0],
+            residual: self.residual_input().map(|index| &buffers.inputs[index]),
+            relu: self.relu,
+            output: &buffers.outputs[0],
+            epsilon: EPSILON,
+            momentum: MOMENTUM,
+        })
+    }
+
+    fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()> {
+        device.batch_norm_backward(&BatchNormBackward {
+            mode: self.mode,
+            input: buffers.inputs[0].as_ref(),
+            output: buffers.outputs[0].as_ref(),
+            relu: self.relu,
+            output_gradient: buffers.output_gradient(),
+            weight: &buffers.parameters[0],
+            bias: &buffers.parameters[1],
+            normaliser: &buffers.saved[0],
+            input_gradient: buffers.input_gradients[0].as_ref(),
+            residual_gradient: self.residual_input().and_then(|index| buffers.input_gradients[index].as_ref()),
+            weight_gradient: buffers.parameter_gradients[0].as_ref(),
+            bias_gradient: buffers.parameter_gradients[1].as_ref(),
+            workspace: &buffers.workspace,
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! The operations of the graph, one file each: shapes, what the backward pass will need, and the calls on the device.
+
+mod avg_pool;
+mod batch_norm;
+mod conv2d;
+mod cross_entropy;
+mod linear;
+mod max_pool;
+
+pub use avg_pool::AvgPool;
+pub use batch_norm::BatchNorm;
+pub use conv2d::Conv2d;
+pub use cross_entropy::{CrossEntropyLoss, LossReduction};
+pub use linear::Linear;
+pub use max_pool::MaxPool;
+
+use crate::device::{Device, Gradient};
+use crate::error::Result;
+use crate::tensor::{ElementType, Shape, Tensor};
+
+/// Which gradients a node has to produce. Decided by the plan from what is trainable.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// One for each input.
+    pub inputs: Vec<bool>,
+    /// One for each parameter.
+    pub parameters: Vec<bool>,
+}
+
+/// Which values of the forward pass the backward pass reads again, and which must therefore be kept.
+#[derive(Debug, Clone)]
+pub struct Reads {
+    /// One for each input.
+    pub inputs: Vec<bool>,
+    /// One for each output.
+    pub outputs: Vec<bool>,
+}
+
+/// The buffers of a node's forward pass.
+pub struct ForwardBuffers {
+    /// In the order in which the node was given them.
+    pub inputs: Vec<Tensor>,
+    /// Parameters and running statistics.
+    pub parameters: Vec<Tensor>,
+    /// As [`Operation::outputs`] describes them.
+    pub outputs: Vec<Tensor>,
+    /// As [`Operation::saved`] describes them.
+    pub saved: Vec<Tensor>,
+    /// Bytes, as many as [`Operation::forward_workspace`] says.
+    pub workspace: Tensor,
+}
+
+/// The buffers of a node's backward pass.
+pub struct BackwardBuffers {
+    /// Those inputs that [`Operation::backward_reads`] asked for.
+    pub inputs: Vec<Option<Tensor>>,
+    /// Those outputs that [`Operation::backward_reads`] asked for.
+    pub outputs: Vec<Option<Tensor>>,
+    /// Parameters and running statistics.
+    pub parameters: Vec<Tensor>,
+    /// From the forward pass.
+    pub saved: Vec<Tensor>,
+    /// Gradient of the first output; absent for a loss, which is where the backward pass begins.
+    pub output_gradient: Option<Tensor>,
+    /// Where each wanted input gradient goes.
+    pub input_gradients: Vec<Option<Gradient>>,
+    /// Where each wanted parameter gradient goes. Always overwritten.
+    pub parameter_gradients: Vec<Option<Tensor>>,
+    /// Bytes, as many as [`Operation::backward_workspace`] says.
+    pub workspace: Tensor,
+}
+
+impl BackwardBuffers {
+    /// An input that the backward pass asked for.
+    fn input(&self, index: usize) -> &Tensor {
+        self.inputs[index].as_ref().expect("the plan keeps what backward_reads asked for")
+    }
+
+    /// The gradient of the first output.
+    fn output_gradient(&self) -> &Tensor {
+        self.output_gradient.as_ref().expect("the plan gives every node but a loss its output's gradient")
+    }
+}
+
+/// A node's computation, with all its sizes.
+pub trait Operation {
+    /// One of the names that every folder uses: `conv2d`, `batch_norm`, ...
+    fn name(&self) -> &'static str;
+
+    /// What it writes; only the first output has a gradient.
+    fn outputs(&self) -> Vec<(Shape, ElementType)>;
+
+    /// Whether gradients flow to this input at all. Class indices and statistics have none.
+    fn is_differentiable(&self, _input: usize) -> bool {
+        true
+    }
+
+    /// Whether the backward pass begins here.
+    fn is_loss(&self) -> bool {
+        false
+    }
+
+    /// Small buffers that the forward pass writes and, where there is one, the backward pass reads.
+    fn saved(&self, _has_backward: bool) -> Vec<(Shape, ElementType)> {
+        Vec::new()
+    }
+
+    /// Bytes of scratch memory for the forward pass.
+    fn forward_workspace(&self, _device: &dyn Device) -> usize {
+        0
+    }
+
+    /// Bytes of scratch memory for the backward pass.
+    fn backward_workspace(&self, _device: &dyn Device, _wanted: &Wanted) -> usize {
+        0
+    }
+
+    /// What has to be kept for the backward pass.
+    fn backward_reads(&self, wanted: &Wanted) -> Reads;
+
+    /// Multiplications with additions of the forward pass; 0 for what is bound by memory.
+    fn multiply_adds(&self) -> usize {
+        0
+    }
+
+    /// Computes the outputs.
+    fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()>;
+
+    /// Computes the wanted gradients.
+    fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()>;
+}
