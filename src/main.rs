@@ -1,3 +1,7 @@
-//! The command-line program.
+//! The command-line program: parses, runs one command, and turns its result into an exit status.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    retune::cli::main()
+}

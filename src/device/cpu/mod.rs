@@ -4,12 +4,16 @@ mod avg_pool;
 mod batch_norm;
 pub mod conv2d;
 mod cross_entropy;
+mod direct;
+mod gemm;
+mod jobs;
 mod linear;
 mod max_pool;
 mod memory;
 mod sgd;
 pub mod simd;
 mod vectorised;
+mod winograd;
 
 use std::rc::Rc;
 

@@ -1,0 +1,126 @@
+//! Two-dimensional convolution: forward, gradient of the input, gradient of the weight.
+//!
+//! 3 x 3 filters of stride 1 go through Winograd's algorithm ([`super::winograd`]) where that pays, everything else through an
+//! implicit matrix product ([`super::direct`]). Both cut the work by shape alone and add in a fixed order: results are the same to the bit
+//! for any number of threads. Nothing is allocated; scratch memory comes from the caller's workspace, whose contents
+//! don't matter before and mean nothing after.
+
+use super::super::conv2d::{Conv2dPass, Conv2dShape};
+use super::jobs::{LINE, aligned};
+use super::simd::Level;
+use super::{direct, winograd};
+
+/// Floats of workspace that a pass needs, with as many threads as the current rayon pool has.
+pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+    let len = match (winograd::suits(shape), pass) {
+        (true, Conv2dPass::Forward) => winograd::convolution_workspace(shape, false),
+        (true, Conv2dPass::InputGradient) => winograd::convolution_workspace(shape, true),
+        (true, Conv2dPass::WeightGradient) => winograd::weight_gradient_workspace(shape),
+        (false, Conv2dPass::Forward) => direct::forward_workspace(shape),
+        (false, Conv2dPass::InputGradient) => direct::input_gradient_workspace(shape),
+        (false, Conv2dPass::WeightGradient) => direct::weight_gradient_workspace(shape),
+    };
+    len + LINE
+}
+
+/// Output from input and weight.
+///
+/// # Panics
+/// If a slice has not the length that the shape says, or the workspace is shorter than [`workspace_len`].
+pub fn forward(shape: &Conv2dShape, input: &[f32], weight: &[f32], output: &mut [f32], workspace: &mut [f32]) {
+    forward_at(Level::current(), shape, input, weight, output, workspace);
+}
+
+/// Gradient of the input from that of the output, and the weight. With `accumulate` it is added to what is in
+/// `input_gradient`, else it replaces it.
+///
+/// # Panics
+/// As [`forward`].
+pub fn input_gradient(
+    shape: &Conv2dShape,
+    output_gradient: &[f32],
+    weight: &[f32],
+    input_gradient: &mut [f32],
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
+    input_gradient_at(Level::current(), shape, output_gradient, weight, input_gradient, accumulate, workspace);
+}
+
+/// Gradient of the weight from that of the output, and the input. Replaces what is in `weight_gradient`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn weight_gradient(
+    shape: &Conv2dShape,
+    input: &[f32],
+    output_gradient: &[f32],
+    weight_gradient: &mut [f32],
+    workspace: &mut [f32],
+) {
+    weight_gradient_at(Level::current(), shape, input, output_gradient, weight_gradient, workspace);
+}
+
+fn check(shape: &Conv2dShape, pass: Conv2dPass, input: usize, weight: usize, output: usize, workspace: usize) {
+    assert_eq!(input, shape.input_len(), "length of the input");
+    assert_eq!(weight, shape.weight_len(), "length of the weight");
+    assert_eq!(output, shape.output_len(), "length of the output");
+    assert!(workspace >= workspace_len(shape, pass), "length of the workspace");
+}
+
+fn forward_at(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    weight: &[f32],
+    output: &mut [f32],
+    workspace: &mut [f32],
+) {
+    check(shape, Conv2dPass::Forward, input.len(), weight.len(), output.len(), workspace.len());
+    let workspace = aligned(workspace);
+    if winograd::suits(shape) {
+        winograd::convolution(level, shape, false, input, weight, output, false, workspace);
+    } else {
+        direct::forward(level, shape, input, weight, output, workspace);
+    }
+}
+
+fn input_gradient_at(
+    level: Level,
+    shape: &Conv2dShape,
+    output_gradient: &[f32],
+    weight: &[f32],
+    input_gradient: &mut [f32],
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
+    let lens = (input_gradient.len(), weight.len(), output_gradient.len());
+    check(shape, Conv2dPass::InputGradient, lens.0, lens.1, lens.2, workspace.len());
+    let workspace = aligned(workspace);
+    if winograd::suits(shape) {
+        winograd::convolution(level, shape, true, output_gradient, weight, input_gradient, accumulate, workspace);
+    } else {
+        direct::input_gradient(level, shape, output_gradient, weight, input_gradient, accumulate, workspace);
+    }
+}
+
+fn weight_gradient_at(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    output_gradient: &[f32],
+    weight_gradient: &mut [f32],
+    workspace: &mut [f32],
+) {
+    let lens = (input.len(), weight_gradient.len(), output_gradient.len());
+    check(shape, Conv2dPass::WeightGradient, lens.0, lens.1, lens.2, workspace.len());
+    let workspace = aligned(workspace);
+    if winograd::suits(shape) {
+        winograd::weight_gradient(level, shape, input, output_gradient, weight_gradient, workspace);
+    } else {
+        direct::weight_gradient(level, shape, input, output_gradient, weight_gradient, workspace);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,569 @@
+//! Convolution of any shape as an implicit matrix product: the matrix of taps is never built.
+//!
+//! In NHWC the taps of one output pixel within one picture row are contiguous (`tap_columns * channels` floats), and
+//! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the picture
+//! itself: neighbouring output pixels are rows with a constant stride, and each tap row is one segment of the depth.
+//! Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to scratch memory.
+//!
+//! *Forward*: left is the input, right the packed weight.
+//!
+//! *Gradient of the input*: with stride `s`, input row `y` gets terms from output row `o` through filter row `r` where
+//! `y + padding = s * o + r`. For the rows of one residue `y mod s` only every s-th filter row takes part, and then
+//! `o` moves by one when `y / s` does: an ordinary convolution of stride 1 with fewer taps. So it is `s * s` convolutions
+//! over the gradient of the output, one for each residue of row and column, each of which writes every s-th pixel.
+//! Nothing is multiplied by an inserted zero, and no two write the same float.
+//!
+//! *Gradient of the weight*: the same left matrix, transposed (rows are taps, the depth is the output pixels), times the
+//! gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers are added
+//! in order.
+//!
+//! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used
+//! `taps * output_channels / step^2` times.
+
+use super::super::conv2d::Conv2dShape;
+use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::jobs::{self, Shared, lines};
+use super::simd::Level;
+
+/// Output pixels of a job, at most: enough to use each packed weight often, few enough for the second-level cache.
+const PIXELS: usize = 224;
+/// Jobs to cut a pass into, at least, if there are pixels enough.
+const JOBS: usize = 16;
+/// Partial sums of a weight gradient, at most, and the floats that they may take together.
+const GROUPS: usize = 8;
+const GROUP_FLOATS: usize = 4 << 20;
+
+/// Which source pixels each destination pixel reads: pixel `(i, j)` of the destination grid sees source rows
+/// `i * step + origin_row ..` and columns `j * step + origin_column ..`.
+#[derive(Clone, Copy)]
+struct Stencil {
+    batch: usize,
+    height: usize,
+    width: usize,
+    channels: usize,
+    tap_rows: usize,
+    tap_columns: usize,
+    step: usize,
+    origin_row: isize,
+    origin_column: isize,
+    /// Destination pixels to compute.
+    rows: usize,
+    columns: usize,
+}
+
+/// Where the destination grid lies in its picture: pixel `(i, j)` is picture pixel
+/// `(first_row + i * spacing, first_column + j * spacing)`.
+#[derive(Clone, Copy)]
+struct Placement {
+    height: usize,
+    width: usize,
+    channels: usize,
+    first_row: usize,
+    first_column: usize,
+    spacing: usize,
+}
+
+impl Stencil {
+    fn depth(&self) -> usize {
+        self.tap_rows * self.tap_columns * self.channels
+    }
+
+    /// Source rows (or columns) that `count` neighbouring destination pixels see.
+    fn patch_side(&self, count: usize, taps: usize) -> usize {
+        (count - 1) * self.step + taps
+    }
+
+    /// Whether no tap of the whole grid falls outside the picture.
+    fn is_inside(&self) -> bool {
+        let fits = |origin: isize, count, taps, size: usize| {
+            origin >= 0 && origin as usize + self.patch_side(count, taps) <= size
+        };
+        fits(self.origin_row, self.rows, self.tap_rows, self.height)
+            && fits(self.origin_column, self.columns, self.tap_columns, self.width)
+    }
+}
+
+/// A cut of the destination grid in blocks of images, rows and columns.
+#[derive(Clone, Copy)]
+struct Blocks {
+    images: usize,
+    rows: usize,
+    columns: usize,
+    row_blocks: usize,
+    column_blocks: usize,
+    count: usize,
+}
+
+/// One block: where it begins and how large it is.
+struct Block {
+    image: usize,
+    images: usize,
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+}
+
+impl Blocks {
+    fn new(stencil: &Stencil, pixels: usize, most_images: usize) -> Blocks {
+        let columns = stencil.columns.min(pixels);
+        let rows = (pixels / columns).clamp(1, stencil.rows);
+        let images = if columns == stencil.columns && rows == stencil.rows {
+            (pixels / (rows * columns)).clamp(1, most_images.min(stencil.batch))
+        } else {
+            1
+        };
+        let row_blocks = stencil.rows.div_ceil(rows);
+        let column_blocks = stencil.columns.div_ceil(columns);
+        let count = stencil.batch.div_ceil(images) * row_blocks * column_blocks;
+        Blocks { images, rows, columns, row_blocks, column_blocks, count }
+    }
+
+    fn block(&self, stencil: &Stencil, index: usize) -> Block {
+        let image = index / (self.row_blocks * self.column_blocks) * self.images;
+        let row = index / self.column_blocks % self.row_blocks * self.rows;
+        let column = index % self.column_blocks * self.columns;
+        Block {
+            image,
+            images: self.images.min(stencil.batch - image),
+            row,
+            rows: self.rows.min(stencil.rows - row),
+            column,
+            columns: self.columns.min(stencil.columns - column),
+        }
+    }
+
+    /// Floats of the patch under one image of a block; none if the picture is read in place.
+    fn patch_len(&self, stencil: &Stencil) -> usize {
+        if stencil.is_inside() {
+            return 0;
+        }
+        stencil.patch_side(self.rows, stencil.tap_rows)
+            * stencil.patch_side(self.columns, stencil.tap_columns)
+            * stencil.channels
+    }
+}
+
+/// The taps of a block of one image: the picture itself, or a copy with zeros around.
+struct Patch {
+    first: *const f32,
+    /// Floats from one source row to the next.
+    pitch: usize,
+}
+
+/// Finds the taps of image `image` of the block; copies them to `scratch` if the stencil leaves the picture.
+fn patch(stencil: &Stencil, source: &[f32], block: &Block, image: usize, scratch: &mut [f32]) -> Patch {
+    let picture = &source[image * stencil.height * stencil.width * stencil.channels..];
+    let pitch = stencil.width * stencil.channels;
+    let top = (block.row * stencil.step) as isize + stencil.origin_row;
+    let left = (block.column * stencil.step) as isize + stencil.origin_column;
+    if stencil.is_inside() {
+        return Patch { first: picture[top as usize * pitch + left as usize * stencil.channels..].as_ptr(), pitch };
+    }
+    let rows = stencil.patch_side(block.rows, stencil.tap_rows);
+    let columns = stencil.patch_side(block.columns, stencil.tap_columns);
+    let patch_pitch = columns * stencil.channels;
+    let begin = left.clamp(0, stencil.width as isize);
+    let end = (left + columns as isize).clamp(begin, stencil.width as isize);
+    let zeros_before = ((begin - left) as usize).min(columns) * stencil.channels;
+    let inside = (end - begin) as usize * stencil.channels;
+    for (y, target) in scratch[..rows * patch_pitch].chunks_exact_mut(patch_pitch).enumerate() {
+        let row = top + y as isize;
+        if row < 0 || row >= stencil.height as isize {
+            target.fill(0.0);
+            continue;
+        }
+        let from = row as usize * pitch + begin as usize * stencil.channels;
+        target[..zeros_before].fill(0.0);
+        target[zeros_before..zeros_before + inside].copy_from_slice(&picture[from..from + inside]);
+        target[zeros_before + inside..].fill(0.0);
+    }
+    Patch { first: scratch.as_ptr(), pitch: patch_pitch }
+}
+
+/// A convolution whose filter is a single pixel is a product over all pixels of the batch, and so is one whose filter
+/// covers the whole image: the same computation as a 1 x 1 convolution of one long row.
+fn flattened(shape: &Conv2dShape) -> Conv2dShape {
+    let single = |pixels: usize, channels: usize| Conv2dShape {
+        batch: 1,
+        height: 1,
+        width: pixels,
+        input_channels: channels,
+        kernel_height: 1,
+        kernel_width: 1,
+        stride: 1,
+        ..*shape
+    };
+    let filter = (shape.kernel_height, shape.kernel_width);
+    if shape.padding == 0 && filter == (1, 1) && shape.stride == 1 {
+        single(shape.batch * shape.height * shape.width, shape.input_channels)
+    } else if shape.padding == 0 && filter == (shape.height, shape.width) {
+        single(shape.batch, shape.height * shape.width * shape.input_channels)
+    } else {
+        *shape
+    }
+}
+
+/// The convolution of the forward pass.
+fn forward_stencil(shape: &Conv2dShape) -> Stencil {
+    Stencil {
+        batch: shape.batch,
+        height: shape.height,
+        width: shape.width,
+        channels: shape.input_channels,
+        tap_rows: shape.kernel_height,
+        tap_columns: shape.kernel_width,
+        step: shape.stride,
+        origin_row: -(shape.padding as isize),
+        origin_column: -(shape.padding as isize),
+        rows: shape.output_height(),
+        columns: shape.output_width(),
+    }
+}
+
+/// The taps of one residue in one direction.
+#[derive(Clone, Copy)]
+struct Residue {
+    /// First input row of this residue.
+    first: usize,
+    /// How many input rows have it.
+    count: usize,
+    /// First filter row that takes part; the others follow at distance `stride`.
+    first_tap: usize,
+    taps: usize,
+    /// Output row under the last tap (taps run backwards) of the first input row.
+    origin: isize,
+}
+
+impl Residue {
+    fn new(residue: usize, size: usize, kernel: usize, shape: &Conv2dShape) -> Residue {
+        let first_tap = (residue + shape.padding) % shape.stride;
+        let taps = kernel.saturating_sub(first_tap).div_ceil(shape.stride);
+        Residue {
+            first: residue,
+            count: size.saturating_sub(residue).div_ceil(shape.stride),
+            first_tap,
+            taps,
+            origin: ((residue + shape.padding) / shape.stride) as isize - taps as isize + 1,
+        }
+    }
+}
+
+/// The convolutions that make up the gradient of the input.
+fn residues(shape: Conv2dShape) -> impl Iterator<Item = (Residue, Residue, Stencil)> {
+    (0..shape.stride * shape.stride).map(move |index| {
+        let row = Residue::new(index / shape.stride, shape.height, shape.kernel_height, &shape);
+        let column = Residue::new(index % shape.stride, shape.width, shape.kernel_width, &shape);
+        let stencil = Stencil {
+            batch: shape.batch,
+            height: shape.output_height(),
+            width: shape.output_width(),
+            channels: shape.output_channels,
+            tap_rows: row.taps,
+            tap_columns: column.taps,
+            step: 1,
+            origin_row: row.origin,
+            origin_column: column.origin,
+            rows: row.count,
+            columns: column.count,
+        };
+        (row, column, stencil)
+    })
+}
+
+fn is_empty(stencil: &Stencil) -> bool {
+    stencil.depth() == 0 || stencil.rows * stencil.columns == 0
+}
+
+fn packed_len(depth: usize, columns: usize) -> usize {
+    lines(depth * columns.next_multiple_of(WIDEST_STRIP))
+}
+
+/// Blocks of a convolution. Their size doesn't change any sum.
+fn convolution_blocks(stencil: &Stencil) -> Blocks {
+    let total = stencil.batch * stencil.rows * stencil.columns;
+    Blocks::new(stencil, (total / JOBS).next_multiple_of(14).clamp(28, PIXELS), usize::MAX)
+}
+
+fn convolution_scratch(stencil: &Stencil) -> usize {
+    let blocks = convolution_blocks(stencil);
+    lines(blocks.patch_len(stencil)) * blocks.images
+}
+
+/// Computes the destination grid. `packed` is the weight: for each strip of destination channels, `depth` rows of it.
+fn convolve(
+    level: Level,
+    stencil: &Stencil,
+    placement: &Placement,
+    source: &[f32],
+    packed: &[f32],
+    destination: &mut [f32],
+    accumulate: bool,
+    scratch: &mut [f32],
+) {
+    let strip = gemm::strip(level);
+    let blocks = convolution_blocks(stencil);
+    let patch_len = lines(blocks.patch_len(stencil));
+    let destination = Shared(destination.as_mut_ptr());
+    assert!(packed.len() >= stencil.depth() * placement.channels.next_multiple_of(strip));
+    jobs::run(blocks.count, scratch, convolution_scratch(stencil), |index, scratch| {
+        let block = blocks.block(stencil, index);
+        for image in 0..block.images {
+            let scratch = &mut scratch[image * patch_len..][..patch_len];
+            patch(stencil, source, &block, block.image + image, scratch);
+        }
+        for channel in (0..placement.channels).step_by(strip) {
+            for image in 0..block.images {
+                // The copies were made above, once for all channels.
+                let patch = if stencil.is_inside() {
+                    patch(stencil, source, &block, block.image + image, &mut [])
+                } else {
+                    Patch {
+                        first: scratch[image * patch_len..].as_ptr(),
+                        pitch: stencil.patch_side(block.columns, stencil.tap_columns) * stencil.channels,
+                    }
+                };
+                for row in 0..block.rows {
+                    let y = placement.first_row + (block.row + row) * placement.spacing;
+                    let x = placement.first_column + block.column * placement.spacing;
+                    let pixel = ((block.image + image) * placement.height + y) * placement.width + x;
+                    // SAFETY: the patch holds the taps of all `block.columns` pixels of this row, `packed` holds `depth`
+                    // strips (asserted), and this job alone writes these pixels, which lie inside the destination
+                    // because the grid does.
+                    unsafe {
+                        gemm::multiply(
+                            level,
+                            &Product {
+                                rows: block.columns,
+                                columns: strip.min(placement.channels - channel),
+                                segments: stencil.tap_rows,
+                                depth: stencil.tap_columns * stencil.channels,
+                                left: patch.first.add(row * stencil.step * patch.pitch),
+                                left_order: Order::Rows(stencil.step * stencil.channels),
+                                left_segment: patch.pitch,
+                                right: packed.as_ptr().add(channel * stencil.depth()),
+                                result: destination.at(pixel * placement.channels + channel),
+                                result_row: placement.spacing * placement.channels,
+                                accumulate,
+                            },
+                        );
+                    }
+                }
+            }
+        }
+    });
+}
+
+pub fn forward_workspace(shape: &Conv2dShape) -> usize {
+    let stencil = forward_stencil(&flattened(shape));
+    packed_len(stencil.depth(), shape.output_channels) + jobs::scratch_total(convolution_scratch(&stencil))
+}
+
+pub fn forward(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    weight: &[f32],
+    output: &mut [f32],
+    workspace: &mut [f32],
+) {
+    let shape = &flattened(shape);
+    let stencil = forward_stencil(shape);
+    let depth = stencil.depth();
+    let strip = gemm::strip(level);
+    let (packed, scratch) = workspace.split_at_mut(packed_len(depth, shape.output_channels));
+    let target = Shared(packed.as_mut_ptr());
+    // `packed[channel / strip][tap][channel % strip]`, with zeros where there is no channel.
+    jobs::run(shape.output_channels.div_ceil(strip), scratch, 1, |job, _| {
+        // SAFETY: each job has a piece of its own of `packed`, which has room for whole strips.
+        let target = unsafe { std::slice::from_raw_parts_mut(target.at(job * strip * depth), strip * depth) };
+        let first = job * strip;
+        let count = strip.min(shape.output_channels - first);
+        for (tap, target) in target.chunks_exact_mut(strip).enumerate() {
+            for (lane, target) in target.iter_mut().enumerate() {
+                *target = if lane < count { weight[(first + lane) * depth + tap] } else { 0.0 };
+            }
+        }
+    });
+    let placement = Placement {
+        height: stencil.rows,
+        width: stencil.columns,
+        channels: shape.output_channels,
+        first_row: 0,
+        first_column: 0,
+        spacing: 1,
+    };
+    convolve(level, &stencil, &placement, input, packed, output, false, scratch);
+}
+
+pub fn input_gradient_workspace(shape: &Conv2dShape) -> usize {
+    let shape = flattened(shape);
+    let largest = |len: fn(&Stencil, usize) -> usize| {
+        let lens = residues(shape).filter(|(_, _, stencil)| !is_empty(stencil));
+        lens.map(|(_, _, stencil)| len(&stencil, shape.input_channels)).max().unwrap_or(0)
+    };
+    largest(|stencil, channels| packed_len(stencil.depth(), channels))
+        + jobs::scratch_total(largest(|stencil, _| convolution_scratch(stencil)))
+}
+
+pub fn input_gradient(
+    level: Level,
+    shape: &Conv2dShape,
+    output_gradient: &[f32],
+    weight: &[f32],
+    input_gradient: &mut [f32],
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
+    let shape = &flattened(shape);
+    let strip = gemm::strip(level);
+    if !accumulate && residues(*shape).any(|(_, _, stencil)| is_empty(&stencil)) {
+        input_gradient.fill(0.0);
+    }
+    for (row, column, stencil) in residues(*shape).filter(|(_, _, stencil)| !is_empty(stencil)) {
+        let depth = stencil.depth();
+        let (packed, scratch) = workspace.split_at_mut(packed_len(depth, shape.input_channels));
+        let target = Shared(packed.as_mut_ptr());
+        // `packed[channel / strip][tap row][tap column][output channel][channel % strip]`, taps backwards.
+        jobs::run(shape.input_channels.div_ceil(strip), scratch, 1, |job, _| {
+            // SAFETY: each job has a piece of its own of `packed`, which has room for whole strips.
+            let target = unsafe { std::slice::from_raw_parts_mut(target.at(job * strip * depth), strip * depth) };
+            let first = job * strip;
+            let count = strip.min(shape.input_channels - first);
+            for (index, target) in target.chunks_exact_mut(strip).enumerate() {
+                let output_channel = index % shape.output_channels;
+                let tap = index / shape.output_channels;
+                let r = row.first_tap + (row.taps - 1 - tap / column.taps) * shape.stride;
+                let s = column.first_tap + (column.taps - 1 - tap % column.taps) * shape.stride;
+                let from = ((output_channel * shape.kernel_height + r) * shape.kernel_width + s) * shape.input_channels;
+                target[..count].copy_from_slice(&weight[from + first..from + first + count]);
+                target[count..].fill(0.0);
+            }
+        });
+        let placement = Placement {
+            height: shape.height,
+            width: shape.width,
+            channels: shape.input_channels,
+            first_row: row.first,
+            first_column: column.first,
+            spacing: shape.stride,
+        };
+        convolve(level, &stencil, &placement, output_gradient, packed, input_gradient, accumulate, scratch);
+    }
+}
+
+/// How a weight gradient is cut: `blocks` are summed in `groups` buffers, by shape alone.
+struct WeightPlan {
+    stencil: Stencil,
+    blocks: Blocks,
+    groups: usize,
+    /// Floats of one group's buffer.
+    group_len: usize,
+    patch_len: usize,
+}
+
+impl WeightPlan {
+    fn new(shape: &Conv2dShape) -> WeightPlan {
+        let stencil = forward_stencil(shape);
+        let blocks = Blocks::new(&stencil, PIXELS, 1);
+        let group_len = packed_len(stencil.depth(), shape.output_channels);
+        let groups = (GROUP_FLOATS / group_len).clamp(1, GROUPS).min(blocks.count);
+        WeightPlan { stencil, blocks, groups, group_len, patch_len: lines(blocks.patch_len(&stencil)) }
+    }
+
+    /// Floats of scratch memory: a patch, and one strip of the gradients of its pixels.
+    fn scratch(&self) -> usize {
+        self.patch_len + self.blocks.rows * self.blocks.columns * WIDEST_STRIP
+    }
+}
+
+pub fn weight_gradient_workspace(shape: &Conv2dShape) -> usize {
+    let plan = WeightPlan::new(&flattened(shape));
+    plan.groups * plan.group_len + jobs::scratch_total(plan.scratch())
+}
+
+pub fn weight_gradient(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    output_gradient: &[f32],
+    weight_gradient: &mut [f32],
+    workspace: &mut [f32],
+) {
+    let shape = &flattened(shape);
+    let plan = WeightPlan::new(shape);
+    let WeightPlan { stencil, blocks, groups, group_len, patch_len } = plan;
+    let scratch_len = plan.scratch();
+    let strip = gemm::strip(level);
+    let depth = stencil.depth();
+    let channels = shape.output_channels;
+    let strips = channels.div_ceil(strip);
+    // A job takes several strips, to share a patch among them, but there should be jobs enough.
+    let strips_per_job = (strips * groups / JOBS).clamp(1, strips);
+    let jobs_per_group = strips.div_ceil(strips_per_job);
+    let (sums, scratch) = workspace.split_at_mut(groups * group_len);
+    let shared_sums = Shared(sums.as_mut_ptr());
+    jobs::run(groups * jobs_per_group, scratch, scratch_len, |job, scratch| {
+        let (group, strips_from) = (job / jobs_per_group, job % jobs_per_group * strips_per_job);
+        let strips_to = (strips_from + strips_per_job).min(strips);
+        let first_block = group * blocks.count / groups;
+        let (patch_scratch, pixels) = scratch.split_at_mut(patch_len);
+        for index in first_block..(group + 1) * blocks.count / groups {
+            let block = blocks.block(&stencil, index);
+            let patch = patch(&stencil, input, &block, block.image, patch_scratch);
+            for strip_index in strips_from..strips_to {
+                let first = strip_index * strip;
+                let count = strip.min(channels - first);
+                let mut target = pixels.chunks_exact_mut(strip);
+                for row in block.row..block.row + block.rows {
+                    for column in block.column..block.column + block.columns {
+                        let pixel = (block.image * stencil.rows + row) * stencil.columns + column;
+                        let from = &output_gradient[pixel * channels + first..][..count];
+                        let target = target.next().expect("the scratch has room for a block");
+                        target[..count].copy_from_slice(from);
+                        target[count..].fill(0.0);
+                    }
+                }
+                for tap_row in 0..stencil.tap_rows {
+                    let row_len = stencil.tap_columns * stencil.channels;
+                    let offset = group * group_len + (strip_index * depth + tap_row * row_len) * strip;
+                    // SAFETY: the patch holds the taps of the block, `pixels` its strip of gradients, and this job
+                    // alone writes the sums of this group and strip.
+                    unsafe {
+                        gemm::multiply(
+                            level,
+                            &Product {
+                                rows: row_len,
+                                columns: strip,
+                                segments: block.rows,
+                                depth: block.columns,
+                                left: patch.first.add(tap_row * patch.pitch),
+                                left_order: Order::Columns(stencil.step * stencil.channels),
+                                left_segment: stencil.step * patch.pitch,
+                                right: pixels.as_ptr(),
+                                result: shared_sums.at(offset),
+                                result_row: strip,
+                                accumulate: index > first_block,
+                            },
+                        );
+                    }
+                }
+            }
+        }
+    });
+    // Adds the groups in order, and turns `[strip][tap][channel]` to `[channel][tap]`.
+    let sums = &*sums;
+    let target = Shared(weight_gradient.as_mut_ptr());
+    jobs::run(strips, scratch, 1, |job, _| {
+        let first = job * strip;
+        let count = strip.min(channels - first);
+        // SAFETY: each job writes the filters of its own channels.
+        let target = unsafe { std::slice::from_raw_parts_mut(target.at(first * depth), count * depth) };
+        for tap in 0..depth {
+            for lane in 0..count {
+                let place = (job * depth + tap) * strip + lane;
+                target[lane * depth + tap] = (0..groups).map(|group| sums[group * group_len + place]).sum();
+            }
+        }
+    });
+}

@@ -1,0 +1,142 @@
+//! The matrix kernel under both convolution algorithms: `result (+)= left * right`, for a strip of `right` two vectors
+//! wide.
+//!
+//! The sums of `rows` x two vectors stay in registers over the whole depth: 14 x 32 floats with AVX-512 (28 of 32
+//! registers), 6 x 16 with AVX2 (12 of 16). One step of the depth is 28 multiply-adds on 2 vector loads and 14 broadcast
+//! loads, so the two load ports are idle almost half of the time and the multiply-add units bound it, as long as a step's 128 bytes of
+//! `right` and 56 of `left` come from the first two cache levels: 64 operations a cycle and core with two 512-bit units.
+//!
+//! `left` is never packed. Its rows lie `left_row` floats apart, which is how a convolution reads its pixels in place:
+//! the row of a matrix is one output pixel, whose taps in one picture row are contiguous in NHWC, and a picture row is
+//! one *segment* of the depth. Transposed, the rows are adjacent and the depth has the stride.
+
+use super::simd::{Level, Vector, instantiate};
+
+/// The widest strip of any level, two vectors of sixteen. Buffers are measured with it.
+pub const WIDEST_STRIP: usize = 32;
+
+/// Columns of a strip at this level: two vectors.
+pub fn strip(level: Level) -> usize {
+    2 * level.lanes()
+}
+
+/// `left` (`rows` x `segments * depth`) times `right` (`segments * depth` x one strip).
+#[derive(Clone, Copy)]
+pub struct Product {
+    /// Rows of `left` and `result`.
+    pub rows: usize,
+    /// Columns of `result` that are stored; at most the strip.
+    pub columns: usize,
+    /// How many contiguous pieces the depth consists of.
+    pub segments: usize,
+    /// Length of one piece.
+    pub depth: usize,
+    /// The left matrix.
+    pub left: *const f32,
+    /// How its rows and its depth lie.
+    pub left_order: Order,
+    /// Distance of its segments.
+    pub left_segment: usize,
+    /// The right matrix: contiguous, `segments * depth` rows of one strip.
+    pub right: *const f32,
+    /// The product.
+    pub result: *mut f32,
+    /// Distance of its rows.
+    pub result_row: usize,
+    /// Whether to add to what is in `result`.
+    pub accumulate: bool,
+}
+
+/// How the left matrix lies in memory.
+#[derive(Clone, Copy)]
+pub enum Order {
+    /// The depth is contiguous, the rows are this far apart.
+    Rows(usize),
+    /// The rows are adjacent, the steps of the depth are this far apart.
+    Columns(usize),
+}
+
+instantiate! {
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// The pointers must be valid for what the fields say, and nobody else may touch `result`.
+    pub unsafe fn multiply = multiply_generic(product: &Product)
+}
+
+#[inline(always)]
+unsafe fn multiply_generic<V: Vector>(product: &Product) {
+    // Groups of nearly equal height: 32 rows are 11 + 11 + 10 rather than 14 + 14 + 4.
+    let groups = product.rows.div_ceil(V::BLOCK_ROWS);
+    let mut row = 0;
+    for group in 0..groups {
+        let rows = (product.rows - row).div_ceil(groups - group);
+        // SAFETY: `row + rows <= product.rows`; pointers by the caller.
+        unsafe {
+            match product.left_order {
+                Order::Rows(_) => group_of_rows::<V, false>(product, row, rows),
+                Order::Columns(_) => group_of_rows::<V, true>(product, row, rows),
+            }
+        }
+        row += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn group_of_rows<V: Vector, const COLUMNS: bool>(product: &Product, row: usize, rows: usize) {
+    macro_rules! pick {
+        ($($count:literal)*) => {
+            match rows {
+                // The guard lets narrower levels drop the kernels that they never call.
+                // SAFETY: as this function; `rows` rows from `row` on are inside the matrices.
+                $($count if $count <= V::BLOCK_ROWS => unsafe { block::<V, $count, COLUMNS>(product, row) },)*
+                _ => unreachable!("a group has at most BLOCK_ROWS rows"),
+            }
+        };
+    }
+    pick!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+/// `ROWS` rows of the product, from `row` on.
+#[inline(always)]
+unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Product, row: usize) {
+    let (row_stride, step) = match product.left_order {
+        Order::Rows(stride) => (if COLUMNS { 1 } else { stride }, 1),
+        Order::Columns(stride) => (1, stride),
+    };
+    // SAFETY: reads `ROWS` x `segments * depth` of left and `segments * depth` strips of right, writes `ROWS` x
+    // `columns` of the result, all valid by the caller's promise; V's instruction set by `instantiate!`.
+    unsafe {
+        let mut sums = [[V::splat(0.0); 2]; ROWS];
+        let mut right = product.right;
+        for segment in 0..product.segments {
+            let mut left = product.left.add(row * row_stride + segment * product.left_segment);
+            for _ in 0..product.depth {
+                let first = V::load(right);
+                let second = V::load(right.add(V::LANES));
+                right = right.add(2 * V::LANES);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let value = V::splat(*left.add(if COLUMNS { i } else { i * row_stride }));
+                    sum[0] = value.mul_add(first, sum[0]);
+                    sum[1] = value.mul_add(second, sum[1]);
+                }
+                left = left.add(if COLUMNS { step } else { 1 });
+            }
+        }
+        let mut result = product.result.add(row * product.result_row);
+        for sum in sums {
+            for (half, value) in sum.into_iter().enumerate() {
+                let target = result.wrapping_add(half * V::LANES);
+                let columns = product.columns.saturating_sub(half * V::LANES);
+                if columns >= V::LANES {
+                    let value = if product.accumulate { value.add(V::load(target)) } else { value };
+                    value.store(target);
+                } else if columns > 0 {
+                    let value = if product.accumulate { value.add(V::load_first(target, columns)) } else { value };
+                    value.store_first(target, columns);
+                }
+            }
+            result = result.wrapping_add(product.result_row);
+        }
+    }
+}

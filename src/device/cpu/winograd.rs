@@ -1,0 +1,737 @@
+//! Winograd's minimal filtering F(4x4, 3x3): 3 x 3 convolutions of stride 1 and padding 1 with a quarter of the
+//! multiplications.
+//!
+//! A row of 6 inputs and 3 taps gives 4 outputs: both are read as polynomials, evaluated at 0, +-p, +-q and infinity, multiplied
+//! point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4 x 4 outputs `y`:
+//!
+//! ```text
+//! forward              y  = At [ (G w Gt) . (Bt d B) ] A      summed over input channels inside the brackets
+//! gradient of weight   dw = Gt [ (A dy At) . (Bt d B) ] G     summed over tiles inside the brackets (transpose of the above)
+//! ```
+//!
+//! The gradient of the input is the forward pass over the gradient of the output, with filters turned by 180 degrees and the
+//! channels exchanged. Inside the brackets, each of the 36 points is a matrix product of its own.
+//!
+//! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that of
+//! the usual (1, 2); about 1e-6 relative in float32.
+//!
+//! Bound by the multiply-add units while blocks stay in the second-level cache: 36 / 16 = 2.25 multiply-adds for each
+//! output, and pair of channels, against 9. The transforms cost some 300 vector operations a tile and channel vector, which is
+//! a fifth of the products at 64 channels and less above; at 512 channels, reading the 36 / 9 times larger
+//! filters weighs as much.
+
+use super::super::conv2d::Conv2dShape;
+use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::jobs::{self, LINE, Shared, lines};
+use super::simd::{Level, Vector, instantiate};
+
+/// Points in a tile.
+const POINTS: usize = 36;
+/// Outputs along the side of a tile.
+const SIDE: usize = 4;
+
+const P: f32 = 2.0 / 3.0;
+const Q: f32 = 1.5;
+const P2: f32 = P * P;
+const Q2: f32 = Q * Q;
+/// Factors of interpolation at +-p and at +-q.
+const GP: f32 = 1.0 / (2.0 * P2 * (P2 - Q2));
+const GQ: f32 = 1.0 / (2.0 * Q2 * (Q2 - P2));
+
+/// Whether this algorithm takes the shape, and is worth it.
+pub fn suits(shape: &Conv2dShape) -> bool {
+    let tiles = Tiles::new(shape);
+    let filter = (shape.kernel_height, shape.kernel_width, shape.stride, shape.padding);
+    let channels = [shape.input_channels, shape.output_channels];
+    filter == (3, 3, 1, 1)
+        && channels.iter().all(|&count| count >= 32 && count.is_multiple_of(16))
+        // Enough tiles to pay for the transform of the filters, and not mostly outside the image.
+        && tiles.total >= 32
+        && 2 * tiles.total * POINTS <= shape.batch * shape.height * shape.width * 9
+}
+
+/// One matrix of the formulas above, applied to a row of six vectors; unused ones are zero.
+trait Transform {
+    /// Values that go in, along a side.
+    const INPUT: usize;
+    /// Values that come out.
+    const OUTPUT: usize;
+    /// # Safety
+    /// As for [`Vector`].
+    unsafe fn apply<V: Vector>(values: [V; 6]) -> [V; 6];
+}
+
+/// `a * x + y`
+#[inline(always)]
+unsafe fn axpy<V: Vector>(a: f32, x: V, y: V) -> V {
+    // SAFETY: by the caller.
+    unsafe { V::splat(a).mul_add(x, y) }
+}
+
+/// Bt: inputs to points.
+struct Inputs;
+
+impl Transform for Inputs {
+    const INPUT: usize = 6;
+    const OUTPUT: usize = 6;
+
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(d: [V; 6]) -> [V; 6] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (even_p, odd_p) = (axpy(-Q2, d[2], d[4]), axpy(-Q2, d[1], d[3]));
+            let (even_q, odd_q) = (axpy(-P2, d[2], d[4]), axpy(-P2, d[1], d[3]));
+            [
+                axpy(-(P2 + Q2), d[2], d[0].add(d[4])),
+                axpy(P, odd_p, even_p),
+                axpy(-P, odd_p, even_p),
+                axpy(Q, odd_q, even_q),
+                axpy(-Q, odd_q, even_q),
+                axpy(-(P2 + Q2), d[3], d[1].add(d[5])),
+            ]
+        }
+    }
+}
+
+/// At: points to outputs.
+struct Outputs;
+
+impl Transform for Outputs {
+    const INPUT: usize = 6;
+    const OUTPUT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(m: [V; 6]) -> [V; 6] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (sum_p, difference_p) = (m[1].add(m[2]), m[1].sub(m[2]));
+            let (sum_q, difference_q) = (m[3].add(m[4]), m[3].sub(m[4]));
+            let zero = V::splat(0.0);
+            [
+                m[0].add(sum_p.add(sum_q)),
+                axpy(P, difference_p, V::splat(Q).mul(difference_q)),
+                axpy(P2, sum_p, V::splat(Q2).mul(sum_q)),
+                axpy(P2 * P, difference_p, axpy(Q2 * Q, difference_q, m[5])),
+                zero,
+                zero,
+            ]
+        }
+    }
+}
+
+/// A: gradients of outputs to points.
+struct Gradients;
+
+impl Transform for Gradients {
+    const INPUT: usize = 4;
+    const OUTPUT: usize = 6;
+
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(y: [V; 6]) -> [V; 6] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (even_p, odd_p) = (axpy(P2, y[2], y[0]), axpy(P2, y[3], y[1]));
+            let (even_q, odd_q) = (axpy(Q2, y[2], y[0]), axpy(Q2, y[3], y[1]));
+            [
+                y[0],
+                axpy(P, odd_p, even_p),
+                axpy(-P, odd_p, even_p),
+                axpy(Q, odd_q, even_q),
+                axpy(-Q, odd_q, even_q),
+                y[3],
+            ]
+        }
+    }
+}
+
+/// G: filter taps to points.
+struct Filters;
+
+impl Transform for Filters {
+    const INPUT: usize = 3;
+    const OUTPUT: usize = 6;
+
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(w: [V; 6]) -> [V; 6] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (even_p, odd_p) = (V::splat(GP).mul(axpy(P2, w[2], w[0])), V::splat(GP * P).mul(w[1]));
+            let (even_q, odd_q) = (V::splat(GQ).mul(axpy(Q2, w[2], w[0])), V::splat(GQ * Q).mul(w[1]));
+            [w[0], even_p.add(odd_p), even_p.sub(odd_p), even_q.add(odd_q), even_q.sub(odd_q), w[2]]
+        }
+    }
+}
+
+/// Gt: points to gradients of filter taps.
+struct FilterGradients;
+
+impl Transform for FilterGradients {
+    const INPUT: usize = 6;
+    const OUTPUT: usize = 3;
+
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(u: [V; 6]) -> [V; 6] {
+        // SAFETY: by the caller.
+        unsafe {
+            let (gp, gq) = (V::splat(GP), V::splat(GQ));
+            let (sum_p, difference_p) = (gp.mul(u[1].add(u[2])), V::splat(GP * P).mul(u[1].sub(u[2])));
+            let (sum_q, difference_q) = (gq.mul(u[3].add(u[4])), V::splat(GQ * Q).mul(u[3].sub(u[4])));
+            let zero = V::splat(0.0);
+            [
+                u[0].add(sum_p.add(sum_q)),
+                difference_p.add(difference_q),
+                axpy(P2, sum_p, axpy(Q2, sum_q, u[5])),
+                zero,
+                zero,
+                zero,
+            ]
+        }
+    }
+}
+
+/// The matrix on all columns of a tile, then on all rows.
+#[inline(always)]
+unsafe fn two_dimensional<V: Vector, T: Transform>(tile: [[V; 6]; 6]) -> [[V; 6]; 6] {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut half = [[V::splat(0.0); 6]; 6];
+        for j in 0..T::INPUT {
+            let column = T::apply([tile[0][j], tile[1][j], tile[2][j], tile[3][j], tile[4][j], tile[5][j]]);
+            for i in 0..T::OUTPUT {
+                half[i][j] = column[i];
+            }
+        }
+        for row in half.iter_mut().take(T::OUTPUT) {
+            *row = T::apply(*row);
+        }
+        half
+    }
+}
+
+/// The tiles that cover a batch of images; those at the right and bottom may reach outside.
+#[derive(Clone, Copy)]
+struct Tiles {
+    height: usize,
+    width: usize,
+    rows: usize,
+    columns: usize,
+    total: usize,
+}
+
+impl Tiles {
+    fn new(shape: &Conv2dShape) -> Tiles {
+        let (rows, columns) = (shape.height.div_ceil(SIDE), shape.width.div_ceil(SIDE));
+        Tiles { height: shape.height, width: shape.width, rows, columns, total: shape.batch * rows * columns }
+    }
+
+    /// The first pixel of a tile: its index in the batch, its row and its column.
+    #[inline(always)]
+    fn pixel(&self, tile: usize) -> (usize, usize, usize) {
+        let image = tile / (self.rows * self.columns);
+        let row = tile / self.columns % self.rows * SIDE;
+        let column = tile % self.columns * SIDE;
+        ((image * self.height + row) * self.width + column, row, column)
+    }
+}
+
+/// Where transformed tiles lie: `[point][channel / strip][tile][channel % strip]`.
+#[derive(Clone, Copy)]
+struct Layout {
+    point: usize,
+    strip: usize,
+    strip_stride: usize,
+    tile: usize,
+}
+
+impl Layout {
+    /// All channels of a tile together.
+    fn tiles_first(tiles: usize, channels: usize) -> Layout {
+        Layout { point: odd_lines(tiles * channels), strip: channels, strip_stride: 0, tile: channels }
+    }
+
+    /// Strips of channels, as the right matrix of a product wants them.
+    fn strips_first(tiles: usize, channels: usize, strip: usize) -> Layout {
+        let len = tiles * channels.next_multiple_of(WIDEST_STRIP);
+        Layout { point: odd_lines(len), strip, strip_stride: tiles * strip, tile: strip }
+    }
+
+    fn len(&self) -> usize {
+        POINTS * self.point
+    }
+
+    #[inline(always)]
+    fn place(&self, tile: usize, channel: usize) -> usize {
+        channel / self.strip * self.strip_stride + tile * self.tile + channel % self.strip
+    }
+}
+
+/// An odd number of cache lines: a tile is stored at 36 addresses of this distance, which would all fall into the
+/// same set of the first-level cache if it were a power of two.
+fn odd_lines(len: usize) -> usize {
+    (len.div_ceil(LINE) | 1) * LINE
+}
+
+/// Some tiles, and the picture that they are read from or written to.
+struct Span<'a> {
+    tiles: &'a Tiles,
+    first: usize,
+    count: usize,
+    channels: usize,
+}
+
+instantiate! {
+    /// Transforms the inputs of some tiles.
+    unsafe fn transform_inputs = transform_generic_inputs(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn transform_generic_inputs<V: Vector>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+    // SAFETY: by the caller.
+    unsafe { transform_tiles::<V, Inputs>(span, source, layout, target) }
+}
+
+instantiate! {
+    /// Transforms the gradients of the outputs of some tiles.
+    unsafe fn transform_gradients =
+        transform_generic_gradients(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn transform_generic_gradients<V: Vector>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+    // SAFETY: by the caller.
+    unsafe { transform_tiles::<V, Gradients>(span, source, layout, target) }
+}
+
+/// Reads tiles from a picture, with zeros outside, and stores them transformed; the first at tile 0 of the target.
+#[inline(always)]
+unsafe fn transform_tiles<V: Vector, T: Transform>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+    let tiles = span.tiles;
+    // Six inputs begin one pixel before the outputs.
+    let margin = (T::INPUT - SIDE) / 2;
+    for tile in 0..span.count {
+        let (pixel, row, column) = tiles.pixel(span.first + tile);
+        let rows = (margin.saturating_sub(row), (tiles.height + margin - row).min(T::INPUT));
+        let columns = (margin.saturating_sub(column), (tiles.width + margin - column).min(T::INPUT));
+        let corner =
+            source.wrapping_add(pixel * span.channels).wrapping_sub(margin * (tiles.width + 1) * span.channels);
+        let inside = rows == (0, T::INPUT) && columns == (0, T::INPUT);
+        for channel in (0..span.channels).step_by(V::LANES) {
+            // SAFETY: pixels are read only in the given rows and columns, which are those inside the picture; the target is
+            // the caller's promise.
+            unsafe {
+                let first = corner.wrapping_add(channel);
+                let pitch = tiles.width * span.channels;
+                let values = if inside {
+                    load_tile::<V, T, true>(first, pitch, span.channels, rows, columns)
+                } else {
+                    load_tile::<V, T, false>(first, pitch, span.channels, rows, columns)
+                };
+                let values = two_dimensional::<V, T>(values);
+                let target = target.add(layout.place(tile, channel));
+                for (i, row) in values.into_iter().enumerate() {
+                    for (j, value) in row.into_iter().enumerate() {
+                        value.store(target.add((6 * i + j) * layout.point));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load_tile<V: Vector, T: Transform, const INSIDE: bool>(
+    first: *const f32,
+    pitch: usize,
+    channels: usize,
+    rows: (usize, usize),
+    columns: (usize, usize),
+) -> [[V; 6]; 6] {
+    // SAFETY: reads only inside the picture, by the caller.
+    unsafe {
+        let mut values = [[V::splat(0.0); 6]; 6];
+        for (i, row) in values.iter_mut().enumerate().take(T::INPUT) {
+            for (j, value) in row.iter_mut().enumerate().take(T::INPUT) {
+                if INSIDE || (rows.0 <= i && i < rows.1 && columns.0 <= j && j < columns.1) {
+                    *value = V::load(first.wrapping_add(i * pitch + j * channels));
+                }
+            }
+        }
+        values
+    }
+}
+
+instantiate! {
+    /// Transforms products back to outputs, and stores what lies inside the picture.
+    unsafe fn transform_outputs = transform_generic_outputs(
+        span: &Span, source: *const f32, layout: &Layout, target: *mut f32, accumulate: bool)
+}
+
+#[inline(always)]
+unsafe fn transform_generic_outputs<V: Vector>(
+    span: &Span,
+    source: *const f32,
+    layout: &Layout,
+    target: *mut f32,
+    accumulate: bool,
+) {
+    let tiles = span.tiles;
+    for tile in 0..span.count {
+        let (pixel, row, column) = tiles.pixel(span.first + tile);
+        let (rows, columns) = (SIDE.min(tiles.height - row), SIDE.min(tiles.width - column));
+        for channel in (0..span.channels).step_by(V::LANES) {
+            // SAFETY: the source is the caller's promise; the target is written only inside the picture.
+            unsafe {
+                let source = source.add(layout.place(tile, channel));
+                let mut values = [[V::splat(0.0); 6]; 6];
+                for (i, row) in values.iter_mut().enumerate() {
+                    for (j, value) in row.iter_mut().enumerate() {
+                        *value = V::load(source.add((6 * i + j) * layout.point));
+                    }
+                }
+                let values = two_dimensional::<V, Outputs>(values);
+                let target = target.add(pixel * span.channels + channel);
+                for (i, row) in values.iter().enumerate().take(rows) {
+                    for (j, &value) in row.iter().enumerate().take(columns) {
+                        let target = target.add((i * tiles.width + j) * span.channels);
+                        let value = if accumulate { value.add(V::load(target)) } else { value };
+                        value.store(target);
+                    }
+                }
+            }
+        }
+    }
+}
+
+instantiate! {
+    /// Transforms filters: `taps[9][count][one strip]` to `target[point][count][one strip]`.
+    unsafe fn transform_filters =
+        transform_generic_filters(taps: *const f32, count: usize, strip: usize, target: *mut f32, point: usize)
+}
+
+#[inline(always)]
+unsafe fn transform_generic_filters<V: Vector>(
+    taps: *const f32,
+    count: usize,
+    strip: usize,
+    target: *mut f32,
+    point: usize,
+) {
+    for place in (0..count * strip).step_by(V::LANES) {
+        // SAFETY: sizes by the caller; a strip is two vectors.
+        unsafe {
+            let mut values = [[V::splat(0.0); 6]; 6];
+            for i in 0..3 {
+                for j in 0..3 {
+                    values[i][j] = V::load(taps.add((3 * i + j) * count * strip + place));
+                }
+            }
+            let values = two_dimensional::<V, Filters>(values);
+            for (i, row) in values.into_iter().enumerate() {
+                for (j, value) in row.into_iter().enumerate() {
+                    value.store(target.add((6 * i + j) * point + place));
+                }
+            }
+        }
+    }
+}
+
+instantiate! {
+    /// Adds the groups' sums in order and transforms them back to one filter, `target[9][channels]`.
+    unsafe fn transform_filter_gradients = transform_generic_filter_gradients(
+        sums: *const f32, groups: usize, group: usize, point: usize, channels: usize, target: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn transform_generic_filter_gradients<V: Vector>(
+    sums: *const f32,
+    groups: usize,
+    group: usize,
+    point: usize,
+    channels: usize,
+    target: *mut f32,
+) {
+    for channel in (0..channels).step_by(V::LANES) {
+        // SAFETY: sizes by the caller; channels are a multiple of sixteen.
+        unsafe {
+            let mut values = [[V::splat(0.0); 6]; 6];
+            for (i, row) in values.iter_mut().enumerate() {
+                for (j, value) in row.iter_mut().enumerate() {
+                    let source = sums.add((6 * i + j) * point + channel);
+                    *value = V::load(source);
+                    for index in 1..groups {
+                        *value = value.add(V::load(source.add(index * group)));
+                    }
+                }
+            }
+            let values = two_dimensional::<V, FilterGradients>(values);
+            for (i, row) in values.iter().enumerate().take(3) {
+                for (j, value) in row.iter().enumerate().take(3) {
+                    value.store(target.add((3 * i + j) * channels + channel));
+                }
+            }
+        }
+    }
+}
+
+/// Filter channels that one job transforms, along the depth of the product.
+const FILTER_BLOCK: usize = 64;
+
+/// How a forward pass (or an input gradient, which is one) is cut. Changes no sum.
+struct Plan {
+    tiles: Tiles,
+    /// Channels that are read and written.
+    from: usize,
+    to: usize,
+    /// Tiles of a block.
+    block: usize,
+    /// Floats between two points of the transformed filters.
+    filter_point: usize,
+}
+
+impl Plan {
+    fn new(shape: &Conv2dShape, turned: bool) -> Plan {
+        let tiles = Tiles::new(shape);
+        let (from, to) = if turned {
+            (shape.output_channels, shape.input_channels)
+        } else {
+            (shape.input_channels, shape.output_channels)
+        };
+        let block = tuned("TB", 56).min(tiles.total);
+        let filter_point = odd_lines(from * to.next_multiple_of(WIDEST_STRIP));
+        Plan { tiles, from, to, block, filter_point }
+    }
+
+    fn scratch(&self) -> usize {
+        let blocks = Layout::tiles_first(self.block, self.from).len() + Layout::tiles_first(self.block, self.to).len();
+        blocks.max(9 * FILTER_BLOCK * WIDEST_STRIP)
+    }
+}
+
+pub fn tuned(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
+
+pub fn convolution_workspace(shape: &Conv2dShape, turned: bool) -> usize {
+    let plan = Plan::new(shape, turned);
+    POINTS * plan.filter_point + jobs::scratch_total(plan.scratch())
+}
+
+/// The forward pass, or with `turned` the gradient of the input: `source` is then the gradient of the output.
+pub fn convolution(
+    level: Level,
+    shape: &Conv2dShape,
+    turned: bool,
+    source: &[f32],
+    weight: &[f32],
+    target: &mut [f32],
+    accumulate: bool,
+    workspace: &mut [f32],
+) {
+    let Plan { tiles, from, to, block, filter_point } = Plan::new(shape, turned);
+    let scratch_len = Plan::new(shape, turned).scratch();
+    let strip = gemm::strip(level);
+    let (filters, scratch) = workspace.split_at_mut(POINTS * filter_point);
+    let shared_filters = Shared(filters.as_mut_ptr());
+    let depth_blocks = from.div_ceil(FILTER_BLOCK);
+    // `filters[point][strip][from][to % strip]`
+    jobs::run(to.div_ceil(strip) * depth_blocks, scratch, scratch_len, |job, scratch| {
+        let (first_to, first_from) = (job / depth_blocks * strip, job % depth_blocks * FILTER_BLOCK);
+        let count = FILTER_BLOCK.min(from - first_from);
+        let lanes = strip.min(to - first_to);
+        let taps = &mut scratch[..9 * count * strip];
+        for (tap, taps) in taps.chunks_exact_mut(count * strip).enumerate() {
+            for (index, target) in taps.chunks_exact_mut(strip).enumerate() {
+                let channel = first_from + index;
+                if turned {
+                    // `weight[from][8 - tap][to]`
+                    let begin = (channel * 9 + 8 - tap) * to + first_to;
+                    target[..lanes].copy_from_slice(&weight[begin..begin + lanes]);
+                } else {
+                    for (lane, value) in target[..lanes].iter_mut().enumerate() {
+                        *value = weight[((first_to + lane) * 9 + tap) * from + channel];
+                    }
+                }
+                target[lanes..].fill(0.0);
+            }
+        }
+        // SAFETY: `taps` has the size said; each job writes its own strip and channels of all points.
+        unsafe {
+            let target = shared_filters.at((first_to / strip * from + first_from) * strip);
+            transform_filters(level, taps.as_ptr(), count, strip, target, filter_point);
+        }
+    });
+    let filters = &*filters;
+    let target = Shared(target.as_mut_ptr());
+    let (inputs, products) = (Layout::tiles_first(block, from), Layout::tiles_first(block, to));
+    jobs::run(tiles.total.div_ceil(block), scratch, scratch_len, |job, scratch| {
+        let first = job * block;
+        let count = block.min(tiles.total - first);
+        let (input, product) = scratch.split_at_mut(inputs.len());
+        // SAFETY: the layouts fit the two pieces of scratch memory, the filters have the layout written above, and each
+        // job writes the pixels of its own tiles.
+        unsafe {
+            let span = Span { tiles: &tiles, first, count, channels: from };
+            transform_inputs(level, &span, source.as_ptr(), &inputs, input.as_mut_ptr());
+            for point in 0..POINTS {
+                for channel in (0..to).step_by(strip) {
+                    gemm::multiply(
+                        level,
+                        &Product {
+                            rows: count,
+                            columns: strip.min(to - channel),
+                            segments: 1,
+                            depth: from,
+                            left: input.as_ptr().add(point * inputs.point),
+                            left_order: Order::Rows(from),
+                            left_segment: 0,
+                            right: filters.as_ptr().add(point * filter_point + channel * from),
+                            result: product.as_mut_ptr().add(point * products.point + channel),
+                            result_row: to,
+                            accumulate: false,
+                        },
+                    );
+                }
+            }
+            let span = Span { tiles: &tiles, first, count, channels: to };
+            transform_outputs(level, &span, product.as_ptr(), &products, target.at(0), accumulate);
+        }
+    });
+}
+
+/// How a weight gradient is cut. Groups and blocks fix the order of the sums, so they follow from the shape alone.
+struct WeightPlan {
+    tiles: Tiles,
+    /// Buffers of sums. With few channels each group of tiles has its own, and a job is a group.
+    groups: usize,
+    /// Tiles that are transformed before they are multiplied.
+    block: usize,
+    /// Floats between two points of a buffer of sums.
+    point: usize,
+}
+
+impl WeightPlan {
+    fn new(shape: &Conv2dShape) -> WeightPlan {
+        let tiles = Tiles::new(shape);
+        let pairs = shape.input_channels * shape.output_channels;
+        let (groups, block) =
+            if pairs <= tuned("WIDE", 128 * 128) { (tuned("GR", 8), tuned("WB", 48)) } else { (1, tuned("WW", 128)) };
+        let groups = groups.min(tiles.total);
+        WeightPlan { tiles, groups, block: block.min(tiles.total.div_ceil(groups)), point: odd_lines(pairs) }
+    }
+
+    fn layouts(&self, shape: &Conv2dShape, strip: usize) -> (Layout, Layout) {
+        (
+            Layout::strips_first(self.block, shape.input_channels, strip),
+            Layout::strips_first(self.block, shape.output_channels, strip),
+        )
+    }
+
+    /// Floats of a block of transformed inputs and gradients.
+    fn block_len(&self, shape: &Conv2dShape) -> usize {
+        let (inputs, gradients) = self.layouts(shape, WIDEST_STRIP);
+        inputs.len() + gradients.len()
+    }
+}
+
+pub fn weight_gradient_workspace(shape: &Conv2dShape) -> usize {
+    let plan = WeightPlan::new(shape);
+    let blocks = if plan.groups > 1 {
+        jobs::scratch_total(plan.block_len(shape))
+    } else {
+        lines(plan.block_len(shape)) + jobs::scratch_total(1)
+    };
+    plan.groups * POINTS * plan.point + blocks
+}
+
+pub fn weight_gradient(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    output_gradient: &[f32],
+    weight_gradient: &mut [f32],
+    workspace: &mut [f32],
+) {
+    let plan = WeightPlan::new(shape);
+    let (tiles, groups, block) = (plan.tiles, plan.groups, plan.block);
+    let (from, to) = (shape.input_channels, shape.output_channels);
+    let strip = gemm::strip(level);
+    let (inputs, gradients) = plan.layouts(shape, strip);
+    let group_len = POINTS * plan.point;
+    let (sums, scratch) = workspace.split_at_mut(groups * group_len);
+    let shared_sums = Shared(sums.as_mut_ptr());
+
+    // Transforms `count` tiles from `first` on, and stores them from `place` on.
+    let transform = |first: usize, count: usize, place: usize, memory: Shared| {
+        let span = |channels| Span { tiles: &tiles, first, count, channels };
+        // SAFETY: the layouts fit the memory, and each job has tiles of its own.
+        unsafe {
+            transform_inputs(level, &span(from), input.as_ptr(), &inputs, memory.at(inputs.place(place, 0)));
+            let target = memory.at(inputs.len() + gradients.place(place, 0));
+            transform_gradients(level, &span(to), output_gradient.as_ptr(), &gradients, target);
+        }
+    };
+    // Adds `count` tiles to the sums `[point][to][from]` of one point, for one strip of `to`.
+    let multiply = |point: usize, first_to: usize, count: usize, memory: Shared, sums: Shared, accumulate: bool| {
+        for first_from in (0..from).step_by(strip) {
+            // SAFETY: the layouts fit the memory, and each job has sums of its own.
+            unsafe {
+                gemm::multiply(
+                    level,
+                    &Product {
+                        rows: strip.min(to - first_to),
+                        columns: strip.min(from - first_from),
+                        segments: 1,
+                        depth: count,
+                        left: memory.at(inputs.len() + point * gradients.point + gradients.place(0, first_to)),
+                        left_order: Order::Columns(strip),
+                        left_segment: 0,
+                        right: memory.at(point * inputs.point + inputs.place(0, first_from)),
+                        result: sums.at(point * plan.point + first_to * from + first_from),
+                        result_row: from,
+                        accumulate,
+                    },
+                );
+            }
+        }
+    };
+
+    if groups > 1 {
+        jobs::run(groups, scratch, plan.block_len(shape), |group, scratch| {
+            let memory = Shared(scratch.as_mut_ptr());
+            let (begin, end) = (group * tiles.total / groups, (group + 1) * tiles.total / groups);
+            // SAFETY: in range of the sums.
+            let sums = Shared(unsafe { shared_sums.at(group * group_len) });
+            for first in (begin..end).step_by(block) {
+                let count = block.min(end - first);
+                transform(first, count, 0, memory);
+                for point in 0..POINTS {
+                    for first_to in (0..to).step_by(strip) {
+                        multiply(point, first_to, count, memory, sums, first > begin);
+                    }
+                }
+            }
+        });
+    } else {
+        let (shared, scratch) = scratch.split_at_mut(lines(plan.block_len(shape)));
+        let memory = Shared(shared.as_mut_ptr());
+        for first in (0..tiles.total).step_by(block) {
+            let count = block.min(tiles.total - first);
+            jobs::run(count.div_ceil(8), scratch, 1, |job, _| {
+                transform(first + job * 8, (count - job * 8).min(8), job * 8, memory);
+            });
+            jobs::run(POINTS * to.div_ceil(strip), scratch, 1, |job, _| {
+                let strips = to.div_ceil(strip);
+                multiply(job / strips, job % strips * strip, count, memory, shared_sums, first > 0);
+            });
+        }
+    }
+
+    let target = Shared(weight_gradient.as_mut_ptr());
+    jobs::run(to, scratch, 1, |filter, _| {
+        // SAFETY: the sums are complete; each job writes its own filter.
+        unsafe {
+            let (sums, target) = (shared_sums.at(filter * from), target.at(filter * 9 * from));
+            transform_filter_gradients(level, sums, groups, group_len, plan.point, from, target);
+        }
+    });
+}
