@@ -6,6 +6,8 @@
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod file;
+pub mod model;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,0 +1,3 @@
+//! Networks and how their parameters begin.
+
+pub mod init;
