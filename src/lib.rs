@@ -3,14 +3,18 @@
 //! Modules depend downwards only: `cli` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
 //! `device` -> `tensor`. `ARCHITECTURE.md` has the picture.
 
+pub mod cli;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod file;
+pub mod gradcheck;
 pub mod graph;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod tensor;
+pub mod train;
 pub mod weights;
 
 pub use error::{Error, Result};

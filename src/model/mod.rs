@@ -1,5 +1,6 @@
 //! Networks: what they consist of, and how their parameters begin.
 
+pub mod init;
 mod network;
 mod resnet;
 

@@ -1,0 +1,262 @@
+//! Reference files (`retune-reference-1`): what another program computed, to check this one against.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use super::state_dict::{TensorEntry, TensorFile, printable};
+use crate::error::{Error, Result};
+
+/// What the metadata `format` of such a file says.
+pub const FORMAT: &str = "retune-reference-1";
+/// The networks that such a file may be about.
+pub const ARCHITECTURES: [&str; 2] = ["resnet18", "resnet34"];
+
+/// How the losses of a batch become one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossReduction {
+    /// Their sum.
+    Sum,
+    /// Their mean.
+    Mean,
+}
+
+/// A reference file: its recipe, checked, and its tensors.
+#[derive(Debug)]
+pub struct Reference {
+    /// `resnet18` or `resnet34`.
+    pub arch: String,
+    /// Channels after the first convolution; 64 in the published networks.
+    pub width: usize,
+    /// Classes of the head.
+    pub num_classes: usize,
+    /// How the batch's losses were combined.
+    pub loss_reduction: LossReduction,
+    /// Learning rate of the body.
+    pub learning_rate: f64,
+    /// Learning rate of the head.
+    pub head_learning_rate: f64,
+    /// Weight decay of both.
+    pub weight_decay: f64,
+    /// Momentum of both.
+    pub momentum: f64,
+    /// Names of modules whose parameters are fixed.
+    pub freeze: Vec<String>,
+    /// Whether those modules also normalise by their running statistics.
+    pub freeze_batch_norm: bool,
+    /// Smallest ReLU input in absolute value, over the root mean square of that layer's inputs.
+    pub margin: f64,
+    /// What made the file.
+    pub source: String,
+    file: TensorFile,
+}
+
+impl Reference {
+    /// Opens a reference file and checks its metadata and the shapes of its tensors; no tensor but the targets and the
+    /// noise is read.
+    ///
+    /// # Errors
+    /// When it is no safetensors file, when a field of its metadata is missing or bad, or when a tensor is missing or
+    /// does not fit the others.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let fields = Fields(&file);
+        let reference = {
+            fields.one_of("format", &[(FORMAT, ())])?;
+            Self {
+                arch: fields.one_of("arch", &ARCHITECTURES.map(|name| (name, name)))?.to_owned(),
+                width: fields.count("width")?,
+                num_classes: fields.count("num_classes")?,
+                loss_reduction: fields
+                    .one_of("loss_reduction", &[("sum", LossReduction::Sum), ("mean", LossReduction::Mean)])?,
+                learning_rate: fields.not_negative("lr")?,
+                head_learning_rate: fields.not_negative("head_lr")?,
+                weight_decay: fields.not_negative("weight_decay")?,
+                momentum: fields.not_negative("momentum")?,
+                freeze: fields.list("freeze")?,
+                freeze_batch_norm: fields.one_of("freeze_batch_norm", &[("true", true), ("false", false)])?,
+                margin: fields.not_negative("margin")?,
+                source: fields.text("source")?.to_owned(),
+                file,
+            }
+        };
+        reference.check_batch()?;
+        reference.check_parameters()?;
+        reference.check_noise()?;
+        Ok(reference)
+    }
+
+    /// The file, for its tensors by their full names, such as `grad/conv1.weight`.
+    pub fn file(&self) -> &TensorFile {
+        &self.file
+    }
+
+    /// Shape of `input`: images, channels (3), height, width.
+    pub fn input_shape(&self) -> [usize; 4] {
+        match self.file.get("input").map(|entry| entry.shape.as_slice()) {
+            Some(&[images, channels, height, width]) => [images, channels, height, width],
+            _ => [0; 4],
+        }
+    }
+
+    /// PyTorch float32's own relative error on a tensor, named in full; 0 if the file does not tell.
+    pub fn noise(&self, name: &str) -> f64 {
+        let name = format!("noise/{name}");
+        match self.file.contains(&name) {
+            true => self.file.read_f32(&name).ok().and_then(|noise| noise.first().copied()).map_or(0.0, f64::from),
+            false => 0.0,
+        }
+    }
+
+    /// Initial parameters and buffers: torch names, without `param/`.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.group("param/")
+    }
+
+    /// Torch names of parameters that have a gradient, `grad/<name>`.
+    pub fn gradients(&self) -> impl Iterator<Item = &str> {
+        self.group("grad/")
+    }
+
+    /// Torch names of buffers after the first forward, `buffer/<name>`.
+    pub fn buffers(&self) -> impl Iterator<Item = &str> {
+        self.group("buffer/")
+    }
+
+    /// Torch names of parameters that are told after one SGD step, `step1/<name>`.
+    pub fn after_one_step(&self) -> impl Iterator<Item = &str> {
+        self.group("step1/")
+    }
+
+    /// Torch names of parameters that are told after three SGD steps, `step3/<name>`.
+    pub fn after_three_steps(&self) -> impl Iterator<Item = &str> {
+        self.group("step3/")
+    }
+
+    /// Names of modules whose outputs are told, `activation/<module>`.
+    pub fn activations(&self) -> impl Iterator<Item = &str> {
+        self.group("activation/")
+    }
+
+    fn group(&self, prefix: &'static str) -> impl Iterator<Item = &str> {
+        self.file.names().filter_map(move |name| name.strip_prefix(prefix))
+    }
+
+    fn error(&self, problem: impl std::fmt::Display) -> Error {
+        Error::new(format!("{}: {problem}", self.file.path().display()))
+    }
+
+    fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<&TensorEntry> {
+        let entry = self.file.entry(name)?;
+        if entry.shape != expected {
+            let name = printable(name);
+            return Err(self.error(format_args!("tensor {name}: expected shape {expected:?}, found {:?}", entry.shape)));
+        }
+        Ok(entry)
+    }
+
+    fn check_batch(&self) -> Result<()> {
+        let input = self.file.entry("input")?;
+        let &[images, 3, 1..=usize::MAX, 1..=usize::MAX] = input.shape.as_slice() else {
+            return Err(self.error(format_args!(
+                "tensor input: expected shape [images, 3, height, width], found {:?}",
+                input.shape
+            )));
+        };
+        if images == 0 {
+            return Err(self.error("tensor input: expected at least one image, found none"));
+        }
+        self.expect_shape("target", &[images])?;
+        self.expect_shape("logits", &[images, self.num_classes])?;
+        self.expect_shape("loss", &[])?;
+        if self.file.contains("eval_logits") {
+            self.expect_shape("eval_logits", &[images, self.num_classes])?;
+        }
+        let targets = self.file.read_i64("target")?;
+        let in_range = |target: i64| usize::try_from(target).is_ok_and(|target| target < self.num_classes);
+        match targets.iter().find(|&&target| !in_range(target)) {
+            None => Ok(()),
+            Some(target) => {
+                Err(self
+                    .error(format_args!("tensor target: found class {target}, expected 0 to {}", self.num_classes - 1)))
+            }
+        }
+    }
+
+    fn check_parameters(&self) -> Result<()> {
+        let first = self.file.entry("param/conv1.weight")?;
+        if first.shape.first() != Some(&self.width) {
+            let shape = &first.shape;
+            return Err(
+                self.error(format_args!("metadata width is {}, but param/conv1.weight is {shape:?}", self.width))
+            );
+        }
+        let head = self.file.entry("param/fc.weight")?;
+        if head.shape.first() != Some(&self.num_classes) {
+            let (classes, shape) = (self.num_classes, &head.shape);
+            return Err(self.error(format_args!("metadata num_classes is {classes}, but param/fc.weight is {shape:?}")));
+        }
+        for group in ["grad/", "buffer/", "step1/", "step3/"] {
+            for name in self.group(group) {
+                let parameter = self.file.entry(&format!("param/{name}"))?;
+                self.expect_shape(&format!("{group}{name}"), &parameter.shape)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_noise(&self) -> Result<()> {
+        for name in self.group("noise/") {
+            let name = format!("noise/{name}");
+            match self.file.read_f32(&name)?[..] {
+                [noise] if noise.is_finite() && noise >= 0.0 => {}
+                _ => {
+                    let name = printable(&name);
+                    return Err(self.error(format_args!("tensor {name}: expected one finite number of at least 0")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The metadata of a reference file.
+struct Fields<'a>(&'a TensorFile);
+
+impl<'a> Fields<'a> {
+    fn text(&self, key: &str) -> Result<&'a str> {
+        self.0.metadata().get(key).map(String::as_str).ok_or_else(|| {
+            Error::new(format!("{}: metadata field {key} is missing", self.0.path().display()))
+                .hint(format!("a reference file says `format` = `{FORMAT}` and tells its whole recipe"))
+        })
+    }
+
+    fn bad(&self, key: &str, expected: &str) -> Error {
+        let found = self.0.metadata().get(key).map(|found| printable(found)).unwrap_or_default();
+        Error::new(format!("{}: metadata field {key}: expected {expected}, found {found:?}", self.0.path().display()))
+    }
+
+    fn parse<T: FromStr>(&self, key: &str, expected: &str, good: impl Fn(&T) -> bool) -> Result<T> {
+        self.text(key)?.parse().ok().filter(good).ok_or_else(|| self.bad(key, expected))
+    }
+
+    fn count(&self, key: &str) -> Result<usize> {
+        self.parse(key, "a whole number of at least 1", |&count| count >= 1)
+    }
+
+    fn not_negative(&self, key: &str) -> Result<f64> {
+        self.parse(key, "a finite number of at least 0", |number: &f64| number.is_finite() && *number >= 0.0)
+    }
+
+    fn one_of<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Result<T> {
+        let found = self.text(key)?;
+        choices.iter().find(|(choice, _)| *choice == found).map(|&(_, value)| value).ok_or_else(|| {
+            let names: Vec<&str> = choices.iter().map(|&(choice, _)| choice).collect();
+            self.bad(key, &names.join(" or "))
+        })
+    }
+
+    fn list(&self, key: &str) -> Result<Vec<String>> {
+        let text = self.text(key)?;
+        Ok(text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+    }
+}
