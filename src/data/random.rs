@@ -1,0 +1,62 @@
+//! Random numbers that stay the same whatever the worker, the platform and the versions of crates.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+/// What a stream of random numbers is for; streams of different purposes never meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The order of the samples in one epoch.
+    Order = 1,
+    /// The crop and flip of one sample in one epoch.
+    Augmentation = 2,
+    /// Which samples of one class are held out for the test.
+    Split = 3,
+}
+
+/// An independent stream of random numbers, named by its seed, purpose and two more numbers.
+#[derive(Debug, Clone)]
+pub struct RandomStream(ChaCha8Rng);
+
+impl RandomStream {
+    /// The stream of that name; `major` and `minor` mean what the purpose needs, such as epoch and sample.
+    pub fn new(seed: u64, purpose: Purpose, major: u64, minor: u64) -> Self {
+        let mut key = [0u8; 32];
+        key[0..8].copy_from_slice(&seed.to_le_bytes());
+        key[8..16].copy_from_slice(&(purpose as u64).to_le_bytes());
+        key[16..24].copy_from_slice(&major.to_le_bytes());
+        key[24..32].copy_from_slice(&minor.to_le_bytes());
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// Uniform in [0, 1), a multiple of 2^-53.
+    pub fn unit(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in [low, high).
+    pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
+        low + (high - low) * self.unit()
+    }
+
+    /// An integer uniform in [0, bound), without bias (Lemire's method); 0 when `bound` is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        if bound == 0 {
+            return 0;
+        }
+        let rejected = bound.wrapping_neg() % bound;
+        loop {
+            let product = u128::from(self.0.next_u64()) * u128::from(bound);
+            if product as u64 >= rejected {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+
+    /// Puts the items in a uniformly random order (Fisher-Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+}

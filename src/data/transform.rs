@@ -1,0 +1,300 @@
+//! From a picture to the normalised pixels that the network takes, as torchvision and Pillow do it.
+//!
+//! What is drawn ([`Augmentation`]) is separate from what is done with it, so that any device can do it.
+
+use std::sync::LazyLock;
+
+use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+
+use super::decode::RgbImage;
+use super::random::{Purpose, RandomStream};
+use crate::error::{Error, Result};
+
+/// What is subtracted from red, green and blue, each in 0..1: ImageNet's mean.
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+
+/// What red, green and blue are then divided by: ImageNet's standard deviation.
+pub const STANDARD_DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
+
+const AREA: (f64, f64) = (0.08, 1.0);
+const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+const TRIES: usize = 10;
+const FLIP_PROBABILITY: f64 = 0.5;
+const KEPT_BYTES: usize = 64 << 20;
+
+/// A rectangle of whole pixels within a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CropBox {
+    /// Rows above it.
+    pub top: u32,
+    /// Columns to the left of it.
+    pub left: u32,
+    /// Its rows, at least one.
+    pub height: u32,
+    /// Its columns, at least one.
+    pub width: u32,
+}
+
+/// What the training transform does to one picture in one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Augmentation {
+    /// The part of the picture to scale to the network's input.
+    pub crop: CropBox,
+    /// Whether left and right change places, after scaling.
+    pub flip: bool,
+}
+
+impl Augmentation {
+    /// Draws the augmentation of one sample in one epoch: it depends on these numbers and on nothing else.
+    pub fn sample(seed: u64, epoch: u64, index: usize, width: u32, height: u32) -> Self {
+        let mut random = RandomStream::new(seed, Purpose::Augmentation, epoch, index as u64);
+        let crop = sample_random_resized_crop(&mut random, width, height);
+        Self { crop, flip: random.unit() < FLIP_PROBABILITY }
+    }
+}
+
+/// Draws the crop of torchvision's `RandomResizedCrop`: 0.08 to 1 of the area, aspect ratio 3/4 to 4/3 (log-uniform),
+/// ten tries; then the largest central crop whose ratio is within the bounds.
+pub fn sample_random_resized_crop(random: &mut RandomStream, width: u32, height: u32) -> CropBox {
+    let area = f64::from(width) * f64::from(height);
+    for _ in 0..TRIES {
+        let target_area = area * random.uniform(AREA.0, AREA.1);
+        let ratio = random.uniform(RATIO.0.ln(), RATIO.1.ln()).exp();
+        let crop_width = (target_area * ratio).sqrt().round_ties_even() as u32;
+        let crop_height = (target_area / ratio).sqrt().round_ties_even() as u32;
+        if 0 < crop_width && crop_width <= width && 0 < crop_height && crop_height <= height {
+            let top = random.below(u64::from(height - crop_height) + 1) as u32;
+            let left = random.below(u64::from(width - crop_width) + 1) as u32;
+            return CropBox { top, left, height: crop_height, width: crop_width };
+        }
+    }
+    central_crop(width, height)
+}
+
+/// The fallback of [`sample_random_resized_crop`]: the whole picture where its aspect ratio is within 3/4 to 4/3, else
+/// as much of the middle as is.
+pub fn central_crop(width: u32, height: u32) -> CropBox {
+    let ratio = f64::from(width) / f64::from(height);
+    let (crop_width, crop_height) = if ratio < RATIO.0 {
+        (width, (f64::from(width) / RATIO.0).round_ties_even() as u32)
+    } else if ratio > RATIO.1 {
+        ((f64::from(height) * RATIO.1).round_ties_even() as u32, height)
+    } else {
+        (width, height)
+    };
+    // Rounding may put one pixel too many into a crop that has nearly the ratio of the picture.
+    let (crop_width, crop_height) = (crop_width.min(width), crop_height.min(height));
+    CropBox { top: (height - crop_height) / 2, left: (width - crop_width) / 2, height: crop_height, width: crop_width }
+}
+
+/// The size (width, height) of torchvision's `Resize(shorter_side)`: the longer side is truncated.
+pub fn resized_size(width: u32, height: u32, shorter_side: u32) -> (u32, u32) {
+    let (short, long) = (width.min(height), width.max(height));
+    let new_long = (f64::from(shorter_side) * f64::from(long) / f64::from(short)) as u32;
+    if width <= height { (shorter_side, new_long) } else { (new_long, shorter_side) }
+}
+
+/// The shorter side to which the test transform scales a picture before it takes the central `image_size` pixels:
+/// 256 for 224, and in proportion for other sizes.
+pub fn test_shorter_side(image_size: u32) -> u32 {
+    (f64::from(image_size) * 256.0 / 224.0).round_ties_even() as u32
+}
+
+/// Where a central crop lies along one axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CenterCrop {
+    /// Pixels of the picture to skip.
+    skipped: u32,
+    /// Pixels of the picture to take.
+    taken: u32,
+    /// Black pixels to put before them, where the picture is smaller than the crop.
+    padding: u32,
+}
+
+impl CenterCrop {
+    fn new(length: u32, crop: u32) -> Self {
+        if length < crop {
+            return Self { skipped: 0, taken: length, padding: (crop - length) / 2 };
+        }
+        let skipped = (f64::from(length - crop) / 2.0).round_ties_even() as u32;
+        Self { skipped, taken: crop, padding: 0 }
+    }
+
+    /// The part of a source axis of `source` pixels that scales to the pixels taken, when all of it scales to `length`.
+    fn source_range(&self, source: u32, length: u32) -> (f64, f64) {
+        if self.taken == length {
+            return (0.0, f64::from(source));
+        }
+        let scale = f64::from(source) / f64::from(length);
+        (f64::from(self.skipped) * scale, f64::from(self.taken) * scale)
+    }
+}
+
+/// Scales and crops pictures, one after the other, in the same buffers.
+#[derive(Debug, Default)]
+pub struct Transformer {
+    resizer: Resizer,
+    scaled: Vec<u8>,
+}
+
+impl Transformer {
+    /// The training transform up to normalisation: crops, scales to `image_size`, flips. `output` is 8-bit RGB,
+    /// [image_size, image_size, 3].
+    ///
+    /// # Errors
+    /// When the crop lies outside the picture, or `output` has another length.
+    pub fn augment(
+        &mut self,
+        image: &RgbImage,
+        augmentation: &Augmentation,
+        image_size: u32,
+        output: &mut [u8],
+    ) -> Result<()> {
+        self.resized_crop(image, augmentation.crop, image_size, image_size, output)?;
+        if augmentation.flip {
+            flip_horizontally(output, image_size);
+        }
+        Ok(())
+    }
+
+    /// The test transform up to normalisation: scales the shorter side to [`test_shorter_side`], takes the middle.
+    /// `output` is 8-bit RGB, [image_size, image_size, 3].
+    ///
+    /// # Errors
+    /// When `output` has another length.
+    pub fn resize_and_center_crop(&mut self, image: &RgbImage, image_size: u32, output: &mut [u8]) -> Result<()> {
+        self.resize_shorter_side_and_center_crop(image, test_shorter_side(image_size), image_size, output)
+    }
+
+    /// torchvision's `Resize(shorter_side)` and `CenterCrop(image_size)`, padding with black where the scaled picture
+    /// is smaller than the crop. `output` is 8-bit RGB, [image_size, image_size, 3].
+    ///
+    /// # Errors
+    /// When `output` has another length, or a size is zero.
+    pub fn resize_shorter_side_and_center_crop(
+        &mut self,
+        image: &RgbImage,
+        shorter_side: u32,
+        image_size: u32,
+        output: &mut [u8],
+    ) -> Result<()> {
+        require_length(output, image_size, image_size)?;
+        let (width, height) = resized_size(image.width, image.height, shorter_side);
+        let (across, down) = (CenterCrop::new(width, image_size), CenterCrop::new(height, image_size));
+        // Only the pixels that the crop keeps are computed.
+        let (left, source_width) = across.source_range(image.width, width);
+        let (top, source_height) = down.source_range(image.height, height);
+        let options = bilinear().crop(left, top, source_width, source_height);
+        let source = source_view(image)?;
+        if across.taken == image_size && down.taken == image_size {
+            let mut target = target_view(image_size, image_size, output)?;
+            self.resizer.resize_typed(&source, &mut target, &options).map_err(impossible)?;
+        } else {
+            let mut scaled = std::mem::take(&mut self.scaled);
+            scaled.resize(across.taken as usize * down.taken as usize * 3, 0);
+            let mut target = target_view(across.taken, down.taken, &mut scaled)?;
+            self.resizer.resize_typed(&source, &mut target, &options).map_err(impossible)?;
+            output.fill(0);
+            let row_bytes = across.taken as usize * 3;
+            let rows = output.chunks_exact_mut(image_size as usize * 3).skip(down.padding as usize);
+            for (row, scaled_row) in rows.zip(scaled.chunks_exact(row_bytes.max(1))) {
+                row[across.padding as usize * 3..][..row_bytes].copy_from_slice(scaled_row);
+            }
+            self.scaled = scaled;
+        }
+        self.give_back_large_buffers();
+        Ok(())
+    }
+
+    /// Cuts `crop` out of a picture and scales it to `width` x `height`, bilinear with antialias: Pillow's
+    /// `image.crop(...).resize((width, height), BILINEAR)`. `output` is 8-bit RGB, [height, width, 3].
+    ///
+    /// # Errors
+    /// When the crop lies outside the picture, or `output` has another length.
+    pub fn resized_crop(
+        &mut self,
+        image: &RgbImage,
+        crop: CropBox,
+        width: u32,
+        height: u32,
+        output: &mut [u8],
+    ) -> Result<()> {
+        require_length(output, width, height)?;
+        let right = u64::from(crop.left) + u64::from(crop.width);
+        let bottom = u64::from(crop.top) + u64::from(crop.height);
+        if crop.width == 0 || crop.height == 0 || right > image.width.into() || bottom > image.height.into() {
+            return Err(Error::new(format!(
+                "the crop {crop:?} is not inside a picture of {} x {} pixels",
+                image.width, image.height
+            )));
+        }
+        let source = TypedCroppedImage::new(source_view(image)?, crop.left, crop.top, crop.width, crop.height)
+            .map_err(impossible)?;
+        let mut target = target_view(width, height, output)?;
+        self.resizer.resize_typed(&source, &mut target, &bilinear()).map_err(impossible)?;
+        self.give_back_large_buffers();
+        Ok(())
+    }
+
+    fn give_back_large_buffers(&mut self) {
+        if self.resizer.size_of_internal_buffers() > KEPT_BYTES {
+            self.resizer.reset_internal_buffers();
+        }
+    }
+}
+
+/// Scales bytes to 0..1 and normalises them by [`MEAN`] and [`STANDARD_DEVIATION`], in float32 as PyTorch does.
+/// `pixels` is 8-bit RGB, `output` has the same length and order.
+///
+/// # Errors
+/// When the lengths differ or are no multiple of three.
+pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
+    if pixels.len() != output.len() || !pixels.len().is_multiple_of(3) {
+        return Err(Error::new(format!("{} channel values do not fit into {}", pixels.len(), output.len())));
+    }
+    let [red, green, blue] = &*NORMALIZED;
+    for (pixel, normalized) in pixels.chunks_exact(3).zip(output.chunks_exact_mut(3)) {
+        normalized[0] = red[usize::from(pixel[0])];
+        normalized[1] = green[usize::from(pixel[1])];
+        normalized[2] = blue[usize::from(pixel[2])];
+    }
+    Ok(())
+}
+
+static NORMALIZED: LazyLock<[[f32; 256]; 3]> = LazyLock::new(|| {
+    std::array::from_fn(|channel| {
+        std::array::from_fn(|byte| (byte as f32 / 255.0 - MEAN[channel]) / STANDARD_DEVIATION[channel])
+    })
+});
+
+fn flip_horizontally(pixels: &mut [u8], width: u32) {
+    for row in pixels.chunks_exact_mut(width as usize * 3) {
+        let (row, _) = row.as_chunks_mut::<3>();
+        row.reverse();
+    }
+}
+
+fn bilinear() -> ResizeOptions {
+    ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+}
+
+fn require_length(output: &[u8], width: u32, height: u32) -> Result<()> {
+    if width == 0 || height == 0 || output.len() as u64 != u64::from(width) * u64::from(height) * 3 {
+        return Err(Error::new(format!("{width} x {height} RGB pixels do not fit into {} bytes", output.len())));
+    }
+    Ok(())
+}
+
+fn source_view(image: &RgbImage) -> Result<TypedImageRef<'_, U8x3>> {
+    TypedImageRef::from_buffer(image.width, image.height, &image.pixels).map_err(impossible)
+}
+
+fn target_view(width: u32, height: u32, pixels: &mut [u8]) -> Result<TypedImage<'_, U8x3>> {
+    TypedImage::from_buffer(width, height, pixels).map_err(impossible)
+}
+
+fn impossible(cause: impl std::fmt::Display) -> Error {
+    Error::new(format!("cannot scale the picture: {cause}"))
+}
