@@ -1,0 +1,52 @@
+//! `retune gradcheck`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{GlobalArguments, print_json, print_result};
+use crate::error::{Error, Result};
+use crate::gradcheck::{FLOOR, gradcheck};
+
+/// Check logits, gradients, running statistics and updates against a reference file
+///
+/// The error of a tensor is ||ours - truth|| / ||truth||. It passes up to four times the error that PyTorch's own
+/// float32 makes on that tensor (the file tells), or the floor. Exit status 1 if any tensor is over its limit.
+#[derive(clap::Args)]
+pub struct GradcheckArguments {
+    /// A safetensors file of format retune-reference-1
+    file: PathBuf,
+
+    /// The smallest limit; raise it for files made without a ReLU margin
+    #[arg(long, default_value_t = FLOOR, value_name = "ERROR")]
+    floor: f64,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &GradcheckArguments) -> Result<ExitCode> {
+    if !(arguments.floor.is_finite() && arguments.floor >= 0.0) {
+        return Err(Error::usage(format!("--floor {}: expected a number that is not negative", arguments.floor)));
+    }
+    let report = gradcheck(global.open_device()?, &arguments.file, arguments.floor)?;
+    if global.json {
+        print_json(&report)?;
+    } else {
+        let width = report.tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0).max(6);
+        print_result(&format!("{:<width$}  {:<18} {:>9} {:>9}", "tensor", "shape", "error", "limit"))?;
+        for tensor in &report.tensors {
+            let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
+            let verdict = if tensor.ok { "ok" } else { "FAIL" };
+            print_result(&format!(
+                "{:<width$}  {:<18} {:>9.1e} {:>9.1e}  {verdict}",
+                tensor.name,
+                shape.join("x"),
+                tensor.error,
+                tensor.limit
+            ))?;
+        }
+        let failed = report.tensors.iter().filter(|tensor| !tensor.ok).count();
+        print_result(&format!("{} tensors compared, {failed} over their limit", report.tensors.len()))?;
+        if global.verbose {
+            report.not_compared.iter().for_each(|reason| eprintln!("not compared: {reason}"));
+        }
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}

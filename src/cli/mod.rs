@@ -1,0 +1,152 @@
+//! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
+
+mod devices;
+mod gradcheck;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::device::Device;
+use crate::device::cpu::Cpu;
+use crate::error::{Context, Error, ErrorKind, Result};
+
+/// Fine-tunes an ImageNet ResNet on a folder of pictures.
+#[derive(Parser)]
+#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true)]
+struct Arguments {
+    #[command(flatten)]
+    global: GlobalArguments,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Gradcheck(gradcheck::GradcheckArguments),
+    Devices(devices::DevicesArguments),
+}
+
+/// What every command takes.
+#[derive(clap::Args)]
+struct GlobalArguments {
+    /// Where to compute: auto, cpu, cuda, cuda:N or emulator
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
+    device: String,
+
+    /// Number format of activations; the CPU has fp32
+    #[arg(long, global = true, default_value = "fp32")]
+    precision: Precision,
+
+    /// Threads that compute [default: one a core]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Say less: no progress, no notes; warnings and results stay
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// Say more
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    Fp32,
+    Tf32,
+    Bf16,
+}
+
+impl GlobalArguments {
+    /// The device that was asked for, with its threads.
+    fn open_device(&self) -> Result<Rc<dyn Device>> {
+        if let Some(threads) = self.threads {
+            if threads == 0 {
+                return Err(Error::usage("--threads 0: expected at least 1"));
+            }
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build_global()
+                .context(|| format!("cannot start {threads} threads"))?;
+        }
+        let device = match self.device.as_str() {
+            "auto" | "cpu" => Rc::new(Cpu),
+            name if name == "cuda" || name.starts_with("cuda:") => {
+                return Err(Error::new(format!("--device {name}: this build has no CUDA engine"))
+                    .hint("use --device cpu; `retune devices` lists what there is"));
+            }
+            "emulator" => {
+                return Err(Error::new("--device emulator: this build has no emulator")
+                    .hint("use --device cpu; `retune devices` lists what there is"));
+            }
+            name => {
+                return Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator")));
+            }
+        };
+        if self.precision != Precision::Fp32 {
+            let name = self.precision.to_possible_value().map_or(String::new(), |value| value.get_name().into());
+            return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
+                .hint("leave --precision out, or use a CUDA device"));
+        }
+        Ok(device)
+    }
+
+    /// Tells the user something that is not a result.
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// Whether a live progress line makes sense.
+    fn shows_progress(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+}
+
+/// Tells the user about something that is wrong but was dealt with.
+fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
+/// Prints a result. A reader that has gone away (`retune inspect ... | head`) is no error.
+fn print_result(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a result as JSON, one value on one line.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print_result(&serde_json::to_string(value).context(|| "cannot write JSON")?)
+}
+
+/// Parses the command line, runs the command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+pub fn main() -> ExitCode {
+    let Arguments { global, command } = Arguments::parse();
+    let result = match command {
+        Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
+        Command::Devices(arguments) => devices::run(&global, &arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(match error.kind() {
+                ErrorKind::Failure => 1,
+                ErrorKind::Usage => 2,
+                ErrorKind::Interrupted => 130,
+            })
+        }
+    }
+}

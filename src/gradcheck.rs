@@ -1,0 +1,241 @@
+//! Checks a network on a device against a reference file: logits, loss, gradients, running statistics, updated
+//! parameters.
+//!
+//! The error of a tensor is `||ours - truth|| / ||truth||`; of an updated parameter it is taken against the update,
+//! `||ours - truth|| / ||truth - before||`. The limit is four times the error that PyTorch's own float32 makes on that
+//! tensor, or the floor, whichever is larger.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use serde::Serialize;
+
+use crate::device::{Device, read_f32};
+use crate::error::{Error, Result};
+use crate::graph::Parameters;
+use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable};
+use crate::ops::LossReduction;
+use crate::optim::GroupSettings;
+use crate::train::load_state_dict_named;
+use crate::weights::Reference;
+use crate::weights::layout::{from_torch, to_torch};
+
+/// The floor of every limit: a Winograd F(4x4,3x3) in float32 stays under it, a bug does not.
+pub const FLOOR: f64 = 5e-5;
+/// The limit in errors of PyTorch's own float32.
+pub const NOISE_FACTOR: f64 = 4.0;
+
+/// One compared tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// As the file names it.
+    pub name: String,
+    /// In torch's layout.
+    pub shape: Vec<usize>,
+    /// Relative error; NaN where ours is not finite.
+    pub error: f64,
+    /// The largest error that passes.
+    pub limit: f64,
+    /// Whether it passes.
+    pub ok: bool,
+}
+
+/// All comparisons of a file.
+#[derive(Debug, Clone, Serialize)]
+pub struct GradcheckReport {
+    /// Whether all pass.
+    pub ok: bool,
+    /// The one that comes nearest to its limit, or exceeds it the most.
+    pub worst: Option<Comparison>,
+    /// In the order of the file's kinds; the worst last.
+    pub tensors: Vec<Comparison>,
+    /// Tensors of the file that this program cannot compare, with the reason.
+    pub not_compared: Vec<String>,
+}
+
+/// Runs everything that the file has values for and compares.
+pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: f64) -> Result<GradcheckReport> {
+    let reference = Reference::open(path)?;
+    let mut check = Check { reference: &reference, floor, comparisons: Vec::new(), not_compared: Vec::new() };
+    check.run(device)?;
+    let Check { comparisons: mut tensors, not_compared, .. } = check;
+    let excess = |comparison: &Comparison| match comparison.error / comparison.limit {
+        excess if excess.is_nan() => f64::INFINITY,
+        excess => excess,
+    };
+    tensors.sort_by(|a, b| excess(a).total_cmp(&excess(b)));
+    let ok = tensors.iter().all(|comparison| comparison.ok);
+    Ok(GradcheckReport { ok, worst: tensors.last().cloned(), tensors, not_compared })
+}
+
+struct Check<'a> {
+    reference: &'a Reference,
+    floor: f64,
+    comparisons: Vec<Comparison>,
+    not_compared: Vec<String>,
+}
+
+impl Check<'_> {
+    fn run(&mut self, device: Rc<dyn Device>) -> Result<()> {
+        let reference = self.reference;
+        let file = reference.file();
+        let [batch, _, height, width] = reference.input_shape();
+        let shape = BatchShape { batch, height, width };
+        let input = from_torch(file.read_f32("input")?, &reference.input_shape());
+        let targets: Vec<u32> = file
+            .read_i64("target")?
+            .into_iter()
+            .map(|target| u32::try_from(target).map_err(|_| Error::new(format!("target {target} is no class"))))
+            .collect::<Result<_>>()?;
+
+        let resnet =
+            ResNet { architecture: reference.arch.parse()?, width: reference.width, classes: reference.num_classes };
+        let group = |learning_rate: f64| GroupSettings {
+            learning_rate: learning_rate as f32,
+            momentum: reference.momentum as f32,
+            weight_decay: reference.weight_decay as f32,
+        };
+        let trainable = Trainable {
+            freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
+            groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
+            reduction: match reference.loss_reduction {
+                crate::weights::LossReduction::Sum => LossReduction::Sum,
+                crate::weights::LossReduction::Mean => LossReduction::Mean,
+            },
+        };
+        let mut network = Network::new(device, resnet, Some(trainable))?;
+        load_state_dict_named(&mut network, file, "param/")?;
+
+        if file.contains("eval_logits") {
+            let (_, logits) = network.evaluate(shape, &input, &targets)?;
+            self.compare("eval_logits", &logits, None)?;
+        }
+        let activations: Vec<String> = reference.activations().map(str::to_string).collect();
+        network.prepare_keeping(shape, true, &activations)?;
+        let result = network.gradients(shape, &input, &targets)?;
+        self.compare("logits", &network.training_logits(shape)?, None)?;
+        self.compare("loss", &[result.loss], None)?;
+        self.activations(&network, shape, &activations)?;
+        self.gradients(&network)?;
+        self.buffers(network.parameters(), network.device())?;
+        for step in 1..=3 {
+            if step > 1 {
+                network.gradients(shape, &input, &targets)?;
+            }
+            network.update()?;
+            match step {
+                1 => self.updated(&network, "step1/", reference.after_one_step())?,
+                3 => self.updated(&network, "step3/", reference.after_three_steps())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn activations(&mut self, network: &Network, shape: BatchShape, names: &[String]) -> Result<()> {
+        let executor = network.executor(shape, true)?;
+        for name in names {
+            let full_name = format!("activation/{name}");
+            let Some(value) = executor.graph().find(name) else {
+                self.not_compared.push(format!("{full_name}: computed only together with its block's output"));
+                continue;
+            };
+            let truth_shape = &self.reference.file().entry(&full_name)?.shape;
+            let ours = to_torch(read_f32(network.device(), executor.value(value))?, truth_shape);
+            // A batch norm and the ReLU behind it are one node here.
+            let has_relu =
+                !name.contains("downsample") && name.rsplit('.').next().is_some_and(|part| part.starts_with("bn"));
+            self.compare(&full_name, &ours, if has_relu { Some(Truth::Rectified) } else { None })?;
+        }
+        Ok(())
+    }
+
+    fn gradients(&mut self, network: &Network) -> Result<()> {
+        let reference = self.reference;
+        for name in reference.gradients() {
+            let full_name = format!("grad/{name}");
+            let shape = &reference.file().entry(&full_name)?.shape;
+            match network.parameters().gradient_of(name)? {
+                Some(gradient) => {
+                    let ours = to_torch(read_f32(network.device(), gradient)?, shape);
+                    self.compare(&full_name, &ours, None)?;
+                }
+                None => return Err(Error::new(format!("the file has {full_name}, but `freeze` names that parameter"))),
+            }
+        }
+        for specification in network.parameters().specifications() {
+            let name = format!("grad/{}", specification.name);
+            if network.parameters().gradient_of(&specification.name)?.is_some() && !reference.file().contains(&name) {
+                self.not_compared.push(format!("{name}: the file does not have it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn buffers(&mut self, parameters: &Parameters, device: &dyn Device) -> Result<()> {
+        let reference = self.reference;
+        for name in reference.buffers() {
+            let full_name = format!("buffer/{name}");
+            match name.strip_suffix(".num_batches_tracked") {
+                Some(module) => {
+                    let truth = reference.file().read_i64(&full_name)?;
+                    let ours = parameters.batches_tracked().get(module).copied();
+                    let ok = truth.first().copied() == ours;
+                    let error = if ok { 0.0 } else { 1.0 };
+                    let shape = Vec::new();
+                    self.comparisons.push(Comparison { name: full_name, shape, error, limit: self.floor, ok });
+                }
+                None => self.compare(&full_name, &parameters.read(device, name)?, None)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn updated<'a>(&mut self, network: &Network, prefix: &str, names: impl Iterator<Item = &'a str>) -> Result<()> {
+        for name in names {
+            let full_name = format!("{prefix}{name}");
+            let shape = &self.reference.file().entry(&full_name)?.shape;
+            let ours = to_torch(network.parameters().read(network.device(), name)?, shape);
+            let before = self.reference.file().read_f32(&format!("param/{name}"))?;
+            self.compare(&full_name, &ours, Some(Truth::UpdateOf(before)))?;
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, name: &str, ours: &[f32], kind: Option<Truth>) -> Result<()> {
+        let file = self.reference.file();
+        let shape = file.entry(name)?.shape.clone();
+        let mut truth = file.read_f32(name)?;
+        if truth.len() != ours.len() {
+            return Err(Error::new(format!(
+                "{name}: the file has {} elements, the network {}",
+                truth.len(),
+                ours.len()
+            )));
+        }
+        let mut before = None;
+        match kind {
+            Some(Truth::Rectified) => truth.iter_mut().for_each(|value| *value = value.max(0.0)),
+            Some(Truth::UpdateOf(values)) => before = Some(values),
+            None => {}
+        }
+        let square = |value: f64| value * value;
+        let difference: f64 = ours.iter().zip(&truth).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+        let size: f64 = match &before {
+            Some(before) => truth.iter().zip(before).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum(),
+            None => truth.iter().map(|value| square(f64::from(*value))).sum(),
+        };
+        let error = if difference == 0.0 { 0.0 } else { (difference / size).sqrt() };
+        let limit = (NOISE_FACTOR * self.reference.noise(name)).max(self.floor);
+        self.comparisons.push(Comparison { name: name.into(), shape, error, limit, ok: error <= limit });
+        Ok(())
+    }
+}
+
+/// What the file's values mean where it is not simply the tensor.
+enum Truth {
+    /// They come from before the ReLU.
+    Rectified,
+    /// A parameter after an update of these values.
+    UpdateOf(Vec<f32>),
+}

@@ -1,0 +1,82 @@
+//! Classifying a set of pictures.
+
+use super::metrics::Totals;
+use crate::data::{Batch, Loader};
+use crate::error::{Error, Result};
+use crate::model::{BatchShape, Network};
+
+/// What the network said of one picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prediction {
+    /// Index of the picture in its folder's list.
+    pub index: usize,
+    /// Its true class.
+    pub target: usize,
+    /// One a class.
+    pub logits: Vec<f32>,
+}
+
+impl Prediction {
+    /// The class with the largest logit, the first of them when several are.
+    pub fn class(&self) -> usize {
+        let best = |best: usize, class: usize| if self.logits[class] > self.logits[best] { class } else { best };
+        (0..self.logits.len()).fold(0, best)
+    }
+
+    /// The logits' softmax.
+    pub fn probabilities(&self) -> Vec<f64> {
+        softmax(&self.logits)
+    }
+
+    /// Cross entropy of this picture.
+    pub fn loss(&self) -> f64 {
+        let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = self.logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
+        sum.ln() - f64::from(self.logits[self.target] - largest)
+    }
+}
+
+/// Probabilities that belong to logits.
+pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    exponentials.iter().map(|value| value / sum).collect()
+}
+
+/// The batch shape of a batch of square pictures.
+pub fn batch_shape(batch: &Batch, image_size: usize) -> BatchShape {
+    BatchShape { batch: batch.targets.len(), height: image_size, width: image_size }
+}
+
+/// Classifies every picture of the loader, in its order. `visit` sees each batch, for its skipped pictures and for a
+/// progress line.
+pub fn evaluate(
+    network: &mut Network,
+    loader: &Loader,
+    image_size: usize,
+    mut visit: impl FnMut(&Batch) -> Result<()>,
+) -> Result<(Totals, Vec<Prediction>)> {
+    let classes = network.resnet().classes;
+    let mut totals = Totals::default();
+    let mut predictions = Vec::new();
+    for batch in loader.epoch(0) {
+        let batch = batch?;
+        visit(&batch)?;
+        if batch.targets.is_empty() {
+            continue;
+        }
+        let (result, logits) = network.evaluate(batch_shape(&batch, image_size), &batch.images, &batch.targets)?;
+        let first = predictions.len();
+        for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
+            predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
+        }
+        // The pictures' own losses, so that the figure does not depend on how the loss was reduced or on batches.
+        let loss = predictions[first..].iter().map(Prediction::loss).sum();
+        totals.add(Totals { loss, correct: result.correct as u64, images: batch.targets.len() as u64 });
+    }
+    if totals.images == 0 {
+        return Err(Error::new("not one of the pictures could be read"));
+    }
+    Ok((totals, predictions))
+}

@@ -1,0 +1,105 @@
+//! What a run measures, one JSON object a line.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Result};
+use crate::file::write_atomically;
+
+/// Sums over the pictures of (a part of) an epoch.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    /// Sum of the pictures' losses.
+    pub loss: f64,
+    /// Pictures that were classified correctly.
+    pub correct: u64,
+    /// Pictures.
+    pub images: u64,
+}
+
+impl Totals {
+    /// Adds those of another part.
+    pub fn add(&mut self, other: Totals) {
+        self.loss += other.loss;
+        self.correct += other.correct;
+        self.images += other.images;
+    }
+
+    /// Mean loss a picture.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.images.max(1) as f64
+    }
+
+    /// Share of correct pictures.
+    pub fn accuracy(&self) -> f64 {
+        self.correct as f64 / self.images.max(1) as f64
+    }
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Metric {
+    /// About five times an epoch: averages since the epoch began, while the weights moved.
+    Progress {
+        /// Epochs done, with the fraction of the current one.
+        epoch: f64,
+        /// Mean loss a picture.
+        train_loss: f64,
+        /// Share of correct pictures.
+        train_acc: f64,
+    },
+    /// At the end of each epoch.
+    Epoch {
+        /// Counted from 1.
+        epoch: usize,
+        /// Mean loss a training picture, over the epoch.
+        train_loss: f64,
+        /// Share of correct training pictures, over the epoch.
+        train_acc: f64,
+        /// Mean loss a test picture, after the epoch.
+        test_loss: f64,
+        /// Share of correct test pictures, after the epoch.
+        test_acc: f64,
+        /// Training pictures a second, without testing and saving.
+        images_per_second: f64,
+        /// Seconds of training, without testing and saving.
+        seconds: f64,
+    },
+}
+
+/// `metrics.jsonl`, open for appending.
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+    lines: usize,
+}
+
+impl MetricsFile {
+    /// Opens the file and keeps its first `lines` lines; what a run wrote after its last checkpoint will come again.
+    pub fn open(path: &Path, lines: usize) -> Result<Self> {
+        let text = if lines == 0 { String::new() } else { fs::read_to_string(path).unwrap_or_default() };
+        let kept: String = text.split_inclusive('\n').take(lines).collect();
+        write_atomically(path, |writer| writer.write_all(kept.as_bytes()))?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count() })
+    }
+
+    /// Lines so far.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Adds a line, in one write.
+    pub fn append(&mut self, metric: &Metric) -> Result<()> {
+        let doing = || format!("cannot write {}", self.path.display());
+        let line = serde_json::to_string(metric).context(doing)? + "\n";
+        self.file.write_all(line.as_bytes()).context(doing)?;
+        self.lines += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! How a network is trained: everything that decides the result, and nothing else.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::{Freezing, Trainable};
+use crate::ops::LossReduction;
+use crate::optim::GroupSettings;
+
+/// What a training run does. Two runs of the same recipe on the same pictures and device give the same bits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// `resnet18` or `resnet34`.
+    pub architecture: String,
+    /// Channels of the first stage.
+    pub width: usize,
+    /// Whether the network begins with random numbers instead of trained weights.
+    pub from_scratch: bool,
+    /// Passes over the training pictures.
+    pub epochs: usize,
+    /// Pictures a step.
+    pub batch_size: usize,
+    /// Step size of the body.
+    pub learning_rate: f64,
+    /// Step size of the head, in step sizes of the body.
+    pub head_lr_multiplier: f64,
+    /// Added to the gradient, times the value.
+    pub weight_decay: f64,
+    /// Factor of the velocity.
+    pub momentum: f64,
+    /// `sum` or `mean`.
+    pub loss_reduction: String,
+    /// Modules that stay as they are.
+    pub freeze: Vec<String>,
+    /// Whether frozen batch norms use their running statistics.
+    pub freeze_batch_norm: bool,
+    /// Rows of the old head that the new one begins with.
+    pub head_from: Option<Vec<usize>>,
+    /// Rows and columns of the pictures that the network sees.
+    pub image_size: usize,
+    /// Part of each class that is kept for testing, where the data set has no split of its own.
+    pub test_fraction: Option<f64>,
+    /// Decides the order of the pictures, their augmentation, and the new parameters.
+    pub seed: u64,
+}
+
+impl Recipe {
+    /// The lesson's: 5 epochs of batches of 128, summed loss, the head at ten times the rate.
+    pub fn fine_tuning() -> Self {
+        Self {
+            architecture: "resnet18".into(),
+            width: 64,
+            from_scratch: false,
+            epochs: 5,
+            batch_size: 128,
+            learning_rate: 5e-5,
+            head_lr_multiplier: 10.0,
+            weight_decay: 1e-3,
+            momentum: 0.0,
+            loss_reduction: "sum".into(),
+            freeze: Vec::new(),
+            freeze_batch_norm: false,
+            head_from: None,
+            image_size: 224,
+            test_fraction: None,
+            seed: 0,
+        }
+    }
+
+    /// The lesson's comparison: random weights, ten times the rate, the same for all layers.
+    pub fn from_scratch() -> Self {
+        Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
+    }
+
+    /// The loss reduction.
+    pub fn reduction(&self) -> Result<LossReduction> {
+        match self.loss_reduction.as_str() {
+            "sum" => Ok(LossReduction::Sum),
+            "mean" => Ok(LossReduction::Mean),
+            other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),
+        }
+    }
+
+    /// The settings of the network's parameters.
+    pub fn trainable(&self) -> Result<Trainable> {
+        let group = |learning_rate: f64| GroupSettings {
+            learning_rate: learning_rate as f32,
+            momentum: self.momentum as f32,
+            weight_decay: self.weight_decay as f32,
+        };
+        Ok(Trainable {
+            freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
+            groups: [group(self.learning_rate), group(self.learning_rate * self.head_lr_multiplier)],
+            reduction: self.reduction()?,
+        })
+    }
+
+    /// Refuses values that no run can have.
+    pub fn check(&self) -> Result<()> {
+        let at_least_one = [
+            ("--batch-size", self.batch_size),
+            ("--epochs", self.epochs),
+            ("--image-size", self.image_size),
+            ("--width", self.width),
+        ];
+        for (flag, value) in at_least_one {
+            if value == 0 {
+                return Err(Error::usage(format!("{flag} 0: expected at least 1")));
+            }
+        }
+        let not_negative = [
+            ("--lr", self.learning_rate),
+            ("--head-lr-multiplier", self.head_lr_multiplier),
+            ("--weight-decay", self.weight_decay),
+            ("--momentum", self.momentum),
+        ];
+        for (flag, value) in not_negative {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));
+            }
+        }
+        if self.from_scratch && self.head_from.is_some() {
+            return Err(Error::usage("--head-from: a network from scratch has no old head")
+                .hint("leave --from-scratch or --head-from out"));
+        }
+        self.reduction().map(|_| ())
+    }
+}
