@@ -74,7 +74,8 @@ CASES = [
     Case("frozen-lower-batch-statistics", seed=388, classes=3, size=(48, 64), freeze=LOWER_HALF, step1=SOME_OF_EACH),
     # The gradient has to pass through frozen layers to reach those below; here they use running statistics.
     Case("frozen-middle", seed=315, size=(56, 48), freeze=("layer2",), freeze_batch_norm=True, step1=SOME_OF_EACH),
-    Case("resnet34", seed=109, arch="resnet34", batch=3, size=(48, 56), step1=("bn1", "fc"), step3=(*SOME_OF_EACH, "layer3")),
+    Case("resnet34", seed=109, arch="resnet34", batch=3, size=(48, 56), step1=("bn1", "fc"),
+         step3=(*SOME_OF_EACH, "layer3")),
     Case("tiny-picture", seed=180, size=(33, 33), momentum=0.5, step1=SOME_OF_EACH),
     Case("single-picture", seed=25, classes=3, batch=1, step1=SOME_OF_EACH),
     Case("head-only", seed=2, classes=3, size=(40, 40), step1=("bn1", "fc"), step3=("bn1", "fc"),
@@ -85,7 +86,8 @@ CASES = [
          step3=("bn1", "fc", "layer3.0.conv1")),
 ]
 
-FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH, separated=True)
+FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
+                  separated=True)
 
 
 def network(arch, width, classes):
