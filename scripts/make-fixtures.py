@@ -420,6 +420,9 @@ def main():
         experiment = from_pictures(case, arguments.weights, arguments.images)
         write(experiment, pathlib.Path(arguments.names[0]), "given weights and pictures")
         return
+    if not arguments.full_width:
+        # The number of threads changes the order of float32 sums, and with it the noise in the files.
+        torch.set_num_threads(1)
     cases = [FULL_WIDTH] if arguments.full_width else CASES
     if unknown := set(arguments.names) - {case.name for case in cases}:
         parser.error(f"no case is called {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in cases)}")
