@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Checks that `retune predict` and torchvision give the same logits for the same pictures and the same weights.
+
+    scripts/check-against-torchvision.py target/release/retune resnet18.safetensors one.png two.png
+    scripts/check-against-torchvision.py target/release/retune runs/hotdog/model.safetensors one.png
+    scripts/check-against-torchvision.py target/release/retune resnet18.safetensors one.png --train DATA
+
+The weights are loaded into torchvision's network with `strict=True`, so the second form also proves that what retune
+writes is a torchvision state dict; the third trains for one epoch on DATA first and checks the result as well.
+
+A picture passes if ||ours - torchvision's|| <= limit x ||torchvision's||. The limit is 1e-4 for pictures whose shorter
+side already is --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. Where torchvision's
+two largest logits are further apart than the difference, the class must be the same too. Use PNG: decoders of JPEG
+differ. Exits 1 if any picture fails. Needs torch, torchvision, safetensors and pillow.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+
+EXACT_LIMIT, RESIZED_LIMIT = 1e-4, 5e-3
+
+
+def load_network(weights):
+    """torchvision's network with these weights, in evaluation mode and float64: the truth."""
+    state = load_file(weights)
+    arch = "resnet34" if "layer3.5.conv1.weight" in state else "resnet18"
+    net = getattr(torchvision.models, arch)(num_classes=state["fc.weight"].shape[0])
+    net.load_state_dict(state, strict=True)
+    return arch, net.double().eval()
+
+
+def torchvision_logits(net, picture, resize, crop):
+    transforms = torchvision.transforms
+    transform = transforms.Compose([
+        transforms.Resize(resize), transforms.CenterCrop(crop), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])
+    with torch.inference_mode():
+        return net(transform(picture)[None].double())[0]
+
+
+def retune_logits(retune, weights, paths):
+    """`retune predict`'s logits, in the order of `paths`."""
+    command = [retune, "predict", weights, *paths, "--json", "--logits"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if result.returncode != 0:
+        sys.exit(f"{' '.join(command)} ended with {result.returncode}")
+    predictions = json.loads(result.stdout)
+    if len(predictions) != len(paths):
+        sys.exit(f"retune predicted {len(predictions)} pictures of {len(paths)}")
+    by_path = {prediction["path"]: prediction["logits"] for prediction in predictions}
+    if missing := [path for path in paths if path not in by_path]:
+        sys.exit(f"retune predicted no {', '.join(missing)}")
+    return [torch.tensor(by_path[path], dtype=torch.float64) for path in paths]
+
+
+def check(arguments, weights):
+    """Prints one row a picture; whether all are within their limit."""
+    arch, net = load_network(weights)
+    print(f"{weights}: {arch}, {net.fc.out_features} classes, loaded strictly")
+    passed = True
+    for path, ours in zip(arguments.images, retune_logits(arguments.retune, weights, arguments.images)):
+        picture = Image.open(path).convert("RGB")
+        truth = torchvision_logits(net, picture, arguments.resize, arguments.crop)
+        if ours.shape != truth.shape:
+            sys.exit(f"{path}: retune gave {len(ours)} logits, torchvision {len(truth)}")
+        difference = ours - truth
+        relative = float(difference.norm() / truth.norm())
+        limit = arguments.limit or (EXACT_LIMIT if min(picture.size) == arguments.resize else RESIZED_LIMIT)
+        largest = truth.topk(min(2, len(truth))).values
+        decided = len(largest) > 1 and float(largest[0] - largest[1]) > 2 * float(difference.abs().max())
+        same_class = int(ours.argmax()) == int(truth.argmax())
+        # Written so that NaN fails.
+        good = relative <= limit and (same_class or not decided)
+        passed = passed and good
+        classes = f"class {int(truth.argmax())}" + ("" if same_class else f" (retune: {int(ours.argmax())})")
+        print(f"  {'ok  ' if good else 'FAIL'} {path}: relative {relative:.2e} of {limit:.0e}, "
+              f"largest difference {float(difference.abs().max()):.2e}, {classes}")
+    return passed
+
+
+def train(arguments, folder):
+    """One short epoch from the given weights; the model that it writes."""
+    command = [arguments.retune, "train", arguments.train, "--weights", arguments.weights, "--epochs", "1",
+               "--batch-size", "8", "--device", "cpu", "--out", folder]
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        sys.exit(f"{' '.join(command)} failed")
+    return str(pathlib.Path(folder) / "model.safetensors")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("retune")
+    parser.add_argument("weights")
+    parser.add_argument("images", nargs="+", metavar="IMAGE.png")
+    parser.add_argument("--train", metavar="DATA", help="also train on this folder and check what that writes")
+    parser.add_argument("--resize", type=int, default=256)
+    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--limit", type=float, help="one limit for all pictures")
+    arguments = parser.parse_args()
+    passed = check(arguments, arguments.weights)
+    if arguments.train:
+        with tempfile.TemporaryDirectory() as folder:
+            passed = check(arguments, train(arguments, str(pathlib.Path(folder) / "run"))) and passed
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,441 @@
+#!/usr/bin/env python3
+"""Makes the reference files that `retune gradcheck` and the tests read. PyTorch in float64 is the truth.
+
+    scripts/make-fixtures.py                          # writes every case of CASES to tests/fixtures/
+    scripts/make-fixtures.py odd lesson               # only these
+    scripts/make-fixtures.py --search 500 odd         # looks for a good seed, writes nothing
+    scripts/make-fixtures.py --full-width full.safetensors
+    scripts/make-fixtures.py --weights resnet18.safetensors --images pictures/ --batch 4 --classes 2 real.safetensors
+
+Needs torch, torchvision, safetensors, numpy (and pillow for --images). The network is torchvision's own, made narrower.
+
+Two correct programs differ by rounding, and where a ReLU's input lies within rounding of zero, or two pixels of a
+max-pool window within rounding of each other, they take different branches; one such flip moves a gradient by far more
+than rounding does. The margin of a file is the smallest distance from such a tie, over the root mean square of that
+layer's input, during all three steps. Seeds in CASES were found with --search so that no margin is near rounding.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import sys
+
+import numpy
+import torch
+import torch.nn.functional as functional
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+EVERYTHING = ("",)
+LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One reference file. `step1` and `step3` say which parameters it keeps, by how their names start; `activations`,
+    whose outputs."""
+
+    name: str
+    seed: int
+    arch: str = "resnet18"
+    width: int = 2
+    classes: int = 2
+    batch: int = 2
+    size: tuple = (64, 64)
+    reduction: str = "sum"
+    lr: float = 1e-3
+    head_lr: float = 1e-2
+    weight_decay: float = 1e-3
+    momentum: float = 0.0
+    freeze: tuple = ()
+    freeze_batch_norm: bool = False
+    step1: tuple = EVERYTHING
+    step3: tuple = EVERYTHING
+    activations: tuple = ()
+    separated: bool = False
+
+
+SOME_OF_EACH = ("conv1", "bn1", "layer1", "layer2.0.downsample", "layer3.0.bn", "layer4.1.bn", "fc")
+BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1))
+
+CASES = [
+    # The lesson's recipe, with the outputs of every block to find where a difference begins.
+    Case("lesson", seed=428, width=4, lr=5e-5, head_lr=5e-4, step1=SOME_OF_EACH, step3=("bn1", "fc"),
+         activations=("bn1", "maxpool", "layer1.0.conv1", *BLOCKS)),
+    # Sizes and channel counts that nothing divides, and momentum, which only the later steps show.
+    Case("odd", seed=274, width=3, classes=5, size=(97, 65), reduction="mean", lr=0.02, head_lr=0.2, momentum=0.9,
+         step1=("bn1", "fc"), step3=(*SOME_OF_EACH, "layer3")),
+    Case("frozen-lower-running-statistics", seed=316, classes=3, size=(64, 48), freeze=LOWER_HALF,
+         freeze_batch_norm=True, step1=SOME_OF_EACH),
+    Case("frozen-lower-batch-statistics", seed=388, classes=3, size=(48, 64), freeze=LOWER_HALF, step1=SOME_OF_EACH),
+    # The gradient has to pass through frozen layers to reach those below; here they use running statistics.
+    Case("frozen-middle", seed=315, size=(56, 48), freeze=("layer2",), freeze_batch_norm=True, step1=SOME_OF_EACH),
+    Case("resnet34", seed=109, arch="resnet34", batch=3, size=(48, 56), step1=("bn1", "fc"),
+         step3=(*SOME_OF_EACH, "layer3")),
+    Case("tiny-picture", seed=180, size=(33, 33), momentum=0.5, step1=SOME_OF_EACH),
+    Case("single-picture", seed=25, classes=3, batch=1, step1=SOME_OF_EACH),
+    Case("head-only", seed=2, classes=3, size=(40, 40), step1=("bn1", "fc"), step3=("bn1", "fc"),
+         freeze=("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), freeze_batch_norm=True),
+    # 16, 32 and 64 channels in layers 2 to 4. layer4 holds three quarters of the numbers; frozen, it needs no gradients
+    # of its own, but passes one on, by batch statistics.
+    Case("wide", seed=1470, width=8, size=(72, 56), freeze=("layer4",), step1=("fc",),
+         step3=("bn1", "fc", "layer3.0.conv1")),
+]
+
+FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
+                  separated=True)
+
+
+def network(arch, width, classes):
+    """torchvision's network with `width` channels where it has 64."""
+    with torch.device("meta"):
+        net = getattr(torchvision.models, arch)(weights=None)
+    scaled = lambda channels: channels if channels == 3 else channels * width // 64
+    for name, old in list(net.named_modules()):
+        if isinstance(old, nn.Conv2d):
+            new = nn.Conv2d(scaled(old.in_channels), scaled(old.out_channels), old.kernel_size, old.stride, old.padding,
+                            bias=False)
+        elif isinstance(old, nn.BatchNorm2d):
+            new = nn.BatchNorm2d(scaled(old.num_features))
+        elif isinstance(old, nn.Linear):
+            new = nn.Linear(scaled(old.in_features), classes)
+        else:
+            continue
+        net.set_submodule(name, new)
+    return net
+
+
+def initialise(net, random):
+    """Seeded values for every parameter and buffer. Batch norm gets no 1 and 0, which would hide swapped tensors."""
+    def fill(tensor, values):
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(numpy.asarray(values, dtype=numpy.float32)))
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            fill(module.weight, random.standard_normal(module.weight.shape) * math.sqrt(2 / fan_out))
+        elif isinstance(module, nn.BatchNorm2d):
+            ranges = {"weight": (0.5, 1.5), "bias": (-0.3, 0.3), "running_mean": (-0.2, 0.2), "running_var": (0.5, 1.5)}
+            for name, (low, high) in ranges.items():
+                fill(getattr(module, name), random.uniform(low, high, module.num_features))
+        elif isinstance(module, nn.Linear):
+            initialise_head(module, random, fill)
+
+
+def initialise_head(head, random, fill):
+    """Xavier-uniform weight, bias within 1/sqrt(inputs)."""
+    bound = math.sqrt(6 / (head.in_features + head.out_features))
+    fill(head.weight, random.uniform(-bound, bound, head.weight.shape))
+    fill(head.bias, random.uniform(-1, 1, head.out_features) / math.sqrt(head.in_features))
+
+
+def separate(net, random):
+    """Makes every batch norm's bias outweigh its variation, so that a channel is wholly above zero or wholly below.
+
+    For networks with too many ReLU inputs for a seed to leave none near zero. What is added to a residual path leans
+    the same way as the path does, else the two would cancel.
+    """
+    def lean(batch_norm, signs):
+        with torch.no_grad():
+            count = batch_norm.num_features
+            batch_norm.weight.copy_(torch.from_numpy(random.uniform(0.3, 0.55, count)))
+            batch_norm.bias.copy_(torch.from_numpy(signs * random.uniform(2.5, 3.0, count)))
+
+    def signs(batch_norm):
+        return numpy.where(random.random(batch_norm.num_features) < 0.7, 1.0, -1.0)
+
+    path = signs(net.bn1)
+    lean(net.bn1, path)
+    for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for block in stage:
+            if block.downsample is not None:
+                path = signs(block.bn2)
+                lean(block.downsample[1], path)
+            lean(block.bn1, signs(block.bn1))
+            lean(block.bn2, path)
+
+
+def belongs(name, modules):
+    """Whether a parameter or module is one of these modules or inside one."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+class Margin:
+    """Watches a network's forward passes for the smallest distance from a tie."""
+
+    def __init__(self, net):
+        self.relu = self.pool = math.inf
+        self.hooks = []
+        for module in net.modules():
+            if isinstance(module, nn.ReLU):
+                self.hooks.append(module.register_forward_pre_hook(self.see_relu))
+            elif isinstance(module, nn.MaxPool2d):
+                self.hooks.append(module.register_forward_pre_hook(self.see_pool))
+
+    @property
+    def smallest(self):
+        return min(self.relu, self.pool)
+
+    @torch.no_grad()
+    def see_relu(self, _module, inputs):
+        values = inputs[0]
+        self.relu = min(self.relu, float(values.abs().min() / values.square().mean().sqrt()))
+
+    @torch.no_grad()
+    def see_pool(self, module, inputs):
+        values, edge = inputs[0], module.padding
+        padded = functional.pad(values, (edge,) * 4, value=-math.inf)
+        windows = padded.unfold(2, module.kernel_size, module.stride).unfold(3, module.kernel_size, module.stride)
+        first, second = windows.flatten(-2).topk(2, dim=-1).values.unbind(-1)
+        # Where the largest is zero, the ReLU before the pool stops the gradient whichever pixel is chosen.
+        gaps = (first - second)[first > 0]
+        if gaps.numel():
+            self.pool = min(self.pool, float(gaps.min() / values.square().mean().sqrt()))
+
+    def remove(self):
+        for hook in self.hooks:
+            hook.remove()
+
+
+class Experiment:
+    """A network and a batch."""
+
+    def __init__(self, case, state, images, target):
+        self.case, self.state, self.images, self.target = case, state, images, target
+
+    def build(self, dtype, layout=torch.contiguous_format):
+        case = self.case
+        net = network(case.arch, case.width, case.classes)
+        net.load_state_dict(self.state)
+        net.to(dtype).to(memory_format=layout)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(not belongs(name, case.freeze))
+        return net
+
+    def training_mode(self, net):
+        net.train()
+        if self.case.freeze_batch_norm:
+            for name, module in net.named_modules():
+                if isinstance(module, nn.BatchNorm2d) and belongs(name, self.case.freeze):
+                    module.eval()
+
+    def optimiser(self, net):
+        case = self.case
+        trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trained if not belongs(name, ["fc"])], "lr": case.lr},
+            {"params": [p for name, p in trained if belongs(name, ["fc"])], "lr": case.head_lr},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.SGD(groups, lr=case.lr, momentum=case.momentum, weight_decay=case.weight_decay)
+
+    def first_margin(self):
+        """The margin of the first forward alone: enough to dismiss most seeds."""
+        net = self.build(torch.float64)
+        margin = Margin(net)
+        self.training_mode(net)
+        with torch.no_grad():
+            net(self.images.double())
+        return margin.smallest
+
+    def run(self, dtype, layout=torch.contiguous_format):
+        """Every tensor that a reference file has beside its inputs, and the margin."""
+        case, net, images, out = self.case, self.build(dtype, layout), self.images.to(dtype, memory_format=layout), {}
+        net.eval()
+        with torch.no_grad():
+            out["eval_logits"] = net(images)
+        self.training_mode(net)
+        optimiser, margin = self.optimiser(net), Margin(net)
+        watched = self.watch_activations(net, out)
+        for step in (1, 2, 3):
+            optimiser.zero_grad()
+            logits = net(images)
+            loss = functional.cross_entropy(logits, self.target, reduction=case.reduction)
+            loss.backward()
+            if step == 1:
+                for hook in watched:
+                    hook.remove()
+                out["logits"], out["loss"] = logits.detach(), loss.detach()
+                for name, parameter in net.named_parameters():
+                    if parameter.grad is not None:
+                        out[f"grad/{name}"] = parameter.grad.clone()
+                out.update({f"buffer/{name}": buffer.clone() for name, buffer in net.named_buffers()})
+            optimiser.step()
+            kept = {1: case.step1, 2: (), 3: case.step3}[step]
+            for name, parameter in net.named_parameters():
+                if name.startswith(kept):
+                    out[f"step{step}/{name}"] = parameter.detach().clone()
+        return out, margin
+
+    def watch_activations(self, net, out):
+        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, torchvision.models.resnet.BasicBlock)
+        hooks = []
+        for name, module in net.named_modules():
+            if isinstance(module, kinds) and name in self.case.activations:
+                def keep(_module, _inputs, output, name=name):
+                    out[f"activation/{name}"] = output.detach().clone()
+                hooks.append(module.register_forward_hook(keep))
+        return hooks
+
+
+def synthetic(case):
+    """The experiment that a case's seed gives."""
+    random = numpy.random.Generator(numpy.random.PCG64(case.seed))
+    net = network(case.arch, case.width, case.classes)
+    initialise(net, random)
+    if case.separated:
+        separate(net, random)
+    images = torch.from_numpy(random.standard_normal((case.batch, 3, *case.size), dtype=numpy.float32))
+    target = torch.from_numpy(random.integers(0, case.classes, case.batch, dtype=numpy.int64))
+    return Experiment(case, net.state_dict(), images, target)
+
+
+def from_pictures(case, weights, folder):
+    """Published weights on pictures: the first ones of each class folder in turn, by torchvision's test transform."""
+    transforms = torchvision.transforms
+    transform = transforms.Compose([
+        transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
+        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ])
+    pictures = torchvision.datasets.ImageFolder(folder, transform)
+    by_class = [[] for _ in pictures.classes]
+    for index, (_, label) in enumerate(pictures.samples):
+        by_class[label].append(index)
+    rounds = (group[i] for i in range(max(map(len, by_class))) for group in by_class if i < len(group))
+    chosen = [pictures[index] for _, index in zip(range(case.batch), rounds)]
+
+    state = load_file(weights)
+    width, classes = state["conv1.weight"].shape[0], case.classes or state["fc.weight"].shape[0]
+    if len(pictures.classes) > classes:
+        sys.exit(f"{folder} has {len(pictures.classes)} classes, but the head has {classes}: give --classes")
+    case = dataclasses.replace(case, width=width, classes=classes, batch=len(chosen))
+    net = network(case.arch, width, classes)
+    initialise(net, numpy.random.Generator(numpy.random.PCG64(case.seed)))
+    own = net.state_dict()
+    for name, tensor in state.items():
+        if name in own and (own[name].shape == tensor.shape or not belongs(name, ["fc"])):
+            own[name] = tensor.to(own[name].dtype)
+    return Experiment(case, own, torch.stack([image for image, _ in chosen]), torch.tensor([c for _, c in chosen]))
+
+
+def relative_noise(name, truth, attempts, state):
+    """How far PyTorch's float32 is from the truth. Steps are measured against the update, as it is far smaller than
+    the parameter; no float32 program gets nearer to an updated parameter than half a unit in its last place."""
+    is_step = name.startswith("step")
+    start = state[name.split("/", 1)[1]].double() if is_step else 0.0
+    scale = (truth - start).norm()
+    if scale == 0:
+        return torch.zeros(())
+    error = max((attempt[name].double() - truth).norm() for attempt in attempts)
+    if is_step:
+        spacing = numpy.spacing(numpy.abs(truth.float().numpy()))
+        error = max(error, torch.from_numpy(spacing).double().norm() / 2)
+    return (error / scale).float()
+
+
+def write(experiment, path, source):
+    case = experiment.case
+    truth, margin = experiment.run(torch.float64)
+    attempts = [experiment.run(torch.float32, layout)[0] for layout in (torch.contiguous_format, torch.channels_last)]
+    tensors = {"input": experiment.images, "target": experiment.target}
+    tensors.update({f"param/{name}": value for name, value in experiment.state.items()})
+    for name, value in truth.items():
+        if value.is_floating_point():
+            tensors[name] = value.float()
+            tensors[f"noise/{name}"] = relative_noise(name, value, attempts, experiment.state)
+        else:
+            tensors[name] = value
+    metadata = {
+        "format": "retune-reference-1", "arch": case.arch, "width": case.width, "num_classes": case.classes,
+        "loss_reduction": case.reduction, "lr": case.lr, "head_lr": case.head_lr, "weight_decay": case.weight_decay,
+        "momentum": case.momentum, "freeze": ",".join(case.freeze),
+        "freeze_batch_norm": str(case.freeze_batch_norm).lower(), "margin": f"{margin.smallest:.1e}",
+        "source": f"PyTorch {torch.__version__.split('+')[0]} float64, {source}",
+    }
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    # safetensors writes its metadata in no fixed order; the same case should give the same bytes.
+    save_sorted(tensors, path, {key: str(value) for key, value in metadata.items()})
+    noise = max((float(value), name) for name, value in tensors.items() if name.startswith("noise/"))
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB, margin {margin.relu:.1e} (ReLU) {margin.pool:.1e} (pool), "
+          f"loss {float(truth['loss']):.4f}, most noise {noise[0]:.1e} in {noise[1].removeprefix('noise/')}")
+
+
+def save_sorted(tensors, path, metadata):
+    """Writes a safetensors file whose header is the same whenever its contents are."""
+    save_file(tensors, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:8 + length])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length:])
+
+
+def search(case, seeds, least_margin):
+    """The best conditioned seed of those with a wide enough margin, and the seed with the widest margin: a network
+    whose gradients float32 can hardly tell makes loose limits, however wide its margin."""
+    widest, steadiest = (0.0, 0), (math.inf, 0, 0.0)
+    for seed in range(seeds):
+        experiment = synthetic(dataclasses.replace(case, seed=seed))
+        if experiment.first_margin() < least_margin:
+            continue
+        truth, margin = experiment.run(torch.float64)
+        widest = max(widest, (margin.smallest, seed))
+        if margin.smallest < least_margin:
+            continue
+        single = experiment.run(torch.float32)[0]
+        noise = [float(relative_noise(name, truth[name], [single], experiment.state))
+                 for name in truth if name.startswith("grad/")]
+        steadiest = min(steadiest, (max(noise), seed, margin.smallest))
+    print(f"{case.name}, {seeds} seeds: seed {steadiest[1]} has gradient noise {steadiest[0]:.1e} and margin "
+          f"{steadiest[2]:.1e}; seed {widest[1]} has margin {widest[0]:.1e}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="CASE", help="cases to make (all); with --weights: the output")
+    parser.add_argument("--search", type=int, metavar="N", help="try N seeds for each case, print the best")
+    parser.add_argument("--least-margin", type=float, default=5e-5, help="with --search: what a seed needs")
+    parser.add_argument("--full-width", type=pathlib.Path, metavar="OUT", help="write a full-size ResNet-18 case")
+    parser.add_argument("--weights", help="parameters from this safetensors file, with torchvision's names")
+    parser.add_argument("--images", help="with --weights: a folder of class folders of pictures")
+    parser.add_argument("--batch", type=int, default=4, help="with --weights: how many pictures")
+    parser.add_argument("--classes", type=int, help="with --weights: a fresh head of this size (keeps the file's)")
+    parser.add_argument("--freeze", default="", help="with --weights: frozen modules, comma-separated")
+    parser.add_argument("--freeze-batch-norm", action="store_true", help="with --freeze: they use running statistics")
+    arguments = parser.parse_args()
+
+    if arguments.weights:
+        if not arguments.images or len(arguments.names) != 1:
+            parser.error("--weights needs --images and one file to write")
+        case = dataclasses.replace(FULL_WIDTH, batch=arguments.batch, classes=arguments.classes, lr=5e-5,
+                                   head_lr=5e-4, freeze=tuple(filter(None, arguments.freeze.split(","))),
+                                   separated=False,
+                                   freeze_batch_norm=arguments.freeze_batch_norm)
+        experiment = from_pictures(case, arguments.weights, arguments.images)
+        write(experiment, pathlib.Path(arguments.names[0]), "given weights and pictures")
+        return
+    if not arguments.full_width:
+        # The number of threads changes the order of float32 sums, and with it the noise in the files.
+        torch.set_num_threads(1)
+    cases = [FULL_WIDTH] if arguments.full_width else CASES
+    if unknown := set(arguments.names) - {case.name for case in cases}:
+        parser.error(f"no case is called {', '.join(sorted(unknown))}; there are {', '.join(c.name for c in cases)}")
+    for case in cases:
+        if arguments.names and case.name not in arguments.names:
+            continue
+        if arguments.search:
+            search(case, arguments.search, arguments.least_margin)
+        else:
+            path = arguments.full_width or FIXTURES / f"{case.name}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(synthetic(case), path, f"seed {case.seed}")
+
+
+if __name__ == "__main__":
+    main()
