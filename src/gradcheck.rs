@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::device::{Device, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::Parameters;
-use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable};
+use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable, is_head};
 use crate::ops::LossReduction;
 use crate::optim::GroupSettings;
 use crate::train::load_state_dict_named;
@@ -49,23 +49,35 @@ pub struct GradcheckReport {
     pub worst: Option<Comparison>,
     /// In the order of the file's kinds; the worst last.
     pub tensors: Vec<Comparison>,
-    /// Tensors of the file that this program cannot compare, with the reason.
+    /// Tensors that could not be compared, with the reason.
     pub not_compared: Vec<String>,
+    /// Set when the file contradicts itself, which no program can satisfy.
+    pub contradiction: Option<String>,
 }
 
 /// Runs everything that the file has values for and compares.
 pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: f64) -> Result<GradcheckReport> {
     let reference = Reference::open(path)?;
-    let mut check = Check { reference: &reference, floor, comparisons: Vec::new(), not_compared: Vec::new() };
+    let (comparisons, not_compared, unmoved) = (Vec::new(), Vec::new(), Vec::new());
+    let mut check = Check { reference: &reference, floor, comparisons, not_compared, unmoved };
     check.run(device)?;
-    let Check { comparisons: mut tensors, not_compared, .. } = check;
+    let Check { comparisons: mut tensors, not_compared, unmoved, .. } = check;
     let excess = |comparison: &Comparison| match comparison.error / comparison.limit {
         excess if excess.is_nan() => f64::INFINITY,
         excess => excess,
     };
     tensors.sort_by(|a, b| excess(a).total_cmp(&excess(b)));
     let ok = tensors.iter().all(|comparison| comparison.ok);
-    Ok(GradcheckReport { ok, worst: tensors.last().cloned(), tensors, not_compared })
+    let contradiction = unmoved.first().map(|first| {
+        let count = unmoved.len();
+        format!(
+            "{}: {first} and {} other parameters did not move in the file's first step, though `freeze` names none of \
+             them and their learning rate is not zero; whatever made the file cut their gradients off",
+            path.display(),
+            count - 1
+        )
+    });
+    Ok(GradcheckReport { ok, worst: tensors.last().cloned(), tensors, not_compared, contradiction })
 }
 
 struct Check<'a> {
@@ -73,6 +85,8 @@ struct Check<'a> {
     floor: f64,
     comparisons: Vec<Comparison>,
     not_compared: Vec<String>,
+    /// Trainable parameters that the file's first step leaves as they were.
+    unmoved: Vec<String>,
 }
 
 impl Check<'_> {
@@ -197,6 +211,13 @@ impl Check<'_> {
             let shape = &self.reference.file().entry(&full_name)?.shape;
             let ours = to_torch(network.parameters().read(network.device(), name)?, shape);
             let before = self.reference.file().read_f32(&format!("param/{name}"))?;
+            let trains = network.parameters().gradient_of(name)?.is_some();
+            let moved = self.reference.file().read_f32(&full_name)? != before;
+            let rate = if is_head(name) { self.reference.head_learning_rate } else { self.reference.learning_rate };
+            let moves_here = ours != before;
+            if prefix == "step1/" && trains && !moved && moves_here && rate > 0.0 {
+                self.unmoved.push(full_name.clone());
+            }
             self.compare(&full_name, &ours, Some(Truth::UpdateOf(before)))?;
         }
         Ok(())

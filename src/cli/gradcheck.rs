@@ -48,5 +48,8 @@ pub fn run(global: &GlobalArguments, arguments: &GradcheckArguments) -> Result<E
             report.not_compared.iter().for_each(|reason| eprintln!("not compared: {reason}"));
         }
     }
+    if let Some(contradiction) = &report.contradiction {
+        super::warn(&format!("the file contradicts itself: {contradiction}"));
+    }
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
