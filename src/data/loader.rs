@@ -455,3 +455,49 @@ fn assemble<J: Job>(job: &J, shared: &Shared, order: &[usize], samples: Vec<Opti
     }
     Ok(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::image_folder::Sample;
+    use super::*;
+
+    /// Panics on one sample.
+    struct PanickingJob {
+        dataset: ImageFolder,
+        options: LoaderOptions,
+        fatal: usize,
+    }
+
+    impl Job for PanickingJob {
+        type Scratch = ();
+
+        fn dataset(&self) -> &ImageFolder {
+            &self.dataset
+        }
+
+        fn options(&self) -> &LoaderOptions {
+            &self.options
+        }
+
+        fn prepare(&self, _: &mut (), index: usize, _: &mut [u8]) -> Result<()> {
+            assert_ne!(index, self.fatal, "on purpose");
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_worker_is_an_error() {
+        for workers in [1, 4] {
+            let samples = (0..20).map(|n| Sample { path: format!("{n}.jpg").into(), class: 0 }).collect();
+            let dataset = ImageFolder { root: "".into(), classes: vec!["only".into()], samples };
+            let mode = Mode::Evaluate;
+            let options = LoaderOptions { batch_size: 3, image_size: 2, mode, workers, strict: false };
+            let order = (0..20).collect();
+            let mut epoch = Epoch::start(PanickingJob { dataset, options, fatal: 7 }, order, 0, Arc::default());
+            // Batches that were complete before the panic may still come.
+            let error = epoch.find_map(Result::err).expect("an error");
+            assert_eq!(error.message(), "a data worker failed on 7.jpg");
+            assert!(epoch.next().is_none());
+        }
+    }
+}

@@ -181,6 +181,12 @@ impl Transformer {
         output: &mut [u8],
     ) -> Result<()> {
         require_length(output, image_size, image_size)?;
+        if shorter_side == 0 || image.width == 0 || image.height == 0 {
+            return Err(Error::new(format!(
+                "cannot scale {} x {} pixels to a shorter side of {shorter_side}",
+                image.width, image.height
+            )));
+        }
         let (width, height) = resized_size(image.width, image.height, shorter_side);
         let (across, down) = (CenterCrop::new(width, image_size), CenterCrop::new(height, image_size));
         // Only the pixels that the crop keeps are computed.

@@ -3,7 +3,8 @@
 //! Both pairs are the same permutation, so one pair of functions serves convolution weights and activations. Tensors
 //! that are not 4-D (linear weights `[outputs, inputs]`, batch norm, biases) are alike in both layouts.
 
-/// Torch's order to ours. `shape` is torch's, `[outputs, inputs, height, width]` or `[images, channels, height, width]`.
+/// Torch's order to ours. `shape` is torch's: `[outputs, inputs, height, width]`, or `[images, channels, height,
+/// width]`.
 ///
 /// # Panics
 /// When `values` has not as many elements as `shape` tells.

@@ -108,6 +108,8 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
     let known: HashSet<&str> = expected.iter().map(|key| key.name.as_str()).collect();
     let accounted = |key: &NamedShape| known.contains(key.name.as_str()) || (replaced && in_head(&key));
     report.unexpected = file.entries().iter().map(bare).filter(|key| !accounted(key)).collect();
+    // Files put counters first; a convolution's name tells a reader more.
+    report.unexpected.sort_by_key(|key| key.name.ends_with(COUNTER));
     report
 }
 

@@ -209,6 +209,12 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     };
     let claimed = u64::from_le_bytes(*length);
     let Some(text) = usize::try_from(claimed).ok().and_then(|claimed| rest.get(..claimed)) else {
+        if rest.first() == Some(&b'{') {
+            return Err(Error::new(format!(
+                "{shown} is truncated: its header is of {claimed} bytes, the file has {file_bytes}"
+            ))
+            .hint("download or copy it again"));
+        }
         return Err(no_safetensors(format!(
             "its first bytes tell of a header of {claimed} bytes, it has {}",
             rest.len()

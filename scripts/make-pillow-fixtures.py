@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Draws the pictures of tests/fixtures/pillow and lets Pillow and torchvision say what becomes of them.
+
+Needs pillow, numpy, torch and torchvision. Run it from anywhere; it rewrites the folder.
+"""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional
+
+HERE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "pillow"
+
+
+def draw(width, height):
+    """Waves, edges and a little texture: smooth and sharp parts, every channel different."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    channels = []
+    for index in range(3):
+        wave = 90 * np.sin(x / (5 + 3 * index) + y / 17) + 40 * np.cos(y / (3 + index))
+        box = 110 * (((x // (7 + index)) + (y // 11)) % 2)
+        channels.append(np.clip(70 + wave + box, 0, 255))
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def write_png_16(path, array):
+    """A 16-bit RGB PNG, which Pillow reads but does not write. `array` is [height, width, 3] uint16."""
+    height, width, _ = array.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    )
+
+
+def save(image, name):
+    image.save(HERE / name, optimize=True)
+    return name
+
+
+def source_pictures():
+    sizes = [(97, 61), (13, 9), (240, 160), (1, 1), (50, 301), (2, 3)]
+    for width, height in sizes:
+        save(draw(width, height), f"drawn-{width}x{height}.png")
+    tile = np.asarray(draw(400, 10))
+    save(Image.fromarray(np.tile(tile, (1, 50, 1))), "drawn-20000x10.png")
+    save(Image.fromarray(np.tile(tile, (1, 50, 1)).transpose(1, 0, 2)), "drawn-10x20000.png")
+    return [f"drawn-{width}x{height}.png" for width, height in [*sizes, (20000, 10), (10, 20000)]]
+
+
+def resized_crops():
+    """(input, top, left, height, width, new width, new height)"""
+    cases = [
+        ("drawn-97x61.png", 0, 0, 61, 97, 33, 31),
+        ("drawn-97x61.png", 0, 0, 61, 97, 97, 61),
+        ("drawn-97x61.png", 0, 0, 61, 97, 97, 20),
+        ("drawn-97x61.png", 0, 0, 61, 97, 40, 61),
+        ("drawn-97x61.png", 7, 11, 43, 51, 64, 64),
+        ("drawn-97x61.png", 60, 96, 1, 1, 8, 8),
+        ("drawn-97x61.png", 0, 90, 61, 7, 21, 19),
+        ("drawn-13x9.png", 0, 0, 9, 13, 64, 48),
+        ("drawn-13x9.png", 2, 3, 5, 7, 47, 53),
+        ("drawn-240x160.png", 0, 0, 160, 240, 64, 64),
+        ("drawn-240x160.png", 23, 57, 130, 171, 56, 56),
+        ("drawn-240x160.png", 3, 5, 150, 230, 1, 1),
+        ("drawn-1x1.png", 0, 0, 1, 1, 16, 16),
+        ("drawn-2x3.png", 0, 0, 3, 2, 17, 5),
+        ("drawn-50x301.png", 10, 0, 290, 50, 48, 48),
+        ("drawn-20000x10.png", 0, 0, 10, 20000, 32, 32),
+        ("drawn-20000x10.png", 0, 12345, 10, 13, 32, 32),
+        ("drawn-10x20000.png", 0, 0, 20000, 10, 32, 32),
+    ]
+    for number, (name, top, left, height, width, new_width, new_height) in enumerate(cases):
+        image = Image.open(HERE / name).convert("RGB")
+        resized = functional.resized_crop(image, top, left, height, width, [new_height, new_width])
+        yield {
+            "input": name,
+            "crop": [top, left, height, width],
+            "size": [new_width, new_height],
+            "expected": save(resized, f"resized-{number:02}.png"),
+        }
+
+
+def test_transforms(names):
+    cases = [(name, round(32 * 256 / 224), 32) for name in names]
+    cases += [("drawn-97x61.png", 80, 70), ("drawn-97x61.png", 61, 55), ("drawn-240x160.png", 230, 201)]
+    cases += [("drawn-97x61.png", 20, 32), ("drawn-13x9.png", 11, 16), ("drawn-50x301.png", 21, 32)]
+    for number, (name, shorter_side, image_size) in enumerate(cases):
+        image = Image.open(HERE / name).convert("RGB")
+        pipeline = transforms.Compose([transforms.Resize(shorter_side), transforms.CenterCrop(image_size)])
+        yield {
+            "input": name,
+            "shorter_side": shorter_side,
+            "image_size": image_size,
+            "expected": save(pipeline(image), f"tested-{number:02}.png"),
+        }
+
+
+def decoded():
+    """Files of every kind. `tolerance` is in levels of 255: decoders of lossy formats differ by a few."""
+    image = draw(41, 27)
+    alpha = image.convert("L").resize(image.size)
+    rgba = image.copy()
+    rgba.putalpha(alpha)
+    grey_alpha = image.convert("L")
+    grey_alpha.putalpha(alpha)
+    palette = image.quantize(13)
+    transparent = palette.copy()
+    transparent.info["transparency"] = 3
+    ramp = (np.arange(41 * 27, dtype=np.uint32).reshape(27, 41) * 59 % 65536).astype(np.uint16)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+
+    files = [
+        ("grey.png", image.convert("L"), {}, 0),
+        ("one-bit.png", image.convert("1"), {}, 0),
+        ("palette.png", palette, {}, 0),
+        ("palette-2-bit.png", image.quantize(4), {"bits": 2}, 0),
+        ("palette-transparent.png", transparent, {"transparency": 3}, 0),
+        ("rgba.png", rgba, {}, 0),
+        ("grey-alpha.png", grey_alpha, {}, 0),
+        ("picture.bmp", image, {}, 0),
+        ("palette.bmp", palette, {}, 0),
+        ("picture.ppm", image, {}, 0),
+        ("grey.pgm", image.convert("L"), {}, 0),
+        ("picture.tif", image, {"compression": "tiff_lzw"}, 0),
+        ("grey.tiff", image.convert("L"), {}, 0),
+        ("lossless.webp", image, {"lossless": True}, 0),
+        ("lossless-alpha.webp", rgba, {"lossless": True, "exact": True}, 0),
+        ("lossy.webp", image, {"quality": 80}, 2),
+        ("picture.jpg", image, {"quality": 85}, 4),
+        ("full-colour.jpeg", image, {"quality": 90, "subsampling": 0}, 4),
+        ("progressive.jpg", image, {"quality": 85, "progressive": True}, 4),
+        ("grey.jpg", image.convert("L"), {"quality": 85}, 3),
+        ("cmyk.jpg", image.convert("CMYK"), {"quality": 85}, 4),
+        ("turned.jpg", image, {"quality": 85, "exif": turned}, 4),
+        ("restart-markers.jpg", image, {"quality": 85, "restart_marker_blocks": 2}, 4),
+    ]
+    for name, picture, options, tolerance in files:
+        picture.save(HERE / name, **options)
+        expected = save(Image.open(HERE / name).convert("RGB"), f"decoded-{name.replace('.', '-')}.png")
+        yield {"input": name, "expected": expected, "tolerance": tolerance}
+
+    write_png_16(HERE / "rgb-16-bit.png", np.stack([ramp, ramp[::-1], 65535 - ramp], axis=-1))
+    expected = save(Image.open(HERE / "rgb-16-bit.png").convert("RGB"), "decoded-rgb-16-bit.png")
+    yield {"input": "rgb-16-bit.png", "expected": expected, "tolerance": 0}
+
+    # Pillow clips 16-bit grey to white at 256; we keep the high byte, as Pillow itself does for 16-bit RGB.
+    high_bytes = save(Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB"), "decoded-grey-16-bit.png")
+    for name in ("grey-16-bit.png", "grey-16-bit.tif"):
+        Image.fromarray(ramp).save(HERE / name)
+        yield {"input": name, "expected": high_bytes, "tolerance": 0}
+
+
+def resized_sizes():
+    generator = np.random.default_rng(7)
+    sizes = [(int(w), int(h), int(s)) for w, h, s in generator.integers(1, 2000, (400, 3))]
+    sizes += [(500, 375, 256), (375, 500, 256), (256, 256, 256), (1, 7, 256), (3, 3, 1), (20000, 10, 37)]
+    for width, height, shorter_side in sizes:
+        new_height, new_width = functional._compute_resized_output_size((height, width), [shorter_side])
+        yield [width, height, shorter_side, new_width, new_height]
+
+
+
+def of_size(width, height):
+    return torch.empty(1).expand(3, height, width)
+
+
+def crop_fallbacks():
+    generator = np.random.default_rng(8)
+    sizes = [(int(w), int(h)) for w, h in generator.integers(1, 1000, (300, 2))]
+    sizes += [(1, 1), (1, 100), (100, 1), (3, 4), (4, 3), (5, 4), (2, 3), (20000, 10), (300, 400), (401, 300)]
+    for width, height in sizes:
+        # A hundred times the area never fits, so that all ten tries fail.
+        top, left, crop_height, crop_width = transforms.RandomResizedCrop.get_params(
+            of_size(width, height), scale=[100, 100], ratio=[3 / 4, 4 / 3]
+        )
+        yield [width, height, top, left, crop_height, crop_width]
+
+
+def crop_means():
+    """Means of top, left, height, width over many draws, and their standard errors."""
+    torch.manual_seed(9)
+    for width, height in [(500, 375), (100, 400), (900, 90), (8, 6)]:
+        draws = np.array(
+            [
+                transforms.RandomResizedCrop.get_params(
+                    of_size(width, height), scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]
+                )
+                for _ in range(20000)
+            ]
+        )
+        yield {
+            "size": [width, height],
+            "mean": draws.mean(axis=0).tolist(),
+            "deviation": draws.std(axis=0).tolist(),
+            "draws": len(draws),
+        }
+
+
+def normalized_levels():
+    """Every level in every channel, as ToTensor and Normalize give it: [256, 3] float32."""
+    levels = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
+    normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    tensor = normalize(transforms.ToTensor()(levels))
+    (HERE / "normalized-levels.f32").write_bytes(tensor[:, 0, :].T.contiguous().numpy().astype("<f4").tobytes())
+
+
+def main():
+    HERE.mkdir(parents=True, exist_ok=True)
+    for old in HERE.iterdir():
+        old.unlink()
+    names = source_pictures()
+    normalized_levels()
+    manifest = {
+        "source": f"Pillow {PIL.__version__}, torchvision {torchvision.__version__.split('+')[0]}",
+        "resized_crops": list(resized_crops()),
+        "test_transforms": list(test_transforms(names)),
+        "decoded": list(decoded()),
+        "resized_sizes": list(resized_sizes()),
+        "crop_fallbacks": list(crop_fallbacks()),
+        "crop_means": list(crop_means()),
+    }
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+    (HERE / "manifest.json").write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

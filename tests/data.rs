@@ -1,0 +1,736 @@
+//! The data part against Pillow and torchvision (fixtures by `scripts/make-pillow-fixtures.py`), and against misuse.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use retune::data::image_folder::EXTENSIONS;
+use retune::data::random::{Purpose, RandomStream};
+use retune::data::transform::{central_crop, normalize, resized_size, sample_random_resized_crop, test_shorter_side};
+use retune::data::{
+    Augmentation, Batch, CropBox, Decoder, ImageFolder, Loader, LoaderOptions, Mode, RgbImage, Transformer,
+    decode_file, epoch_order, open_dataset,
+};
+use serde_json::Value;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pillow").join(name)
+}
+
+fn manifest(key: &str) -> Vec<Value> {
+    let text = fs::read_to_string(fixture("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&text).unwrap();
+    manifest[key].as_array().unwrap().clone()
+}
+
+fn picture(value: &Value) -> RgbImage {
+    decode_file(fixture(value.as_str().unwrap())).unwrap()
+}
+
+fn integers<const N: usize>(value: &Value) -> [u32; N] {
+    std::array::from_fn(|i| value[i].as_u64().unwrap() as u32)
+}
+
+fn worst_difference(ours: &[u8], theirs: &[u8]) -> u8 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+/// Pictures that only this test makes: every pixel tells its place.
+fn drawn(width: u32, height: u32) -> RgbImage {
+    let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x ^ y) as u8])).collect();
+    RgbImage { width, height, pixels }
+}
+
+mod decoding {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_file_decodes_as_pillow_decodes_it() {
+        for case in manifest("decoded") {
+            let (ours, theirs) = (picture(&case["input"]), picture(&case["expected"]));
+            assert_eq!((ours.width, ours.height), (theirs.width, theirs.height), "{case}");
+            let worst = worst_difference(&ours.pixels, &theirs.pixels);
+            println!("{}: {worst}", case["input"]);
+            assert!(u64::from(worst) <= case["tolerance"].as_u64().unwrap(), "{case}: {worst} levels off");
+        }
+    }
+
+    fn reason(name: &str, bytes: &[u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        let message = decode_file(&path).unwrap_err().to_string();
+        assert!(!message.contains('\n'), "{message}");
+        message.strip_prefix(&format!("cannot decode {}: ", path.display())).expect(&message).to_owned()
+    }
+
+    #[test]
+    fn broken_files_are_errors_of_one_line() {
+        assert_eq!(reason("empty.jpg", b""), "the file is empty");
+        assert_eq!(
+            reason("page.jpg", b"<!DOCTYPE html>\n<html>"),
+            r#"expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "<!DOCTYPE html>\n""#
+        );
+        assert_eq!(
+            reason("moving.jpg", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;"),
+            "GIF is not supported; expected JPEG, PNG, PNM, BMP, TIFF or WebP"
+        );
+        assert_eq!(
+            reason("huge.ppm", b"P6 60000 60000 255\n"),
+            "it has 60000 x 60000 pixels; at most 178956970 are accepted"
+        );
+        let missing = decode_file("no/such/picture.jpg").unwrap_err().to_string();
+        assert_eq!(missing, "cannot decode no/such/picture.jpg: No such file or directory (os error 2)");
+        let folder = decode_file(fixture("")).unwrap_err().to_string();
+        assert!(folder.ends_with("it is not a file"), "{folder}");
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        // The last bytes of some formats are padding, or hold nothing but checks that Pillow skips too.
+        for (name, needless) in [
+            ("picture.jpg", 0),
+            ("progressive.jpg", 0),
+            ("restart-markers.jpg", 0),
+            ("cmyk.jpg", 0),
+            ("turned.jpg", 0),
+            ("rgba.png", 16),
+            ("picture.ppm", 0),
+            ("picture.bmp", 4),
+            ("lossless.webp", 8),
+        ] {
+            let whole = fs::read(fixture(name)).unwrap();
+            for length in 0..whole.len() - needless {
+                let result = Decoder::default().decode_bytes(&whole[..length], &mut RgbImage::default());
+                assert!(result.is_err(), "{name} cut to {length} of {} bytes", whole.len());
+            }
+        }
+        let whole = fs::read(fixture("picture.jpg")).unwrap();
+        assert_eq!(reason("cut.jpg", &whole[..whole.len() - 9]), "truncated JPEG: the data end before the end marker");
+    }
+
+    #[test]
+    fn what_follows_the_end_of_a_jpeg_is_ignored() {
+        let mut bytes = fs::read(fixture("picture.jpg")).unwrap();
+        bytes.extend_from_slice(b"\xFF\xD8 a thumbnail, or a film");
+        let mut image = RgbImage::default();
+        Decoder::default().decode_bytes(&bytes, &mut image).unwrap();
+        assert_eq!(image, decode_file(fixture("picture.jpg")).unwrap());
+    }
+
+    #[test]
+    fn damaged_bytes_never_panic() {
+        let mut random = RandomStream::new(1, Purpose::Split, 0, 0);
+        let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());
+        for case in manifest("decoded") {
+            let whole = fs::read(fixture(case["input"].as_str().unwrap())).unwrap();
+            for _ in 0..rounds() {
+                let mut bytes = whole.clone();
+                for _ in 0..1 + random.below(4) {
+                    let place = random.below(bytes.len() as u64) as usize;
+                    bytes[place] = random.below(256) as u8;
+                }
+                if random.below(4) == 0 {
+                    bytes.truncate(random.below(bytes.len() as u64 + 1) as usize);
+                }
+                if decoder.decode_bytes(&bytes, &mut image).is_ok() {
+                    assert_eq!(image.pixels.len(), image.width as usize * image.height as usize * 3);
+                }
+            }
+        }
+    }
+
+    /// More when looking for trouble: `RETUNE_FUZZ_ROUNDS=100000 cargo test --release damaged`.
+    fn rounds() -> u32 {
+        std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|value| value.parse().ok()).unwrap_or(200)
+    }
+}
+
+mod transforming {
+    use super::*;
+
+    #[test]
+    fn crops_resize_as_pillow_resizes_them() {
+        let mut transformer = Transformer::default();
+        for case in manifest("resized_crops") {
+            let (source, expected) = (picture(&case["input"]), picture(&case["expected"]));
+            let [top, left, height, width] = integers(&case["crop"]);
+            let [new_width, new_height] = integers(&case["size"]);
+            let mut ours = vec![7; expected.pixels.len()];
+            let crop = CropBox { top, left, height, width };
+            transformer.resized_crop(&source, crop, new_width, new_height, &mut ours).unwrap();
+            let worst = worst_difference(&ours, &expected.pixels);
+            assert!(worst <= 1, "{case}: {worst} levels off");
+        }
+    }
+
+    #[test]
+    fn the_test_transform_is_that_of_torchvision() {
+        let mut transformer = Transformer::default();
+        for case in manifest("test_transforms") {
+            let (source, expected) = (picture(&case["input"]), picture(&case["expected"]));
+            let shorter_side = case["shorter_side"].as_u64().unwrap() as u32;
+            let image_size = case["image_size"].as_u64().unwrap() as u32;
+            let mut ours = vec![7; expected.pixels.len()];
+            transformer.resize_shorter_side_and_center_crop(&source, shorter_side, image_size, &mut ours).unwrap();
+            let worst = worst_difference(&ours, &expected.pixels);
+            assert!(worst <= 1, "{case}: {worst} levels off");
+        }
+    }
+
+    #[test]
+    fn the_test_transform_scales_by_256_to_224() {
+        assert_eq!([224, 32, 64, 1, 7].map(test_shorter_side), [256, 37, 73, 1, 8]);
+        let source = drawn(90, 70);
+        let (mut ours, mut same) = (vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]);
+        let mut transformer = Transformer::default();
+        transformer.resize_and_center_crop(&source, 32, &mut ours).unwrap();
+        transformer.resize_shorter_side_and_center_crop(&source, 37, 32, &mut same).unwrap();
+        assert_eq!(ours, same);
+    }
+
+    #[test]
+    fn resized_sizes_are_those_of_torchvision() {
+        for case in manifest("resized_sizes") {
+            let [width, height, shorter_side, new_width, new_height] = integers(&case);
+            assert_eq!(resized_size(width, height, shorter_side), (new_width, new_height), "{case}");
+        }
+    }
+
+    #[test]
+    fn the_fallback_crop_is_that_of_torchvision() {
+        for case in manifest("crop_fallbacks") {
+            let [picture_width, picture_height, top, left, height, width] = integers(&case);
+            assert_eq!(central_crop(picture_width, picture_height), CropBox { top, left, height, width }, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_ribbon_always_falls_back() {
+        for index in 0..100 {
+            let crop = Augmentation::sample(0, 0, index, 20000, 10).crop;
+            assert_eq!(crop, CropBox { top: 0, left: 9993, height: 10, width: 13 });
+        }
+    }
+
+    #[test]
+    fn crops_are_distributed_as_those_of_torchvision() {
+        for case in manifest("crop_means") {
+            let [width, height] = integers(&case["size"]);
+            let draws = 100_000;
+            let mut random = RandomStream::new(3, Purpose::Augmentation, 0, 0);
+            let mut sums = [[0.0; 4]; 2];
+            for _ in 0..draws {
+                let crop = sample_random_resized_crop(&mut random, width, height);
+                let values = [crop.top, crop.left, crop.height, crop.width].map(f64::from);
+                for (i, value) in values.into_iter().enumerate() {
+                    sums[0][i] += value;
+                    sums[1][i] += value * value;
+                }
+            }
+            for i in 0..4 {
+                let mean = sums[0][i] / f64::from(draws);
+                let deviation = (sums[1][i] / f64::from(draws) - mean * mean).max(0.0).sqrt();
+                let theirs = case["mean"][i].as_f64().unwrap();
+                let their_deviation = case["deviation"][i].as_f64().unwrap();
+                let standard_error = their_deviation / case["draws"].as_f64().unwrap().sqrt();
+                assert!((mean - theirs).abs() <= 4.0 * standard_error + 1e-9, "{case}: mean {i} is {mean}");
+                assert!(
+                    (deviation - their_deviation).abs() <= 0.03 * their_deviation + 1e-3,
+                    "{case}: {i} {deviation}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn crops_lie_inside_and_keep_their_bounds(width in 1u32..3000, height in 1u32..3000, seed: u64) {
+            let crop = Augmentation::sample(seed, 1, 2, width, height).crop;
+            prop_assert!(crop.width >= 1 && crop.left + crop.width <= width);
+            prop_assert!(crop.height >= 1 && crop.top + crop.height <= height);
+            if crop != central_crop(width, height) {
+                // Each side was rounded by half a pixel at most.
+                let (w, h) = (f64::from(crop.width), f64::from(crop.height));
+                let area = f64::from(width) * f64::from(height);
+                prop_assert!((w + 0.5) * (h + 0.5) >= 0.08 * area);
+                prop_assert!((w + 0.5) / (h - 0.5) >= 0.75 && (w - 0.5) / (h + 0.5) <= 4.0 / 3.0);
+            }
+        }
+
+        #[test]
+        fn any_crop_scales_to_any_size(
+            width in 1u32..60, height in 1u32..60, size in 1u32..40, shorter_side in 1u32..40, seed: u64
+        ) {
+            let source = drawn(width, height);
+            let mut transformer = Transformer::default();
+            let mut output = vec![0; size as usize * size as usize * 3];
+            let augmentation = Augmentation::sample(seed, 0, 0, width, height);
+            prop_assert!(transformer.augment(&source, &augmentation, size, &mut output).is_ok());
+            let tested = transformer.resize_shorter_side_and_center_crop(&source, shorter_side, size, &mut output);
+            prop_assert!(tested.is_ok());
+        }
+    }
+
+    #[test]
+    fn augmentations_are_independent_and_half_of_them_flip() {
+        let all: Vec<Augmentation> = (0..4000).map(|index| Augmentation::sample(5, 0, index, 400, 300)).collect();
+        let flips = all.iter().filter(|augmentation| augmentation.flip).count();
+        assert!((1800..2200).contains(&flips), "{flips}");
+        assert_eq!(all[17], Augmentation::sample(5, 0, 17, 400, 300));
+        assert_ne!(all[17].crop, Augmentation::sample(5, 1, 17, 400, 300).crop);
+        assert_ne!(all[17].crop, Augmentation::sample(6, 0, 17, 400, 300).crop);
+        assert_ne!(all[17].crop, all[18].crop);
+    }
+
+    #[test]
+    fn a_flip_exchanges_left_and_right() {
+        let source = drawn(5, 4);
+        let whole = CropBox { top: 0, left: 0, height: 4, width: 4 };
+        let (mut straight, mut flipped) = (vec![0; 48], vec![0; 48]);
+        let mut transformer = Transformer::default();
+        transformer.augment(&source, &Augmentation { crop: whole, flip: false }, 4, &mut straight).unwrap();
+        transformer.augment(&source, &Augmentation { crop: whole, flip: true }, 4, &mut flipped).unwrap();
+        for y in 0..4 {
+            for x in 0..4 {
+                let (a, b) = ((y * 4 + x) * 3, (y * 4 + 3 - x) * 3);
+                assert_eq!(straight[a..a + 3], flipped[b..b + 3]);
+            }
+        }
+        assert_eq!(straight[3..6], [1, 0, 1]);
+    }
+
+    #[test]
+    fn normalisation_gives_the_floats_of_pytorch() {
+        let levels: Vec<u8> = (0..=255).flat_map(|level| [level; 3]).collect();
+        let mut ours = vec![0.0; 768];
+        normalize(&levels, &mut ours).unwrap();
+        let theirs = fs::read(fixture("normalized-levels.f32")).unwrap();
+        let theirs: Vec<f32> = theirs.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn misuse_is_an_error() {
+        let source = drawn(5, 4);
+        let mut transformer = Transformer::default();
+        let outside = CropBox { top: 1, left: 0, height: 4, width: 5 };
+        assert!(transformer.resized_crop(&source, outside, 2, 2, &mut [0; 12]).is_err());
+        let overflowing = CropBox { top: u32::MAX, left: u32::MAX, height: 2, width: 2 };
+        assert!(transformer.resized_crop(&source, overflowing, 2, 2, &mut [0; 12]).is_err());
+        assert!(transformer.resize_and_center_crop(&source, 2, &mut [0; 11]).is_err());
+        assert!(transformer.resize_and_center_crop(&source, 0, &mut []).is_err());
+        assert!(transformer.resize_shorter_side_and_center_crop(&source, 0, 2, &mut [0; 12]).is_err());
+        assert!(transformer.resize_and_center_crop(&RgbImage::default(), 2, &mut [0; 12]).is_err());
+        assert!(normalize(&[0; 6], &mut [0.0; 3]).is_err());
+    }
+}
+
+mod random_streams {
+    use super::*;
+
+    /// Written down once: a seed must mean the same after every update.
+    #[test]
+    fn numbers_stay_the_same() {
+        let mut random = RandomStream::new(42, Purpose::Order, 7, 0);
+        let numbers: Vec<u64> = (0..4).map(|_| random.below(1_000_000)).collect();
+        let unit = random.unit();
+        assert_eq!(
+            (numbers, unit, epoch_order(8, Mode::Train { seed: 1 }, 0)),
+            (NUMBERS.to_vec(), UNIT, ORDER.to_vec())
+        );
+    }
+
+    const NUMBERS: [u64; 4] = [408739, 493274, 714333, 490199];
+    const UNIT: f64 = 0.03691139618240202;
+    const ORDER: [usize; 8] = [4, 6, 0, 3, 7, 2, 5, 1];
+
+    #[test]
+    fn integers_are_uniform() {
+        let mut random = RandomStream::new(0, Purpose::Split, 0, 0);
+        let mut counts = [0u32; 5];
+        for _ in 0..50_000 {
+            counts[random.below(5) as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (9600..10400).contains(count)), "{counts:?}");
+        assert_eq!(random.below(0), 0);
+        assert_eq!(random.below(1), 0);
+    }
+}
+
+/// A folder of small pictures: `(path, what to write)`; pictures get different pixels.
+fn folder_of(files: &[&str]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (number, file) in files.iter().enumerate() {
+        let path = root.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut ppm = b"P6 24 20 255\n".to_vec();
+        ppm.extend(drawn(24, 20).pixels.iter().map(|byte| byte.wrapping_mul(9).wrapping_add(31 * number as u8)));
+        fs::write(path, ppm).unwrap();
+    }
+    root
+}
+
+fn names(folder: &ImageFolder) -> Vec<String> {
+    let name = |path: &Path| path.strip_prefix(&folder.root).unwrap().to_str().unwrap().to_owned();
+    folder.samples.iter().map(|sample| name(&sample.path)).collect()
+}
+
+mod folders {
+    use super::*;
+
+    #[test]
+    fn pictures_are_found_in_the_order_of_torchvision() {
+        let root = folder_of(&[
+            "b/2.jpg",
+            "b/10.JPG",
+            "b/notes.txt",
+            "b/a/z.png",
+            "b/a-b/y.Png",
+            "b/a/deep/er/x.webp",
+            "b/noextension",
+            "a/1.tiff",
+            "a/.ppm",
+            "a/._1.pgm",
+            "Z/1.bmp",
+            "Z/2.jpeg",
+            "Z/3.tif",
+            "loose.jpg",
+        ]);
+        let folder = ImageFolder::open(root.path()).unwrap();
+        assert_eq!(folder.classes, ["Z", "a", "b"]);
+        assert_eq!(
+            names(&folder),
+            [
+                "Z/1.bmp",
+                "Z/2.jpeg",
+                "Z/3.tif",
+                "a/._1.pgm",
+                "a/.ppm",
+                "a/1.tiff",
+                "b/10.JPG",
+                "b/2.jpg",
+                "b/a/z.png",
+                "b/a-b/y.Png",
+                "b/a/deep/er/x.webp",
+            ]
+        );
+        assert_eq!(folder.class_counts(), [3, 3, 5]);
+        assert_eq!((folder.len(), folder.is_empty()), (11, false));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_but_not_in_circles() {
+        use std::os::unix::fs::symlink;
+        let root = folder_of(&["a/1.jpg", "b/2.jpg", "b/in/3.jpg"]);
+        let elsewhere = folder_of(&["more/4.jpg"]);
+        symlink(elsewhere.path().join("more"), root.path().join("a/link")).unwrap();
+        symlink(root.path(), root.path().join("b/in/top")).unwrap();
+        symlink("..", root.path().join("b/in/up")).unwrap();
+        symlink(".", root.path().join("b/in/self")).unwrap();
+        symlink("nowhere", root.path().join("b/broken")).unwrap();
+        symlink("b", root.path().join("c")).unwrap();
+        let folder = ImageFolder::open(root.path()).unwrap();
+        assert_eq!(folder.classes, ["a", "b", "c"]);
+        let found = names(&folder);
+        assert!(found.contains(&"a/link/4.jpg".to_owned()));
+        assert_eq!(found.iter().filter(|name| name.starts_with("b/") && name.ends_with("/2.jpg")).count(), 1);
+        assert!(found.contains(&"c/2.jpg".to_owned()));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_that_are_not_unicode_work() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = folder_of(&["a/1.ppm"]);
+        let odd = root.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        fs::create_dir(&odd).unwrap();
+        fs::copy(root.path().join("a/1.ppm"), odd.join(std::ffi::OsStr::from_bytes(b"\xff\xfe.PPM"))).unwrap();
+        let folder = ImageFolder::open(root.path()).unwrap();
+        assert_eq!(folder.classes, ["a", "caf\u{fffd}"]);
+        assert_eq!(folder.len(), 2);
+        assert_eq!(decode_file(&folder.samples[1].path).unwrap().width, 24);
+        let twin = root.path().join(std::ffi::OsStr::from_bytes(b"caf\xe8"));
+        fs::create_dir(twin).unwrap();
+        let message = ImageFolder::open(root.path()).unwrap_err().to_string();
+        assert!(message.ends_with("read the same\nhint: rename one of them"), "{message}");
+    }
+
+    /// The message, with the folder's own path shown as `DATA`.
+    fn message<T: std::fmt::Debug>(root: &Path, result: retune::Result<T>) -> String {
+        result.unwrap_err().to_string().replace(root.to_str().unwrap(), "DATA")
+    }
+
+    #[test]
+    fn bad_folders_are_clear_errors() {
+        let root = folder_of(&["one/1.jpg", "file"]);
+        let path = root.path();
+        assert_eq!(
+            message(path, ImageFolder::open(path.join("missing"))),
+            "there is no folder DATA/missing\nhint: check the spelling of the path"
+        );
+        assert_eq!(
+            message(path, ImageFolder::open(path.join("file"))),
+            "DATA/file is a file; expected a folder of class folders"
+        );
+        assert_eq!(
+            message(path, ImageFolder::open(path.join("one"))),
+            "DATA/one holds no folders; expected one for each class\n\
+             hint: put the pictures of each class into a folder that has the name of the class"
+        );
+        assert_eq!(
+            message(path, ImageFolder::open(path).unwrap().require_two_classes()),
+            "DATA has only one class folder, one; a classifier needs at least two\n\
+             hint: add a folder of pictures that are something else"
+        );
+        fs::create_dir_all(path.join("empty/inner")).unwrap();
+        assert_eq!(
+            message(path, ImageFolder::open(path)),
+            format!(
+                "the class folder DATA/empty holds no picture; the extensions accepted are {}\n\
+                 hint: put pictures into the folder, or remove it",
+                EXTENSIONS.join(" ")
+            )
+        );
+    }
+
+    #[test]
+    fn train_and_test_folders_share_their_classes() {
+        for test_name in ["test", "val"] {
+            let root = folder_of(&["train/b/1.jpg", "train/c/1.jpg", "train/a/1.jpg"]);
+            for class in ["c", "b"] {
+                fs::create_dir_all(root.path().join(test_name).join(class)).unwrap();
+                let target = root.path().join(test_name).join(class).join("2.jpg");
+                fs::copy(root.path().join("train/a/1.jpg"), target).unwrap();
+            }
+            let splits = open_dataset(root.path(), None, 0).unwrap();
+            assert_eq!(splits.train.classes, ["a", "b", "c"]);
+            assert_eq!(splits.test.classes, ["a", "b", "c"]);
+            assert_eq!(splits.test.samples.iter().map(|sample| sample.class).collect::<Vec<_>>(), [1, 2]);
+            let contradiction = open_dataset(root.path(), Some(0.5), 0).unwrap_err();
+            assert_eq!(contradiction.kind(), retune::error::ErrorKind::Usage);
+
+            fs::rename(root.path().join(test_name).join("c"), root.path().join(test_name).join("d")).unwrap();
+            assert_eq!(
+                message(root.path(), open_dataset(root.path(), None, 0)),
+                format!(
+                    "DATA/{test_name}/d is not one of the 3 classes that are trained: a, b, c\n\
+                     hint: remove the folder, or give the class pictures to train on"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_data_set_without_a_test_is_an_error() {
+        let root = folder_of(&["a/1.jpg", "b/1.jpg"]);
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), None, 0)),
+            "DATA holds no train/ and test/ (or val/) folders, and no test fraction is given\n\
+             hint: make both folders, or hold out part of every class with a test fraction such as 0.2"
+        );
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), Some(0.2), 0)),
+            "DATA/a holds one picture; two are needed to train on one and test on the other\n\
+             hint: add pictures to the class, or remove its folder"
+        );
+        let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), None, 0)),
+            "DATA has a train/ folder, but no test/ or val/ folder beside it, and no test fraction is given\n\
+             hint: make the folder, or hold out part of every class with a test fraction such as 0.2"
+        );
+        for fraction in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
+            let error = open_dataset(root.path(), Some(fraction), 0).unwrap_err();
+            assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_test_fraction_takes_the_same_share_of_every_class() {
+        let files = (0..20).map(|n| format!("a/{n}.jpg")).chain((0..5).map(|n| format!("train/{n}.jpg")));
+        let files: Vec<String> = files.chain((0..2).map(|n| format!("z/{n}.jpg"))).collect();
+        let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        let splits = open_dataset(root.path(), Some(0.2), 7).unwrap();
+        assert_eq!(splits.train.class_counts(), [16, 4, 1]);
+        assert_eq!(splits.test.class_counts(), [4, 1, 1]);
+        let all: BTreeSet<_> = names(&splits.train).into_iter().chain(names(&splits.test)).collect();
+        assert_eq!(all, files.into_iter().collect());
+        assert_eq!(open_dataset(root.path(), Some(0.2), 7).unwrap(), splits);
+        assert_ne!(open_dataset(root.path(), Some(0.2), 8).unwrap(), splits);
+        assert!(splits.train.samples.is_sorted_by_key(|sample| sample.class));
+    }
+}
+
+mod loading {
+    use super::*;
+
+    const SIZE: u32 = 16;
+
+    fn pictures() -> (tempfile::TempDir, Arc<ImageFolder>) {
+        let files: Vec<String> = (0..23).map(|n| format!("{}/{n:02}.ppm", ["a", "b", "c"][n % 3])).collect();
+        let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        let folder = Arc::new(ImageFolder::open(root.path()).unwrap());
+        (root, folder)
+    }
+
+    fn options(mode: Mode, workers: usize) -> LoaderOptions {
+        LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
+    }
+
+    fn bits(batches: impl Iterator<Item = retune::Result<Batch>>) -> Vec<(Vec<u32>, Vec<u32>, Vec<usize>)> {
+        let bits_of = |batch: Batch| {
+            (batch.images.iter().map(|v| v.to_bits()).collect(), batch.targets.clone(), batch.indices.clone())
+        };
+        batches.map(|batch| bits_of(batch.unwrap())).collect()
+    }
+
+    #[test]
+    fn any_number_of_workers_gives_the_same_bits() {
+        let (_root, folder) = pictures();
+        for mode in [Mode::Train { seed: 3 }, Mode::Evaluate] {
+            let one = Loader::new(folder.clone(), options(mode, 1)).unwrap();
+            let expected = bits(one.epoch(2));
+            assert_eq!(expected.iter().map(|batch| batch.1.len()).collect::<Vec<_>>(), [5, 5, 5, 5, 3]);
+            assert_eq!(one.batch_count(), 5);
+            for workers in [0, 2, 4, 64] {
+                let many = Loader::new(folder.clone(), options(mode, workers)).unwrap();
+                assert_eq!(bits(many.epoch(2)), expected, "{workers} workers");
+                assert_eq!(bits(many.epoch_from(2, 3)), expected[3..], "resumed with {workers} workers");
+            }
+            assert_eq!(one.epoch_from(2, 5).count(), 0);
+            assert_eq!(one.epoch_from(2, usize::MAX).count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_batch_holds_what_the_transforms_give() {
+        let (_root, folder) = pictures();
+        for mode in [Mode::Train { seed: 3 }, Mode::Evaluate] {
+            let loader = Loader::new(folder.clone(), options(mode, 2)).unwrap();
+            let values = (SIZE * SIZE * 3) as usize;
+            for batch in loader.epoch(4) {
+                let batch = batch.unwrap();
+                assert_eq!(batch.images.len(), batch.indices.len() * values);
+                for ((pixels, &target), &index) in
+                    batch.images.chunks_exact(values).zip(&batch.targets).zip(&batch.indices)
+                {
+                    let sample = &folder.samples[index];
+                    assert_eq!(target as usize, sample.class);
+                    let image = decode_file(&sample.path).unwrap();
+                    let mut bytes = vec![0; values];
+                    let mut transformer = Transformer::default();
+                    match mode {
+                        Mode::Train { seed } => {
+                            let augmentation = Augmentation::sample(seed, 4, index, image.width, image.height);
+                            transformer.augment(&image, &augmentation, SIZE, &mut bytes).unwrap();
+                        }
+                        Mode::Evaluate => transformer.resize_and_center_crop(&image, SIZE, &mut bytes).unwrap(),
+                    }
+                    let mut expected = vec![0.0; values];
+                    normalize(&bytes, &mut expected).unwrap();
+                    assert_eq!(pixels, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_epoch_covers_every_picture_once_in_an_order_of_its_own() {
+        let (_root, folder) = pictures();
+        let order = |seed, epoch| {
+            let loader = Loader::new(folder.clone(), options(Mode::Train { seed }, 2)).unwrap();
+            loader.epoch(epoch).flat_map(|batch| batch.unwrap().indices.clone()).collect::<Vec<_>>()
+        };
+        let first = order(1, 0);
+        assert_eq!(first, epoch_order(23, Mode::Train { seed: 1 }, 0));
+        assert_eq!(first.iter().copied().collect::<BTreeSet<_>>().len(), 23);
+        assert_eq!(order(1, 0), first);
+        assert_ne!(order(1, 1), first);
+        assert_ne!(order(2, 0), first);
+        assert_eq!(epoch_order(4, Mode::Evaluate, 9), [0, 1, 2, 3]);
+        assert!(epoch_order(0, Mode::Train { seed: 1 }, 0).is_empty());
+    }
+
+    #[test]
+    fn an_unreadable_picture_is_skipped_and_reported() {
+        let (root, folder) = pictures();
+        fs::write(root.path().join("a/03.ppm"), b"P6 24 20 255\n truncated").unwrap();
+        fs::write(root.path().join("a/06.ppm"), b"").unwrap();
+        for workers in [1, 4] {
+            let loader = Loader::new(folder.clone(), options(Mode::Evaluate, workers)).unwrap();
+            let batches: Vec<Batch> = loader.epoch(0).map(Result::unwrap).collect();
+            assert_eq!(batches[0].indices, [0, 3, 4]);
+            assert_eq!(batches[0].images.len(), 3 * (SIZE * SIZE * 3) as usize);
+            assert_eq!(batches[0].skipped.iter().map(|skipped| skipped.index).collect::<Vec<_>>(), [1, 2]);
+            assert_eq!(batches[0].skipped[1].path, folder.samples[2].path);
+            let reason = format!("cannot decode {}: the file is empty", folder.samples[2].path.display());
+            assert_eq!(batches[0].skipped[1].reason, reason);
+            assert!(batches[1..].iter().all(|batch| batch.skipped.is_empty()));
+
+            let strict = LoaderOptions { strict: true, ..options(Mode::Evaluate, workers) };
+            let mut epoch = Loader::new(folder.clone(), strict).unwrap().epoch(0);
+            let error = epoch.next().unwrap().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("cannot decode {}: ", folder.samples[1].path.display())), "{error}");
+            assert!(epoch.next().is_none());
+        }
+    }
+
+    #[test]
+    fn a_batch_of_which_nothing_is_left_is_empty() {
+        let (root, folder) = pictures();
+        for sample in &folder.samples {
+            fs::write(&sample.path, b"?").unwrap();
+        }
+        let loader = Loader::new(folder, options(Mode::Evaluate, 2)).unwrap();
+        let sizes: Vec<_> = loader.epoch(0).map(|b| b.unwrap()).map(|b| (b.images.len(), b.skipped.len())).collect();
+        assert_eq!(sizes, [(0, 5), (0, 5), (0, 5), (0, 5), (0, 3)]);
+        drop(root);
+    }
+
+    #[test]
+    fn an_epoch_can_be_left_at_any_time() {
+        let (_root, folder) = pictures();
+        let loader = Loader::new(folder, options(Mode::Train { seed: 0 }, 4)).unwrap();
+        for batches in 0..5 {
+            for _ in 0..20 {
+                let mut epoch = loader.epoch(0);
+                let kept: Vec<_> = epoch.by_ref().take(batches).collect();
+                drop(epoch);
+                assert_eq!(kept.len(), batches);
+            }
+        }
+        drop(loader);
+    }
+
+    #[test]
+    fn buffers_are_used_again() {
+        let (_root, folder) = pictures();
+        let loader = Loader::new(folder, options(Mode::Train { seed: 0 }, 2)).unwrap();
+        let mut buffers = BTreeSet::new();
+        for epoch in 0..50 {
+            for batch in loader.epoch(epoch) {
+                buffers.insert(batch.unwrap().images.as_ptr() as usize);
+            }
+        }
+        assert!(buffers.len() <= 12, "{} buffers in 250 batches", buffers.len());
+    }
+
+    #[test]
+    fn sizes_of_zero_are_usage_errors() {
+        let (_root, folder) = pictures();
+        for zero in [
+            LoaderOptions { batch_size: 0, ..options(Mode::Evaluate, 1) },
+            LoaderOptions { image_size: 0, ..options(Mode::Evaluate, 1) },
+        ] {
+            let error = Loader::new(folder.clone(), zero).unwrap_err();
+            assert_eq!(error.kind(), retune::error::ErrorKind::Usage);
+        }
+    }
+}

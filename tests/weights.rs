@@ -1,0 +1,795 @@
+//! State dicts: reading, matching and saving them, reference files, and files that are damaged or something else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use retune::Error;
+use retune::file::write_atomically;
+use retune::weights::{
+    Dtype, HeadPolicy, LossReduction, MatchReport, NamedShape, OutputTensor, Reference, TensorFile, head_from,
+    match_state_dict, save,
+};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use tempfile::TempDir;
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn metadata(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// A file by the format's own library, as an independent writer.
+fn library_file(path: &Path, tensors: &[(&str, Dtype, &[usize], &[u8])]) {
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|&(name, dtype, shape, bytes)| (name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap()))
+        .collect();
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// The error of opening a file of these bytes, without the folder in it.
+fn opening(bytes: &[u8]) -> String {
+    let folder = folder();
+    let path = folder.path().join("w.safetensors");
+    fs::write(&path, bytes).unwrap();
+    shown(TensorFile::open(&path).unwrap_err(), &folder)
+}
+
+fn shown(error: Error, folder: &TempDir) -> String {
+    error.to_string().replace(&format!("{}/", folder.path().display()), "")
+}
+
+fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+mod reading {
+    use super::*;
+
+    const VALUES: [f32; 6] = [0.0, -1.5, 3.25, 1e-3, -65504.0, 1e30];
+
+    fn bytes<const N: usize>(element: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        VALUES.iter().flat_map(|&value| element(value)).collect()
+    }
+
+    #[test]
+    fn every_floating_point_type_becomes_f32() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        library_file(
+            &path,
+            &[
+                ("f32", Dtype::F32, &[2, 3], &bytes(f32::to_le_bytes)),
+                ("f64", Dtype::F64, &[6], &bytes(|value| f64::from(value).to_le_bytes())),
+                ("f16", Dtype::F16, &[3, 2], &bytes(|value| f16::from_f32(value).to_le_bytes())),
+                ("bf16", Dtype::BF16, &[6, 1], &bytes(|value| bf16::from_f32(value).to_le_bytes())),
+            ],
+        );
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.read_f32("f32").unwrap(), VALUES);
+        assert_eq!(file.read_f32("f64").unwrap(), VALUES);
+        assert_eq!(file.read_f32("f16").unwrap(), VALUES.map(|value| f16::from_f32(value).to_f32()));
+        assert_eq!(file.read_f32("f16").unwrap()[5], f32::INFINITY);
+        assert_eq!(file.read_f32("bf16").unwrap(), VALUES.map(|value| bf16::from_f32(value).to_f32()));
+        assert_eq!(file.entry("f16").unwrap().shape, [3, 2]);
+        assert_eq!(file.entry("f16").unwrap().bytes(), 12);
+    }
+
+    #[test]
+    fn integers_are_widened() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        library_file(
+            &path,
+            &[
+                ("i64", Dtype::I64, &[], &i64::MIN.to_le_bytes()),
+                ("i32", Dtype::I32, &[1], &(-7i32).to_le_bytes()),
+                ("u8", Dtype::U8, &[2], &[0, 255]),
+                ("u64", Dtype::U64, &[], &u64::MAX.to_le_bytes()),
+            ],
+        );
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.read_i64("i64").unwrap(), [i64::MIN]);
+        assert_eq!(file.read_i64("i32").unwrap(), [-7]);
+        assert_eq!(file.read_i64("u8").unwrap(), [0, 255]);
+        assert!(file.read_i64("u64").unwrap_err().message().contains("elements of type U64, expected an integer type"));
+        let wrong = shown(file.read_f32("u8").unwrap_err(), &folder);
+        assert!(wrong.starts_with("w.safetensors: tensor u8 has elements of type U8, expected F32"), "{wrong}");
+        let missing = shown(file.read_f32("fc.weight").unwrap_err(), &folder);
+        assert!(missing.starts_with("w.safetensors: tensor fc.weight is missing\nhint: "), "{missing}");
+    }
+
+    #[test]
+    fn tensors_need_no_alignment() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let header = concat!(
+            r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},"#,
+            r#""b":{"dtype":"F32","shape":[1],"data_offsets":[3,7]}}"#,
+        );
+        let data = [&[1, 2, 3], &1.25f32.to_le_bytes()[..]].concat();
+        fs::write(&path, with_header(header, &data)).unwrap();
+        assert_eq!(TensorFile::open(&path).unwrap().read_f32("b").unwrap(), [1.25]);
+    }
+}
+
+mod damaged {
+    use super::*;
+
+    const HEADER: &str = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+
+    #[test]
+    fn each_says_what_is_wrong() {
+        let cases: Vec<(Vec<u8>, &str)> = vec![
+            (vec![], "w.safetensors is empty (0 bytes), expected a safetensors file\nhint: "),
+            (vec![1, 2, 3], "w.safetensors is no safetensors file, or a damaged one: it is 3 bytes long, expected at"),
+            (with_header(HEADER, &[0; 7]), "w.safetensors is truncated: its header tells of 70 bytes, the file has 69"),
+            (with_header(HEADER, &[0; 9]), "w.safetensors is damaged: its header tells of 70 bytes, the file has 71"),
+            (
+                with_header(HEADER, &[0; 8])[..40].to_vec(),
+                "w.safetensors is truncated: its header is of 54 bytes, the file has 40",
+            ),
+            (
+                vec![0xff; 100],
+                "w.safetensors is no safetensors file, or a damaged one: its first bytes tell of a header",
+            ),
+            (with_header(&HEADER.replace("[2]", "[3]"), &[0; 8]), "w.safetensors is no safetensors file, or a damaged"),
+            (with_header(&HEADER.replace("[0,8]", "[8,0]"), &[0; 8]), "w.safetensors is no safetensors file, or a dam"),
+            (with_header(&HEADER.replace("F32", "Q9"), &[0; 8]), "w.safetensors is no safetensors file, or a damaged"),
+            (
+                b"PK\x03\x04 a zip, which is what torch.save writes".to_vec(),
+                "w.safetensors is no safetensors file: it looks like a PyTorch .pth (a zip",
+            ),
+            (
+                b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(),
+                "w.safetensors is no safetensors file: it looks like a git-lfs pointer",
+            ),
+            (
+                b"\n<!DOCTYPE html><html>not found</html>".to_vec(),
+                "w.safetensors is no safetensors file: it looks like an HTML page",
+            ),
+            (b"{\"weight_map\": {}}".to_vec(), "w.safetensors is no safetensors file: it looks like a JSON file"),
+        ];
+        for (bytes, expected) in cases {
+            let found = opening(&bytes);
+            assert!(found.starts_with(expected), "expected {expected:?}, found {found:?}");
+            assert_eq!(found.lines().count(), 2, "{found:?}");
+            assert!(found.lines().nth(1).unwrap().starts_with("hint: "), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_lying_header_allocates_nothing() {
+        for shape in ["[4294967296,4294967296]", "[1099511627776,1099511627776,0]", "[1000000000000]"] {
+            let header = HEADER.replace("[2]", shape);
+            assert!(opening(&with_header(&header, &[0; 8])).contains("its header cannot be read"));
+        }
+        let header = HEADER.replace("[2]", "[1000000000000]").replace("[0,8]", "[0,4000000000000]");
+        assert!(opening(&with_header(&header, &[0; 8])).contains("is truncated: its header tells of 40000000000"));
+        for length in [101, u64::MAX / 2, u64::MAX - 7, u64::MAX] {
+            let mut bytes = with_header(HEADER, &[0; 8]);
+            bytes[..8].copy_from_slice(&length.to_le_bytes());
+            let expected = format!("is truncated: its header is of {length} bytes, the file has 70");
+            assert!(opening(&bytes).contains(&expected));
+        }
+    }
+
+    #[test]
+    fn names_cannot_write_to_the_terminal() {
+        let header = HEADER.replace("\"a\"", "\"\\u001b[31m\\n\"").replace("[0,8]", "[1,9]");
+        let found = opening(&with_header(&header, &[0; 9]));
+        assert!(!found.contains('\u{1b}'), "{found:?}");
+        assert_eq!(found.lines().count(), 2, "{found:?}");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let folder = folder();
+        assert!(
+            TensorFile::open(folder.path())
+                .unwrap_err()
+                .message()
+                .ends_with("is a folder, expected a safetensors file")
+        );
+        let absent = folder.path().join("absent");
+        assert!(shown(TensorFile::open(&absent).unwrap_err(), &folder).starts_with("cannot open absent: No such file"));
+    }
+
+    static WHOLE_FILE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let tensors = [
+            OutputTensor::f32("conv1.weight", &[2, 3, 1, 1], vec![0.5; 6]),
+            OutputTensor::i64("bn1.num_batches_tracked", &[], vec![3]),
+            OutputTensor::bytes("fc.bias", Dtype::BF16, &[3], vec![0; 6]),
+        ];
+        save(&path, &tensors, &metadata(&[("format", "pt"), ("classes", "[\"a\",\"b\"]")])).unwrap();
+        fs::read(path).unwrap()
+    });
+
+    fn read_all(path: &Path) {
+        let Ok(file) = TensorFile::open(path) else { return };
+        for entry in file.entries() {
+            let _ = file.read_f32(&entry.name);
+            let _ = file.read_i64(&entry.name);
+            assert_eq!(file.bytes(&entry.name).unwrap().len(), entry.bytes());
+        }
+        let report = match_state_dict(&[], &file, HeadPolicy::Replace);
+        let _ = (report.to_string(), report.check("resnet18"), head_from(&[0, 1], &file, &report));
+        let _ = Reference::open(path);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+        #[test]
+        fn damage_never_panics(
+            flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            in_header in any::<bool>(),
+            kept in prop::option::weighted(0.3, any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = WHOLE_FILE.clone();
+            let limit = if in_header { bytes.len() / 2 } else { bytes.len() };
+            for (position, value) in &flips {
+                bytes[position.index(limit)] = *value;
+            }
+            if let Some(kept) = kept {
+                bytes.truncate(kept.index(bytes.len()));
+                let folder = folder();
+                let path = folder.path().join("w.safetensors");
+                fs::write(&path, &bytes).unwrap();
+                prop_assert!(!flips.is_empty() || TensorFile::open(&path).is_err());
+            }
+            let folder = folder();
+            let path = folder.path().join("w.safetensors");
+            fs::write(&path, &bytes).unwrap();
+            read_all(&path);
+        }
+    }
+}
+
+mod saving {
+    use super::*;
+
+    #[test]
+    fn the_bytes_are_fixed() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let values = [1.0, 2.0];
+        let tensors = [
+            OutputTensor::bytes("u", Dtype::U8, &[1], vec![9]),
+            OutputTensor::f32("z", &[2], &values[..]),
+            OutputTensor::i64("n", &[], vec![-1]),
+            OutputTensor::f32("a", &[1, 1], vec![3.0]),
+        ];
+        save(&path, &tensors, &metadata(&[("format", "pt"), ("arch", "resnet18")])).unwrap();
+        let expected_header = concat!(
+            r#"{"__metadata__":{"arch":"resnet18","format":"pt"},"#,
+            r#""n":{"dtype":"I64","shape":[],"data_offsets":[0,8]},"#,
+            r#""z":{"dtype":"F32","shape":[2],"data_offsets":[8,16]},"#,
+            r#""a":{"dtype":"F32","shape":[1,1],"data_offsets":[16,20]},"#,
+            r#""u":{"dtype":"U8","shape":[1],"data_offsets":[20,21]}}"#,
+        );
+        let bytes = fs::read(&path).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        assert_eq!(length % 8, 0);
+        assert_eq!(std::str::from_utf8(&bytes[8..8 + length]).unwrap().trim_end_matches(' '), expected_header);
+
+        let library = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(library.tensor("z").unwrap().data(), [1f32.to_le_bytes(), 2f32.to_le_bytes()].concat());
+        assert_eq!(library.tensor("u").unwrap().data(), [9]);
+        let ours = TensorFile::open(&path).unwrap();
+        assert_eq!(ours.names().collect::<Vec<_>>(), ["n", "z", "a", "u"]);
+        assert_eq!(ours.metadata()["arch"], "resnet18");
+        assert_eq!(ours.read_i64("n").unwrap(), [-1]);
+        assert_eq!(ours.read_f32("a").unwrap(), [3.0]);
+    }
+
+    #[test]
+    fn nothing_at_all_can_be_saved() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        save(&path, &[], &BTreeMap::new()).unwrap();
+        assert_eq!(TensorFile::open(&path).unwrap().entries().len(), 0);
+    }
+
+    #[test]
+    fn what_no_reader_would_take_is_refused() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let refused = |tensors: &[OutputTensor]| shown(save(&path, tensors, &BTreeMap::new()).unwrap_err(), &folder);
+        let twice = [OutputTensor::f32("a", &[1], vec![1.0]), OutputTensor::f32("a", &[1], vec![2.0])];
+        assert_eq!(refused(&twice), "cannot write w.safetensors: tensor name a is reserved or given twice");
+        assert!(refused(&[OutputTensor::f32("__metadata__", &[1], vec![1.0])]).contains("reserved"));
+        let misshapen = [OutputTensor::f32("a", &[3], vec![1.0])];
+        assert!(refused(&misshapen).ends_with("tensor a of type F32 and shape [3] cannot be made of 4 bytes"));
+        assert!(refused(&[OutputTensor::f32("a", &[usize::MAX, 2], vec![1.0])]).contains("cannot be made of"));
+        assert!(!path.exists());
+    }
+}
+
+mod atomic_writing {
+    use super::*;
+
+    fn left_in(folder: &TempDir) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn fill(text: &str, path: &Path) {
+        write_atomically(path, |writer| writer.write_all(text.as_bytes())).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let folder = folder();
+        let path = folder.path().join("model.safetensors");
+        fill("first, and long", &path);
+        fill("second", &path);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "second");
+        assert_eq!(left_in(&folder), ["model.safetensors"]);
+    }
+
+    #[test]
+    fn a_failure_leaves_the_previous_file() {
+        let folder = folder();
+        let path = folder.path().join("model.safetensors");
+        let fail = |kind: io::ErrorKind| {
+            let error = write_atomically(&path, |writer| {
+                writer.write_all(&[0; 3 << 20])?;
+                Err(kind.into())
+            });
+            shown(error.unwrap_err(), &folder)
+        };
+        let full = fail(io::ErrorKind::StorageFull);
+        assert!(
+            full.starts_with("cannot write model.safetensors: no storage space; nothing was left behind\nhint: free")
+        );
+        assert_eq!(left_in(&folder), Vec::<String>::new());
+        fill("precious", &path);
+        let full = fail(io::ErrorKind::StorageFull);
+        assert!(full.contains("; the previous file is untouched\nhint: free some space"), "{full}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        assert_eq!(left_in(&folder), ["model.safetensors"]);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let folder = folder();
+        let path = folder.path().join("absent/model.safetensors");
+        let error = shown(write_atomically(&path, |_| Ok(())).unwrap_err(), &folder);
+        assert!(error.starts_with("cannot write absent/model.safetensors: "), "{error}");
+        assert!(error.ends_with("hint: create the folder first, or write to another one"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_not_overwritten() {
+        let folder = folder();
+        let error = write_atomically(folder.path(), |_| Ok(())).unwrap_err();
+        assert!(error.message().ends_with("it is a folder, expected a file"), "{error}");
+    }
+
+    #[cfg(unix)]
+    mod unix {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        use super::*;
+
+        fn mode(path: &Path) -> u32 {
+            fs::metadata(path).unwrap().permissions().mode() & 0o777
+        }
+
+        #[test]
+        fn a_folder_without_write_permission_keeps_its_file() {
+            let folder = folder();
+            let path = folder.path().join("model.safetensors");
+            fill("precious", &path);
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).unwrap();
+            let allowed_anyway = fs::write(folder.path().join("probe"), "").is_ok();
+            let result = write_atomically(&path, |writer| writer.write_all(b"new"));
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+            if allowed_anyway {
+                return; // The superuser may write anywhere.
+            }
+            let error = shown(result.unwrap_err(), &folder);
+            assert!(error.contains("the previous file is untouched\nhint: write to a folder that you may"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        }
+
+        #[test]
+        fn permissions_are_those_of_any_file() {
+            let folder = folder();
+            let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+            fill("x", &ours);
+            fs::write(&plain, "x").unwrap();
+            assert_eq!(mode(&ours), mode(&plain));
+            fs::set_permissions(&ours, fs::Permissions::from_mode(0o640)).unwrap();
+            fill("y", &ours);
+            assert_eq!(mode(&ours), 0o640);
+        }
+
+        #[test]
+        fn a_symbolic_link_survives() {
+            let folder = folder();
+            let (link, target) = (folder.path().join("latest"), folder.path().join("real"));
+            fs::write(&target, "old").unwrap();
+            symlink("real", &link).unwrap();
+            fill("new", &link);
+            assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+            assert_eq!(fs::read_to_string(&target).unwrap(), "new");
+        }
+
+        #[test]
+        fn a_device_is_not_replaced() {
+            let error = write_atomically(Path::new("/dev/null"), |_| Ok(())).unwrap_err();
+            assert_eq!(error.message(), "cannot write /dev/null: it is a device or pipe, expected a file");
+        }
+    }
+}
+
+/// A torchvision ResNet's keys, of any width.
+fn resnet(stages: [usize; 4], width: usize, classes: usize) -> Vec<NamedShape> {
+    let mut keys = Vec::new();
+    let mut key = |name: String, shape: &[usize]| keys.push(NamedShape { name, shape: shape.to_vec() });
+    let batch_norm = |key: &mut dyn FnMut(String, &[usize]), name: &str, channels: usize| {
+        for field in ["weight", "bias", "running_mean", "running_var"] {
+            key(format!("{name}.{field}"), &[channels]);
+        }
+        key(format!("{name}.num_batches_tracked"), &[]);
+    };
+    key("conv1.weight".to_owned(), &[width, 3, 7, 7]);
+    batch_norm(&mut key, "bn1", width);
+    let mut inputs = width;
+    for (stage, blocks) in stages.into_iter().enumerate() {
+        let outputs = width << stage;
+        for block in 0..blocks {
+            let name = format!("layer{}.{block}", stage + 1);
+            key(format!("{name}.conv1.weight"), &[outputs, inputs, 3, 3]);
+            batch_norm(&mut key, &format!("{name}.bn1"), outputs);
+            key(format!("{name}.conv2.weight"), &[outputs, outputs, 3, 3]);
+            batch_norm(&mut key, &format!("{name}.bn2"), outputs);
+            if inputs != outputs {
+                key(format!("{name}.downsample.0.weight"), &[outputs, inputs, 1, 1]);
+                batch_norm(&mut key, &format!("{name}.downsample.1"), outputs);
+            }
+            inputs = outputs;
+        }
+    }
+    key("fc.weight".to_owned(), &[classes, inputs]);
+    key("fc.bias".to_owned(), &[classes]);
+    keys
+}
+
+fn resnet18(classes: usize) -> Vec<NamedShape> {
+    resnet([2, 2, 2, 2], 4, classes)
+}
+
+/// A file of these keys; element `n` of every tensor is `n`.
+fn state_dict_file(folder: &TempDir, keys: &[NamedShape], prefix: &str) -> TensorFile {
+    let path = folder.path().join("w.safetensors");
+    let tensors: Vec<OutputTensor> = keys
+        .iter()
+        .map(|key| {
+            let (name, elements) = (format!("{prefix}{}", key.name), key.shape.iter().product());
+            match key.name.ends_with("num_batches_tracked") {
+                true => OutputTensor::i64(name, &key.shape, vec![0; elements]),
+                false => OutputTensor::f32(name, &key.shape, (0..elements).map(|n| n as f32).collect::<Vec<_>>()),
+            }
+        })
+        .collect();
+    save(&path, &tensors, &BTreeMap::new()).unwrap();
+    TensorFile::open(&path).unwrap()
+}
+
+fn named(keys: &[NamedShape]) -> Vec<&str> {
+    keys.iter().map(|key| key.name.as_str()).collect()
+}
+
+mod matching {
+    use super::*;
+
+    fn matched(
+        expected: &[NamedShape],
+        found: &[NamedShape],
+        prefix: &str,
+        policy: HeadPolicy,
+    ) -> (MatchReport, String) {
+        let folder = folder();
+        let report = match_state_dict(expected, &state_dict_file(&folder, found, prefix), policy);
+        let error = report.check("resnet18").err().map(|error| shown(error, &folder)).unwrap_or_default();
+        let text = report.to_string();
+        for line in text.lines().filter(|line| line.starts_with("    ")) {
+            assert!(found.iter().chain(expected).any(|key| line.contains(&key.name)), "{line}");
+        }
+        (report, error)
+    }
+
+    #[test]
+    fn the_same_network_fits() {
+        let (report, error) = matched(&resnet18(2), &resnet18(2), "", HeadPolicy::Exact);
+        assert_eq!(error, "");
+        assert_eq!((report.matched, report.notices()), (122, vec![]));
+        assert_eq!(report.recognised.as_deref(), Some("resnet18 of width 4"));
+    }
+
+    #[test]
+    fn missing_unexpected_and_wrongly_shaped_keys_are_all_named() {
+        let mut found = resnet18(2);
+        found.retain(|key| key.name != "layer1.0.conv1.weight" && key.name != "bn1.bias" && key.name != "fc.bias");
+        found[0].shape = vec![4, 1, 7, 7];
+        found.push(NamedShape { name: "aux.weight".to_owned(), shape: vec![3] });
+        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Exact);
+        assert_eq!(named(&report.missing), ["bn1.bias", "layer1.0.conv1.weight", "fc.bias"]);
+        assert_eq!(named(&report.unexpected), ["aux.weight"]);
+        assert_eq!(report.wrong_shape.len(), 1);
+        assert_eq!(
+            error,
+            "w.safetensors does not fit resnet18: 3 missing (bn1.bias, layer1.0.conv1.weight, ...), \
+             1 unexpected (aux.weight), 1 wrongly shaped (conv1.weight: expected [4, 3, 7, 7], found [4, 1, 7, 7])\n\
+             hint: its keys are those of resnet18 of width 4"
+        );
+        let text = report.to_string();
+        let body = text.split_once('\n').unwrap().1;
+        assert_eq!(
+            body,
+            "  its keys are those of resnet18 of width 4\n\
+             \x20 missing (3):\n    bn1.bias [4]\n    layer1.0.conv1.weight [4, 4, 3, 3]\n    fc.bias [2]\n\
+             \x20 unexpected (1):\n    aux.weight [3]\n\
+             \x20 wrongly shaped (1):\n    conv1.weight: expected [4, 3, 7, 7], found [4, 1, 7, 7]\n"
+        );
+    }
+
+    #[test]
+    fn a_deeper_network_is_refused_though_every_key_is_there() {
+        let deeper = resnet([3, 4, 6, 3], 4, 2);
+        let (report, error) = matched(&resnet18(2), &deeper, "", HeadPolicy::Replace);
+        assert_eq!(report.matched, 122);
+        assert!(error.contains("unexpected (layer1.2.conv1.weight"), "{error}");
+        assert!(error.ends_with("hint: its keys are those of resnet34 of width 4"), "{error}");
+    }
+
+    #[test]
+    fn a_head_of_another_size_is_replaced_only_where_asked() {
+        let (report, error) = matched(&resnet18(2), &resnet18(1000), "", HeadPolicy::Replace);
+        assert_eq!((error.as_str(), report.matched), ("", 120));
+        assert_eq!(named(report.replaced_head.as_ref().unwrap()), ["fc.weight", "fc.bias"]);
+        assert_eq!(
+            report.notices(),
+            ["the head was replaced: fc.weight [2, 32], fc.bias [2] instead of fc.weight [1000, 32], fc.bias [1000]"]
+        );
+        let (report, error) = matched(&resnet18(2), &resnet18(1000), "", HeadPolicy::Exact);
+        assert_eq!(report.replaced_head, None);
+        assert!(error.contains("2 wrongly shaped (fc.weight: expected [2, 32], found [1000, 32]"), "{error}");
+        let (report, _) = matched(&resnet18(2), &resnet18(2), "", HeadPolicy::Replace);
+        assert_eq!((report.replaced_head, report.matched), (None, 122));
+    }
+
+    #[test]
+    fn a_head_that_is_absent_or_built_otherwise_is_replaced() {
+        let mut found = resnet18(2);
+        found.retain(|key| !key.name.starts_with("fc."));
+        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
+        assert_eq!(error, "");
+        assert!(report.notices()[0].starts_with("the file has no head"));
+        found.push(NamedShape { name: "fc.1.weight".to_owned(), shape: vec![2, 32] });
+        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
+        assert_eq!(error, "");
+        assert!(report.notices()[0].ends_with("instead of fc.1.weight [2, 32]"));
+    }
+
+    #[test]
+    fn wrappers_of_every_key_are_stripped() {
+        for prefix in ["module.", "model.", "state_dict.model.", "_orig_mod.module."] {
+            let (report, error) = matched(&resnet18(2), &resnet18(3), prefix, HeadPolicy::Replace);
+            assert_eq!((error.as_str(), report.matched), ("", 120));
+            assert_eq!(report.key("conv1.weight"), format!("{prefix}conv1.weight"));
+            assert!(report.notices()[0].contains(&format!("wrapped in `{prefix}`")));
+        }
+        let mut found = resnet18(2);
+        found.iter_mut().skip(1).for_each(|key| key.name.insert_str(0, "module."));
+        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
+        assert_eq!(report.prefix, None);
+        assert!(error.contains("unexpected (module.bn1"), "{error}");
+    }
+
+    #[test]
+    fn counters_may_be_absent_or_have_one_dimension() {
+        let mut found = resnet18(2);
+        found.retain(|key| !key.name.ends_with("num_batches_tracked"));
+        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Exact);
+        assert_eq!((error.as_str(), report.matched, report.absent_counters.len()), ("", 102, 20));
+        assert_eq!(report.notices(), ["20 num_batches_tracked counters are absent and begin at 0"]);
+        let mut found = resnet18(2);
+        found.iter_mut().filter(|key| key.shape.is_empty()).for_each(|key| key.shape = vec![1]);
+        assert_eq!(matched(&resnet18(2), &found, "", HeadPolicy::Exact).1, "");
+    }
+
+    #[test]
+    fn rows_of_the_old_head_are_copied() {
+        let folder = folder();
+        let file = state_dict_file(&folder, &resnet18(10), "module.");
+        let report = match_state_dict(&resnet18(2), &file, HeadPolicy::Replace);
+        let head = head_from(&[9, 4], &file, &report).unwrap();
+        assert_eq!((head.classes, head.inputs), (2, 32));
+        let rows = (9 * 32..10 * 32).chain(4 * 32..5 * 32);
+        assert_eq!(head.weight, rows.map(|n| n as f32).collect::<Vec<_>>());
+        assert_eq!(head.bias, [9.0, 4.0]);
+
+        let refused = |rows: &[usize]| shown(head_from(rows, &file, &report).unwrap_err(), &folder);
+        assert_eq!(
+            refused(&[0, 10]),
+            "cannot take rows of the head of w.safetensors: it has no row 10, expected 0 to 9 of its 10 rows"
+        );
+        assert!(refused(&[usize::MAX, 0]).contains("it has no row"));
+        assert!(refused(&[1]).contains("expected 2 rows, one for each class, found 1\nhint: "));
+    }
+
+    #[test]
+    fn rows_need_a_head() {
+        let folder = folder();
+        let refused = |keys: &[NamedShape]| {
+            let file = state_dict_file(&folder, keys, "");
+            let report = match_state_dict(&resnet18(2), &file, HeadPolicy::Replace);
+            head_from(&[0, 0], &file, &report).unwrap_err().message().to_owned()
+        };
+        let mut keys = resnet18(3);
+        let last = keys.len() - 1;
+        keys[last].shape = vec![4];
+        assert!(refused(&keys).ends_with("fc.weight [3, 32] and fc.bias [4] are not those of a linear layer"));
+        keys.pop();
+        assert!(refused(&keys).ends_with("fc.weight or fc.bias is missing"));
+        assert!(refused(&resnet([2, 2, 2, 2], 8, 3)).ends_with("expected 32 features, found 64"));
+        let mut empty = resnet18(3);
+        empty[last - 1].shape = vec![0, 32];
+        empty[last].shape = vec![0];
+        assert!(refused(&empty).contains("it has no row 0"));
+    }
+}
+
+mod reference {
+    use super::*;
+
+    const FIELDS: [(&str, &str); 13] = [
+        ("format", "retune-reference-1"),
+        ("arch", "resnet18"),
+        ("width", "4"),
+        ("num_classes", "2"),
+        ("loss_reduction", "sum"),
+        ("lr", "5e-05"),
+        ("head_lr", "0.0005"),
+        ("weight_decay", "0.001"),
+        ("momentum", "0.9"),
+        ("freeze", "conv1, layer1"),
+        ("freeze_batch_norm", "true"),
+        ("margin", "3.5e-04"),
+        ("source", "PyTorch float64"),
+    ];
+
+    fn tensors() -> Vec<OutputTensor<'static>> {
+        let zeros = |name: &str, shape: &[usize]| OutputTensor::f32(name, shape, vec![0.0; shape.iter().product()]);
+        vec![
+            OutputTensor::i64("target", &[2], vec![0, 1]),
+            zeros("input", &[2, 3, 5, 7]),
+            zeros("logits", &[2, 2]),
+            zeros("loss", &[]),
+            zeros("param/conv1.weight", &[4, 3, 7, 7]),
+            zeros("param/fc.weight", &[2, 32]),
+            zeros("grad/fc.weight", &[2, 32]),
+            zeros("buffer/conv1.weight", &[4, 3, 7, 7]),
+            zeros("step1/fc.weight", &[2, 32]),
+            zeros("step3/fc.weight", &[2, 32]),
+            zeros("activation/bn1", &[2, 4, 3, 4]),
+            OutputTensor::f32("noise/grad/fc.weight", &[], vec![0.5]),
+        ]
+    }
+
+    fn open(fields: &BTreeMap<String, String>, tensors: &[OutputTensor]) -> Result<Reference, String> {
+        let folder = folder();
+        let path: PathBuf = folder.path().join("r.safetensors");
+        save(&path, tensors, fields).unwrap();
+        Reference::open(&path).map_err(|error| shown(error, &folder))
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let reference = open(&metadata(&FIELDS), &tensors()).unwrap();
+        assert_eq!((reference.arch.as_str(), reference.width, reference.num_classes), ("resnet18", 4, 2));
+        assert_eq!(reference.loss_reduction, LossReduction::Sum);
+        assert_eq!((reference.learning_rate, reference.head_learning_rate), (5e-5, 5e-4));
+        assert_eq!((reference.weight_decay, reference.momentum, reference.margin), (1e-3, 0.9, 3.5e-4));
+        assert_eq!(reference.freeze, ["conv1", "layer1"]);
+        assert!(reference.freeze_batch_norm);
+        assert_eq!(reference.source, "PyTorch float64");
+        assert_eq!(reference.input_shape(), [2, 3, 5, 7]);
+        assert_eq!((reference.noise("grad/fc.weight"), reference.noise("logits")), (0.5, 0.0));
+        assert_eq!(reference.parameters().collect::<Vec<_>>(), ["conv1.weight", "fc.weight"]);
+        assert_eq!(reference.gradients().collect::<Vec<_>>(), ["fc.weight"]);
+        assert_eq!(reference.buffers().collect::<Vec<_>>(), ["conv1.weight"]);
+        assert_eq!(reference.after_one_step().collect::<Vec<_>>(), ["fc.weight"]);
+        assert_eq!(reference.after_three_steps().collect::<Vec<_>>(), ["fc.weight"]);
+        assert_eq!(reference.activations().collect::<Vec<_>>(), ["bn1"]);
+        assert_eq!(reference.file().read_i64("target").unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn each_missing_field_is_named() {
+        for (key, _) in FIELDS {
+            let mut fields = metadata(&FIELDS);
+            fields.remove(key);
+            let error = open(&fields, &tensors()).unwrap_err();
+            assert!(error.starts_with(&format!("r.safetensors: metadata field {key} is missing\nhint: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_bad_field_is_named_with_what_was_found() {
+        let bad = [
+            ("format", "retune-reference-2"),
+            ("arch", "resnet50"),
+            ("width", "0"),
+            ("width", "5"),
+            ("num_classes", "-2"),
+            ("num_classes", "18446744073709551616"),
+            ("loss_reduction", "none"),
+            ("lr", "nan"),
+            ("head_lr", "inf"),
+            ("weight_decay", "-0.1"),
+            ("momentum", ""),
+            ("freeze_batch_norm", "True"),
+            ("margin", "wide"),
+        ];
+        for (key, value) in bad {
+            let mut fields = metadata(&FIELDS);
+            fields.insert(key.to_owned(), value.to_owned());
+            let error = open(&fields, &tensors()).unwrap_err();
+            assert!(error.starts_with("r.safetensors: metadata "), "{error}");
+            assert!(error.contains(key) && error.contains(value), "{error}");
+        }
+        let mut fields = metadata(&FIELDS);
+        fields.insert("freeze".to_owned(), String::new());
+        assert!(open(&fields, &tensors()).unwrap().freeze.is_empty());
+    }
+
+    #[test]
+    fn tensors_must_fit_each_other() {
+        for name in ["input", "target", "logits", "loss", "param/conv1.weight", "param/fc.weight"] {
+            let kept: Vec<_> = tensors().into_iter().filter(|tensor| tensor.name != name).collect();
+            let error = open(&metadata(&FIELDS), &kept).unwrap_err();
+            assert!(error.starts_with(&format!("r.safetensors: tensor {name} is missing")), "{error}");
+        }
+        let replaced = |tensor: OutputTensor<'static>| {
+            let mut all = tensors();
+            all.retain(|other| other.name != tensor.name);
+            all.push(tensor);
+            open(&metadata(&FIELDS), &all).unwrap_err()
+        };
+        let error = replaced(OutputTensor::i64("target", &[2], vec![0, 2]));
+        assert_eq!(error, "r.safetensors: tensor target: found class 2, expected 0 to 1");
+        assert!(replaced(OutputTensor::i64("target", &[2], vec![-1, 0])).contains("found class -1"));
+        assert!(replaced(OutputTensor::f32("target", &[2], vec![0.0; 2])).contains("type F32, expected an integer"));
+        assert!(replaced(OutputTensor::i64("target", &[3], vec![0; 3])).contains("expected shape [2], found [3]"));
+        for shape in [[2, 1, 5, 21], [2, 3, 0, 7], [0, 3, 5, 7]] {
+            let elements = shape.iter().product();
+            let error = replaced(OutputTensor::f32("input", &shape, vec![0.0; elements]));
+            assert!(error.starts_with("r.safetensors: tensor input: expected"), "{error}");
+        }
+        let error = replaced(OutputTensor::f32("grad/fc.weight", &[32, 2], vec![0.0; 64]));
+        assert!(error.contains("grad/fc.weight: expected shape [2, 32], found [32, 2]"), "{error}");
+        let error = replaced(OutputTensor::f32("grad/fc.bias", &[2], vec![0.0; 2]));
+        assert!(error.contains("tensor param/fc.bias is missing"), "{error}");
+        for noise in [vec![f32::NAN], vec![f32::INFINITY], vec![-1.0], vec![1.0, 2.0]] {
+            let error = replaced(OutputTensor::f32("noise/loss", &[noise.len()], noise));
+            assert!(error.contains("tensor noise/loss: expected one finite number of at least 0"), "{error}");
+        }
+    }
+}
