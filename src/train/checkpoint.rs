@@ -1,0 +1,163 @@
+//! All that resuming needs: every parameter, every velocity, and where in the run it was.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Totals;
+use super::recipe::Recipe;
+use super::state_dict::{load_state_dict_named, state_dict};
+use crate::device::{read_f32, write_f32};
+use crate::error::{Context, Error, Result};
+use crate::model::Network;
+use crate::weights::layout::{from_torch, to_torch};
+use crate::weights::{OutputTensor, TensorFile, save};
+
+const FORMAT: &str = "retune-checkpoint-1";
+
+/// The best model so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Best {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Share of correct test pictures.
+    pub test_acc: f64,
+    /// Mean loss a test picture.
+    pub test_loss: f64,
+}
+
+impl Best {
+    /// More correct pictures, or as many with a lower loss.
+    pub fn beats(&self, other: &Best) -> bool {
+        self.test_acc > other.test_acc || (self.test_acc == other.test_acc && self.test_loss < other.test_loss)
+    }
+}
+
+/// Where a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Position {
+    /// Epochs that are done.
+    pub epoch: usize,
+    /// Batches that are done in the current epoch.
+    pub batch: usize,
+    /// Sums over those batches.
+    pub totals: Totals,
+    /// Lines of `metrics.jsonl` that belong to what is done.
+    pub metrics_lines: usize,
+    /// The best model so far.
+    pub best: Option<Best>,
+}
+
+/// Floats as their bits, so that a file brings back exactly what was written.
+#[derive(Serialize, Deserialize)]
+struct StoredPosition {
+    epoch: usize,
+    batch: usize,
+    loss_bits: u64,
+    correct: u64,
+    images: u64,
+    metrics_lines: usize,
+    best: Option<(usize, u64, u64)>,
+}
+
+impl From<&Position> for StoredPosition {
+    fn from(position: &Position) -> Self {
+        Self {
+            epoch: position.epoch,
+            batch: position.batch,
+            loss_bits: position.totals.loss.to_bits(),
+            correct: position.totals.correct,
+            images: position.totals.images,
+            metrics_lines: position.metrics_lines,
+            best: position.best.map(|best| (best.epoch, best.test_acc.to_bits(), best.test_loss.to_bits())),
+        }
+    }
+}
+
+impl From<StoredPosition> for Position {
+    fn from(stored: StoredPosition) -> Self {
+        let totals = Totals { loss: f64::from_bits(stored.loss_bits), correct: stored.correct, images: stored.images };
+        let best = stored.best.map(|(epoch, test_acc, test_loss)| Best {
+            epoch,
+            test_acc: f64::from_bits(test_acc),
+            test_loss: f64::from_bits(test_loss),
+        });
+        Self { epoch: stored.epoch, batch: stored.batch, totals, metrics_lines: stored.metrics_lines, best }
+    }
+}
+
+/// Writes a checkpoint, in one step.
+pub fn save_checkpoint(
+    path: &Path,
+    network: &Network,
+    recipe: &Recipe,
+    classes: &[String],
+    position: &Position,
+) -> Result<()> {
+    let mut tensors = state_dict(network)?;
+    tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, "param/"));
+    for specification in network.parameters().specifications() {
+        if let Some(velocity) = network.parameters().velocity_of(&specification.name)? {
+            let shape = specification.torch_shape();
+            let values = to_torch(read_f32(network.device(), velocity)?, &shape);
+            tensors.push(OutputTensor::f32(format!("velocity/{}", specification.name), &shape, values));
+        }
+    }
+    let json = |value: serde_json::Result<String>| value.context(|| "cannot write a checkpoint's metadata");
+    let metadata = BTreeMap::from([
+        ("format".to_string(), FORMAT.to_string()),
+        ("recipe".to_string(), json(serde_json::to_string(recipe))?),
+        ("classes".to_string(), json(serde_json::to_string(classes))?),
+        ("position".to_string(), json(serde_json::to_string(&StoredPosition::from(position)))?),
+    ]);
+    save(path, &tensors, &metadata)
+}
+
+/// A checkpoint whose header has been read.
+pub struct Checkpoint {
+    file: TensorFile,
+    /// How the run trains.
+    pub recipe: Recipe,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Where it is.
+    pub position: Position,
+}
+
+impl Checkpoint {
+    /// Reads the header.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let field = |name: &str| {
+            file.metadata().get(name).ok_or_else(|| {
+                Error::new(format!("{}: not a checkpoint of retune: its metadata has no `{name}`", path.display()))
+                    .hint("a run is resumed from the checkpoint.safetensors that `train` wrote")
+            })
+        };
+        if field("format")? != FORMAT {
+            return Err(Error::new(format!(
+                "{}: expected format {FORMAT}, found {:?}",
+                path.display(),
+                field("format")?
+            )));
+        }
+        let unreadable = |name: &str| format!("{}: unreadable `{name}` in the metadata", path.display());
+        let recipe = serde_json::from_str(field("recipe")?).context(|| unreadable("recipe"))?;
+        let classes = serde_json::from_str(field("classes")?).context(|| unreadable("classes"))?;
+        let position: StoredPosition = serde_json::from_str(field("position")?).context(|| unreadable("position"))?;
+        Ok(Self { recipe, classes, position: position.into(), file })
+    }
+
+    /// Puts the network where the checkpoint was taken.
+    pub fn restore(&self, network: &mut Network) -> Result<()> {
+        load_state_dict_named(network, &self.file, "param/")?;
+        for specification in network.parameters().specifications() {
+            if let Some(velocity) = network.parameters().velocity_of(&specification.name)? {
+                let values = self.file.read_f32(&format!("velocity/{}", specification.name))?;
+                write_f32(network.device(), &from_torch(values, &specification.torch_shape()), velocity)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! `model.safetensors`: a state dict that torchvision loads as it is, with what a user of it must know.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+
+use super::recipe::Recipe;
+use super::state_dict::{load_state_dict, recognise, save_state_dict};
+use crate::data::transform::test_shorter_side;
+use crate::device::Device;
+use crate::error::{Context, Error, Result};
+use crate::model::{Network, ResNet};
+use crate::weights::{HeadPolicy, TensorFile};
+
+/// Means of the channels that pretrained networks expect, for pixels from 0 to 1.
+const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+/// Their standard deviations.
+const STANDARD_DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// Writes a trained model.
+pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String]) -> Result<()> {
+    let transform = serde_json::json!({
+        "resize": test_shorter_side(recipe.image_size as u32),
+        "center_crop": recipe.image_size,
+        "interpolation": "bilinear, antialias",
+        "mean": MEAN,
+        "std": STANDARD_DEVIATION,
+    });
+    let resnet = network.resnet();
+    let json = |value: serde_json::Result<String>| value.context(|| "cannot write a model's metadata");
+    let metadata = BTreeMap::from([
+        ("format".to_string(), "pt".to_string()),
+        ("architecture".to_string(), resnet.architecture.to_string()),
+        ("width".to_string(), resnet.width.to_string()),
+        ("classes".to_string(), json(serde_json::to_string(classes))?),
+        ("transform".to_string(), transform.to_string()),
+        ("recipe".to_string(), json(serde_json::to_string(recipe))?),
+    ]);
+    save_state_dict(network, path, &metadata)
+}
+
+/// What a file of weights says about its use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelFile {
+    /// What the network is.
+    pub resnet: ResNet,
+    /// Names of the classes; numbers where the file does not tell.
+    pub classes: Vec<String>,
+    /// Rows and columns of the pictures that the network sees.
+    pub image_size: usize,
+}
+
+impl ModelFile {
+    /// From keys, shapes and metadata; no tensor is read.
+    pub fn describe(file: &TensorFile) -> Result<Self> {
+        let resnet = recognise(file)?;
+        let unreadable = |name: &str| format!("{}: unreadable `{name}` in the metadata", file.path().display());
+        let classes: Vec<String> = match file.metadata().get("classes") {
+            Some(text) => serde_json::from_str(text).context(|| unreadable("classes"))?,
+            None => (0..resnet.classes).map(|class| class.to_string()).collect(),
+        };
+        if classes.len() != resnet.classes {
+            return Err(Error::new(format!(
+                "{}: {} class names for a head of {} classes",
+                file.path().display(),
+                classes.len(),
+                resnet.classes
+            )));
+        }
+        let image_size = match file.metadata().get("transform") {
+            Some(text) => {
+                let transform: serde_json::Value = serde_json::from_str(text).context(|| unreadable("transform"))?;
+                let size = transform["center_crop"].as_u64().filter(|size| (1..=65536).contains(size));
+                size.ok_or_else(|| Error::new(unreadable("transform")))? as usize
+            }
+            None => 224,
+        };
+        Ok(Self { resnet, classes, image_size })
+    }
+}
+
+/// Loads a model for evaluation.
+pub fn load_model(device: Rc<dyn Device>, path: &Path) -> Result<(Network, ModelFile)> {
+    let file = TensorFile::open(path)?;
+    let model = ModelFile::describe(&file)?;
+    let mut network = Network::new(device, model.resnet, None)?;
+    load_state_dict(&mut network, &file, HeadPolicy::Exact)?;
+    Ok((network, model))
+}

@@ -1,0 +1,328 @@
+//! One training run, from its first step or from a checkpoint to its last.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::checkpoint::{Best, Position, save_checkpoint};
+use super::evaluate::{batch_shape, evaluate};
+use super::metrics::{Metric, MetricsFile, Totals};
+use super::model_file::save_model;
+use super::recipe::Recipe;
+use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, SkippedSample, Splits};
+use crate::error::{Error, Result};
+use crate::model::{BatchShape, Network};
+use crate::ops::LossReduction;
+
+/// The files of a run's folder.
+#[derive(Debug, Clone)]
+pub struct RunFolder {
+    /// The folder itself.
+    pub path: PathBuf,
+}
+
+impl RunFolder {
+    /// The best model.
+    pub fn model(&self) -> PathBuf {
+        self.path.join("model.safetensors")
+    }
+
+    /// All that resuming needs.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.path.join("checkpoint.safetensors")
+    }
+
+    /// The recipe and where everything came from.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.json")
+    }
+
+    /// What was measured, one JSON object a line.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Whether a run has left something here.
+    pub fn holds_a_run(&self) -> bool {
+        [self.model(), self.checkpoint(), self.config(), self.metrics()].iter().any(|path| path.exists())
+    }
+}
+
+/// What a run tells while it goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A step was made.
+    Step {
+        /// Counted from 1.
+        epoch: usize,
+        /// Batches done in this epoch, of how many.
+        batch: usize,
+        /// Batches of an epoch.
+        batches: usize,
+        /// Over the epoch so far.
+        totals: Totals,
+        /// Training pictures a second since the run began (or resumed).
+        images_per_second: f64,
+    },
+    /// A batch of test pictures was classified.
+    Tested {
+        /// How many batches so far.
+        batch: usize,
+        /// Batches of the test set.
+        batches: usize,
+    },
+    /// An epoch was completed and saved.
+    Epoch(&'a Metric),
+    /// A picture could not be read and was left out; told once a picture.
+    Skipped(&'a SkippedSample),
+}
+
+/// What a completed run ends with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Mean loss a training picture, over the last epoch.
+    pub train_loss: f64,
+    /// Share of correct training pictures, over the last epoch.
+    pub train_acc: f64,
+    /// Share of correct test pictures, after the last epoch.
+    pub test_acc: f64,
+    /// Training pictures a second.
+    pub images_per_second: f64,
+    /// Of that, the share of time that was spent waiting for pictures.
+    pub waiting_share: f64,
+    /// The epoch whose model was kept.
+    pub best: Best,
+    /// Training pictures that could not be read.
+    pub skipped: usize,
+}
+
+/// Everything that a run needs.
+pub struct Run<'a> {
+    /// With its initial parameters, or as a checkpoint left it.
+    pub network: Network,
+    /// How to train.
+    pub recipe: Recipe,
+    /// What to train on and what to test on.
+    pub splits: Splits,
+    /// Where to write.
+    pub folder: RunFolder,
+    /// Where to begin.
+    pub position: Position,
+    /// Threads that decode pictures.
+    pub workers: usize,
+    /// Whether an unreadable picture ends the run.
+    pub strict: bool,
+    /// Set when the user wants to stop; the run saves a checkpoint and ends.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// How often an epoch's progress is recorded, as in the lesson.
+const RECORDS_PER_EPOCH: usize = 5;
+
+/// What took how long, since the run began or resumed.
+#[derive(Default)]
+struct Clock {
+    training: Duration,
+    waiting: Duration,
+    images: u64,
+}
+
+impl Clock {
+    fn images_per_second(&self) -> f64 {
+        self.images as f64 / self.training.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Run<'_> {
+    /// Plans every batch shape that the run will meet, so that the memory for it is there before anything starts.
+    /// Returns the bytes of the arena.
+    pub fn prepare(&mut self) -> Result<usize> {
+        let Recipe { batch_size, image_size, .. } = self.recipe;
+        let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
+        for (images, trains) in [(self.splits.train.len(), true), (self.splits.test.len(), false)] {
+            for batch in [images.min(batch_size), images % batch_size] {
+                if batch > 0 {
+                    self.network.prepare(shape(batch), trains)?;
+                }
+            }
+        }
+        Ok(self.network.arena_bytes())
+    }
+
+    /// Trains to the end, telling `observe` about it.
+    ///
+    /// # Errors
+    /// When the user interrupts it: a checkpoint has then been saved. When a loss is not finite. When a file cannot be
+    /// written; the last checkpoint is then as it was.
+    pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
+        self.prepare()?;
+        let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
+        let test_loader = self.loader(&self.splits.test, Mode::Evaluate)?;
+        let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
+        let mut reported = vec![false; self.splits.train.len()];
+        let mut clock = Clock::default();
+        let mut last = None;
+        while self.position.epoch < self.recipe.epochs {
+            let before = (clock.images, clock.training);
+            self.train_epoch(&train_loader, &mut metrics, &mut clock, &mut reported, &mut observe)?;
+            let (images, training) = (clock.images - before.0, clock.training - before.1);
+
+            let batches = test_loader.batch_count();
+            let mut batch = 0;
+            let (test, _) = evaluate(&mut self.network, &test_loader, self.recipe.image_size, |tested| {
+                if self.position.epoch == 0 {
+                    tested.skipped.iter().for_each(|sample| observe(Event::Skipped(sample)));
+                }
+                batch += 1;
+                observe(Event::Tested { batch, batches });
+                Ok(())
+            })?;
+            let train = self.position.totals;
+            let epoch = self.position.epoch + 1;
+            let metric = Metric::Epoch {
+                epoch,
+                train_loss: train.mean_loss(),
+                train_acc: train.accuracy(),
+                test_loss: test.mean_loss(),
+                test_acc: test.accuracy(),
+                images_per_second: images as f64 / training.as_secs_f64().max(1e-9),
+                seconds: training.as_secs_f64(),
+            };
+            metrics.append(&metric)?;
+            let this = Best { epoch, test_acc: test.accuracy(), test_loss: test.mean_loss() };
+            if self.position.best.is_none_or(|best| this.beats(&best)) {
+                save_model(&self.folder.model(), &self.network, &self.recipe, &self.splits.train.classes)?;
+                self.position.best = Some(this);
+            }
+            self.position =
+                Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
+            self.save_checkpoint()?;
+            observe(Event::Epoch(&metric));
+            last = Some((train, test));
+        }
+        let (Some((train, test)), Some(best)) = (last, self.position.best) else {
+            return Err(Error::new(format!("the run has already finished its {} epochs", self.recipe.epochs))
+                .hint("give a larger --epochs to go on, or --out with another folder"));
+        };
+        Ok(Summary {
+            train_loss: train.mean_loss(),
+            train_acc: train.accuracy(),
+            test_acc: test.accuracy(),
+            images_per_second: clock.images_per_second(),
+            waiting_share: clock.waiting.as_secs_f64() / clock.training.as_secs_f64().max(1e-9),
+            best,
+            skipped: reported.iter().filter(|&&reported| reported).count(),
+        })
+    }
+
+    fn train_epoch(
+        &mut self,
+        loader: &Loader,
+        metrics: &mut MetricsFile,
+        clock: &mut Clock,
+        reported: &mut [bool],
+        observe: &mut impl FnMut(Event),
+    ) -> Result<()> {
+        let batches = loader.batch_count();
+        let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
+        let mut epoch = loader.epoch_from(self.position.epoch as u64, self.position.batch);
+        loop {
+            let started = Instant::now();
+            let Some(batch) = epoch.next() else { break };
+            let batch = batch?;
+            clock.waiting += started.elapsed();
+            for sample in &batch.skipped {
+                if !std::mem::replace(&mut reported[sample.index], true) {
+                    observe(Event::Skipped(sample));
+                }
+            }
+            let images = batch.targets.len();
+            if images > 0 {
+                let shape = batch_shape(&batch, self.recipe.image_size);
+                let result = self.network.gradients(shape, &batch.images, &batch.targets)?;
+                if !result.loss.is_finite() {
+                    return Err(Error::new(format!(
+                        "the loss became {} in epoch {}, batch {}; the last checkpoint is as it was",
+                        result.loss,
+                        self.position.epoch + 1,
+                        self.position.batch + 1
+                    ))
+                    .hint(format!("use a smaller --lr than {}", self.recipe.learning_rate)));
+                }
+                self.network.update()?;
+                let loss = match self.recipe.reduction()? {
+                    LossReduction::Sum => f64::from(result.loss),
+                    LossReduction::Mean => f64::from(result.loss) * images as f64,
+                };
+                self.position.totals.add(Totals { loss, correct: result.correct as u64, images: images as u64 });
+            }
+            self.position.batch += 1;
+            clock.images += images as u64;
+            clock.training += started.elapsed();
+            let totals = self.position.totals;
+            observe(Event::Step {
+                epoch: self.position.epoch + 1,
+                batch: self.position.batch,
+                batches,
+                totals,
+                images_per_second: clock.images_per_second(),
+            });
+            if self.position.batch.is_multiple_of(recorded_every) || self.position.batch == batches {
+                metrics.append(&Metric::Progress {
+                    epoch: self.position.epoch as f64 + self.position.batch as f64 / batches as f64,
+                    train_loss: totals.mean_loss(),
+                    train_acc: totals.accuracy(),
+                })?;
+                self.position.metrics_lines = metrics.lines();
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                self.save_checkpoint()?;
+                return Err(Error::interrupted(format!(
+                    "stopped in epoch {} after batch {} of {batches}; {} holds everything",
+                    self.position.epoch + 1,
+                    self.position.batch,
+                    self.folder.checkpoint().display()
+                ))
+                .hint("the same command with --resume goes on from there"));
+            }
+        }
+        if self.position.totals.images == 0 {
+            return Err(Error::new("not one of the training pictures could be read"));
+        }
+        Ok(())
+    }
+
+    fn save_checkpoint(&self) -> Result<()> {
+        let (network, recipe) = (&self.network, &self.recipe);
+        save_checkpoint(&self.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
+    }
+
+    fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {
+        Loader::new(
+            Arc::new(folder.clone()),
+            LoaderOptions {
+                batch_size: self.recipe.batch_size,
+                image_size: self.recipe.image_size as u32,
+                mode,
+                workers: self.workers,
+                strict: self.strict,
+            },
+        )
+    }
+}
+
+/// Creates the folder of a new run.
+///
+/// # Errors
+/// When it holds another run, or cannot be created.
+pub fn new_run_folder(path: &Path) -> Result<RunFolder> {
+    let folder = RunFolder { path: path.to_path_buf() };
+    if folder.holds_a_run() {
+        return Err(Error::new(format!("--out {}: another run is there", path.display()))
+            .hint("give --resume to go on with it, or another folder"));
+    }
+    std::fs::create_dir_all(path)
+        .map_err(|cause| Error::new(format!("--out {}: cannot create the folder: {cause}", path.display())))?;
+    Ok(folder)
+}
