@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::Criterion;
-use retune::data::{
-    Augmentation, Decoder, ImageFolder, Loader, LoaderOptions, Mode, RgbImage, Transformer, decode_file,
-};
+use retune::data::{Augmentation, Decoder, ImageFolder, Loader, LoaderOptions, Mode, RgbImage, Transformer};
 
 const IMAGE_SIZE: u32 = 224;
 
@@ -49,7 +47,6 @@ fn one_picture(criterion: &mut Criterion) {
 fn whole_epochs(folder: &str) -> retune::Result<()> {
     let folder = Arc::new(ImageFolder::open(folder)?);
     let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());
-    decode_file(&folder.samples[0].path)?;
     let start = Instant::now();
     for sample in &folder.samples {
         decoder.decode_file(&sample.path, &mut image)?;

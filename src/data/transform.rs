@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer};
 
 use super::decode::RgbImage;
 use super::random::{Purpose, RandomStream};
@@ -132,10 +132,20 @@ impl CenterCrop {
     }
 }
 
+/// A part of a picture, not necessarily of whole pixels.
+#[derive(Debug, Clone, Copy)]
+struct Region {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
 /// Scales and crops pictures, one after the other, in the same buffers.
 #[derive(Debug, Default)]
 pub struct Transformer {
     resizer: Resizer,
+    rows: Vec<u8>,
     scaled: Vec<u8>,
 }
 
@@ -192,16 +202,14 @@ impl Transformer {
         // Only the pixels that the crop keeps are computed.
         let (left, source_width) = across.source_range(image.width, width);
         let (top, source_height) = down.source_range(image.height, height);
-        let options = bilinear().crop(left, top, source_width, source_height);
+        let region = Region { left, top, width: source_width, height: source_height };
         let source = source_view(image)?;
         if across.taken == image_size && down.taken == image_size {
-            let mut target = target_view(image_size, image_size, output)?;
-            self.resizer.resize_typed(&source, &mut target, &options).map_err(impossible)?;
+            self.scale(&source, region, image_size, image_size, output)?;
         } else {
             let mut scaled = std::mem::take(&mut self.scaled);
             scaled.resize(across.taken as usize * down.taken as usize * 3, 0);
-            let mut target = target_view(across.taken, down.taken, &mut scaled)?;
-            self.resizer.resize_typed(&source, &mut target, &options).map_err(impossible)?;
+            self.scale(&source, region, across.taken, down.taken, &mut scaled)?;
             output.fill(0);
             let row_bytes = across.taken as usize * 3;
             let rows = output.chunks_exact_mut(image_size as usize * 3).skip(down.padding as usize);
@@ -238,15 +246,44 @@ impl Transformer {
         }
         let source = TypedCroppedImage::new(source_view(image)?, crop.left, crop.top, crop.width, crop.height)
             .map_err(impossible)?;
-        let mut target = target_view(width, height, output)?;
-        self.resizer.resize_typed(&source, &mut target, &bilinear()).map_err(impossible)?;
+        let region = Region { left: 0.0, top: 0.0, width: f64::from(crop.width), height: f64::from(crop.height) };
+        self.scale(&source, region, width, height, output)?;
         self.give_back_large_buffers();
         Ok(())
+    }
+
+    /// Scales a region, rows first and columns then, with bytes between: the order in which Pillow rounds. In one call
+    /// the crate goes down first, in 0.17 ms instead of 0.31 a photo, and is one level off on 14 % of the values instead
+    /// of 0.13 %.
+    fn scale(
+        &mut self,
+        source: &impl ImageView<Pixel = U8x3>,
+        region: Region,
+        width: u32,
+        height: u32,
+        output: &mut [u8],
+    ) -> Result<()> {
+        let mut target = target_view(width, height, output)?;
+        // The filter reaches one pixel, or one target pixel's worth when it shrinks; one more is for rounding.
+        let reach = (region.height / f64::from(height)).max(1.0) + 1.0;
+        let first = (region.top - reach).floor().max(0.0) as u32;
+        let last = ((region.top + region.height + reach).ceil() as u32).min(source.height());
+        let rows = TypedCroppedImage::from_ref(source, 0, first, source.width(), last.saturating_sub(first))
+            .map_err(impossible)?;
+        self.rows.resize(width as usize * rows.height() as usize * 3, 0);
+        let mut scaled_rows = target_view(width, rows.height(), &mut self.rows)?;
+        let across = bilinear().crop(region.left, 0.0, region.width, f64::from(rows.height()));
+        self.resizer.resize_typed(&rows, &mut scaled_rows, &across).map_err(impossible)?;
+        let down = bilinear().crop(0.0, region.top - f64::from(first), f64::from(width), region.height);
+        self.resizer.resize_typed(&scaled_rows, &mut target, &down).map_err(impossible)
     }
 
     fn give_back_large_buffers(&mut self) {
         if self.resizer.size_of_internal_buffers() > KEPT_BYTES {
             self.resizer.reset_internal_buffers();
+        }
+        if self.rows.capacity() > KEPT_BYTES {
+            self.rows = Vec::new();
         }
     }
 }
