@@ -1,7 +1,13 @@
 //! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
 
+mod bench;
 mod devices;
+mod eval;
 mod gradcheck;
+mod inspect;
+mod predict;
+mod progress;
+mod train;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -25,7 +31,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(Box<train::TrainArguments>),
+    Eval(eval::EvalArguments),
+    Predict(predict::PredictArguments),
+    Inspect(inspect::InspectArguments),
     Gradcheck(gradcheck::GradcheckArguments),
+    Bench(bench::BenchArguments),
     Devices(devices::DevicesArguments),
 }
 
@@ -135,7 +146,12 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 pub fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     let result = match command {
+        Command::Train(arguments) => train::run(&global, &arguments),
+        Command::Eval(arguments) => eval::run(&global, &arguments),
+        Command::Predict(arguments) => predict::run(&global, &arguments),
+        Command::Inspect(arguments) => inspect::run(&global, &arguments),
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
+        Command::Bench(arguments) => bench::run(&global, &arguments),
         Command::Devices(arguments) => devices::run(&global, &arguments),
     };
     match result {

@@ -120,19 +120,24 @@ impl Executor {
 
     /// Computes all outputs from the inputs.
     pub fn forward(&self, device: &dyn Device) -> Result<()> {
-        for (node, bound) in self.graph.nodes().iter().zip(&self.nodes) {
-            node.operation.forward(device, &bound.forward)?;
-        }
-        Ok(())
+        (0..self.nodes.len()).try_for_each(|node| self.forward_node(device, node))
     }
 
     /// Computes the gradients of all trainable parameters, after [`Executor::forward`].
     pub fn backward(&self, device: &dyn Device) -> Result<()> {
-        for (node, bound) in self.graph.nodes().iter().zip(&self.nodes).rev() {
-            if let Some(backward) = &bound.backward {
-                node.operation.backward(device, backward)?;
-            }
+        (0..self.nodes.len()).rev().try_for_each(|node| self.backward_node(device, node))
+    }
+
+    /// One step of [`Executor::forward`], for timing it alone.
+    pub fn forward_node(&self, device: &dyn Device, node: usize) -> Result<()> {
+        self.graph.nodes()[node].operation.forward(device, &self.nodes[node].forward)
+    }
+
+    /// One step of [`Executor::backward`], for timing it alone; nothing where the node has no backward pass.
+    pub fn backward_node(&self, device: &dyn Device, node: usize) -> Result<()> {
+        match &self.nodes[node].backward {
+            Some(buffers) => self.graph.nodes()[node].operation.backward(device, buffers),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

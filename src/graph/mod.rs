@@ -80,6 +80,11 @@ impl Graph {
         &self.parameters
     }
 
+    /// One of them.
+    pub fn parameter(&self, id: ParameterId) -> &ParameterSpecification {
+        &self.parameters[id.0]
+    }
+
     /// What the caller fills in before each run.
     pub fn inputs(&self) -> &[Value] {
         &self.inputs

@@ -60,7 +60,7 @@ impl Network {
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Option<Trainable>) -> Result<Self> {
         let specifications = resnet.parameters(device.as_ref())?;
         if let Some(trainable) = &trainable {
-            check_frozen_names(&resnet, &specifications, &trainable.freezing)?;
+            trainable.freezing.check(&resnet, &specifications)?;
         }
         let with_velocity =
             trainable.as_ref().is_some_and(|trainable| trainable.groups.iter().any(|group| group.momentum != 0.0));
@@ -241,19 +241,22 @@ pub fn is_head(name: &str) -> bool {
     name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.'))
 }
 
-fn check_frozen_names(resnet: &ResNet, specifications: &[ParameterSpecification], freezing: &Freezing) -> Result<()> {
-    for module in &freezing.modules {
-        let one = Freezing { modules: vec![module.clone()], batch_norm: false };
-        if !specifications.iter().any(|specification| one.covers(&specification.name)) {
-            return Err(Error::usage(format!("--freeze: {} has no module {module:?}", resnet.architecture))
-                .hint(format!("its modules are {}", resnet.modules().join(", "))));
+impl Freezing {
+    /// Refuses names that are no modules of the network, and names that leave nothing to train.
+    pub fn check(&self, resnet: &ResNet, specifications: &[ParameterSpecification]) -> Result<()> {
+        for module in &self.modules {
+            let one = Freezing { modules: vec![module.clone()], batch_norm: false };
+            if !specifications.iter().any(|specification| one.covers(&specification.name)) {
+                return Err(Error::usage(format!("--freeze: {} has no module {module:?}", resnet.architecture))
+                    .hint(format!("its modules are {}", resnet.modules().join(", "))));
+            }
         }
+        let trains = |specification: &ParameterSpecification| {
+            !specification.role.is_buffer() && !self.covers(&specification.name)
+        };
+        if !specifications.iter().any(trains) {
+            return Err(Error::usage("--freeze: every module is frozen, nothing is left to train"));
+        }
+        Ok(())
     }
-    let trains = |specification: &ParameterSpecification| {
-        !specification.role.is_buffer() && !freezing.covers(&specification.name)
-    };
-    if !specifications.iter().any(trains) {
-        return Err(Error::usage("--freeze: every module is frozen, nothing is left to train"));
-    }
-    Ok(())
 }

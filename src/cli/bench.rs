@@ -1,0 +1,284 @@
+//! `retune bench`
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use super::{GlobalArguments, print_json, print_result};
+use crate::error::{Error, Result};
+use crate::model::{BatchShape, Network, ResNet};
+use crate::train::{Recipe, initialise};
+
+/// Measure training and inference on synthetic pictures
+///
+/// The first step is a warm-up and is not counted; the rate is that of the median step.
+#[derive(clap::Args)]
+pub struct BenchArguments {
+    /// Pictures a step
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    batch_size: usize,
+
+    /// Rows and columns of the pictures
+    #[arg(long, default_value_t = 224, value_name = "PIXELS")]
+    image_size: usize,
+
+    /// Steps to measure
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    steps: usize,
+
+    /// resnet18 or resnet34
+    #[arg(long, default_value = "resnet18", value_name = "NAME")]
+    arch: String,
+
+    /// Channels of the first stage
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    width: usize,
+
+    /// What to measure
+    #[arg(long, default_value = "both", value_name = "WHAT")]
+    mode: Mode,
+
+    /// Time every node of a training step alone
+    #[arg(long)]
+    kernels: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Training,
+    Inference,
+    Both,
+}
+
+#[derive(Serialize)]
+struct Training {
+    images_per_second: f64,
+    step_seconds: Vec<f64>,
+}
+
+#[derive(Serialize)]
+struct Inference {
+    images_per_second: f64,
+    batch_seconds: Vec<f64>,
+}
+
+#[derive(Serialize)]
+struct KernelRow {
+    node: String,
+    operation: &'static str,
+    forward_milliseconds: f64,
+    /// Multiplications and additions a second; none for what is bound by memory.
+    forward_gflops: Option<f64>,
+    backward_milliseconds: f64,
+    backward_gflops: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct BenchResult {
+    device: String,
+    threads: usize,
+    batch_size: usize,
+    image_size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    training: Option<Training>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    inference: Option<Inference>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kernels: Vec<KernelRow>,
+    arena_bytes: usize,
+    peak_resident_bytes: Option<u64>,
+}
+
+/// Enough classes to be a network of some use, few enough not to matter.
+const CLASSES: usize = 2;
+
+pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitCode> {
+    for (flag, value) in
+        [("--batch-size", arguments.batch_size), ("--image-size", arguments.image_size), ("--steps", arguments.steps)]
+    {
+        if value == 0 {
+            return Err(Error::usage(format!("{flag} 0: expected at least 1")));
+        }
+    }
+    let device = global.open_device()?;
+    let resnet = ResNet { architecture: arguments.arch.parse()?, width: arguments.width, classes: CLASSES };
+    let trains = arguments.mode != Mode::Inference || arguments.kernels;
+    let trainable = if trains { Some(Recipe::fine_tuning().trainable()?) } else { None };
+    let mut network = Network::new(device, resnet, trainable)?;
+    initialise(&mut network, 0)?;
+    let size = arguments.image_size;
+    let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
+    let images = synthetic_pictures(shape);
+    let targets: Vec<u32> = (0..shape.batch).map(|image| (image % CLASSES) as u32).collect();
+    let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
+
+    let training = if arguments.mode != Mode::Inference && !arguments.kernels {
+        network.prepare(shape, true)?;
+        let step_seconds = time(arguments.steps, || {
+            network.gradients(shape, &images, &targets)?;
+            network.update()
+        })?;
+        Some(Training { images_per_second: rate(&step_seconds), step_seconds })
+    } else {
+        None
+    };
+    let inference = if arguments.mode != Mode::Training && !arguments.kernels {
+        network.prepare(shape, false)?;
+        let batch_seconds = time(arguments.steps, || network.evaluate(shape, &images, &targets).map(|_| ()))?;
+        Some(Inference { images_per_second: rate(&batch_seconds), batch_seconds })
+    } else {
+        None
+    };
+    let kernels =
+        if arguments.kernels { kernels(&mut network, shape, &images, &targets, arguments.steps)? } else { Vec::new() };
+    let result = BenchResult {
+        device: network.device().name(),
+        threads: rayon::current_num_threads(),
+        batch_size: shape.batch,
+        image_size: size,
+        training,
+        inference,
+        kernels,
+        arena_bytes: network.arena_bytes(),
+        peak_resident_bytes: peak_resident_bytes(),
+    };
+    if global.json {
+        print_json(&result)?;
+    } else {
+        print_table(&result)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_table(result: &BenchResult) -> Result<()> {
+    let line = |what: &str, rate: f64, seconds: &[f64]| {
+        let (fastest, slowest) = seconds.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), &s| (a.min(s), b.max(s)));
+        print_result(&format!(
+            "{what:<10} {rate:>8.1} images/s  ({:.0} ms a batch of {}; {:.0} to {:.0} ms)",
+            median(seconds) * 1e3,
+            result.batch_size,
+            fastest * 1e3,
+            slowest * 1e3
+        ))
+    };
+    if let Some(training) = &result.training {
+        line("training", training.images_per_second, &training.step_seconds)?;
+    }
+    if let Some(inference) = &result.inference {
+        line("inference", inference.images_per_second, &inference.batch_seconds)?;
+    }
+    if !result.kernels.is_empty() {
+        let header = ["forward ms", "GFLOP/s", "backward ms", "GFLOP/s"];
+        let [a, b, c, d] = header;
+        print_result(&format!("{:<13}  {:<22}  {a:>11}  {b:>8}  {c:>11}  {d:>8}", "operation", "module"))?;
+        let rate = |rate: Option<f64>| rate.map_or(String::new(), |rate| format!("{rate:.0}"));
+        for row in &result.kernels {
+            print_result(&format!(
+                "{:<13}  {:<22}  {:>11.2}  {:>8}  {:>11.2}  {:>8}",
+                row.operation,
+                row.node,
+                row.forward_milliseconds,
+                rate(row.forward_gflops),
+                row.backward_milliseconds,
+                rate(row.backward_gflops)
+            ))?;
+        }
+        let sum = |part: fn(&KernelRow) -> f64| result.kernels.iter().map(part).sum::<f64>();
+        let (forward, backward) = (sum(|row| row.forward_milliseconds), sum(|row| row.backward_milliseconds));
+        print_result(&format!("{:<13}  {:<22}  {forward:>11.2}  {:>8}  {backward:>11.2}", "all", "", ""))?;
+    }
+    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    let resident = match result.peak_resident_bytes {
+        Some(bytes) => format!(", {:.0} MiB resident at most", mib(bytes)),
+        None => String::new(),
+    };
+    print_result(&format!(
+        "on {} with {} threads; {:.0} MiB of activations{resident}",
+        result.device,
+        result.threads,
+        mib(result.arena_bytes as u64)
+    ))
+}
+
+/// Seconds of each of `steps` runs, after one that is not counted.
+fn time(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    step()?;
+    (0..steps)
+        .map(|_| {
+            let started = Instant::now();
+            step()?;
+            Ok(started.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+fn kernels(
+    network: &mut Network,
+    shape: BatchShape,
+    images: &[f32],
+    targets: &[u32],
+    steps: usize,
+) -> Result<Vec<KernelRow>> {
+    network.gradients(shape, images, targets)?;
+    let executor = network.executor(shape, true)?;
+    let device = network.device();
+    let nodes = executor.graph().nodes();
+    let mut seconds = vec![[Vec::new(), Vec::new()]; nodes.len()];
+    let timed = |run: &dyn Fn() -> Result<()>, seconds: &mut Vec<f64>| -> Result<()> {
+        let started = Instant::now();
+        run()?;
+        device.synchronize()?;
+        seconds.push(started.elapsed().as_secs_f64());
+        Ok(())
+    };
+    for _ in 0..steps {
+        for (node, [forward, _]) in seconds.iter_mut().enumerate() {
+            timed(&|| executor.forward_node(device, node), forward)?;
+        }
+        for (node, [_, backward]) in seconds.iter_mut().enumerate().rev() {
+            timed(&|| executor.backward_node(device, node), backward)?;
+        }
+    }
+    let rows = nodes.iter().zip(&seconds).enumerate().map(|(index, (node, [forward, backward]))| {
+        let operations = 2.0 * node.operation.multiply_adds() as f64;
+        let rate = |operations: f64, seconds: f64| (operations > 0.0).then(|| operations / seconds / 1e9);
+        // The stem has no gradient of its input, every other layer has two products.
+        let backward_operations = if index == 0 { operations } else { 2.0 * operations };
+        KernelRow {
+            node: node.name.clone(),
+            operation: node.operation.name(),
+            forward_milliseconds: median(forward) * 1e3,
+            forward_gflops: rate(operations, median(forward)),
+            backward_milliseconds: median(backward) * 1e3,
+            backward_gflops: rate(backward_operations, median(backward)),
+        }
+    });
+    Ok(rows.collect())
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Noise that is the same in every run: a linear congruential generator (Knuth's constants).
+fn synthetic_pictures(shape: BatchShape) -> Vec<f32> {
+    let mut state = 1_u64;
+    let len = shape.batch * shape.height * shape.width * 3;
+    let mut next = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| 2.0 * next()).collect()
+}
+
+/// The most memory that this process has had resident, where the system tells.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kibibytes * 1024)
+}

@@ -1,0 +1,155 @@
+//! `retune eval`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::progress::Progress;
+use super::{GlobalArguments, print_json, print_result, warn};
+use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
+use crate::error::{Error, Result};
+use crate::train::{Prediction, evaluate, load_model};
+
+/// Measure a model on a folder of labelled pictures: accuracy, loss, each class, who is taken for whom
+#[derive(clap::Args)]
+pub struct EvalArguments {
+    /// model.safetensors, as `train` writes it
+    model: PathBuf,
+
+    /// Folder with one folder of pictures per class, or with a `test/` (or `val/`) that has them
+    data: PathBuf,
+
+    /// Pictures at a time
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    batch_size: usize,
+
+    /// Threads that decode pictures [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+
+    /// A picture that cannot be read is an error
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Serialize)]
+struct ClassResult {
+    class: String,
+    images: usize,
+    /// Of this class's pictures, the share that was recognised.
+    recall: f64,
+    /// Of the pictures taken for this class, the share that is.
+    precision: f64,
+    /// Harmonic mean of the two.
+    f1: f64,
+}
+
+#[derive(Serialize)]
+struct EvalResult {
+    images: u64,
+    skipped: usize,
+    accuracy: f64,
+    loss: f64,
+    classes: Vec<ClassResult>,
+    /// `confusion[true][predicted]`
+    confusion: Vec<Vec<usize>>,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCode> {
+    if arguments.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: expected at least 1"));
+    }
+    let device = global.open_device()?;
+    let (mut network, model) = load_model(device, &arguments.model)?;
+    let folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
+    let options = LoaderOptions {
+        batch_size: arguments.batch_size,
+        image_size: model.image_size as u32,
+        mode: Mode::Evaluate,
+        workers: arguments.workers.unwrap_or_else(rayon::current_num_threads),
+        strict: arguments.strict,
+    };
+    let loader = Loader::new(Arc::new(folder), options)?;
+    let progress = Progress::new(global, loader.dataset().len() as u64, "pictures");
+    let (mut done, mut skipped) = (0, 0);
+    let (totals, predictions) = evaluate(&mut network, &loader, model.image_size, |batch| {
+        for sample in &batch.skipped {
+            progress.line(&format!("warning: left out: {}", sample.reason));
+        }
+        skipped += batch.skipped.len();
+        done += batch.targets.len() + batch.skipped.len();
+        progress.position(done as u64);
+        Ok(())
+    })?;
+    progress.finish();
+    if skipped > 0 {
+        warn(&format!("{skipped} pictures could not be read and were left out"));
+    }
+    let confusion = confusion(&predictions, model.classes.len());
+    let result = EvalResult {
+        images: totals.images,
+        skipped,
+        accuracy: totals.accuracy(),
+        loss: totals.mean_loss(),
+        classes: class_results(&model.classes, &confusion),
+        confusion,
+    };
+    if global.json {
+        print_json(&result)?
+    } else {
+        print_table(&result)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The folder that has the class folders.
+fn pictures(data: &Path) -> PathBuf {
+    let split = ["test", "val"].map(|name| data.join(name)).into_iter().find(|path| path.is_dir());
+    split.unwrap_or_else(|| data.to_path_buf())
+}
+
+fn confusion(predictions: &[Prediction], classes: usize) -> Vec<Vec<usize>> {
+    let mut confusion = vec![vec![0; classes]; classes];
+    for prediction in predictions {
+        confusion[prediction.target][prediction.class()] += 1;
+    }
+    confusion
+}
+
+fn class_results(names: &[String], confusion: &[Vec<usize>]) -> Vec<ClassResult> {
+    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let results = names.iter().enumerate().map(|(class, name)| {
+        let images = confusion[class].iter().sum();
+        let taken_for = confusion.iter().map(|row| row[class]).sum();
+        let (recall, precision) = (share(confusion[class][class], images), share(confusion[class][class], taken_for));
+        let sum = recall + precision;
+        let f1 = if sum == 0.0 { 0.0 } else { 2.0 * recall * precision / sum };
+        ClassResult { class: name.clone(), images, recall, precision, f1 }
+    });
+    results.collect()
+}
+
+/// More classes than this make a confusion matrix that no terminal can show.
+const WIDEST_MATRIX: usize = 12;
+
+fn print_table(result: &EvalResult) -> Result<()> {
+    let width = result.classes.iter().map(|class| class.class.chars().count()).max().unwrap_or(0).max(5);
+    print_result(&format!("{:<width$}  {:>6}  {:>6}  {:>9}  {:>6}", "class", "images", "recall", "precision", "f1"))?;
+    for ClassResult { class, images, recall, precision, f1 } in &result.classes {
+        print_result(&format!("{class:<width$}  {images:>6}  {recall:>6.3}  {precision:>9.3}  {f1:>6.3}"))?;
+    }
+    if result.confusion.len() <= WIDEST_MATRIX {
+        let cell = width.clamp(5, 14);
+        let shortened = |name: &str| name.chars().take(cell).collect::<String>();
+        let header: Vec<String> =
+            result.classes.iter().map(|class| format!("{:>cell$}", shortened(&class.class))).collect();
+        print_result(&format!("\n{:<width$}  taken for\n{:<width$}  {}", "", "", header.join("  ")))?;
+        for (class, row) in result.classes.iter().zip(&result.confusion) {
+            let cells: Vec<String> = row.iter().map(|count| format!("{count:>cell$}")).collect();
+            print_result(&format!("{:<width$}  {}", class.class, cells.join("  ")))?;
+        }
+    }
+    print_result(&format!("\nloss {:.3}, accuracy {:.3} over {} pictures", result.loss, result.accuracy, result.images))
+}

@@ -1,0 +1,211 @@
+//! `retune inspect`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{GlobalArguments, print_json, print_result};
+use crate::error::{Error, Result};
+use crate::graph::{BufferKind, Plan};
+use crate::model::{BatchShape, Freezing, Phase, is_head};
+use crate::ops::LossReduction;
+use crate::train::ModelFile;
+use crate::weights::TensorFile;
+
+/// Show what a safetensors file holds: layers, shapes, parameter counts, the head, metadata
+///
+/// With --plan: how the network in it would run at a batch size, with every buffer and the peak of memory.
+#[derive(clap::Args)]
+pub struct InspectArguments {
+    /// Weights, a trained model, a checkpoint or a reference file
+    file: PathBuf,
+
+    /// Show the plan of a training step: nodes, buffers, memory
+    #[arg(long)]
+    plan: bool,
+
+    /// With --plan: of an evaluation instead
+    #[arg(long, requires = "plan")]
+    inference: bool,
+
+    /// With --plan: pictures in the batch
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    batch_size: usize,
+
+    /// With --plan: rows and columns of the pictures [default: what the model was trained at, or 224]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+
+    /// With --plan: modules that stay as they are, e.g. conv1,bn1,layer1
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    freeze: Vec<String>,
+
+    /// With --plan: frozen batch norms use their running statistics
+    #[arg(long, requires = "freeze")]
+    freeze_batch_norm: bool,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &InspectArguments) -> Result<ExitCode> {
+    let file = TensorFile::open(&arguments.file)?;
+    if arguments.plan {
+        plan(global, arguments, &file)?
+    } else {
+        list(global, &file)?
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct TensorRow<'a> {
+    name: &'a str,
+    element_type: String,
+    shape: &'a [usize],
+    elements: usize,
+}
+
+fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
+    let rows = file.entries().iter().map(|entry| TensorRow {
+        name: &entry.name,
+        element_type: format!("{:?}", entry.dtype).to_lowercase(),
+        shape: &entry.shape,
+        elements: entry.elements(),
+    });
+    let rows: Vec<TensorRow> = rows.collect();
+    let model = ModelFile::describe(file).ok();
+    let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
+    let parameters = |keep: &dyn Fn(&str) -> bool| -> usize {
+        rows.iter().filter(|row| is_parameter(row.name) && keep(row.name)).map(|row| row.elements).sum()
+    };
+    let (all, head) = (parameters(&|_| true), parameters(&is_head));
+    if global.json {
+        return print_json(&serde_json::json!({
+            "file": file.path(),
+            "bytes": file.file_bytes(),
+            "architecture": model.as_ref().map(|model| model.resnet.architecture.to_string()),
+            "width": model.as_ref().map(|model| model.resnet.width),
+            "classes": model.as_ref().map(|model| &model.classes),
+            "image_size": model.as_ref().map(|model| model.image_size),
+            "parameters": all,
+            "head_parameters": head,
+            "metadata": file.metadata(),
+            "tensors": rows,
+        }));
+    }
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(6);
+    print_result(&format!("{:<width$}  {:<5} {:<16} {:>10}", "tensor", "type", "shape", "elements"))?;
+    for TensorRow { name, element_type, shape, elements } in &rows {
+        let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+        print_result(&format!("{name:<width$}  {element_type:<5} {:<16} {elements:>10}", shape.join("x")))?;
+    }
+    print_result("")?;
+    match &model {
+        Some(ModelFile { resnet, classes, image_size }) => {
+            print_result(&format!("network     {}, width {}", resnet.architecture, resnet.width))?;
+            print_result(&format!("parameters  {all}, of which {head} in the head"))?;
+            print_result(&format!("pictures    {image_size} x {image_size}"))?;
+            let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
+            let more = if classes.len() > shown.len() { ", ..." } else { "" };
+            print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;
+        }
+        None => print_result(&format!("elements    {}", rows.iter().map(|row| row.elements).sum::<usize>()))?,
+    }
+    for (name, value) in file.metadata() {
+        if model.is_none() || !["classes", "architecture", "width"].contains(&name.as_str()) {
+            print_result(&format!("{name:<11} {value}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFile) -> Result<()> {
+    if arguments.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: expected at least 1"));
+    }
+    let model = ModelFile::describe(file)?;
+    let device = global.open_device()?;
+    let device = device.as_ref();
+    let size = arguments.image_size.unwrap_or(model.image_size);
+    let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
+    let freezing = Freezing { modules: arguments.freeze.clone(), batch_norm: arguments.freeze_batch_norm };
+    let phase = if arguments.inference { Phase::Evaluation } else { Phase::Training(freezing.clone()) };
+    let graph = model.resnet.graph(device, shape, &phase, LossReduction::Sum, &[])?.graph;
+    freezing.check(&model.resnet, graph.parameters())?;
+    let plan = match arguments.inference {
+        true => Plan::inference(&graph, device),
+        false => Plan::training(&graph, device, |id| {
+            let specification = graph.parameter(id);
+            !specification.role.is_buffer() && !freezing.covers(&specification.name)
+        }),
+    };
+    if global.json {
+        let buffers = plan.buffers().iter().map(|buffer| {
+            serde_json::json!({
+                "name": buffer.name,
+                "kind": format!("{:?}", buffer.kind).to_lowercase(),
+                "bytes": buffer.bytes,
+                "first_step": buffer.first,
+                "last_step": buffer.last,
+                "offset": buffer.offset,
+            })
+        });
+        let nodes = graph.nodes().iter().enumerate().map(|(index, node)| {
+            serde_json::json!({
+                "name": node.name,
+                "operation": node.operation.name(),
+                "output": graph.value(node.outputs[0]).shape.dims(),
+                "multiply_adds": node.operation.multiply_adds(),
+                "backward": plan.has_backward(index),
+            })
+        });
+        return print_json(&serde_json::json!({
+            "nodes": nodes.collect::<Vec<_>>(),
+            "buffers": buffers.collect::<Vec<_>>(),
+            "peak_bytes": plan.peak_bytes(),
+            "arena_bytes": plan.arena_bytes(),
+        }));
+    }
+    print_result(&format!(
+        "{:>4}  {:<13}  {:<22}  {:<18}  {:>8}  backward",
+        "node", "operation", "module", "output", "GMAC"
+    ))?;
+    for (index, node) in graph.nodes().iter().enumerate() {
+        let output = graph.value(node.outputs[0]).shape.to_string();
+        let work = match node.operation.multiply_adds() {
+            0 => String::new(),
+            work => format!("{:.3}", work as f64 / 1e9),
+        };
+        let backward = if plan.has_backward(index) { "yes" } else { "-" };
+        print_result(&format!(
+            "{index:>4}  {:<13}  {:<22}  {output:<18}  {work:>8}  {backward}",
+            node.operation.name(),
+            node.name
+        ))?;
+    }
+    let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
+    print_result(&format!("\n{:<9}  {:<22}  {:>9}  {:>11}  {:>9}", "buffer", "module", "MiB", "steps", "at MiB"))?;
+    let mut buffers: Vec<_> = plan.buffers().iter().collect();
+    buffers.sort_by_key(|buffer| (buffer.first, buffer.last));
+    for buffer in buffers {
+        print_result(&format!(
+            "{:<9}  {:<22}  {:>9.2}  {:>5}-{:<5}  {:>9.2}",
+            format!("{:?}", buffer.kind).to_lowercase(),
+            buffer.name,
+            mib(buffer.bytes),
+            buffer.first,
+            buffer.last,
+            mib(buffer.offset)
+        ))?;
+    }
+    print_result("")?;
+    for kind in [BufferKind::Value, BufferKind::Saved, BufferKind::Gradient, BufferKind::Workspace] {
+        let bytes: usize = plan.buffers().iter().filter(|buffer| buffer.kind == kind).map(|buffer| buffer.bytes).sum();
+        print_result(&format!(
+            "{:<10} {:>10.1} MiB if nothing were shared",
+            format!("{kind:?}").to_lowercase(),
+            mib(bytes)
+        ))?;
+    }
+    print_result(&format!("{:<10} {:>10.1} MiB alive at the fullest step", "peak", mib(plan.peak_bytes())))?;
+    print_result(&format!("{:<10} {:>10.1} MiB", "arena", mib(plan.arena_bytes())))
+}

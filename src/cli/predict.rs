@@ -1,0 +1,140 @@
+//! `retune predict`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::progress::Progress;
+use super::{GlobalArguments, print_json, print_result, warn};
+use crate::data::image_folder::EXTENSIONS;
+use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
+use crate::error::{Context, Error, Result};
+use crate::train::{Prediction, evaluate, load_model};
+
+/// Say what is on pictures: classes with their probabilities
+#[derive(clap::Args)]
+pub struct PredictArguments {
+    /// model.safetensors, as `train` writes it, or any ResNet-18 or -34 in torchvision's key names
+    model: PathBuf,
+
+    /// Pictures, folders of pictures, or patterns such as 'photos/*.jpg'
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+
+    /// How many classes to tell, the likeliest first
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    top: usize,
+
+    /// With --json: also the network's raw outputs, one a class
+    #[arg(long, requires = "json")]
+    logits: bool,
+
+    /// Pictures at a time
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    batch_size: usize,
+}
+
+#[derive(Serialize)]
+struct ClassProbability {
+    class: String,
+    probability: f64,
+}
+
+#[derive(Serialize)]
+struct PictureResult {
+    path: PathBuf,
+    classes: Vec<ClassProbability>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logits: Option<Vec<f32>>,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<ExitCode> {
+    if arguments.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: expected at least 1"));
+    }
+    let paths = pictures(&arguments.images)?;
+    let device = global.open_device()?;
+    let (mut network, model) = load_model(device, &arguments.model)?;
+    let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
+    let options = LoaderOptions {
+        batch_size: arguments.batch_size.min(samples.len()),
+        image_size: model.image_size as u32,
+        mode: Mode::Evaluate,
+        workers: rayon::current_num_threads().min(samples.len()),
+        strict: false,
+    };
+    let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples };
+    let loader = Loader::new(Arc::new(folder), options)?;
+    let progress = Progress::new(global, loader.dataset().len() as u64, "pictures");
+    let (mut done, mut failed) = (0, 0);
+    let (_, predictions) = evaluate(&mut network, &loader, model.image_size, |batch| {
+        batch.skipped.iter().for_each(|sample| progress.line(&format!("error: {}", sample.reason)));
+        failed += batch.skipped.len();
+        done += batch.targets.len() + batch.skipped.len();
+        progress.position(done as u64);
+        Ok(())
+    })?;
+    progress.finish();
+    let results = predictions.iter().map(|prediction| {
+        let path = loader.dataset().samples[prediction.index].path.clone();
+        let classes = likeliest(prediction, &model.classes, arguments.top);
+        PictureResult { path, classes, logits: arguments.logits.then(|| prediction.logits.clone()) }
+    });
+    let results: Vec<PictureResult> = results.collect();
+    if global.json {
+        print_json(&results)?;
+    } else {
+        for PictureResult { path, classes, .. } in &results {
+            let classes: Vec<String> =
+                classes.iter().map(|one| format!("{} {:.3}", one.class, one.probability)).collect();
+            print_result(&format!("{}: {}", path.display(), classes.join(", ")))?;
+        }
+    }
+    if failed > 0 {
+        warn(&format!("{failed} of {done} pictures could not be read"));
+        return Ok(ExitCode::from(1));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn likeliest(prediction: &Prediction, names: &[String], top: usize) -> Vec<ClassProbability> {
+    let mut classes: Vec<(usize, f64)> = prediction.probabilities().into_iter().enumerate().collect();
+    classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let named = |(class, probability): (usize, f64)| ClassProbability { class: names[class].clone(), probability };
+    classes.into_iter().take(top).map(named).collect()
+}
+
+/// Files as they are; the pictures of folders, at any depth; what patterns match.
+fn pictures(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for argument in arguments {
+        let before = paths.len();
+        if argument.is_dir() {
+            let pattern = format!("{}/**/*", glob::Pattern::escape(&argument.to_string_lossy()));
+            paths.extend(matching(&pattern, argument)?.into_iter().filter(|path| is_picture(path)));
+        } else if argument.exists() {
+            paths.push(argument.clone());
+        } else {
+            paths.extend(matching(&argument.to_string_lossy(), argument)?);
+        }
+        if paths.len() == before {
+            let what = if argument.is_dir() { "no pictures in this folder" } else { "no such file" };
+            return Err(Error::new(format!("{}: {what}", argument.display()))
+                .hint(format!("pictures are files that end in {}", EXTENSIONS.join(" "))));
+        }
+    }
+    Ok(paths)
+}
+
+fn matching(pattern: &str, argument: &Path) -> Result<Vec<PathBuf>> {
+    let paths = glob::glob(pattern).context(|| format!("{}: not a pattern", argument.display()))?;
+    let files = paths.filter_map(|path| path.ok()).filter(|path| path.is_file());
+    Ok(files.collect())
+}
+
+fn is_picture(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_lowercase();
+    EXTENSIONS.iter().any(|extension| name.ends_with(extension))
+}

@@ -1,0 +1,376 @@
+//! `retune train`
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::progress::Progress;
+use super::{GlobalArguments, print_json, print_result, warn};
+use crate::data::{Splits, open_dataset};
+use crate::device::Device;
+use crate::error::{Context, Error, Result};
+use crate::file::write_atomically;
+use crate::model::{Network, ResNet};
+use crate::train::{
+    Checkpoint, Event, Metric, Position, Recipe, Run, RunFolder, copy_head, initialise, load_state_dict, new_head,
+    new_run_folder, recognise,
+};
+use crate::weights::{HeadPolicy, TensorFile};
+
+/// Fine-tune a network on a folder of pictures
+///
+/// DATA holds `train/` and `test/` (or `val/`), each with one folder of pictures per class; or just one folder per class,
+/// and --test-fraction says how much of each is kept for testing. The defaults are the lesson's recipe: 5 epochs, batches
+/// of 128, a summed loss at a learning rate of 5e-5, ten times that for the new head.
+#[derive(clap::Args)]
+pub struct TrainArguments {
+    /// Folder of pictures
+    data: PathBuf,
+
+    /// Trained weights to begin with: a safetensors file with torchvision's key names
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_scratch", "resume"], conflicts_with = "from_scratch")]
+    weights: Option<PathBuf>,
+
+    /// Begin with random weights instead (learning rate 5e-4 for all layers)
+    #[arg(long)]
+    from_scratch: bool,
+
+    /// Where to write the run: model, checkpoint, metrics
+    #[arg(long, value_name = "FOLDER", default_value = "runs/latest")]
+    out: PathBuf,
+
+    /// Go on with the run in --out, with its recipe
+    #[arg(long, conflicts_with_all = ["weights", "from_scratch"])]
+    resume: bool,
+
+    /// Network to train from scratch; otherwise the weights decide [default: resnet18]
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+
+    /// Channels of the first stage of a network from scratch; a small one trains fast [default: 64]
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
+
+    /// Passes over the training pictures [default: 5]
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+
+    /// Pictures a step [default: 128]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+
+    /// Learning rate of the body, for the loss as reduced [default: 5e-5, from scratch 5e-4]
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+
+    /// Learning rate of the head, in rates of the body [default: 10, from scratch 1]
+    #[arg(long, value_name = "FACTOR")]
+    head_lr_multiplier: Option<f64>,
+
+    /// Weight decay, added to the gradient [default: 1e-3]
+    #[arg(long, value_name = "FACTOR")]
+    weight_decay: Option<f64>,
+
+    /// Momentum [default: 0]
+    #[arg(long, value_name = "FACTOR")]
+    momentum: Option<f64>,
+
+    /// How a batch's losses become one: sum (the lesson) or mean (PyTorch's default) [default: sum]
+    #[arg(long, value_name = "sum|mean")]
+    loss_reduction: Option<String>,
+
+    /// Modules that stay as they are, e.g. conv1,bn1,layer1
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    freeze: Option<Vec<String>>,
+
+    /// Frozen batch norms normalise by their running statistics, and leave them as they are
+    #[arg(long, requires = "freeze")]
+    freeze_batch_norm: bool,
+
+    /// Begin the new head with these rows of the old one, one for each class in order, e.g. 934,713
+    #[arg(long, value_name = "ROWS", value_delimiter = ',')]
+    head_from: Option<Vec<usize>>,
+
+    /// Rows and columns of the pictures that the network sees [default: 224]
+    #[arg(long, value_name = "PIXELS")]
+    image_size: Option<usize>,
+
+    /// Part of each class that is kept for testing, where there is no test folder
+    #[arg(long, value_name = "PART")]
+    test_fraction: Option<f64>,
+
+    /// Decides the order of the pictures, their augmentation, and the new parameters [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Threads that decode pictures; results do not depend on it [default: one a core]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+
+    /// A picture that cannot be read ends the run, instead of being left out with a warning
+    #[arg(long)]
+    strict: bool,
+}
+
+impl TrainArguments {
+    /// The recipe that the flags ask for. `recognised` is the network that the weights belong to.
+    fn recipe(&self, recognised: Option<ResNet>) -> Result<Recipe> {
+        let mut recipe = if self.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
+        if let Some(resnet) = recognised {
+            let found = resnet.architecture.to_string();
+            if self.arch.as_ref().is_some_and(|arch| *arch != found) {
+                return Err(Error::usage(format!("--arch {}: the weights are those of a {found}", self.given_arch())));
+            }
+            if self.width.is_some_and(|width| width != resnet.width) {
+                return Err(Error::usage(format!("--width: the weights have a width of {}", resnet.width)));
+            }
+            (recipe.architecture, recipe.width) = (found, resnet.width);
+        }
+        self.overlay(&mut recipe, |_| Ok(()))?;
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    fn given_arch(&self) -> &str {
+        self.arch.as_deref().unwrap_or_default()
+    }
+
+    /// Puts every given flag into the recipe; `changed` hears the name of each flag that makes a difference.
+    fn overlay(&self, recipe: &mut Recipe, mut changed: impl FnMut(&'static str) -> Result<()>) -> Result<()> {
+        let mut set = |flag, differs: bool| if differs { changed(flag) } else { Ok(()) };
+        macro_rules! overlay {
+            ($($flag:literal $given:expr => $field:ident),* $(,)?) => {$(
+                if let Some(given) = $given.clone() {
+                    set($flag, recipe.$field != given)?;
+                    recipe.$field = given;
+                }
+            )*};
+        }
+        overlay! {
+            "--arch" self.arch => architecture,
+            "--width" self.width => width,
+            "--epochs" self.epochs => epochs,
+            "--batch-size" self.batch_size => batch_size,
+            "--lr" self.lr => learning_rate,
+            "--head-lr-multiplier" self.head_lr_multiplier => head_lr_multiplier,
+            "--weight-decay" self.weight_decay => weight_decay,
+            "--momentum" self.momentum => momentum,
+            "--loss-reduction" self.loss_reduction => loss_reduction,
+            "--freeze" self.freeze => freeze,
+            "--freeze-batch-norm" self.freeze_batch_norm.then_some(true) => freeze_batch_norm,
+            "--head-from" self.head_from.clone().map(Some) => head_from,
+            "--image-size" self.image_size => image_size,
+            "--test-fraction" self.test_fraction.map(Some) => test_fraction,
+            "--seed" self.seed => seed,
+        }
+        Ok(())
+    }
+}
+
+pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitCode> {
+    let device = global.open_device()?;
+    let interrupted = interruption()?;
+    let mut run = if arguments.resume {
+        resume(device, arguments, interrupted)?
+    } else {
+        begin(global, device, arguments, interrupted)?
+    };
+    let arena = run.prepare()?;
+    describe(global, &run, arena);
+
+    let folder = run.folder.clone();
+    let epochs = run.recipe.epochs;
+    let device_name = run.network.device().name();
+    let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
+    let progress = Progress::new(global, (epochs * batches) as u64, "batches");
+    progress.begin_at((run.position.epoch * batches + run.position.batch) as u64);
+    let mut skipped = Vec::new();
+    let result = run.train(|event| match event {
+        Event::Step { epoch, batch, totals, images_per_second, .. } => {
+            progress.prefix(format!("epoch {epoch}/{epochs}"));
+            progress.position(((epoch - 1) * batches + batch) as u64);
+            let (loss, accuracy) = (totals.mean_loss(), totals.accuracy());
+            progress.message(format!("loss {loss:.3}, acc {accuracy:.3}, {images_per_second:.1} examples/sec"));
+        }
+        Event::Tested { batch, batches } => progress.message(format!("testing, batch {batch} of {batches}")),
+        Event::Epoch(metric) => {
+            if let Metric::Epoch { epoch, train_loss, train_acc, test_loss, test_acc, images_per_second, .. } = metric
+                && !global.quiet
+            {
+                progress.line(&format!(
+                    "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, test loss {test_loss:.3}, \
+                     test acc {test_acc:.3}; {images_per_second:.1} examples/sec"
+                ));
+            }
+        }
+        Event::Skipped(sample) => {
+            progress.line(&format!("warning: left out: {}", sample.reason));
+            skipped.push(sample.path.clone());
+        }
+    });
+    progress.finish();
+    let summary = result?;
+    if !skipped.is_empty() {
+        warn(&format!("{} pictures could not be read and were left out", skipped.len()));
+    }
+    if summary.waiting_share > 0.1 {
+        let share = summary.waiting_share * 100.0;
+        global.note(&format!("{share:.0} % of the training time was spent waiting for pictures to be decoded"));
+    }
+    let best = summary.best;
+    global.note(&format!(
+        "best test accuracy {:.3} in epoch {}: {}",
+        best.test_acc,
+        best.epoch,
+        folder.model().display()
+    ));
+    if global.json {
+        print_json(&serde_json::json!({
+            "train_loss": summary.train_loss,
+            "train_acc": summary.train_acc,
+            "test_acc": summary.test_acc,
+            "images_per_second": summary.images_per_second,
+            "device": device_name,
+            "best": { "epoch": best.epoch, "test_acc": best.test_acc, "test_loss": best.test_loss },
+            "skipped": skipped,
+            "model": folder.model(),
+        }))?;
+    } else {
+        print_result(&format!(
+            "loss {:.3}, train acc {:.3}, test acc {:.3}; {:.1} examples/sec on {device_name}",
+            summary.train_loss, summary.train_acc, summary.test_acc, summary.images_per_second
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
+fn interruption() -> Result<&'static AtomicBool> {
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; once more to stop at once");
+    })
+    .context(|| "cannot listen for Ctrl-C")?;
+    Ok(&INTERRUPTED)
+}
+
+fn workers(arguments: &TrainArguments) -> Result<usize> {
+    match arguments.workers {
+        Some(0) => Err(Error::usage("--workers 0: expected at least 1")),
+        Some(workers) => Ok(workers),
+        None => Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
+    }
+}
+
+fn begin<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
+    let workers = workers(arguments)?;
+    let file = arguments.weights.as_deref().map(TensorFile::open).transpose()?;
+    let recipe = arguments.recipe(file.as_ref().map(recognise).transpose()?)?;
+    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
+    let classes = splits.train.classes.len();
+    let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
+    let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
+    match &file {
+        Some(file) => {
+            let report = load_state_dict(&mut network, file, HeadPolicy::Replace)?;
+            report.notices().iter().for_each(|notice| global.note(notice));
+            match &recipe.head_from {
+                Some(rows) => {
+                    copy_head(&mut network, file, &report, rows)?;
+                    global.note(&format!("the new head begins with rows {rows:?} of the old one"));
+                }
+                None => new_head(&mut network, recipe.seed)?,
+            }
+        }
+        None => initialise(&mut network, recipe.seed)?,
+    }
+    let folder = new_run_folder(&arguments.out)?;
+    write_config(&folder, arguments, &recipe, &splits, network.device())?;
+    let position = Position::default();
+    Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
+}
+
+fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &'a AtomicBool) -> Result<Run<'a>> {
+    let workers = workers(arguments)?;
+    let folder = RunFolder { path: arguments.out.clone() };
+    if !folder.checkpoint().exists() {
+        let message = format!("--resume: there is no {}", folder.checkpoint().display());
+        return Err(Error::new(message).hint("a checkpoint is written after every epoch; begin anew without --resume"));
+    }
+    let checkpoint = Checkpoint::open(&folder.checkpoint())?;
+    let mut recipe = checkpoint.recipe.clone();
+    arguments.overlay(&mut recipe, |flag| match flag {
+        "--epochs" => Ok(()),
+        _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", folder.path.display()))
+            .hint("leave it out to resume, or begin another run with another --out")),
+    })?;
+    recipe.check()?;
+    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
+    if splits.train.classes != checkpoint.classes {
+        return Err(Error::new(format!(
+            "{} has the classes {}, but the run in {} was about {}",
+            arguments.data.display(),
+            splits.train.classes.join(", "),
+            folder.path.display(),
+            checkpoint.classes.join(", ")
+        )));
+    }
+    let resnet =
+        ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: checkpoint.classes.len() };
+    let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
+    checkpoint.restore(&mut network)?;
+    let position = checkpoint.position;
+    Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
+}
+
+fn write_config(
+    folder: &RunFolder,
+    arguments: &TrainArguments,
+    recipe: &Recipe,
+    splits: &Splits,
+    device: &dyn Device,
+) -> Result<()> {
+    let config = serde_json::json!({
+        "retune": env!("CARGO_PKG_VERSION"),
+        "data": arguments.data,
+        "weights": arguments.weights,
+        "device": device.name(),
+        "classes": splits.train.classes,
+        "train_images": splits.train.len(),
+        "test_images": splits.test.len(),
+        "recipe": recipe,
+    });
+    let text = serde_json::to_string_pretty(&config).context(|| "cannot write config.json")? + "\n";
+    write_atomically(&folder.config(), |writer| std::io::Write::write_all(writer, text.as_bytes()))
+}
+
+fn describe(global: &GlobalArguments, run: &Run, arena: usize) {
+    let Recipe { architecture, width, epochs, batch_size, learning_rate, head_lr_multiplier, .. } = &run.recipe;
+    let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
+    global.note(&format!(
+        "{architecture}{width} on {} ({}); {} training and {} test pictures of {} classes",
+        run.network.device().name(),
+        run.network.device().description(),
+        run.splits.train.len(),
+        run.splits.test.len(),
+        run.splits.train.classes.len()
+    ));
+    global.note(&format!(
+        "{epochs} epochs, batch {batch_size}, lr {learning_rate:e} (head {:e}), {:.2} GiB of activations",
+        learning_rate * head_lr_multiplier,
+        arena as f64 / (1u64 << 30) as f64
+    ));
+    if run.position != Position::default() {
+        global.note(&format!("resuming in epoch {} after batch {}", run.position.epoch + 1, run.position.batch));
+    }
+}
