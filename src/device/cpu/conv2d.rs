@@ -8,6 +8,7 @@
 use super::super::conv2d::{Conv2dPass, Conv2dShape};
 use super::jobs::{LINE, aligned};
 use super::simd::Level;
+use super::winograd::Direction;
 use super::{direct, winograd};
 
 /// Floats of workspace that a pass needs, with as many threads as the current rayon pool has.
@@ -79,7 +80,7 @@ fn forward_at(
     check(shape, Conv2dPass::Forward, input.len(), weight.len(), output.len(), workspace.len());
     let workspace = aligned(workspace);
     if winograd::suits(shape) {
-        winograd::convolution(level, shape, false, input, weight, output, false, workspace);
+        winograd::convolution(level, shape, Direction::Forward, input, weight, output, workspace);
     } else {
         direct::forward(level, shape, input, weight, output, workspace);
     }
@@ -98,7 +99,8 @@ fn input_gradient_at(
     check(shape, Conv2dPass::InputGradient, lens.0, lens.1, lens.2, workspace.len());
     let workspace = aligned(workspace);
     if winograd::suits(shape) {
-        winograd::convolution(level, shape, true, output_gradient, weight, input_gradient, accumulate, workspace);
+        let direction = Direction::InputGradient { accumulate };
+        winograd::convolution(level, shape, direction, output_gradient, weight, input_gradient, workspace);
     } else {
         direct::input_gradient(level, shape, output_gradient, weight, input_gradient, accumulate, workspace);
     }

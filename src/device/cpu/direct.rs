@@ -61,6 +61,8 @@ struct Placement {
     first_row: usize,
     first_column: usize,
     spacing: usize,
+    /// Whether to add to what is there.
+    accumulate: bool,
 }
 
 impl Stencil {
@@ -298,7 +300,6 @@ fn convolve(
     source: &[f32],
     packed: &[f32],
     destination: &mut [f32],
-    accumulate: bool,
     scratch: &mut [f32],
 ) {
     let strip = gemm::strip(level);
@@ -344,7 +345,7 @@ fn convolve(
                                 right: packed.as_ptr().add(channel * stencil.depth()),
                                 result: destination.at(pixel * placement.channels + channel),
                                 result_row: placement.spacing * placement.channels,
-                                accumulate,
+                                accumulate: placement.accumulate,
                             },
                         );
                     }
@@ -392,8 +393,9 @@ pub fn forward(
         first_row: 0,
         first_column: 0,
         spacing: 1,
+        accumulate: false,
     };
-    convolve(level, &stencil, &placement, input, packed, output, false, scratch);
+    convolve(level, &stencil, &placement, input, packed, output, scratch);
 }
 
 pub fn input_gradient_workspace(shape: &Conv2dShape) -> usize {
@@ -447,8 +449,9 @@ pub fn input_gradient(
             first_row: row.first,
             first_column: column.first,
             spacing: shape.stride,
+            accumulate,
         };
-        convolve(level, &stencil, &placement, output_gradient, packed, input_gradient, accumulate, scratch);
+        convolve(level, &stencil, &placement, output_gradient, packed, input_gradient, scratch);
     }
 }
 
@@ -514,15 +517,12 @@ pub fn weight_gradient(
             for strip_index in strips_from..strips_to {
                 let first = strip_index * strip;
                 let count = strip.min(channels - first);
-                let mut target = pixels.chunks_exact_mut(strip);
-                for row in block.row..block.row + block.rows {
-                    for column in block.column..block.column + block.columns {
-                        let pixel = (block.image * stencil.rows + row) * stencil.columns + column;
-                        let from = &output_gradient[pixel * channels + first..][..count];
-                        let target = target.next().expect("the scratch has room for a block");
-                        target[..count].copy_from_slice(from);
-                        target[count..].fill(0.0);
-                    }
+                for row in 0..block.rows {
+                    let line = (block.image * stencil.rows + block.row + row) * stencil.columns + block.column;
+                    let from = &output_gradient[line * channels + first..][..(block.columns - 1) * channels + count];
+                    let to = &mut pixels[row * block.columns * strip..][..block.columns * strip];
+                    // SAFETY: the slices have the lengths that the copy needs.
+                    unsafe { gemm::pack(level, from.as_ptr(), channels, block.columns, count, to.as_mut_ptr()) };
                 }
                 for tap_row in 0..stencil.tap_rows {
                     let row_len = stencil.tap_columns * stencil.channels;

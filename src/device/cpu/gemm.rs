@@ -12,12 +12,37 @@
 
 use super::simd::{Level, Vector, instantiate};
 
+/// Steps of the depth that the right matrix is asked for ahead of its use.
+const AHEAD: usize = 64;
+
 /// The widest strip of any level, two vectors of sixteen. Buffers are measured with it.
 pub const WIDEST_STRIP: usize = 32;
 
 /// Columns of a strip at this level: two vectors.
 pub fn strip(level: Level) -> usize {
     2 * level.lanes()
+}
+
+instantiate! {
+    /// Copies the first `columns` of `rows` rows, `stride` floats apart, to whole strips with zeros behind.
+    ///
+    /// # Safety
+    /// `source` must be valid for the rows, `target` for `rows` strips.
+    pub unsafe fn pack = pack_generic(source: *const f32, stride: usize, rows: usize, columns: usize, target: *mut f32)
+}
+
+#[inline(always)]
+unsafe fn pack_generic<V: Vector>(source: *const f32, stride: usize, rows: usize, columns: usize, target: *mut f32) {
+    for row in 0..rows {
+        for lane in [0, V::LANES] {
+            // SAFETY: by the caller; lanes from `columns` on are not read.
+            unsafe {
+                let source = source.wrapping_add(row * stride + lane);
+                let value = V::load_first(source, columns.saturating_sub(lane));
+                value.store(target.add(row * 2 * V::LANES + lane));
+            }
+        }
+    }
 }
 
 /// `left` (`rows` x `segments * depth`) times `right` (`segments * depth` x one strip).
@@ -115,6 +140,9 @@ unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Pro
                 let first = V::load(right);
                 let second = V::load(right.add(V::LANES));
                 right = right.add(2 * V::LANES);
+                // Past the end of the strip the next one begins, mostly.
+                V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES));
+                V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES + V::LANES));
                 for (i, sum) in sums.iter_mut().enumerate() {
                     let value = V::splat(*left.add(if COLUMNS { i } else { i * row_stride }));
                     sum[0] = value.mul_add(first, sum[0]);

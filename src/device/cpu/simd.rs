@@ -59,6 +59,7 @@ impl Level {
 /// # Safety
 /// Every function may be called only where the instruction set of the implementation is available, and inside a
 /// function compiled for it (which [`instantiate!`] sees to). Pointers must be valid for `LANES` floats, or `count`.
+#[allow(clippy::missing_safety_doc, reason = "one contract for all functions, above")]
 pub unsafe trait Vector: Copy {
     /// Floats in the vector.
     const LANES: usize;
@@ -82,7 +83,7 @@ pub unsafe trait Vector: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self * factor + addend`, rounded once where the hardware can.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Asks for the cache line at `address` to be brought to the second-level cache.
+    /// Asks for the cache line at `address` to be brought to the first-level cache.
     unsafe fn prefetch(address: *const f32);
 }
 
@@ -237,7 +238,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(address: *const f32) {
             // SAFETY: a prefetch touches no memory that the program can see, and never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
 
@@ -313,7 +314,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn prefetch(address: *const f32) {
             // SAFETY: a prefetch touches no memory that the program can see, and never faults.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
 }

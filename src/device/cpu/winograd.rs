@@ -420,9 +420,9 @@ unsafe fn transform_generic_filters<V: Vector>(
         // SAFETY: sizes by the caller; a strip is two vectors.
         unsafe {
             let mut values = [[V::splat(0.0); 6]; 6];
-            for i in 0..3 {
-                for j in 0..3 {
-                    values[i][j] = V::load(taps.add((3 * i + j) * count * strip + place));
+            for (i, row) in values.iter_mut().enumerate().take(3) {
+                for (j, value) in row.iter_mut().enumerate().take(3) {
+                    *value = V::load(taps.add((3 * i + j) * count * strip + place));
                 }
             }
             let values = two_dimensional::<V, Filters>(values);
@@ -473,6 +473,8 @@ unsafe fn transform_generic_filter_gradients<V: Vector>(
     }
 }
 
+/// Tiles of a block, at most: enough to use each transformed filter often.
+const BLOCK_TILES: usize = 64;
 /// Filter channels that one job transforms, along the depth of the product.
 const FILTER_BLOCK: usize = 64;
 
@@ -496,7 +498,9 @@ impl Plan {
         } else {
             (shape.input_channels, shape.output_channels)
         };
-        let block = tuned("TB", 56).min(tiles.total);
+        // Blocks of nearly equal size, a multiple of the threads; a tile's result doesn't depend on its block.
+        let blocks = tiles.total.div_ceil(BLOCK_TILES).next_multiple_of(rayon::current_num_threads());
+        let block = tiles.total.div_ceil(blocks);
         let filter_point = odd_lines(from * to.next_multiple_of(WIDEST_STRIP));
         Plan { tiles, from, to, block, filter_point }
     }
@@ -507,28 +511,38 @@ impl Plan {
     }
 }
 
-pub fn tuned(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
-}
-
 pub fn convolution_workspace(shape: &Conv2dShape, turned: bool) -> usize {
     let plan = Plan::new(shape, turned);
     POINTS * plan.filter_point + jobs::scratch_total(plan.scratch())
 }
 
-/// The forward pass, or with `turned` the gradient of the input: `source` is then the gradient of the output.
+/// Which of the two passes that are the same computation.
+pub enum Direction {
+    Forward,
+    /// `source` is the gradient of the output, `target` that of the input.
+    InputGradient {
+        /// Whether to add to what is in `target`.
+        accumulate: bool,
+    },
+}
+
+/// The forward pass, or the gradient of the input.
 pub fn convolution(
     level: Level,
     shape: &Conv2dShape,
-    turned: bool,
+    direction: Direction,
     source: &[f32],
     weight: &[f32],
     target: &mut [f32],
-    accumulate: bool,
     workspace: &mut [f32],
 ) {
-    let Plan { tiles, from, to, block, filter_point } = Plan::new(shape, turned);
-    let scratch_len = Plan::new(shape, turned).scratch();
+    let (turned, accumulate) = match direction {
+        Direction::Forward => (false, false),
+        Direction::InputGradient { accumulate } => (true, accumulate),
+    };
+    let plan = Plan::new(shape, turned);
+    let scratch_len = plan.scratch();
+    let Plan { tiles, from, to, block, filter_point } = plan;
     let strip = gemm::strip(level);
     let (filters, scratch) = workspace.split_at_mut(POINTS * filter_point);
     let shared_filters = Shared(filters.as_mut_ptr());
@@ -598,6 +612,11 @@ pub fn convolution(
     });
 }
 
+/// Up to so many pairs of channels, the sums of a weight gradient fit a core's cache, and each group of tiles gets its own.
+const FEW_PAIRS: usize = 128 * 128;
+/// How many groups then.
+const GROUPS: usize = 8;
+
 /// How a weight gradient is cut. Groups and blocks fix the order of the sums, so they follow from the shape alone.
 struct WeightPlan {
     tiles: Tiles,
@@ -613,8 +632,7 @@ impl WeightPlan {
     fn new(shape: &Conv2dShape) -> WeightPlan {
         let tiles = Tiles::new(shape);
         let pairs = shape.input_channels * shape.output_channels;
-        let (groups, block) =
-            if pairs <= tuned("WIDE", 128 * 128) { (tuned("GR", 8), tuned("WB", 48)) } else { (1, tuned("WW", 128)) };
+        let (groups, block) = if pairs <= FEW_PAIRS { (GROUPS, 48) } else { (1, 64) };
         let groups = groups.min(tiles.total);
         WeightPlan { tiles, groups, block: block.min(tiles.total.div_ceil(groups)), point: odd_lines(pairs) }
     }
