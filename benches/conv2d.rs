@@ -3,8 +3,8 @@
 //! `cargo bench --bench conv2d` for all, `cargo bench --bench conv2d -- 3x3/1` for some.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use retune::device::conv2d::{Conv2dPass, Conv2dShape};
 use retune::device::cpu::conv2d;
+use retune::device::{Conv2dPass, Conv2dShape};
 use std::time::Duration;
 
 /// Side of the input, input channels, output channels, side of the filter, stride.

@@ -14,7 +14,6 @@ use crate::device::{Device, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::Parameters;
 use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable, is_head};
-use crate::ops::LossReduction;
 use crate::optim::GroupSettings;
 use crate::train::load_state_dict_named;
 use crate::weights::Reference;
@@ -112,10 +111,7 @@ impl Check<'_> {
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
             groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
-            reduction: match reference.loss_reduction {
-                crate::weights::LossReduction::Sum => LossReduction::Sum,
-                crate::weights::LossReduction::Mean => LossReduction::Mean,
-            },
+            reduction: reference.loss_reduction,
         };
         let mut network = Network::new(device, resnet, Some(trainable))?;
         load_state_dict_named(&mut network, file, "param/")?;

@@ -10,9 +10,9 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use retune::Error;
 use retune::file::write_atomically;
+use retune::ops::LossReduction;
 use retune::weights::{
-    Dtype, HeadPolicy, LossReduction, MatchReport, NamedShape, OutputTensor, Reference, TensorFile, head_from,
-    match_state_dict, save,
+    Dtype, HeadPolicy, MatchReport, NamedShape, OutputTensor, Reference, TensorFile, head_from, match_state_dict, save,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

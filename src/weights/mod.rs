@@ -13,7 +13,7 @@ pub mod state_dict;
 
 pub use head::{Head, head_from};
 pub use matching::{HeadPolicy, MatchReport, NamedShape, ShapeMismatch, match_state_dict};
-pub use reference::{LossReduction, Reference};
+pub use reference::Reference;
 pub use safetensors::Dtype;
 pub use save::{OutputTensor, TensorData, save};
 pub use state_dict::{TensorEntry, TensorFile};

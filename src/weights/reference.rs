@@ -5,20 +5,12 @@ use std::str::FromStr;
 
 use super::state_dict::{TensorEntry, TensorFile, printable};
 use crate::error::{Error, Result};
+use crate::ops::LossReduction;
 
 /// What the metadata `format` of such a file says.
 pub const FORMAT: &str = "retune-reference-1";
 /// The networks that such a file may be about.
 pub const ARCHITECTURES: [&str; 2] = ["resnet18", "resnet34"];
-
-/// How the losses of a batch become one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LossReduction {
-    /// Their sum.
-    Sum,
-    /// Their mean.
-    Mean,
-}
 
 /// A reference file: its recipe, checked, and its tensors.
 #[derive(Debug)]
