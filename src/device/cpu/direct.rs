@@ -1,20 +1,25 @@
 //! Convolution of any shape as an implicit matrix product: the matrix of taps is never built.
 //!
 //! In NHWC the taps of one output pixel within one picture row are contiguous (`tap_columns * channels` floats), and
-//! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the picture
+//! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the
+//! picture
 //! itself: neighbouring output pixels are rows with a constant stride, and each tap row is one segment of the depth.
-//! Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to scratch memory.
+//! Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to scratch
+//! memory.
 //!
 //! *Forward*: left is the input, right the packed weight.
 //!
 //! *Gradient of the input*: with stride `s`, input row `y` gets terms from output row `o` through filter row `r` where
 //! `y + padding = s * o + r`. For the rows of one residue `y mod s` only every s-th filter row takes part, and then
-//! `o` moves by one when `y / s` does: an ordinary convolution of stride 1 with fewer taps. So it is `s * s` convolutions
+//! `o` moves by one when `y / s` does: an ordinary convolution of stride 1 with fewer taps. So it is `s * s`
+//! convolutions
 //! over the gradient of the output, one for each residue of row and column, each of which writes every s-th pixel.
 //! Nothing is multiplied by an inserted zero, and no two write the same float.
 //!
-//! *Gradient of the weight*: the same left matrix, transposed (rows are taps, the depth is the output pixels), times the
-//! gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers are added
+//! *Gradient of the weight*: the same left matrix, transposed (rows are taps, the depth is the output pixels), times
+//! the
+//! gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers are
+//! added
 //! in order.
 //!
 //! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used
@@ -328,7 +333,8 @@ fn convolve(
                     let y = placement.first_row + (block.row + row) * placement.spacing;
                     let x = placement.first_column + block.column * placement.spacing;
                     let pixel = ((block.image + image) * placement.height + y) * placement.width + x;
-                    // SAFETY: the patch holds the taps of all `block.columns` pixels of this row, `packed` holds `depth`
+                    // SAFETY: the patch holds the taps of all `block.columns` pixels of this row, `packed` holds
+                    // `depth`
                     // strips (asserted), and this job alone writes these pixels, which lie inside the destination
                     // because the grid does.
                     unsafe {

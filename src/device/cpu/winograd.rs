@@ -1,22 +1,28 @@
 //! Winograd's minimal filtering F(4x4, 3x3): 3 x 3 convolutions of stride 1 and padding 1 with a quarter of the
 //! multiplications.
 //!
-//! A row of 6 inputs and 3 taps gives 4 outputs: both are read as polynomials, evaluated at 0, +-p, +-q and infinity, multiplied
-//! point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4 x 4 outputs `y`:
+//! A row of 6 inputs and 3 taps gives 4 outputs: both are read as polynomials, evaluated at 0, +-p, +-q and infinity,
+//! multiplied
+//! point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4 x 4
+//! outputs `y`:
 //!
 //! ```text
 //! forward              y  = At [ (G w Gt) . (Bt d B) ] A      summed over input channels inside the brackets
-//! gradient of weight   dw = Gt [ (A dy At) . (Bt d B) ] G     summed over tiles inside the brackets (transpose of the above)
+//! gradient of weight   dw = Gt [ (A dy At) . (Bt d B) ] G     summed over tiles inside the brackets (transpose of the
+//! above)
 //! ```
 //!
-//! The gradient of the input is the forward pass over the gradient of the output, with filters turned by 180 degrees and the
+//! The gradient of the input is the forward pass over the gradient of the output, with filters turned by 180 degrees
+//! and the
 //! channels exchanged. Inside the brackets, each of the 36 points is a matrix product of its own.
 //!
-//! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that of
+//! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that
+//! of
 //! the usual (1, 2); about 1e-6 relative in float32.
 //!
 //! Bound by the multiply-add units while blocks stay in the second-level cache: 36 / 16 = 2.25 multiply-adds for each
-//! output, and pair of channels, against 9. The transforms cost some 300 vector operations a tile and channel vector, which is
+//! output, and pair of channels, against 9. The transforms cost some 300 vector operations a tile and channel vector,
+//! which is
 //! a fifth of the products at 64 channels and less above; at 512 channels, reading the 36 / 9 times larger
 //! filters weighs as much.
 
@@ -281,7 +287,8 @@ struct Span<'a> {
 
 instantiate! {
     /// Transforms the inputs of some tiles.
-    unsafe fn transform_inputs = transform_generic_inputs(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
+    unsafe fn transform_inputs =
+        transform_generic_inputs(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
 }
 
 #[inline(always)]
@@ -316,7 +323,8 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(span: &Span, source: *const f
             source.wrapping_add(pixel * span.channels).wrapping_sub(margin * (tiles.width + 1) * span.channels);
         let inside = rows == (0, T::INPUT) && columns == (0, T::INPUT);
         for channel in (0..span.channels).step_by(V::LANES) {
-            // SAFETY: pixels are read only in the given rows and columns, which are those inside the picture; the target is
+            // SAFETY: pixels are read only in the given rows and columns, which are those inside the picture; the
+            // target is
             // the caller's promise.
             unsafe {
                 let first = corner.wrapping_add(channel);
@@ -612,7 +620,8 @@ pub fn convolution(
     });
 }
 
-/// Up to so many pairs of channels, the sums of a weight gradient fit a core's cache, and each group of tiles gets its own.
+/// Up to so many pairs of channels, the sums of a weight gradient fit a core's cache, and each group of tiles gets its
+/// own.
 const FEW_PAIRS: usize = 128 * 128;
 /// How many groups then.
 const GROUPS: usize = 8;

@@ -194,8 +194,9 @@ proptest! {
         padding in 0usize..4,
     ) {
         prop_assume!(height + 2 * padding >= kernel_height && width + 2 * padding >= kernel_width);
-        let sizes = [batch, height, width, input_channels, output_channels, kernel_height, kernel_width, stride, padding];
-        check_shape(shape(sizes));
+        let image = [batch, height, width, input_channels, output_channels];
+        let [n, h, w, c, k] = image;
+        check_shape(shape([n, h, w, c, k, kernel_height, kernel_width, stride, padding]));
     }
 
     #[test]
