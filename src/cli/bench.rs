@@ -221,7 +221,7 @@ fn kernels(
     targets: &[u32],
     steps: usize,
 ) -> Result<Vec<KernelRow>> {
-    network.gradients(shape, images, targets)?;
+    network.prepare(shape, true)?;
     let executor = network.executor(shape, true)?;
     let device = network.device();
     let nodes = executor.graph().nodes();
@@ -234,6 +234,7 @@ fn kernels(
         Ok(())
     };
     for _ in 0..steps {
+        network.fill(shape, true, images, targets)?;
         for (node, [forward, _]) in seconds.iter_mut().enumerate() {
             timed(&|| executor.forward_node(device, node), forward)?;
         }

@@ -171,8 +171,10 @@ impl Network {
         self.prepared.iter().find(matches).ok_or_else(|| Error::new(format!("{shape:?} was not prepared")))
     }
 
-    /// Fills in a batch: `images` `[N, H, W, 3]`, one target each.
-    fn fill(&self, prepared: &Prepared, images: &[f32], targets: &[u32]) -> Result<()> {
+    /// Fills in a batch of a prepared shape: `images` `[N, H, W, 3]`, one target each. To be done before every run: the
+    /// plan uses the memory of the inputs again once they have been read.
+    pub fn fill(&self, shape: BatchShape, trains: bool, images: &[f32], targets: &[u32]) -> Result<()> {
+        let prepared = self.find(shape, trains)?;
         let classes = self.resnet.classes;
         let targets: Vec<i32> = targets
             .iter()
@@ -194,7 +196,7 @@ impl Network {
     pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.prepare(shape, true)?;
         let prepared = self.find(shape, true)?;
-        self.fill(prepared, images, targets)?;
+        self.fill(shape, true, images, targets)?;
         prepared.executor.forward(self.device.as_ref())?;
         prepared.executor.backward(self.device.as_ref())?;
         let result = self.result(prepared)?;
@@ -215,7 +217,7 @@ impl Network {
     pub fn evaluate(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<(BatchResult, Vec<f32>)> {
         self.prepare(shape, false)?;
         let prepared = self.find(shape, false)?;
-        self.fill(prepared, images, targets)?;
+        self.fill(shape, false, images, targets)?;
         prepared.executor.forward(self.device.as_ref())?;
         let logits = read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))?;
         Ok((self.result(prepared)?, logits))

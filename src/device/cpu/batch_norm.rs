@@ -271,45 +271,26 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     }
 }
 
-/// Calls `visit(index, channel, gradient)` for every element, with the gradient as it is behind the ReLU.
-#[inline(always)]
-fn each_masked(
-    input: &[f32],
-    gradient: &[f32],
-    mask: Mask,
-    normaliser: &[f32],
-    mut visit: impl FnMut(usize, usize, f32),
-) {
-    let channels = normaliser.len() / 4;
-    let (scale, shift) = normaliser[2 * channels..].split_at(channels);
-    // One loop a kind of mask, with lengths that the compiler can see, so that each becomes vector code.
-    match mask {
-        Mask::None => {
-            for (pixel, gradient) in gradient.chunks_exact(channels).enumerate() {
-                for channel in 0..channels {
-                    visit(pixel * channels + channel, channel, gradient[channel]);
-                }
+/// Calls `function(output, opens, arguments...)`, where `opens(channel, input, output)` says whether the ReLU let an
+/// element of a pixel through: one copy of the loop for each kind of mask, so that each becomes vector code.
+macro_rules! behind_relu {
+    ($mask:ident, $normaliser:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
+        match $mask {
+            Mask::None => $function($gradient, |_, _, _| true, $($argument),*),
+            Mask::Input => {
+                let channels = $normaliser.len() / 4;
+                let scale = &$normaliser[2 * channels..][..channels];
+                let shift = &$normaliser[3 * channels..][..channels];
+                let opens = |channel: usize, input: &[f32], _: &[f32]| {
+                    affine(input[channel], scale[channel], shift[channel]) > 0.0
+                };
+                $function($gradient, opens, $($argument),*)
+            }
+            Mask::Output(output) => {
+                $function(output, |channel: usize, _: &[f32], output: &[f32]| output[channel] > 0.0, $($argument),*)
             }
         }
-        Mask::Input => {
-            let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels));
-            for (pixel, (gradient, input)) in pixels.enumerate() {
-                for channel in 0..channels {
-                    let open = affine(input[channel], scale[channel], shift[channel]) > 0.0;
-                    visit(pixel * channels + channel, channel, if open { gradient[channel] } else { 0.0 });
-                }
-            }
-        }
-        Mask::Output(output) => {
-            let pixels = gradient.chunks_exact(channels).zip(output.chunks_exact(channels));
-            for (pixel, (gradient, output)) in pixels.enumerate() {
-                for channel in 0..channels {
-                    let open = output[channel] > 0.0;
-                    visit(pixel * channels + channel, channel, if open { gradient[channel] } else { 0.0 });
-                }
-            }
-        }
-    }
+    };
 }
 
 vectorised! {
@@ -321,14 +302,7 @@ vectorised! {
         biases: &mut [f32],
         weights: &mut [f32],
     ) {
-        let channels = biases.len();
-        let (mean, inverse_deviation) = normaliser[..2 * channels].split_at(channels);
-        biases.fill(0.0);
-        weights.fill(0.0);
-        each_masked(input, gradient, mask, normaliser, |index, channel, gradient| {
-            biases[channel] += gradient;
-            weights[channel] += gradient * (input[index] - mean[channel]) * inverse_deviation[channel];
-        });
+        behind_relu!(mask, normaliser, gradient, add_sums(input, gradient, normaliser, biases, weights));
     }
 
     fn input_gradients(
@@ -340,25 +314,88 @@ vectorised! {
         normaliser: &[f32],
         coefficients: &[f32],
     ) {
-        let channels = coefficients.len() / 3;
-        let mean = &normaliser[..channels];
-        let (scale, rest) = coefficients.split_at(channels);
-        let (bias_share, weight_share) = rest.split_at(channels);
         if !accumulate {
             target.fill(0.0);
         }
-        each_masked(input, gradient, mask, normaliser, |index, channel, gradient| {
-            let deviation = input[index] - mean[channel];
-            target[index] +=
-                scale[channel] * (gradient - bias_share[channel] - deviation * weight_share[channel]);
-        });
+        behind_relu!(
+            mask,
+            normaliser,
+            gradient,
+            add_input_gradients(target, input, gradient, normaliser, coefficients)
+        );
     }
 
     fn masked(target: &mut [f32], accumulate: bool, input: &[f32], gradient: &[f32], mask: Mask, normaliser: &[f32]) {
         if !accumulate {
             target.fill(0.0);
         }
-        each_masked(input, gradient, mask, normaliser, |index, _, gradient| target[index] += gradient);
+        behind_relu!(mask, normaliser, gradient, add_masked(target, input, gradient, normaliser));
+    }
+}
+
+#[inline(always)]
+fn add_sums(
+    output: &[f32],
+    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    input: &[f32],
+    gradient: &[f32],
+    normaliser: &[f32],
+    biases: &mut [f32],
+    weights: &mut [f32],
+) {
+    let channels = normaliser.len() / 4;
+    let (mean, inverse_deviation) = (&normaliser[..channels], &normaliser[channels..][..channels]);
+    let (biases, weights) = (&mut biases[..channels], &mut weights[..channels]);
+    biases.fill(0.0);
+    weights.fill(0.0);
+    let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
+    for ((gradient, input), output) in pixels {
+        for channel in 0..channels {
+            let gradient = if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+            biases[channel] += gradient;
+            weights[channel] += gradient * (input[channel] - mean[channel]) * inverse_deviation[channel];
+        }
+    }
+}
+
+#[inline(always)]
+fn add_input_gradients(
+    output: &[f32],
+    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    target: &mut [f32],
+    input: &[f32],
+    gradient: &[f32],
+    normaliser: &[f32],
+    coefficients: &[f32],
+) {
+    let channels = normaliser.len() / 4;
+    let mean = &normaliser[..channels];
+    let [scale, bias_share, weight_share] = [0, 1, 2].map(|part| &coefficients[part * channels..][..channels]);
+    let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
+    for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
+        for channel in 0..channels {
+            let gradient = if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+            let deviation = input[channel] - mean[channel];
+            target[channel] += scale[channel] * (gradient - bias_share[channel] - deviation * weight_share[channel]);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_masked(
+    output: &[f32],
+    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    target: &mut [f32],
+    input: &[f32],
+    gradient: &[f32],
+    normaliser: &[f32],
+) {
+    let channels = normaliser.len() / 4;
+    let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
+    for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
+        for channel in 0..channels {
+            target[channel] += if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+        }
     }
 }
 
