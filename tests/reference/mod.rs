@@ -6,7 +6,10 @@
 // Each test binary compiles this module and uses its own part of it.
 #![allow(dead_code)]
 
-pub use retune::device::conv2d::Conv2dShape;
+pub mod devices;
+pub mod recorder;
+
+pub use retune::device::Conv2dShape;
 
 /// A number that these functions read: `f32` or `f64`.
 pub trait Number: Copy + Into<f64> {}
