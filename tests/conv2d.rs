@@ -233,6 +233,23 @@ fn passes_match_at_resnets_shapes() {
     }
 }
 
+/// Enough tiles and channels that a device takes Winograd's algorithm, whole tiles and pieces of them.
+#[test]
+fn passes_match_where_winograd_pays() {
+    for (seed, sizes) in [
+        [2, 20, 20, 32, 32, 3, 3, 1, 1],
+        [1, 27, 25, 48, 32, 3, 3, 1, 1],
+        [3, 17, 19, 32, 48, 3, 3, 1, 1],
+        [1, 24, 32, 32, 64, 3, 3, 1, 1],
+        [8, 14, 14, 32, 32, 3, 3, 1, 1],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        Case::new(shape(sizes), 50 + seed as u64).check();
+    }
+}
+
 #[test]
 fn passes_match_where_edges_are() {
     for (seed, sizes) in [
