@@ -6,6 +6,9 @@
 // Each test binary compiles this module and uses its own part of it.
 #![allow(dead_code)]
 
+pub mod devices;
+pub mod recorder;
+
 pub use retune::device::Conv2dShape;
 
 /// A number that these functions read: `f32` or `f64`.

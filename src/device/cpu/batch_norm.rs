@@ -15,6 +15,9 @@ use crate::tensor::{Shape, Tensor};
 /// Elements of a block of pixels.
 const BLOCK: usize = 32 * 1024;
 
+/// Channels whose sums of deviations are taken at a time.
+const GROUP: usize = 128;
+
 fn block_pixels(channels: usize) -> usize {
     (BLOCK / channels).max(8)
 }
@@ -47,10 +50,25 @@ vectorised! {
         }
         let pixels = (block.len() / channels) as f32;
         squares.fill(0.0);
-        for pixel in block.chunks_exact(channels) {
-            for ((squares, value), sum) in squares.iter_mut().zip(pixel).zip(sum.iter()) {
-                let deviation = value - sum / pixels;
-                *squares += deviation * deviation;
+        for start in (0..channels).step_by(GROUP) {
+            let group = start..(start + GROUP).min(channels);
+            let (sum, squares) = (&mut sum[group.clone()], &mut squares[group.clone()]);
+            let mut means = [0.0; GROUP];
+            means.iter_mut().zip(sum.iter()).for_each(|(mean, sum)| *mean = sum / pixels);
+            // A long sum of large values has an error; the deviations from the mean so found add up to that error.
+            let mut errors = [0.0; GROUP];
+            for pixel in block.chunks_exact(channels) {
+                let accumulators = squares.iter_mut().zip(&mut errors);
+                for (((squares, error), value), mean) in accumulators.zip(&pixel[group.clone()]).zip(&means) {
+                    let deviation = value - mean;
+                    *error += deviation;
+                    *squares += deviation * deviation;
+                }
+            }
+            for ((sum, squares), error) in sum.iter_mut().zip(squares).zip(&errors) {
+                *sum += error;
+                let excess = error * error / pixels;
+                *squares -= if *squares < excess { *squares } else { excess };
             }
         }
     }

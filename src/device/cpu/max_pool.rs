@@ -29,6 +29,12 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, po
     let run = |index: usize, output: &mut [f32], positions: &mut [u8]| {
         let (image, output_row) = (index / output_height, index % output_height);
         output.fill(f32::NEG_INFINITY);
+        // Where nothing is larger than minus infinity, the first pixel is the maximum.
+        let first_tap = |output, extent| taps(window, output, extent).next().map_or(0, |(tap, _)| tap);
+        for (output_column, positions) in positions.chunks_exact_mut(channels).enumerate() {
+            let tap = first_tap(output_row, height) * window.size + first_tap(output_column, width);
+            positions.fill(tap as u8);
+        }
         for (row_tap, row) in taps(window, output_row, height) {
             for output_column in 0..output_width {
                 for (column_tap, column) in taps(window, output_column, width) {

@@ -1,0 +1,388 @@
+//! Batch normalisation and its gradients on every device, against the naive float64 versions.
+
+mod reference;
+
+use proptest::prelude::*;
+use reference::devices::{Workbench, added, assert_near, devices, norm, run_at_lower_levels};
+use reference::*;
+use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device};
+
+const LIMIT: f64 = 1e-5;
+const EPSILON: f32 = 1e-5;
+
+/// Which of the optional arguments are there.
+#[derive(Debug, Clone, Copy)]
+struct Options {
+    training: bool,
+    residual: bool,
+    relu: bool,
+    momentum: f32,
+    input_gradient: bool,
+    residual_gradient: bool,
+    weight_gradient: bool,
+    bias_gradient: bool,
+    accumulate: bool,
+}
+
+impl Options {
+    fn mode(&self) -> BatchNormMode {
+        if self.training { BatchNormMode::Training } else { BatchNormMode::Running }
+    }
+
+    /// Whether the backward pass may be called without the forward pass's input.
+    fn can_do_without_input(&self) -> bool {
+        !self.weight_gradient && !(self.input_gradient && self.training) && (!self.relu || self.residual)
+    }
+}
+
+struct Case {
+    dims: [usize; 4],
+    options: Options,
+    input: Vec<f32>,
+    residual: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    running: [Vec<f32>; 2],
+    output_gradient: Vec<f32>,
+    before: [Vec<f32>; 2],
+}
+
+impl Case {
+    fn new(dims: [usize; 4], options: Options, seed: u64) -> Self {
+        let mut random = Random(seed);
+        let (count, channels) = (dims.iter().product(), dims[3]);
+        let centres: Vec<(f64, f64)> =
+            (0..channels).map(|_| (random.uniform(-3.0, 3.0), random.uniform(0.5, 2.0))).collect();
+        let input = (0..count).map(|index| {
+            let (mean, deviation) = centres[index % channels];
+            // Of a few random values all may be nearly equal, and what is divided by their deviation is then rounding.
+            let side = if index / channels % 2 == 0 { 1.0 } else { -1.0 };
+            (mean + deviation * (side + 0.5 * random.normal())) as f32
+        });
+        let input = input.collect();
+        Self {
+            dims,
+            options,
+            input,
+            residual: random.normals(count),
+            weight: random.normals(channels),
+            bias: random.normals(channels),
+            running: [random.normals(channels), random.uniforms(channels, 0.5, 2.0)],
+            output_gradient: random.normals(count),
+            before: [random.normals(count), random.normals(count)],
+        }
+    }
+
+    fn channels(&self) -> usize {
+        self.dims[3]
+    }
+
+    fn statistics(&self) -> Statistics {
+        if self.options.training {
+            return batch_statistics(&self.input, self.channels());
+        }
+        let [mean, variance] = self.running.clone().map(|values| values.into_iter().map(f64::from).collect());
+        Statistics { mean, variance }
+    }
+
+    fn check(&self) {
+        for device in devices() {
+            self.check_on(device.as_ref());
+        }
+    }
+
+    fn check_on(&self, device: &dyn Device) {
+        let bench = Workbench::new(device);
+        let (output, normaliser) = self.check_forward(device, &bench, LIMIT);
+        self.check_backward(device, &bench, &output, &normaliser);
+        bench.finish();
+    }
+
+    /// Returns output and normaliser.
+    fn check_forward(&self, device: &dyn Device, bench: &Workbench, limit: f64) -> (Vec<f32>, Vec<f32>) {
+        let (Self { dims, options, .. }, channels) = (self, self.channels());
+        let pixels = self.input.len() / channels;
+        let input = bench.input(*dims, &self.input);
+        let statistics = options.training.then(|| {
+            let statistics = bench.output([device.statistics_rows(input.shape()), 2, channels]);
+            device.batch_norm_statistics(&input, &statistics).unwrap();
+            statistics
+        });
+        let output = bench.output(*dims);
+        let normaliser = bench.output([4, channels]);
+        let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &self.running[index]));
+        let residual = options.residual.then(|| bench.input(*dims, &self.residual));
+        let arguments = BatchNormForward {
+            mode: options.mode(),
+            input: &input,
+            statistics: statistics.as_ref(),
+            weight: &bench.input([channels], &self.weight),
+            bias: &bench.input([channels], &self.bias),
+            running_mean: &running_mean,
+            running_variance: &running_variance,
+            normaliser: &normaliser,
+            residual: residual.as_ref(),
+            relu: options.relu,
+            output: &output,
+            epsilon: EPSILON,
+            momentum: options.momentum,
+        };
+        device.batch_norm_forward(&arguments).unwrap();
+
+        let used = self.statistics();
+        let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
+        let residual = options.residual.then_some(self.residual.as_slice());
+        let truth = reference.forward(&self.input, &used, residual, options.relu);
+        let ours = bench.read(&output);
+        let what = format!("{dims:?} {options:?}");
+        // Behind a ReLU or a small weight little may be left.
+        let typical = 0.3 * (truth.len() as f64).sqrt();
+        assert_near(&format!("output of {what}"), &ours, &truth, typical, limit);
+        let running = [bench.read(&running_mean), bench.read(&running_variance)];
+        if options.training {
+            let [mean, variance] = self.running.clone().map(|values| values.into_iter().map(f64::from).collect());
+            let before = Statistics { mean, variance };
+            let truth = running_statistics(&before, &used, pixels, options.momentum.into());
+            assert_near(&format!("running mean of {what}"), &running[0], &truth.mean, 0.1, LIMIT);
+            assert_near(&format!("running variance of {what}"), &running[1], &truth.variance, 0.0, LIMIT);
+        } else {
+            assert_eq!(running, self.running, "running statistics of {what} changed");
+        }
+        (ours, bench.read(&normaliser))
+    }
+
+    fn check_backward(&self, device: &dyn Device, bench: &Workbench, output: &[f32], normaliser: &[f32]) {
+        let (Self { dims, options, .. }, channels) = (self, self.channels());
+        let before = |index: usize| options.accumulate.then_some(self.before[index].as_slice());
+        let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
+        let statistics = self.statistics();
+        // The mask is the device's own: the forward pass has been checked, and rounding may flip what is near zero.
+        let mask = options.relu.then_some(output);
+        let without_coupling = reference.frozen_backward(&self.input, &statistics, mask, &self.output_gradient);
+        let truth = match options.training {
+            true => reference.training_backward(&self.input, mask, &self.output_gradient),
+            false => without_coupling.clone(),
+        };
+        for with_input in [true, false] {
+            if !with_input && !options.can_do_without_input() {
+                continue;
+            }
+            let input = with_input.then(|| bench.input(*dims, &self.input));
+            let output = (options.relu && options.residual).then(|| bench.input(*dims, output));
+            let input_gradient = options.input_gradient.then(|| bench.gradient(*dims, before(0)));
+            let residual_gradient =
+                (options.residual && options.residual_gradient).then(|| bench.gradient(*dims, before(1)));
+            let weight_gradient = options.weight_gradient.then(|| bench.output([channels]));
+            let bias_gradient = options.bias_gradient.then(|| bench.output([channels]));
+            let arguments = BatchNormBackward {
+                mode: options.mode(),
+                input: input.as_ref(),
+                output: output.as_ref(),
+                relu: options.relu,
+                output_gradient: &bench.input(*dims, &self.output_gradient),
+                weight: &bench.input([channels], &self.weight),
+                bias: &bench.input([channels], &self.bias),
+                normaliser: &bench.input([4, channels], normaliser),
+                input_gradient: input_gradient.as_ref(),
+                residual_gradient: residual_gradient.as_ref(),
+                weight_gradient: weight_gradient.as_ref(),
+                bias_gradient: bias_gradient.as_ref(),
+                workspace: &bench.workspace(device.batch_norm_workspace((*dims).into())),
+            };
+            device.batch_norm_backward(&arguments).unwrap();
+            let what = format!("of {dims:?} {options:?}, input {with_input}");
+            let sums = (self.output_gradient.len() as f64).sqrt();
+            if let Some(gradient) = input_gradient {
+                let typical = norm(&without_coupling.input);
+                let truth = added(before(0), truth.input.clone());
+                assert_near(&format!("input gradient {what}"), &bench.read(&gradient.tensor), &truth, typical, LIMIT);
+            }
+            if let Some(gradient) = residual_gradient {
+                let truth = added(before(1), truth.residual.clone());
+                assert_near(&format!("residual gradient {what}"), &bench.read(&gradient.tensor), &truth, 0.0, 1e-7);
+            }
+            if let Some(gradient) = weight_gradient {
+                assert_near(&format!("weight gradient {what}"), &bench.read(&gradient), &truth.gamma, sums, LIMIT);
+            }
+            if let Some(gradient) = bias_gradient {
+                assert_near(&format!("bias gradient {what}"), &bench.read(&gradient), &truth.beta, sums, LIMIT);
+            }
+        }
+    }
+}
+
+fn any_options() -> impl Strategy<Value = Options> {
+    let momentum = prop::sample::select(vec![0.1f32, 0.0, 1.0, 0.3]);
+    (prop::array::uniform8(any::<bool>()), momentum).prop_map(|(flags, momentum)| {
+        let [training, residual, relu, input_gradient, residual_gradient, weight_gradient, bias_gradient, accumulate] =
+            flags;
+        Options {
+            training,
+            residual,
+            relu,
+            momentum,
+            input_gradient,
+            residual_gradient,
+            weight_gradient,
+            bias_gradient,
+            accumulate,
+        }
+    })
+}
+
+/// Small pictures, one-pixel pictures, and those that are cut into several blocks of pixels.
+fn any_dims() -> impl Strategy<Value = [usize; 4]> {
+    let small = [1usize..=4, 1usize..=9, 1usize..=9, 1usize..=37].prop_map(|dims| dims);
+    let one_pixel = (2usize..=9, 1usize..=70).prop_map(|(batch, channels)| [batch, 1, 1, channels]);
+    let many_blocks = (2usize..=3, 7usize..=9, 200usize..=600).prop_map(|(n, side, c)| [n, side, side, c]);
+    prop_oneof![4 => small, 1 => one_pixel, 1 => many_blocks]
+        .prop_filter("more than one value a channel", |dims| dims[0] * dims[1] * dims[2] > 1)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn passes_match_over_any_shape(dims in any_dims(), options in any_options(), seed in any::<u64>()) {
+        Case::new(dims, options, seed).check();
+    }
+}
+
+const ALL: Options = Options {
+    training: true,
+    residual: true,
+    relu: true,
+    momentum: 0.1,
+    input_gradient: true,
+    residual_gradient: true,
+    weight_gradient: true,
+    bias_gradient: true,
+    accumulate: false,
+};
+
+#[test]
+fn passes_match_at_resnets_shapes() {
+    for (seed, dims) in [[2, 28, 28, 64], [1, 56, 56, 16], [4, 7, 7, 512], [3, 1, 1, 512], [1, 1, 2, 7], [2, 40, 41, 1]]
+        .into_iter()
+        .enumerate()
+    {
+        for training in [true, false] {
+            for (residual, relu) in [(false, true), (false, false), (true, true)] {
+                let options = Options { training, residual, relu, ..ALL };
+                Case::new(dims, options, seed as u64).check();
+            }
+        }
+    }
+}
+
+/// A channel whose mean is a thousand deviations. Naive sums of squares lose everything there. What float32 makes of
+/// `x * scale + shift` with perfect statistics is the measure, as DESIGN's four times PyTorch's own error.
+#[test]
+fn passes_match_far_from_zero() {
+    for (dims, relu) in
+        [([2, 60, 60, 3], false), ([2, 9, 9, 64], true), ([1, 1, 2, 5], false), ([1, 180, 181, 1], true)]
+    {
+        let options = Options { residual: false, relu, ..ALL };
+        let mut case = Case::new(dims, options, 5);
+        let (channels, mut random) = (dims[3], Random(6));
+        case.input = (0..case.input.len()).map(|_| (1000.0 + random.normal()) as f32).collect();
+        let statistics = case.statistics();
+        let reference = BatchNorm { gamma: &case.weight, beta: &case.bias, epsilon: EPSILON.into() };
+        let truth = reference.forward(&case.input, &statistics, None, relu);
+        let in_float32 = (0..case.input.len()).map(|index| {
+            let channel = index % channels;
+            let inverse = 1.0 / (statistics.variance[channel] + f64::from(EPSILON)).sqrt();
+            let scale = case.weight[channel] * inverse as f32;
+            let value = case.input[index] * scale + (case.bias[channel] - statistics.mean[channel] as f32 * scale);
+            if relu { value.max(0.0) } else { value }
+        });
+        let noise = relative_error(&in_float32.collect::<Vec<_>>(), &truth);
+        let limit = (4.0 * noise).max(LIMIT);
+        for device in devices() {
+            let device = device.as_ref();
+            let bench = Workbench::new(device);
+            let input = bench.input(dims, &case.input);
+            let partial = bench.output([device.statistics_rows(input.shape()), 2, channels]);
+            device.batch_norm_statistics(&input, &partial).unwrap();
+            let (output, normaliser) = (bench.output(dims), bench.output([4, channels]));
+            let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &case.running[index]));
+            let arguments = BatchNormForward {
+                mode: BatchNormMode::Training,
+                input: &input,
+                statistics: Some(&partial),
+                weight: &bench.input([channels], &case.weight),
+                bias: &bench.input([channels], &case.bias),
+                running_mean: &running_mean,
+                running_variance: &running_variance,
+                normaliser: &normaliser,
+                residual: None,
+                relu,
+                output: &output,
+                epsilon: EPSILON,
+                momentum: 1.0,
+            };
+            device.batch_norm_forward(&arguments).unwrap();
+            let what = format!("of {dims:?} far from zero, float32's own error {noise:.1e}");
+            assert_near(&format!("output {what}"), &bench.read(&output), &truth, 0.0, limit);
+            let pixels = case.input.len() / channels;
+            let unbiased = running_statistics(&statistics, &statistics, pixels, 1.0);
+            assert_near(&format!("mean {what}"), &bench.read(&running_mean), &unbiased.mean, 0.0, 1e-7);
+            assert_near(&format!("variance {what}"), &bench.read(&running_variance), &unbiased.variance, 0.0, LIMIT);
+            bench.finish();
+        }
+    }
+}
+
+/// A constant channel has no variance: epsilon alone keeps the result finite, and multiplies rounding by 316.
+#[test]
+fn passes_match_in_constant_channels() {
+    let mut case = Case::new([2, 5, 5, 6], Options { residual: false, ..ALL }, 3);
+    case.input = (0..case.input.len()).map(|index| (index % 6) as f32 - 2.0).collect();
+    for device in devices() {
+        let bench = Workbench::new(device.as_ref());
+        let (output, _) = case.check_forward(device.as_ref(), &bench, 5e-5);
+        assert!(output.iter().all(|value| value.is_finite()));
+        bench.finish();
+    }
+}
+
+/// A network that diverged must say so: a ReLU that maps NaN to zero would hide it.
+#[test]
+fn not_a_number_passes_the_relu() {
+    for residual in [false, true] {
+        let options = Options { training: false, residual, ..ALL };
+        let mut case = Case::new([1, 2, 2, 3], options, 4);
+        case.input[4] = f32::NAN;
+        for device in devices() {
+            let bench = Workbench::new(device.as_ref());
+            let dims = case.dims;
+            let output = bench.output(dims);
+            let residual = residual.then(|| bench.input(dims, &case.residual));
+            let arguments = BatchNormForward {
+                mode: BatchNormMode::Running,
+                input: &bench.variable(dims, &case.input),
+                statistics: None,
+                weight: &bench.input([3], &case.weight),
+                bias: &bench.input([3], &case.bias),
+                running_mean: &bench.input([3], &case.running[0]),
+                running_variance: &bench.input([3], &case.running[1]),
+                normaliser: &bench.output([4, 3]),
+                residual: residual.as_ref(),
+                relu: true,
+                output: &output,
+                epsilon: EPSILON,
+                momentum: 0.1,
+            };
+            device.batch_norm_forward(&arguments).unwrap();
+            let nans: Vec<bool> = bench.read(&output).iter().map(|value| value.is_nan()).collect();
+            assert_eq!(nans.iter().position(|&nan| nan), Some(4));
+            assert_eq!(nans.iter().filter(|&&nan| nan).count(), 1);
+            bench.finish();
+        }
+    }
+}
+
+#[test]
+fn lower_levels() {
+    run_at_lower_levels("passes_match");
+}

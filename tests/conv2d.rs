@@ -1,0 +1,282 @@
+//! Convolution and its two gradients on every device, against the naive float64 versions.
+
+mod reference;
+
+use proptest::prelude::*;
+use reference::devices::{Workbench, added, assert_near, devices, norm, run_at_lower_levels};
+use reference::*;
+use retune::device::{
+    BatchNormForward, BatchNormMode, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dWeightGradient, Device,
+};
+
+/// Where every product is formed as it stands.
+const DIRECT_LIMIT: f64 = 2e-6;
+/// Where a device may use Winograd's algorithm.
+const WINOGRAD_LIMIT: f64 = 5e-5;
+
+fn limit(shape: &Conv2dShape) -> f64 {
+    let suits = (shape.kernel_height, shape.kernel_width, shape.stride) == (3, 3, 1);
+    if suits { WINOGRAD_LIMIT } else { DIRECT_LIMIT }
+}
+
+fn shape(sizes: [usize; 9]) -> Conv2dShape {
+    let [batch, height, width, input_channels, output_channels, kernel_height, kernel_width, stride, padding] = sizes;
+    Conv2dShape { batch, height, width, input_channels, output_channels, kernel_height, kernel_width, stride, padding }
+}
+
+fn input_dims(shape: &Conv2dShape) -> [usize; 4] {
+    [shape.batch, shape.height, shape.width, shape.input_channels]
+}
+
+fn output_dims(shape: &Conv2dShape) -> [usize; 4] {
+    [shape.batch, shape.output_height(), shape.output_width(), shape.output_channels]
+}
+
+fn weight_dims(shape: &Conv2dShape) -> [usize; 4] {
+    [shape.output_channels, shape.kernel_height, shape.kernel_width, shape.input_channels]
+}
+
+fn squares(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| value * value).collect()
+}
+
+/// The norm that sums of products have whose squares sum to `squares`, when their signs are random.
+fn typical(squares: &[f64]) -> f64 {
+    squares.iter().sum::<f64>().sqrt()
+}
+
+struct Case {
+    shape: Conv2dShape,
+    input: Vec<f32>,
+    weight: Vec<f32>,
+    output_gradient: Vec<f32>,
+    before: Vec<f32>,
+}
+
+impl Case {
+    fn new(shape: Conv2dShape, seed: u64) -> Self {
+        let mut random = Random(seed);
+        Self {
+            shape,
+            input: random.normals(shape.input_len()),
+            weight: random.normals(shape.weight_len()),
+            output_gradient: random.normals(shape.output_len()),
+            before: random.normals(shape.input_len()),
+        }
+    }
+
+    fn check(&self) {
+        let Self { shape, input, weight, output_gradient, before } = self;
+        let (input_squares, weight_squares, gradient_squares) =
+            (squares(input), squares(weight), squares(output_gradient));
+        let output = conv2d(shape, input, weight);
+        let output_size = typical(&conv2d(shape, &input_squares, &weight_squares));
+        let input_gradient = conv2d_input_gradient(shape, weight, output_gradient);
+        let input_gradient_size = typical(&conv2d_input_gradient(shape, &weight_squares, &gradient_squares));
+        let weight_gradient = conv2d_weight_gradient(shape, input, output_gradient);
+        let weight_gradient_size = typical(&conv2d_weight_gradient(shape, &input_squares, &gradient_squares));
+        for device in devices() {
+            let device = device.as_ref();
+            for with_statistics in [false, true] {
+                self.check_forward(device, with_statistics, &output, output_size);
+            }
+            for before in [None, Some(before.as_slice())] {
+                let truth = added(before, input_gradient.clone());
+                self.check_input_gradient(device, before, &truth, input_gradient_size);
+            }
+            self.check_weight_gradient(device, &weight_gradient, weight_gradient_size);
+        }
+    }
+
+    fn check_forward(&self, device: &dyn Device, with_statistics: bool, truth: &[f64], typical: f64) {
+        let shape = &self.shape;
+        let bench = Workbench::new(device);
+        let output = bench.output(output_dims(shape));
+        let channels = shape.output_channels;
+        let rows = device.statistics_rows(output.shape());
+        let statistics = with_statistics.then(|| bench.output([rows, 2, channels]));
+        let arguments = Conv2dForward {
+            input: &bench.input(input_dims(shape), &self.input),
+            weight: &bench.input(weight_dims(shape), &self.weight),
+            output: &output,
+            statistics: statistics.as_ref(),
+            workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::Forward)),
+        };
+        device.conv2d_forward(shape, &arguments).unwrap();
+        let ours = bench.read(&output);
+        assert_near(&format!("output of {shape:?}"), &ours, truth, typical, limit(shape));
+        // What the statistics say is what batch norm reads from them.
+        if let Some(statistics) = statistics.filter(|_| truth.len() > channels) {
+            let normaliser = bench.output([4, channels]);
+            let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
+            let arguments = BatchNormForward {
+                mode: BatchNormMode::Training,
+                input: &output,
+                statistics: Some(&statistics),
+                weight: &bench.input([channels], &ones),
+                bias: &bench.input([channels], &zeros),
+                running_mean: &bench.variable([channels], &zeros),
+                running_variance: &bench.variable([channels], &ones),
+                normaliser: &normaliser,
+                residual: None,
+                relu: false,
+                output: &bench.output(output_dims(shape)),
+                epsilon: 1e-5,
+                momentum: 0.1,
+            };
+            device.batch_norm_forward(&arguments).unwrap();
+            let normaliser = bench.read(&normaliser);
+            let expected = batch_statistics(&ours, channels);
+            let deviation: Vec<f64> = expected.variance.iter().map(|variance| variance.sqrt()).collect();
+            let inverse: Vec<f64> = expected.variance.iter().map(|variance| 1.0 / (variance + 1e-5).sqrt()).collect();
+            let what = format!("statistics of {shape:?}");
+            assert_near(&what, &normaliser[..channels], &expected.mean, norm(&deviation), 1e-5);
+            assert_near(&what, &normaliser[channels..2 * channels], &inverse, 0.0, 1e-5);
+        }
+        bench.finish();
+    }
+
+    fn check_input_gradient(&self, device: &dyn Device, before: Option<&[f32]>, truth: &[f64], typical: f64) {
+        let shape = &self.shape;
+        let bench = Workbench::new(device);
+        let gradient = bench.gradient(input_dims(shape), before);
+        let arguments = Conv2dInputGradient {
+            output_gradient: &bench.input(output_dims(shape), &self.output_gradient),
+            weight: &bench.input(weight_dims(shape), &self.weight),
+            input_gradient: &gradient,
+            workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::InputGradient)),
+        };
+        device.conv2d_input_gradient(shape, &arguments).unwrap();
+        let what = format!("input gradient, accumulate {}, of {shape:?}", gradient.accumulate);
+        assert_near(&what, &bench.read(&gradient.tensor), truth, typical, limit(shape));
+        bench.finish();
+    }
+
+    fn check_weight_gradient(&self, device: &dyn Device, truth: &[f64], typical: f64) {
+        let shape = &self.shape;
+        let bench = Workbench::new(device);
+        let gradient = bench.output(weight_dims(shape));
+        let arguments = Conv2dWeightGradient {
+            input: &bench.input(input_dims(shape), &self.input),
+            output_gradient: &bench.input(output_dims(shape), &self.output_gradient),
+            weight_gradient: &gradient,
+            workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::WeightGradient)),
+        };
+        device.conv2d_weight_gradient(shape, &arguments).unwrap();
+        let what = format!("weight gradient of {shape:?}");
+        assert_near(&what, &bench.read(&gradient), truth, typical, limit(shape));
+        bench.finish();
+    }
+}
+
+fn any_shape() -> impl Strategy<Value = Conv2dShape> {
+    let pictures = (1usize..=3, 1usize..=17, 1usize..=17);
+    let channels = (1usize..=37, 1usize..=37);
+    let filter = (1usize..=7, 1usize..=7, 1usize..=3, 0usize..=3);
+    (pictures, channels, filter)
+        .prop_map(|((n, h, w), (c, k), (r, s, stride, padding))| shape([n, h, w, c, k, r, s, stride, padding]))
+        .prop_filter("the filter fits the picture", |shape| {
+            let room = 2 * shape.padding;
+            shape.height + room >= shape.kernel_height && shape.width + room >= shape.kernel_width
+        })
+        .prop_filter("the naive version takes no seconds", |shape| shape.multiply_adds() < 2_000_000)
+}
+
+/// Filters of 3 x 3, of stride 1 mostly, with channels that tiles like and channels beside them.
+fn shape_of_residual_block() -> impl Strategy<Value = Conv2dShape> {
+    let channels = prop::sample::select(vec![16usize, 31, 32, 33, 48, 64]);
+    let pictures = (1usize..=3, 3usize..=29, 3usize..=29);
+    (pictures, channels.clone(), channels, 1usize..=2)
+        .prop_map(|((n, h, w), c, k, stride)| shape([n, h, w, c, k, 3, 3, stride, 1]))
+        .prop_filter("the naive version takes no seconds", |shape| shape.multiply_adds() < 8_000_000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn passes_match_over_any_shape(shape in any_shape(), seed in any::<u64>()) {
+        Case::new(shape, seed).check();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn passes_match_in_residual_blocks(shape in shape_of_residual_block(), seed in any::<u64>()) {
+        Case::new(shape, seed).check();
+    }
+}
+
+#[test]
+fn passes_match_at_resnets_shapes() {
+    for (seed, sizes) in [
+        // The stem, at an even and an odd picture.
+        [2, 32, 32, 3, 64, 7, 7, 2, 3],
+        [1, 33, 31, 3, 8, 7, 7, 2, 3],
+        // Residual blocks of the four stages, with fewer pixels or channels.
+        [1, 14, 14, 64, 64, 3, 3, 1, 1],
+        [2, 14, 14, 32, 64, 3, 3, 2, 1],
+        [2, 14, 14, 64, 128, 1, 1, 2, 0],
+        [2, 7, 7, 128, 128, 3, 3, 1, 1],
+        [1, 7, 7, 96, 160, 3, 3, 2, 1],
+        // What is left of a small picture.
+        [1, 1, 1, 512, 64, 3, 3, 1, 1],
+        [3, 2, 1, 64, 128, 3, 3, 2, 1],
+        [1, 1, 1, 64, 128, 1, 1, 2, 0],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        Case::new(shape(sizes), seed as u64).check();
+    }
+}
+
+/// Enough tiles and channels that a device takes Winograd's algorithm, whole tiles and pieces of them.
+#[test]
+fn passes_match_where_winograd_pays() {
+    for (seed, sizes) in [
+        [2, 20, 20, 32, 32, 3, 3, 1, 1],
+        [1, 27, 25, 48, 32, 3, 3, 1, 1],
+        [3, 17, 19, 32, 48, 3, 3, 1, 1],
+        [1, 24, 32, 32, 64, 3, 3, 1, 1],
+        [8, 14, 14, 32, 32, 3, 3, 1, 1],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        Case::new(shape(sizes), 50 + seed as u64).check();
+    }
+}
+
+#[test]
+fn passes_match_where_edges_are() {
+    for (seed, sizes) in [
+        [1, 1, 1, 1, 1, 1, 1, 1, 0],
+        // Padding wider than the picture, and filters that see nothing but padding.
+        [1, 1, 1, 3, 5, 7, 7, 1, 3],
+        [2, 2, 3, 4, 3, 1, 1, 1, 3],
+        [1, 1, 2, 5, 7, 2, 1, 3, 2],
+        // A stride longer than the filter leaves pixels that no output sees.
+        [2, 10, 11, 3, 17, 1, 1, 3, 0],
+        [1, 8, 9, 5, 6, 2, 2, 3, 0],
+        // One row, one column.
+        [1, 1, 40, 7, 9, 1, 5, 1, 0],
+        [1, 40, 1, 7, 9, 5, 1, 1, 0],
+        [1, 1, 64, 48, 48, 3, 3, 1, 1],
+        // One channel and many.
+        [1, 9, 9, 1, 200, 3, 3, 1, 1],
+        [1, 9, 9, 200, 1, 3, 3, 1, 1],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        Case::new(shape(sizes), 100 + seed as u64).check();
+    }
+}
+
+#[test]
+fn lower_levels() {
+    run_at_lower_levels("passes_match");
+}

@@ -1,0 +1,108 @@
+//! Softmax cross entropy and its gradient on every device, against the naive float64 version.
+
+mod reference;
+
+use proptest::prelude::*;
+use reference::devices::{Workbench, assert_near, devices, run_at_lower_levels};
+use reference::*;
+use retune::device::{CrossEntropy as Arguments, Device};
+
+const LIMIT: f64 = 1e-5;
+
+/// Loss, correct rows and gradient, with and without asking for the gradient.
+fn run(device: &dyn Device, logits: &[f32], targets: &[usize], scale: f32) -> (f32, f32, Vec<f32>) {
+    let (batch, classes) = (targets.len(), logits.len() / targets.len());
+    let bench = Workbench::new(device);
+    let logits = bench.input([batch, classes], logits);
+    let targets = bench.targets(targets);
+    let gradient = bench.output([batch, classes]);
+    let results = [None, Some(&gradient)].map(|logits_gradient| {
+        let result = bench.output([2]);
+        let arguments = Arguments { logits: &logits, targets: &targets, result: &result, logits_gradient, scale };
+        device.cross_entropy(&arguments).unwrap();
+        bench.read(&result)
+    });
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&results[0]), bits(&results[1]), "the gradient changes the loss");
+    let gradient = bench.read(&gradient);
+    bench.finish();
+    (results[0][0], results[0][1], gradient)
+}
+
+fn check(logits: &[f32], targets: &[usize], reduction: Reduction) {
+    let truth = cross_entropy(logits, targets, reduction);
+    let scale = match reduction {
+        Reduction::Sum => 1.0,
+        Reduction::Mean => 1.0 / targets.len() as f32,
+    };
+    for device in devices() {
+        let (loss, correct, gradient) = run(device.as_ref(), logits, targets, scale);
+        let typical = 0.1 * f64::from(scale);
+        assert_near("loss", &[loss], &[truth.loss], typical * targets.len() as f64, LIMIT);
+        assert_near("gradient", &gradient, &truth.gradient, typical * (targets.len() as f64).sqrt(), LIMIT);
+        assert_eq!(correct, truth.correct as f32, "correct rows of {targets:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn loss_and_gradient_match(
+        (batch, classes) in prop_oneof![(1usize..=70, 1usize..=12), (1usize..=5, 1usize..=300)],
+        mean in any::<bool>(),
+        spread in 0.1f64..20.0,
+        rounds in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let mut random = Random(seed);
+        // Rounded logits tie.
+        let logit = |random: &mut Random| {
+            let value = random.normal() * spread;
+            if rounds { (value / spread).round() as f32 } else { value as f32 }
+        };
+        let logits: Vec<f32> = (0..batch * classes).map(|_| logit(&mut random)).collect();
+        let targets = random.labels(batch, classes);
+        check(&logits, &targets, if mean { Reduction::Mean } else { Reduction::Sum });
+    }
+}
+
+#[test]
+fn loss_and_gradient_match_at_imagenets_size() {
+    let mut random = Random(1);
+    let logits = random.normals(128 * 1000);
+    check(&logits, &random.labels(128, 1000), Reduction::Sum);
+}
+
+#[test]
+fn loss_and_gradient_match_where_exponentials_overflow() {
+    check(&[1000.0, 0.0, -1000.0, 88.0, 89.0, 90.0], &[1, 0], Reduction::Sum);
+    check(&[1e30, -1e30], &[0], Reduction::Mean);
+    check(&[-500.0, -500.0, -500.0], &[2], Reduction::Sum);
+}
+
+#[test]
+fn first_of_equal_logits_counts_as_the_answer() {
+    for device in devices() {
+        let correct = |logits: &[f32], targets: &[usize]| run(device.as_ref(), logits, targets, 1.0).1;
+        assert_eq!(correct(&[2.0, 2.0, 1.0], &[0]), 1.0);
+        assert_eq!(correct(&[2.0, 2.0, 1.0], &[1]), 0.0);
+        assert_eq!(correct(&[0.0; 6], &[0, 1]), 1.0);
+    }
+}
+
+/// A network that diverged must say so.
+#[test]
+fn not_a_number_is_not_hidden() {
+    for device in devices() {
+        let (loss, _, gradient) = run(device.as_ref(), &[0.0, f32::NAN, 1.0, 0.5, 0.25, 1.0], &[0, 2], 1.0);
+        assert!(loss.is_nan());
+        assert!(gradient[..3].iter().all(|value| value.is_nan()), "{gradient:?}");
+        assert!(gradient[3..].iter().all(|value| value.is_finite()), "{gradient:?}");
+    }
+}
+
+#[test]
+fn lower_levels() {
+    run_at_lower_levels("loss_and_gradient_match");
+}

@@ -1,0 +1,283 @@
+//! Whole networks on every device against reference files: the project's own, and those in the folder that
+//! `RETUNE_SHARED` names.
+
+mod reference;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use reference::Random;
+use reference::devices::{devices, run_at_lower_levels};
+use retune::device::Device;
+use retune::device::cpu::Cpu;
+use retune::gradcheck::{FLOOR, GradcheckReport, gradcheck};
+use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
+use retune::ops::LossReduction;
+use retune::optim::GroupSettings;
+use retune::weights::{OutputTensor, TensorData, TensorFile, save};
+
+/// Made with hooks that cut the body's gradients off, so its steps deny its gradients.
+const CONTRADICTORY: &str = "lesson-w8.safetensors";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+fn reference_files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let paths = entries.map(|entry| entry.expect("the folder can be read").path());
+    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+    paths.sort();
+    paths
+}
+
+fn failed(report: &GradcheckReport) -> Vec<&str> {
+    report.tensors.iter().filter(|tensor| !tensor.ok).map(|tensor| tensor.name.as_str()).collect()
+}
+
+fn assert_passes(device: &Rc<dyn Device>, path: &Path) {
+    let report = gradcheck(device.clone(), path, FLOOR).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(report.ok, "{}: {:?}", path.display(), failed(&report));
+    assert!(report.contradiction.is_none(), "{:?}", report.contradiction);
+    assert!(report.tensors.iter().any(|tensor| tensor.name.starts_with("grad/")));
+    let worst = report.worst.expect("something was compared");
+    println!("{}: worst {} {:.1e} of {:.1e}", path.display(), worst.name, worst.error, worst.limit);
+}
+
+#[test]
+fn every_fixture_passes() {
+    let paths = reference_files(&fixture(""));
+    assert!(paths.len() >= 10, "{paths:?}");
+    for device in devices() {
+        paths.iter().for_each(|path| assert_passes(&device, path));
+    }
+}
+
+#[test]
+fn every_shared_reference_passes() {
+    let Some(shared) = std::env::var_os("RETUNE_SHARED") else { return };
+    for path in reference_files(&Path::new(&shared).join("ref")) {
+        for device in devices() {
+            if !path.ends_with(CONTRADICTORY) {
+                assert_passes(&device, &path);
+                continue;
+            }
+            let report = gradcheck(device, &path, FLOOR).unwrap();
+            assert!(report.contradiction.is_some());
+            let failed = failed(&report);
+            let is_update = |name: &&str| name.starts_with("step1/") || name.starts_with("step3/");
+            assert!(!failed.is_empty() && failed.iter().all(is_update), "{failed:?}");
+        }
+    }
+}
+
+#[test]
+fn every_fixture_passes_at_lower_levels() {
+    run_at_lower_levels("every_fixture_passes");
+}
+
+/// The tensors and the metadata of a reference file, to be changed.
+struct Edited {
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<OutputTensor<'static>>,
+    folder: tempfile::TempDir,
+}
+
+impl Edited {
+    fn of(name: &str) -> Self {
+        let file = TensorFile::open(&fixture(name)).unwrap();
+        let tensors = file.entries().iter().map(|entry| OutputTensor {
+            name: entry.name.clone(),
+            shape: entry.shape.clone(),
+            data: TensorData::Bytes(entry.dtype, Cow::Owned(file.bytes(&entry.name).unwrap().to_vec())),
+        });
+        let tensors = tensors.collect();
+        Self { metadata: file.metadata().clone(), tensors, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn set(mut self, key: &str, value: &str) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    fn unset(mut self, key: &str) -> Self {
+        self.metadata.remove(key).expect("the field was there");
+        self
+    }
+
+    fn without(mut self, name: &str) -> Self {
+        let count = self.tensors.len();
+        self.tensors.retain(|tensor| tensor.name != name);
+        assert_eq!(self.tensors.len(), count - 1, "{name} was there");
+        self
+    }
+
+    fn change(mut self, name: &str, change: impl Fn(f32) -> f32) -> Self {
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("the tensor is there");
+        let TensorData::Bytes(_, bytes) = &mut tensor.data else { unreachable!("all are bytes") };
+        for value in bytes.to_mut().chunks_exact_mut(4) {
+            let changed = change(f32::from_le_bytes(value.try_into().unwrap()));
+            value.copy_from_slice(&changed.to_le_bytes());
+        }
+        self
+    }
+
+    fn check(self) -> retune::Result<GradcheckReport> {
+        let path = self.folder.path().join("edited.safetensors");
+        save(&path, &self.tensors, &self.metadata)?;
+        gradcheck(Rc::new(Cpu), &path, FLOOR)
+    }
+
+    /// The names of the tensors that fail, sorted.
+    fn failures(self) -> Vec<String> {
+        let report = self.check().unwrap();
+        let mut names: Vec<String> = failed(&report).into_iter().map(str::to_owned).collect();
+        assert_eq!(report.ok, names.is_empty());
+        assert_eq!(names.last().is_some(), report.worst.is_some_and(|worst| !worst.ok));
+        names.sort();
+        names
+    }
+
+    #[track_caller]
+    fn error(self) -> String {
+        self.check().expect_err("such a file is refused").to_string()
+    }
+}
+
+#[test]
+fn wrong_tensor_is_named() {
+    assert!(Edited::of("lesson.safetensors").failures().is_empty(), "a copy passes");
+    for name in [
+        "grad/conv1.weight",
+        "grad/layer3.0.downsample.1.bias",
+        "grad/fc.weight",
+        "logits",
+        "loss",
+        "buffer/layer2.1.bn1.running_var",
+        "buffer/bn1.running_mean",
+    ] {
+        assert_eq!(Edited::of("lesson.safetensors").change(name, |value| value * 1.01).failures(), [name]);
+    }
+    let name = "grad/layer1.0.conv1.weight";
+    assert_eq!(Edited::of("lesson.safetensors").change(name, |_| f32::NAN).failures(), [name]);
+}
+
+#[test]
+fn wrong_recipe_is_noticed() {
+    let file = "frozen-lower-running-statistics.safetensors";
+    assert!(Edited::of(file).failures().is_empty());
+    let failures = Edited::of(file).set("freeze_batch_norm", "false").failures();
+    assert!(failures.iter().any(|name| name == "logits"), "{failures:?}");
+    // Unfrozen, the same network has the same gradients, but parameters move that did not.
+    let unfrozen = Edited::of(file).set("freeze", "").check();
+    match unfrozen {
+        Ok(report) => assert!(!report.ok),
+        Err(error) => panic!("{error}"),
+    }
+    let failures = Edited::of("lesson.safetensors").set("loss_reduction", "mean").failures();
+    assert!(failures.iter().any(|name| name == "loss"), "{failures:?}");
+    let decay = Edited::of("lesson.safetensors").set("weight_decay", "0").failures();
+    assert!(!decay.is_empty() && decay.iter().all(|name| name.starts_with("step")), "{decay:?}");
+    let rate = Edited::of("lesson.safetensors").set("head_lr", "0.1").failures();
+    assert!(rate.iter().any(|name| name == "step1/fc.weight"), "{rate:?}");
+    // A file that has gradients of what it says is frozen.
+    let error = Edited::of("lesson.safetensors").set("freeze", "layer1").error();
+    assert!(error.contains("grad/layer1.0.") && error.contains("freeze"), "{error}");
+}
+
+#[test]
+fn wrong_metadata_is_refused() {
+    let file = || Edited::of("head-only.safetensors");
+    for key in ["format", "arch", "width", "num_classes", "lr", "freeze", "margin", "source", "loss_reduction"] {
+        let error = file().unset(key).error();
+        assert!(error.contains(&format!("metadata field {key} is missing")), "{error}");
+    }
+    for (key, value) in [
+        ("format", "retune-reference-9"),
+        ("arch", "resnet50"),
+        ("width", "0"),
+        ("width", "eight"),
+        ("lr", "-1"),
+        ("lr", "inf"),
+        ("momentum", "NaN"),
+        ("freeze_batch_norm", "yes"),
+        ("loss_reduction", "none"),
+    ] {
+        let error = file().set(key, value).error();
+        assert!(error.contains(key) && error.contains(value), "{key}={value}: {error}");
+        assert!(error.contains("edited.safetensors"), "{error}");
+    }
+    let error = file().set("freeze", "layer9").error();
+    assert!(error.contains("layer9"), "{error}");
+    let error = file().set("width", "7").error();
+    assert!(error.contains("width is 7"), "{error}");
+    assert!(file().set("arch", "resnet34").check().is_err());
+    for name in ["input", "target", "logits", "loss", "param/conv1.weight"] {
+        let error = file().without(name).error();
+        assert!(error.contains(name), "{error}");
+    }
+    let missing = Path::new("no-such-file.safetensors");
+    assert!(gradcheck(Rc::new(Cpu), missing, FLOOR).expect_err("refused").to_string().contains("no-such-file"));
+}
+
+/// The bits of everything that training computes: logits, loss, gradients, running statistics, updated parameters.
+fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
+    let settings = GroupSettings { learning_rate: 0.01, momentum: 0.9, weight_decay: 1e-3 };
+    let trainable = Trainable { freezing: Freezing::default(), groups: [settings; 2], reduction: LossReduction::Sum };
+    let resnet = ResNet { architecture: Architecture::ResNet18, width: 32, classes: 3 };
+    let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
+    let mut random = Random(seed);
+    let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
+    for specification in &specifications {
+        let size = (specification.shape.len() as f64 / specification.shape.dims()[0] as f64).max(1.0);
+        let values: Vec<f32> = match specification.shape.dims().len() {
+            1 => random.uniforms(specification.shape.len(), 0.5, 1.5),
+            _ => random.normals(specification.shape.len()).iter().map(|v| v / size.sqrt() as f32).collect(),
+        };
+        network.write(&specification.name, &values).unwrap();
+    }
+    let shape = BatchShape { batch: 5, height: 65, width: 49 };
+    let images = random.normals(shape.batch * shape.height * shape.width * 3);
+    let mut bits = Vec::new();
+    for _ in 0..2 {
+        let result = network.gradients(shape, &images, &[0, 1, 2, 1, 0]).unwrap();
+        bits.push(result.loss.to_bits());
+        bits.extend(network.training_logits(shape).unwrap().into_iter().map(f32::to_bits));
+        for specification in &specifications {
+            if let Some(gradient) = network.parameters().gradient_of(&specification.name).unwrap() {
+                let gradient = retune::device::read_f32(network.device(), gradient).unwrap();
+                assert!(gradient.iter().any(|&value| value != 0.0), "{} has no gradient", specification.name);
+                bits.extend(gradient.into_iter().map(f32::to_bits));
+            }
+        }
+        network.update().unwrap();
+        for specification in &specifications {
+            let values = network.parameters().read(network.device(), &specification.name).unwrap();
+            bits.extend(values.into_iter().map(f32::to_bits));
+        }
+    }
+    bits
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    for device in devices() {
+        let first = training_bits(device.clone(), 1);
+        assert!(first == training_bits(device.clone(), 1));
+        assert!(first != training_bits(device, 2));
+    }
+}
+
+#[test]
+fn number_of_threads_does_not_change_a_bit() {
+    let with_threads = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| training_bits(Rc::new(Cpu), 3))
+    };
+    let one = with_threads(1);
+    for threads in [2, 3, 4] {
+        assert!(one == with_threads(threads), "{threads} threads");
+    }
+}

@@ -1,0 +1,196 @@
+//! A device that passes every call on to another one and remembers what it was asked for.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use retune::device::{
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep,
+};
+use retune::error::Result;
+use retune::tensor::{ElementType, Memory, Shape, Tensor};
+
+/// A gradient of an activation that a kernel was asked to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientCall {
+    /// The operation.
+    pub operation: &'static str,
+    /// Where the gradient lies.
+    pub address: u64,
+    /// Whether it was added to what was there.
+    pub accumulate: bool,
+}
+
+/// See the module.
+pub struct Recorder {
+    device: Rc<dyn Device>,
+    /// Every allocation so far.
+    pub allocations: RefCell<Vec<Rc<Memory>>>,
+    /// Every gradient of an activation so far.
+    pub gradients: RefCell<Vec<GradientCall>>,
+}
+
+impl Recorder {
+    /// Records the calls on `device`.
+    pub fn new(device: Rc<dyn Device>) -> Self {
+        Self { device, allocations: RefCell::default(), gradients: RefCell::default() }
+    }
+
+    /// Fills the latest allocation with NaN.
+    pub fn poison_latest_allocation(&self) {
+        let memory = self.allocations.borrow().last().expect("something was allocated").clone();
+        let bytes = memory.bytes();
+        let all = Tensor::new(memory, 0, [bytes].into(), ElementType::U8);
+        self.device.upload(&vec![0xFF; bytes], &all).expect("uploads");
+    }
+
+    fn note<'a>(&self, operation: &'static str, gradients: impl IntoIterator<Item = &'a Gradient>) {
+        let calls = gradients.into_iter().map(|Gradient { tensor, accumulate }| GradientCall {
+            operation,
+            address: tensor.address(),
+            accumulate: *accumulate,
+        });
+        self.gradients.borrow_mut().extend(calls);
+    }
+}
+
+impl Device for Recorder {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn description(&self) -> String {
+        self.device.description()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
+        let memory = self.device.allocate(bytes)?;
+        self.allocations.borrow_mut().push(memory.clone());
+        Ok(memory)
+    }
+
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
+        self.device.upload(source, target)
+    }
+
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        self.device.download(source, target)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
+    fn statistics_rows(&self, shape: Shape) -> usize {
+        self.device.statistics_rows(shape)
+    }
+
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+        self.device.conv2d_workspace(shape, pass)
+    }
+
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+        self.device.conv2d_forward(shape, arguments)
+    }
+
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+        self.note("conv2d", [arguments.input_gradient]);
+        self.device.conv2d_input_gradient(shape, arguments)
+    }
+
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        self.device.conv2d_weight_gradient(shape, arguments)
+    }
+
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
+        self.device.batch_norm_statistics(input, statistics)
+    }
+
+    fn batch_norm_workspace(&self, shape: Shape) -> usize {
+        self.device.batch_norm_workspace(shape)
+    }
+
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
+        self.device.batch_norm_forward(arguments)
+    }
+
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
+        self.note("batch_norm", [arguments.input_gradient, arguments.residual_gradient].into_iter().flatten());
+        self.device.batch_norm_backward(arguments)
+    }
+
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        self.device.max_pool_forward(window, input, output, positions)
+    }
+
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()> {
+        self.note("max_pool", [input_gradient]);
+        self.device.max_pool_backward(window, positions, output_gradient, input_gradient)
+    }
+
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        self.device.avg_pool_forward(input, output)
+    }
+
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
+        self.note("avg_pool", [input_gradient]);
+        self.device.avg_pool_backward(output_gradient, input_gradient)
+    }
+
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
+        self.device.linear_workspace(batch, inputs, outputs, pass)
+    }
+
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        self.device.linear_forward(input, weight, bias, output, workspace)
+    }
+
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        self.note("linear", [input_gradient]);
+        self.device.linear_input_gradient(output_gradient, weight, input_gradient, workspace)
+    }
+
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        self.device.linear_weight_gradient(input, output_gradient, weight_gradient, bias_gradient, workspace)
+    }
+
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
+        self.device.cross_entropy(arguments)
+    }
+
+    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
+        self.device.sgd(arguments)
+    }
+}

@@ -1,0 +1,106 @@
+//! Gradient descent on every device, against the naive float64 version.
+
+mod reference;
+
+use proptest::prelude::*;
+use reference::devices::{Workbench, assert_near, devices, run_at_lower_levels};
+use reference::*;
+use retune::device::SgdStep;
+
+/// Three steps. The error of the values is taken against how far they moved, as in a reference file.
+fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
+    let mut random = Random(seed);
+    let before = random.normals(len);
+    for device in devices() {
+        let device = device.as_ref();
+        let bench = Workbench::new(device);
+        let values = bench.variable([len], &before);
+        let velocity = with_velocity.then(|| bench.variable([len], &vec![0.0; len]));
+        let mut truth: Vec<f64> = before.iter().map(|&value| value.into()).collect();
+        let mut buffer: Option<Vec<f64>> = None;
+        for step in 1..=3 {
+            let gradients = random.normals(len);
+            let arguments = SgdStep {
+                values: &values,
+                gradients: &bench.input([len], &gradients),
+                velocity: velocity.as_ref(),
+                learning_rate: settings.rate as f32,
+                momentum: settings.momentum as f32,
+                weight_decay: settings.weight_decay as f32,
+            };
+            device.sgd(&arguments).unwrap();
+            let doubles: Vec<f64> = gradients.iter().map(|&gradient| gradient.into()).collect();
+            let (updated, next) = settings.step(&truth, &doubles, buffer.as_deref().filter(|_| with_velocity));
+            let what = format!("after step {step} of {len} values with {settings:?}, velocity {with_velocity}");
+            let ours = bench.read(&values);
+            let moved: Vec<f32> = ours.iter().zip(&before).map(|(after, before)| after - before).collect();
+            let moved_truth: Vec<f64> = updated.iter().zip(&before).map(|(after, &b)| after - f64::from(b)).collect();
+            // Rounding a value of about 1 costs 3e-8 whatever it moved by.
+            let typical = settings.rate * (len as f64).sqrt();
+            assert_near(&format!("values {what}"), &moved, &moved_truth, typical, 1e-6 + 2e-7 / settings.rate);
+            if let Some(velocity) = &velocity {
+                assert_near(&format!("velocity {what}"), &bench.read(velocity), &next, (len as f64).sqrt(), 2e-6);
+            }
+            (truth, buffer) = (updated, Some(next));
+        }
+        bench.finish();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn steps_match_over_any_settings(
+        len in prop_oneof![1usize..=40, 1usize..=2000],
+        rate in 0.001f32..1.0,
+        weight_decay in prop_oneof![Just(0.0f32), 0.001f32..0.5],
+        momentum in prop_oneof![Just(None), Just(Some(0.0f32)), (0.1f32..0.99).prop_map(Some)],
+        seed in any::<u64>(),
+    ) {
+        let settings = Sgd {
+            rate: rate.into(),
+            weight_decay: weight_decay.into(),
+            momentum: momentum.unwrap_or(0.0).into(),
+        };
+        check(len, settings, momentum.is_some(), seed);
+    }
+}
+
+#[test]
+fn steps_match_over_many_values() {
+    let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.875 };
+    check(200_001, settings, true, 1);
+    check(200_001, Sgd { momentum: 0.0, ..settings }, false, 2);
+}
+
+/// Decay is added to the gradient, so it passes through the velocity too.
+#[test]
+fn steps_match_the_definition() {
+    for device in devices() {
+        let device = device.as_ref();
+        let bench = Workbench::new(device);
+        let values = bench.variable([2], &[1.0, -2.0]);
+        let velocity = bench.variable([2], &[0.0, 0.0]);
+        for _ in 0..2 {
+            let arguments = SgdStep {
+                values: &values,
+                gradients: &bench.input([2], &[0.5, 1.0]),
+                velocity: Some(&velocity),
+                learning_rate: 0.5,
+                momentum: 0.5,
+                weight_decay: 0.25,
+            };
+            device.sgd(&arguments).unwrap();
+        }
+        // First velocity 0.75, 0.5; values 0.625, -2.25; second velocity 1.03125, 0.6875.
+        assert_eq!(bench.read(&velocity), [1.03125, 0.6875]);
+        assert_eq!(bench.read(&values), [0.109375, -2.59375]);
+        bench.finish();
+    }
+}
+
+#[test]
+fn lower_levels() {
+    run_at_lower_levels("steps_match");
+}
