@@ -21,9 +21,9 @@ use crate::weights::{HeadPolicy, TensorFile};
 
 /// Fine-tune a network on a folder of pictures
 ///
-/// DATA holds `train/` and `test/` (or `val/`), each with one folder of pictures per class; or just one folder per class,
-/// and --test-fraction says how much of each is kept for testing. The defaults are the lesson's recipe: 5 epochs, batches
-/// of 128, a summed loss at a learning rate of 5e-5, ten times that for the new head.
+/// DATA holds `train/` and `test/` (or `val/`), each with one folder of pictures per class; or just one folder per
+/// class, and --test-fraction says how much of each is kept for testing. The defaults are the lesson's recipe: 5 epochs,
+/// batches of 128, a summed loss at a learning rate of 5e-5, ten times that for the new head.
 #[derive(clap::Args)]
 pub struct TrainArguments {
     /// Folder of pictures

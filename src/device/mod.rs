@@ -1,8 +1,8 @@
 //! What a device can do: memory, and one kernel for each forward and backward computation.
 //!
 //! The vocabulary is that of kernel launches, not of tensor algebra: every argument is a buffer that the graph's plan
-//! has already placed, nothing is returned, nothing is allocated. Activations are NHWC, see [`Conv2dShape`] for weights.
-//! An output may never overlap another argument.
+//! has already placed, nothing is returned, nothing is allocated. Activations are NHWC, see [`Conv2dShape`] for
+//! weights. An output may never overlap another argument.
 
 pub mod cpu;
 
@@ -159,7 +159,8 @@ pub struct CrossEntropy<'a> {
     pub logits: &'a Tensor,
     /// `[N]`, int32.
     pub targets: &'a Tensor,
-    /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the target.
+    /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the
+    /// target.
     pub result: &'a Tensor,
     /// `[N, classes]`: gradient of the reduced loss.
     pub logits_gradient: Option<&'a Tensor>,

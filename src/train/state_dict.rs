@@ -155,8 +155,8 @@ pub fn copy_head(network: &mut Network, file: &TensorFile, report: &MatchReport,
     network.write(&format!("{HEAD}.bias"), &head.bias)
 }
 
-/// Begins every parameter as PyTorch does for a network from scratch: Kaiming-normal convolutions (fan-out), batch norms
-/// 1 and 0, linear layers by default.
+/// Begins every parameter as PyTorch does for a network from scratch: Kaiming-normal convolutions (fan-out), batch
+/// norms 1 and 0, linear layers by default.
 pub fn initialise(network: &mut Network, seed: u64) -> Result<()> {
     let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
     for specification in specifications {

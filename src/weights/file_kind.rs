@@ -8,7 +8,8 @@ pub(super) struct FileKind {
     pub mend: &'static str,
 }
 
-const CONVERT: &str = "save its state dict as safetensors first, with safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT)";
+const CONVERT: &str = "save its state dict as safetensors first: \
+    safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT)";
 const DOWNLOAD: &str = "download the file itself, not the page about it";
 
 /// First bytes, and what begins with them.

@@ -2,28 +2,24 @@
 //!
 //! In NHWC the taps of one output pixel within one picture row are contiguous (`tap_columns * channels` floats), and
 //! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the
-//! picture
-//! itself: neighbouring output pixels are rows with a constant stride, and each tap row is one segment of the depth.
-//! Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to scratch
-//! memory.
+//! picture itself: neighbouring output pixels are rows with a constant stride, and each tap row is one segment of the
+//! depth. Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to
+//! scratch memory.
 //!
 //! *Forward*: left is the input, right the packed weight.
 //!
 //! *Gradient of the input*: with stride `s`, input row `y` gets terms from output row `o` through filter row `r` where
-//! `y + padding = s * o + r`. For the rows of one residue `y mod s` only every s-th filter row takes part, and then
-//! `o` moves by one when `y / s` does: an ordinary convolution of stride 1 with fewer taps. So it is `s * s`
-//! convolutions
+//! `y + padding = s * o + r`. For the rows of one residue `y mod s` only every s-th filter row takes part, and then `o`
+//! moves by one when `y / s` does: an ordinary convolution of stride 1 with fewer taps. So it is `s * s` convolutions
 //! over the gradient of the output, one for each residue of row and column, each of which writes every s-th pixel.
 //! Nothing is multiplied by an inserted zero, and no two write the same float.
 //!
 //! *Gradient of the weight*: the same left matrix, transposed (rows are taps, the depth is the output pixels), times
-//! the
-//! gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers are
-//! added
-//! in order.
+//! the gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers
+//! are added in order.
 //!
-//! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used
-//! `taps * output_channels / step^2` times.
+//! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used `taps *
+//! output_channels / step^2` times.
 
 use super::super::conv2d::Conv2dShape;
 use super::gemm::{self, Order, Product, WIDEST_STRIP};
@@ -38,8 +34,8 @@ const JOBS: usize = 16;
 const GROUPS: usize = 8;
 const GROUP_FLOATS: usize = 4 << 20;
 
-/// Which source pixels each destination pixel reads: pixel `(i, j)` of the destination grid sees source rows
-/// `i * step + origin_row ..` and columns `j * step + origin_column ..`.
+/// Which source pixels each destination pixel reads: pixel `(i, j)` of the destination grid sees source rows `i * step
+/// + origin_row ..` and columns `j * step + origin_column ..`.
 #[derive(Clone, Copy)]
 struct Stencil {
     batch: usize,
@@ -56,8 +52,8 @@ struct Stencil {
     columns: usize,
 }
 
-/// Where the destination grid lies in its picture: pixel `(i, j)` is picture pixel
-/// `(first_row + i * spacing, first_column + j * spacing)`.
+/// Where the destination grid lies in its picture: pixel `(i, j)` is picture pixel `(first_row + i * spacing,
+/// first_column + j * spacing)`.
 #[derive(Clone, Copy)]
 struct Placement {
     height: usize,
@@ -334,9 +330,8 @@ fn convolve(
                     let x = placement.first_column + block.column * placement.spacing;
                     let pixel = ((block.image + image) * placement.height + y) * placement.width + x;
                     // SAFETY: the patch holds the taps of all `block.columns` pixels of this row, `packed` holds
-                    // `depth`
-                    // strips (asserted), and this job alone writes these pixels, which lie inside the destination
-                    // because the grid does.
+                    // `depth` strips (asserted), and this job alone writes these pixels, which lie inside the
+                    // destination because the grid does.
                     unsafe {
                         gemm::multiply(
                             level,

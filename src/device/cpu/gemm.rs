@@ -2,12 +2,10 @@
 //! wide.
 //!
 //! The sums of `rows` x two vectors stay in registers over the whole depth: 14 x 32 floats with AVX-512 (28 of 32
-//! registers), 6 x 16 with AVX2 (12 of 16). One step of the depth is 28 multiply-adds on 2 vector loads and 14
-//! broadcast
+//! registers), 6 x 16 with AVX2 (12 of 16). One step of the depth is 28 multiply-adds on 2 vector loads and 14 broadcast
 //! loads, so the two load ports are idle almost half of the time and the multiply-add units bound it, as long as a
-//! step's 128 bytes of
-//! `right` and 56 of `left` come from the first two cache levels: 64 operations a cycle and core with two 512-bit
-//! units.
+//! step's 128 bytes of `right` and 56 of `left` come from the first two cache levels: 64 operations a cycle and core
+//! with two 512-bit units.
 //!
 //! `left` is never packed. Its rows lie `left_row` floats apart, which is how a convolution reads its pixels in place:
 //! the row of a matrix is one output pixel, whose taps in one picture row are contiguous in NHWC, and a picture row is

@@ -59,8 +59,8 @@ unsafe impl Element for u8 {
 
 /// All the slices of one kernel call. It refuses a slice for writing that overlaps another slice of the call.
 ///
-/// A kernel takes every slice from one `Views` and drops them before it returns; tensors never leave their thread. So no
-/// two slices that exist at the same time overlap unless both are for reading.
+/// A kernel takes every slice from one `Views` and drops them before it returns; tensors never leave their thread. So
+/// no two slices that exist at the same time overlap unless both are for reading.
 #[derive(Default)]
 pub(super) struct Views {
     taken: [(u64, u64, bool); 12],

@@ -31,8 +31,8 @@ impl Level {
         Level::Portable
     }
 
-    /// The level in use: the widest, unless `RETUNE_CPU` (`portable`, `avx2` or `avx512`) asks for a lower one.
-    /// Asked once; later changes of the environment have no effect.
+    /// The level in use: the widest, unless `RETUNE_CPU` (`portable`, `avx2` or `avx512`) asks for a lower one. Asked
+    /// once; later changes of the environment have no effect.
     pub fn current() -> Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {

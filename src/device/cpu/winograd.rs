@@ -2,9 +2,8 @@
 //! multiplications.
 //!
 //! A row of 6 inputs and 3 taps gives 4 outputs: both are read as polynomials, evaluated at 0, +-p, +-q and infinity,
-//! multiplied
-//! point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4 x 4
-//! outputs `y`:
+//! multiplied point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4
+//! x 4 outputs `y`:
 //!
 //! ```text
 //! forward              y  = At [ (G w Gt) . (Bt d B) ] A      summed over input channels inside the brackets
@@ -13,17 +12,14 @@
 //! ```
 //!
 //! The gradient of the input is the forward pass over the gradient of the output, with filters turned by 180 degrees
-//! and the
-//! channels exchanged. Inside the brackets, each of the 36 points is a matrix product of its own.
+//! and the channels exchanged. Inside the brackets, each of the 36 points is a matrix product of its own.
 //!
 //! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that
-//! of
-//! the usual (1, 2); about 1e-6 relative in float32.
+//! of the usual (1, 2); about 1e-6 relative in float32.
 //!
 //! Bound by the multiply-add units while blocks stay in the second-level cache: 36 / 16 = 2.25 multiply-adds for each
 //! output, and pair of channels, against 9. The transforms cost some 300 vector operations a tile and channel vector,
-//! which is
-//! a fifth of the products at 64 channels and less above; at 512 channels, reading the 36 / 9 times larger
+//! which is a fifth of the products at 64 channels and less above; at 512 channels, reading the 36 / 9 times larger
 //! filters weighs as much.
 
 use super::super::conv2d::Conv2dShape;
@@ -271,8 +267,8 @@ impl Layout {
     }
 }
 
-/// An odd number of cache lines: a tile is stored at 36 addresses of this distance, which would all fall into the
-/// same set of the first-level cache if it were a power of two.
+/// An odd number of cache lines: a tile is stored at 36 addresses of this distance, which would all fall into the same
+/// set of the first-level cache if it were a power of two.
 fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
 }
@@ -324,8 +320,7 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(span: &Span, source: *const f
         let inside = rows == (0, T::INPUT) && columns == (0, T::INPUT);
         for channel in (0..span.channels).step_by(V::LANES) {
             // SAFETY: pixels are read only in the given rows and columns, which are those inside the picture; the
-            // target is
-            // the caller's promise.
+            // target is the caller's promise.
             unsafe {
                 let first = corner.wrapping_add(channel);
                 let pitch = tiles.width * span.channels;
