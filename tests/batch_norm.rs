@@ -29,9 +29,9 @@ impl Options {
         if self.training { BatchNormMode::Training } else { BatchNormMode::Running }
     }
 
-    /// Whether the backward pass may be called without the forward pass's input.
-    fn can_do_without_input(&self) -> bool {
-        !self.weight_gradient && !(self.input_gradient && self.training) && (!self.relu || self.residual)
+    /// Whether the backward pass may not be called without the forward pass's input.
+    fn needs_input(&self) -> bool {
+        self.weight_gradient || (self.input_gradient && self.training) || (self.relu && !self.residual)
     }
 }
 
@@ -164,7 +164,7 @@ impl Case {
             false => without_coupling.clone(),
         };
         for with_input in [true, false] {
-            if !with_input && !options.can_do_without_input() {
+            if !with_input && options.needs_input() {
                 continue;
             }
             let input = with_input.then(|| bench.input(*dims, &self.input));
