@@ -171,6 +171,12 @@ impl Network {
         self.prepared.iter().find(matches).ok_or_else(|| Error::new(format!("{shape:?} was not prepared")))
     }
 
+    /// Fills in a batch of a prepared shape and runs nothing, for who runs the executor's nodes one by one. A plan may
+    /// use the memory of a batch again, so every pass over the nodes needs it filled in anew.
+    pub fn fill_in(&self, shape: BatchShape, trains: bool, images: &[f32], targets: &[u32]) -> Result<()> {
+        self.fill(self.find(shape, trains)?, images, targets)
+    }
+
     /// Fills in a batch: `images` `[N, H, W, 3]`, one target each.
     fn fill(&self, prepared: &Prepared, images: &[f32], targets: &[u32]) -> Result<()> {
         let classes = self.resnet.classes;
