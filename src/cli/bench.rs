@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{GlobalArguments, print_json, print_result};
 use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network, ResNet};
-use crate::train::{Recipe, initialise};
+use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
 
 /// Measure training and inference on synthetic pictures
 ///
@@ -95,11 +95,16 @@ struct BenchResult {
 const CLASSES: usize = 2;
 
 pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitCode> {
-    for (flag, value) in
-        [("--batch-size", arguments.batch_size), ("--image-size", arguments.image_size), ("--steps", arguments.steps)]
-    {
+    for (flag, value) in [("--batch-size", arguments.batch_size), ("--steps", arguments.steps)] {
         if value == 0 {
             return Err(Error::usage(format!("{flag} 0: expected at least 1")));
+        }
+    }
+    let limited =
+        [("--image-size", arguments.image_size, LARGEST_IMAGE_SIZE), ("--width", arguments.width, LARGEST_WIDTH)];
+    for (flag, value, largest) in limited {
+        if !(1..=largest).contains(&value) {
+            return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
         }
     }
     let device = global.open_device()?;
@@ -221,7 +226,7 @@ fn kernels(
     targets: &[u32],
     steps: usize,
 ) -> Result<Vec<KernelRow>> {
-    network.prepare(shape, true)?;
+    network.gradients(shape, images, targets)?;
     let executor = network.executor(shape, true)?;
     let device = network.device();
     let nodes = executor.graph().nodes();

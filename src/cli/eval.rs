@@ -61,6 +61,9 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     if arguments.batch_size == 0 {
         return Err(Error::usage("--batch-size 0: expected at least 1"));
     }
+    if arguments.workers == Some(0) {
+        return Err(Error::usage("--workers 0: expected at least 1"));
+    }
     let device = global.open_device()?;
     let (mut network, model) = load_model(device, &arguments.model)?;
     let folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;

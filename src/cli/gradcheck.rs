@@ -17,7 +17,7 @@ pub struct GradcheckArguments {
     file: PathBuf,
 
     /// The smallest limit; raise it for files made without a ReLU margin
-    #[arg(long, default_value_t = FLOOR, value_name = "ERROR")]
+    #[arg(long, default_value_t = FLOOR, value_name = "ERROR", allow_negative_numbers = true)]
     floor: f64,
 }
 
@@ -45,7 +45,7 @@ pub fn run(global: &GlobalArguments, arguments: &GradcheckArguments) -> Result<E
         let failed = report.tensors.iter().filter(|tensor| !tensor.ok).count();
         print_result(&format!("{} tensors compared, {failed} over their limit", report.tensors.len()))?;
         if global.verbose {
-            report.not_compared.iter().for_each(|reason| eprintln!("not compared: {reason}"));
+            report.not_compared.iter().for_each(|reason| super::say(&format!("not compared: {reason}")));
         }
     }
     if let Some(contradiction) = &report.contradiction {

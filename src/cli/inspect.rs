@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
 use crate::ops::LossReduction;
-use crate::train::ModelFile;
+use crate::train::{LARGEST_IMAGE_SIZE, ModelFile};
 use crate::weights::TensorFile;
 
 /// Show what a safetensors file holds: layers, shapes, parameter counts, the head, metadata
@@ -126,6 +126,9 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
     let device = global.open_device()?;
     let device = device.as_ref();
     let size = arguments.image_size.unwrap_or(model.image_size);
+    if !(1..=LARGEST_IMAGE_SIZE).contains(&size) {
+        return Err(Error::usage(format!("--image-size {size}: expected 1 to {LARGEST_IMAGE_SIZE}")));
+    }
     let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
     let freezing = Freezing { modules: arguments.freeze.clone(), batch_norm: arguments.freeze_batch_norm };
     let phase = if arguments.inference { Phase::Evaluation } else { Phase::Training(freezing.clone()) };

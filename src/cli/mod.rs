@@ -13,6 +13,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device::Device;
@@ -42,6 +43,7 @@ enum Command {
 
 /// What every command takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct GlobalArguments {
     /// Where to compute: auto, cpu, cuda, cuda:N or emulator
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
@@ -75,12 +77,15 @@ enum Precision {
     Bf16,
 }
 
+/// More threads than any machine has cores; a slip of the finger shall not start a million.
+const MOST_THREADS: usize = 4096;
+
 impl GlobalArguments {
     /// The device that was asked for, with its threads.
     fn open_device(&self) -> Result<Rc<dyn Device>> {
         if let Some(threads) = self.threads {
-            if threads == 0 {
-                return Err(Error::usage("--threads 0: expected at least 1"));
+            if !(1..=MOST_THREADS).contains(&threads) {
+                return Err(Error::usage(format!("--threads {threads}: expected 1 to {MOST_THREADS}")));
             }
             rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
@@ -112,7 +117,7 @@ impl GlobalArguments {
     /// Tells the user something that is not a result.
     fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
@@ -124,7 +129,12 @@ impl GlobalArguments {
 
 /// Tells the user about something that is wrong but was dealt with.
 fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    say(&format!("warning: {text}"));
+}
+
+/// Writes a line to standard error. `eprintln!` would panic where that is closed or full, and end the work.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Prints a result. A reader that has gone away (`retune inspect ... | head`) is no error.
@@ -144,7 +154,10 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Parses the command line, runs the command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 pub fn main() -> ExitCode {
-    let Arguments { global, command } = Arguments::parse();
+    let Arguments { global, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(refusal) => return refuse(&refusal),
+    };
     let result = match command {
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
@@ -157,7 +170,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             ExitCode::from(match error.kind() {
                 ErrorKind::Failure => 1,
                 ErrorKind::Usage => 2,
@@ -165,4 +178,34 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// Prints the help that was asked for, or what is wrong with the arguments in the form of every other error.
+fn refuse(refusal: &clap::Error) -> ExitCode {
+    let whole_help = [
+        ParseErrorKind::DisplayHelp,
+        ParseErrorKind::DisplayVersion,
+        ParseErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+    ];
+    if whole_help.contains(&refusal.kind()) {
+        // A reader that has gone away is no error.
+        let _ = refusal.print();
+        return if refusal.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+    }
+    let text = refusal.render().to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let (mut message, mut tips) = (Vec::new(), Vec::new());
+    for line in lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information")) {
+        match line.strip_prefix("tip: ") {
+            Some(tip) => tips.push(tip),
+            None => message.push(line),
+        }
+    }
+    let command = std::env::args().nth(1).filter(|name| {
+        <Arguments as clap::CommandFactory>::command().get_subcommands().any(|command| command.get_name() == name)
+    });
+    let help = command.map_or("`retune --help`".to_string(), |command| format!("`retune {command} --help`"));
+    let hint = if tips.is_empty() { format!("see {help}") } else { tips.join("; ") };
+    say(&format!("{}\nhint: {hint}", message.join(" ")));
+    ExitCode::from(2)
 }

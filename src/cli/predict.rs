@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, warn};
+use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
 use crate::error::{Context, Error, Result};
@@ -54,6 +54,9 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     if arguments.batch_size == 0 {
         return Err(Error::usage("--batch-size 0: expected at least 1"));
     }
+    if arguments.top == 0 {
+        return Err(Error::usage("--top 0: expected at least 1"));
+    }
     let paths = pictures(&arguments.images)?;
     let device = global.open_device()?;
     let (mut network, model) = load_model(device, &arguments.model)?;
@@ -70,7 +73,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let progress = Progress::new(global, loader.dataset().len() as u64, "pictures");
     let (mut done, mut failed) = (0, 0);
     let (_, predictions) = evaluate(&mut network, &loader, model.image_size, |batch| {
-        batch.skipped.iter().for_each(|sample| progress.line(&format!("error: {}", sample.reason)));
+        batch.skipped.iter().for_each(|sample| progress.line(&format!("warning: left out: {}", sample.reason)));
         failed += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();
         progress.position(done as u64);
@@ -93,8 +96,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         }
     }
     if failed > 0 {
-        warn(&format!("{failed} of {done} pictures could not be read"));
-        return Ok(ExitCode::from(1));
+        return Err(Error::new(format!("{failed} of {done} pictures could not be read")));
     }
     Ok(ExitCode::SUCCESS)
 }

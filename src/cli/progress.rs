@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::GlobalArguments;
+use super::{GlobalArguments, say};
 
 /// A line that is drawn over and over; nothing at all when quiet or when standard error is no terminal.
 pub struct Progress {
@@ -47,7 +47,7 @@ impl Progress {
 
     /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| say(text));
     }
 
     /// Takes the line away.

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, warn};
-use crate::data::{Splits, open_dataset};
+use super::{GlobalArguments, print_json, print_result, say, warn};
+use crate::data::open_dataset;
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
@@ -30,7 +30,7 @@ pub struct TrainArguments {
     data: PathBuf,
 
     /// Trained weights to begin with: a safetensors file with torchvision's key names
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_scratch", "resume"], conflicts_with = "from_scratch")]
+    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch")]
     weights: Option<PathBuf>,
 
     /// Begin with random weights instead (learning rate 5e-4 for all layers)
@@ -41,8 +41,8 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER", default_value = "runs/latest")]
     out: PathBuf,
 
-    /// Go on with the run in --out, with its recipe
-    #[arg(long, conflicts_with_all = ["weights", "from_scratch"])]
+    /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights
+    #[arg(long)]
     resume: bool,
 
     /// Network to train from scratch; otherwise the weights decide [default: resnet18]
@@ -62,19 +62,19 @@ pub struct TrainArguments {
     batch_size: Option<usize>,
 
     /// Learning rate of the body, for the loss as reduced [default: 5e-5, from scratch 5e-4]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f64>,
 
     /// Learning rate of the head, in rates of the body [default: 10, from scratch 1]
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     head_lr_multiplier: Option<f64>,
 
     /// Weight decay, added to the gradient [default: 1e-3]
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
 
     /// Momentum [default: 0]
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     momentum: Option<f64>,
 
     /// How a batch's losses become one: sum (the lesson) or mean (PyTorch's default) [default: sum]
@@ -98,11 +98,11 @@ pub struct TrainArguments {
     image_size: Option<usize>,
 
     /// Part of each class that is kept for testing, where there is no test folder
-    #[arg(long, value_name = "PART")]
+    #[arg(long, value_name = "PART", allow_negative_numbers = true)]
     test_fraction: Option<f64>,
 
     /// Decides the order of the pictures, their augmentation, and the new parameters [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
 
     /// Threads that decode pictures; results do not depend on it [default: one a core]
@@ -149,6 +149,7 @@ impl TrainArguments {
             )*};
         }
         overlay! {
+            "--from-scratch" self.from_scratch.then_some(true) => from_scratch,
             "--arch" self.arch => architecture,
             "--width" self.width => width,
             "--epochs" self.epochs => epochs,
@@ -178,6 +179,11 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
         begin(global, device, arguments, interrupted)?
     };
     let arena = run.prepare()?;
+    if !arguments.resume {
+        // Only now: what is refused or does not fit into memory leaves no folder behind.
+        new_run_folder(&run.folder.path)?;
+        write_config(arguments, &run)?;
+    }
     describe(global, &run, arena);
 
     let folder = run.folder.clone();
@@ -253,7 +259,7 @@ fn interruption() -> Result<&'static AtomicBool> {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; once more to stop at once");
+        say("\nstopping after this step; once more to stop at once");
     })
     .context(|| "cannot listen for Ctrl-C")?;
     Ok(&INTERRUPTED)
@@ -274,6 +280,12 @@ fn begin<'a>(
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
     let workers = workers(arguments)?;
+    if arguments.weights.is_none() && !arguments.from_scratch {
+        return Err(Error::usage("there is nothing to begin with: neither --weights nor --from-scratch is given")
+            .hint("give --weights FILE to fine-tune a trained network, or --from-scratch to train a new one"));
+    }
+    let folder = RunFolder { path: arguments.out.clone() };
+    folder.require_free()?;
     let file = arguments.weights.as_deref().map(TensorFile::open).transpose()?;
     let recipe = arguments.recipe(file.as_ref().map(recognise).transpose()?)?;
     let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
@@ -289,13 +301,17 @@ fn begin<'a>(
                     copy_head(&mut network, file, &report, rows)?;
                     global.note(&format!("the new head begins with rows {rows:?} of the old one"));
                 }
-                None => new_head(&mut network, recipe.seed)?,
+                None => {
+                    if report.replaced_head.is_none() {
+                        global
+                            .note(&format!("the head was replaced by a new one, though it had {classes} rows as well"));
+                    }
+                    new_head(&mut network, recipe.seed)?;
+                }
             }
         }
         None => initialise(&mut network, recipe.seed)?,
     }
-    let folder = new_run_folder(&arguments.out)?;
-    write_config(&folder, arguments, &recipe, &splits, network.device())?;
     let position = Position::default();
     Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
 }
@@ -305,16 +321,26 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
     let folder = RunFolder { path: arguments.out.clone() };
     if !folder.checkpoint().exists() {
         let message = format!("--resume: there is no {}", folder.checkpoint().display());
-        return Err(Error::new(message).hint("a checkpoint is written after every epoch; begin anew without --resume"));
+        return Err(Error::new(message).hint("leave --resume out to begin a run there, or name its folder with --out"));
     }
     let checkpoint = Checkpoint::open(&folder.checkpoint())?;
     let mut recipe = checkpoint.recipe.clone();
+    if arguments.weights.is_some() && recipe.from_scratch {
+        return Err(Error::usage(format!("--weights: the run in {} was begun from scratch", folder.path.display()))
+            .hint("leave it out to resume, or begin another run with another --out"));
+    }
     arguments.overlay(&mut recipe, |flag| match flag {
         "--epochs" => Ok(()),
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", folder.path.display()))
             .hint("leave it out to resume, or begin another run with another --out")),
     })?;
     recipe.check()?;
+    let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
+    if done >= wanted {
+        let epochs = if done == 1 { "1 epoch".to_string() } else { format!("{done} epochs") };
+        return Err(Error::new(format!("the run in {} has done {epochs}, of {wanted}", folder.path.display()))
+            .hint("give a larger --epochs to go on, or another --out to begin another run"));
+    }
     let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
     if splits.train.classes != checkpoint.classes {
         return Err(Error::new(format!(
@@ -333,18 +359,13 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
     Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
 }
 
-fn write_config(
-    folder: &RunFolder,
-    arguments: &TrainArguments,
-    recipe: &Recipe,
-    splits: &Splits,
-    device: &dyn Device,
-) -> Result<()> {
+fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
+    let Run { recipe, splits, folder, .. } = run;
     let config = serde_json::json!({
         "retune": env!("CARGO_PKG_VERSION"),
         "data": arguments.data,
         "weights": arguments.weights,
-        "device": device.name(),
+        "device": run.network.device().name(),
         "classes": splits.train.classes,
         "train_images": splits.train.len(),
         "test_images": splits.test.len(),
@@ -366,7 +387,8 @@ fn describe(global: &GlobalArguments, run: &Run, arena: usize) {
         run.splits.train.classes.len()
     ));
     global.note(&format!(
-        "{epochs} epochs, batch {batch_size}, lr {learning_rate:e} (head {:e}), {:.2} GiB of activations",
+        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {:.2} GiB of activations",
+        if *epochs == 1 { "epoch" } else { "epochs" },
         learning_rate * head_lr_multiplier,
         arena as f64 / (1u64 << 30) as f64
     ));

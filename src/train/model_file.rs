@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::recipe::Recipe;
+use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{load_state_dict, recognise, save_state_dict};
 use crate::data::transform::test_shorter_side;
 use crate::device::Device;
@@ -70,7 +70,8 @@ impl ModelFile {
         let image_size = match file.metadata().get("transform") {
             Some(text) => {
                 let transform: serde_json::Value = serde_json::from_str(text).context(|| unreadable("transform"))?;
-                let size = transform["center_crop"].as_u64().filter(|size| (1..=65536).contains(size));
+                let size =
+                    transform["center_crop"].as_u64().filter(|size| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
                 size.ok_or_else(|| Error::new(unreadable("transform")))? as usize
             }
             None => 224,

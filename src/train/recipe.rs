@@ -45,6 +45,11 @@ pub struct Recipe {
     pub seed: u64,
 }
 
+/// Rows and columns of the largest pictures that a model may ask for.
+pub const LARGEST_IMAGE_SIZE: usize = 65536;
+/// Channels of the widest first stage; sizes of larger networks could overflow.
+pub const LARGEST_WIDTH: usize = 4096;
+
 impl Recipe {
     /// The lesson's: 5 epochs of batches of 128, summed loss, the head at ten times the rate.
     pub fn fine_tuning() -> Self {
@@ -98,15 +103,15 @@ impl Recipe {
 
     /// Refuses values that no run can have.
     pub fn check(&self) -> Result<()> {
-        let at_least_one = [
-            ("--batch-size", self.batch_size),
-            ("--epochs", self.epochs),
-            ("--image-size", self.image_size),
-            ("--width", self.width),
-        ];
-        for (flag, value) in at_least_one {
+        for (flag, value) in [("--batch-size", self.batch_size), ("--epochs", self.epochs)] {
             if value == 0 {
                 return Err(Error::usage(format!("{flag} 0: expected at least 1")));
+            }
+        }
+        let limited = [("--image-size", self.image_size, LARGEST_IMAGE_SIZE), ("--width", self.width, LARGEST_WIDTH)];
+        for (flag, value, largest) in limited {
+            if !(1..=largest).contains(&value) {
+                return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
             }
         }
         let not_negative = [

@@ -11,7 +11,7 @@ use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
 use super::recipe::Recipe;
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, SkippedSample, Splits};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BatchShape, Network};
 use crate::ops::LossReduction;
 
@@ -43,9 +43,37 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
-    /// Whether a run has left something here.
-    pub fn holds_a_run(&self) -> bool {
-        [self.model(), self.checkpoint(), self.config(), self.metrics()].iter().any(|path| path.exists())
+    /// Removes the temporary files of a run that was killed while it wrote.
+    pub fn remove_leftovers(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        let files = [self.model(), self.checkpoint(), self.config(), self.metrics()];
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_ours = |file: &PathBuf| {
+                file.file_name().is_some_and(|file| name.starts_with(&format!(".{}.", file.to_string_lossy())))
+            };
+            if name.ends_with(".tmp") && files.iter().any(is_ours) {
+                // One that cannot be removed only takes room.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Refuses a folder in which a run has left something to lose. The notes of one that never came to its first
+    /// checkpoint are nothing.
+    ///
+    /// # Errors
+    /// When there is a checkpoint or a model.
+    pub fn require_free(&self) -> Result<()> {
+        let out = self.path.display();
+        if self.checkpoint().exists() {
+            return Err(Error::new(format!("--out {out}: another run is there"))
+                .hint("give --resume to go on with it, or another folder"));
+        }
+        if self.model().exists() {
+            return Err(Error::new(format!("--out {out}: another model is there")).hint("give another folder"));
+        }
+        Ok(())
     }
 }
 
@@ -157,6 +185,7 @@ impl Run<'_> {
     /// written; the last checkpoint is then as it was.
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
+        self.folder.remove_leftovers();
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let test_loader = self.loader(&self.splits.test, Mode::Evaluate)?;
         let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
@@ -170,14 +199,23 @@ impl Run<'_> {
 
             let batches = test_loader.batch_count();
             let mut batch = 0;
-            let (test, _) = evaluate(&mut self.network, &test_loader, self.recipe.image_size, |tested| {
+            let tested = evaluate(&mut self.network, &test_loader, self.recipe.image_size, |tested| {
                 if self.position.epoch == 0 {
                     tested.skipped.iter().for_each(|sample| observe(Event::Skipped(sample)));
                 }
                 batch += 1;
                 observe(Event::Tested { batch, batches });
-                Ok(())
-            })?;
+                match self.interrupted.load(Ordering::Relaxed) {
+                    true => Err(Error::interrupted("stopped while testing")),
+                    false => Ok(()),
+                }
+            });
+            let (test, _) = match tested {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    return Err(self.stop(train_loader.batch_count()));
+                }
+                tested => tested?,
+            };
             let train = self.position.totals;
             let epoch = self.position.epoch + 1;
             let metric = Metric::Epoch {
@@ -192,7 +230,13 @@ impl Run<'_> {
             metrics.append(&metric)?;
             let this = Best { epoch, test_acc: test.accuracy(), test_loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
-                save_model(&self.folder.model(), &self.network, &self.recipe, &self.splits.train.classes)?;
+                if !self.folder.checkpoint().exists() {
+                    // A model without a checkpoint could be neither resumed nor begun anew.
+                    self.save_checkpoint()?;
+                }
+                // What leads to this model: it does not depend on the epochs that may follow.
+                let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
+                save_model(&self.folder.model(), &self.network, &recipe, &self.splits.train.classes)?;
                 self.position.best = Some(this);
             }
             self.position =
@@ -202,7 +246,7 @@ impl Run<'_> {
             last = Some((train, test));
         }
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
-            return Err(Error::new(format!("the run has already finished its {} epochs", self.recipe.epochs))
+            return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs))
                 .hint("give a larger --epochs to go on, or --out with another folder"));
         };
         Ok(Summary {
@@ -243,12 +287,16 @@ impl Run<'_> {
                 let result = self.network.gradients(shape, &batch.images, &batch.targets)?;
                 if !result.loss.is_finite() {
                     return Err(Error::new(format!(
-                        "the loss became {} in epoch {}, batch {}; the last checkpoint is as it was",
+                        "the loss became {} in epoch {}, batch {}; {}",
                         result.loss,
                         self.position.epoch + 1,
-                        self.position.batch + 1
+                        self.position.batch + 1,
+                        match self.folder.checkpoint().exists() {
+                            true => "the last checkpoint is as it was",
+                            false => "no checkpoint was written yet",
+                        }
                     ))
-                    .hint(format!("use a smaller --lr than {}", self.recipe.learning_rate)));
+                    .hint(format!("use a smaller --lr than {:e}", self.recipe.learning_rate)));
                 }
                 self.network.update()?;
                 let loss = match self.recipe.reduction()? {
@@ -277,20 +325,26 @@ impl Run<'_> {
                 self.position.metrics_lines = metrics.lines();
             }
             if self.interrupted.load(Ordering::Relaxed) {
-                self.save_checkpoint()?;
-                return Err(Error::interrupted(format!(
-                    "stopped in epoch {} after batch {} of {batches}; {} holds everything",
-                    self.position.epoch + 1,
-                    self.position.batch,
-                    self.folder.checkpoint().display()
-                ))
-                .hint("the same command with --resume goes on from there"));
+                return Err(self.stop(batches));
             }
         }
         if self.position.totals.images == 0 {
             return Err(Error::new("not one of the training pictures could be read"));
         }
         Ok(())
+    }
+
+    /// Saves where the run is, and tells how to go on.
+    fn stop(&self, batches: usize) -> Error {
+        let (epoch, batch) = (self.position.epoch + 1, self.position.batch);
+        match self.save_checkpoint() {
+            Ok(()) => Error::interrupted(format!(
+                "stopped in epoch {epoch} after batch {batch} of {batches}; {} holds everything",
+                self.folder.checkpoint().display()
+            ))
+            .hint("the same command with --resume goes on from there"),
+            Err(error) => error,
+        }
     }
 
     fn save_checkpoint(&self) -> Result<()> {
@@ -318,11 +372,10 @@ impl Run<'_> {
 /// When it holds another run, or cannot be created.
 pub fn new_run_folder(path: &Path) -> Result<RunFolder> {
     let folder = RunFolder { path: path.to_path_buf() };
-    if folder.holds_a_run() {
-        return Err(Error::new(format!("--out {}: another run is there", path.display()))
-            .hint("give --resume to go on with it, or another folder"));
-    }
-    std::fs::create_dir_all(path)
-        .map_err(|cause| Error::new(format!("--out {}: cannot create the folder: {cause}", path.display())))?;
+    folder.require_free()?;
+    std::fs::create_dir_all(path).map_err(|cause| {
+        Error::new(format!("--out {}: cannot create the folder: {cause}", path.display()))
+            .hint("name a folder that can be made and written")
+    })?;
     Ok(folder)
 }

@@ -1,0 +1,1630 @@
+//! The command line end to end: what users type, what they read, what lies in their folders afterwards.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use image::{Rgb, RgbImage};
+use insta::assert_snapshot;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_retune");
+/// Far beyond what any of these commands takes.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The smallest network that learns something; every run of these tests is one of it.
+const SMALL: &str = "--from-scratch --width 4 --image-size 33 --batch-size 8";
+
+/// A folder to work in: commands run in it, so that no message holds a path of this machine.
+struct Workplace {
+    folder: TempDir,
+}
+
+/// What a command left behind.
+struct Outcome {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Workplace {
+    fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With `data/train` and `data/test` of two classes.
+    fn new() -> Self {
+        let place = Self::empty();
+        for (split, pictures) in [("train", 14), ("test", 6)] {
+            place.draw(&format!("data/{split}/blue"), [40, 60, 200], pictures);
+            place.draw(&format!("data/{split}/red"), [200, 60, 40], pictures);
+        }
+        place
+    }
+
+    /// With a model of three classes in `base/model.safetensors` besides, and its pictures in `colours`.
+    fn with_base_model() -> Self {
+        let place = Self::new();
+        for (class, colour) in [("green", [40, 190, 60]), ("purple", [150, 40, 160]), ("yellow", [220, 210, 50])] {
+            place.draw(&format!("colours/{class}"), colour, 12);
+        }
+        place.succeed(&format!("train colours --test-fraction 0.25 {SMALL} --epochs 1 --seed 7 --out base"));
+        place
+    }
+
+    /// Noisy pictures of one colour, no two alike.
+    fn draw(&self, folder: &str, colour: [u8; 3], pictures: u32) {
+        fs::create_dir_all(self.path(folder)).unwrap();
+        let mut state = u64::from(colour[0]) + 1000 * folder.len() as u64;
+        for number in 0..pictures {
+            let picture = RgbImage::from_fn(48, 40, |_, _| {
+                Rgb(colour.map(|channel| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    channel.saturating_add((state >> 57) as u8).saturating_sub(40)
+                }))
+            });
+            picture.save(self.path(&format!("{folder}/{number:02}.png"))).unwrap();
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"))
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, contents).unwrap();
+    }
+
+    /// Runs `retune` with arguments that hold no blanks.
+    fn run(&self, line: &str) -> Outcome {
+        self.run_program(PROGRAM, &line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs a line of a shell, in which `$RETUNE` is the program.
+    #[cfg(unix)]
+    fn shell(&self, line: &str) -> Outcome {
+        self.run_program("sh", &["-c", line])
+    }
+
+    fn run_program(&self, program: &str, arguments: &[&str]) -> Outcome {
+        let mut command = assert_cmd::Command::new(program);
+        command.args(arguments).current_dir(self.folder.path()).env("RETUNE", PROGRAM).timeout(TIMEOUT);
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let status = output.status.code().unwrap_or(-1);
+        let outcome = Outcome { status, stdout: text(output.stdout), stderr: text(output.stderr) };
+        for stream in [&outcome.stdout, &outcome.stderr] {
+            assert!(!stream.contains("panicked"), "{arguments:?}: {stream}");
+            assert!(!stream.contains('\u{1b}'), "{arguments:?}: escapes though this is no terminal: {stream:?}");
+        }
+        outcome
+    }
+
+    fn succeed(&self, line: &str) -> Outcome {
+        let outcome = self.run(line);
+        assert_eq!(outcome.status, 0, "retune {line}: {}", outcome.stderr);
+        outcome
+    }
+
+    fn json(&self, line: &str) -> Value {
+        let outcome = self.succeed(line);
+        assert_eq!(outcome.stdout.lines().count(), 1, "JSON is one line: {}", outcome.stdout);
+        serde_json::from_str(&outcome.stdout).unwrap()
+    }
+
+    /// Every file and folder with what it holds.
+    fn contents(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+        let mut found = BTreeMap::new();
+        let mut folders = vec![self.folder.path().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let contents = if path.is_dir() {
+                    folders.push(path.clone());
+                    None
+                } else {
+                    Some(fs::read(&path).unwrap())
+                };
+                found.insert(path, contents);
+            }
+        }
+        found
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.path(folder)).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Runs commands that must fail: one error of one or two lines, no result, every file as it was.
+    fn refusals(&self, lines: &[&str]) -> String {
+        let mut text = String::new();
+        for line in lines {
+            let before = self.contents();
+            let Outcome { status, stdout, stderr } = self.run(line);
+            let is_one_error = match stderr.lines().collect::<Vec<_>>().as_slice() {
+                [error] => error.starts_with("error: "),
+                [error, hint] => error.starts_with("error: ") && hint.starts_with("hint: "),
+                _ => false,
+            };
+            assert!(is_one_error, "retune {line}: {stderr}");
+            assert_eq!(stdout, "", "retune {line}");
+            assert!(before == self.contents(), "retune {line} changed files");
+            text += &format!("$ retune {line}\n{stderr}exit status {status}\n\n");
+        }
+        text
+    }
+
+    fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = String::from_utf8(self.read(&format!("{run}/metrics.jsonl"))).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Asserts that two runs ended with the same bits.
+    fn assert_same_result(&self, one: &str, other: &str) {
+        for file in ["model.safetensors", "checkpoint.safetensors"] {
+            let same = self.read(&format!("{one}/{file}")) == self.read(&format!("{other}/{file}"));
+            assert!(same, "{one}/{file} differs from {other}/{file}");
+        }
+        assert_eq!(
+            without_times(self.metrics(one)),
+            without_times(self.metrics(other)),
+            "metrics of {one} and {other}"
+        );
+    }
+}
+
+fn without_times(mut metrics: Vec<Value>) -> Vec<Value> {
+    for metric in metrics.iter_mut().filter_map(Value::as_object_mut) {
+        metric.remove("images_per_second");
+        metric.remove("seconds");
+    }
+    metrics
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// Each tensor's bytes, by name.
+fn tensors(file: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let file = SafeTensors::deserialize(file).unwrap();
+    file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
+}
+
+/// Digits as `0`, so that the form of a line can be compared.
+fn form(line: &str) -> String {
+    line.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+mod training {
+    use super::*;
+
+    #[test]
+    fn leaves_a_folder_with_all_of_the_run() {
+        let place = Workplace::new();
+        let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --out run"));
+        assert_eq!(place.names("run"), ["checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors"]);
+
+        assert_eq!(outcome.stdout.lines().count(), 1);
+        let (accuracies, rate) = outcome.stdout.trim_end().split_once("; ").unwrap();
+        assert_eq!(form(accuracies), "loss 0.000, train acc 0.000, test acc 0.000");
+        let rate = rate.strip_suffix(" examples/sec on cpu").unwrap();
+        assert_eq!(rate.split_once('.').unwrap().1.len(), 1);
+        assert!(rate.parse::<f64>().unwrap() > 0.0);
+
+        let metrics = place.metrics("run");
+        let kinds: Vec<&str> = metrics.iter().map(|metric| metric["kind"].as_str().unwrap()).collect();
+        let epoch = ["progress", "progress", "progress", "progress", "epoch"];
+        assert_eq!(kinds, [epoch, epoch].concat());
+        assert_eq!(keys(&metrics[0]), ["epoch", "kind", "train_acc", "train_loss"]);
+        assert_eq!(
+            keys(&metrics[4]),
+            ["epoch", "images_per_second", "kind", "seconds", "test_acc", "test_loss", "train_acc", "train_loss"]
+        );
+        let epochs: Vec<f64> = metrics.iter().map(|metric| metric["epoch"].as_f64().unwrap()).collect();
+        assert_eq!(epochs, [0.25, 0.5, 0.75, 1.0, 1.0, 1.25, 1.5, 1.75, 2.0, 2.0]);
+        let last = &metrics[9];
+        let said = format!(
+            "loss {:.3}, train acc {:.3}, test acc {:.3}",
+            last["train_loss"].as_f64().unwrap(),
+            last["train_acc"].as_f64().unwrap(),
+            last["test_acc"].as_f64().unwrap()
+        );
+        assert_eq!(accuracies, said);
+
+        assert_snapshot!(String::from_utf8(place.read("run/config.json")).unwrap(), @r##"
+{
+  "classes": [
+    "blue",
+    "red"
+  ],
+  "data": "data",
+  "device": "cpu",
+  "recipe": {
+    "architecture": "resnet18",
+    "batch_size": 8,
+    "epochs": 2,
+    "freeze": [],
+    "freeze_batch_norm": false,
+    "from_scratch": true,
+    "head_from": null,
+    "head_lr_multiplier": 1.0,
+    "image_size": 33,
+    "learning_rate": 0.0005,
+    "loss_reduction": "sum",
+    "momentum": 0.0,
+    "seed": 0,
+    "test_fraction": null,
+    "weight_decay": 0.001,
+    "width": 4
+  },
+  "retune": "0.1.0",
+  "test_images": 12,
+  "train_images": 28,
+  "weights": null
+}
+"##);
+    }
+
+    #[test]
+    fn learns_and_is_measured_by_eval() {
+        let place = Workplace::new();
+        let run = place.json(&format!("train data {SMALL} --epochs 8 --lr 2e-3 --momentum 0.5 --out run --json"));
+        assert_eq!(
+            keys(&run),
+            ["best", "device", "images_per_second", "model", "skipped", "test_acc", "train_acc", "train_loss"]
+        );
+        assert_eq!(keys(&run["best"]), ["epoch", "test_acc", "test_loss"]);
+        assert_eq!(run["device"], "cpu");
+        assert_eq!(run["model"], "run/model.safetensors");
+        assert_eq!(run["best"]["test_acc"], 1.0, "two colours are no hard task");
+
+        let eval = place.json("eval run/model.safetensors data --json");
+        assert_eq!(keys(&eval), ["accuracy", "classes", "confusion", "images", "loss", "skipped"]);
+        assert_eq!(keys(&eval["classes"][0]), ["class", "f1", "images", "precision", "recall"]);
+        assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the model that was kept is the best");
+        let (loss, best) = (eval["loss"].as_f64().unwrap(), run["best"]["test_loss"].as_f64().unwrap());
+        assert!((loss - best).abs() < 1e-5 * best.max(1e-3), "{loss} and {best}");
+        assert_eq!(eval["confusion"], serde_json::json!([[6, 0], [0, 6]]));
+        // The folder of the classes does as well as the one above it.
+        assert_eq!(place.json("eval run/model.safetensors data/test --json"), eval);
+        assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("loss").next().unwrap(), @r##"
+class  images  recall  precision      f1
+blue        6   1.000      1.000   1.000
+red         6   1.000      1.000   1.000
+
+       taken for
+        blue    red
+blue       6      0
+red        0      6
+"##);
+    }
+
+    #[test]
+    fn reads_val_and_splits_by_a_fraction() {
+        let place = Workplace::new();
+        fs::rename(place.path("data/test"), place.path("data/val")).unwrap();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out val"));
+        place.succeed(&format!("train data/train --test-fraction 0.25 {SMALL} --epochs 1 --out part"));
+        let config: Value = serde_json::from_slice(&place.read("part/config.json")).unwrap();
+        assert_eq!((&config["train_images"], &config["test_images"]), (&20.into(), &8.into()));
+    }
+
+    #[test]
+    fn names_and_counts_what_it_cannot_read() {
+        let place = Workplace::new();
+        place.write("data/train/red/text.jpg", b"this is no picture");
+        let mut jpeg = std::io::Cursor::new(Vec::new());
+        RgbImage::from_pixel(48, 40, Rgb([200, 60, 40])).write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+        let jpeg = jpeg.into_inner();
+        place.write("data/test/red/cut.jpg", &jpeg[..jpeg.len() * 2 / 3]);
+
+        let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --quiet --out run"));
+        assert_snapshot!(outcome.stderr, @r##"
+warning: left out: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu"
+warning: left out: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
+warning: 2 pictures could not be read and were left out
+"##);
+        let run = place.json(&format!("train data {SMALL} --epochs 1 --quiet --json --out other"));
+        assert_eq!(run["skipped"], serde_json::json!(["data/train/red/text.jpg", "data/test/red/cut.jpg"]));
+        let eval = place.run("eval run/model.safetensors data --json");
+        assert_eq!(eval.status, 0);
+        assert_snapshot!(eval.stderr, @r##"
+warning: left out: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
+warning: 1 pictures could not be read and were left out
+"##);
+        assert_eq!(serde_json::from_str::<Value>(&eval.stdout).unwrap()["skipped"], 1);
+
+        let strict = place.run(&format!("train data {SMALL} --epochs 1 --strict --quiet --out strict"));
+        assert_eq!((strict.status, strict.stdout.as_str()), (1, ""));
+        assert_snapshot!(strict.stderr, @"");
+        assert_snapshot!(place.refusals(&["eval run/model.safetensors data --strict"]), @"");
+    }
+}
+
+mod fine_tuning {
+    use super::*;
+
+    const FINE: &str = "train data --weights base/model.safetensors --image-size 33 --batch-size 8 --epochs 1";
+
+    #[test]
+    fn replaces_the_head_and_says_so() {
+        let place = Workplace::with_base_model();
+        let outcome = place.succeed(&format!("{FINE} --out run"));
+        let said = outcome.stderr.lines().find(|line| line.contains("head was replaced")).unwrap();
+        assert_snapshot!(said, @r##"the head was replaced: fc.weight [2, 32], fc.bias [2] instead of fc.weight [3, 32], fc.bias [3]"##);
+        let inspected = place.json("inspect run/model.safetensors --json");
+        assert_eq!(inspected["classes"], serde_json::json!(["blue", "red"]));
+        // The same number of classes does not make it the same head.
+        let again = FINE.replace("base/", "run/");
+        let outcome = place.succeed(&format!("{again} --out again"));
+        let said = outcome.stderr.lines().find(|line| line.contains("head was replaced")).unwrap();
+        assert_snapshot!(said, @r##"the head was replaced by a new one, though it had 2 rows as well"##);
+    }
+
+    #[test]
+    fn begins_with_rows_of_the_old_head() {
+        let place = Workplace::with_base_model();
+        place.succeed(&format!("{FINE} --head-from 2,0 --lr 0 --out run"));
+        let (old, new) =
+            (tensors(&place.read("base/model.safetensors")), tensors(&place.read("run/model.safetensors")));
+        let row = |name: &str, row: usize| {
+            let bytes = old[name].len() / 3;
+            old[name][row * bytes..][..bytes].to_vec()
+        };
+        for name in ["fc.weight", "fc.bias"] {
+            assert_eq!(new[name], [row(name, 2), row(name, 0)].concat(), "{name}");
+        }
+    }
+
+    #[test]
+    fn frozen_modules_stay_bit_identical_and_others_move() {
+        let place = Workplace::with_base_model();
+        let old = tensors(&place.read("base/model.safetensors"));
+        for (flag, statistics_stay) in [("", false), ("--freeze-batch-norm", true)] {
+            let out = format!("run{flag}");
+            place.succeed(&format!("{FINE} --freeze conv1,bn1,layer1,layer2.0 {flag} --out {out}"));
+            let new = tensors(&place.read(&format!("{out}/model.safetensors")));
+            assert_eq!(old.len(), new.len());
+            for (name, value) in &new {
+                let frozen = ["conv1.", "bn1.", "layer1.", "layer2.0."].iter().any(|module| name.starts_with(module));
+                let statistic = name.contains("running_") || name.ends_with("num_batches_tracked");
+                let stays = frozen && (statistics_stay || !statistic);
+                assert_eq!(old[name] == *value, stays, "{name} {flag}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_weights_and_flags_that_do_not_fit() {
+        let place = Workplace::with_base_model();
+        place.succeed(&format!("train data {SMALL} --arch resnet34 --epochs 1 --out resnet34"));
+        let base = place.read("base/model.safetensors");
+        place.write("cut.safetensors", &base[..base.len() / 2]);
+        place.write("header.safetensors", &base[..100]);
+        place.write("empty.safetensors", b"");
+        place.write("page.safetensors", b"<!DOCTYPE html><html>404</html>");
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+        place.write("other.safetensors", &safetensors::serialize([("encoder.weight", view)], None).unwrap());
+        let with = |weights: &str, flags: &str| {
+            format!("train data --weights {weights} --image-size 33 --epochs 1 --quiet --out run {flags}")
+        };
+        let base = "base/model.safetensors";
+        let lines = [
+            with("missing.safetensors", ""),
+            with("data", ""),
+            with("cut.safetensors", ""),
+            with("header.safetensors", ""),
+            with("empty.safetensors", ""),
+            with("page.safetensors", ""),
+            with("other.safetensors", ""),
+            with("resnet34/model.safetensors", "--arch resnet18"),
+            with(base, "--width 8"),
+            with(base, "--freeze nonsense"),
+            with(base, "--freeze conv1,bn1,layer1,layer2,layer3,layer4,fc"),
+            with(base, "--freeze-batch-norm"),
+            with(base, "--head-from 0"),
+            with(base, "--head-from 0,3"),
+            with(base, "--head-from 0,-1"),
+            with(base, "--from-scratch"),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_snapshot!(place.refusals(&lines), @r##"
+$ retune train data --weights missing.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: cannot open missing.safetensors: No such file or directory (os error 2)
+exit status 1
+
+$ retune train data --weights data --image-size 33 --epochs 1 --quiet --out run 
+error: data is a folder, expected a safetensors file
+exit status 1
+
+$ retune train data --weights cut.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: cut.safetensors is truncated: its header tells of 192860 bytes, the file has 96430
+hint: download or copy it again
+exit status 1
+
+$ retune train data --weights header.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: header.safetensors is truncated: its header is of 10808 bytes, the file has 100
+hint: download or copy it again
+exit status 1
+
+$ retune train data --weights empty.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: empty.safetensors is empty (0 bytes), expected a safetensors file
+hint: whatever wrote it did not finish: download or save it again
+exit status 1
+
+$ retune train data --weights page.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: page.safetensors is no safetensors file: it looks like an HTML page
+hint: download the file itself, not the page about it
+exit status 1
+
+$ retune train data --weights other.safetensors --image-size 33 --epochs 1 --quiet --out run 
+error: other.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+exit status 1
+
+$ retune train data --weights resnet34/model.safetensors --image-size 33 --epochs 1 --quiet --out run --arch resnet18
+error: --arch resnet18: the weights are those of a resnet34
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --width 8
+error: --width: the weights have a width of 4
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze nonsense
+error: --freeze: resnet18 has no module "nonsense"
+hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, layer2.1, layer3, layer3.0, layer3.1, layer4, layer4.0, layer4.1, fc
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze conv1,bn1,layer1,layer2,layer3,layer4,fc
+error: --freeze: every module is frozen, nothing is left to train
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze-batch-norm
+error: the following required arguments were not provided: --freeze <NAMES>
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0
+error: cannot take rows of the head of base/model.safetensors: expected 2 rows, one for each class, found 1
+hint: name the rows in the order of the classes, which is that of the folders' names
+exit status 1
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,3
+error: cannot take rows of the head of base/model.safetensors: it has no row 3, expected 0 to 2 of its 3 rows
+exit status 1
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,-1
+error: invalid value '-1' for '--head-from <ROWS>': invalid digit found in string
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --from-scratch
+error: the argument '--weights <FILE>' cannot be used with '--from-scratch'
+hint: see `retune train --help`
+exit status 2
+"##);
+    }
+}
+
+mod other_commands {
+    use super::*;
+
+    #[test]
+    fn predict_answers_files_folders_and_patterns() {
+        let place = Workplace::with_base_model();
+        let model = "base/model.safetensors";
+        let table = place.succeed(&format!("predict {model} colours/green/00.png --top 2")).stdout;
+        let (path, classes) = table.trim_end().split_once(": ").unwrap();
+        assert_eq!((path, classes.split(", ").count()), ("colours/green/00.png", 2));
+
+        let whole = place.json(&format!("predict {model} colours/green --json --logits --top 3"));
+        let pictures = whole.as_array().unwrap();
+        assert_eq!(pictures.len(), 12);
+        for picture in pictures {
+            assert_eq!(keys(picture), ["classes", "logits", "path"]);
+            let probabilities: Vec<f64> =
+                picture["classes"].as_array().unwrap().iter().map(|one| one["probability"].as_f64().unwrap()).collect();
+            assert!((probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+            assert!(probabilities.is_sorted_by(|a, b| a >= b), "{probabilities:?}");
+            let logits: Vec<f64> = picture["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+            let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+            let largest = logits.iter().fold(f64::MIN, |a, &b| a.max(b)).exp() / sum;
+            assert!((largest - probabilities[0]).abs() < 1e-6);
+        }
+        let pattern = place.json(&format!("predict {model} colours/*/0[0-1].png --json"));
+        let paths: Vec<&str> = pattern.as_array().unwrap().iter().map(|one| one["path"].as_str().unwrap()).collect();
+        assert_eq!(paths.len(), 6, "{paths:?}");
+        assert_eq!(paths[..2], ["colours/green/00.png", "colours/green/01.png"]);
+        assert!(pattern[0].get("logits").is_none());
+    }
+
+    #[test]
+    fn predict_answers_what_it_can() {
+        let place = Workplace::with_base_model();
+        place.write("broken.png", b"no picture");
+        let outcome = place.run("predict base/model.safetensors data/test/red/00.png broken.png data/test/red/01.png");
+        assert_eq!(outcome.status, 1);
+        let answered: Vec<&str> = outcome.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
+        assert_eq!(answered, ["data/test/red/00.png", "data/test/red/01.png"]);
+        assert_snapshot!(outcome.stderr, @r##"
+warning: left out: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+error: 1 of 3 pictures could not be read
+"##);
+        let model = "base/model.safetensors";
+        assert_snapshot!(place.refusals(&[
+            &format!("predict {model} missing.png"),
+            &format!("predict {model} base"),
+            &format!("predict {model} data/["),
+            &format!("predict {model} data/test --top 0"),
+            &format!("predict {model} data/test --batch-size 0"),
+            &format!("predict {model} data/test --logits"),
+            "predict data/test/red/00.png data/test/red/00.png",
+            "predict base/model.safetensors",
+            "eval base/model.safetensors data",
+            "eval base/model.safetensors colours --workers 0",
+            "eval base/model.safetensors colours --batch-size 0",
+            "eval base/checkpoint.safetensors colours",
+        ]), @"");
+    }
+
+    #[test]
+    fn inspect_tells_what_a_file_holds() {
+        let place = Workplace::with_base_model();
+        let text = place.succeed("inspect base/model.safetensors").stdout;
+        let shown: Vec<&str> = text.lines().filter(|line| !line.contains('.') || line.starts_with("fc.")).collect();
+        assert_snapshot!(shown.join("\n"), @r##"
+tensor                                     type  shape              elements
+fc.weight                                  f32   3x32                     96
+fc.bias                                    f32   3                         3
+
+network     resnet18, width 4
+parameters  44871, of which 99 in the head
+pictures    33 x 33
+classes     3: green, purple, yellow
+format      pt
+"##);
+        let json = place.json("inspect base/model.safetensors --json");
+        assert_eq!(
+            keys(&json),
+            [
+                "architecture",
+                "bytes",
+                "classes",
+                "file",
+                "head_parameters",
+                "image_size",
+                "metadata",
+                "parameters",
+                "tensors",
+                "width"
+            ]
+        );
+        assert_eq!(json["bytes"], place.read("base/model.safetensors").len());
+        assert_eq!(json["head_parameters"], 3 * 32 + 3);
+        assert_eq!(json["tensors"].as_array().unwrap().len(), 122);
+        assert_eq!(keys(&json["tensors"][0]), ["element_type", "elements", "name", "shape"]);
+        for file in ["base/checkpoint.safetensors", fixture("odd.safetensors").to_str().unwrap()] {
+            let text = place.succeed(&format!("inspect {file}")).stdout;
+            assert!(text.contains("elements    "), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_with_frozen_layers_has_a_lower_peak() {
+        let place = Workplace::with_base_model();
+        let plan = |flags: &str| place.json(&format!("inspect base/model.safetensors --plan --json {flags}"));
+        let whole = plan("--batch-size 16");
+        assert_eq!(keys(&whole), ["arena_bytes", "buffers", "nodes", "peak_bytes"]);
+        assert_eq!(keys(&whole["buffers"][0]), ["bytes", "first_step", "kind", "last_step", "name", "offset"]);
+        assert_eq!(keys(&whole["nodes"][0]), ["backward", "multiply_adds", "name", "operation", "output"]);
+        let peak = |plan: &Value| plan["peak_bytes"].as_u64().unwrap();
+        let frozen = plan("--batch-size 16 --freeze conv1,bn1,layer1,layer2,layer3 --freeze-batch-norm");
+        let inference = plan("--batch-size 16 --inference");
+        assert!(peak(&frozen) < peak(&whole), "{} and {}", peak(&frozen), peak(&whole));
+        assert!(peak(&inference) < peak(&whole));
+        assert!(whole["arena_bytes"].as_u64().unwrap() >= peak(&whole));
+        let backward =
+            |plan: &Value| plan["nodes"].as_array().unwrap().iter().filter(|n| n["backward"] == true).count();
+        assert!(backward(&frozen) < backward(&whole));
+        assert_eq!(backward(&inference), 0);
+        let text = place.succeed("inspect base/model.safetensors --plan --batch-size 16").stdout;
+        assert!(text.lines().any(|line| line.starts_with("peak ")), "{text}");
+        assert_snapshot!(place.refusals(&[
+            "inspect missing.safetensors",
+            "inspect data",
+            "inspect data/test/red/00.png",
+            "inspect base/config.json",
+            "inspect base/model.safetensors --inference",
+            "inspect base/model.safetensors --plan --batch-size 0",
+            "inspect base/model.safetensors --plan --image-size 0",
+            "inspect base/model.safetensors --plan --image-size 1 --batch-size 1",
+            "inspect base/model.safetensors --plan --freeze nonsense",
+            "inspect base/checkpoint.safetensors --plan",
+        ]), @r##"
+$ retune inspect missing.safetensors
+error: cannot open missing.safetensors: No such file or directory (os error 2)
+exit status 1
+
+$ retune inspect data
+error: data is a folder, expected a safetensors file
+exit status 1
+
+$ retune inspect data/test/red/00.png
+error: data/test/red/00.png is no safetensors file: it looks like a PNG picture
+hint: give a file of weights
+exit status 1
+
+$ retune inspect base/config.json
+error: base/config.json is no safetensors file: it looks like a JSON file, such as a config or an index
+hint: give the weights beside it
+exit status 1
+
+$ retune inspect base/model.safetensors --inference
+error: the following required arguments were not provided: --plan
+hint: see `retune inspect --help`
+exit status 2
+
+$ retune inspect base/model.safetensors --plan --batch-size 0
+error: --batch-size 0: expected at least 1
+exit status 2
+
+$ retune inspect base/model.safetensors --plan --image-size 0
+error: --image-size 0: expected 1 to 65536
+exit status 2
+
+$ retune inspect base/model.safetensors --plan --image-size 1 --batch-size 1
+error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
+hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+exit status 1
+
+$ retune inspect base/model.safetensors --plan --freeze nonsense
+error: --freeze: resnet18 has no module "nonsense"
+hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, layer2.1, layer3, layer3.0, layer3.1, layer4, layer4.0, layer4.1, fc
+exit status 2
+
+$ retune inspect base/checkpoint.safetensors --plan
+error: base/checkpoint.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+exit status 1
+"##);
+    }
+
+    #[test]
+    fn gradcheck_passes_the_fixture_and_names_what_is_wrong() {
+        let place = Workplace::empty();
+        let good = fixture("tiny-picture.safetensors");
+        let good = good.to_str().unwrap();
+        let outcome = place.succeed(&format!("gradcheck {good}"));
+        let summary = outcome.stdout.lines().last().unwrap();
+        assert!(summary.ends_with("tensors compared, 0 over their limit"), "{summary}");
+        assert_eq!(outcome.stderr, "");
+
+        let mut bytes = fs::read(good).unwrap();
+        let broken = "grad/layer2.0.conv1.weight";
+        let start = {
+            let file = SafeTensors::deserialize(&bytes).unwrap();
+            file.tensor(broken).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize
+        };
+        let first = f32::from_le_bytes(bytes[start..start + 4].try_into().unwrap());
+        bytes[start..start + 4].copy_from_slice(&(first + 1.0).to_le_bytes());
+        place.write("broken.safetensors", &bytes);
+        let outcome = place.run("gradcheck broken.safetensors");
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (1, ""));
+        let failed: Vec<&str> = outcome.stdout.lines().filter(|line| line.ends_with("FAIL")).collect();
+        assert!(matches!(failed.as_slice(), [one] if one.starts_with(broken)), "{failed:?}");
+        assert!(outcome.stdout.trim_end().ends_with(" 1 over their limit"));
+
+        let outcome = place.run("gradcheck broken.safetensors --json");
+        assert_eq!(outcome.status, 1);
+        let json: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(keys(&json), ["contradiction", "not_compared", "ok", "tensors", "worst"]);
+        assert_eq!(keys(&json["worst"]), ["error", "limit", "name", "ok", "shape"]);
+        assert_eq!((&json["ok"], &json["worst"]["name"]), (&false.into(), &broken.into()));
+        assert_eq!(json["tensors"].as_array().unwrap().last(), Some(&json["worst"]));
+        assert_eq!(place.json(&format!("gradcheck {good} --json"))["ok"], true);
+
+        place.succeed("gradcheck broken.safetensors --floor 1e9");
+        place.write("empty.safetensors", b"");
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+        place.write("other.safetensors", &safetensors::serialize([("encoder.weight", view)], None).unwrap());
+        assert_snapshot!(place.refusals(&[
+            "gradcheck missing.safetensors",
+            "gradcheck empty.safetensors",
+            "gradcheck other.safetensors",
+            "gradcheck broken.safetensors --floor -1",
+            "gradcheck broken.safetensors --floor nan",
+        ]), @r##"
+$ retune gradcheck missing.safetensors
+error: cannot open missing.safetensors: No such file or directory (os error 2)
+exit status 1
+
+$ retune gradcheck empty.safetensors
+error: empty.safetensors is empty (0 bytes), expected a safetensors file
+hint: whatever wrote it did not finish: download or save it again
+exit status 1
+
+$ retune gradcheck other.safetensors
+error: other.safetensors: metadata field format is missing
+hint: a reference file says `format` = `retune-reference-1` and tells its whole recipe
+exit status 1
+
+$ retune gradcheck broken.safetensors --floor -1
+error: --floor -1: expected a number that is not negative
+exit status 2
+
+$ retune gradcheck broken.safetensors --floor nan
+error: --floor NaN: expected a number that is not negative
+exit status 2
+"##);
+    }
+
+    #[test]
+    fn bench_measures() {
+        let place = Workplace::empty();
+        let tiny = "bench --width 4 --image-size 33 --batch-size 2 --steps 1";
+        let both = place.json(&format!("{tiny} --json"));
+        for (part, seconds) in [("training", "step_seconds"), ("inference", "batch_seconds")] {
+            assert!(both[part]["images_per_second"].as_f64().unwrap() > 0.0);
+            assert_eq!(both[part][seconds].as_array().unwrap().len(), 1);
+        }
+        for field in ["device", "threads", "batch_size", "image_size", "arena_bytes", "peak_resident_bytes"] {
+            assert!(both.get(field).is_some(), "{field}");
+        }
+        assert!(place.json(&format!("{tiny} --mode inference --json")).get("training").is_none());
+        let kernels = place.json(&format!("{tiny} --kernels --json"));
+        let operations: Vec<&str> =
+            kernels["kernels"].as_array().unwrap().iter().map(|row| row["operation"].as_str().unwrap()).collect();
+        for operation in ["conv2d", "batch_norm", "max_pool", "avg_pool", "linear", "cross_entropy"] {
+            assert!(operations.contains(&operation), "{operation} in {operations:?}");
+        }
+        let text = place.succeed(&format!("{tiny} --kernels --threads 1")).stdout;
+        assert!(text.contains("on cpu with 1 threads"), "{text}");
+        assert_snapshot!(place.refusals(&[
+            "bench --steps 0",
+            "bench --batch-size 0",
+            "bench --image-size 0",
+            "bench --width 0",
+            "bench --width 1000000000000",
+            "bench --arch resnet50",
+            "bench --mode nonsense",
+        ]), @r##"
+$ retune bench --steps 0
+error: --steps 0: expected at least 1
+exit status 2
+
+$ retune bench --batch-size 0
+error: --batch-size 0: expected at least 1
+exit status 2
+
+$ retune bench --image-size 0
+error: --image-size 0: expected 1 to 65536
+exit status 2
+
+$ retune bench --width 0
+error: --width 0: expected 1 to 4096
+exit status 2
+
+$ retune bench --width 1000000000000
+error: --width 1000000000000: expected 1 to 4096
+exit status 2
+
+$ retune bench --arch resnet50
+error: unknown architecture "resnet50": expected resnet18 or resnet34
+exit status 2
+
+$ retune bench --mode nonsense
+error: invalid value 'nonsense' for '--mode <WHAT>' [possible values: training, inference, both]
+hint: see `retune bench --help`
+exit status 2
+"##);
+    }
+
+    #[test]
+    fn devices_lists_what_there_is_and_is_not() {
+        let place = Workplace::empty();
+        let rows = place.json("devices --json");
+        let rows = rows.as_array().unwrap();
+        assert!(rows.iter().all(|row| keys(row) == ["available", "description", "name"]));
+        assert_eq!((&rows[0]["name"], &rows[0]["available"]), (&"cpu".into(), &true.into()));
+        let text = place.succeed("devices").stdout;
+        assert!(rows.iter().all(|row| text.contains(row["name"].as_str().unwrap())), "{text}");
+    }
+}
+
+mod help {
+    use super::*;
+
+    #[test]
+    fn of_every_command() {
+        let place = Workplace::empty();
+        assert_snapshot!("help", place.succeed("--help").stdout);
+        for command in ["train", "eval", "predict", "inspect", "gradcheck", "bench", "devices"] {
+            let outcome = place.succeed(&format!("{command} --help"));
+            assert_eq!(outcome.stderr, "");
+            assert_snapshot!(format!("help_{command}"), outcome.stdout);
+        }
+        let version = place.succeed("--version").stdout;
+        assert_eq!(version, format!("retune {}\n", env!("CARGO_PKG_VERSION")));
+        let bare = place.run("");
+        assert_eq!((bare.status, bare.stdout.as_str()), (2, ""));
+        assert_eq!(bare.stderr, place.succeed("-h").stdout, "no command at all gets the help");
+    }
+}
+
+mod refusals {
+    use super::*;
+
+    #[test]
+    fn of_data_sets() {
+        let place = Workplace::new();
+        place.draw("one/train/only", [90, 90, 90], 3);
+        place.draw("one/test/only", [90, 90, 90], 3);
+        place.draw("hole/train/blue", [40, 60, 200], 3);
+        fs::create_dir_all(place.path("hole/train/red")).unwrap();
+        place.draw("hole/test/blue", [40, 60, 200], 3);
+        place.draw("more/train/blue", [40, 60, 200], 3);
+        place.draw("more/train/red", [200, 60, 40], 3);
+        place.draw("more/test/blue", [40, 60, 200], 3);
+        place.draw("more/test/green", [40, 190, 60], 3);
+        place.draw("single/blue", [40, 60, 200], 1);
+        place.draw("single/red", [200, 60, 40], 3);
+        fs::create_dir_all(place.path("bare/train")).unwrap();
+        fs::create_dir_all(place.path("bare/test")).unwrap();
+        fs::create_dir_all(place.path("nothing")).unwrap();
+        place.write("bad/train/blue/a.png", b"no picture");
+        place.write("bad/train/red/a.png", b"no picture");
+        place.draw("bad/test/red", [200, 60, 40], 3);
+        let train = |data: &str| format!("train {data} {SMALL} --out run");
+        let lines = [
+            train("missing"),
+            train("data/train/red/00.png"),
+            train("nothing --test-fraction 0.5"),
+            train("bare"),
+            train("one"),
+            train("one/train --test-fraction 0.5"),
+            train("hole"),
+            train("more"),
+            train("single --test-fraction 0.5"),
+            train("data/train"),
+            train("data --test-fraction 0.5"),
+            train("data/train --test-fraction 0"),
+            train("data/train --test-fraction 1"),
+            train("data/train --test-fraction 1.5"),
+            train("data/train --test-fraction -0.5"),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_snapshot!(place.refusals(&lines), @r##"
+$ retune train missing --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: there is no folder missing
+hint: check the spelling of the path
+exit status 1
+
+$ retune train data/train/red/00.png --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: data/train/red/00.png is a file; expected a folder of class folders
+exit status 1
+
+$ retune train nothing --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: nothing holds no folders; expected one for each class
+hint: put the pictures of each class into a folder that has the name of the class
+exit status 1
+
+$ retune train bare --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: bare/train holds no folders; expected one for each class
+hint: put the pictures of each class into a folder that has the name of the class
+exit status 1
+
+$ retune train one --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: one/train has only one class folder, only; a classifier needs at least two
+hint: add a folder of pictures that are something else
+exit status 1
+
+$ retune train one/train --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: one/train has only one class folder, only; a classifier needs at least two
+hint: add a folder of pictures that are something else
+exit status 1
+
+$ retune train hole --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: the class folder hole/train/red holds no picture; the extensions accepted are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: put pictures into the folder, or remove it
+exit status 1
+
+$ retune train more --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: more/test/green is not one of the 2 classes that are trained: blue, red
+hint: remove the folder, or give the class pictures to train on
+exit status 1
+
+$ retune train single --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: single/blue holds one picture; two are needed to train on one and test on the other
+hint: add pictures to the class, or remove its folder
+exit status 1
+
+$ retune train data/train --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: data/train holds no train/ and test/ (or val/) folders, and no test fraction is given
+hint: make both folders, or hold out part of every class with a test fraction such as 0.2
+exit status 1
+
+$ retune train data --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: a test fraction is given, but there is data/test to test on
+hint: leave the test fraction out, or move the test folder away
+exit status 2
+
+$ retune train data/train --test-fraction 0 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: the test fraction is 0; it has to be between 0 and 1
+exit status 2
+
+$ retune train data/train --test-fraction 1 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: the test fraction is 1; it has to be between 0 and 1
+exit status 2
+
+$ retune train data/train --test-fraction 1.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: the test fraction is 1.5; it has to be between 0 and 1
+exit status 2
+
+$ retune train data/train --test-fraction -0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
+error: the test fraction is -0.5; it has to be between 0 and 1
+exit status 2
+"##);
+
+        let outcome = place.run(&format!("train bad {SMALL} --quiet --out run"));
+        assert_eq!(outcome.status, 1);
+        assert_snapshot!(outcome.stderr, @r##"
+warning: left out: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: left out: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+error: not one of the training pictures could be read
+"##);
+        // Whoever mends the data can give the same command again.
+        place.draw("bad/train/blue", [40, 60, 200], 3);
+        place.draw("bad/train/red", [200, 60, 40], 3);
+        place.succeed(&format!("train bad {SMALL} --epochs 1 --out run"));
+    }
+
+    #[test]
+    fn of_flags() {
+        let place = Workplace::new();
+        place.write("file", b"a file in the way");
+        let base = "train data --from-scratch --out run";
+        let lines = [
+            "nonsense".to_string(),
+            "train".to_string(),
+            "train data".to_string(),
+            "train data --from-scratch --epoch 3".to_string(),
+            format!("{base} --epochs 99999999999999999999"),
+            format!("{base} --epochs 0"),
+            format!("{base} --batch-size 0"),
+            format!("{base} --batch-size many"),
+            format!("{base} --lr -1"),
+            format!("{base} --lr nan"),
+            format!("{base} --lr inf"),
+            format!("{base} --momentum -0.5"),
+            format!("{base} --weight-decay nan"),
+            format!("{base} --head-lr-multiplier -10"),
+            format!("{base} --loss-reduction median"),
+            format!("{base} --workers 0"),
+            format!("{base} --threads 0"),
+            format!("{base} --threads 1000000"),
+            format!("{base} --seed -1"),
+            format!("{base} --image-size 0"),
+            format!("{base} --image-size 4294967329"),
+            format!("{base} --width 4 --image-size 1 --batch-size 9"),
+            format!("{base} --width 4 --image-size 32 --batch-size 9"),
+            format!("{base} --width 4 --image-size 32 --batch-size 1"),
+            format!("{base} --width 0"),
+            format!("{base} --width 100000"),
+            format!("{base} --arch resnet50"),
+            format!("{base} --freeze nonsense"),
+            format!("{base} --freeze conv1,,bn1"),
+            format!("{base} --head-from 0,1"),
+            format!("{base} --device cuda"),
+            format!("{base} --device cuda:1"),
+            format!("{base} --device emulator"),
+            format!("{base} --device nonsense"),
+            format!("{base} --precision bf16"),
+            format!("{base} --precision fp8"),
+            format!("{base} --quiet --verbose"),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_snapshot!(place.refusals(&lines), @r##"
+$ retune nonsense
+error: unrecognized subcommand 'nonsense'
+hint: see `retune --help`
+exit status 2
+
+$ retune train
+error: the following required arguments were not provided: <DATA>
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data
+error: there is nothing to begin with: neither --weights nor --from-scratch is given
+hint: give --weights FILE to fine-tune a trained network, or --from-scratch to train a new one
+exit status 2
+
+$ retune train data --from-scratch --epoch 3
+error: unexpected argument '--epoch' found
+hint: a similar argument exists: '--epochs'
+exit status 2
+
+$ retune train data --from-scratch --out run --epochs 99999999999999999999
+error: invalid value '99999999999999999999' for '--epochs <N>': number too large to fit in target type
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --epochs 0
+error: --epochs 0: expected at least 1
+exit status 2
+
+$ retune train data --from-scratch --out run --batch-size 0
+error: --batch-size 0: expected at least 1
+exit status 2
+
+$ retune train data --from-scratch --out run --batch-size many
+error: invalid value 'many' for '--batch-size <N>': invalid digit found in string
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --lr -1
+error: --lr -1: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --lr nan
+error: --lr NaN: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --lr inf
+error: --lr inf: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --momentum -0.5
+error: --momentum -0.5: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --weight-decay nan
+error: --weight-decay NaN: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --head-lr-multiplier -10
+error: --head-lr-multiplier -10: expected a number that is not negative
+exit status 2
+
+$ retune train data --from-scratch --out run --loss-reduction median
+error: --loss-reduction median: expected sum or mean
+exit status 2
+
+$ retune train data --from-scratch --out run --workers 0
+error: --workers 0: expected at least 1
+exit status 2
+
+$ retune train data --from-scratch --out run --threads 0
+error: --threads 0: expected 1 to 4096
+exit status 2
+
+$ retune train data --from-scratch --out run --threads 1000000
+error: --threads 1000000: expected 1 to 4096
+exit status 2
+
+$ retune train data --from-scratch --out run --seed -1
+error: invalid value '-1' for '--seed <N>': invalid digit found in string
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --image-size 0
+error: --image-size 0: expected 1 to 65536
+exit status 2
+
+$ retune train data --from-scratch --out run --image-size 4294967329
+error: --image-size 4294967329: expected 1 to 65536
+exit status 2
+
+$ retune train data --from-scratch --out run --width 4 --image-size 1 --batch-size 9
+error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
+hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+exit status 1
+
+$ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 9
+error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
+hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+exit status 1
+
+$ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 1
+error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
+hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+exit status 1
+
+$ retune train data --from-scratch --out run --width 0
+error: --width 0: expected 1 to 4096
+exit status 2
+
+$ retune train data --from-scratch --out run --width 100000
+error: --width 100000: expected 1 to 4096
+exit status 2
+
+$ retune train data --from-scratch --out run --arch resnet50
+error: unknown architecture "resnet50": expected resnet18 or resnet34
+exit status 2
+
+$ retune train data --from-scratch --out run --freeze nonsense
+error: --freeze: resnet18 has no module "nonsense"
+hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, layer2.1, layer3, layer3.0, layer3.1, layer4, layer4.0, layer4.1, fc
+exit status 2
+
+$ retune train data --from-scratch --out run --freeze conv1,,bn1
+error: --freeze: resnet18 has no module ""
+hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, layer2.1, layer3, layer3.0, layer3.1, layer4, layer4.0, layer4.1, fc
+exit status 2
+
+$ retune train data --from-scratch --out run --head-from 0,1
+error: --head-from: a network from scratch has no old head
+hint: leave --from-scratch or --head-from out
+exit status 2
+
+$ retune train data --from-scratch --out run --device cuda
+error: --device cuda: this build has no CUDA engine
+hint: use --device cpu; `retune devices` lists what there is
+exit status 1
+
+$ retune train data --from-scratch --out run --device cuda:1
+error: --device cuda:1: this build has no CUDA engine
+hint: use --device cpu; `retune devices` lists what there is
+exit status 1
+
+$ retune train data --from-scratch --out run --device emulator
+error: --device emulator: this build has no emulator
+hint: use --device cpu; `retune devices` lists what there is
+exit status 1
+
+$ retune train data --from-scratch --out run --device nonsense
+error: --device nonsense: expected auto, cpu, cuda, cuda:N or emulator
+exit status 2
+
+$ retune train data --from-scratch --out run --precision bf16
+error: --precision bf16: the CPU engine computes in fp32 only
+hint: leave --precision out, or use a CUDA device
+exit status 2
+
+$ retune train data --from-scratch --out run --precision fp8
+error: invalid value 'fp8' for '--precision <PRECISION>' [possible values: fp32, tf32, bf16]
+hint: a similar value exists: 'fp32'
+exit status 2
+
+$ retune train data --from-scratch --out run --quiet --verbose
+error: the argument '--quiet' cannot be used with '--verbose'
+hint: see `retune train --help`
+exit status 2
+"##);
+    }
+
+    #[test]
+    fn of_places_to_write() {
+        let place = Workplace::new();
+        place.write("file", b"a file in the way");
+        place.write("kept/model.safetensors", b"somebody's only copy");
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let train = |out: &str| format!("train data {SMALL} --epochs 1 --quiet --out {out}");
+        let lines = [train("run"), train("kept"), train("file"), train("file/run")];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_snapshot!(place.refusals(&lines), @r##"
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out run
+error: --out run: another run is there
+hint: give --resume to go on with it, or another folder
+exit status 1
+
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out kept
+error: --out kept: another model is there
+hint: give another folder
+exit status 1
+
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file
+error: --out file: cannot create the folder: File exists (os error 17)
+hint: name a folder that can be made and written
+exit status 1
+
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file/run
+error: --out file/run: cannot create the folder: Not a directory (os error 20)
+hint: name a folder that can be made and written
+exit status 1
+"##);
+        #[cfg(target_os = "linux")]
+        assert_snapshot!(place.refusals(&[&train("/proc/run")]), @r##"
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out /proc/run
+error: --out /proc/run: cannot create the folder: No such file or directory (os error 2)
+hint: name a folder that can be made and written
+exit status 1
+"##);
+    }
+
+    #[test]
+    fn of_a_loss_that_is_no_number() {
+        let place = Workplace::new();
+        let outcome = place.run(&format!("train data {SMALL} --epochs 1 --lr 1e30 --quiet --out run"));
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+        assert_snapshot!(outcome.stderr, @r##"
+error: the loss became NaN in epoch 1, batch 2; no checkpoint was written yet
+hint: use a smaller --lr than 1e30
+"##);
+        // A smaller rate, in the same place, as the hint says.
+        place.succeed(&format!("train data {SMALL} --epochs 1 --lr 1e-4 --out run"));
+    }
+
+    #[test]
+    fn of_resuming() {
+        let place = Workplace::new();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let checkpoint = place.read("run/checkpoint.safetensors");
+        place.write("empty/checkpoint.safetensors", b"");
+        place.write("cut/checkpoint.safetensors", &checkpoint[..checkpoint.len() / 2]);
+        place.write("model/checkpoint.safetensors", &place.read("run/model.safetensors"));
+        place.draw("other/train/green", [40, 190, 60], 2);
+        place.draw("other/train/yellow", [220, 210, 50], 2);
+        place.draw("other/test/green", [40, 190, 60], 2);
+        let resume = |flags: &str| format!("train data --resume --epochs 2 --quiet {flags}");
+        let lines = [
+            resume("--out nothing"),
+            resume("--out empty"),
+            resume("--out cut"),
+            resume("--out model"),
+            resume("--out run --lr 0.5"),
+            resume("--out run --batch-size 4"),
+            resume("--out run --seed 1"),
+            resume("--out run --arch resnet34"),
+            resume("--out run --freeze conv1"),
+            resume("--out run --weights run/model.safetensors"),
+            resume("--out run --test-fraction 0.5"),
+            "train other --resume --epochs 2 --out run".to_string(),
+            "train data --resume --epochs 1 --out run".to_string(),
+            "train data --resume --out run".to_string(),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        assert_snapshot!(place.refusals(&lines), @r##"
+$ retune train data --resume --epochs 2 --quiet --out nothing
+error: --resume: there is no nothing/checkpoint.safetensors
+hint: leave --resume out to begin a run there, or name its folder with --out
+exit status 1
+
+$ retune train data --resume --epochs 2 --quiet --out empty
+error: empty/checkpoint.safetensors is empty (0 bytes), expected a safetensors file
+hint: whatever wrote it did not finish: download or save it again
+exit status 1
+
+$ retune train data --resume --epochs 2 --quiet --out cut
+error: cut/checkpoint.safetensors is truncated: its header tells of 193432 bytes, the file has 96716
+hint: download or copy it again
+exit status 1
+
+$ retune train data --resume --epochs 2 --quiet --out model
+error: model/checkpoint.safetensors: expected format retune-checkpoint-1, found "pt"
+exit status 1
+
+$ retune train data --resume --epochs 2 --quiet --out run --lr 0.5
+error: --lr differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --batch-size 4
+error: --batch-size differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --seed 1
+error: --seed differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --arch resnet34
+error: --arch differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --freeze conv1
+error: --freeze differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --weights run/model.safetensors
+error: --weights: the run in run was begun from scratch
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train data --resume --epochs 2 --quiet --out run --test-fraction 0.5
+error: --test-fraction differs from the recipe of the run in run
+hint: leave it out to resume, or begin another run with another --out
+exit status 2
+
+$ retune train other --resume --epochs 2 --out run
+error: other has the classes green, yellow, but the run in run was about blue, red
+exit status 1
+
+$ retune train data --resume --epochs 1 --out run
+error: the run in run has done 1 epoch, of 1
+hint: give a larger --epochs to go on, or another --out to begin another run
+exit status 1
+
+$ retune train data --resume --out run
+error: the run in run has done 1 epoch, of 1
+hint: give a larger --epochs to go on, or another --out to begin another run
+exit status 1
+"##);
+    }
+}
+
+mod determinism {
+    use super::*;
+
+    #[test]
+    fn one_seed_gives_the_same_bits_with_any_workers_and_threads() {
+        let place = Workplace::new();
+        let train = |flags: &str, out: &str| {
+            place.succeed(&format!("train data {SMALL} --epochs 2 --momentum 0.9 {flags} --out {out}"));
+        };
+        train("", "first");
+        let others = ["", "--workers 1", "--workers 4", "--threads 1", "--threads 2", "--threads 3", "--seed 0"];
+        for (number, flags) in others.into_iter().enumerate() {
+            let out = format!("run{number}");
+            train(flags, &out);
+            place.assert_same_result("first", &out);
+        }
+        train("--seed 1", "other");
+        assert!(place.read("first/model.safetensors") != place.read("other/model.safetensors"));
+    }
+
+    #[test]
+    fn resuming_after_an_epoch_gives_the_bits_of_an_uninterrupted_run() {
+        for momentum in ["0", "0.9"] {
+            let place = Workplace::new();
+            let train = format!("train data {SMALL} --momentum {momentum}");
+            place.succeed(&format!("{train} --epochs 3 --out whole"));
+            place.succeed(&format!("{train} --epochs 1 --out parts"));
+            place.write("parts/.checkpoint.safetensors.x7Rq2b.tmp", b"left by a run that was killed");
+            place.succeed("train data --resume --epochs 2 --out parts");
+            assert_eq!(place.names("parts"), place.names("whole"));
+            // The whole command with --resume, as the hint of an interrupted run says.
+            place.succeed(&format!("{train} --epochs 3 --out parts --resume --workers 3 --threads 1"));
+            place.assert_same_result("whole", "parts");
+        }
+    }
+
+    #[test]
+    fn resuming_a_fine_tuning_gives_the_bits_of_an_uninterrupted_run() {
+        let place = Workplace::with_base_model();
+        let train = "train data --weights base/model.safetensors --image-size 33 --batch-size 8 --momentum 0.9 \
+                     --freeze conv1,bn1,layer1 --freeze-batch-norm";
+        place.succeed(&format!("{train} --epochs 3 --out whole"));
+        place.succeed(&format!("{train} --epochs 1 --out parts"));
+        place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
+        place.assert_same_result("whole", "parts");
+    }
+}
+
+#[cfg(unix)]
+mod interruption {
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use super::*;
+
+    const LONG: &str = "--epochs 12 --momentum 0.9";
+
+    fn spawn(place: &Workplace, line: &str) -> Child {
+        let mut command = Command::new(PROGRAM);
+        command.args(line.split_whitespace()).current_dir(place.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn signal(child: &Child, name: &str) {
+        let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+        assert!(status.success(), "{name} came too late");
+    }
+
+    fn wait_for_lines(place: &Workplace, file: &str, lines: usize) {
+        let started = Instant::now();
+        while fs::read_to_string(place.path(file)).unwrap_or_default().lines().count() < lines {
+            assert!(started.elapsed() < TIMEOUT, "{file} never had {lines} lines");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn of_an_epoch_can_be_resumed_to_the_same_bits() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} {LONG}");
+        place.succeed(&format!("{train} --out whole"));
+        for (name, lines) in [("-INT", 1), ("-TERM", 7), ("-INT", 18)] {
+            let out = format!("stopped{lines}");
+            let child = spawn(&place, &format!("{train} --out {out}"));
+            wait_for_lines(&place, &format!("{out}/metrics.jsonl"), lines);
+            signal(&child, name);
+            let output = child.wait_with_output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(130), "{stderr}");
+            assert_eq!(output.stdout, b"");
+            let [.., stopped, hint] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
+            assert!(stopped.starts_with("error: stopped in epoch "), "{stderr}");
+            assert!(stopped.ends_with(&format!(" of 4; {out}/checkpoint.safetensors holds everything")), "{stderr}");
+            assert_eq!(hint, "hint: the same command with --resume goes on from there");
+            let resumed = place.succeed(&format!("{train} --out {out} --resume"));
+            assert!(resumed.stderr.contains("resuming in epoch "), "{}", resumed.stderr);
+            place.assert_same_result("whole", &out);
+        }
+    }
+
+    #[test]
+    fn by_a_kill_at_any_moment_loses_no_more_than_an_epoch() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} {LONG}");
+        place.succeed(&format!("{train} --out whole"));
+        let mut state = u64::from(std::process::id()) ^ 0x9E37_79B9_7F4A_7C15;
+        for round in 0..3 {
+            let out = format!("killed{round}");
+            let mut delays = Vec::new();
+            for _ in 0..4 {
+                let resume =
+                    if place.path(&format!("{out}/checkpoint.safetensors")).exists() { "--resume" } else { "" };
+                let mut child = spawn(&place, &format!("{train} --out {out} {resume}"));
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let delay = Duration::from_millis(5 + (state >> 33) % 250);
+                delays.push(delay);
+                std::thread::sleep(delay);
+                let _ = child.kill();
+                let status = child.wait().unwrap();
+                assert!(status.code().is_none_or(|code| code <= 1), "{delays:?}: {status}");
+                // Whatever is there under its own name is whole.
+                for file in ["model.safetensors", "checkpoint.safetensors"] {
+                    if let Ok(bytes) = fs::read(place.path(&format!("{out}/{file}"))) {
+                        SafeTensors::deserialize(&bytes).unwrap_or_else(|cause| panic!("{delays:?}: {file}: {cause}"));
+                    }
+                }
+            }
+            let resume = if place.path(&format!("{out}/checkpoint.safetensors")).exists() { "--resume" } else { "" };
+            let last = place.run(&format!("{train} --out {out} {resume}"));
+            assert!(last.status == 0 || last.stderr.contains("has done 12 epochs"), "{delays:?}: {}", last.stderr);
+            place.assert_same_result("whole", &out);
+            if last.status == 0 {
+                assert_eq!(place.names(&out), place.names("whole"), "{delays:?}");
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+mod full_disk {
+    use super::*;
+
+    #[test]
+    fn leaves_the_previous_files_whole_and_resumable() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --momentum 0.9");
+        place.succeed(&format!("{train} --epochs 3 --out whole"));
+        place.succeed(&format!("{train} --epochs 1 --out run"));
+        let files = ["run/model.safetensors", "run/checkpoint.safetensors", "run/config.json"];
+        let before = files.map(|file| place.read(file));
+        // Some shells count 512 bytes a block and some 1024: less than any of the two files either way.
+        let limited = format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --epochs 3 --out run --resume --quiet");
+        let outcome = place.shell(&limited);
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+        let lines: Vec<&str> = outcome.stderr.lines().collect();
+        assert_eq!(lines.len(), 1, "{}", outcome.stderr);
+        assert!(lines[0].starts_with("error: cannot write run/"), "{}", lines[0]);
+        assert!(lines[0].ends_with("the previous file is untouched"), "{}", lines[0]);
+        assert!(before == files.map(|file| place.read(file)));
+        assert_eq!(place.names("run"), place.names("whole"));
+        place.succeed(&format!("{train} --epochs 3 --out run --resume"));
+        place.assert_same_result("whole", "run");
+    }
+
+    #[test]
+    fn in_the_first_epoch_leaves_nothing_behind_that_is_in_the_way() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --epochs 1 --quiet");
+        let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
+        assert_eq!(outcome.status, 1, "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("nothing was left behind"), "{}", outcome.stderr);
+        assert_eq!(place.names("run"), ["config.json", "metrics.jsonl"]);
+        place.succeed(&format!("{train} --out run"));
+        place.succeed(&format!("{train} --out other"));
+        place.assert_same_result("run", "other");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn of_a_real_file_system_is_survived() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --momentum 0.9");
+        place.succeed(&format!("{train} --epochs 3 --out whole"));
+        fs::create_dir(place.path("disk")).unwrap();
+        let size = place.read("whole/checkpoint.safetensors").len() + place.read("whole/model.safetensors").len();
+        // Room for both files and the beginning of a third.
+        let mounted = place.shell(&format!("mount -t tmpfs -o size={} none disk", size + 100_000));
+        if mounted.status != 0 {
+            eprintln!("NOT TESTED, a file system cannot be mounted here: {}", mounted.stderr);
+            return;
+        }
+        let outcome = place.run(&format!("{train} --epochs 3 --quiet --out disk/run"));
+        let files = ["model.safetensors", "checkpoint.safetensors"];
+        let is_whole = |name: &str| SafeTensors::deserialize(&place.read(&format!("disk/run/{name}"))).is_ok();
+        let whole = files.map(is_whole);
+        let names = place.names("disk/run");
+        let resumed = place.shell(&format!(
+            "mount -o remount,size=4m disk && \"$RETUNE\" {train} --epochs 3 --out disk/run --resume && cp -r disk/run end"
+        ));
+        let unmounted = place.shell("umount disk");
+        assert_eq!(unmounted.status, 0, "{}", unmounted.stderr);
+        assert_snapshot!(outcome.stderr, @r##"
+error: cannot write disk/run/checkpoint.safetensors: No space left on device (os error 28); the previous file is untouched
+hint: free some space on that disk, or write to another one
+"##);
+        assert_eq!((outcome.status, whole), (1, [true, true]));
+        assert_eq!(names, place.names("whole"), "no temporary file is left");
+        assert_eq!(resumed.status, 0, "{}", resumed.stderr);
+        place.assert_same_result("whole", "end");
+    }
+}
+
+mod streams {
+    use super::*;
+
+    #[test]
+    fn stdout_holds_the_result_only_and_quiet_says_nothing() {
+        let place = Workplace::new();
+        let loud = place.succeed(&format!("train data {SMALL} --epochs 1 --out loud"));
+        assert_eq!(loud.stdout.lines().count(), 1, "{}", loud.stdout);
+        assert!(loud.stderr.lines().count() >= 4, "{}", loud.stderr);
+        let quiet = [
+            format!("train data {SMALL} --epochs 1 --quiet --out quiet"),
+            "eval quiet/model.safetensors data -q".to_string(),
+            "predict quiet/model.safetensors data/test -q".to_string(),
+            "inspect quiet/model.safetensors -q".to_string(),
+            "bench --width 4 --image-size 33 --batch-size 2 --steps 1 -q".to_string(),
+            "devices -q".to_string(),
+        ];
+        for line in &quiet {
+            let outcome = place.succeed(line);
+            // A machine under load may decode slowly, which is no news to someone who asked for silence.
+            assert_eq!(outcome.stderr, "", "retune {line}");
+            assert_ne!(outcome.stdout, "", "retune {line}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_reader_that_goes_away_is_no_error() {
+        let place = Workplace::with_base_model();
+        for line in ["inspect base/model.safetensors", "inspect base/model.safetensors --plan", "train --help"] {
+            let outcome = place.shell(&format!("{{ \"$RETUNE\" {line}; echo $? >&2; }} | head -1"));
+            assert_eq!((outcome.stderr.as_str(), outcome.stdout.lines().count()), ("0\n", 1), "{line}");
+        }
+        // Nor is one that reads no notes: the work goes on.
+        let outcome =
+            place.shell(&format!("{{ \"$RETUNE\" train data {SMALL} --epochs 2 --out run; }} 2>&1 >result | head -1"));
+        assert_eq!(outcome.stdout.lines().count(), 1);
+        assert!(String::from_utf8(place.read("result")).unwrap().starts_with("loss "));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn that_are_full_are_told_of_where_they_matter() {
+        let place = Workplace::with_base_model();
+        let outcome = place.shell("\"$RETUNE\" inspect base/model.safetensors >/dev/full");
+        assert_eq!(outcome.status, 1);
+        assert_snapshot!(outcome.stderr, @r##"error: cannot write to standard output: No space left on device (os error 28)"##);
+        let outcome = place.shell(&format!("\"$RETUNE\" train data {SMALL} --epochs 1 --out run 2>/dev/full"));
+        assert_eq!(outcome.status, 0);
+        assert!(outcome.stdout.starts_with("loss "));
+        assert_eq!(place.shell("\"$RETUNE\" inspect missing 2>/dev/full").status, 1);
+        assert_eq!(place.shell("\"$RETUNE\" nonsense 2>&-").status, 2);
+    }
+}
