@@ -61,9 +61,9 @@ pub struct SkippedSample {
 pub struct Batch {
     /// Normalised pixels, [n, image_size, image_size, 3]; n is `targets.len()`, and zero if every picture was skipped.
     pub images: Vec<f32>,
-    /// The class of each picture, [n].
+    /// The class of each picture, `[n]`.
     pub targets: Vec<u32>,
-    /// The index of each picture in [`ImageFolder::samples`], [n].
+    /// The index of each picture in [`ImageFolder::samples`], `[n]`.
     pub indices: Vec<usize>,
     /// What was left out.
     pub skipped: Vec<SkippedSample>,

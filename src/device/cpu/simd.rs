@@ -1,6 +1,6 @@
 //! Vectors of floats: one trait, and an implementation for each instruction set, chosen once at run time.
 //!
-//! Hot loops are written once, generic over [`Vector`], as `#[inline(always)]` functions. [`instantiate!`] makes an
+//! Hot loops are written once, generic over [`Vector`], as `#[inline(always)]` functions. `instantiate!` makes an
 //! ordinary function of such a loop: three copies, each compiled for its instruction set, and a `match` on [`Level`].
 
 use std::sync::OnceLock;
@@ -58,7 +58,7 @@ impl Level {
 ///
 /// # Safety
 /// Every function may be called only where the instruction set of the implementation is available, and inside a
-/// function compiled for it (which [`instantiate!`] sees to). Pointers must be valid for `LANES` floats, or `count`.
+/// function compiled for it (which `instantiate!` sees to). Pointers must be valid for `LANES` floats, or `count`.
 #[allow(clippy::missing_safety_doc, reason = "one contract for all functions, above")]
 pub unsafe trait Vector: Copy {
     /// Floats in the vector.
