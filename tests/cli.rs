@@ -96,7 +96,12 @@ impl Workplace {
 
     fn run_program(&self, program: &str, arguments: &[&str]) -> Outcome {
         let mut command = assert_cmd::Command::new(program);
-        command.args(arguments).current_dir(self.folder.path()).env("RETUNE", PROGRAM).timeout(TIMEOUT);
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("RETUNE", PROGRAM)
+            .env_remove("COLUMNS")
+            .timeout(TIMEOUT);
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         let status = output.status.code().unwrap_or(-1);
@@ -316,6 +321,24 @@ red        0      6
     }
 
     #[test]
+    fn eval_counts_rows_by_true_class() {
+        let place = Workplace::with_base_model();
+        let eval = place.json("eval base/model.safetensors colours --json");
+        assert!(eval["accuracy"].as_f64().unwrap() < 0.9, "a good model would hide a transposed matrix");
+        let rows: Vec<Vec<u64>> = serde_json::from_value(eval["confusion"].clone()).unwrap();
+        let correct: u64 = (0..3).map(|class| rows[class][class]).sum();
+        assert!((eval["accuracy"].as_f64().unwrap() - correct as f64 / 36.0).abs() < 1e-9);
+        for (class, row) in rows.iter().enumerate() {
+            assert_eq!(row.iter().sum::<u64>(), 12, "{rows:?}");
+            let said = &eval["classes"][class];
+            assert!((said["recall"].as_f64().unwrap() - row[class] as f64 / 12.0).abs() < 1e-9, "{said}");
+            let taken: u64 = rows.iter().map(|row| row[class]).sum();
+            let precision = row[class] as f64 / taken.max(1) as f64;
+            assert!((said["precision"].as_f64().unwrap() - precision).abs() < 1e-9, "{said}");
+        }
+    }
+
+    #[test]
     fn reads_val_and_splits_by_a_fraction() {
         let place = Workplace::new();
         fs::rename(place.path("data/test"), place.path("data/val")).unwrap();
@@ -346,14 +369,18 @@ warning: 2 pictures could not be read and were left out
         assert_eq!(eval.status, 0);
         assert_snapshot!(eval.stderr, @r##"
 warning: left out: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
-warning: 1 pictures could not be read and were left out
+warning: 1 picture could not be read and was left out
 "##);
         assert_eq!(serde_json::from_str::<Value>(&eval.stdout).unwrap()["skipped"], 1);
 
         let strict = place.run(&format!("train data {SMALL} --epochs 1 --strict --quiet --out strict"));
         assert_eq!((strict.status, strict.stdout.as_str()), (1, ""));
-        assert_snapshot!(strict.stderr, @"");
-        assert_snapshot!(place.refusals(&["eval run/model.safetensors data --strict"]), @"");
+        assert_snapshot!(strict.stderr, @r##"error: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu""##);
+        assert_snapshot!(place.refusals(&["eval run/model.safetensors data --strict"]), @r##"
+$ retune eval run/model.safetensors data --strict
+error: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
+exit status 1
+"##);
     }
 }
 
@@ -580,7 +607,62 @@ error: 1 of 3 pictures could not be read
             "eval base/model.safetensors colours --workers 0",
             "eval base/model.safetensors colours --batch-size 0",
             "eval base/checkpoint.safetensors colours",
-        ]), @"");
+        ]), @r##"
+$ retune predict base/model.safetensors missing.png
+error: missing.png: no such file
+hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+exit status 1
+
+$ retune predict base/model.safetensors base
+error: base: no pictures in this folder
+hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+exit status 1
+
+$ retune predict base/model.safetensors data/[
+error: data/[: not a pattern: Pattern syntax error near position 5: invalid range pattern
+exit status 1
+
+$ retune predict base/model.safetensors data/test --top 0
+error: --top 0: expected at least 1
+exit status 2
+
+$ retune predict base/model.safetensors data/test --batch-size 0
+error: --batch-size 0: expected at least 1
+exit status 2
+
+$ retune predict base/model.safetensors data/test --logits
+error: the following required arguments were not provided: --json
+hint: see `retune predict --help`
+exit status 2
+
+$ retune predict data/test/red/00.png data/test/red/00.png
+error: data/test/red/00.png is no safetensors file: it looks like a PNG picture
+hint: give a file of weights
+exit status 1
+
+$ retune predict base/model.safetensors
+error: the following required arguments were not provided: <IMAGE>...
+hint: see `retune predict --help`
+exit status 2
+
+$ retune eval base/model.safetensors data
+error: data/test/blue is not one of the 3 classes that are trained: green, purple, yellow
+hint: remove the folder, or give the class pictures to train on
+exit status 1
+
+$ retune eval base/model.safetensors colours --workers 0
+error: --workers 0: expected at least 1
+exit status 2
+
+$ retune eval base/model.safetensors colours --batch-size 0
+error: --batch-size 0: expected at least 1
+exit status 2
+
+$ retune eval base/checkpoint.safetensors colours
+error: base/checkpoint.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+exit status 1
+"##);
     }
 
     #[test]
@@ -1539,6 +1621,17 @@ mod full_disk {
         place.assert_same_result("run", "other");
     }
 
+    /// Unmounts even when a test fails; else its folder could not be removed.
+    #[cfg(target_os = "linux")]
+    struct Mounted(PathBuf);
+
+    #[cfg(target_os = "linux")]
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = std::process::Command::new("umount").arg(&self.0).status();
+        }
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn of_a_real_file_system_is_survived() {
@@ -1553,6 +1646,7 @@ mod full_disk {
             eprintln!("NOT TESTED, a file system cannot be mounted here: {}", mounted.stderr);
             return;
         }
+        let _mounted = Mounted(place.path("disk"));
         let outcome = place.run(&format!("{train} --epochs 3 --quiet --out disk/run"));
         let files = ["model.safetensors", "checkpoint.safetensors"];
         let is_whole = |name: &str| SafeTensors::deserialize(&place.read(&format!("disk/run/{name}"))).is_ok();
@@ -1561,8 +1655,6 @@ mod full_disk {
         let resumed = place.shell(&format!(
             "mount -o remount,size=4m disk && \"$RETUNE\" {train} --epochs 3 --out disk/run --resume && cp -r disk/run end"
         ));
-        let unmounted = place.shell("umount disk");
-        assert_eq!(unmounted.status, 0, "{}", unmounted.stderr);
         assert_snapshot!(outcome.stderr, @r##"
 error: cannot write disk/run/checkpoint.safetensors: No space left on device (os error 28); the previous file is untouched
 hint: free some space on that disk, or write to another one

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, warn};
+use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
 use crate::error::{Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
@@ -88,7 +88,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     })?;
     progress.finish();
     if skipped > 0 {
-        warn(&format!("{skipped} pictures could not be read and were left out"));
+        warn_of_left_out(skipped);
     }
     let confusion = confusion(&predictions, model.classes.len());
     let result = EvalResult {

@@ -132,6 +132,14 @@ fn warn(text: &str) {
     say(&format!("warning: {text}"));
 }
 
+/// Tells how many pictures a command went without.
+fn warn_of_left_out(pictures: usize) {
+    warn(&match pictures {
+        1 => "1 picture could not be read and was left out".to_string(),
+        _ => format!("{pictures} pictures could not be read and were left out"),
+    });
+}
+
 /// Writes a line to standard error. `eprintln!` would panic where that is closed or full, and end the work.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");

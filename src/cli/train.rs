@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, say, warn};
+use super::{GlobalArguments, print_json, print_result, say, warn_of_left_out};
 use crate::data::open_dataset;
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
@@ -219,7 +219,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     progress.finish();
     let summary = result?;
     if !skipped.is_empty() {
-        warn(&format!("{} pictures could not be read and were left out", skipped.len()));
+        warn_of_left_out(skipped.len());
     }
     if summary.waiting_share > 0.1 {
         let share = summary.waiting_share * 100.0;
