@@ -22,12 +22,13 @@ pub struct Error {
     kind: ErrorKind,
     message: String,
     hint: Option<String>,
+    details: Option<String>,
 }
 
 impl Error {
     /// A failure: the message names the file or value, what was expected and what was found.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Failure, message: message.into(), hint: None }
+        Self { kind: ErrorKind::Failure, message: message.into(), hint: None, details: None }
     }
 
     /// A wrong request.
@@ -44,6 +45,22 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Says first what the error is about: the flag that named a value, say.
+    pub fn about(self, subject: &str) -> Self {
+        Self { message: format!("{subject}: {}", self.message), ..self }
+    }
+
+    /// Adds a long report, for those who ask for it.
+    pub fn with_details(mut self, details: impl Into<String>) -> Self {
+        self.details = Some(details.into());
+        self
+    }
+
+    /// The long report, if there is one.
+    pub fn details(&self) -> Option<&str> {
+        self.details.as_deref()
     }
 
     /// How the program should end.

@@ -772,7 +772,7 @@ exit status 2
 
 $ retune inspect base/model.safetensors --plan --image-size 1 --batch-size 1
 error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
-hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
 $ retune inspect base/model.safetensors --plan --freeze nonsense
@@ -1215,17 +1215,17 @@ exit status 2
 
 $ retune train data --from-scratch --out run --width 4 --image-size 1 --batch-size 9
 error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
-hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 9
 error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
-hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 1
 error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
-hint: batch norm cannot train on a single pixel: use a larger --batch-size or --image-size
+hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
 $ retune train data --from-scratch --out run --width 0
@@ -1337,7 +1337,7 @@ exit status 1
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         assert_snapshot!(outcome.stderr, @r##"
 error: the loss became NaN in epoch 1, batch 2; no checkpoint was written yet
-hint: use a smaller --lr than 1e30
+hint: use a smaller learning rate than 1e30
 "##);
         // A smaller rate, in the same place, as the hint says.
         place.succeed(&format!("train data {SMALL} --epochs 1 --lr 1e-4 --out run"));
@@ -1537,7 +1537,7 @@ mod interruption {
             let [.., stopped, hint] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
             assert!(stopped.starts_with("error: stopped in epoch "), "{stderr}");
             assert!(stopped.ends_with(&format!(" of 4; {out}/checkpoint.safetensors holds everything")), "{stderr}");
-            assert_eq!(hint, "hint: the same command with --resume goes on from there");
+            assert_eq!(hint, format!("hint: to go on: retune train data --resume --out {out}"));
             let resumed = place.succeed(&format!("{train} --out {out} --resume"));
             assert!(resumed.stderr.contains("resuming in epoch "), "{}", resumed.stderr);
             place.assert_same_result("whole", &out);

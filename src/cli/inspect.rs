@@ -71,7 +71,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         shape: &entry.shape,
         elements: entry.elements(),
     });
-    let rows: Vec<TensorRow> = rows.collect();
+    let rows = counters_last(rows.collect());
     let model = ModelFile::describe(file).ok();
     let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
     let parameters = |keep: &dyn Fn(&str) -> bool| -> usize {
@@ -96,7 +96,8 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     print_result(&format!("{:<width$}  {:<5} {:<16} {:>10}", "tensor", "type", "shape", "elements"))?;
     for TensorRow { name, element_type, shape, elements } in &rows {
         let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-        print_result(&format!("{name:<width$}  {element_type:<5} {:<16} {elements:>10}", shape.join("x")))?;
+        let shape = if shape.is_empty() { "number".to_string() } else { shape.join("x") };
+        print_result(&format!("{name:<width$}  {element_type:<5} {shape:<16} {elements:>10}"))?;
     }
     print_result("")?;
     match &model {
@@ -112,10 +113,43 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     }
     for (name, value) in file.metadata() {
         if model.is_none() || !["classes", "architecture", "width"].contains(&name.as_str()) {
-            print_result(&format!("{name:<11} {value}"))?;
+            print_result(&format!("{name:<11} {}", readable(value)))?;
         }
     }
     Ok(())
+}
+
+/// Integers stand first in files, which keeps everything aligned; a reader wants a batch norm's counter where its module
+/// is.
+fn counters_last(rows: Vec<TensorRow>) -> Vec<TensorRow> {
+    let (mut counters, others): (Vec<TensorRow>, Vec<TensorRow>) =
+        rows.into_iter().partition(|row| row.name.ends_with(".num_batches_tracked"));
+    let mut ordered = Vec::with_capacity(counters.len() + others.len());
+    for row in others {
+        let module = row.name.strip_suffix(".running_var");
+        ordered.push(row);
+        if let Some(counter) = module.and_then(|module| {
+            counters.iter().position(|counter| counter.name.strip_suffix(".num_batches_tracked") == Some(module))
+        }) {
+            ordered.push(counters.remove(counter));
+        }
+    }
+    ordered.extend(counters);
+    ordered
+}
+
+/// An object's fields without JSON's punctuation; anything else as it is.
+fn readable(value: &str) -> String {
+    match serde_json::from_str(value) {
+        Ok(serde_json::Value::Object(fields)) => {
+            let fields = fields.iter().map(|(name, value)| match value {
+                serde_json::Value::String(text) => format!("{name} {text}"),
+                value => format!("{name} {value}"),
+            });
+            fields.collect::<Vec<_>>().join(", ")
+        }
+        _ => value.to_string(),
+    }
 }
 
 fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFile) -> Result<()> {
@@ -133,7 +167,7 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
     let freezing = Freezing { modules: arguments.freeze.clone(), batch_norm: arguments.freeze_batch_norm };
     let phase = if arguments.inference { Phase::Evaluation } else { Phase::Training(freezing.clone()) };
     let graph = model.resnet.graph(device, shape, &phase, LossReduction::Sum, &[])?.graph;
-    freezing.check(&model.resnet, graph.parameters())?;
+    freezing.check(&model.resnet, graph.parameters()).map_err(|error| error.about("--freeze"))?;
     let plan = match arguments.inference {
         true => Plan::inference(&graph, device),
         false => Plan::training(&graph, device, |id| {

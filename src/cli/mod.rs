@@ -178,7 +178,13 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            say(&format!("error: {error}"));
+            let mut tip = "";
+            match (error.details(), global.verbose) {
+                (Some(details), true) => say(details.trim_end()),
+                (Some(_), false) => tip = "\nhint: --verbose lists everything",
+                (None, _) => {}
+            }
+            say(&format!("error: {error}{tip}"));
             ExitCode::from(match error.kind() {
                 ErrorKind::Failure => 1,
                 ErrorKind::Usage => 2,

@@ -10,12 +10,12 @@ use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, say, warn_of_left_out};
 use crate::data::open_dataset;
 use crate::device::Device;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::model::{Network, ResNet};
 use crate::train::{
-    Checkpoint, Event, Metric, Position, Recipe, Run, RunFolder, copy_head, initialise, load_state_dict, new_head,
-    new_run_folder, recognise,
+    Checkpoint, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Metric, ModelFile, Position, Recipe, Run, RunFolder,
+    copy_head, initialise, load_state_dict, new_head, recognise,
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
@@ -37,9 +37,9 @@ pub struct TrainArguments {
     #[arg(long)]
     from_scratch: bool,
 
-    /// Where to write the run: model, checkpoint, metrics
-    #[arg(long, value_name = "FOLDER", default_value = "runs/latest")]
-    out: PathBuf,
+    /// Where to write the run: model, checkpoint, metrics [default: the next of runs/1, runs/2, ...]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
 
     /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights
     #[arg(long)]
@@ -93,7 +93,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "ROWS", value_delimiter = ',')]
     head_from: Option<Vec<usize>>,
 
-    /// Rows and columns of the pictures that the network sees [default: 224]
+    /// Rows and columns of the pictures that the network sees [default: that of the weights, or 224]
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
 
@@ -115,10 +115,11 @@ pub struct TrainArguments {
 }
 
 impl TrainArguments {
-    /// The recipe that the flags ask for. `recognised` is the network that the weights belong to.
-    fn recipe(&self, recognised: Option<ResNet>) -> Result<Recipe> {
+    /// The recipe that the flags ask for, with the network and the picture size of the weights.
+    fn recipe(&self, weights: Option<&TensorFile>) -> Result<Recipe> {
         let mut recipe = if self.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
-        if let Some(resnet) = recognised {
+        if let Some(file) = weights {
+            let resnet = recognise(file)?;
             let found = resnet.architecture.to_string();
             if self.arch.as_ref().is_some_and(|arch| *arch != found) {
                 return Err(Error::usage(format!("--arch {}: the weights are those of a {found}", self.given_arch())));
@@ -127,9 +128,12 @@ impl TrainArguments {
                 return Err(Error::usage(format!("--width: the weights have a width of {}", resnet.width)));
             }
             (recipe.architecture, recipe.width) = (found, resnet.width);
+            if let Ok(model) = ModelFile::describe(file) {
+                recipe.image_size = model.image_size;
+            }
         }
         self.overlay(&mut recipe, |_| Ok(()))?;
-        recipe.check()?;
+        check(&recipe)?;
         Ok(recipe)
     }
 
@@ -181,7 +185,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     let arena = run.prepare()?;
     if !arguments.resume {
         // Only now: what is refused or does not fit into memory leaves no folder behind.
-        new_run_folder(&run.folder.path)?;
+        create(&run.folder)?;
         write_config(arguments, &run)?;
     }
     describe(global, &run, arena);
@@ -217,7 +221,14 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
         }
     });
     progress.finish();
-    let summary = result?;
+    let summary = result.map_err(|error| match error.kind() {
+        ErrorKind::Interrupted => error.hint(format!(
+            "to go on: retune train {} --resume --out {}",
+            arguments.data.display(),
+            folder.path.display()
+        )),
+        _ => error,
+    })?;
     if !skipped.is_empty() {
         warn_of_left_out(skipped.len());
     }
@@ -284,14 +295,20 @@ fn begin<'a>(
         return Err(Error::usage("there is nothing to begin with: neither --weights nor --from-scratch is given")
             .hint("give --weights FILE to fine-tune a trained network, or --from-scratch to train a new one"));
     }
-    let folder = RunFolder { path: arguments.out.clone() };
-    folder.require_free()?;
+    let folder = match &arguments.out {
+        Some(path) => RunFolder { path: path.clone() },
+        None => numbered_folders().find(|folder| !is_taken(folder)).ok_or_else(|| Error::new("runs/ is full"))?,
+    };
+    require_free(&folder)?;
     let file = arguments.weights.as_deref().map(TensorFile::open).transpose()?;
-    let recipe = arguments.recipe(file.as_ref().map(recognise).transpose()?)?;
+    let recipe = arguments.recipe(file.as_ref())?;
     let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
     let classes = splits.train.classes.len();
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
-    let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
+    let trainable = recipe.trainable()?;
+    let specifications = resnet.parameters(device.as_ref())?;
+    trainable.freezing.check(&resnet, &specifications).map_err(|error| error.about("--freeze"))?;
+    let mut network = Network::new(device, resnet, Some(trainable))?;
     match &file {
         Some(file) => {
             let report = load_state_dict(&mut network, file, HeadPolicy::Replace)?;
@@ -318,7 +335,14 @@ fn begin<'a>(
 
 fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &'a AtomicBool) -> Result<Run<'a>> {
     let workers = workers(arguments)?;
-    let folder = RunFolder { path: arguments.out.clone() };
+    let folder = match &arguments.out {
+        Some(path) => RunFolder { path: path.clone() },
+        None => {
+            let last = numbered_folders().take_while(is_taken).last();
+            let none = || Error::new("--resume: there is no numbered run in runs/").hint("name its folder with --out");
+            last.ok_or_else(none)?
+        }
+    };
     if !folder.checkpoint().exists() {
         let message = format!("--resume: there is no {}", folder.checkpoint().display());
         return Err(Error::new(message).hint("leave --resume out to begin a run there, or name its folder with --out"));
@@ -334,7 +358,7 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", folder.path.display()))
             .hint("leave it out to resume, or begin another run with another --out")),
     })?;
-    recipe.check()?;
+    check(&recipe)?;
     let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
     if done >= wanted {
         let epochs = if done == 1 { "1 epoch".to_string() } else { format!("{done} epochs") };
@@ -357,6 +381,24 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
     checkpoint.restore(&mut network)?;
     let position = checkpoint.position;
     Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
+}
+
+/// `runs/1`, `runs/2`, ...
+fn numbered_folders() -> impl Iterator<Item = RunFolder> {
+    (1..100_000).map(|number| RunFolder { path: PathBuf::from(format!("runs/{number}")) })
+}
+
+/// Whether a run has left something to lose.
+fn is_taken(folder: &RunFolder) -> bool {
+    folder.checkpoint().exists() || folder.model().exists()
+}
+
+/// Bytes as people say them.
+fn size(bytes: usize) -> String {
+    match bytes >> 20 {
+        mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
+        _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+    }
 }
 
 fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
@@ -387,12 +429,69 @@ fn describe(global: &GlobalArguments, run: &Run, arena: usize) {
         run.splits.train.classes.len()
     ));
     global.note(&format!(
-        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {:.2} GiB of activations",
+        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {} of activations",
         if *epochs == 1 { "epoch" } else { "epochs" },
         learning_rate * head_lr_multiplier,
-        arena as f64 / (1u64 << 30) as f64
+        size(arena)
     ));
     if run.position != Position::default() {
         global.note(&format!("resuming in epoch {} after batch {}", run.position.epoch + 1, run.position.batch));
     }
+}
+
+/// Refuses values that no run can have.
+fn check(recipe: &Recipe) -> Result<()> {
+    for (flag, value) in [("--batch-size", recipe.batch_size), ("--epochs", recipe.epochs)] {
+        if value == 0 {
+            return Err(Error::usage(format!("{flag} 0: expected at least 1")));
+        }
+    }
+    let limited = [("--image-size", recipe.image_size, LARGEST_IMAGE_SIZE), ("--width", recipe.width, LARGEST_WIDTH)];
+    for (flag, value, largest) in limited {
+        if !(1..=largest).contains(&value) {
+            return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
+        }
+    }
+    let not_negative = [
+        ("--lr", recipe.learning_rate),
+        ("--head-lr-multiplier", recipe.head_lr_multiplier),
+        ("--weight-decay", recipe.weight_decay),
+        ("--momentum", recipe.momentum),
+    ];
+    for (flag, value) in not_negative {
+        if !(value.is_finite() && value >= 0.0) {
+            return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));
+        }
+    }
+    if recipe.from_scratch && recipe.head_from.is_some() {
+        return Err(Error::usage("--head-from: a network from scratch has no old head")
+            .hint("leave --from-scratch or --head-from out"));
+    }
+    match recipe.loss_reduction.as_str() {
+        "sum" | "mean" => Ok(()),
+        other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),
+    }
+}
+
+/// Refuses a folder in which a run has left something to lose. The notes of one that never came to its first checkpoint
+/// are nothing.
+fn require_free(folder: &RunFolder) -> Result<()> {
+    let out = folder.path.display();
+    if folder.checkpoint().exists() {
+        return Err(Error::new(format!("--out {out}: another run is there"))
+            .hint("give --resume to go on with it, or another folder"));
+    }
+    if folder.model().exists() {
+        return Err(Error::new(format!("--out {out}: another model is there")).hint("give another folder"));
+    }
+    Ok(())
+}
+
+/// Creates the folder of a new run.
+fn create(folder: &RunFolder) -> Result<()> {
+    require_free(folder)?;
+    std::fs::create_dir_all(&folder.path).map_err(|cause| {
+        Error::new(format!("--out {}: cannot create the folder: {cause}", folder.path.display()))
+            .hint("name a folder that can be made and written")
+    })
 }

@@ -87,7 +87,7 @@ impl<'a> GraphBuilder<'a> {
             return Err(Error::new(format!(
                 "{name}: a {kernel}x{kernel} filter does not fit a picture of {height}x{width} with padding {padding}"
             ))
-            .hint("use a larger --image-size"));
+            .hint("use larger pictures"));
         }
         Ok(Conv2dShape {
             batch,
@@ -126,7 +126,7 @@ impl<'a> GraphBuilder<'a> {
         if mode == BatchNormMode::Training {
             if shape.rows() < 2 {
                 return Err(Error::new(format!("{name}: expected more than one value per channel, found {shape:?}"))
-                    .hint("batch norm cannot train on a single pixel: use a larger --batch-size or --image-size"));
+                    .hint("batch norm cannot train on a single pixel: use larger batches or larger pictures"));
             }
             self.graph.counted_batch_norms.push(name.into());
         }

@@ -249,7 +249,7 @@ impl Freezing {
         for module in &self.modules {
             let one = Freezing { modules: vec![module.clone()], batch_norm: false };
             if !specifications.iter().any(|specification| one.covers(&specification.name)) {
-                return Err(Error::usage(format!("--freeze: {} has no module {module:?}", resnet.architecture))
+                return Err(Error::usage(format!("{} has no module {module:?}", resnet.architecture))
                     .hint(format!("its modules are {}", resnet.modules().join(", "))));
             }
         }
@@ -257,7 +257,7 @@ impl Freezing {
             !specification.role.is_buffer() && !self.covers(&specification.name)
         };
         if !specifications.iter().any(trains) {
-            return Err(Error::usage("--freeze: every module is frozen, nothing is left to train"));
+            return Err(Error::usage("every module is frozen, nothing is left to train"));
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ impl Recipe {
         match self.loss_reduction.as_str() {
             "sum" => Ok(LossReduction::Sum),
             "mean" => Ok(LossReduction::Mean),
-            other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),
+            other => Err(Error::usage(format!("loss reduction {other}: expected sum or mean"))),
         }
     }
 
@@ -99,36 +99,5 @@ impl Recipe {
             groups: [group(self.learning_rate), group(self.learning_rate * self.head_lr_multiplier)],
             reduction: self.reduction()?,
         })
-    }
-
-    /// Refuses values that no run can have.
-    pub fn check(&self) -> Result<()> {
-        for (flag, value) in [("--batch-size", self.batch_size), ("--epochs", self.epochs)] {
-            if value == 0 {
-                return Err(Error::usage(format!("{flag} 0: expected at least 1")));
-            }
-        }
-        let limited = [("--image-size", self.image_size, LARGEST_IMAGE_SIZE), ("--width", self.width, LARGEST_WIDTH)];
-        for (flag, value, largest) in limited {
-            if !(1..=largest).contains(&value) {
-                return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
-            }
-        }
-        let not_negative = [
-            ("--lr", self.learning_rate),
-            ("--head-lr-multiplier", self.head_lr_multiplier),
-            ("--weight-decay", self.weight_decay),
-            ("--momentum", self.momentum),
-        ];
-        for (flag, value) in not_negative {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));
-            }
-        }
-        if self.from_scratch && self.head_from.is_some() {
-            return Err(Error::usage("--head-from: a network from scratch has no old head")
-                .hint("leave --from-scratch or --head-from out"));
-        }
-        self.reduction().map(|_| ())
     }
 }

@@ -1,6 +1,6 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -57,23 +57,6 @@ impl RunFolder {
                 let _ = std::fs::remove_file(entry.path());
             }
         }
-    }
-
-    /// Refuses a folder in which a run has left something to lose. The notes of one that never came to its first
-    /// checkpoint are nothing.
-    ///
-    /// # Errors
-    /// When there is a checkpoint or a model.
-    pub fn require_free(&self) -> Result<()> {
-        let out = self.path.display();
-        if self.checkpoint().exists() {
-            return Err(Error::new(format!("--out {out}: another run is there"))
-                .hint("give --resume to go on with it, or another folder"));
-        }
-        if self.model().exists() {
-            return Err(Error::new(format!("--out {out}: another model is there")).hint("give another folder"));
-        }
-        Ok(())
     }
 }
 
@@ -246,8 +229,7 @@ impl Run<'_> {
             last = Some((train, test));
         }
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
-            return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs))
-                .hint("give a larger --epochs to go on, or --out with another folder"));
+            return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs)));
         };
         Ok(Summary {
             train_loss: train.mean_loss(),
@@ -296,7 +278,7 @@ impl Run<'_> {
                             false => "no checkpoint was written yet",
                         }
                     ))
-                    .hint(format!("use a smaller --lr than {:e}", self.recipe.learning_rate)));
+                    .hint(format!("use a smaller learning rate than {:e}", self.recipe.learning_rate)));
                 }
                 self.network.update()?;
                 let loss = match self.recipe.reduction()? {
@@ -341,8 +323,7 @@ impl Run<'_> {
             Ok(()) => Error::interrupted(format!(
                 "stopped in epoch {epoch} after batch {batch} of {batches}; {} holds everything",
                 self.folder.checkpoint().display()
-            ))
-            .hint("the same command with --resume goes on from there"),
+            )),
             Err(error) => error,
         }
     }
@@ -364,18 +345,4 @@ impl Run<'_> {
             },
         )
     }
-}
-
-/// Creates the folder of a new run.
-///
-/// # Errors
-/// When it holds another run, or cannot be created.
-pub fn new_run_folder(path: &Path) -> Result<RunFolder> {
-    let folder = RunFolder { path: path.to_path_buf() };
-    folder.require_free()?;
-    std::fs::create_dir_all(path).map_err(|cause| {
-        Error::new(format!("--out {}: cannot create the folder: {cause}", path.display()))
-            .hint("name a folder that can be made and written")
-    })?;
-    Ok(folder)
 }

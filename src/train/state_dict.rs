@@ -54,7 +54,7 @@ pub fn save_state_dict(network: &Network, path: &Path, metadata: &BTreeMap<Strin
 pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolicy) -> Result<MatchReport> {
     let expected = expected(network);
     let report = match_state_dict(&expected, file, head);
-    report.check(&describe(network.resnet()))?;
+    report.check(&describe(network.resnet())).map_err(|error| error.with_details(report.to_string()))?;
     for NamedShape { name, shape } in expected {
         if head == HeadPolicy::Replace && is_head(&name) {
             continue;

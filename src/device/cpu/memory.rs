@@ -27,7 +27,7 @@ impl Drop for HostAllocation {
 pub(super) fn allocate(bytes: usize) -> Result<Rc<Memory>> {
     let too_much = || {
         Error::new(format!("cannot allocate {:.1} GiB of memory", bytes as f64 / (1u64 << 30) as f64))
-            .hint("use a smaller --batch-size or --image-size")
+            .hint("use smaller batches or smaller pictures")
     };
     let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| too_much())?;
     // SAFETY: the layout's size is not zero.

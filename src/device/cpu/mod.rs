@@ -35,7 +35,9 @@ impl Device for Cpu {
     }
 
     fn description(&self) -> String {
-        format!("{} threads, {:?}", rayon::current_num_threads(), simd::Level::current())
+        let threads = rayon::current_num_threads();
+        let unit = if threads == 1 { "thread" } else { "threads" };
+        format!("{threads} {unit}, {}", simd::Level::current())
     }
 
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {

@@ -16,6 +16,16 @@ pub enum Level {
     Avx512,
 }
 
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Level::Portable => "portable code",
+            Level::Avx2 => "AVX2",
+            Level::Avx512 => "AVX-512",
+        })
+    }
+}
+
 impl Level {
     /// The widest level that this machine has.
     pub fn widest() -> Level {
