@@ -22,6 +22,7 @@ pub fn sgd_step(device: &dyn Device, parameters: &Parameters, settings: &[GroupS
             values: &group.values,
             gradients: &group.gradients,
             velocity: group.velocity.as_ref(),
+            copy: group.copy.as_ref(),
             learning_rate: settings.learning_rate,
             momentum: settings.momentum,
             weight_decay: settings.weight_decay,

@@ -24,6 +24,7 @@ fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
                 values: &values,
                 gradients: &bench.input([len], &gradients),
                 velocity: velocity.as_ref(),
+                copy: None,
                 learning_rate: settings.rate as f32,
                 momentum: settings.momentum as f32,
                 weight_decay: settings.weight_decay as f32,
@@ -88,6 +89,7 @@ fn steps_match_the_definition() {
                 gradients: &bench.input([2], &[0.5, 1.0]),
                 velocity: Some(&velocity),
                 learning_rate: 0.5,
+                copy: None,
                 momentum: 0.5,
                 weight_decay: 0.25,
             };

@@ -5,15 +5,55 @@
 //! weights. An output may never overlap another argument.
 
 pub mod cpu;
+pub mod cuda;
 
 mod conv2d;
 
 use std::rc::Rc;
 
 pub use conv2d::{Conv2dPass, Conv2dShape};
+use half::bf16;
 
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Memory, Shape, Tensor};
+
+/// The number format of a device's multiplications. Accumulation, statistics, gradients of parameters and the parameters
+/// themselves are float32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// IEEE single precision throughout.
+    Fp32,
+    /// Factors of convolutions are rounded to ten bits of mantissa; storage is float32.
+    Tf32,
+    /// Activations, their gradients, and the convolutions' copies of the weights are stored as bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// What activations and their gradients are stored as.
+    pub fn activation_type(self) -> ElementType {
+        match self {
+            Self::Fp32 | Self::Tf32 => ElementType::F32,
+            Self::Bf16 => ElementType::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Work that was issued once and can be issued again as a whole.
+pub trait Recording {
+    /// Issues all of it, in order.
+    fn replay(&self) -> Result<()>;
+}
 
 /// Where a gradient goes.
 #[derive(Debug, Clone)]
@@ -176,6 +216,8 @@ pub struct SgdStep<'a> {
     pub gradients: &'a Tensor,
     /// Velocity, where momentum is used; zeros before the first step, which makes the first velocity the gradient.
     pub velocity: Option<&'a Tensor>,
+    /// Where a bf16 copy of the new values goes, on devices whose convolutions read one.
+    pub copy: Option<&'a Tensor>,
     /// Step size.
     pub learning_rate: f32,
     /// Factor of the velocity.
@@ -193,6 +235,11 @@ pub trait Device {
     /// One line about the hardware.
     fn description(&self) -> String;
 
+    /// The number format that it computes in.
+    fn precision(&self) -> Precision {
+        Precision::Fp32
+    }
+
     /// Zeroed memory, aligned to at least 256 bytes.
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>>;
 
@@ -205,7 +252,13 @@ pub trait Device {
     /// Waits for everything issued so far.
     fn synchronize(&self) -> Result<()>;
 
-    /// Blocks of pixels over which partial statistics are taken, for an activation of `shape`.
+    /// Collects the work that `step` issues, to be issued later as a whole; `step` may neither copy nor synchronise.
+    /// None where the device cannot: then `step` was not called.
+    fn record(&self, _step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
+        Ok(None)
+    }
+
+    /// Rows of the partial statistics of an activation of `shape`. How the pixels are divided is the device's own affair.
     fn statistics_rows(&self, shape: Shape) -> usize;
 
     /// Bytes of workspace that a pass needs.
@@ -296,16 +349,27 @@ pub trait Device {
     fn sgd(&self, arguments: &SgdStep) -> Result<()>;
 }
 
-/// Copies float32 values to a tensor.
+/// Copies values to a tensor of float32 or bf16, to which they are rounded (to nearest, ties to even).
 pub fn write_f32(device: &dyn Device, values: &[f32], target: &Tensor) -> Result<()> {
+    if target.element_type() == ElementType::Bf16 {
+        check_host_copy(target, ElementType::Bf16, values.len())?;
+        let bytes: Vec<u8> = values.iter().flat_map(|&value| bf16::from_f32(value).to_ne_bytes()).collect();
+        return device.upload(&bytes, target);
+    }
     check_host_copy(target, ElementType::F32, values.len())?;
     // SAFETY: floats have no padding, any byte of them may be read, and bytes need no alignment.
     let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) };
     device.upload(bytes, target)
 }
 
-/// Copies a float32 tensor to the host.
+/// Copies a tensor of float32 or bf16 to the host.
 pub fn read_f32(device: &dyn Device, source: &Tensor) -> Result<Vec<f32>> {
+    if source.element_type() == ElementType::Bf16 {
+        let mut bytes = vec![0; source.bytes()];
+        device.download(source, &mut bytes)?;
+        let (pairs, _) = bytes.as_chunks::<2>();
+        return Ok(pairs.iter().map(|&pair| bf16::from_ne_bytes(pair).to_f32()).collect());
+    }
     let mut values = vec![0.0; source.len()];
     check_host_copy(source, ElementType::F32, source.len())?;
     // SAFETY: as in `write_f32`, and any bytes make floats.

@@ -105,7 +105,8 @@ impl<'a> GraphBuilder<'a> {
     fn push_conv2d(&mut self, input: Value, name: &str, shape: Conv2dShape, statistics_rows: usize) -> Vec<Value> {
         let weight = [shape.output_channels, shape.kernel_height, shape.kernel_width, shape.input_channels];
         let weight = self.parameter(format!("{name}.weight"), weight, ParameterRole::ConvolutionWeight);
-        self.push(name, Conv2d { shape, statistics_rows }, vec![input], vec![weight])
+        let element_type = self.graph.value(input).element_type;
+        self.push(name, Conv2d { shape, element_type, statistics_rows }, vec![input], vec![weight])
     }
 
     fn batch_norm(
@@ -138,14 +139,16 @@ impl<'a> GraphBuilder<'a> {
         ]
         .map(|(part, role)| self.parameter(format!("{name}.{part}"), [shape.channels()], role));
         let inputs = [Some(input), statistics, residual].into_iter().flatten().collect();
-        let operation = BatchNorm { shape, mode, residual: residual.is_some(), relu };
+        let element_type = self.graph.value(input).element_type;
+        let operation = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
         Ok(self.push(name, operation, inputs, parameters.to_vec())[0])
     }
 
     /// Maximum over windows.
     pub fn max_pool(&mut self, input: Value, name: &str, window: MaxPoolWindow) -> Result<Value> {
         self.activation(input, name)?;
-        Ok(self.push(name, MaxPool { input: self.shape(input), window }, vec![input], Vec::new())[0])
+        let element_type = self.graph.value(input).element_type;
+        Ok(self.push(name, MaxPool { input: self.shape(input), element_type, window }, vec![input], Vec::new())[0])
     }
 
     /// Mean over the picture: `[N, H, W, C]` to `[N, C]`.

@@ -53,12 +53,15 @@ impl Executor {
                 values_of.iter().zip(reads).map(|(value, read)| read.then(|| values[value.0].clone())).collect()
             };
             let parameter_values: Vec<Tensor> =
-                node.parameters.iter().map(|&id| parameters.value(id).clone()).collect();
+                node.parameters.iter().map(|&id| parameters.factor(id).clone()).collect();
             let saved_types = node.operation.saved(planned.backward.is_some());
             let saved = saved_types.iter().zip(&planned.saved);
             let saved: Vec<Tensor> =
                 saved.map(|(&(shape, element_type), &buffer)| place(buffer, shape, element_type)).collect();
-            let gradient = |value: Value, buffer| place(buffer, graph.value(value).shape, ElementType::F32);
+            let gradient = |value: Value, buffer| {
+                let info = graph.value(value);
+                place(buffer, info.shape, info.element_type)
+            };
             let backward = planned.backward.as_ref().map(|backward| BackwardBuffers {
                 inputs: kept(&node.inputs, &backward.reads_inputs),
                 outputs: kept(&node.outputs, &backward.reads_outputs),

@@ -62,6 +62,8 @@ pub struct ParameterGroup {
     pub gradients: Tensor,
     /// Velocities at the same places, where momentum is used.
     pub velocity: Option<Tensor>,
+    /// The values rounded to bf16 at the same places, where the device's convolutions read that.
+    pub copy: Option<Tensor>,
 }
 
 struct Entry {
@@ -69,6 +71,7 @@ struct Entry {
     value: Tensor,
     gradient: Option<Tensor>,
     velocity: Option<Tensor>,
+    copy: Option<Tensor>,
 }
 
 /// The parameters of a network on a device.
@@ -104,15 +107,21 @@ impl Parameters {
             offsets.push(*length);
             *length += specification.shape.len().next_multiple_of(ALIGNMENT);
         }
-        let flat = |length: usize| -> Result<Tensor> {
-            Ok(Tensor::new(device.allocate(length * 4)?, 0, [length].into(), ElementType::F32))
+        let of_type = |length: usize, element_type: ElementType| -> Result<Tensor> {
+            Ok(Tensor::new(device.allocate(length * element_type.size())?, 0, [length].into(), element_type))
         };
-        let fixed = flat(fixed_length)?;
+        let flat = |length: usize| of_type(length, ElementType::F32);
+        let copy_of = |length: usize| match device.precision().activation_type() {
+            ElementType::Bf16 => of_type(length, ElementType::Bf16).map(Some),
+            _ => Ok(None),
+        };
+        let (fixed, fixed_copy) = (flat(fixed_length)?, copy_of(fixed_length)?);
         let groups = lengths
             .iter()
             .map(|&length| {
                 let velocity = if with_velocity { Some(flat(length)?) } else { None };
-                Ok(ParameterGroup { values: flat(length)?, gradients: flat(length)?, velocity })
+                let (values, gradients, copy) = (flat(length)?, flat(length)?, copy_of(length)?);
+                Ok(ParameterGroup { values, gradients, velocity, copy })
             })
             .collect::<Result<Vec<_>>>()?;
         let entries: Vec<Entry> = specifications
@@ -126,6 +135,12 @@ impl Parameters {
                     value: part(group.map_or(&fixed, |group| &group.values)),
                     gradient: group.map(|group| part(&group.gradients)),
                     velocity: group.and_then(|group| group.velocity.as_ref()).map(part),
+                    copy: match specification.role {
+                        ParameterRole::ConvolutionWeight => {
+                            group.map_or(fixed_copy.as_ref(), |group| group.copy.as_ref()).map(part)
+                        }
+                        _ => None,
+                    },
                 }
             })
             .collect();
@@ -151,8 +166,10 @@ impl Parameters {
         self.entries[id.0].gradient.is_some()
     }
 
-    pub(super) fn value(&self, id: ParameterId) -> &Tensor {
-        &self.entries[id.0].value
+    /// What an operation multiplies by: the value, or its bf16 copy for convolutions of a device that wants that.
+    pub(super) fn factor(&self, id: ParameterId) -> &Tensor {
+        let entry = &self.entries[id.0];
+        entry.copy.as_ref().unwrap_or(&entry.value)
     }
 
     pub(super) fn gradient(&self, id: ParameterId) -> Option<&Tensor> {
@@ -181,9 +198,14 @@ impl Parameters {
         Ok(self.entry(name)?.velocity.as_ref())
     }
 
-    /// Sets a parameter, in this crate's layout.
+    /// Sets a parameter, in this crate's layout, and its copy.
     pub fn write(&mut self, device: &dyn Device, name: &str, values: &[f32]) -> Result<()> {
-        device::write_f32(device, values, &self.entry(name)?.value)
+        let entry = self.entry(name)?;
+        device::write_f32(device, values, &entry.value)?;
+        match &entry.copy {
+            Some(copy) => device::write_f32(device, values, copy),
+            None => Ok(()),
+        }
     }
 
     /// Reads a parameter, in this crate's layout.

@@ -145,7 +145,7 @@ impl Plan {
                         let info = graph.value(value);
                         let producer = info.producer.expect("only a node's output has a gradient");
                         let buffer = known.unwrap_or_else(|| {
-                            let bytes = info.shape.len() * 4;
+                            let bytes = info.shape.len() * info.element_type.size();
                             add(&info.name, BufferKind::Gradient, bytes, step, backward_step(producer))
                         });
                         gradients.insert(value, buffer);

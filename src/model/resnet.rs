@@ -102,7 +102,7 @@ pub struct BatchShape {
 pub struct NetworkGraph {
     /// The graph itself.
     pub graph: Graph,
-    /// `[N, H, W, 3]`, normalised pixels.
+    /// `[N, H, W, 3]`, normalised pixels, in the device's type of activations.
     pub input: Value,
     /// `[N]`, int32 class indices.
     pub targets: Value,
@@ -123,7 +123,8 @@ impl ResNet {
         kept: &[String],
     ) -> Result<NetworkGraph> {
         let mut builder = GraphBuilder::new(device);
-        let input = builder.input("input", [shape.batch, shape.height, shape.width, 3], ElementType::F32);
+        let pixels = device.precision().activation_type();
+        let input = builder.input("input", [shape.batch, shape.height, shape.width, 3], pixels);
         let targets = builder.input("target", [shape.batch], ElementType::I32);
         let mut network = Writer { builder: &mut builder, phase };
         let stem = ConvolutionOptions { channels: self.width, kernel: 7, stride: 2, padding: 3 };

@@ -16,6 +16,8 @@ pub const MOMENTUM: f32 = 0.1;
 pub struct BatchNorm {
     /// `[N, H, W, C]`
     pub shape: Shape,
+    /// Of the activations.
+    pub element_type: ElementType,
     /// What to normalise by.
     pub mode: BatchNormMode,
     /// Whether the last input is added before the ReLU.
@@ -40,7 +42,7 @@ impl Operation for BatchNorm {
     }
 
     fn outputs(&self) -> Vec<(Shape, ElementType)> {
-        vec![(self.shape, ElementType::F32)]
+        vec![(self.shape, self.element_type)]
     }
 
     fn is_differentiable(&self, input: usize) -> bool {

@@ -11,6 +11,8 @@ use crate::tensor::{ElementType, Shape, Tensor};
 pub struct Conv2d {
     /// All sizes.
     pub shape: Conv2dShape,
+    /// Of input and output.
+    pub element_type: ElementType,
     /// Rows of the second output, the partial statistics of the first; 0 for none.
     pub statistics_rows: usize,
 }
@@ -33,7 +35,7 @@ impl Operation for Conv2d {
     fn outputs(&self) -> Vec<(Shape, ElementType)> {
         let Conv2dShape { batch, output_channels, .. } = self.shape;
         let output = [batch, self.shape.output_height(), self.shape.output_width(), output_channels].into();
-        let mut outputs = vec![(output, ElementType::F32)];
+        let mut outputs = vec![(output, self.element_type)];
         if self.statistics_rows > 0 {
             outputs.push(([self.statistics_rows, 2, output_channels].into(), ElementType::F32));
         }

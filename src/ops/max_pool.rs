@@ -9,6 +9,8 @@ use crate::tensor::{ElementType, Shape};
 pub struct MaxPool {
     /// `[N, H, W, C]`
     pub input: Shape,
+    /// Of input and output.
+    pub element_type: ElementType,
     /// Size, stride and padding.
     pub window: MaxPoolWindow,
 }
@@ -28,7 +30,7 @@ impl Operation for MaxPool {
     }
 
     fn outputs(&self) -> Vec<(Shape, ElementType)> {
-        vec![(self.output(), ElementType::F32)]
+        vec![(self.output(), self.element_type)]
     }
 
     fn saved(&self, has_backward: bool) -> Vec<(Shape, ElementType)> {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use retune::device::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
 };
 use retune::error::Result;
 use retune::tensor::{ElementType, Memory, Shape, Tensor};
@@ -63,6 +63,10 @@ impl Device for Recorder {
         self.device.description()
     }
 
+    fn precision(&self) -> Precision {
+        self.device.precision()
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         let memory = self.device.allocate(bytes)?;
         self.allocations.borrow_mut().push(memory.clone());
@@ -79,6 +83,10 @@ impl Device for Recorder {
 
     fn synchronize(&self) -> Result<()> {
         self.device.synchronize()
+    }
+
+    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
+        self.device.record(step)
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {

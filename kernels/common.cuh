@@ -1,0 +1,120 @@
+// Indexing, vector access, reductions in a fixed order. Every kernel file includes this one.
+#pragma once
+
+#include "ptx.cuh"
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ float to_float(float value) {
+    return value;
+}
+
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
+    return __bfloat162float(value);
+}
+
+template <class T>
+__device__ __forceinline__ T from_float(float value);
+
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+    return value;
+}
+
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16(value);
+}
+
+// Elements that are read and written at once. `Count` times the size of an element is a power of two of at most 16
+// bytes, and so is the alignment of the address.
+template <class T, int Count>
+struct __align__(sizeof(T) * Count) Vector {
+    T elements[Count];
+};
+
+// Elements of 16 bytes.
+template <class T>
+constexpr int kVectorLength = 16 / static_cast<int>(sizeof(T));
+
+template <class T, int Count>
+__device__ __forceinline__ void load_floats(float (&values)[Count], const T* source) {
+    const Vector<T, Count> loaded = *reinterpret_cast<const Vector<T, Count>*>(source);
+#pragma unroll
+    for (int i = 0; i < Count; i++) values[i] = to_float(loaded.elements[i]);
+}
+
+template <class T, int Count>
+__device__ __forceinline__ void store_floats(T* target, const float (&values)[Count]) {
+    Vector<T, Count> stored;
+#pragma unroll
+    for (int i = 0; i < Count; i++) stored.elements[i] = from_float<T>(values[i]);
+    *reinterpret_cast<Vector<T, Count>*>(target) = stored;
+}
+
+__device__ __forceinline__ int divide_up(int dividend, int divisor) {
+    return (dividend + divisor - 1) / divisor;
+}
+
+// The sum over a warp, in every lane: the same order of additions in each.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(kAllLanes, value, distance);
+    }
+    return value;
+}
+
+// The sum over a block of `Threads` threads (a multiple of 32), in every thread. `scratch` has Threads / 32 floats of
+// shared memory. All threads take part; may be called again at once.
+template <int Threads>
+__device__ __forceinline__ float block_sum(float value, float* scratch) {
+    constexpr int warps = Threads / kWarp;
+    value = warp_sum(value);
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    float sum = scratch[0];
+#pragma unroll
+    for (int warp = 1; warp < warps; warp++) sum += scratch[warp];
+    return sum;
+}
+
+// Counts this block in and tells all its threads whether it is the last of `expected`: then everything that the others
+// wrote before they arrived can be read. The counter is zero before the first and after the last. `flag` is an int of
+// shared memory. Threads of the block have passed a barrier when it returns.
+//
+// The pattern is that of NVIDIA's sample threadFenceReduction: every thread's writes, a fence, a barrier, and one thread
+// that counts. Which block is last changes from run to run; what it computes must not.
+__device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected, int* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const bool last = atomicAdd(counter, 1u) + 1u == expected;
+        if (last) *counter = 0;
+        *flag = last;
+    }
+    __syncthreads();
+    const bool last = *flag != 0;
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// Partial statistics of a channel over some pixels: how many, their sum, and the sum of squared deviations from their
+// own mean. Combining them by Chan, Golub and LeVeque (1979) loses no digits to a large mean.
+struct Statistics {
+    float count;
+    float sum;
+    float deviations;
+};
+
+__device__ __forceinline__ Statistics combine(Statistics a, Statistics b) {
+    if (a.count == 0) return b;
+    if (b.count == 0) return a;
+    const float count = a.count + b.count;
+    const float difference = b.sum / b.count - a.sum / a.count;
+    const float between = difference * difference * (a.count * (b.count / count));
+    return {count, a.sum + b.sum, a.deviations + b.deviations + between};
+}

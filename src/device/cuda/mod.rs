@@ -1,0 +1,235 @@
+//! The CUDA back end: launch code for the kernels of `kernels/`, written against [`driver::Driver`].
+
+mod arguments;
+mod avg_pool;
+mod batch_norm;
+mod conv2d;
+mod cross_entropy;
+pub mod driver;
+mod linear;
+mod max_pool;
+mod sgd;
+
+use std::rc::Rc;
+
+use super::{
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+};
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Memory, Shape, Tensor};
+use arguments::KernelArguments;
+use driver::{Capabilities, Driver, Launch, Work};
+
+/// Counters of arrived blocks. Zero between launches: the last block to arrive sets its counter back.
+const COUNTERS: usize = 1 << 16;
+
+/// A device that runs the kernels of `kernels/`.
+pub struct Cuda {
+    driver: Box<dyn Driver>,
+    capabilities: Capabilities,
+    precision: Precision,
+    counters: Tensor,
+}
+
+impl Cuda {
+    /// Kernels in this precision on this driver.
+    ///
+    /// # Errors
+    /// When the hardware has no tensor cores for the precision, or no memory is left.
+    pub fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
+        let capabilities = driver.capabilities();
+        if precision != Precision::Fp32 && capabilities.compute_capability < 80 {
+            let (major, minor) = (capabilities.compute_capability / 10, capabilities.compute_capability % 10);
+            return Err(Error::new(format!(
+                "precision {precision}: needs compute capability 8.0 or later, {} has {major}.{minor}",
+                driver.name()
+            ))
+            .hint("use fp32"));
+        }
+        let counters = Tensor::new(driver.allocate(COUNTERS * 4)?, 0, [COUNTERS].into(), ElementType::I32);
+        Ok(Self { driver, capabilities, precision, counters })
+    }
+
+    /// Who runs the kernels.
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_ref()
+    }
+
+    fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: usize,
+        shared_bytes: usize,
+        arguments: &impl KernelArguments,
+        work: Work,
+    ) -> Result<()> {
+        let extent = |extent: usize| {
+            u32::try_from(extent).map_err(|_| Error::new(format!("{kernel}: a grid of {grid:?} blocks is too large")))
+        };
+        let grid = [extent(grid[0])?, extent(grid[1])?, extent(grid[2])?];
+        if grid[1].max(grid[2]) > 65535 {
+            return Err(Error::new(format!("{kernel}: a grid of {grid:?} blocks is too large")));
+        }
+        self.driver.launch(&Launch {
+            kernel,
+            grid,
+            block: [extent(block)?, 1, 1],
+            shared_bytes: extent(shared_bytes)?,
+            arguments: arguments.as_bytes(),
+            work,
+        })
+    }
+}
+
+impl Device for Cuda {
+    fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    fn description(&self) -> String {
+        self.driver.description()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
+        self.driver.allocate(bytes)
+    }
+
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
+        check_copy(source.len(), target)?;
+        self.driver.upload(source, target.address())
+    }
+
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        check_copy(target.len(), source)?;
+        self.driver.download(source.address(), target)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
+        self.driver.record(step).map(Some)
+    }
+
+    fn statistics_rows(&self, shape: Shape) -> usize {
+        conv2d::statistics_rows(shape)
+    }
+
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+        conv2d::workspace(self, shape, pass)
+    }
+
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+        conv2d::forward(self, shape, arguments)
+    }
+
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+        conv2d::input_gradient(self, shape, arguments)
+    }
+
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        conv2d::weight_gradient(self, shape, arguments)
+    }
+
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
+        batch_norm::statistics(self, input, statistics)
+    }
+
+    fn batch_norm_workspace(&self, shape: Shape) -> usize {
+        batch_norm::workspace(self, shape)
+    }
+
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
+        batch_norm::forward(self, arguments)
+    }
+
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
+        batch_norm::backward(self, arguments)
+    }
+
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        max_pool::forward(self, window, input, output, positions)
+    }
+
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()> {
+        max_pool::backward(self, window, positions, output_gradient, input_gradient)
+    }
+
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        avg_pool::forward(self, input, output)
+    }
+
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
+        avg_pool::backward(self, output_gradient, input_gradient)
+    }
+
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
+        linear::workspace(self, batch, inputs, outputs, pass)
+    }
+
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        linear::forward(self, input, weight, bias, output, workspace)
+    }
+
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        linear::input_gradient(self, output_gradient, weight, input_gradient, workspace)
+    }
+
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        linear::weight_gradient(self, input, output_gradient, weight_gradient, bias_gradient, workspace)
+    }
+
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
+        cross_entropy::run(self, arguments)
+    }
+
+    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
+        sgd::step(self, arguments)
+    }
+}
+
+fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {
+    if bytes != tensor.bytes() {
+        return Err(Error::new(format!("a copy of {bytes} bytes to or from a tensor of {}", tensor.bytes())));
+    }
+    Ok(())
+}
