@@ -6,12 +6,17 @@
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// The upper half of a float.
+struct bf16 {
+    uint16_t bits;
+};
+
 __device__ __forceinline__ float to_float(float value) {
     return value;
 }
 
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
-    return __bfloat162float(value);
+__device__ __forceinline__ float to_float(bf16 value) {
+    return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
 }
 
 template <class T>
@@ -23,8 +28,8 @@ __device__ __forceinline__ float from_float<float>(float value) {
 }
 
 template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
-    return __float2bfloat16(value);
+__device__ __forceinline__ bf16 from_float<bf16>(float value) {
+    return {static_cast<uint16_t>(pack_bf16(value, 0.0f))};
 }
 
 // Elements that are read and written at once. `Count` times the size of an element is a power of two of at most 16

@@ -4,7 +4,6 @@
 
 #if defined(__CUDACC__)
 
-#include <cuda_bf16.h>
 #include <stdint.h>
 
 // Whether the tensor-core paths are compiled: sm_75 has neither cp.async nor bf16 and gets empty kernels for them, which
@@ -14,6 +13,21 @@
 #else
 #define RETUNE_TENSOR_CORES 0
 #endif
+
+// Two floats rounded to bf16, to nearest, ties to even; `low` in the lower half.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+#if RETUNE_TENSOR_CORES
+    uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+#else
+    const auto round = [](float value) -> uint32_t {
+        const uint32_t bits = __float_as_uint(value);
+        return value != value ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    };
+    return round(low) | round(high) << 16;
+#endif
+}
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
