@@ -1114,7 +1114,6 @@ error: not one of the training pictures could be read
             format!("{base} --head-from 0,1"),
             format!("{base} --device cuda"),
             format!("{base} --device cuda:1"),
-            format!("{base} --device emulator"),
             format!("{base} --device nonsense"),
             format!("{base} --precision bf16"),
             format!("{base} --precision fp8"),
@@ -1262,11 +1261,6 @@ exit status 1
 
 $ retune train data --from-scratch --out run --device cuda:1
 error: --device cuda:1: this build has no CUDA engine
-hint: use --device cpu; `retune devices` lists what there is
-exit status 1
-
-$ retune train data --from-scratch --out run --device emulator
-error: --device emulator: this build has no emulator
 hint: use --device cpu; `retune devices` lists what there is
 exit status 1
 
