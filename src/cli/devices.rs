@@ -25,7 +25,12 @@ pub fn run(global: &GlobalArguments, _arguments: &DevicesArguments) -> Result<Ex
     let rows = [
         Row { name: Cpu.name(), available: true, description: Cpu.description() },
         missing("cuda", "not available: this build has no CUDA engine"),
-        missing("emulator", "not available: this build has no emulator"),
+        if cfg!(feature = "emulator") {
+            let description = "the CUDA kernels on the CPU, for tests".into();
+            Row { name: "emulator".into(), available: true, description }
+        } else {
+            missing("emulator", "not available: this build has no emulator; build with `--features emulator`")
+        },
     ];
     if global.json {
         print_json(&rows)?;

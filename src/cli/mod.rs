@@ -18,6 +18,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
+#[cfg(feature = "emulator")]
+use crate::device::cuda::{Cuda, emulator::Emulator};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Fine-tunes an ImageNet ResNet on a folder of pictures.
@@ -92,16 +94,13 @@ impl GlobalArguments {
                 .build_global()
                 .context(|| format!("cannot start {threads} threads"))?;
         }
-        let device = match self.device.as_str() {
+        let device: Rc<dyn Device> = match self.device.as_str() {
             "auto" | "cpu" => Rc::new(Cpu),
             name if name == "cuda" || name.starts_with("cuda:") => {
                 return Err(Error::new(format!("--device {name}: this build has no CUDA engine"))
                     .hint("use --device cpu; `retune devices` lists what there is"));
             }
-            "emulator" => {
-                return Err(Error::new("--device emulator: this build has no emulator")
-                    .hint("use --device cpu; `retune devices` lists what there is"));
-            }
+            "emulator" => return self.open_emulator(),
             name => {
                 return Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator")));
             }
@@ -112,6 +111,28 @@ impl GlobalArguments {
                 .hint("leave --precision out, or use a CUDA device"));
         }
         Ok(device)
+    }
+
+    #[cfg(feature = "emulator")]
+    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+        let seed = match std::env::var("RETUNE_EMULATOR_SEED") {
+            Ok(seed) => seed.parse().map_err(|_| {
+                Error::usage(format!("RETUNE_EMULATOR_SEED={seed}: expected a number, which chooses the schedule"))
+            })?,
+            Err(_) => 0,
+        };
+        let precision = match self.precision {
+            Precision::Fp32 => crate::device::Precision::Fp32,
+            Precision::Tf32 => crate::device::Precision::Tf32,
+            Precision::Bf16 => crate::device::Precision::Bf16,
+        };
+        Ok(Rc::new(Cuda::new(Box::new(Emulator::new(seed)?), precision)?))
+    }
+
+    #[cfg(not(feature = "emulator"))]
+    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+        Err(Error::new("--device emulator: this build has no emulator")
+            .hint("build with `cargo build --release --features emulator`, which needs a C++ compiler"))
     }
 
     /// Tells the user something that is not a result.

@@ -14,7 +14,18 @@ use retune::tensor::{ElementType, Shape, Tensor};
 
 /// Every device that this machine can test on.
 pub fn devices() -> Vec<Rc<dyn Device>> {
-    vec![Rc::new(Cpu)]
+    vec![
+        Rc::new(Cpu),
+        #[cfg(feature = "emulator")]
+        Rc::new(emulated(1, retune::device::Precision::Fp32)),
+    ]
+}
+
+/// The CUDA kernels on the emulator, which schedules as `seed` says.
+#[cfg(feature = "emulator")]
+pub fn emulated(seed: u64, precision: retune::device::Precision) -> retune::device::cuda::Cuda {
+    let emulator = retune::device::cuda::emulator::Emulator::new(seed).expect("starts");
+    retune::device::cuda::Cuda::new(Box::new(emulator), precision).expect("has every precision")
 }
 
 /// Runs the tests of this binary whose names contain `filter` in a process for each instruction set below the one in

@@ -6,6 +6,8 @@ mod batch_norm;
 mod conv2d;
 mod cross_entropy;
 pub mod driver;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 mod linear;
 mod max_pool;
 mod sgd;
