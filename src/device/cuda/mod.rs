@@ -10,6 +10,8 @@ pub mod driver;
 pub mod emulator;
 mod linear;
 mod max_pool;
+pub mod modules;
+pub mod nvidia;
 mod sgd;
 
 use std::rc::Rc;
@@ -117,7 +119,10 @@ impl Device for Cuda {
     }
 
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
-        self.driver.record(step).map(Some)
+        match self.driver.can_record() {
+            true => self.driver.record(step).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {
