@@ -8,6 +8,7 @@
 
 pub mod devices;
 pub mod recorder;
+pub mod recording;
 
 pub use retune::device::Conv2dShape;
 
