@@ -266,7 +266,9 @@ impl Run<'_> {
             let images = batch.targets.len();
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
-                let result = self.network.gradients(shape, &batch.images, &batch.targets)?;
+                // The update is part of the step. Where the loss is not finite it has spoilt the parameters; none of
+                // them is written any more.
+                let result = self.network.step(shape, &batch.images, &batch.targets)?;
                 if !result.loss.is_finite() {
                     return Err(Error::new(format!(
                         "the loss became {} in epoch {}, batch {}; {}",
@@ -280,7 +282,6 @@ impl Run<'_> {
                     ))
                     .hint(format!("use a smaller learning rate than {:e}", self.recipe.learning_rate)));
                 }
-                self.network.update()?;
                 let loss = match self.recipe.reduction()? {
                     LossReduction::Sum => f64::from(result.loss),
                     LossReduction::Mean => f64::from(result.loss) * images as f64,

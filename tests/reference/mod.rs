@@ -8,6 +8,8 @@
 
 pub mod devices;
 pub mod recorder;
+pub mod recording;
+pub mod rounding;
 
 pub use retune::device::Conv2dShape;
 

@@ -24,6 +24,7 @@ pub struct GradientCall {
 /// See the module.
 pub struct Recorder {
     device: Rc<dyn Device>,
+    precision: Precision,
     /// Every allocation so far.
     pub allocations: RefCell<Vec<Rc<Memory>>>,
     /// Every gradient of an activation so far.
@@ -33,7 +34,13 @@ pub struct Recorder {
 impl Recorder {
     /// Records the calls on `device`.
     pub fn new(device: Rc<dyn Device>) -> Self {
-        Self { device, allocations: RefCell::default(), gradients: RefCell::default() }
+        let precision = device.precision();
+        Self { device, precision, allocations: RefCell::default(), gradients: RefCell::default() }
+    }
+
+    /// Says that it computes in this precision, whatever the device does.
+    pub fn claiming(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Fills the latest allocation with NaN.
@@ -64,7 +71,7 @@ impl Device for Recorder {
     }
 
     fn precision(&self) -> Precision {
-        self.device.precision()
+        self.precision
     }
 
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
