@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
     Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
 };
 use retune::error::Result;
@@ -67,6 +67,10 @@ impl Device for Recorder {
         self.device.precision()
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.device.free_bytes()
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         let memory = self.device.allocate(bytes)?;
         self.allocations.borrow_mut().push(memory.clone());
@@ -87,6 +91,14 @@ impl Device for Recorder {
 
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
         self.device.record(step)
+    }
+
+    fn has_augment(&self) -> bool {
+        self.device.has_augment()
+    }
+
+    fn augment(&self, arguments: &Augment) -> Result<()> {
+        self.device.augment(arguments)
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {
