@@ -8,6 +8,7 @@
 
 pub mod devices;
 pub mod recorder;
+pub mod resampling;
 
 pub use retune::device::Conv2dShape;
 
