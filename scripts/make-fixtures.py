@@ -6,6 +6,7 @@
     scripts/make-fixtures.py --search 500 odd         # looks for a good seed, writes nothing
     scripts/make-fixtures.py --full-width full.safetensors
     scripts/make-fixtures.py --weights resnet18.safetensors --images pictures/ --batch 4 --classes 2 real.safetensors
+    scripts/make-fixtures.py --add-noise any.safetensors # noise_tf32/ and noise_bf16/ for a file that has none
 
 Needs torch, torchvision, safetensors, numpy (and pillow for --images). The network is torchvision's own, made narrower.
 
@@ -13,6 +14,16 @@ Two correct programs differ by rounding, and where a ReLU's input lies within ro
 max-pool window within rounding of each other, they take different branches; one such flip moves a gradient by far more
 than rounding does. The margin of a file is the smallest distance from such a tie, over the root mean square of that
 layer's input, during all three steps. Seeds in CASES were found with --search so that no margin is near rounding.
+
+noise/NAME is the error of PyTorch's float32 on a tensor, noise_bf16/NAME that of its autocast to bfloat16, and
+noise_tf32/NAME that of its float32 with tf32 convolutions, as a GPU makes them. Autocast runs on the CPU too. A CPU has
+no tf32: it is emulated by rounding what a convolution multiplies (input, weight, and in the backward pass the output's
+gradient) to ten bits of mantissa, to nearest, ties away from zero, and multiplying in float32. No margin is wide enough
+for the coarser two: which ReLUs flip is chance, and a number that is lucky in one run is not in the next. So their
+error is the largest over NEARBY inputs that differ by as little as bfloat16 can tell, each against its own truth in
+float64.
+
+Another processor sums in another order: noise/ then differs in its digits, the truth does not.
 """
 
 import argparse
@@ -26,11 +37,13 @@ import numpy
 import torch
 import torch.nn.functional as functional
 import torchvision
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 EVERYTHING = ("",)
+NEARBY = 8
 LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
 
 
@@ -84,6 +97,10 @@ CASES = [
     # of its own, but passes one on, by batch statistics.
     Case("wide", seed=1470, width=8, size=(72, 56), freeze=("layer4",), step1=("fc",),
          step3=("bn1", "fc", "layer3.0.conv1")),
+    # No ReLU flips, whatever the precision: the one whose gradients tell something of tf32 and bf16. Of seeds 0 to 149
+    # the one with the smallest noise in bf16.
+    Case("separated", seed=147, width=4, classes=3, batch=4, size=(48, 64), lr=1e-2, head_lr=2e-2, separated=True,
+         step1=SOME_OF_EACH, step3=("bn1", "fc")),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -202,17 +219,64 @@ class Margin:
             hook.remove()
 
 
+def round_to_tf32(values):
+    """To ten bits of mantissa, to nearest, ties away from zero. Float32 in and out; infinities and NaN stay."""
+    bits = values.contiguous().view(torch.int32)
+    rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+    return torch.where(values.isfinite(), rounded, values)
+
+
+class Tf32Convolution(torch.autograd.Function):
+    """A convolution that multiplies tf32 numbers and adds in float32."""
+
+    @staticmethod
+    def forward(context, image, weight, stride, padding):
+        image, weight = round_to_tf32(image), round_to_tf32(weight)
+        context.save_for_backward(image, weight)
+        context.geometry = stride, padding
+        return functional.conv2d(image, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(context, output_gradient):
+        image, weight = context.saved_tensors
+        output_gradient = round_to_tf32(output_gradient)
+        inputs, weights, _, _ = context.needs_input_grad
+        image_gradient = weight_gradient = None
+        if inputs:
+            image_gradient = nn.grad.conv2d_input(image.shape, weight, output_gradient, *context.geometry)
+        if weights:
+            weight_gradient = nn.grad.conv2d_weight(image, weight.shape, output_gradient, *context.geometry)
+        return image_gradient, weight_gradient, None, None
+
+
+def convolve_in_tf32(net):
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.forward = lambda image, conv=module: Tf32Convolution.apply(image, conv.weight, conv.stride,
+                                                                              conv.padding)
+
+
 class Experiment:
     """A network and a batch."""
 
     def __init__(self, case, state, images, target):
         self.case, self.state, self.images, self.target = case, state, images, target
 
-    def build(self, dtype, layout=torch.contiguous_format):
+    def nearby(self, index):
+        """The same experiment with an input that differs by less than bfloat16 can tell; itself for index 0."""
+        if index == 0:
+            return self
+        random = numpy.random.Generator(numpy.random.PCG64([self.case.seed, index]))
+        factors = torch.from_numpy(random.uniform(1 - 2**-9, 1 + 2**-9, self.images.shape).astype(numpy.float32))
+        return Experiment(self.case, self.state, self.images * factors, self.target)
+
+    def build(self, dtype, layout=torch.contiguous_format, arithmetic=None):
         case = self.case
         net = network(case.arch, case.width, case.classes)
         net.load_state_dict(self.state)
         net.to(dtype).to(memory_format=layout)
+        if arithmetic == "tf32":
+            convolve_in_tf32(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not belongs(name, case.freeze))
         return net
@@ -243,19 +307,23 @@ class Experiment:
             net(self.images.double())
         return margin.smallest
 
-    def run(self, dtype, layout=torch.contiguous_format):
-        """Every tensor that a reference file has beside its inputs, and the margin."""
-        case, net, images, out = self.case, self.build(dtype, layout), self.images.to(dtype, memory_format=layout), {}
+    def run(self, dtype, layout=torch.contiguous_format, arithmetic=None):
+        """Every tensor that a reference file has beside its inputs, and the margin. `arithmetic` is "tf32" or "bf16"
+        where the dtype, then float32, does not tell it."""
+        case, net, out = self.case, self.build(dtype, layout, arithmetic), {}
+        images = self.images.to(dtype, memory_format=layout)
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic == "bf16")
         net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), autocast:
             out["eval_logits"] = net(images)
         self.training_mode(net)
         optimiser, margin = self.optimiser(net), Margin(net)
         watched = self.watch_activations(net, out)
         for step in (1, 2, 3):
             optimiser.zero_grad()
-            logits = net(images)
-            loss = functional.cross_entropy(logits, self.target, reduction=case.reduction)
+            with autocast:
+                logits = net(images)
+                loss = functional.cross_entropy(logits, self.target, reduction=case.reduction)
             loss.backward()
             if step == 1:
                 for hook in watched:
@@ -338,6 +406,22 @@ def relative_noise(name, truth, attempts, state):
     return (error / scale).float()
 
 
+def noise_of_arithmetics(experiment):
+    """PyTorch's own error in tf32 and in bf16 on every tensor of a file: `noise_tf32/NAME`, `noise_bf16/NAME`."""
+    noise = {}
+    for index in range(NEARBY):
+        nearby = experiment.nearby(index)
+        truth, _ = nearby.run(torch.float64)
+        for arithmetic in ("tf32", "bf16"):
+            attempt, _ = nearby.run(torch.float32, arithmetic=arithmetic)
+            for name, value in truth.items():
+                if value.is_floating_point():
+                    error = relative_noise(name, value, [attempt], experiment.state)
+                    name = f"noise_{arithmetic}/{name}"
+                    noise[name] = torch.maximum(noise.get(name, error), error)
+    return noise
+
+
 def write(experiment, path, source):
     case = experiment.case
     truth, margin = experiment.run(torch.float64)
@@ -350,6 +434,7 @@ def write(experiment, path, source):
             tensors[f"noise/{name}"] = relative_noise(name, value, attempts, experiment.state)
         else:
             tensors[name] = value
+    tensors.update(noise_of_arithmetics(experiment))
     metadata = {
         "format": "retune-reference-1", "arch": case.arch, "width": case.width, "num_classes": case.classes,
         "loss_reduction": case.reduction, "lr": case.lr, "head_lr": case.head_lr, "weight_decay": case.weight_decay,
@@ -374,6 +459,36 @@ def save_sorted(tensors, path, metadata):
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length:])
+
+
+def from_file(path):
+    """The experiment of a reference file."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if metadata.get("format") != "retune-reference-1":
+        sys.exit(f"{path} is no reference file")
+    named = lambda prefix: tuple(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+    case = Case(
+        path.stem, seed=0, arch=metadata["arch"], width=int(metadata["width"]), classes=int(metadata["num_classes"]),
+        batch=len(tensors["target"]), size=tuple(tensors["input"].shape[2:]), reduction=metadata["loss_reduction"],
+        lr=float(metadata["lr"]), head_lr=float(metadata["head_lr"]), weight_decay=float(metadata["weight_decay"]),
+        momentum=float(metadata["momentum"]), freeze=tuple(filter(None, metadata["freeze"].split(","))),
+        freeze_batch_norm=metadata["freeze_batch_norm"] == "true", step1=named("step1/"), step3=named("step3/"),
+        activations=named("activation/"))
+    state = {name: tensors[f"param/{name}"] for name in named("param/")}
+    return Experiment(case, state, tensors["input"], tensors["target"]), tensors, metadata
+
+
+def add_noise(path):
+    """Puts noise_tf32/ and noise_bf16/ into a reference file and leaves everything else as it is, to the bit."""
+    experiment, tensors, metadata = from_file(path)
+    noise = noise_of_arithmetics(experiment)
+    tensors.update((name, value) for name, value in noise.items() if name.split("/", 1)[1] in tensors)
+    save_sorted({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+    for kind in ("noise_tf32", "noise_bf16"):
+        largest = max((float(value), name) for name, value in tensors.items() if name.startswith(f"{kind}/"))
+        print(f"{path}: most {kind} {largest[0]:.1e} in {largest[1].removeprefix(f'{kind}/')}", flush=True)
 
 
 def search(case, seeds, least_margin):
@@ -402,6 +517,8 @@ def main():
     parser.add_argument("--search", type=int, metavar="N", help="try N seeds for each case, print the best")
     parser.add_argument("--least-margin", type=float, default=5e-5, help="with --search: what a seed needs")
     parser.add_argument("--full-width", type=pathlib.Path, metavar="OUT", help="write a full-size ResNet-18 case")
+    parser.add_argument("--add-noise", type=pathlib.Path, nargs="+", metavar="FILE",
+                        help="add PyTorch's errors in tf32 and bf16 to reference files, change nothing else")
     parser.add_argument("--weights", help="parameters from this safetensors file, with torchvision's names")
     parser.add_argument("--images", help="with --weights: a folder of class folders of pictures")
     parser.add_argument("--batch", type=int, default=4, help="with --weights: how many pictures")
@@ -410,6 +527,11 @@ def main():
     parser.add_argument("--freeze-batch-norm", action="store_true", help="with --freeze: they use running statistics")
     arguments = parser.parse_args()
 
+    if arguments.add_noise:
+        torch.set_num_threads(1)
+        for path in arguments.add_noise:
+            add_noise(path)
+        return
     if arguments.weights:
         if not arguments.images or len(arguments.names) != 1:
             parser.error("--weights needs --images and one file to write")

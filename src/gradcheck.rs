@@ -2,15 +2,18 @@
 //! parameters.
 //!
 //! The error of a tensor is `||ours - truth|| / ||truth||`; of an updated parameter it is taken against the update,
-//! `||ours - truth|| / ||truth - before||`. The limit is four times the error that PyTorch's own float32 makes on that
-//! tensor, or the floor, whichever is larger.
+//! `||ours - truth|| / ||truth - before||`. The limit is four times the error that PyTorch itself makes on that tensor in
+//! the device's precision, or the floor, whichever is larger.
+//!
+//! PyTorch's tf32 and bf16 flip ReLUs and are far from the truth on small networks. Where the file does not tell their
+//! error, or where it is so large that zeros would pass, a tensor is not judged in that precision.
 
 use std::path::Path;
 use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::device::{Device, read_f32};
+use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::Parameters;
 use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable, is_head};
@@ -21,7 +24,7 @@ use crate::weights::layout::{from_torch, to_torch};
 
 /// The floor of every limit: a Winograd F(4x4,3x3) in float32 stays under it, a bug does not.
 pub const FLOOR: f64 = 5e-5;
-/// The limit in errors of PyTorch's own float32.
+/// The limit in errors of PyTorch's own.
 pub const NOISE_FACTOR: f64 = 4.0;
 
 /// One compared tensor.
@@ -54,13 +57,35 @@ pub struct GradcheckReport {
     pub contradiction: Option<String>,
 }
 
-/// Runs everything that the file has values for and compares.
-pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: f64) -> Result<GradcheckReport> {
+/// Runs everything that the file has values for and compares. `floor` is the smallest limit: without it [`FLOOR`], and in
+/// tf32 and bf16 no limit at all for tensors whose error in PyTorch the file does not tell.
+///
+/// # Errors
+/// When the file is bad, or when it has nothing that could be judged in the device's precision.
+pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: Option<f64>) -> Result<GradcheckReport> {
     let reference = Reference::open(path)?;
-    let (comparisons, not_compared, unmoved) = (Vec::new(), Vec::new(), Vec::new());
-    let mut check = Check { reference: &reference, floor, comparisons, not_compared, unmoved };
+    let precision = device.precision();
+    let nothing_to_judge = |why: &str| {
+        Error::new(format!("{}: {why}, so nothing can be judged in {precision}", path.display())).hint(
+            "scripts/make-fixtures.py --add-noise FILE measures PyTorch's own error; or give --floor, the error that              shall pass",
+        )
+    };
+    if precision != Precision::Fp32 && floor.is_none() && !reference.has_noise(precision) {
+        return Err(nothing_to_judge(&format!("the file has no noise_{precision}/ tensors")));
+    }
+    let mut check = Check {
+        reference: &reference,
+        precision,
+        floor,
+        comparisons: Vec::new(),
+        not_compared: Vec::new(),
+        unmoved: Vec::new(),
+    };
     check.run(device)?;
     let Check { comparisons: mut tensors, not_compared, unmoved, .. } = check;
+    if tensors.iter().all(|comparison| comparison.name.ends_with(BATCHES)) {
+        return Err(nothing_to_judge("the noise of every tensor is too large"));
+    }
     let excess = |comparison: &Comparison| match comparison.error / comparison.limit {
         excess if excess.is_nan() => f64::INFINITY,
         excess => excess,
@@ -79,9 +104,13 @@ pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: f64) -> Result<Grad
     Ok(GradcheckReport { ok, worst: tensors.last().cloned(), tensors, not_compared, contradiction })
 }
 
+/// How the names of counters end, which have no rounding.
+const BATCHES: &str = ".num_batches_tracked";
+
 struct Check<'a> {
     reference: &'a Reference,
-    floor: f64,
+    precision: Precision,
+    floor: Option<f64>,
     comparisons: Vec<Comparison>,
     not_compared: Vec<String>,
     /// Trainable parameters that the file's first step leaves as they were.
@@ -186,14 +215,14 @@ impl Check<'_> {
         let reference = self.reference;
         for name in reference.buffers() {
             let full_name = format!("buffer/{name}");
-            match name.strip_suffix(".num_batches_tracked") {
+            match name.strip_suffix(BATCHES) {
                 Some(module) => {
                     let truth = reference.file().read_i64(&full_name)?;
                     let ours = parameters.batches_tracked().get(module).copied();
                     let ok = truth.first().copied() == ours;
                     let error = if ok { 0.0 } else { 1.0 };
-                    let shape = Vec::new();
-                    self.comparisons.push(Comparison { name: full_name, shape, error, limit: self.floor, ok });
+                    let (shape, limit) = (Vec::new(), self.floor.unwrap_or(FLOOR));
+                    self.comparisons.push(Comparison { name: full_name, shape, error, limit, ok });
                 }
                 None => self.compare(&full_name, &parameters.read(device, name)?, None)?,
             }
@@ -219,9 +248,30 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// The largest error of a tensor that passes, or why there is none.
+    fn limit(&self, name: &str) -> std::result::Result<f64, String> {
+        let Self { reference, precision, floor, .. } = *self;
+        let noise = match reference.noise(precision, name) {
+            Some(noise) => noise,
+            None => return floor.ok_or_else(|| format!("the file does not tell PyTorch's error in {precision}")),
+        };
+        let limit = (NOISE_FACTOR * noise).max(floor.unwrap_or(FLOOR));
+        match precision != Precision::Fp32 && floor.is_none() && limit >= 1.0 {
+            true => Err(format!("PyTorch's own error in {precision} is {noise:.1e}: zeros would pass")),
+            false => Ok(limit),
+        }
+    }
+
     fn compare(&mut self, name: &str, ours: &[f32], kind: Option<Truth>) -> Result<()> {
         let file = self.reference.file();
         let shape = file.entry(name)?.shape.clone();
+        let limit = match self.limit(name) {
+            Ok(limit) => limit,
+            Err(reason) => {
+                self.not_compared.push(format!("{name}: {reason}"));
+                return Ok(());
+            }
+        };
         let mut truth = file.read_f32(name)?;
         if truth.len() != ours.len() {
             return Err(Error::new(format!(
@@ -243,7 +293,6 @@ impl Check<'_> {
             None => truth.iter().map(|value| square(f64::from(*value))).sum(),
         };
         let error = if difference == 0.0 { 0.0 } else { (difference / size).sqrt() };
-        let limit = (NOISE_FACTOR * self.reference.noise(name)).max(self.floor);
         self.comparisons.push(Comparison { name: name.into(), shape, error, limit, ok: error <= limit });
         Ok(())
     }

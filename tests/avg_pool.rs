@@ -1,59 +1,89 @@
-//! Global average pooling and its gradient on every device, against the naive float64 versions.
+//! Global average pooling and its gradient on every device and in every precision, against the naive float64 versions.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, added, assert_near, devices, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, kernel_devices, run_at_lower_levels, stored,
+};
 use reference::*;
+use retune::device::{Device, Precision};
 
 const LIMIT: f64 = 2e-6;
 
-fn check(batch: usize, height: usize, width: usize, channels: usize, seed: u64) {
+/// In float32 on the CPU.
+fn check(dims: [usize; 4], seed: u64) {
+    check_on(Precision::Fp32, &devices(), dims, seed);
+}
+
+/// On kernels, in all precisions.
+fn check_kernels(dims: [usize; 4], seed: u64) {
+    PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), dims, seed));
+}
+
+fn check_on(precision: Precision, devices: &[Rc<dyn Device>], dims: [usize; 4], seed: u64) {
     let mut random = Random(seed);
-    let (pixels, dims) = (height * width, [batch, height, width, channels]);
-    let input = random.normals(batch * pixels * channels);
+    let [batch, height, width, channels] = dims;
+    let pixels = height * width;
+    let input = stored(precision, &random.normals(batch * pixels * channels));
+    // That of the head, which is float32.
     let output_gradient = random.normals(batch * channels);
-    let before = random.normals(input.len());
+    let before = stored(precision, &random.normals(input.len()));
     // A sum of so many random signs is that much smaller than its terms.
     let typical = ((batch * channels) as f64 / pixels as f64).sqrt();
-    for device in devices() {
+    for device in devices {
         let device = device.as_ref();
         let bench = Workbench::new(device);
         let output = bench.output([batch, channels]);
-        device.avg_pool_forward(&bench.input(dims, &input), &output).unwrap();
+        device.avg_pool_forward(&bench.activation(dims, &input), &output).unwrap();
         let truth = avg_pool(batch, pixels, channels, &input);
         assert_near(&format!("output for {dims:?}"), &bench.read(&output), &truth, typical, LIMIT);
         for before in [None, Some(before.as_slice())] {
-            let gradient = bench.gradient(dims, before);
+            let gradient = bench.activation_gradient(dims, before);
             let output_gradient_tensor = bench.input([batch, channels], &output_gradient);
             device.avg_pool_backward(&output_gradient_tensor, &gradient).unwrap();
             let truth = added(before, avg_pool_backward(batch, pixels, channels, &output_gradient));
             let what = format!("input gradient, accumulate {}, for {dims:?}", gradient.accumulate);
-            assert_near(&what, &bench.read(&gradient.tensor), &truth, 0.0, LIMIT);
+            assert_stored_near(&what, &bench, &gradient.tensor, &truth, 0.0, LIMIT);
         }
         bench.finish();
     }
+}
+
+fn any_dims() -> impl Strategy<Value = [usize; 4]> {
+    [1usize..=5, 1usize..=13, 1usize..=13, 1usize..=70]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn passes_match_over_any_shape(
-        (batch, height, width) in (1usize..=5, 1usize..=13, 1usize..=13),
-        channels in 1usize..=70,
-        seed in any::<u64>(),
-    ) {
-        check(batch, height, width, channels, seed);
+    fn passes_match_over_any_shape(dims in any_dims(), seed in any::<u64>()) {
+        check(dims, seed);
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_shape(dims in any_dims(), seed in any::<u64>()) {
+        check_kernels(dims, seed);
+    }
+}
+
+const OF_RESNETS: [[usize; 4]; 4] = [[2, 7, 7, 512], [1, 1, 1, 512], [128, 2, 2, 64], [1, 1, 1, 1]];
+
 #[test]
 fn passes_match_at_resnets_shapes() {
-    check(2, 7, 7, 512, 1);
-    check(1, 1, 1, 512, 2);
-    check(128, 2, 2, 64, 3);
-    check(1, 1, 1, 1, 4);
+    OF_RESNETS.into_iter().zip(1..).for_each(|(dims, seed)| check(dims, seed));
+}
+
+#[test]
+fn kernels_match_at_resnets_shapes() {
+    OF_RESNETS.into_iter().zip(1..).for_each(|(dims, seed)| check_kernels(dims, seed));
 }
 
 #[test]

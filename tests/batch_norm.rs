@@ -1,11 +1,16 @@
-//! Batch normalisation and its gradients on every device, against the naive float64 versions.
+//! Batch normalisation and its gradients on every device and in every precision, against the naive float64 versions.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, added, assert_near, devices, norm, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, kernel_devices, norm, run_at_lower_levels,
+    stored,
+};
 use reference::*;
-use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device};
+use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
 
 const LIMIT: f64 = 1e-5;
 const EPSILON: f32 = 1e-5;
@@ -85,9 +90,29 @@ impl Case {
         Statistics { mean, variance }
     }
 
-    fn check(&self) {
+    /// What a device in this precision is given: numbers that it can store.
+    fn stored(self, precision: Precision) -> Self {
+        let Self { dims, options, input, residual, weight, bias, running, output_gradient, before } = self;
+        let [input, residual, output_gradient] =
+            [input, residual, output_gradient].map(|values| stored(precision, &values));
+        let before = before.map(|values| stored(precision, &values));
+        Self { dims, options, input, residual, weight, bias, running, output_gradient, before }
+    }
+
+    /// In float32 on the CPU.
+    fn check(self) {
         for device in devices() {
             self.check_on(device.as_ref());
+        }
+    }
+
+    /// On kernels, in all precisions.
+    fn check_kernels(dims: [usize; 4], options: Options, seed: u64) {
+        for precision in PRECISIONS {
+            let case = Self::new(dims, options, seed).stored(precision);
+            for device in kernel_devices(precision) {
+                case.check_on(device.as_ref());
+            }
         }
     }
 
@@ -102,16 +127,16 @@ impl Case {
     fn check_forward(&self, device: &dyn Device, bench: &Workbench, limit: f64) -> (Vec<f32>, Vec<f32>) {
         let (Self { dims, options, .. }, channels) = (self, self.channels());
         let pixels = self.input.len() / channels;
-        let input = bench.input(*dims, &self.input);
+        let input = bench.activation(*dims, &self.input);
         let statistics = options.training.then(|| {
             let statistics = bench.output([device.statistics_rows(input.shape()), 2, channels]);
             device.batch_norm_statistics(&input, &statistics).unwrap();
             statistics
         });
-        let output = bench.output(*dims);
+        let output = bench.activation_output(*dims);
         let normaliser = bench.output([4, channels]);
         let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &self.running[index]));
-        let residual = options.residual.then(|| bench.input(*dims, &self.residual));
+        let residual = options.residual.then(|| bench.activation(*dims, &self.residual));
         let arguments = BatchNormForward {
             mode: options.mode(),
             input: &input,
@@ -133,11 +158,10 @@ impl Case {
         let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
         let residual = options.residual.then_some(self.residual.as_slice());
         let truth = reference.forward(&self.input, &used, residual, options.relu);
-        let ours = bench.read(&output);
         let what = format!("{dims:?} {options:?}");
         // Behind a ReLU or a small weight little may be left.
         let typical = 0.3 * (truth.len() as f64).sqrt();
-        assert_near(&format!("output of {what}"), &ours, &truth, typical, limit);
+        let ours = assert_stored_near(&format!("output of {what}"), bench, &output, &truth, typical, limit);
         let running = [bench.read(&running_mean), bench.read(&running_variance)];
         if options.training {
             let [mean, variance] = self.running.clone().map(|values| values.into_iter().map(f64::from).collect());
@@ -167,11 +191,11 @@ impl Case {
             if !with_input && options.needs_input() {
                 continue;
             }
-            let input = with_input.then(|| bench.input(*dims, &self.input));
-            let output = (options.relu && options.residual).then(|| bench.input(*dims, output));
-            let input_gradient = options.input_gradient.then(|| bench.gradient(*dims, before(0)));
+            let input = with_input.then(|| bench.activation(*dims, &self.input));
+            let output = (options.relu && options.residual).then(|| bench.activation(*dims, output));
+            let input_gradient = options.input_gradient.then(|| bench.activation_gradient(*dims, before(0)));
             let residual_gradient =
-                (options.residual && options.residual_gradient).then(|| bench.gradient(*dims, before(1)));
+                (options.residual && options.residual_gradient).then(|| bench.activation_gradient(*dims, before(1)));
             let weight_gradient = options.weight_gradient.then(|| bench.output([channels]));
             let bias_gradient = options.bias_gradient.then(|| bench.output([channels]));
             let arguments = BatchNormBackward {
@@ -179,7 +203,7 @@ impl Case {
                 input: input.as_ref(),
                 output: output.as_ref(),
                 relu: options.relu,
-                output_gradient: &bench.input(*dims, &self.output_gradient),
+                output_gradient: &bench.activation(*dims, &self.output_gradient),
                 weight: &bench.input([channels], &self.weight),
                 bias: &bench.input([channels], &self.bias),
                 normaliser: &bench.input([4, channels], normaliser),
@@ -195,11 +219,13 @@ impl Case {
             if let Some(gradient) = input_gradient {
                 let typical = norm(&without_coupling.input);
                 let truth = added(before(0), truth.input.clone());
-                assert_near(&format!("input gradient {what}"), &bench.read(&gradient.tensor), &truth, typical, LIMIT);
+                let what = format!("input gradient {what}");
+                assert_stored_near(&what, bench, &gradient.tensor, &truth, typical, LIMIT);
             }
             if let Some(gradient) = residual_gradient {
                 let truth = added(before(1), truth.residual.clone());
-                assert_near(&format!("residual gradient {what}"), &bench.read(&gradient.tensor), &truth, 0.0, 1e-7);
+                let what = format!("residual gradient {what}");
+                assert_stored_near(&what, bench, &gradient.tensor, &truth, 0.0, 1e-7);
             }
             if let Some(gradient) = weight_gradient {
                 assert_near(&format!("weight gradient {what}"), &bench.read(&gradient), &truth.gamma, sums, LIMIT);
@@ -248,6 +274,15 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_shape(dims in any_dims(), options in any_options(), seed in any::<u64>()) {
+        Case::check_kernels(dims, options, seed);
+    }
+}
+
 const ALL: Options = Options {
     training: true,
     residual: true,
@@ -260,14 +295,17 @@ const ALL: Options = Options {
     accumulate: false,
 };
 
+const OF_RESNETS: [[usize; 4]; 6] =
+    [[2, 28, 28, 64], [1, 56, 56, 16], [4, 7, 7, 512], [3, 1, 1, 512], [1, 1, 2, 7], [2, 40, 41, 1]];
+
+/// The three places of a batch norm in a block.
+const PLACES: [(bool, bool); 3] = [(false, true), (false, false), (true, true)];
+
 #[test]
 fn passes_match_at_resnets_shapes() {
-    for (seed, dims) in [[2, 28, 28, 64], [1, 56, 56, 16], [4, 7, 7, 512], [3, 1, 1, 512], [1, 1, 2, 7], [2, 40, 41, 1]]
-        .into_iter()
-        .enumerate()
-    {
+    for (seed, dims) in OF_RESNETS.into_iter().enumerate() {
         for training in [true, false] {
-            for (residual, relu) in [(false, true), (false, false), (true, true)] {
+            for (residual, relu) in PLACES {
                 let options = Options { training, residual, relu, ..ALL };
                 Case::new(dims, options, seed as u64).check();
             }
@@ -275,17 +313,33 @@ fn passes_match_at_resnets_shapes() {
     }
 }
 
+#[test]
+fn kernels_match_at_resnets_shapes() {
+    for (seed, dims) in OF_RESNETS.into_iter().enumerate() {
+        for training in [true, false] {
+            for (residual, relu) in PLACES {
+                Case::check_kernels(dims, Options { training, residual, relu, ..ALL }, seed as u64);
+            }
+        }
+    }
+    // So many pixels that statistics are combined in more than one step.
+    Case::check_kernels([2, 70, 66, 9], ALL, 9);
+}
+
 /// A channel whose mean is a thousand deviations. Naive sums of squares lose everything there. What float32 makes of
 /// `x * scale + shift` with perfect statistics is the measure, as DESIGN's four times PyTorch's own error.
-#[test]
-fn passes_match_far_from_zero() {
+fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
+    // bf16 cannot tell 1000 from 1001. And sums over the few numbers that it has near 20 are rounded the same way again
+    // and again: errors add up that otherwise cancel, to less than what any float32 result may have.
+    let (mean, variance_limit) = if precision == Precision::Bf16 { (20.0, 5e-5) } else { (1000.0, LIMIT) };
     for (dims, relu) in
         [([2, 60, 60, 3], false), ([2, 9, 9, 64], true), ([1, 1, 2, 5], false), ([1, 180, 181, 1], true)]
     {
         let options = Options { residual: false, relu, ..ALL };
         let mut case = Case::new(dims, options, 5);
         let (channels, mut random) = (dims[3], Random(6));
-        case.input = (0..case.input.len()).map(|_| (1000.0 + random.normal()) as f32).collect();
+        case.input = (0..case.input.len()).map(|_| (mean + random.normal()) as f32).collect();
+        case = case.stored(precision);
         let statistics = case.statistics();
         let reference = BatchNorm { gamma: &case.weight, beta: &case.bias, epsilon: EPSILON.into() };
         let truth = reference.forward(&case.input, &statistics, None, relu);
@@ -298,13 +352,13 @@ fn passes_match_far_from_zero() {
         });
         let noise = relative_error(&in_float32.collect::<Vec<_>>(), &truth);
         let limit = (4.0 * noise).max(LIMIT);
-        for device in devices() {
+        for device in devices {
             let device = device.as_ref();
             let bench = Workbench::new(device);
-            let input = bench.input(dims, &case.input);
+            let input = bench.activation(dims, &case.input);
             let partial = bench.output([device.statistics_rows(input.shape()), 2, channels]);
             device.batch_norm_statistics(&input, &partial).unwrap();
-            let (output, normaliser) = (bench.output(dims), bench.output([4, channels]));
+            let (output, normaliser) = (bench.activation_output(dims), bench.output([4, channels]));
             let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &case.running[index]));
             let arguments = BatchNormForward {
                 mode: BatchNormMode::Training,
@@ -323,22 +377,32 @@ fn passes_match_far_from_zero() {
             };
             device.batch_norm_forward(&arguments).unwrap();
             let what = format!("of {dims:?} far from zero, float32's own error {noise:.1e}");
-            assert_near(&format!("output {what}"), &bench.read(&output), &truth, 0.0, limit);
+            assert_stored_near(&format!("output {what}"), &bench, &output, &truth, 0.0, limit);
             let pixels = case.input.len() / channels;
             let unbiased = running_statistics(&statistics, &statistics, pixels, 1.0);
             assert_near(&format!("mean {what}"), &bench.read(&running_mean), &unbiased.mean, 0.0, 1e-7);
-            assert_near(&format!("variance {what}"), &bench.read(&running_variance), &unbiased.variance, 0.0, LIMIT);
+            let variance = bench.read(&running_variance);
+            assert_near(&format!("variance {what}"), &variance, &unbiased.variance, 0.0, variance_limit);
             bench.finish();
         }
     }
 }
 
-/// A constant channel has no variance: epsilon alone keeps the result finite, and multiplies rounding by 316.
 #[test]
-fn passes_match_in_constant_channels() {
+fn passes_match_far_from_zero() {
+    check_far_from_zero(Precision::Fp32, &devices());
+}
+
+#[test]
+fn kernels_match_far_from_zero() {
+    PRECISIONS.into_iter().for_each(|precision| check_far_from_zero(precision, &kernel_devices(precision)));
+}
+
+/// A constant channel has no variance: epsilon alone keeps the result finite, and multiplies rounding by 316.
+fn check_constant_channels(devices: &[Rc<dyn Device>]) {
     let mut case = Case::new([2, 5, 5, 6], Options { residual: false, ..ALL }, 3);
     case.input = (0..case.input.len()).map(|index| (index % 6) as f32 - 2.0).collect();
-    for device in devices() {
+    for device in devices {
         let bench = Workbench::new(device.as_ref());
         let (output, _) = case.check_forward(device.as_ref(), &bench, 5e-5);
         assert!(output.iter().all(|value| value.is_finite()));
@@ -346,21 +410,31 @@ fn passes_match_in_constant_channels() {
     }
 }
 
+#[test]
+fn passes_match_in_constant_channels() {
+    check_constant_channels(&devices());
+}
+
+#[test]
+fn kernels_match_in_constant_channels() {
+    PRECISIONS.into_iter().for_each(|precision| check_constant_channels(&kernel_devices(precision)));
+}
+
 /// A network that diverged must say so: a ReLU that maps NaN to zero would hide it.
 #[test]
 fn not_a_number_passes_the_relu() {
     for residual in [false, true] {
         let options = Options { training: false, residual, ..ALL };
-        let mut case = Case::new([1, 2, 2, 3], options, 4);
-        case.input[4] = f32::NAN;
-        for device in devices() {
+        for device in devices().into_iter().chain(PRECISIONS.into_iter().flat_map(kernel_devices)) {
+            let mut case = Case::new([1, 2, 2, 3], options, 4).stored(device.precision());
+            case.input[4] = f32::NAN;
             let bench = Workbench::new(device.as_ref());
             let dims = case.dims;
-            let output = bench.output(dims);
-            let residual = residual.then(|| bench.input(dims, &case.residual));
+            let output = bench.activation_output(dims);
+            let residual = residual.then(|| bench.activation(dims, &case.residual));
             let arguments = BatchNormForward {
                 mode: BatchNormMode::Running,
-                input: &bench.variable(dims, &case.input),
+                input: &bench.activation(dims, &case.input),
                 statistics: None,
                 weight: &bench.input([3], &case.weight),
                 bias: &bench.input([3], &case.bias),

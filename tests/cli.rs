@@ -101,6 +101,8 @@ impl Workplace {
             .current_dir(self.folder.path())
             .env("RETUNE", PROGRAM)
             .env_remove("COLUMNS")
+            // These tests are about the CPU, on machines with a GPU too.
+            .env("CUDA_VISIBLE_DEVICES", "")
             .timeout(TIMEOUT);
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -917,12 +919,25 @@ exit status 2
 "##);
     }
 
+    #[cfg(not(feature = "emulator"))]
+    #[test]
+    fn an_emulator_that_was_not_built_says_how_to_build_it() {
+        let place = Workplace::empty();
+        let outcome = place.run("train data --from-scratch --out run --device emulator");
+        assert_eq!(outcome.status, 1);
+        assert_eq!(
+            outcome.stderr,
+            "error: --device emulator: this build has no emulator\n\
+             hint: build with `cargo build --release --features emulator`, which needs a C++ compiler\n"
+        );
+    }
+
     #[test]
     fn devices_lists_what_there_is_and_is_not() {
         let place = Workplace::empty();
         let rows = place.json("devices --json");
         let rows = rows.as_array().unwrap();
-        assert!(rows.iter().all(|row| keys(row) == ["available", "description", "name"]));
+        assert!(rows.iter().all(|row| keys(row) == ["available", "description", "hints", "name"]));
         assert_eq!((&rows[0]["name"], &rows[0]["available"]), (&"cpu".into(), &true.into()));
         let text = place.succeed("devices").stdout;
         assert!(rows.iter().all(|row| text.contains(row["name"].as_str().unwrap())), "{text}");
@@ -1112,8 +1127,7 @@ error: not one of the training pictures could be read
             format!("{base} --freeze nonsense"),
             format!("{base} --freeze conv1,,bn1"),
             format!("{base} --head-from 0,1"),
-            format!("{base} --device cuda"),
-            format!("{base} --device cuda:1"),
+            format!("{base} --device cuda:x"),
             format!("{base} --device nonsense"),
             format!("{base} --precision bf16"),
             format!("{base} --precision fp8"),
@@ -1254,15 +1268,9 @@ error: --head-from: a network from scratch has no old head
 hint: leave --from-scratch or --head-from out
 exit status 2
 
-$ retune train data --from-scratch --out run --device cuda
-error: --device cuda: this build has no CUDA engine
-hint: use --device cpu; `retune devices` lists what there is
-exit status 1
-
-$ retune train data --from-scratch --out run --device cuda:1
-error: --device cuda:1: this build has no CUDA engine
-hint: use --device cpu; `retune devices` lists what there is
-exit status 1
+$ retune train data --from-scratch --out run --device cuda:x
+error: --device cuda:x: expected auto, cpu, cuda, cuda:N or emulator
+exit status 2
 
 $ retune train data --from-scratch --out run --device nonsense
 error: --device nonsense: expected auto, cpu, cuda, cuda:N or emulator

@@ -1,12 +1,19 @@
-//! Convolution and its two gradients on every device, against the naive float64 versions.
+//! Convolution and its two gradients on every device and in every precision, against the naive float64 versions of what
+//! the device multiplies.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, added, assert_near, devices, norm, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, factors, kernel_devices, norm,
+    run_at_lower_levels, stored,
+};
 use reference::*;
 use retune::device::{
     BatchNormForward, BatchNormMode, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dWeightGradient, Device,
+    Precision,
 };
 
 /// Where every product is formed as it stands.
@@ -65,17 +72,41 @@ impl Case {
         }
     }
 
+    /// What a device in this precision is given: numbers that it can store.
+    fn stored(&self, precision: Precision) -> Self {
+        let [input, weight, output_gradient, before] =
+            [&self.input, &self.weight, &self.output_gradient, &self.before].map(|values| stored(precision, values));
+        Self { shape: self.shape, input, weight, output_gradient, before }
+    }
+
+    /// In float32 on the CPU.
     fn check(&self) {
-        let Self { shape, input, weight, output_gradient, before } = self;
+        self.check_on(Precision::Fp32, &devices());
+    }
+
+    /// On kernels, in all precisions.
+    fn check_kernels(&self) {
+        for precision in PRECISIONS {
+            let devices = kernel_devices(precision);
+            if !devices.is_empty() {
+                self.stored(precision).check_on(precision, &devices);
+            }
+        }
+    }
+
+    fn check_on(&self, precision: Precision, devices: &[Rc<dyn Device>]) {
+        let Self { shape, before, .. } = self;
+        let [input, weight, output_gradient] =
+            [&self.input, &self.weight, &self.output_gradient].map(|values| factors(precision, values));
         let (input_squares, weight_squares, gradient_squares) =
-            (squares(input), squares(weight), squares(output_gradient));
-        let output = conv2d(shape, input, weight);
+            (squares(&input), squares(&weight), squares(&output_gradient));
+        let output = conv2d(shape, &input, &weight);
         let output_size = typical(&conv2d(shape, &input_squares, &weight_squares));
-        let input_gradient = conv2d_input_gradient(shape, weight, output_gradient);
+        let input_gradient = conv2d_input_gradient(shape, &weight, &output_gradient);
         let input_gradient_size = typical(&conv2d_input_gradient(shape, &weight_squares, &gradient_squares));
-        let weight_gradient = conv2d_weight_gradient(shape, input, output_gradient);
+        let weight_gradient = conv2d_weight_gradient(shape, &input, &output_gradient);
         let weight_gradient_size = typical(&conv2d_weight_gradient(shape, &input_squares, &gradient_squares));
-        for device in devices() {
+        for device in devices {
             let device = device.as_ref();
             for with_statistics in [false, true] {
                 self.check_forward(device, with_statistics, &output, output_size);
@@ -91,21 +122,21 @@ impl Case {
     fn check_forward(&self, device: &dyn Device, with_statistics: bool, truth: &[f64], typical: f64) {
         let shape = &self.shape;
         let bench = Workbench::new(device);
-        let output = bench.output(output_dims(shape));
+        let output = bench.activation_output(output_dims(shape));
         let channels = shape.output_channels;
         let rows = device.statistics_rows(output.shape());
         let statistics = with_statistics.then(|| bench.output([rows, 2, channels]));
         let arguments = Conv2dForward {
-            input: &bench.input(input_dims(shape), &self.input),
-            weight: &bench.input(weight_dims(shape), &self.weight),
+            input: &bench.activation(input_dims(shape), &self.input),
+            weight: &bench.activation(weight_dims(shape), &self.weight),
             output: &output,
             statistics: statistics.as_ref(),
             workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::Forward)),
         };
         device.conv2d_forward(shape, &arguments).unwrap();
-        let ours = bench.read(&output);
-        assert_near(&format!("output of {shape:?}"), &ours, truth, typical, limit(shape));
-        // What the statistics say is what batch norm reads from them.
+        let ours = assert_stored_near(&format!("output of {shape:?}"), &bench, &output, truth, typical, limit(shape));
+        // What the statistics say is what batch norm reads from them. They are of the sums as they were before they
+        // were rounded to be stored.
         if let Some(statistics) = statistics.filter(|_| truth.len() > channels) {
             let normaliser = bench.output([4, channels]);
             let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
@@ -120,13 +151,16 @@ impl Case {
                 normaliser: &normaliser,
                 residual: None,
                 relu: false,
-                output: &bench.output(output_dims(shape)),
+                output: &bench.activation_output(output_dims(shape)),
                 epsilon: 1e-5,
                 momentum: 0.1,
             };
             device.batch_norm_forward(&arguments).unwrap();
             let normaliser = bench.read(&normaliser);
-            let expected = batch_statistics(&ours, channels);
+            let expected = match device.precision() {
+                Precision::Fp32 | Precision::Tf32 => batch_statistics(&ours, channels),
+                Precision::Bf16 => batch_statistics(truth, channels),
+            };
             let deviation: Vec<f64> = expected.variance.iter().map(|variance| variance.sqrt()).collect();
             let inverse: Vec<f64> = expected.variance.iter().map(|variance| 1.0 / (variance + 1e-5).sqrt()).collect();
             let what = format!("statistics of {shape:?}");
@@ -139,16 +173,16 @@ impl Case {
     fn check_input_gradient(&self, device: &dyn Device, before: Option<&[f32]>, truth: &[f64], typical: f64) {
         let shape = &self.shape;
         let bench = Workbench::new(device);
-        let gradient = bench.gradient(input_dims(shape), before);
+        let gradient = bench.activation_gradient(input_dims(shape), before);
         let arguments = Conv2dInputGradient {
-            output_gradient: &bench.input(output_dims(shape), &self.output_gradient),
-            weight: &bench.input(weight_dims(shape), &self.weight),
+            output_gradient: &bench.activation(output_dims(shape), &self.output_gradient),
+            weight: &bench.activation(weight_dims(shape), &self.weight),
             input_gradient: &gradient,
             workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::InputGradient)),
         };
         device.conv2d_input_gradient(shape, &arguments).unwrap();
         let what = format!("input gradient, accumulate {}, of {shape:?}", gradient.accumulate);
-        assert_near(&what, &bench.read(&gradient.tensor), truth, typical, limit(shape));
+        assert_stored_near(&what, &bench, &gradient.tensor, truth, typical, limit(shape));
         bench.finish();
     }
 
@@ -157,8 +191,8 @@ impl Case {
         let bench = Workbench::new(device);
         let gradient = bench.output(weight_dims(shape));
         let arguments = Conv2dWeightGradient {
-            input: &bench.input(input_dims(shape), &self.input),
-            output_gradient: &bench.input(output_dims(shape), &self.output_gradient),
+            input: &bench.activation(input_dims(shape), &self.input),
+            output_gradient: &bench.activation(output_dims(shape), &self.output_gradient),
             weight_gradient: &gradient,
             workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::WeightGradient)),
         };
@@ -209,27 +243,74 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_shape(
+        shape in any_shape().prop_filter("an emulator is slow", |shape| shape.multiply_adds() < 300_000),
+        seed in any::<u64>(),
+    ) {
+        Case::new(shape, seed).check_kernels();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_in_residual_blocks(
+        shape in shape_of_residual_block()
+            .prop_filter("an emulator is slow", |shape| shape.multiply_adds() < 3_000_000),
+        seed in any::<u64>(),
+    ) {
+        Case::new(shape, seed).check_kernels();
+    }
+}
+
+const OF_RESNETS: [[usize; 9]; 10] = [
+    // The stem, at an even and an odd picture.
+    [2, 32, 32, 3, 64, 7, 7, 2, 3],
+    [1, 33, 31, 3, 8, 7, 7, 2, 3],
+    // Residual blocks of the four stages, with fewer pixels or channels.
+    [1, 14, 14, 64, 64, 3, 3, 1, 1],
+    [2, 14, 14, 32, 64, 3, 3, 2, 1],
+    [2, 14, 14, 64, 128, 1, 1, 2, 0],
+    [2, 7, 7, 128, 128, 3, 3, 1, 1],
+    [1, 7, 7, 96, 160, 3, 3, 2, 1],
+    // What is left of a small picture.
+    [1, 1, 1, 512, 64, 3, 3, 1, 1],
+    [3, 2, 1, 64, 128, 3, 3, 2, 1],
+    [1, 1, 1, 64, 128, 1, 1, 2, 0],
+];
+
 #[test]
 fn passes_match_at_resnets_shapes() {
-    for (seed, sizes) in [
-        // The stem, at an even and an odd picture.
-        [2, 32, 32, 3, 64, 7, 7, 2, 3],
-        [1, 33, 31, 3, 8, 7, 7, 2, 3],
-        // Residual blocks of the four stages, with fewer pixels or channels.
-        [1, 14, 14, 64, 64, 3, 3, 1, 1],
-        [2, 14, 14, 32, 64, 3, 3, 2, 1],
-        [2, 14, 14, 64, 128, 1, 1, 2, 0],
-        [2, 7, 7, 128, 128, 3, 3, 1, 1],
-        [1, 7, 7, 96, 160, 3, 3, 2, 1],
-        // What is left of a small picture.
-        [1, 1, 1, 512, 64, 3, 3, 1, 1],
-        [3, 2, 1, 64, 128, 3, 3, 2, 1],
-        [1, 1, 1, 64, 128, 1, 1, 2, 0],
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (seed, sizes) in OF_RESNETS.into_iter().enumerate() {
         Case::new(shape(sizes), seed as u64).check();
+    }
+}
+
+#[test]
+fn kernels_match_at_resnets_shapes() {
+    for (seed, sizes) in OF_RESNETS.into_iter().enumerate() {
+        let mut shape = shape(sizes);
+        // One picture of those that take an emulator seconds.
+        if shape.multiply_adds() > 3_000_000 {
+            shape.batch = 1;
+        }
+        Case::new(shape, seed as u64).check_kernels();
+    }
+}
+
+/// So many pixels that partial statistics, and sums over the batch, are combined in more than one step.
+#[test]
+fn kernels_match_over_many_pixels() {
+    for (seed, sizes) in [[1, 96, 96, 8, 8, 1, 1, 1, 0], [3, 57, 61, 3, 8, 1, 1, 1, 0], [2, 67, 66, 4, 5, 3, 3, 2, 1]]
+        .into_iter()
+        .enumerate()
+    {
+        Case::new(shape(sizes), 200 + seed as u64).check_kernels();
     }
 }
 
@@ -250,29 +331,37 @@ fn passes_match_where_winograd_pays() {
     }
 }
 
+const EDGES: [[usize; 9]; 12] = [
+    [1, 1, 1, 1, 1, 1, 1, 1, 0],
+    // Padding wider than the picture, and filters that see nothing but padding.
+    [1, 1, 1, 3, 5, 7, 7, 1, 3],
+    [2, 2, 3, 4, 3, 1, 1, 1, 3],
+    [1, 1, 2, 5, 7, 2, 1, 3, 2],
+    // A stride longer than the filter leaves pixels that no output sees.
+    [2, 10, 11, 3, 17, 1, 1, 3, 0],
+    [1, 8, 9, 5, 6, 2, 2, 3, 0],
+    // One row, one column.
+    [1, 1, 40, 7, 9, 1, 5, 1, 0],
+    [1, 40, 1, 7, 9, 5, 1, 1, 0],
+    [1, 1, 64, 48, 48, 3, 3, 1, 1],
+    // One channel and many.
+    [1, 9, 9, 1, 200, 3, 3, 1, 1],
+    [1, 9, 9, 200, 1, 3, 3, 1, 1],
+    // A stride that leaves the last row and column of the picture unseen.
+    [1, 8, 6, 16, 16, 1, 1, 2, 0],
+];
+
 #[test]
 fn passes_match_where_edges_are() {
-    for (seed, sizes) in [
-        [1, 1, 1, 1, 1, 1, 1, 1, 0],
-        // Padding wider than the picture, and filters that see nothing but padding.
-        [1, 1, 1, 3, 5, 7, 7, 1, 3],
-        [2, 2, 3, 4, 3, 1, 1, 1, 3],
-        [1, 1, 2, 5, 7, 2, 1, 3, 2],
-        // A stride longer than the filter leaves pixels that no output sees.
-        [2, 10, 11, 3, 17, 1, 1, 3, 0],
-        [1, 8, 9, 5, 6, 2, 2, 3, 0],
-        // One row, one column.
-        [1, 1, 40, 7, 9, 1, 5, 1, 0],
-        [1, 40, 1, 7, 9, 5, 1, 1, 0],
-        [1, 1, 64, 48, 48, 3, 3, 1, 1],
-        // One channel and many.
-        [1, 9, 9, 1, 200, 3, 3, 1, 1],
-        [1, 9, 9, 200, 1, 3, 3, 1, 1],
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (seed, sizes) in EDGES.into_iter().enumerate() {
         Case::new(shape(sizes), 100 + seed as u64).check();
+    }
+}
+
+#[test]
+fn kernels_match_where_edges_are() {
+    for (seed, sizes) in EDGES.into_iter().enumerate() {
+        Case::new(shape(sizes), 100 + seed as u64).check_kernels();
     }
 }
 

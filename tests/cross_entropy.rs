@@ -1,9 +1,12 @@
-//! Softmax cross entropy and its gradient on every device, against the naive float64 version.
+//! Softmax cross entropy and its gradient on every device, against the naive float64 version. It is float32 in every
+//! precision.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, assert_near, devices, run_at_lower_levels};
+use reference::devices::{PRECISIONS, Workbench, assert_near, devices, kernel_devices, run_at_lower_levels};
 use reference::*;
 use retune::device::{CrossEntropy as Arguments, Device};
 
@@ -30,12 +33,24 @@ fn run(device: &dyn Device, logits: &[f32], targets: &[usize], scale: f32) -> (f
 }
 
 fn check(logits: &[f32], targets: &[usize], reduction: Reduction) {
+    check_on(&devices(), logits, targets, reduction);
+}
+
+fn check_kernels(logits: &[f32], targets: &[usize], reduction: Reduction) {
+    check_on(&all_kernel_devices(), logits, targets, reduction);
+}
+
+fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
+    PRECISIONS.into_iter().flat_map(kernel_devices).collect()
+}
+
+fn check_on(devices: &[Rc<dyn Device>], logits: &[f32], targets: &[usize], reduction: Reduction) {
     let truth = cross_entropy(logits, targets, reduction);
     let scale = match reduction {
         Reduction::Sum => 1.0,
         Reduction::Mean => 1.0 / targets.len() as f32,
     };
-    for device in devices() {
+    for device in devices {
         let (loss, correct, gradient) = run(device.as_ref(), logits, targets, scale);
         let typical = 0.1 * f64::from(scale);
         assert_near("loss", &[loss], &[truth.loss], typical * targets.len() as f64, LIMIT);
@@ -44,26 +59,39 @@ fn check(logits: &[f32], targets: &[usize], reduction: Reduction) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn loss_and_gradient_match(
-        (batch, classes) in prop_oneof![(1usize..=70, 1usize..=12), (1usize..=5, 1usize..=300)],
-        mean in any::<bool>(),
-        spread in 0.1f64..20.0,
-        rounds in any::<bool>(),
-        seed in any::<u64>(),
-    ) {
+/// Logits with a target each; rounded ones tie.
+fn batches() -> impl Strategy<Value = (Vec<f32>, Vec<usize>)> {
+    let sizes = prop_oneof![(1usize..=70, 1usize..=12), (1usize..=5, 1usize..=300)];
+    (sizes, 0.1f64..20.0, any::<bool>(), any::<u64>()).prop_map(|((batch, classes), spread, rounds, seed)| {
         let mut random = Random(seed);
-        // Rounded logits tie.
         let logit = |random: &mut Random| {
             let value = random.normal() * spread;
             if rounds { (value / spread).round() as f32 } else { value as f32 }
         };
-        let logits: Vec<f32> = (0..batch * classes).map(|_| logit(&mut random)).collect();
-        let targets = random.labels(batch, classes);
-        check(&logits, &targets, if mean { Reduction::Mean } else { Reduction::Sum });
+        let logits = (0..batch * classes).map(|_| logit(&mut random)).collect();
+        (logits, random.labels(batch, classes))
+    })
+}
+
+fn reductions() -> impl Strategy<Value = Reduction> {
+    prop::sample::select(vec![Reduction::Sum, Reduction::Mean])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn loss_and_gradient_match((logits, targets) in batches(), reduction in reductions()) {
+        check(&logits, &targets, reduction);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match((logits, targets) in batches(), reduction in reductions()) {
+        check_kernels(&logits, &targets, reduction);
     }
 }
 
@@ -71,19 +99,25 @@ proptest! {
 fn loss_and_gradient_match_at_imagenets_size() {
     let mut random = Random(1);
     let logits = random.normals(128 * 1000);
-    check(&logits, &random.labels(128, 1000), Reduction::Sum);
+    let labels = random.labels(128, 1000);
+    check(&logits, &labels, Reduction::Sum);
+    check_kernels(&logits, &labels, Reduction::Sum);
 }
 
 #[test]
 fn loss_and_gradient_match_where_exponentials_overflow() {
-    check(&[1000.0, 0.0, -1000.0, 88.0, 89.0, 90.0], &[1, 0], Reduction::Sum);
-    check(&[1e30, -1e30], &[0], Reduction::Mean);
-    check(&[-500.0, -500.0, -500.0], &[2], Reduction::Sum);
+    let all = |logits: &[f32], targets: &[usize], reduction| {
+        check(logits, targets, reduction);
+        check_kernels(logits, targets, reduction);
+    };
+    all(&[1000.0, 0.0, -1000.0, 88.0, 89.0, 90.0], &[1, 0], Reduction::Sum);
+    all(&[1e30, -1e30], &[0], Reduction::Mean);
+    all(&[-500.0, -500.0, -500.0], &[2], Reduction::Sum);
 }
 
 #[test]
 fn first_of_equal_logits_counts_as_the_answer() {
-    for device in devices() {
+    for device in devices().into_iter().chain(all_kernel_devices()) {
         let correct = |logits: &[f32], targets: &[usize]| run(device.as_ref(), logits, targets, 1.0).1;
         assert_eq!(correct(&[2.0, 2.0, 1.0], &[0]), 1.0);
         assert_eq!(correct(&[2.0, 2.0, 1.0], &[1]), 0.0);
@@ -94,7 +128,7 @@ fn first_of_equal_logits_counts_as_the_answer() {
 /// A network that diverged must say so.
 #[test]
 fn not_a_number_is_not_hidden() {
-    for device in devices() {
+    for device in devices().into_iter().chain(all_kernel_devices()) {
         let (loss, _, gradient) = run(device.as_ref(), &[0.0, f32::NAN, 1.0, 0.5, 0.25, 1.0], &[0, 2], 1.0);
         assert!(loss.is_nan());
         assert!(gradient[..3].iter().all(|value| value.is_nan()), "{gradient:?}");

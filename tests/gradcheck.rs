@@ -10,9 +10,10 @@ use std::rc::Rc;
 
 use reference::Random;
 use reference::devices::{devices, run_at_lower_levels};
-use retune::device::Device;
+use reference::recorder::Recorder;
 use retune::device::cpu::Cpu;
-use retune::gradcheck::{FLOOR, GradcheckReport, gradcheck};
+use retune::device::{Device, Precision};
+use retune::gradcheck::{GradcheckReport, gradcheck};
 use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
 use retune::ops::LossReduction;
 use retune::optim::GroupSettings;
@@ -38,7 +39,7 @@ fn failed(report: &GradcheckReport) -> Vec<&str> {
 }
 
 fn assert_passes(device: &Rc<dyn Device>, path: &Path) {
-    let report = gradcheck(device.clone(), path, FLOOR).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let report = gradcheck(device.clone(), path, None).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert!(report.ok, "{}: {:?}", path.display(), failed(&report));
     assert!(report.contradiction.is_none(), "{:?}", report.contradiction);
     assert!(report.tensors.iter().any(|tensor| tensor.name.starts_with("grad/")));
@@ -64,7 +65,7 @@ fn every_shared_reference_passes() {
                 assert_passes(&device, &path);
                 continue;
             }
-            let report = gradcheck(device, &path, FLOOR).unwrap();
+            let report = gradcheck(device, &path, None).unwrap();
             assert!(report.contradiction.is_some());
             let failed = failed(&report);
             let is_update = |name: &&str| name.starts_with("step1/") || name.starts_with("step3/");
@@ -125,9 +126,13 @@ impl Edited {
     }
 
     fn check(self) -> retune::Result<GradcheckReport> {
+        self.check_on(Rc::new(Cpu), None)
+    }
+
+    fn check_on(self, device: Rc<dyn Device>, floor: Option<f64>) -> retune::Result<GradcheckReport> {
         let path = self.folder.path().join("edited.safetensors");
         save(&path, &self.tensors, &self.metadata)?;
-        gradcheck(Rc::new(Cpu), &path, FLOOR)
+        gradcheck(device, &path, floor)
     }
 
     /// The names of the tensors that fail, sorted.
@@ -219,7 +224,58 @@ fn wrong_metadata_is_refused() {
         assert!(error.contains(name), "{error}");
     }
     let missing = Path::new("no-such-file.safetensors");
-    assert!(gradcheck(Rc::new(Cpu), missing, FLOOR).expect_err("refused").to_string().contains("no-such-file"));
+    assert!(gradcheck(Rc::new(Cpu), missing, None).expect_err("refused").to_string().contains("no-such-file"));
+}
+
+/// In tf32 and bf16 a tensor is judged by PyTorch's own error in that precision, where the file tells one that means
+/// something. Nothing else in the file may be taken for it.
+#[test]
+fn coarser_precisions_are_judged_by_their_own_noise() {
+    // The CPU is more exact than it says here, so that everything passes that is judged.
+    let device = || Rc::new(Recorder::new(Rc::new(Cpu)).claiming(Precision::Tf32));
+    let file = || Edited::of("separated.safetensors");
+    let judged = |report: &GradcheckReport, name: &str| report.tensors.iter().any(|tensor| tensor.name == name);
+    let all = file().check().unwrap();
+    let report = file().check_on(device(), None).unwrap();
+    assert!(report.ok && report.tensors.len() == all.tensors.len(), "{:?}", report.not_compared);
+
+    let noise = |name: &str| TensorFile::open(&fixture("separated.safetensors")).unwrap().read_f32(name).unwrap()[0];
+    let name = "grad/layer2.0.conv1.weight";
+    let limit = report.tensors.iter().find(|tensor| tensor.name == name).expect("judged").limit;
+    assert_eq!(limit, 4.0 * f64::from(noise(&format!("noise_tf32/{name}"))));
+    assert!(4.0 * f64::from(noise(&format!("noise/{name}"))) < limit);
+    let factor = 1.0 + 1.1 * limit as f32;
+    let report = file().change(name, |value| value * factor).check_on(device(), None).unwrap();
+    assert_eq!(failed(&report), [name]);
+
+    let report = file().without("noise_tf32/logits").check_on(device(), None).unwrap();
+    assert!(report.ok && !judged(&report, "logits"));
+    assert_eq!(report.not_compared, ["logits: the file does not tell PyTorch's error in tf32"]);
+    let report = file().without("noise_tf32/logits").check_on(device(), Some(0.5)).unwrap();
+    assert!(judged(&report, "logits"), "--floor is a limit for what has no other");
+
+    let report = file().change("noise_tf32/loss", |_| 0.25).check_on(device(), None).unwrap();
+    assert!(report.ok && !judged(&report, "loss"));
+    assert!(report.not_compared[0].starts_with("loss: PyTorch's own error in tf32 is 2.5e-1"), "{report:?}");
+
+    let without_noise = || {
+        let mut file = file();
+        file.tensors.retain(|tensor| !tensor.name.starts_with("noise_tf32/"));
+        file
+    };
+    let error = without_noise().check_on(device(), None).expect_err("nothing tells the limits").to_string();
+    assert!(error.contains("the file has no noise_tf32/ tensors, so nothing can be judged in tf32"), "{error}");
+    assert!(error.contains("hint: scripts/make-fixtures.py --add-noise FILE"), "{error}");
+    assert!(without_noise().check_on(device(), Some(0.05)).unwrap().ok);
+    assert!(without_noise().check().unwrap().ok, "float32 needs none");
+
+    let mut too_noisy = file();
+    let names: Vec<String> = too_noisy.tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    for name in names.iter().filter(|name| name.starts_with("noise_tf32/")) {
+        too_noisy = too_noisy.change(name, |_| 1.0);
+    }
+    let error = too_noisy.check_on(device(), None).expect_err("nothing is judged").to_string();
+    assert!(error.contains("the noise of every tensor is too large"), "{error}");
 }
 
 /// The bits of everything that training computes: logits, loss, gradients, running statistics, updated parameters.

@@ -1,15 +1,27 @@
-//! The fully connected layer and its gradients on every device, against the naive float64 versions.
+//! The fully connected layer and its gradients on every device, against the naive float64 versions. It is float32 in
+//! every precision.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, added, assert_near, devices, run_at_lower_levels};
+use reference::devices::{PRECISIONS, Workbench, added, assert_near, devices, kernel_devices, run_at_lower_levels};
 use reference::*;
-use retune::device::Conv2dPass;
+use retune::device::{Conv2dPass, Device};
 
 const LIMIT: f64 = 2e-6;
 
-fn check(batch: usize, inputs: usize, outputs: usize, seed: u64) {
+fn check((batch, inputs, outputs): (usize, usize, usize), seed: u64) {
+    check_on(&devices(), (batch, inputs, outputs), seed);
+}
+
+fn check_kernels((batch, inputs, outputs): (usize, usize, usize), seed: u64) {
+    let devices: Vec<_> = PRECISIONS.into_iter().flat_map(kernel_devices).collect();
+    check_on(&devices, (batch, inputs, outputs), seed);
+}
+
+fn check_on(devices: &[Rc<dyn Device>], (batch, inputs, outputs): (usize, usize, usize), seed: u64) {
     let mut random = Random(seed);
     let input = random.normals(batch * inputs);
     let (weight, bias) = (random.normals(outputs * inputs), random.normals(outputs));
@@ -19,7 +31,7 @@ fn check(batch: usize, inputs: usize, outputs: usize, seed: u64) {
     // The norm of `count` sums of `terms` products of random signs.
     let typical = |count: usize, terms: usize| ((count * terms) as f64).sqrt();
     let sizes = format!("{batch} x {inputs} to {outputs}");
-    for device in devices() {
+    for device in devices {
         let device = device.as_ref();
         let bench = Workbench::new(device);
         let workspace = |pass| bench.workspace(device.linear_workspace(batch, inputs, outputs, pass));
@@ -73,23 +85,31 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn passes_match_over_any_shape(
-        (batch, inputs, outputs) in (1usize..=40, 1usize..=70, 1usize..=40),
-        seed in any::<u64>(),
-    ) {
-        check(batch, inputs, outputs, seed);
+    fn passes_match_over_any_shape(sizes in (1usize..=40, 1usize..=70, 1usize..=40), seed in any::<u64>()) {
+        check(sizes, seed);
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_shape(sizes in (1usize..=40, 1usize..=70, 1usize..=40), seed in any::<u64>()) {
+        check_kernels(sizes, seed);
+    }
+}
+
+const OF_RESNETS: [(usize, usize, usize); 7] =
+    [(1, 512, 1000), (3, 512, 2), (128, 512, 2), (1, 1, 1), (1, 8, 1), (65, 1, 3), (2, 513, 257)];
+
 #[test]
 fn passes_match_at_resnets_shapes() {
-    for (seed, (batch, inputs, outputs)) in
-        [(1, 512, 1000), (3, 512, 2), (128, 512, 2), (1, 1, 1), (1, 8, 1), (65, 1, 3), (2, 513, 257)]
-            .into_iter()
-            .enumerate()
-    {
-        check(batch, inputs, outputs, seed as u64);
-    }
+    OF_RESNETS.into_iter().zip(0..).for_each(|(sizes, seed)| check(sizes, seed));
+}
+
+#[test]
+fn kernels_match_at_resnets_shapes() {
+    OF_RESNETS.into_iter().zip(0..).for_each(|(sizes, seed)| check_kernels(sizes, seed));
 }
 
 #[test]

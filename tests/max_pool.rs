@@ -1,11 +1,15 @@
-//! Max pooling and its gradient on every device, against the naive float64 versions.
+//! Max pooling and its gradient on every device and in every precision, against the naive float64 versions.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, added, assert_near, devices, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, added, assert_stored_near, devices, kernel_devices, run_at_lower_levels, stored,
+};
 use reference::*;
-use retune::device::MaxPoolWindow;
+use retune::device::{Device, MaxPoolWindow, Precision};
 
 /// The index in its window of the element at `index` of the input, for the output element at `output`.
 fn position(shape: &PoolShape, output: usize, index: usize) -> u8 {
@@ -23,12 +27,23 @@ fn comparable(values: impl IntoIterator<Item = f32>) -> Vec<Option<u32>> {
     values.into_iter().map(|value| (!value.is_nan()).then(|| (value + 0.0).to_bits())).collect()
 }
 
+/// In float32 on the CPU.
 fn check(shape: &PoolShape, input: &[f32], seed: u64) {
+    check_on(Precision::Fp32, &devices(), shape, input, seed);
+}
+
+/// On kernels, in all precisions.
+fn check_kernels(shape: &PoolShape, input: &[f32], seed: u64) {
+    PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), shape, input, seed));
+}
+
+fn check_on(precision: Precision, devices: &[Rc<dyn Device>], shape: &PoolShape, input: &[f32], seed: u64) {
     let mut random = Random(seed);
+    let input = &stored(precision, input);
     let PoolShape { batch, height, width, channels, kernel, stride, padding } = *shape;
     let window = MaxPoolWindow { size: kernel, stride, padding };
-    let output_gradient = random.normals(shape.output_len());
-    let before = random.normals(shape.input_len());
+    let output_gradient = stored(precision, &random.normals(shape.output_len()));
+    let before = stored(precision, &random.normals(shape.input_len()));
     let dims = [batch, height, width, channels];
     let output_dims = [batch, shape.output_height(), shape.output_width(), channels];
     let (truth, indices) = max_pool(shape, input);
@@ -36,11 +51,11 @@ fn check(shape: &PoolShape, input: &[f32], seed: u64) {
     let truth_positions: Vec<u8> =
         indices.iter().enumerate().map(|(output, &index)| position(shape, output, index)).collect();
     let gradient_truth = max_pool_backward(shape, input, &output_gradient);
-    for device in devices() {
+    for device in devices {
         let device = device.as_ref();
         let bench = Workbench::new(device);
-        let input = bench.input(dims, input);
-        let (output, output_alone) = (bench.output(output_dims), bench.output(output_dims));
+        let input = bench.activation(dims, input);
+        let (output, output_alone) = (bench.activation_output(output_dims), bench.activation_output(output_dims));
         let positions = bench.byte_output(output_dims);
         device.max_pool_forward(window, &input, &output, Some(&positions)).unwrap();
         device.max_pool_forward(window, &input, &output_alone, None).unwrap();
@@ -48,12 +63,12 @@ fn check(shape: &PoolShape, input: &[f32], seed: u64) {
         assert_eq!(comparable(bench.read(&output_alone)), truth, "without positions, {shape:?}");
         assert_eq!(bench.read_bytes(&positions), truth_positions, "positions, {shape:?}");
         for before in [None, Some(before.as_slice())] {
-            let gradient = bench.gradient(dims, before);
-            let output_gradient = bench.input(output_dims, &output_gradient);
+            let gradient = bench.activation_gradient(dims, before);
+            let output_gradient = bench.activation(output_dims, &output_gradient);
             device.max_pool_backward(window, &positions, &output_gradient, &gradient).unwrap();
             let what = format!("input gradient, accumulate {}, {shape:?}", gradient.accumulate);
             let truth = added(before, gradient_truth.clone());
-            assert_near(&what, &bench.read(&gradient.tensor), &truth, 0.0, 1e-6);
+            assert_stored_near(&what, &bench, &gradient.tensor, &truth, 0.0, 1e-6);
         }
         bench.finish();
     }
@@ -106,18 +121,45 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_shape(
+        shape in any_shape(),
+        kind in prop::sample::select(vec![Values::Normal, Values::Ties, Values::Strange]),
+        seed in any::<u64>(),
+    ) {
+        let input = values(kind, shape.input_len(), &mut Random(seed));
+        check_kernels(&shape, &input, seed);
+    }
+}
+
+const RESNETS: PoolShape =
+    PoolShape { batch: 2, height: 28, width: 28, channels: 64, kernel: 3, stride: 2, padding: 1 };
+
+const OF_RESNETS: [PoolShape; 5] = [
+    RESNETS,
+    PoolShape { height: 17, width: 16, ..RESNETS },
+    PoolShape { batch: 1, height: 1, width: 1, ..RESNETS },
+    PoolShape { height: 2, width: 1, channels: 8, ..RESNETS },
+    PoolShape { batch: 1, height: 15, width: 16, channels: 3, kernel: 15, stride: 1, padding: 7 },
+];
+
 #[test]
 fn passes_match_at_resnets_shapes() {
-    let resnets = PoolShape { batch: 2, height: 28, width: 28, channels: 64, kernel: 3, stride: 2, padding: 1 };
-    for shape in [
-        resnets,
-        PoolShape { height: 17, width: 16, ..resnets },
-        PoolShape { batch: 1, height: 1, width: 1, ..resnets },
-        PoolShape { height: 2, width: 1, channels: 8, ..resnets },
-        PoolShape { batch: 1, height: 15, width: 16, channels: 3, kernel: 15, stride: 1, padding: 7 },
-    ] {
+    for shape in OF_RESNETS {
         for kind in [Values::Normal, Values::Ties, Values::Strange] {
             check(&shape, &values(kind, shape.input_len(), &mut Random(7)), 8);
+        }
+    }
+}
+
+#[test]
+fn kernels_match_at_resnets_shapes() {
+    for shape in OF_RESNETS {
+        for kind in [Values::Normal, Values::Ties, Values::Strange] {
+            check_kernels(&shape, &values(kind, shape.input_len(), &mut Random(7)), 8);
         }
     }
 }
@@ -128,6 +170,7 @@ fn passes_match_where_all_values_tie() {
     let shape = PoolShape { batch: 1, height: 6, width: 5, channels: 3, kernel: 3, stride: 2, padding: 1 };
     for value in [0.0, -1.0, f32::NEG_INFINITY, f32::MIN] {
         check(&shape, &vec![value; shape.input_len()], 9);
+        check_kernels(&shape, &vec![value; shape.input_len()], 9);
     }
 }
 

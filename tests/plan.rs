@@ -72,7 +72,7 @@ fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
     let batch = 2 + random.below(2);
     let mut builder = GraphBuilder::new(device);
     let dims = [batch, 5 + random.below(5), 5 + random.below(5), 3];
-    let input = builder.input("input", dims, ElementType::F32);
+    let input = builder.input("input", dims, device.precision().activation_type());
     let targets = builder.input("target", [batch], ElementType::I32);
     let mut values = vec![input];
     for index in 0..3 + random.below(8) {

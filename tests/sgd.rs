@@ -1,21 +1,37 @@
-//! Gradient descent on every device, against the naive float64 version.
+//! Gradient descent on every device, against the naive float64 version, and the copies that convolutions in bf16 read.
 
 mod reference;
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
-use reference::devices::{Workbench, assert_near, devices, run_at_lower_levels};
+use reference::devices::{PRECISIONS, Workbench, assert_near, devices, kernel_devices, run_at_lower_levels, stored};
 use reference::*;
-use retune::device::SgdStep;
+use retune::device::{Device, Precision, SgdStep};
 
 /// Three steps. The error of the values is taken against how far they moved, as in a reference file.
 fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
+    check_on(&devices(), len, settings, with_velocity, seed);
+}
+
+fn check_kernels(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
+    check_on(&all_kernel_devices(), len, settings, with_velocity, seed);
+}
+
+fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
+    PRECISIONS.into_iter().flat_map(kernel_devices).collect()
+}
+
+fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
     let mut random = Random(seed);
     let before = random.normals(len);
-    for device in devices() {
+    for device in devices {
         let device = device.as_ref();
+        let has_copy = device.precision() == Precision::Bf16;
         let bench = Workbench::new(device);
         let values = bench.variable([len], &before);
         let velocity = with_velocity.then(|| bench.variable([len], &vec![0.0; len]));
+        let copy = has_copy.then(|| bench.activation_output([len]));
         let mut truth: Vec<f64> = before.iter().map(|&value| value.into()).collect();
         let mut buffer: Option<Vec<f64>> = None;
         for step in 1..=3 {
@@ -24,7 +40,7 @@ fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
                 values: &values,
                 gradients: &bench.input([len], &gradients),
                 velocity: velocity.as_ref(),
-                copy: None,
+                copy: copy.as_ref(),
                 learning_rate: settings.rate as f32,
                 momentum: settings.momentum as f32,
                 weight_decay: settings.weight_decay as f32,
@@ -39,6 +55,9 @@ fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
             // Rounding a value of about 1 costs 3e-8 whatever it moved by.
             let typical = settings.rate * (len as f64).sqrt();
             assert_near(&format!("values {what}"), &moved, &moved_truth, typical, 1e-6 + 2e-7 / settings.rate);
+            if let Some(copy) = &copy {
+                assert!(bench.read(copy) == stored(Precision::Bf16, &ours), "copy {what}");
+            }
             if let Some(velocity) = &velocity {
                 assert_near(&format!("velocity {what}"), &bench.read(velocity), &next, (len as f64).sqrt(), 2e-6);
             }
@@ -48,23 +67,36 @@ fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
     }
 }
 
+/// A length, settings, and whether there is a velocity.
+fn steps() -> impl Strategy<Value = (usize, Sgd, bool)> {
+    (
+        prop_oneof![1usize..=40, 1usize..=2000],
+        0.001f32..1.0,
+        prop_oneof![Just(0.0f32), 0.001f32..0.5],
+        prop_oneof![Just(None), Just(Some(0.0f32)), (0.1f32..0.99).prop_map(Some)],
+    )
+        .prop_map(|(len, rate, weight_decay, momentum)| {
+            let settings =
+                Sgd { rate: rate.into(), weight_decay: weight_decay.into(), momentum: momentum.unwrap_or(0.0).into() };
+            (len, settings, momentum.is_some())
+        })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_match_over_any_settings(
-        len in prop_oneof![1usize..=40, 1usize..=2000],
-        rate in 0.001f32..1.0,
-        weight_decay in prop_oneof![Just(0.0f32), 0.001f32..0.5],
-        momentum in prop_oneof![Just(None), Just(Some(0.0f32)), (0.1f32..0.99).prop_map(Some)],
-        seed in any::<u64>(),
-    ) {
-        let settings = Sgd {
-            rate: rate.into(),
-            weight_decay: weight_decay.into(),
-            momentum: momentum.unwrap_or(0.0).into(),
-        };
-        check(len, settings, momentum.is_some(), seed);
+    fn steps_match_over_any_settings((len, settings, with_velocity) in steps(), seed in any::<u64>()) {
+        check(len, settings, with_velocity, seed);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_match_over_any_settings((len, settings, with_velocity) in steps(), seed in any::<u64>()) {
+        check_kernels(len, settings, with_velocity, seed);
     }
 }
 
@@ -75,10 +107,17 @@ fn steps_match_over_many_values() {
     check(200_001, Sgd { momentum: 0.0, ..settings }, false, 2);
 }
 
+#[test]
+fn kernels_match_over_many_values() {
+    let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.875 };
+    check_kernels(200_001, settings, true, 1);
+    check_kernels(200_001, Sgd { momentum: 0.0, ..settings }, false, 2);
+}
+
 /// Decay is added to the gradient, so it passes through the velocity too.
 #[test]
 fn steps_match_the_definition() {
-    for device in devices() {
+    for device in devices().into_iter().chain(all_kernel_devices()) {
         let device = device.as_ref();
         let bench = Workbench::new(device);
         let values = bench.variable([2], &[1.0, -2.0]);

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use retune::Error;
+use retune::device::Precision;
 use retune::file::write_atomically;
 use retune::ops::LossReduction;
 use retune::weights::{
@@ -690,6 +691,7 @@ mod reference {
             zeros("step3/fc.weight", &[2, 32]),
             zeros("activation/bn1", &[2, 4, 3, 4]),
             OutputTensor::f32("noise/grad/fc.weight", &[], vec![0.5]),
+            OutputTensor::f32("noise_bf16/logits", &[], vec![0.25]),
         ]
     }
 
@@ -711,7 +713,13 @@ mod reference {
         assert!(reference.freeze_batch_norm);
         assert_eq!(reference.source, "PyTorch float64");
         assert_eq!(reference.input_shape(), [2, 3, 5, 7]);
-        assert_eq!((reference.noise("grad/fc.weight"), reference.noise("logits")), (0.5, 0.0));
+        let noise = |precision, name| reference.noise(precision, name);
+        assert_eq!(noise(Precision::Fp32, "grad/fc.weight"), Some(0.5));
+        assert_eq!(noise(Precision::Fp32, "logits"), Some(0.0));
+        assert_eq!(noise(Precision::Bf16, "grad/fc.weight"), None);
+        assert_eq!(noise(Precision::Bf16, "logits"), Some(0.25));
+        assert_eq!(noise(Precision::Tf32, "logits"), None);
+        assert!(reference.has_noise(Precision::Bf16) && !reference.has_noise(Precision::Tf32));
         assert_eq!(reference.parameters().collect::<Vec<_>>(), ["conv1.weight", "fc.weight"]);
         assert_eq!(reference.gradients().collect::<Vec<_>>(), ["fc.weight"]);
         assert_eq!(reference.buffers().collect::<Vec<_>>(), ["conv1.weight"]);
@@ -788,6 +796,10 @@ mod reference {
         let error = replaced(OutputTensor::f32("grad/fc.bias", &[2], vec![0.0; 2]));
         assert!(error.contains("tensor param/fc.bias is missing"), "{error}");
         for noise in [vec![f32::NAN], vec![f32::INFINITY], vec![-1.0], vec![1.0, 2.0]] {
+            for kind in ["noise", "noise_tf32", "noise_bf16"] {
+                let error = replaced(OutputTensor::f32(format!("{kind}/loss"), &[noise.len()], noise.clone()));
+                assert!(error.contains(&format!("tensor {kind}/loss: ")), "{error}");
+            }
             let error = replaced(OutputTensor::f32("noise/loss", &[noise.len()], noise));
             assert!(error.contains("tensor noise/loss: expected one finite number of at least 0"), "{error}");
         }

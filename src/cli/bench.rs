@@ -121,10 +121,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
 
     let training = if arguments.mode != Mode::Inference && !arguments.kernels {
         network.prepare(shape, true)?;
-        let step_seconds = time(arguments.steps, || {
-            network.gradients(shape, &images, &targets)?;
-            network.update()
-        })?;
+        let step_seconds = time(arguments.steps, || network.step(shape, &images, &targets).map(|_| ()))?;
         Some(Training { images_per_second: rate(&step_seconds), step_seconds })
     } else {
         None

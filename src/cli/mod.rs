@@ -1,6 +1,7 @@
 //! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
 
 mod bench;
+mod device;
 mod devices;
 mod eval;
 mod gradcheck;
@@ -94,23 +95,28 @@ impl GlobalArguments {
                 .build_global()
                 .context(|| format!("cannot start {threads} threads"))?;
         }
-        let device: Rc<dyn Device> = match self.device.as_str() {
-            "auto" | "cpu" => Rc::new(Cpu),
-            name if name == "cuda" || name.starts_with("cuda:") => {
-                return Err(Error::new(format!("--device {name}: this build has no CUDA engine"))
-                    .hint("use --device cpu; `retune devices` lists what there is"));
-            }
-            "emulator" => return self.open_emulator(),
-            name => {
-                return Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator")));
-            }
-        };
+        let precision = self.precision.into();
+        match self.device.as_str() {
+            "auto" => match device::first_cuda(precision)? {
+                Some(cuda) => Ok(cuda),
+                None => self.open_cpu(),
+            },
+            "cpu" => self.open_cpu(),
+            "emulator" => self.open_emulator(),
+            name => match device::cuda_index(name) {
+                Some(index) => device::open_cuda(name, index, precision),
+                None => Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator"))),
+            },
+        }
+    }
+
+    fn open_cpu(&self) -> Result<Rc<dyn Device>> {
         if self.precision != Precision::Fp32 {
             let name = self.precision.to_possible_value().map_or(String::new(), |value| value.get_name().into());
             return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
                 .hint("leave --precision out, or use a CUDA device"));
         }
-        Ok(device)
+        Ok(Rc::new(Cpu))
     }
 
     #[cfg(feature = "emulator")]
@@ -121,12 +127,7 @@ impl GlobalArguments {
             })?,
             Err(_) => 0,
         };
-        let precision = match self.precision {
-            Precision::Fp32 => crate::device::Precision::Fp32,
-            Precision::Tf32 => crate::device::Precision::Tf32,
-            Precision::Bf16 => crate::device::Precision::Bf16,
-        };
-        Ok(Rc::new(Cuda::new(Box::new(Emulator::new(seed)?), precision)?))
+        Ok(Rc::new(Cuda::new(Box::new(Emulator::new(seed)?), self.precision.into())?))
     }
 
     #[cfg(not(feature = "emulator"))]

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use super::{BatchShape, Freezing, Phase, ResNet};
-use crate::device::{Device, read_f32, write_f32, write_i32};
+use crate::device::{Device, Recording, read_f32, write_f32, write_i32};
 use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
 use crate::ops::LossReduction;
 use crate::optim::{GroupSettings, sgd_step};
+use crate::tensor::Tensor;
 
 /// The name of the head: torchvision's last layer.
 pub const HEAD: &str = "fc";
@@ -40,6 +41,8 @@ struct Prepared {
     targets: Value,
     logits: Value,
     loss: Value,
+    /// A training step, on devices that can record one. It holds addresses of the arena and the learning rates.
+    recording: Option<Rc<dyn Recording>>,
 }
 
 /// See the module.
@@ -82,6 +85,11 @@ impl Network {
     /// Where it lives.
     pub fn device(&self) -> &dyn Device {
         self.device.as_ref()
+    }
+
+    /// Where it lives, for whoever keeps memory there.
+    pub fn shared_device(&self) -> Rc<dyn Device> {
+        self.device.clone()
     }
 
     /// Its parameters.
@@ -132,15 +140,16 @@ impl Network {
         let arena = self.arena.as_ref().ok_or_else(|| Error::new("a plan without an arena"))?;
         let executor = Executor::new(network.graph, plan, &self.parameters, arena)?;
         let (input, targets, logits, loss) = (network.input, network.targets, network.logits, network.loss);
-        self.prepared.push(Prepared { shape, trains, executor, input, targets, logits, loss });
+        self.prepared.push(Prepared { shape, trains, executor, input, targets, logits, loss, recording: None });
         Ok(())
     }
 
-    /// Moves every plan to a larger arena. The old one is released first: two would not always fit.
+    /// Moves every plan to a larger arena. The old one is released first: two would not always fit. What was recorded
+    /// goes with it.
     fn grow(&mut self, bytes: usize) -> Result<()> {
         let parts: Vec<_> = std::mem::take(&mut self.prepared)
             .into_iter()
-            .map(|Prepared { shape, trains, executor, input, targets, logits, loss }| {
+            .map(|Prepared { shape, trains, executor, input, targets, logits, loss, recording: _ }| {
                 (executor.into_parts(), move |executor| Prepared {
                     shape,
                     trains,
@@ -149,6 +158,7 @@ impl Network {
                     targets,
                     logits,
                     loss,
+                    recording: None,
                 })
             })
             .collect();
@@ -167,13 +177,28 @@ impl Network {
     }
 
     fn find(&self, shape: BatchShape, trains: bool) -> Result<&Prepared> {
-        let matches = |prepared: &&Prepared| (prepared.shape, prepared.trains) == (shape, trains);
-        self.prepared.iter().find(matches).ok_or_else(|| Error::new(format!("{shape:?} was not prepared")))
+        Ok(&self.prepared[self.position(shape, trains)?])
+    }
+
+    fn position(&self, shape: BatchShape, trains: bool) -> Result<usize> {
+        let matches = |prepared: &Prepared| (prepared.shape, prepared.trains) == (shape, trains);
+        self.prepared.iter().position(matches).ok_or_else(|| Error::new(format!("{shape:?} was not prepared")))
     }
 
     /// Fills in a batch of a prepared shape: `images` `[N, H, W, 3]`, one target each. To be done before every run: the
     /// plan uses the memory of the inputs again once they have been read.
     pub fn fill(&self, shape: BatchShape, trains: bool, images: &[f32], targets: &[u32]) -> Result<()> {
+        self.fill_by(shape, trains, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::fill`], and `write` writes the images to the tensor that it is given.
+    pub fn fill_by(
+        &self,
+        shape: BatchShape,
+        trains: bool,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<()> {
         let prepared = self.find(shape, trains)?;
         let classes = self.resnet.classes;
         let targets: Vec<i32> = targets
@@ -183,7 +208,7 @@ impl Network {
                 _ => Err(Error::new(format!("class {target} of a network with {classes} classes"))),
             })
             .collect::<Result<_>>()?;
-        write_f32(self.device.as_ref(), images, prepared.executor.value(prepared.input))?;
+        write(self.device.as_ref(), prepared.executor.value(prepared.input))?;
         write_i32(self.device.as_ref(), &targets, prepared.executor.value(prepared.targets))
     }
 
@@ -195,29 +220,85 @@ impl Network {
     /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
     pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.prepare(shape, true)?;
-        let prepared = self.find(shape, true)?;
         self.fill(shape, true, images, targets)?;
-        prepared.executor.forward(self.device.as_ref())?;
-        prepared.executor.backward(self.device.as_ref())?;
-        let result = self.result(prepared)?;
-        let counted = prepared.executor.graph().counted_batch_norms().to_vec();
-        self.parameters.count_batch(&counted);
-        Ok(result)
+        let position = self.position(shape, true)?;
+        self.issue_gradients(&self.prepared[position].executor)?;
+        self.finish_batch(position)
     }
 
     /// Updates the parameters from the gradients that are there.
     pub fn update(&mut self) -> Result<()> {
+        self.issue_update()
+    }
+
+    /// A training step: [`Network::gradients`] and [`Network::update`]. A device that can record does so the first time
+    /// that it meets a batch shape, and issues the step as a whole then and later. The loss is that of before the
+    /// update; where it is not finite, the parameters are spoilt.
+    pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
+        self.step_by(shape, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::step`], and `write` writes the images to the tensor that it is given.
+    pub fn step_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<BatchResult> {
+        self.prepare(shape, true)?;
+        let position = self.position(shape, true)?;
+        if self.prepared[position].recording.is_none() {
+            let recording = self.device.record(&mut || self.issue_step(position))?;
+            self.prepared[position].recording = recording;
+        }
+        self.fill_by(shape, true, write, targets)?;
+        match &self.prepared[position].recording {
+            Some(recording) => recording.replay()?,
+            None => self.issue_step(position)?,
+        }
+        self.finish_batch(position)
+    }
+
+    fn issue_step(&self, position: usize) -> Result<()> {
+        self.issue_gradients(&self.prepared[position].executor)?;
+        self.issue_update()
+    }
+
+    fn issue_gradients(&self, executor: &Executor) -> Result<()> {
+        executor.forward(self.device.as_ref())?;
+        executor.backward(self.device.as_ref())
+    }
+
+    fn issue_update(&self) -> Result<()> {
         match &self.trainable {
             Some(trainable) => sgd_step(self.device.as_ref(), &self.parameters, &trainable.groups),
             None => Ok(()),
         }
     }
 
+    /// Waits for a training batch and counts it.
+    fn finish_batch(&mut self, position: usize) -> Result<BatchResult> {
+        let prepared = &self.prepared[position];
+        let result = self.result(prepared)?;
+        self.parameters.count_batch(prepared.executor.graph().counted_batch_norms());
+        Ok(result)
+    }
+
     /// Evaluation of one batch: the loss and `[N, classes]` logits.
     pub fn evaluate(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<(BatchResult, Vec<f32>)> {
+        self.evaluate_by(shape, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::evaluate`], and `write` writes the images to the tensor that it is given.
+    pub fn evaluate_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<(BatchResult, Vec<f32>)> {
         self.prepare(shape, false)?;
         let prepared = self.find(shape, false)?;
-        self.fill(shape, false, images, targets)?;
+        self.fill_by(shape, false, write, targets)?;
         prepared.executor.forward(self.device.as_ref())?;
         let logits = read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))?;
         Ok((self.result(prepared)?, logits))

@@ -1,9 +1,23 @@
 //! Reference files (`retune-reference-1`): what another program computed, to check this one against.
+//!
+//! Metadata, all strings: `format`, `arch`, `width`, `num_classes`, `loss_reduction`, `lr`, `head_lr`, `weight_decay`,
+//! `momentum`, `freeze`, `freeze_batch_norm`, `margin`, `source`; see [`Reference`]. Tensors, float32 unless said:
+//!
+//! - `input` `[N, 3, H, W]`, `target` `[N]` int64; `param/NAME`: parameters and buffers to begin with
+//! - `logits`, `loss`, `grad/NAME`, `buffer/NAME`: of the first training step
+//! - `step1/NAME`, `step3/NAME`: parameters after one and three steps on that batch (optional)
+//! - `eval_logits`, `activation/MODULE` (optional)
+//! - `noise/ANY`, one number for any of those names: the relative error of PyTorch's own float32 on that tensor, against
+//!   its float64 (optional, else 0)
+//! - `noise_tf32/ANY` and `noise_bf16/ANY`, the same for PyTorch with tf32 convolutions and for its autocast to bfloat16
+//!   (optional; without them a device in that precision cannot be judged). `scripts/make-fixtures.py` says how it
+//!   measures them on a CPU, and adds them to a file that has none.
 
 use std::path::Path;
 use std::str::FromStr;
 
 use super::state_dict::{TensorEntry, TensorFile, printable};
+use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::ops::LossReduction;
 
@@ -90,13 +104,21 @@ impl Reference {
         }
     }
 
-    /// PyTorch float32's own relative error on a tensor, named in full; 0 if the file does not tell.
-    pub fn noise(&self, name: &str) -> f64 {
-        let name = format!("noise/{name}");
-        match self.file.contains(&name) {
-            true => self.file.read_f32(&name).ok().and_then(|noise| noise.first().copied()).map_or(0.0, f64::from),
-            false => 0.0,
+    /// PyTorch's own relative error in this precision on a tensor, named in full. In float32 it is 0 if the file does not
+    /// tell.
+    pub fn noise(&self, precision: Precision, name: &str) -> Option<f64> {
+        let name = format!("{}{name}", noise_prefix(precision));
+        let told = || self.file.read_f32(&name).ok()?.first().copied().map(f64::from);
+        match (self.file.contains(&name), precision) {
+            (true, _) => told(),
+            (false, Precision::Fp32) => Some(0.0),
+            (false, Precision::Tf32 | Precision::Bf16) => None,
         }
+    }
+
+    /// Whether the file tells PyTorch's own error in this precision on any tensor.
+    pub fn has_noise(&self, precision: Precision) -> bool {
+        self.group(noise_prefix(precision)).next().is_some()
     }
 
     /// Initial parameters and buffers: torch names, without `param/`.
@@ -197,17 +219,28 @@ impl Reference {
     }
 
     fn check_noise(&self) -> Result<()> {
-        for name in self.group("noise/") {
-            let name = format!("noise/{name}");
-            match self.file.read_f32(&name)?[..] {
-                [noise] if noise.is_finite() && noise >= 0.0 => {}
-                _ => {
-                    let name = printable(&name);
-                    return Err(self.error(format_args!("tensor {name}: expected one finite number of at least 0")));
+        for prefix in [Precision::Fp32, Precision::Tf32, Precision::Bf16].map(noise_prefix) {
+            for name in self.group(prefix) {
+                let name = format!("{prefix}{name}");
+                match self.file.read_f32(&name)?[..] {
+                    [noise] if noise.is_finite() && noise >= 0.0 => {}
+                    _ => {
+                        let name = printable(&name);
+                        return Err(self.error(format_args!("tensor {name}: expected one finite number of at least 0")));
+                    }
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// What the names of tensors that tell PyTorch's own error in this precision begin with.
+fn noise_prefix(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "noise/",
+        Precision::Tf32 => "noise_tf32/",
+        Precision::Bf16 => "noise_bf16/",
     }
 }
 

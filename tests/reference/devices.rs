@@ -7,25 +7,70 @@ use std::cell::RefCell;
 use std::process::Command;
 use std::rc::Rc;
 
+use half::bf16;
 use retune::device::cpu::Cpu;
 use retune::device::cpu::simd::Level;
-use retune::device::{Device, Gradient, read_f32, write_f32, write_i32};
+use retune::device::{Device, Gradient, Precision, read_f32, write_f32, write_i32};
 use retune::tensor::{ElementType, Shape, Tensor};
 
-/// Every device that this machine can test on.
+use super::rounding::RoundingDevice;
+
+/// The devices that are fast enough for many cases: the CPU.
 pub fn devices() -> Vec<Rc<dyn Device>> {
-    vec![
-        Rc::new(Cpu),
-        #[cfg(feature = "emulator")]
-        Rc::new(emulated(1, retune::device::Precision::Fp32)),
-    ]
+    vec![Rc::new(Cpu)]
 }
 
-/// The CUDA kernels on the emulator, which schedules as `seed` says.
-#[cfg(feature = "emulator")]
-pub fn emulated(seed: u64, precision: retune::device::Precision) -> retune::device::cuda::Cuda {
-    let emulator = retune::device::cuda::emulator::Emulator::new(seed).expect("starts");
-    retune::device::cuda::Cuda::new(Box::new(emulator), precision).expect("has every precision")
+/// All precisions, the finest first.
+pub const PRECISIONS: [Precision; 3] = [Precision::Fp32, Precision::Tf32, Precision::Bf16];
+
+/// The devices that compute in this precision and that a few cases have to do for: the emulator, with two schedules,
+/// where it was built. In tf32 and bf16 also the CPU with operands and results rounded, without which nothing would
+/// test these tests.
+pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
+    let mut devices: Vec<Rc<dyn Device>> = Vec::new();
+    if precision != Precision::Fp32 {
+        devices.push(Rc::new(RoundingDevice::new(precision)));
+    }
+    devices.extend([1, 2].into_iter().filter_map(|seed| emulator(precision, seed)));
+    devices
+}
+
+/// The emulator with a schedule of its own for each seed; none where it was not built.
+pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
+    #[cfg(feature = "emulator")]
+    {
+        // Fresh memory is full of NaN: whoever relies on zeros is found out.
+        let driver = retune::device::cuda::emulator::Emulator::poisoned(seed).expect("starts");
+        let device = retune::device::cuda::Cuda::new(Box::new(driver), precision).expect("has every precision");
+        Some(Rc::new(device))
+    }
+    #[cfg(not(feature = "emulator"))]
+    {
+        let _ = (precision, seed);
+        None
+    }
+}
+
+/// What a device in this precision stores of an activation.
+pub fn stored(precision: Precision, values: &[f32]) -> Vec<f32> {
+    match precision.activation_type() {
+        ElementType::Bf16 => values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
+        _ => values.to_vec(),
+    }
+}
+
+/// What a convolution in this precision multiplies for these values: in tf32 ten bits of mantissa, to nearest, ties away
+/// from zero.
+pub fn factors(precision: Precision, values: &[f32]) -> Vec<f32> {
+    match precision {
+        Precision::Tf32 => values.iter().map(|&value| round_to_tf32(value)).collect(),
+        Precision::Fp32 | Precision::Bf16 => stored(precision, values),
+    }
+}
+
+fn round_to_tf32(value: f32) -> f32 {
+    let rounded = f32::from_bits(value.to_bits().wrapping_add(0x1000) & !0x1FFF);
+    if value.is_finite() { rounded } else { value }
 }
 
 /// Runs the tests of this binary whose names contain `filter` in a process for each instruction set below the one in
@@ -126,6 +171,42 @@ impl<'a> Workbench<'a> {
         self.place([bytes].into(), ElementType::U8, POISON)
     }
 
+    /// An activation or a gradient of one, which the kernel only reads. The values are such as the device can store.
+    #[track_caller]
+    pub fn activation(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
+        let tensor = self.activation_variable(shape, values);
+        self.keep(&tensor);
+        tensor
+    }
+
+    #[track_caller]
+    fn activation_variable(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
+        let tensor = self.place(shape.into(), self.activation_type(), POISON);
+        write_f32(self.device, values, &tensor).expect("uploads");
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
+        assert!(self.read(&tensor).iter().zip(values).all(same), "a test has to round what it gives");
+        tensor
+    }
+
+    /// An activation that the kernel writes in full: it begins as NaN.
+    pub fn activation_output(&self, shape: impl Into<Shape>) -> Tensor {
+        self.place(shape.into(), self.activation_type(), POISON)
+    }
+
+    /// An activation's gradient that is added to `before`, or, without one, overwrites NaN.
+    #[track_caller]
+    pub fn activation_gradient(&self, shape: impl Into<Shape>, before: Option<&[f32]>) -> Gradient {
+        let tensor = match before {
+            Some(values) => self.activation_variable(shape, values),
+            None => self.activation_output(shape),
+        };
+        Gradient { tensor, accumulate: before.is_some() }
+    }
+
+    fn activation_type(&self) -> ElementType {
+        self.device.precision().activation_type()
+    }
+
     /// A gradient that is added to `before`, or, without one, overwrites NaN.
     pub fn gradient(&self, shape: impl Into<Shape>, before: Option<&[f32]>) -> Gradient {
         let tensor = match before {
@@ -167,6 +248,54 @@ pub fn assert_near(what: &str, ours: &[f32], truth: &[f64], typical: f64, limit:
     let size = norm(truth).max(typical);
     let error = if difference == 0.0 { 0.0 } else { difference / size };
     assert!(error <= limit, "{what}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
+}
+
+/// [`assert_near`] for a tensor of this element type. A result that was rounded to bf16 stands for all the numbers that
+/// round to it; the nearest of them to the truth has to be as near as a float32 result has to be. So a wrong rounding is
+/// noticed as well as a wrong number, and no limit has to allow for the format.
+#[track_caller]
+pub fn assert_stored_near(
+    what: &str,
+    bench: &Workbench,
+    tensor: &Tensor,
+    truth: &[f64],
+    typical: f64,
+    limit: f64,
+) -> Vec<f32> {
+    let ours = bench.read(tensor);
+    if tensor.element_type() != ElementType::Bf16 {
+        assert_near(what, &ours, truth, typical, limit);
+        return ours;
+    }
+    assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
+    let distances = ours.iter().zip(truth).map(|(&value, &truth)| {
+        let [low, high] = rounded_from(value);
+        // Not clamp, which takes no NaN.
+        if truth < low {
+            low - truth
+        } else if truth > high {
+            truth - high
+        } else {
+            (truth - truth) + (low - low)
+        }
+    });
+    let difference = distances.map(|distance| distance * distance).sum::<f64>().sqrt();
+    let size = norm(truth).max(typical);
+    let error = if difference == 0.0 { 0.0 } else { difference / size };
+    assert!(error <= limit, "{what}, in bf16: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
+    ours
+}
+
+/// The range of the numbers whose nearest bf16 is this one.
+fn rounded_from(value: f32) -> [f64; 2] {
+    let bits = (value.to_bits() >> 16) as u16;
+    let (inward, outward) = (bits.wrapping_sub(1), bits + 1);
+    let middle = |other: u16| (f64::from(value) + f64::from(bf16::from_bits(other).to_f32())) / 2.0;
+    match value {
+        0.0 => [-1.0, 1.0].map(|sign| sign * f64::from(bf16::from_bits(1).to_f32()) / 2.0),
+        _ if value > 0.0 => [middle(inward), middle(outward)],
+        _ => [middle(outward), middle(inward)],
+    }
 }
 
 /// The length of a vector.

@@ -1,0 +1,138 @@
+//! Training steps that a device recorded and issues as a whole, against the same steps issued kernel by kernel.
+
+mod reference;
+
+use std::rc::Rc;
+
+use reference::Random;
+use reference::recording::RecordingDevice;
+use retune::device::Device;
+use retune::device::cpu::Cpu;
+use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
+use retune::ops::LossReduction;
+use retune::optim::GroupSettings;
+
+const CLASSES: usize = 3;
+const FULL: BatchShape = BatchShape { batch: 3, height: 40, width: 33 };
+const SHORT: BatchShape = BatchShape { batch: 2, ..FULL };
+const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
+
+/// A network with parameters that depend on nothing but the seed, and with two learning rates and momentum.
+fn network(device: Rc<dyn Device>) -> Network {
+    let group = |learning_rate| GroupSettings { learning_rate, momentum: 0.9, weight_decay: 1e-3 };
+    let trainable =
+        Trainable { freezing: Freezing::default(), groups: [group(0.001), group(0.01)], reduction: LossReduction::Sum };
+    let resnet = ResNet { architecture: Architecture::ResNet18, width: 4, classes: CLASSES };
+    let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
+    let mut random = Random(7);
+    let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
+    for specification in specifications {
+        let (count, dims) = (specification.shape.len(), specification.shape.dims());
+        let inputs = (count / dims[0]) as f32;
+        let values = match dims.len() {
+            1 => random.uniforms(count, 0.5, 1.5),
+            _ => random.normals(count).into_iter().map(|value| value / inputs.sqrt()).collect(),
+        };
+        network.write(&specification.name, &values).unwrap();
+    }
+    network
+}
+
+fn batch(shape: BatchShape, seed: u64) -> (Vec<f32>, Vec<u32>) {
+    let mut random = Random(seed);
+    let images = random.normals(shape.batch * shape.height * shape.width * 3);
+    (images, random.labels(shape.batch, CLASSES).into_iter().map(|label| label as u32).collect())
+}
+
+/// What happens to a network.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// One step on a batch of this shape.
+    Step(BatchShape),
+    /// Memory for a batch of this shape.
+    Prepare(BatchShape),
+    /// A test in between, which shares the arena.
+    Evaluate(BatchShape),
+}
+
+/// The bits of every loss and logit on the way, and of every parameter and running statistic at the end. `as_a_whole`
+/// asks for steps, otherwise for gradients and then the update.
+fn bits(network: &mut Network, events: &[Event], as_a_whole: bool) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for (index, &event) in events.iter().enumerate() {
+        match event {
+            Event::Step(shape) => {
+                let (images, targets) = batch(shape, index as u64);
+                let result = if as_a_whole {
+                    network.step(shape, &images, &targets).unwrap()
+                } else {
+                    let result = network.gradients(shape, &images, &targets).unwrap();
+                    network.update().unwrap();
+                    result
+                };
+                assert!(result.loss.is_finite() && result.correct <= shape.batch, "{result:?}");
+                bits.extend([result.loss.to_bits(), result.correct as u32]);
+                bits.extend(network.training_logits(shape).unwrap().into_iter().map(f32::to_bits));
+            }
+            Event::Prepare(shape) => network.prepare(shape, true).unwrap(),
+            Event::Evaluate(shape) => {
+                let (images, targets) = batch(shape, index as u64);
+                let (result, logits) = network.evaluate(shape, &images, &targets).unwrap();
+                bits.push(result.loss.to_bits());
+                bits.extend(logits.into_iter().map(f32::to_bits));
+            }
+        }
+    }
+    let (parameters, device) = (network.parameters(), network.device());
+    for specification in parameters.specifications() {
+        let values = parameters.read(device, &specification.name).unwrap();
+        bits.extend(values.into_iter().map(f32::to_bits));
+    }
+    bits.extend(parameters.batches_tracked().values().map(|&count| count as u32));
+    bits
+}
+
+#[test]
+fn steps_are_gradients_and_update() {
+    let events = [Event::Step(FULL), Event::Evaluate(FULL), Event::Step(FULL), Event::Step(SHORT), Event::Step(FULL)];
+    let cpu = || network(Rc::new(Cpu));
+    let apart = bits(&mut cpu(), &events, false);
+    assert!(apart == bits(&mut cpu(), &events, true));
+    assert!(apart != bits(&mut cpu(), &events[..4], true), "the last step leaves a trace");
+    let recorded = network(Rc::new(RecordingDevice::new(Rc::new(Cpu))));
+    assert!(apart == bits(&mut { recorded }, &events, true));
+}
+
+#[test]
+fn each_batch_shape_is_recorded_once() {
+    let device = Rc::new(RecordingDevice::new(Rc::new(Cpu)));
+    let mut recorded = network(device.clone());
+    recorded.prepare(FULL, true).unwrap();
+    let counts = || (device.recordings.get(), device.replays.get());
+    for (shape, expected) in [(FULL, (1, 1)), (FULL, (1, 2)), (SHORT, (2, 3)), (FULL, (2, 4)), (SHORT, (2, 5))] {
+        let (images, targets) = batch(shape, 1);
+        recorded.step(shape, &images, &targets).unwrap();
+        assert_eq!(counts(), expected, "{shape:?}");
+    }
+    assert_eq!(device.direct_calls.get(), 0, "a step is nothing but its recording");
+}
+
+/// A recording holds addresses of the arena that it was made with.
+#[test]
+fn larger_arena_means_new_recordings() {
+    let events = [
+        Event::Step(SHORT),
+        Event::Step(FULL),
+        Event::Prepare(LARGER),
+        Event::Step(FULL),
+        Event::Step(SHORT),
+        Event::Step(LARGER),
+        Event::Step(FULL),
+    ];
+    let device = Rc::new(RecordingDevice::new(Rc::new(Cpu)));
+    let mut recorded = network(device.clone());
+    let ours = bits(&mut recorded, &events, true);
+    // SHORT once, moved for FULL; FULL once, moved for LARGER; then each of the three.
+    assert_eq!((device.recordings.get(), device.replays.get()), (5, 6));
+    assert!(ours == bits(&mut network(Rc::new(Cpu)), &events, false));
+}

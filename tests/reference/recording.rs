@@ -1,0 +1,356 @@
+//! A device that can record, made of one that cannot: it keeps the calls and makes them later.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use retune::device::{
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+};
+use retune::error::Result;
+use retune::tensor::{Memory, Shape, Tensor};
+
+type Call = Box<dyn Fn(&dyn Device) -> Result<()>>;
+
+/// See the module.
+pub struct RecordingDevice {
+    device: Rc<dyn Device>,
+    /// The calls of the recording that is being made.
+    calls: RefCell<Option<Vec<Call>>>,
+    /// Recordings so far.
+    pub recordings: Cell<usize>,
+    /// Replays so far, of all recordings.
+    pub replays: Rc<Cell<usize>>,
+    /// Kernels that were issued one by one, outside of recordings.
+    pub direct_calls: Cell<usize>,
+}
+
+struct Recorded {
+    device: Rc<dyn Device>,
+    calls: Vec<Call>,
+    replays: Rc<Cell<usize>>,
+}
+
+impl Recording for Recorded {
+    fn replay(&self) -> Result<()> {
+        self.replays.set(self.replays.get() + 1);
+        self.calls.iter().try_for_each(|call| call(self.device.as_ref()))
+    }
+}
+
+impl RecordingDevice {
+    /// Computes on `device`.
+    pub fn new(device: Rc<dyn Device>) -> Self {
+        Self {
+            device,
+            calls: RefCell::default(),
+            recordings: Cell::default(),
+            replays: Rc::default(),
+            direct_calls: Cell::default(),
+        }
+    }
+
+    fn issue(&self, call: impl Fn(&dyn Device) -> Result<()> + 'static) -> Result<()> {
+        if let Some(calls) = &mut *self.calls.borrow_mut() {
+            calls.push(Box::new(call));
+            return Ok(());
+        }
+        self.direct_calls.set(self.direct_calls.get() + 1);
+        call(self.device.as_ref())
+    }
+
+    #[track_caller]
+    fn not_while_recording(&self) {
+        assert!(self.calls.borrow().is_none(), "a recording may neither allocate, copy nor synchronise");
+    }
+}
+
+impl Device for RecordingDevice {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn description(&self) -> String {
+        self.device.description()
+    }
+
+    fn precision(&self) -> Precision {
+        self.device.precision()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
+        self.not_while_recording();
+        self.device.allocate(bytes)
+    }
+
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
+        self.not_while_recording();
+        self.device.upload(source, target)
+    }
+
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        self.not_while_recording();
+        self.device.download(source, target)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.not_while_recording();
+        self.device.synchronize()
+    }
+
+    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
+        self.not_while_recording();
+        *self.calls.borrow_mut() = Some(Vec::new());
+        let result = step();
+        let calls = self.calls.borrow_mut().take().expect("nothing else ends a recording");
+        result?;
+        self.recordings.set(self.recordings.get() + 1);
+        let (device, replays) = (self.device.clone(), self.replays.clone());
+        Ok(Some(Rc::new(Recorded { device, calls, replays })))
+    }
+
+    fn statistics_rows(&self, shape: Shape) -> usize {
+        self.device.statistics_rows(shape)
+    }
+
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+        self.device.conv2d_workspace(shape, pass)
+    }
+
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+        let [input, weight, output, workspace] =
+            [arguments.input, arguments.weight, arguments.output, arguments.workspace].map(Tensor::clone);
+        let (shape, statistics) = (*shape, arguments.statistics.cloned());
+        self.issue(move |device| {
+            device.conv2d_forward(
+                &shape,
+                &Conv2dForward {
+                    input: &input,
+                    weight: &weight,
+                    output: &output,
+                    statistics: statistics.as_ref(),
+                    workspace: &workspace,
+                },
+            )
+        })
+    }
+
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+        let [output_gradient, weight, workspace] =
+            [arguments.output_gradient, arguments.weight, arguments.workspace].map(Tensor::clone);
+        let (shape, input_gradient) = (*shape, arguments.input_gradient.clone());
+        self.issue(move |device| {
+            device.conv2d_input_gradient(
+                &shape,
+                &Conv2dInputGradient {
+                    output_gradient: &output_gradient,
+                    weight: &weight,
+                    input_gradient: &input_gradient,
+                    workspace: &workspace,
+                },
+            )
+        })
+    }
+
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        let [input, output_gradient, weight_gradient, workspace] =
+            [arguments.input, arguments.output_gradient, arguments.weight_gradient, arguments.workspace]
+                .map(Tensor::clone);
+        let shape = *shape;
+        self.issue(move |device| {
+            device.conv2d_weight_gradient(
+                &shape,
+                &Conv2dWeightGradient {
+                    input: &input,
+                    output_gradient: &output_gradient,
+                    weight_gradient: &weight_gradient,
+                    workspace: &workspace,
+                },
+            )
+        })
+    }
+
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
+        let [input, statistics] = [input, statistics].map(Tensor::clone);
+        self.issue(move |device| device.batch_norm_statistics(&input, &statistics))
+    }
+
+    fn batch_norm_workspace(&self, shape: Shape) -> usize {
+        self.device.batch_norm_workspace(shape)
+    }
+
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
+        let &BatchNormForward { mode, relu, epsilon, momentum, .. } = arguments;
+        let [input, weight, bias, running_mean, running_variance, normaliser, output] = [
+            arguments.input,
+            arguments.weight,
+            arguments.bias,
+            arguments.running_mean,
+            arguments.running_variance,
+            arguments.normaliser,
+            arguments.output,
+        ]
+        .map(Tensor::clone);
+        let [statistics, residual] = [arguments.statistics, arguments.residual].map(Option::<&Tensor>::cloned);
+        self.issue(move |device| {
+            device.batch_norm_forward(&BatchNormForward {
+                mode,
+                input: &input,
+                statistics: statistics.as_ref(),
+                weight: &weight,
+                bias: &bias,
+                running_mean: &running_mean,
+                running_variance: &running_variance,
+                normaliser: &normaliser,
+                residual: residual.as_ref(),
+                relu,
+                output: &output,
+                epsilon,
+                momentum,
+            })
+        })
+    }
+
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
+        let &BatchNormBackward { mode, relu, .. } = arguments;
+        let [output_gradient, weight, bias, normaliser, workspace] =
+            [arguments.output_gradient, arguments.weight, arguments.bias, arguments.normaliser, arguments.workspace]
+                .map(Tensor::clone);
+        let [input, output, weight_gradient, bias_gradient] =
+            [arguments.input, arguments.output, arguments.weight_gradient, arguments.bias_gradient]
+                .map(Option::<&Tensor>::cloned);
+        let [input_gradient, residual_gradient] =
+            [arguments.input_gradient, arguments.residual_gradient].map(Option::<&Gradient>::cloned);
+        self.issue(move |device| {
+            device.batch_norm_backward(&BatchNormBackward {
+                mode,
+                input: input.as_ref(),
+                output: output.as_ref(),
+                relu,
+                output_gradient: &output_gradient,
+                weight: &weight,
+                bias: &bias,
+                normaliser: &normaliser,
+                input_gradient: input_gradient.as_ref(),
+                residual_gradient: residual_gradient.as_ref(),
+                weight_gradient: weight_gradient.as_ref(),
+                bias_gradient: bias_gradient.as_ref(),
+                workspace: &workspace,
+            })
+        })
+    }
+
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        let ([input, output], positions) = ([input, output].map(Tensor::clone), positions.cloned());
+        self.issue(move |device| device.max_pool_forward(window, &input, &output, positions.as_ref()))
+    }
+
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()> {
+        let [positions, output_gradient] = [positions, output_gradient].map(Tensor::clone);
+        let input_gradient = input_gradient.clone();
+        self.issue(move |device| device.max_pool_backward(window, &positions, &output_gradient, &input_gradient))
+    }
+
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        let [input, output] = [input, output].map(Tensor::clone);
+        self.issue(move |device| device.avg_pool_forward(&input, &output))
+    }
+
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
+        let (output_gradient, input_gradient) = (output_gradient.clone(), input_gradient.clone());
+        self.issue(move |device| device.avg_pool_backward(&output_gradient, &input_gradient))
+    }
+
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
+        self.device.linear_workspace(batch, inputs, outputs, pass)
+    }
+
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        let [input, weight, bias, output, workspace] = [input, weight, bias, output, workspace].map(Tensor::clone);
+        self.issue(move |device| device.linear_forward(&input, &weight, &bias, &output, &workspace))
+    }
+
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        let [output_gradient, weight, workspace] = [output_gradient, weight, workspace].map(Tensor::clone);
+        let input_gradient = input_gradient.clone();
+        self.issue(move |device| device.linear_input_gradient(&output_gradient, &weight, &input_gradient, &workspace))
+    }
+
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        let [input, weight_gradient, bias_gradient] =
+            [input, weight_gradient, bias_gradient].map(Option::<&Tensor>::cloned);
+        let [output_gradient, workspace] = [output_gradient, workspace].map(Tensor::clone);
+        self.issue(move |device| {
+            device.linear_weight_gradient(
+                input.as_ref(),
+                &output_gradient,
+                weight_gradient.as_ref(),
+                bias_gradient.as_ref(),
+                &workspace,
+            )
+        })
+    }
+
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
+        let [logits, targets, result] = [arguments.logits, arguments.targets, arguments.result].map(Tensor::clone);
+        let (logits_gradient, scale) = (arguments.logits_gradient.cloned(), arguments.scale);
+        self.issue(move |device| {
+            device.cross_entropy(&CrossEntropy {
+                logits: &logits,
+                targets: &targets,
+                result: &result,
+                logits_gradient: logits_gradient.as_ref(),
+                scale,
+            })
+        })
+    }
+
+    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
+        let &SgdStep { learning_rate, momentum, weight_decay, .. } = arguments;
+        let [values, gradients] = [arguments.values, arguments.gradients].map(Tensor::clone);
+        let [velocity, copy] = [arguments.velocity, arguments.copy].map(Option::<&Tensor>::cloned);
+        self.issue(move |device| {
+            device.sgd(&SgdStep {
+                values: &values,
+                gradients: &gradients,
+                velocity: velocity.as_ref(),
+                copy: copy.as_ref(),
+                learning_rate,
+                momentum,
+                weight_decay,
+            })
+        })
+    }
+}

@@ -1,0 +1,258 @@
+//! A device in tf32 or bf16, made of the CPU: factors of convolutions and whatever is stored in bf16 are rounded, all
+//! else is the CPU's float32. What a tensor-core engine has to do, as plainly as it can be said.
+
+use std::rc::Rc;
+
+use retune::device::cpu::Cpu;
+use retune::device::{
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, SgdStep, read_f32, write_f32,
+};
+use retune::error::Result;
+use retune::tensor::{ElementType, Memory, Shape, Tensor};
+
+use super::devices::factors;
+
+/// See the module.
+pub struct RoundingDevice {
+    precision: Precision,
+}
+
+impl RoundingDevice {
+    /// In this precision.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision }
+    }
+
+    /// The tensor in float32: itself, or a copy.
+    fn widened(&self, tensor: &Tensor) -> Result<Tensor> {
+        if tensor.element_type() != ElementType::Bf16 {
+            return Ok(tensor.clone());
+        }
+        self.copy(tensor, &read_f32(&Cpu, tensor)?)
+    }
+
+    /// A copy of the tensor with the values that a convolution multiplies.
+    fn factor(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.copy(tensor, &factors(self.precision, &read_f32(&Cpu, tensor)?))
+    }
+
+    fn copy(&self, tensor: &Tensor, values: &[f32]) -> Result<Tensor> {
+        let copy = Tensor::new(Cpu.allocate(values.len() * 4)?, 0, tensor.shape(), ElementType::F32);
+        write_f32(&Cpu, values, &copy)?;
+        Ok(copy)
+    }
+
+    fn widened_option(&self, tensor: Option<&Tensor>) -> Result<Option<Tensor>> {
+        tensor.map(|tensor| self.widened(tensor)).transpose()
+    }
+
+    fn widened_gradient(&self, gradient: &Gradient) -> Result<Gradient> {
+        Ok(Gradient { tensor: self.widened(&gradient.tensor)?, accumulate: gradient.accumulate })
+    }
+
+    /// Rounds a result to where it belongs.
+    fn store(&self, result: &Tensor, target: &Tensor) -> Result<()> {
+        match target.element_type() {
+            ElementType::Bf16 => write_f32(&Cpu, &read_f32(&Cpu, result)?, target),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Device for RoundingDevice {
+    fn name(&self) -> String {
+        format!("cpu in {}", self.precision)
+    }
+
+    fn description(&self) -> String {
+        Cpu.description()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
+        Cpu.allocate(bytes)
+    }
+
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
+        Cpu.upload(source, target)
+    }
+
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
+        Cpu.download(source, target)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Cpu.synchronize()
+    }
+
+    fn statistics_rows(&self, shape: Shape) -> usize {
+        Cpu.statistics_rows(shape)
+    }
+
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+        Cpu.conv2d_workspace(shape, pass)
+    }
+
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+        let output = self.widened(arguments.output)?;
+        Cpu.conv2d_forward(
+            shape,
+            &Conv2dForward {
+                input: &self.factor(arguments.input)?,
+                weight: &self.factor(arguments.weight)?,
+                output: &output,
+                ..*arguments
+            },
+        )?;
+        self.store(&output, arguments.output)
+    }
+
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+        let input_gradient = self.widened_gradient(arguments.input_gradient)?;
+        Cpu.conv2d_input_gradient(
+            shape,
+            &Conv2dInputGradient {
+                output_gradient: &self.factor(arguments.output_gradient)?,
+                weight: &self.factor(arguments.weight)?,
+                input_gradient: &input_gradient,
+                ..*arguments
+            },
+        )?;
+        self.store(&input_gradient.tensor, &arguments.input_gradient.tensor)
+    }
+
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        Cpu.conv2d_weight_gradient(
+            shape,
+            &Conv2dWeightGradient {
+                input: &self.factor(arguments.input)?,
+                output_gradient: &self.factor(arguments.output_gradient)?,
+                ..*arguments
+            },
+        )
+    }
+
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
+        Cpu.batch_norm_statistics(&self.widened(input)?, statistics)
+    }
+
+    fn batch_norm_workspace(&self, shape: Shape) -> usize {
+        Cpu.batch_norm_workspace(shape)
+    }
+
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
+        let output = self.widened(arguments.output)?;
+        Cpu.batch_norm_forward(&BatchNormForward {
+            input: &self.widened(arguments.input)?,
+            residual: self.widened_option(arguments.residual)?.as_ref(),
+            output: &output,
+            ..*arguments
+        })?;
+        self.store(&output, arguments.output)
+    }
+
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
+        let gradients = [arguments.input_gradient, arguments.residual_gradient];
+        let [input_gradient, residual_gradient] =
+            gradients.map(|gradient| gradient.map(|gradient| self.widened_gradient(gradient)));
+        let results = [input_gradient.transpose()?, residual_gradient.transpose()?];
+        Cpu.batch_norm_backward(&BatchNormBackward {
+            input: self.widened_option(arguments.input)?.as_ref(),
+            output: self.widened_option(arguments.output)?.as_ref(),
+            output_gradient: &self.widened(arguments.output_gradient)?,
+            input_gradient: results[0].as_ref(),
+            residual_gradient: results[1].as_ref(),
+            ..*arguments
+        })?;
+        for (result, gradient) in results.iter().flatten().zip(gradients.into_iter().flatten()) {
+            self.store(&result.tensor, &gradient.tensor)?;
+        }
+        Ok(())
+    }
+
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        let result = self.widened(output)?;
+        Cpu.max_pool_forward(window, &self.widened(input)?, &result, positions)?;
+        self.store(&result, output)
+    }
+
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        positions: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()> {
+        let result = self.widened_gradient(input_gradient)?;
+        Cpu.max_pool_backward(window, positions, &self.widened(output_gradient)?, &result)?;
+        self.store(&result.tensor, &input_gradient.tensor)
+    }
+
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        Cpu.avg_pool_forward(&self.widened(input)?, output)
+    }
+
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
+        let result = self.widened_gradient(input_gradient)?;
+        Cpu.avg_pool_backward(output_gradient, &result)?;
+        self.store(&result.tensor, &input_gradient.tensor)
+    }
+
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
+        Cpu.linear_workspace(batch, inputs, outputs, pass)
+    }
+
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        Cpu.linear_forward(input, weight, bias, output, workspace)
+    }
+
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        Cpu.linear_input_gradient(output_gradient, weight, input_gradient, workspace)
+    }
+
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()> {
+        Cpu.linear_weight_gradient(input, output_gradient, weight_gradient, bias_gradient, workspace)
+    }
+
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
+        Cpu.cross_entropy(arguments)
+    }
+
+    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
+        Cpu.sgd(&SgdStep { copy: None, ..*arguments })?;
+        match arguments.copy {
+            Some(copy) => write_f32(&Cpu, &read_f32(&Cpu, arguments.values)?, copy),
+            None => Ok(()),
+        }
+    }
+}
