@@ -1,8 +1,9 @@
-//! Compiles the emulator and every kernel with the host's C++ compiler: `kernels/*.cu`, and the faulty kernels of its own
-//! tests, `tests/faults/*.cu`.
+//! Compiles the emulator and every kernel with the host's C++ compiler: `kernels/*.cu`, and the faulty kernels of its
+//! own tests, `tests/faults/*.cu`.
 //!
-//! Each `.cu` becomes a translation unit in a namespace of its own, with a table of its kernels; one more file lists the
-//! tables. `RETUNE_EMULATOR_FLAGS` holds further flags for the compiler, `-fsanitize=address,undefined` for example.
+//! Each `.cu` becomes a translation unit in a namespace of its own, with a table of its kernels; one more file lists
+//! the tables. `RETUNE_EMULATOR_FLAGS` holds further flags for the compiler, `-fsanitize=address,undefined` for
+//! example.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -33,8 +34,8 @@ const FLAGS: [&str; 16] = [
     "-fstack-clash-protection",
 ];
 
-/// The kernels' second compilation: calls before every access, whose targets are in `kernels/emulator/hooks.cpp`. Accesses
-/// stay as they are written: none is widened.
+/// The kernels' second compilation: calls before every access, whose targets are in `kernels/emulator/hooks.cpp`.
+/// Accesses stay as they are written: none is widened.
 const CHECKED_FLAGS: [&str; 7] = [
     "-O2",
     "-fsanitize=thread",

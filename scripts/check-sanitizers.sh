@@ -19,8 +19,10 @@ done
 
 # What the kernels compute is what matters here, not how fast the compiler makes it.
 export RETUNE_EMULATOR_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-# The runtime is not the first library of the program, because Rust links it; its leak detector does not know Rust's statics.
-export ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0:abort_on_error=1
+# Rust links the runtime after the C library, but it has to be the first. Its leak detector does not know Rust's statics.
+host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export "CARGO_TARGET_${host}_RUNNER=env LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so)"
+export ASAN_OPTIONS=detect_leaks=0
 export UBSAN_OPTIONS=print_stacktrace=1
 # Each case of a property test is a launch or more.
 export PROPTEST_CASES=${PROPTEST_CASES:-16}

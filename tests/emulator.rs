@@ -1,5 +1,5 @@
-//! The emulator's own tests: the kernels of `tests/faults` that are right, and beside them those with one planted fault.
-//! Every fault has to be found, under every schedule, with its cause and the place where it happened.
+//! The emulator's own tests: the kernels of `tests/faults` that are right, and beside them those with one planted
+//! fault. Every fault has to be found, under every schedule, with its cause and the place where it happened.
 
 #![cfg(feature = "emulator")]
 
@@ -197,8 +197,8 @@ enum Unchecked {
 }
 use Unchecked::{Found, Unseen, Wrong};
 
-/// A kernel with one fault, what is said about it where accesses are checked, and where they are not. Where the schedule
-/// decides what goes wrong first, there are alternatives.
+/// A kernel with one fault, what is said about it where accesses are checked, and where they are not. Where the
+/// schedule decides what goes wrong first, there are alternatives.
 const FAULTS: [(&str, &str, Unchecked); 52] = [
     // Global memory.
     ("read_past_end", "out of bounds: reads 4 bytes at offset 1024 of an allocation of 1024 bytes", Unseen),
@@ -291,7 +291,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("copy_to_past_end", "out of bounds: writes 16 bytes", Unseen),
     ("copy_to_global", "cp.async to memory that is not shared", Unseen),
     // Blocks that share global memory.
-    ("blocks_write_one_place", "of another block has written with nothing that orders the two", Unseen),
+    ("blocks_write_one_place", "has written with nothing that orders the two", Unseen),
     ("read_what_another_block_writes", "of another block has ", Unseen),
     ("write_what_another_block_reads", "of another block has ", Unseen),
     ("trap", "__trap", Found("__trap")),

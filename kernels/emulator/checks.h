@@ -1,8 +1,8 @@
 // What a checked launch watches: every load and store of every thread.
 //
-// Kernels are compiled a second time with the calls that GCC's -fsanitize=thread puts before each access, and with those
-// of -fsanitize=bounds,alignment. Their targets are not libtsan and libubsan but the functions of hooks.cpp, which ask
-// here whether the access may happen. Blocks of a checked launch run one after the other on one host thread.
+// Kernels are compiled a second time with the calls that GCC's -fsanitize=thread puts before each access, and with
+// those of -fsanitize=bounds,alignment. Their targets are not libtsan and libubsan but the functions of hooks.cpp,
+// which ask here whether the access may happen. Blocks of a checked launch run one after the other on one host thread.
 //
 // Every byte of memory has a cell that knows the last write and two reads since. A moment of a thread (a context) is known
 // by a number; numbers grow, so what happened in earlier launches, and in earlier blocks for shared memory, is told by

@@ -1,5 +1,5 @@
-// What the compiler calls in a kernel that is compiled with -fsanitize=thread and -fsanitize=bounds,alignment. The names
-// and parameters are those of GCC's run-time libraries, which are not linked.
+// What the compiler calls in a kernel that is compiled with -fsanitize=thread and -fsanitize=bounds,alignment. The
+// names and parameters are those of GCC's run-time libraries, which are not linked.
 
 #include "checks.h"
 

@@ -1,5 +1,5 @@
-// The functions that src/device/cuda/emulator.rs calls. A function that can fail writes what is wrong to `message`, which has
-// room for `capacity` bytes, and returns false.
+// The functions that src/device/cuda/emulator.rs calls. A function that can fail writes what is wrong to `message`,
+// which has room for `capacity` bytes, and returns false.
 
 #include <link.h>
 

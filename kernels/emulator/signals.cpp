@@ -1,5 +1,5 @@
-// Accesses that the processor refuses: to pages around allocations and stacks, to nothing at all, or misaligned ones. The
-// handler makes the fiber continue on a spare stack with a function that fails the launch.
+// Accesses that the processor refuses: to pages around allocations and stacks, to nothing at all, or misaligned ones.
+// The handler makes the fiber continue on a spare stack with a function that fails the launch.
 
 #include <csignal>
 #include <cstdlib>

@@ -50,8 +50,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) sum_without_atomic(const 
     sum<Omits::atomic>(arguments);
 }
 
-// The same with common.cuh's pattern, in two levels: pairs of blocks, then all pairs. The counters are counter[0] for all
-// and counter[1 + pair].
+// The same with common.cuh's pattern, in two levels: pairs of blocks, then all pairs. The counters are counter[0] for
+// all and counter[1 + pair].
 extern "C" __global__ void __launch_bounds__(kThreads) sum_in_two_levels(const FaultArguments arguments) {
     __shared__ float scratch[kThreads / kWarp];
     __shared__ int flag;

@@ -8,8 +8,9 @@ constexpr int kRounds = 4;
 // What a copy lacks.
 enum class Lacks { nothing, wait, strong_wait, commit, barrier, barrier_before_reuse };
 
-// Each block copies 16 bytes a thread, in rounds through a ring of two stages, and each thread takes the piece of the one
-// opposite. 2 * 16 * kThreads bytes of dynamic shared memory; `input` has 4 * kThreads elements, read again in each round.
+// Each block copies 16 bytes a thread, in rounds through a ring of two stages, and each thread takes the piece of the
+// one opposite. 2 * 16 * kThreads bytes of dynamic shared memory; `input` has 4 * kThreads elements, read again in each
+// round.
 template <Lacks lacks>
 __device__ __forceinline__ void copy_in_rounds(const FaultArguments& arguments) {
     extern __shared__ __align__(128) unsigned char shared_memory[];

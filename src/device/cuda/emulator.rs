@@ -1,4 +1,5 @@
-//! The driver that runs `kernels/*.cu` on the CPU: each CUDA thread is a fiber of a machine in C++ (`kernels/emulator`).
+//! The driver that runs `kernels/*.cu` on the CPU: each CUDA thread is a fiber of a machine in C++
+//! (`kernels/emulator`).
 //!
 //! For tests. Its results are those of the kernels; its faults name kernel, block, thread and cause.
 
@@ -108,8 +109,8 @@ impl Recording for LaunchList {
 
 /// Runs the kernels on the CPU.
 ///
-/// A seed chooses the schedule: 0 runs threads and blocks in order, every other number in an order of its own. Whatever it
-/// is, a kernel that is right gives the same bits.
+/// A seed chooses the schedule: 0 runs threads and blocks in order, every other number in an order of its own. Whatever
+/// it is, a kernel that is right gives the same bits.
 pub struct Emulator {
     machine: Rc<Handle>,
     recorded: RefCell<Option<Vec<OwnedLaunch>>>,
@@ -125,7 +126,8 @@ impl Emulator {
         Self::create(seed, false, checked_by_environment())
     }
 
-    /// As [`Self::new`], but fresh memory is full of NaN (and with `RETUNE_EMULATOR_CHECKED` as [`Self::strict`]): for tests that nothing relies on its being zero.
+    /// As [`Self::new`], but fresh memory is full of NaN (and with `RETUNE_EMULATOR_CHECKED` as [`Self::strict`]): for
+    /// tests that nothing relies on its being zero.
     ///
     /// # Errors
     /// As for [`Self::new`].
@@ -143,8 +145,8 @@ impl Emulator {
         Self::create(seed, false, true)
     }
 
-    /// As [`Self::checked`], and neither a kernel nor a copy may read fresh memory before something was written there. It
-    /// is full of NaN.
+    /// As [`Self::checked`], and neither a kernel nor a copy may read fresh memory before something was written there.
+    /// It is full of NaN.
     ///
     /// # Errors
     /// As for [`Self::checked`].
