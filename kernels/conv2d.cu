@@ -31,9 +31,11 @@
 // Tiles: a block of 128 threads makes 128 rows x 64 columns, a thread 8 x 8 of them. 128 pixels because each row of partial
 // statistics is of that many; 64 columns because that is all that layer 1 has. For each depth a thread loads 16 floats of
 // shared memory for 64 multiply-adds: a warp's four loads are of 64 or 128 contiguous bytes, so shared memory is busy for at
-// most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths are a step: longer steps
-// take registers (12 floats are on their way for the next step) that would cost the fourth block of a multiprocessor.
-// occupancy: 128 registers a thread, 4 blocks, 25 % on sm_80 and sm_90, 50 % on sm_75.
+// most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths are a step, because 12
+// floats a thread are on their way for the next one and longer steps would take more registers for that.
+// occupancy: 134 to 168 registers a thread, 3 blocks of 4 warps, 19 % on sm_80 and sm_90, 38 % on sm_75. It wins because a
+// warp has 64 independent multiply-adds at each depth and the next step's loads are under way for 512 of them; with 128
+// registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what bounds it.
 //
 // Loads: forward and input gradient, thread t has row t: it decomposes one pixel into picture, row and column, once, and
 // then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a thread has
@@ -47,6 +49,7 @@
 // from its registers, over lanes and threads in a fixed order; see statistics.cuh for how blocks are combined.
 
 #include "common.cuh"
+#include "statistics.cuh"
 
 template <class T>
 struct Conv2dForwardArguments {
@@ -116,6 +119,7 @@ struct Conv2dWeightGradientArguments {
     int pixels_per_split;    // blockIdx.y is the split
     int vectors;             // four input channels may be read, and four of the result written, at once
     int column_vectors;      // four output channels may be read at once
+    int reserved;
 };
 
 namespace {
@@ -131,6 +135,7 @@ constexpr int kRowGroups = kThreads / 8;
 constexpr int kNowhere = -(1 << 30);
 
 static_assert(kRows == kThreads, "a thread gathers one row");
+static_assert(kRows == kPixelsPerBlock, "a tile is one row of statistics");
 
 // Two stages of both factors, depth outermost.
 struct Tiles {
@@ -432,7 +437,7 @@ __device__ __forceinline__ void write_statistics(const Sums& sums, int count, fl
 }
 
 template <class T, int kVector>
-__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles) {
+__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles, int& flag) {
     const int thread = threadIdx.x;
     const int pixel_tile = static_cast<int>(blockIdx.x) / arguments.column_tiles;
     const int first_channel = (static_cast<int>(blockIdx.x) - pixel_tile * arguments.column_tiles) * kColumns;
@@ -483,8 +488,13 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
         }
     }
     if (arguments.statistics == nullptr) return;
-    float* row = arguments.statistics + static_cast<long long>(pixel_tile) * 2 * channels;
+    const int blocks = static_cast<int>(gridDim.x) / arguments.column_tiles;
+    float* row = arguments.statistics + static_cast<long long>(block_row(pixel_tile, blocks)) * 2 * channels;
     write_statistics(sums, count, row, channels, first_channel, tiles);
+    // Each tile of channels has counters of its own.
+    unsigned* counters = arguments.counters + first_channel / kColumns * (1 + groups_of(blocks));
+    combine_statistics(arguments.statistics, channels, first_channel, min(kColumns, channels - first_channel), pixels,
+                       pixel_tile, blocks, counters, &flag);
 }
 
 template <class T, int kVector>
@@ -658,10 +668,11 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
 template <class T>
 __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments) {
     __shared__ __align__(16) Tiles tiles;
+    __shared__ int flag;
     if (arguments.vectors != 0) {
-        forward<T, 4>(arguments, tiles);
+        forward<T, 4>(arguments, tiles, flag);
     } else {
-        forward<T, 1>(arguments, tiles);
+        forward<T, 1>(arguments, tiles, flag);
     }
 }
 
