@@ -23,12 +23,22 @@ pub struct Error {
     message: String,
     hint: Option<String>,
     details: Option<String>,
+    shortage: Option<MemoryShortage>,
+}
+
+/// Memory that a device did not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryShortage {
+    /// Bytes that were asked for.
+    pub asked: usize,
+    /// Bytes that were free, where the device tells.
+    pub free: Option<usize>,
 }
 
 impl Error {
     /// A failure: the message names the file or value, what was expected and what was found.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Failure, message: message.into(), hint: None, details: None }
+        Self { kind: ErrorKind::Failure, message: message.into(), hint: None, details: None, shortage: None }
     }
 
     /// A wrong request.
@@ -39,6 +49,19 @@ impl Error {
     /// The user asked to stop.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Interrupted, ..Self::new(message) }
+    }
+
+    /// A device without enough memory.
+    pub fn out_of_memory(device: &str, asked: usize, free: Option<usize>) -> Self {
+        let size = |bytes: usize| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
+        let there = free.map_or(String::new(), |free| format!(", {} are free", size(free)));
+        let message = format!("{device}: out of memory: {} are needed{there}", size(asked));
+        Self { shortage: Some(MemoryShortage { asked, free }), ..Self::new(message) }
+    }
+
+    /// How much memory was missing, where that was the failure.
+    pub fn shortage(&self) -> Option<MemoryShortage> {
+        self.shortage
     }
 
     /// Adds the mend, printed on a line of its own as `hint: ...`.
@@ -66,6 +89,11 @@ impl Error {
     /// How the program should end.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// The mend, where there is one.
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// The message without its hint.

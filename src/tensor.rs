@@ -100,6 +100,11 @@ impl Memory {
         Self { address, bytes, owner }
     }
 
+    /// Where it begins, as the device counts addresses.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes

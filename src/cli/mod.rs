@@ -1,6 +1,7 @@
 //! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
 
 mod bench;
+mod device;
 mod devices;
 mod eval;
 mod gradcheck;
@@ -18,6 +19,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
+#[cfg(feature = "emulator")]
+use crate::device::cuda::{Cuda, emulator::Emulator};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Fine-tunes an ImageNet ResNet on a folder of pictures.
@@ -92,26 +95,45 @@ impl GlobalArguments {
                 .build_global()
                 .context(|| format!("cannot start {threads} threads"))?;
         }
-        let device = match self.device.as_str() {
-            "auto" | "cpu" => Rc::new(Cpu),
-            name if name == "cuda" || name.starts_with("cuda:") => {
-                return Err(Error::new(format!("--device {name}: this build has no CUDA engine"))
-                    .hint("use --device cpu; `retune devices` lists what there is"));
-            }
-            "emulator" => {
-                return Err(Error::new("--device emulator: this build has no emulator")
-                    .hint("use --device cpu; `retune devices` lists what there is"));
-            }
-            name => {
-                return Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator")));
-            }
-        };
+        let precision = self.precision.into();
+        match self.device.as_str() {
+            "auto" => match device::first_cuda(precision)? {
+                Some(cuda) => Ok(cuda),
+                None => self.open_cpu(),
+            },
+            "cpu" => self.open_cpu(),
+            "emulator" => self.open_emulator(),
+            name => match device::cuda_index(name) {
+                Some(index) => device::open_cuda(name, index, precision),
+                None => Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator"))),
+            },
+        }
+    }
+
+    fn open_cpu(&self) -> Result<Rc<dyn Device>> {
         if self.precision != Precision::Fp32 {
             let name = self.precision.to_possible_value().map_or(String::new(), |value| value.get_name().into());
             return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
                 .hint("leave --precision out, or use a CUDA device"));
         }
-        Ok(device)
+        Ok(Rc::new(Cpu))
+    }
+
+    #[cfg(feature = "emulator")]
+    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+        let seed = match std::env::var("RETUNE_EMULATOR_SEED") {
+            Ok(seed) => seed.parse().map_err(|_| {
+                Error::usage(format!("RETUNE_EMULATOR_SEED={seed}: expected a number, which chooses the schedule"))
+            })?,
+            Err(_) => 0,
+        };
+        Ok(Rc::new(Cuda::new(Box::new(Emulator::new(seed)?), self.precision.into())?))
+    }
+
+    #[cfg(not(feature = "emulator"))]
+    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+        Err(Error::new("--device emulator: this build has no emulator")
+            .hint("build with `cargo build --release --features emulator`, which needs a C++ compiler"))
     }
 
     /// Tells the user something that is not a result.

@@ -17,7 +17,18 @@ use super::rounding::RoundingDevice;
 
 /// The devices that are fast enough for many cases: the CPU.
 pub fn devices() -> Vec<Rc<dyn Device>> {
-    vec![Rc::new(Cpu)]
+    vec![
+        Rc::new(Cpu),
+        #[cfg(feature = "emulator")]
+        Rc::new(emulated(1, retune::device::Precision::Fp32)),
+    ]
+}
+
+/// The CUDA kernels on the emulator, which schedules as `seed` says.
+#[cfg(feature = "emulator")]
+pub fn emulated(seed: u64, precision: retune::device::Precision) -> retune::device::cuda::Cuda {
+    let emulator = retune::device::cuda::emulator::Emulator::new(seed).expect("starts");
+    retune::device::cuda::Cuda::new(Box::new(emulator), precision).expect("has every precision")
 }
 
 /// All precisions, the finest first.

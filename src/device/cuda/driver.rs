@@ -89,6 +89,11 @@ pub trait Driver {
     /// it is known.
     fn synchronize(&self) -> Result<()>;
 
+    /// Whether launches can be collected: not while each is to be waited for.
+    fn can_record(&self) -> bool {
+        true
+    }
+
     /// Collects the launches that `step` issues instead of running them. `step` may neither copy nor synchronise.
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Rc<dyn Recording>>;
 

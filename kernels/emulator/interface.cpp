@@ -1,0 +1,157 @@
+// The functions that src/device/cuda/emulator.rs calls. A function that can fail writes what is wrong to `message`, which has
+// room for `capacity` bytes, and returns false.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <numeric>
+
+#include "machine.h"
+
+namespace emulator {
+namespace {
+
+struct LaunchDescription {
+    const char* kernel;
+    uint32_t grid[3];
+    uint32_t block[3];
+    uint32_t shared_bytes;
+    uint32_t host_threads;
+    const void* arguments;
+    size_t argument_bytes;
+};
+
+bool refuse(const std::string& text, char* message, size_t capacity) {
+    std::snprintf(message, capacity, "%s", text.c_str());
+    return false;
+}
+
+// What is wrong with a launch before it begins; empty where nothing is.
+std::string refusal(const LaunchDescription& description, const Kernel* kernel) {
+    if (kernel == nullptr) return format("kernel %s: there is no kernel of that name", description.kernel);
+    const std::string name = format("kernel %s: ", kernel->name);
+    if (description.argument_bytes != kernel->argument_bytes) {
+        return name + format("launched with %zu bytes of arguments, but its parameter has %zu",
+                             description.argument_bytes, kernel->argument_bytes);
+    }
+    const auto& [gx, gy, gz] = description.grid;
+    if (gx == 0 || gy == 0 || gz == 0 || gx > 0x7fffffffu || gy > 65535 || gz > 65535) {
+        return name + format("launched with a grid of (%u, %u, %u) blocks", gx, gy, gz);
+    }
+    const auto& [x, y, z] = description.block;
+    const uint64_t threads = static_cast<uint64_t>(x) * y;
+    if (threads == 0 || z == 0 || threads > kMostThreads || threads * z > kMostThreads || z > 64) {
+        return name + format("launched with (%u, %u, %u) threads a block, of at most %u", x, y, z, kMostThreads);
+    }
+    if (threads * z > kernel->most_threads) {
+        return name + format("launched with %u threads a block, but its launch bounds allow %u",
+                             static_cast<unsigned>(threads * z), kernel->most_threads);
+    }
+    if (description.shared_bytes > kMostSharedBytes) {
+        return name + format("launched with %u bytes of dynamic shared memory, of at most %u", description.shared_bytes,
+                             kMostSharedBytes);
+    }
+    return {};
+}
+
+void work_on(void* context) {
+    thread_local std::unique_ptr<Runner> own;
+    if (!own) own = std::make_unique<Runner>();
+    own->run(*static_cast<Launch*>(context));
+}
+
+}  // namespace
+}  // namespace emulator
+
+using namespace emulator;
+
+extern "C" {
+
+bool retune_emulator_supported() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return true;
+#endif
+}
+
+Machine* retune_emulator_create(uint64_t seed) {
+    Machine* machine = new Machine;
+    machine->seed = seed;
+    return machine;
+}
+
+void retune_emulator_destroy(Machine* machine) {
+    delete machine;
+}
+
+uint64_t retune_emulator_allocate(Machine* machine, size_t bytes, bool poisoned) {
+    return reinterpret_cast<uint64_t>(machine->memory.allocate(bytes, poisoned ? &kPoison : nullptr));
+}
+
+void retune_emulator_release(Machine* machine, uint64_t address) {
+    machine->memory.release(reinterpret_cast<unsigned char*>(address));
+}
+
+bool retune_emulator_upload(Machine* machine, const void* source, uint64_t target, size_t bytes, char* message,
+                            size_t capacity) {
+    const std::string refusal = machine->memory.refusal(reinterpret_cast<void*>(target), bytes);
+    if (!refusal.empty()) return refuse("a copy to the device would write " + refusal, message, capacity);
+    std::memcpy(reinterpret_cast<void*>(target), source, bytes);
+    return true;
+}
+
+bool retune_emulator_download(Machine* machine, uint64_t source, void* target, size_t bytes, char* message,
+                              size_t capacity) {
+    const std::string refusal = machine->memory.refusal(reinterpret_cast<void*>(source), bytes);
+    if (!refusal.empty()) return refuse("a copy from the device would read " + refusal, message, capacity);
+    std::memcpy(target, reinterpret_cast<const void*>(source), bytes);
+    return true;
+}
+
+// Whether a launch could begin.
+bool retune_emulator_check(const LaunchDescription* description, char* message, size_t capacity) {
+    const std::string refusal = emulator::refusal(*description, find_kernel(description->kernel));
+    return refusal.empty() || refuse(refusal, message, capacity);
+}
+
+bool retune_emulator_launch(Machine* machine, const LaunchDescription* description, char* message, size_t capacity) {
+    const Kernel* kernel = find_kernel(description->kernel);
+    const std::string refusal = emulator::refusal(*description, kernel);
+    if (!refusal.empty()) return refuse(refusal, message, capacity);
+    // Aligned as any parameter may be.
+    struct alignas(16) Piece {
+        unsigned char bytes[16];
+    };
+    std::vector<Piece> arguments(description->argument_bytes / sizeof(Piece) + 1);
+    std::memcpy(arguments.data(), description->arguments, description->argument_bytes);
+    const auto& grid = description->grid;
+    const auto& block = description->block;
+    Launch launch;
+    launch.machine = machine;
+    launch.kernel = kernel;
+    launch.arguments = arguments.data();
+    launch.grid = {grid[0], grid[1], grid[2]};
+    launch.block = {block[0], block[1], block[2]};
+    launch.threads = block[0] * block[1] * block[2];
+    launch.shared_bytes = description->shared_bytes;
+    launch.blocks = uint64_t{grid[0]} * grid[1] * grid[2];
+    launch.seed = machine->seed == 0 ? 0 : mix(machine->seed ^ mix(machine->launches++));
+    launch.stride = 1;
+    launch.first = 0;
+    if (launch.seed != 0) {
+        launch.first = mix(launch.seed) % launch.blocks;
+        launch.stride = mix(launch.seed + 1) % launch.blocks;
+        while (std::gcd(launch.stride, launch.blocks) != 1) launch.stride++;
+    }
+    const uint64_t threads = std::min<uint64_t>(description->host_threads, launch.blocks);
+    run_on_host_threads(static_cast<unsigned>(threads), work_on, &launch);
+    if (!launch.failed) {
+        const std::string damage = machine->memory.damage();
+        if (!damage.empty()) launch.fail(format("kernel %s: %s", kernel->name, damage.c_str()));
+    }
+    return !launch.failed || refuse(launch.failure, message, capacity);
+}
+
+}  // extern "C"

@@ -1,0 +1,201 @@
+// The machine that runs kernels: launches, the threads of a block as fibers, and how they wait for each other.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+#include "fiber.h"
+#include "memory.h"
+
+namespace emulator {
+
+constexpr unsigned kLanes = 32;
+constexpr unsigned kMostThreads = 1024;
+// As on compute capability 9.0: what one block can have, less 1 KiB for static arrays.
+constexpr unsigned kMostSharedBytes = 232448 - 1024;
+// Follows the dynamic shared memory of a block and must be found as it was.
+constexpr unsigned kSharedFence = 256;
+
+// What fresh memory is filled with: NaN as float32 and as bf16, absurd as an integer.
+constexpr unsigned char kPoison = 0xFF;
+constexpr unsigned char kFence = 0xA5;
+
+// Mixes the bits of a seed (SplitMix64).
+inline uint64_t mix(uint64_t value) {
+    value += 0x9e3779b97f4a7c15u;
+    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9u;
+    value = (value ^ (value >> 27)) * 0x94d049bb133111ebu;
+    return value ^ (value >> 31);
+}
+
+// One emulator: its memory and how it schedules.
+struct Machine {
+    // 0 runs threads and blocks in order; every other seed shuffles them in its own way.
+    uint64_t seed = 0;
+    uint64_t launches = 0;
+    Memory memory;
+};
+
+// A kernel on its way, shared by the host threads that run its blocks.
+struct Launch {
+    Machine* machine;
+    const Kernel* kernel;
+    const void* arguments;
+    uint3 grid;
+    uint3 block;
+    unsigned threads;
+    unsigned shared_bytes;
+    uint64_t blocks;
+    uint64_t seed;
+    // Block `first + i * stride` modulo `blocks` is the i-th to begin.
+    uint64_t stride;
+    uint64_t first;
+    std::atomic<uint64_t> begun{0};
+    std::atomic<bool> failed{false};
+    std::mutex mutex;
+    std::string failure;
+
+    // Keeps the first failure only.
+    void fail(std::string text);
+};
+
+// A copy to shared memory that nobody has waited for.
+struct PendingCopy {
+    unsigned char* target;
+    const unsigned char* source;
+    int bytes;
+    bool valid;
+    uint32_t group;
+};
+
+// A CUDA thread.
+struct Fiber {
+    void* stack_pointer;
+    uint3 index;
+    unsigned thread;
+    // What it waits at; for messages.
+    const char* waits_at;
+    Site site;
+    std::vector<PendingCopy> copies;
+    uint32_t copy_group;
+#if EMULATOR_ADDRESS_SANITIZER
+    void* fake_stack;
+#endif
+};
+
+// Lanes that have met at a collective, or wait there for the rest of `mask`.
+struct Meeting {
+    const char* name;
+    Site site;
+    uint32_t mask;
+    uint32_t arrived;
+};
+
+struct Warp {
+    uint32_t present;
+    uint32_t ready;
+    uint32_t exited;
+    unsigned meetings;
+    Meeting meeting[kLanes];
+    void* operands[kLanes];
+};
+
+using Combine = void (*)(void* const* operands, uint32_t mask);
+
+// Runs blocks, one after the other, on the host thread that it belongs to.
+class Runner {
+public:
+    Runner();
+
+    // Takes blocks of the launch until there are none, or it has failed.
+    void run(Launch& launch);
+
+    // Called on fibers.
+    void arrive();
+    int barrier(const char* name, bool predicate, Site site);
+    void collective(const char* name, uint32_t mask, bool aligned, Site site, void* operand, Combine combine);
+    void copy_async(unsigned char* shared, const unsigned char* global, int bytes, bool valid, Site site);
+    void copy_async_wait(int pending);
+    [[noreturn]] void fail(const std::string& cause);
+    [[noreturn]] void exit();
+
+    Fiber& fiber() {
+        return *current_;
+    }
+    bool on_fiber() const {
+        return current_ != nullptr;
+    }
+    const Launch& launch() const {
+        return *launch_;
+    }
+    uint3 block_index() const {
+        return block_index_;
+    }
+
+private:
+    void run_block(uint64_t block);
+    void begin_block(uint64_t block);
+    // The next fiber to run, none where all wait.
+    Fiber* choose();
+    unsigned choose_bit(uint32_t bits, unsigned after);
+    void wait();
+    void resume(Fiber& next);
+    [[noreturn]] void leave(Fiber* next);
+    [[noreturn]] void fail_deadlocked();
+    uint64_t random();
+
+    Launch* launch_ = nullptr;
+    Fiber* current_ = nullptr;
+    void* scheduler_ = nullptr;
+    uint3 block_index_{};
+    unsigned live_ = 0;
+    uint64_t random_state_ = 0;
+    bool shuffled_ = false;
+    // Warps with a fiber that can run.
+    uint32_t ready_warps_ = 0;
+    unsigned warp_ = 0;
+    unsigned lane_ = 0;
+
+    // The barrier that some threads may wait at.
+    const char* barrier_name_ = nullptr;
+    Site barrier_site_{};
+    unsigned barrier_arrived_ = 0;
+    int barrier_count_ = 0;
+    int barrier_result_ = 0;
+    unsigned barrier_first_ = 0;
+
+    Stacks stacks_;
+    std::unique_ptr<Fiber[]> fibers_;
+    Warp warps_[kMostThreads / kLanes];
+#if EMULATOR_ADDRESS_SANITIZER
+    void* scheduler_fake_stack_ = nullptr;
+    const void* scheduler_stack_ = nullptr;
+    size_t scheduler_stack_bytes_ = 0;
+#endif
+};
+
+// The runner of this host thread while it runs blocks.
+extern thread_local Runner* runner;
+
+std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
+std::string format_position(uint3 position);
+std::string format_site(Site site);
+
+// Runs `work` on up to `threads` host threads, this one among them. The others are kept for later. While one caller has
+// them, another works alone.
+void run_on_host_threads(unsigned threads, void (*work)(void* context), void* context);
+
+// The build script's table of kernels, in the order of their names.
+extern const Kernel* const kernel_table[];
+extern const size_t kernel_table_length;
+const Kernel* find_kernel(const char* name);
+
+}  // namespace emulator
+
+extern thread_local unsigned char retune_emulator_shared_memory[];

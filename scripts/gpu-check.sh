@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call of less than ten minutes.
+#
+#     scripts/gpu-check.sh --prepare     where Rust and nvcc are: builds the program and the kernel tests, and collects
+#                                        them in target/gpu-check
+#     scripts/gpu-check.sh [FOLDER]      where a GPU is (no Rust and no nvcc needed): runs them; logs and results.json
+#                                        go to FOLDER (gpu-check-results)
+#
+# The second call needs the NVIDIA driver and Python 3; compute-sanitizer and PyTorch where those checks are to run. A
+# check that could not run is reported as skipped, with the reason, and never as passed. Exit status 1 if any failed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+prepared=target/gpu-check
+tests=(avg_pool batch_norm conv2d conv2d_stem conv2d_tensor conv2d_weight_tensor cross_entropy linear max_pool sgd augment plan)
+
+if [ "${1:-}" = --prepare ]; then
+    set -e
+    rm -rf "$prepared"
+    mkdir -p "$prepared"
+    cargo build --release
+    cp target/release/retune "$prepared/retune"
+    for test in "${tests[@]}"; do
+        executable=$(cargo test --release --features emulator --no-run --test "$test" --message-format=json |
+            python3 -c '
+import json, sys
+found = [line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")]
+print(found[-1])')
+        cp "$executable" "$prepared/test-$test"
+    done
+    strip "$prepared"/*
+    "$prepared/retune" devices
+    git rev-parse HEAD >"$prepared/commit"
+    git diff --quiet HEAD || echo "with uncommitted changes" >>"$prepared/commit"
+    du -sh "$prepared"
+    exit 0
+fi
+
+results=${1:-gpu-check-results}
+retune=$prepared/retune
+if [ ! -x "$retune" ]; then
+    echo "there is no $retune; run scripts/gpu-check.sh --prepare where Rust and nvcc are, and bring target/gpu-check" >&2
+    exit 2
+fi
+mkdir -p "$results"
+: >"$results/checks.tsv"
+started=$SECONDS
+
+record() { # name, passed|failed|skipped, seconds, what
+    printf '%s\t%s\t%s\t%s\n' "$@" >>"$results/checks.tsv"
+    printf '%-8s %5ss  %s  %s\n' "$2" "$3" "$1" "${4:-}"
+}
+
+check() { # name, most seconds, command...
+    local name=$1 limit=$2 begun=$SECONDS status
+    shift 2
+    timeout "$limit" "$@" >"$results/$name.log" 2>&1
+    status=$?
+    if [ $status = 0 ]; then
+        record "$name" passed $((SECONDS - begun)) "$(tail -n 1 "$results/$name.log")"
+    elif [ $status = 124 ]; then
+        record "$name" failed $((SECONDS - begun)) "not done after $limit s"
+    else
+        record "$name" failed $((SECONDS - begun)) "exit status $status: $(tail -n 1 "$results/$name.log")"
+    fi
+}
+
+skip() { record "$1" skipped 0 "$2"; }
+
+find_sanitizer() {
+    local candidate
+    for candidate in "$(command -v compute-sanitizer)" .cuda/bin/compute-sanitizer /usr/local/cuda*/bin/compute-sanitizer \
+        /usr/local/cuda*/compute-sanitizer/compute-sanitizer; do
+        [ -n "$candidate" ] && [ -x "$candidate" ] && echo "$candidate" && return
+    done
+}
+
+check devices 60 "$retune" devices
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$results/gpu.csv" 2>&1 || true
+
+for precision in fp32 tf32 bf16; do
+    for fixture in tests/fixtures/*.safetensors; do
+        name=$(basename "$fixture" .safetensors)
+        check "gradcheck-$precision-$name" 60 "$retune" gradcheck "$fixture" --device cuda:0 --precision $precision
+    done
+done
+
+for test in "${tests[@]}"; do
+    check "test-$test" 120 env RETUNE_TEST_CUDA=1 "$prepared/test-$test" --test-threads=1
+done
+
+sanitizer=$(find_sanitizer)
+for tool in memcheck racecheck synccheck initcheck; do
+    for precision in fp32 tf32 bf16; do
+        if [ -z "$sanitizer" ]; then
+            skip "sanitizer-$tool-$precision" "no compute-sanitizer here"
+        else
+            check "sanitizer-$tool-$precision" 90 "$sanitizer" --tool $tool --error-exitcode 1 \
+                "$retune" gradcheck tests/fixtures/tiny-picture.safetensors --device cuda:0 --precision $precision
+        fi
+    done
+done
+
+for precision in fp32 tf32 bf16; do
+    check "kernels-$precision" 60 "$retune" bench --kernels --device cuda:0 --precision $precision --batch-size 128 --json
+    check "bench-$precision" 60 "$retune" bench --device cuda:0 --precision $precision --batch-size 128 --steps 30 --json
+done
+
+if python3 -c 'import torch, torchvision; assert torch.cuda.is_available()' 2>/dev/null; then
+    left=$((570 - (SECONDS - started)))
+    check pytorch $((left > 60 ? left : 60)) python3 scripts/bench-gpu-vs-pytorch.py --retune "$retune" \
+        --json "$results/pytorch.json"
+    cat "$results/pytorch.log"
+else
+    skip pytorch "no PyTorch with CUDA here"
+fi
+
+python3 - "$results" "$prepared" <<'PYTHON'
+import csv, json, pathlib, sys
+
+results, prepared = map(pathlib.Path, sys.argv[1:])
+rows = list(csv.reader((results / "checks.tsv").open(), delimiter="\t", quoting=csv.QUOTE_NONE))
+report = {
+    "commit": (prepared / "commit").read_text().split("\n")[0],
+    "gpu": (results / "gpu.csv").read_text().strip().splitlines()[-1:],
+    "checks": [dict(zip(("name", "verdict", "seconds", "last_line"), row)) for row in rows],
+}
+for name in ("kernels", "bench"):
+    for precision in ("fp32", "tf32", "bf16"):
+        try:
+            report[f"{name}-{precision}"] = json.loads((results / f"{name}-{precision}.log").read_text().splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            pass
+if (results / "pytorch.json").exists():
+    report["pytorch"] = json.loads((results / "pytorch.json").read_text())
+(results / "results.json").write_text(json.dumps(report, indent=1))
+count = {verdict: sum(row[1] == verdict for row in rows) for verdict in ("passed", "failed", "skipped")}
+print(f"\n{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped; {results}/results.json")
+sys.exit(1 if count["failed"] else 0)
+PYTHON

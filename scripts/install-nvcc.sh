@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Puts NVIDIA's CUDA compiler into .cuda/ of this repository, where the build finds it: 97 MB from PyPI, no root. Needs
+# python3 with pip, and, as every nvcc does, a g++ of at most version 15. Nothing is done where it is there already.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96)
+target=.cuda
+
+next_step() {
+    # The build script does not watch a folder that may not exist.
+    touch build/cuda.rs
+    if ! command -v "${NVCC_CCBIN:-g++}" >/dev/null; then
+        echo "nvcc needs a C++ compiler, and there is no g++: install one (apt install g++)" >&2
+    fi
+    echo "next: cargo build --release"
+}
+
+if [ "$(cat "$target/packages" 2>/dev/null)" = "${packages[*]}" ] && "$target/bin/nvcc" --version >/dev/null 2>&1; then
+    echo "$target/bin/nvcc is there already: $("$target/bin/nvcc" --version | grep -o 'release .*')"
+    next_step
+    exit 0
+fi
+
+python3 -m pip --version >/dev/null 2>&1 || {
+    echo "python3 has no pip (apt install python3-pip, or python3 -m ensurepip --user)" >&2
+    exit 1
+}
+
+unfinished=$(mktemp -d "$PWD/.cuda-unfinished.XXXXXX")
+trap 'rm -rf "$unfinished"' EXIT
+
+# An index that pip is configured for may lack them: then from PyPI itself.
+download() {
+    python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --progress-bar off \
+        --dest "$unfinished/wheels" "$@" "${packages[@]}"
+}
+if ! download --quiet; then
+    echo "trying https://pypi.org instead of pip's configured index" >&2
+    env -u PIP_NO_INDEX -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null download --index-url https://pypi.org/simple
+fi
+
+python3 - "$unfinished" <<'PYTHON'
+import pathlib
+import sys
+import zipfile
+
+unfinished = pathlib.Path(sys.argv[1])
+for wheel in sorted((unfinished / "wheels").glob("*.whl")):
+    with zipfile.ZipFile(wheel) as archive:
+        # `extractall` keeps members inside the folder, but forgets that some are programs.
+        archive.extractall(unfinished / "unpacked")
+toolkits = list((unfinished / "unpacked/nvidia").glob("cu*/bin/nvcc"))
+if len(toolkits) != 1:
+    sys.exit(f"the packages hold {len(toolkits)} nvcc, expected 1")
+toolkit = toolkits[0].parent.parent
+for folder in ("bin", "nvvm/bin"):
+    for program in (toolkit / folder).iterdir():
+        if program.is_file():
+            program.chmod(program.stat().st_mode | 0o755)
+toolkit.rename(unfinished / "toolkit")
+PYTHON
+
+"$unfinished/toolkit/bin/nvcc" --version | tail -n 1
+printf '%s\n' "${packages[*]}" >"$unfinished/toolkit/packages"
+rm -rf "$target"
+mv "$unfinished/toolkit" "$target"
+du -sh "$target"
+next_step

@@ -1,0 +1,113 @@
+//! From the value of `--device` to a CUDA device, and what keeps it from being one.
+
+use std::rc::Rc;
+
+use super::warn;
+use crate::device::cuda::Cuda;
+use crate::device::cuda::modules::MODULES;
+use crate::device::cuda::nvidia::{self, Gpu, Nvidia};
+use crate::device::{Device, Precision};
+use crate::error::{Error, Result};
+
+impl From<super::Precision> for Precision {
+    fn from(precision: super::Precision) -> Self {
+        match precision {
+            super::Precision::Fp32 => Self::Fp32,
+            super::Precision::Tf32 => Self::Tf32,
+            super::Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// The number of the GPU that `cuda` or `cuda:N` names; none for other names.
+pub(super) fn cuda_index(name: &str) -> Option<usize> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => {
+            let digits = rest.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+            digits.parse().ok()
+        }
+    }
+}
+
+/// The device that `--device cuda:N` asks for.
+pub(super) fn open_cuda(name: &str, index: usize, precision: Precision) -> Result<Rc<dyn Device>> {
+    let about = format!("--device {name}");
+    require_kernels().map_err(|error| error.about(&about))?;
+    let driver = Nvidia::open(index, MODULES).map_err(|error| error.about(&about))?;
+    Ok(Rc::new(Cuda::new(Box::new(driver), precision)?))
+}
+
+/// The first GPU, if there is one and all that it needs. Who has a GPU that cannot be used is told why.
+pub(super) fn first_cuda(precision: Precision) -> Result<Option<Rc<dyn Device>>> {
+    if MODULES.is_empty() || !nvidia::is_driver_present() {
+        return Ok(None);
+    }
+    let opened = match nvidia::gpus() {
+        Ok(gpus) if gpus.is_empty() => return Ok(None),
+        Ok(_) => Nvidia::open(0, MODULES),
+        Err(error) => Err(error),
+    };
+    match opened {
+        Ok(driver) => Ok(Some(Rc::new(Cuda::new(Box::new(driver), precision)?))),
+        Err(error) => {
+            warn(&format!("computing on the CPU: {}", error.message()));
+            Ok(None)
+        }
+    }
+}
+
+fn require_kernels() -> Result<()> {
+    match MODULES.is_empty() {
+        true => Err(Error::new("this build has no CUDA kernels")
+            .hint("scripts/install-nvcc.sh brings the compiler, without root; then cargo build --release")),
+        false => Ok(()),
+    }
+}
+
+/// A GPU, or what stands in its place, and all that is missing to compute on it.
+pub(super) struct CudaState {
+    pub name: String,
+    pub description: Option<String>,
+    pub missing: Vec<Error>,
+}
+
+/// What there is for `--device cuda`: every GPU, or one entry that says why there is none.
+pub(super) fn cuda_states() -> Vec<CudaState> {
+    let kernels = require_kernels().err();
+    let state = |gpu: Gpu| {
+        let missing = match &kernels {
+            Some(error) => Some(error.clone()),
+            // Only the driver knows whether it takes the kernels.
+            None => Nvidia::open(gpu.index, MODULES).err(),
+        };
+        let description = Some(gpu.description());
+        CudaState { name: format!("cuda:{}", gpu.index), description, missing: missing.into_iter().collect() }
+    };
+    let none = |error: Error| {
+        let missing = kernels.iter().cloned().chain([error]).collect();
+        vec![CudaState { name: "cuda".into(), description: None, missing }]
+    };
+    match nvidia::gpus() {
+        Ok(gpus) if gpus.is_empty() => none(nvidia::no_device()),
+        Ok(gpus) => gpus.into_iter().map(state).collect(),
+        Err(error) => none(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cuda_index;
+
+    #[test]
+    fn names_of_gpus_are_numbers() {
+        assert_eq!(cuda_index("cuda"), Some(0));
+        assert_eq!(cuda_index("cuda:0"), Some(0));
+        assert_eq!(cuda_index("cuda:12"), Some(12));
+        for name in
+            ["cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda1", "cuda:1:2", "cpu", "CUDA", "cuda:99999999999999999999"]
+        {
+            assert_eq!(cuda_index(name), None, "{name}");
+        }
+    }
+}

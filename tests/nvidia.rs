@@ -1,0 +1,352 @@
+//! The code that calls the NVIDIA driver, without a GPU: against `nvidia/libcuda.c`, which the C compiler makes into a
+//! library that stands in for the driver's. Where there is no C compiler these tests say so and test nothing.
+
+#![cfg(target_os = "linux")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use retune::device::cuda::driver::{ArithmeticUnit, Driver, Launch, Work};
+use retune::device::cuda::modules::{MODULES, Module};
+use retune::device::cuda::nvidia::{Nvidia, gpus};
+use retune::error::Error;
+use tempfile::TempDir;
+
+/// Builds the library into a folder; none without a C compiler.
+fn fake_driver(options: &[&str]) -> Option<TempDir> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia/libcuda.c");
+    let compiler = std::env::var_os("CC").unwrap_or("cc".into());
+    let output = Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-Wno-unused-parameter"])
+        .args(options)
+        .arg("-o")
+        .arg(folder.path().join("libcuda.so.1"))
+        .arg(source)
+        .output();
+    match output {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(cause) => {
+            // Past the capture of the test's output: a skipped test is to be seen.
+            let _ =
+                writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for the driver's stand-in: {cause}");
+            return None;
+        }
+    }
+    Some(folder)
+}
+
+/// The mode in which the program is told to wait for every kernel.
+const WAITING: &str = "waiting";
+
+fn run_with(folder: &TempDir, mode: &str, command: &mut Command) -> Output {
+    command
+        .env("LD_LIBRARY_PATH", folder.path())
+        .env("FAKE_CUDA", mode)
+        .env_remove("RETUNE_CUDA_SYNC")
+        .output()
+        .unwrap()
+}
+
+/// Runs `body`, in the process of a test of this name that sees the stand-in: libraries are found where the variable
+/// pointed when a process began.
+fn in_process(test: &str, mode: &str, body: impl FnOnce()) {
+    if std::env::var_os("FAKE_CUDA").is_some() {
+        return body();
+    }
+    let Some(folder) = fake_driver(&[]) else { return };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = run_with(&folder, mode, command.args([test, "--exact"]));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(" 1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn retune(mode: &str, line: &str) -> Option<Output> {
+    let folder = fake_driver(&[])?;
+    Some(run_with(&folder, mode, Command::new(env!("CARGO_BIN_EXE_retune")).args(line.split_whitespace())))
+}
+
+/// What `retune devices` says of CUDA.
+fn devices(mode: &str) -> Option<String> {
+    let output = retune(mode, "devices")?;
+    assert!(output.status.success(), "{output:?}");
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[repr(C, align(16))]
+struct Image([u8; 16]);
+static IMAGE: Image = Image(*b"a fatbin, say it");
+static KERNELS: &[Module] = &[Module { source: "fill.cu", image: &IMAGE.0, kernels: &["fill", "fault"] }];
+
+#[derive(Clone, Copy)]
+struct Fill {
+    target: u64,
+    count: u32,
+    value: u32,
+}
+
+impl Fill {
+    fn bytes(&self) -> Vec<u8> {
+        [self.target.to_ne_bytes().as_slice(), &self.count.to_ne_bytes(), &self.value.to_ne_bytes()].concat()
+    }
+}
+
+fn launch(driver: &Nvidia, kernel: &'static str, fill: Fill, shared_bytes: u32) -> Result<(), Error> {
+    let work = Work { operations: 0, unit: ArithmeticUnit::Float32, bytes_read: 0, bytes_written: 0 };
+    let arguments = &fill.bytes();
+    driver.launch(&Launch { kernel, grid: [1, 1, 1], block: [32, 1, 1], shared_bytes, arguments, work })
+}
+
+fn download(driver: &Nvidia, address: u64, count: usize) -> Vec<u32> {
+    let mut bytes = vec![0; 4 * count];
+    driver.download(address, &mut bytes).unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|&chunk| u32::from_ne_bytes(chunk)).collect()
+}
+
+fn address(memory: std::rc::Rc<retune::tensor::Memory>) -> u64 {
+    let bytes = memory.bytes();
+    retune::tensor::Tensor::new(memory, 0, [bytes].into(), retune::tensor::ElementType::U8).address()
+}
+
+#[test]
+fn gpus_are_listed_with_what_they_can_do() {
+    in_process("gpus_are_listed_with_what_they_can_do", "", || {
+        let gpus = gpus().unwrap();
+        assert_eq!(gpus.len(), 2);
+        assert_eq!(gpus[1].description(), "Fake GPU 1, compute capability 9.0, 1.0 GiB, driver for CUDA 13.1");
+        let driver = Nvidia::open(1, KERNELS).unwrap();
+        assert_eq!(driver.name(), "cuda:1");
+        let capabilities = driver.capabilities();
+        assert_eq!(capabilities.compute_capability, 90);
+        assert_eq!(capabilities.multiprocessors, 132);
+        assert_eq!(capabilities.shared_bytes_per_block, 227 << 10);
+        let error = Nvidia::open(2, KERNELS).err().unwrap();
+        assert_eq!(error.to_string(), "there is no cuda:2\nhint: there is cuda:0 (Fake GPU 0), cuda:1 (Fake GPU 1)");
+    });
+}
+
+#[test]
+fn memory_is_zeroed_copied_and_freed() {
+    in_process("memory_is_zeroed_copied_and_freed", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let free = driver.free_bytes().unwrap().unwrap();
+        let memory = driver.allocate(40_000).unwrap();
+        assert!(driver.free_bytes().unwrap().unwrap() <= free - 40_000);
+        let target = address(memory.clone());
+        assert_eq!(download(&driver, target, 10_000), vec![0; 10_000]);
+        // More uploads than there are staging buffers, of sizes that make them grow.
+        for round in 0..9u32 {
+            let values: Vec<u32> = (0..1000 * (round + 1)).map(|index| index ^ (round << 20)).collect();
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            driver.upload(&bytes, target).unwrap();
+            drop(bytes);
+            assert_eq!(download(&driver, target, values.len()), values);
+        }
+        drop(memory);
+        assert_eq!(driver.free_bytes().unwrap().unwrap(), free);
+        assert_eq!(driver.allocate(0).unwrap().bytes(), 0);
+    });
+}
+
+#[test]
+fn uploads_do_without_pinned_memory() {
+    in_process("uploads_do_without_pinned_memory", "nothing-to-pin", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let memory = driver.allocate(8).unwrap();
+        let target = address(memory.clone());
+        driver.upload(&[1, 0, 0, 0, 2, 0, 0, 0], target).unwrap();
+        assert_eq!(download(&driver, target, 2), [1, 2]);
+    });
+}
+
+#[test]
+fn kernels_run_with_their_arguments_and_shared_memory() {
+    in_process("kernels_run_with_their_arguments_and_shared_memory", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let memory = driver.allocate(400).unwrap();
+        let target = address(memory.clone());
+        // Above 48 KiB the driver wants to be asked; the stand-in refuses a launch that did not.
+        for (value, shared_bytes) in [(7, 0), (8, 100 << 10), (9, 227 << 10), (10, 16)] {
+            launch(&driver, "fill", Fill { target, count: 90, value }, shared_bytes).unwrap();
+            assert_eq!(download(&driver, target, 100), [vec![value; 90], vec![0; 10]].concat());
+            driver.upload(&[0; 400], target).unwrap();
+        }
+        let fill = Fill { target, count: 1, value: 1 };
+        let error = launch(&driver, "fill", fill, 228 << 10).unwrap_err();
+        assert!(error.message().contains("fill: 233472 bytes of shared memory are too much"), "{error}");
+        let error = launch(&driver, "nonsense", fill, 0).unwrap_err();
+        assert_eq!(error.message(), "cuda:0: this build has no kernel nonsense");
+        let taken = driver.time(&mut || launch(&driver, "fill", fill, 0)).unwrap();
+        assert_eq!(taken, std::time::Duration::from_micros(2500));
+    });
+}
+
+#[test]
+fn a_recorded_step_runs_when_it_is_replayed() {
+    in_process("a_recorded_step_runs_when_it_is_replayed", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let memory = driver.allocate(16).unwrap();
+        let target = address(memory.clone());
+        let recording = driver
+            .record(&mut || {
+                launch(&driver, "fill", Fill { target, count: 4, value: 3 }, 60 << 10)?;
+                launch(&driver, "fill", Fill { target, count: 2, value: 5 }, 0)
+            })
+            .unwrap();
+        assert_eq!(download(&driver, target, 4), [0; 4]);
+        for _ in 0..2 {
+            recording.replay().unwrap();
+            assert_eq!(download(&driver, target, 4), [5, 5, 3, 3]);
+            driver.upload(&[0; 16], target).unwrap();
+        }
+        // A step that fails, or does what cannot be recorded, leaves a driver that works.
+        let error = driver.record(&mut || Err(Error::new("it failed"))).err().unwrap();
+        assert_eq!(error.message(), "it failed");
+        for what in [
+            driver.record(&mut || driver.synchronize()),
+            driver.record(&mut || driver.upload(&[1; 4], target)),
+            driver.record(&mut || driver.download(target, &mut [0; 4])),
+            driver.record(&mut || driver.allocate(4).map(drop)),
+            driver.record(&mut || driver.record(&mut || Ok(())).map(drop)),
+        ] {
+            let error = what.err().unwrap();
+            assert!(error.message().ends_with("while a step is being recorded"), "{error}");
+        }
+        recording.replay().unwrap();
+        // A recording keeps all that it needs.
+        drop(driver);
+        recording.replay().unwrap();
+    });
+}
+
+#[test]
+fn a_fault_names_the_kernels_that_may_have_caused_it() {
+    in_process("a_fault_names_the_kernels_that_may_have_caused_it", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let memory = driver.allocate(16).unwrap();
+        let fill = Fill { target: address(memory.clone()), count: 4, value: 3 };
+        launch(&driver, "fill", fill, 0).unwrap();
+        driver.synchronize().unwrap();
+        launch(&driver, "fault", fill, 0).unwrap();
+        let error = driver.synchronize().unwrap_err();
+        assert!(error.message().starts_with("cuda:0: kernel fault: an illegal memory access"), "{error}");
+        // Every call reports it from now on, and none of them as its own failure.
+        for error in [
+            launch(&driver, "fill", fill, 0).unwrap_err(),
+            driver.download(fill.target, &mut [0; 4]).unwrap_err(),
+            driver.upload(&[0; 4], fill.target).unwrap_err(),
+            driver.allocate(4).err().unwrap(),
+        ] {
+            assert!(error.message().starts_with("cuda:0: kernel fault: an illegal memory access"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_fault_of_a_replayed_step_names_its_kernels() {
+    in_process("a_fault_of_a_replayed_step_names_its_kernels", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let fill = Fill { target: 64, count: 4, value: 3 };
+        let step = &mut || launch(&driver, "fault", fill, 0).and_then(|()| launch(&driver, "fill", fill, 0));
+        let recording = driver.record(step).unwrap();
+        recording.replay().unwrap();
+        let error = driver.synchronize().unwrap_err();
+        assert!(error.message().ends_with("in one of the kernels fault, fill"), "{error}");
+        assert!(error.to_string().contains("RETUNE_CUDA_SYNC=1"), "{error}");
+    });
+}
+
+#[test]
+fn a_fault_is_told_at_once_where_each_launch_is_waited_for() {
+    in_process("a_fault_is_told_at_once_where_each_launch_is_waited_for", WAITING, || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let memory = driver.allocate(16).unwrap();
+        let fill = Fill { target: address(memory.clone()), count: 4, value: 3 };
+        launch(&driver, "fill", fill, 0).unwrap();
+        let error = launch(&driver, "fault", fill, 0).unwrap_err();
+        assert!(error.message().starts_with("cuda:0: kernel fault: an illegal memory access"), "{error}");
+        assert!(!driver.can_record());
+    });
+}
+
+#[test]
+fn too_little_memory_is_told_in_figures() {
+    in_process("too_little_memory_is_told_in_figures", "", || {
+        let driver = Nvidia::open(0, KERNELS).unwrap();
+        let _half = driver.allocate(512 << 20).unwrap();
+        let error = driver.allocate(768 << 20).err().unwrap();
+        assert_eq!(error.message(), "cuda:0: out of memory: 0.75 GiB are needed, 0.50 GiB are free");
+        let shortage = error.shortage().unwrap();
+        assert_eq!((shortage.asked, shortage.free), (768 << 20, Some(512 << 20)));
+    });
+}
+
+#[test]
+fn a_kernel_that_the_module_lacks_is_told() {
+    in_process("a_kernel_that_the_module_lacks_is_told", "", || {
+        static LACKING: &[Module] = &[Module { source: "fill.cu", image: &IMAGE.0, kernels: &["missing"] }];
+        let error = Nvidia::open(0, LACKING).err().unwrap();
+        assert!(error.message().starts_with("cuda:0: cannot find the kernel missing of fill.cu"), "{error}");
+    });
+}
+
+#[test]
+fn drivers_that_do_not_work_are_told_apart() {
+    let expectations = [
+        ("no-device", "NVIDIA's driver finds no GPU", "CUDA_VISIBLE_DEVICES"),
+        ("mismatch", "are of different versions", "restart the machine"),
+        ("stub", "is the toolkit's stub", "LD_LIBRARY_PATH"),
+    ];
+    for (mode, reason, hint) in expectations {
+        let Some(text) = devices(mode) else { return };
+        let cuda: Vec<&str> = text.lines().filter(|line| line.starts_with("cuda")).collect();
+        assert_eq!(cuda.len(), 1, "{text}");
+        assert!(cuda[0].contains("not available: ") && cuda[0].contains(reason), "{mode}: {text}");
+        assert!(text.contains("hint: ") && text.contains(hint), "{mode}: {text}");
+    }
+}
+
+#[test]
+fn a_driver_without_what_is_called_is_too_old() {
+    let Some(folder) = fake_driver(&["-DWITHOUT_GRAPHS"]) else { return };
+    let output = run_with(&folder, "", Command::new(env!("CARGO_BIN_EXE_retune")).arg("devices"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text.contains("the NVIDIA driver is too old: it has no cuGraphInstantiateWithFlags"), "{text}");
+}
+
+/// What these builds differ in: one with kernels goes on to the driver, one without says how to get them.
+#[test]
+fn the_command_line_says_what_is_missing() {
+    let error = |mode: &str, line: &str| {
+        let output = retune(mode, line)?;
+        assert_eq!(output.status.code(), Some(if line.contains("cuda:7") && !MODULES.is_empty() { 2 } else { 1 }));
+        Some(String::from_utf8(output.stderr).unwrap())
+    };
+    let bench = "bench --width 4 --image-size 33 --batch-size 2 --steps 1";
+    if MODULES.is_empty() {
+        let Some(text) = error("", &format!("{bench} --device cuda")) else { return };
+        assert!(text.starts_with("error: --device cuda: this build has no CUDA kernels\nhint: "), "{text}");
+        let text = devices("").unwrap();
+        assert!(text.contains("cuda:1    Fake GPU 1, "), "{text}");
+        assert!(text.contains("not available: this build has no CUDA kernels"), "{text}");
+        return;
+    }
+    let Some(text) = error("old-driver", &format!("{bench} --device cuda")) else { return };
+    assert!(text.starts_with("error: --device cuda: the driver is too old: it runs CUDA 11.8"), "{text}");
+    let text = error("volta", &format!("{bench} --device cuda:1")).unwrap();
+    assert!(text.contains("no kernels for Fake GPU 1 (compute capability 7.0)"), "{text}");
+    let text = error("", &format!("{bench} --device cuda:7")).unwrap();
+    assert!(text.starts_with("error: --device cuda:7: there is no cuda:7\nhint: there is cuda:0"), "{text}");
+    let text = error("turing", &format!("{bench} --device cuda --precision bf16")).unwrap();
+    assert!(text.contains("bf16: needs compute capability 8.0 or later, cuda:0 has 7.5"), "{text}");
+    let text = devices("").unwrap();
+    assert!(text.contains("cuda:1    Fake GPU 1, compute capability 9.0, 1.0 GiB, driver for CUDA 13.1\n"), "{text}");
+    assert!(devices("old-driver").unwrap().contains("not available: the driver is too old"));
+    // One that cannot be used is no reason not to compute, but to say so.
+    let output = retune("old-driver", bench).unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("warning: computing on the CPU: the driver is too old"), "{text}");
+}
