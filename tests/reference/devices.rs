@@ -17,18 +17,7 @@ use super::rounding::RoundingDevice;
 
 /// The devices that are fast enough for many cases: the CPU.
 pub fn devices() -> Vec<Rc<dyn Device>> {
-    vec![
-        Rc::new(Cpu),
-        #[cfg(feature = "emulator")]
-        Rc::new(emulated(1, retune::device::Precision::Fp32)),
-    ]
-}
-
-/// The CUDA kernels on the emulator, which schedules as `seed` says.
-#[cfg(feature = "emulator")]
-pub fn emulated(seed: u64, precision: retune::device::Precision) -> retune::device::cuda::Cuda {
-    let emulator = retune::device::cuda::emulator::Emulator::new(seed).expect("starts");
-    retune::device::cuda::Cuda::new(Box::new(emulator), precision).expect("has every precision")
+    vec![Rc::new(Cpu)]
 }
 
 /// All precisions, the finest first.
@@ -46,7 +35,17 @@ pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
     devices
 }
 
-/// The emulator with a schedule of its own for each seed; none where it was not built.
+/// The CUDA kernels on the emulator, with a schedule of its own for each seed; none where it was not built.
+#[cfg(feature = "emulator")]
+pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
+    use retune::device::cuda::Cuda;
+    use retune::device::cuda::emulator::Emulator;
+    let driver = Emulator::new(seed).expect("this processor can run the emulator");
+    Some(Rc::new(Cuda::new(Box::new(driver), precision).expect("the emulator has every precision")))
+}
+
+/// The CUDA kernels on the emulator; none where it was not built.
+#[cfg(not(feature = "emulator"))]
 pub fn emulator(_precision: Precision, _seed: u64) -> Option<Rc<dyn Device>> {
     None
 }
