@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, factors, kernel_devices, norm,
-    run_at_lower_levels, stored,
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, assert_stored_near, devices, factors,
+    kernel_devices, norm, run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{
@@ -92,6 +92,7 @@ impl Case {
                 self.stored(precision).check_on(precision, &devices);
             }
         }
+        assert_schedules_agree();
     }
 
     fn check_on(&self, precision: Precision, devices: &[Rc<dyn Device>]) {

@@ -6,7 +6,9 @@ mod reference;
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use reference::devices::{PRECISIONS, Workbench, assert_near, devices, kernel_devices, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels,
+};
 use reference::*;
 use retune::device::{CrossEntropy as Arguments, Device};
 
@@ -38,6 +40,7 @@ fn check(logits: &[f32], targets: &[usize], reduction: Reduction) {
 
 fn check_kernels(logits: &[f32], targets: &[usize], reduction: Reduction) {
     check_on(&all_kernel_devices(), logits, targets, reduction);
+    assert_schedules_agree();
 }
 
 fn all_kernel_devices() -> Vec<Rc<dyn Device>> {

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_stored_near, devices, kernel_devices, run_at_lower_levels, stored,
+    PRECISIONS, Workbench, added, assert_schedules_agree, assert_stored_near, devices, kernel_devices,
+    run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{Device, MaxPoolWindow, Precision};
@@ -35,6 +36,7 @@ fn check(shape: &PoolShape, input: &[f32], seed: u64) {
 /// On kernels, in all precisions.
 fn check_kernels(shape: &PoolShape, input: &[f32], seed: u64) {
     PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), shape, input, seed));
+    assert_schedules_agree();
 }
 
 fn check_on(precision: Precision, devices: &[Rc<dyn Device>], shape: &PoolShape, input: &[f32], seed: u64) {

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::rc::Rc;
 
@@ -104,12 +105,30 @@ const POISON: u8 = 0xFF;
 pub struct Workbench<'a> {
     device: &'a dyn Device,
     unchanged: RefCell<Vec<(Tensor, Vec<u8>)>>,
+    /// Every byte that was read.
+    transcript: RefCell<Vec<u8>>,
+}
+
+thread_local! {
+    /// For each precision of the emulator, what was read from each of them, by its address.
+    static TRANSCRIPTS: RefCell<BTreeMap<String, BTreeMap<usize, Vec<u8>>>> = RefCell::default();
+}
+
+/// Checks that emulators of one precision, which differ in their schedule, gave the same bits on all the workbenches that
+/// were finished since the last time.
+#[track_caller]
+pub fn assert_schedules_agree() {
+    for (precision, transcripts) in TRANSCRIPTS.take() {
+        let mut transcripts = transcripts.values();
+        let first = transcripts.next();
+        assert!(transcripts.all(|other| Some(other) == first), "{precision}: the schedule changes results");
+    }
 }
 
 impl<'a> Workbench<'a> {
     /// An empty one.
     pub fn new(device: &'a dyn Device) -> Self {
-        Self { device, unchanged: RefCell::default() }
+        Self { device, unchanged: RefCell::default(), transcript: RefCell::default() }
     }
 
     fn place(&self, shape: Shape, element_type: ElementType, fill: u8) -> Tensor {
@@ -217,13 +236,16 @@ impl<'a> Workbench<'a> {
 
     /// What a tensor holds.
     pub fn read(&self, tensor: &Tensor) -> Vec<f32> {
-        read_f32(self.device, tensor).expect("downloads")
+        let values = read_f32(self.device, tensor).expect("downloads");
+        self.transcript.borrow_mut().extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+        values
     }
 
     /// What a tensor of bytes holds.
     pub fn read_bytes(&self, tensor: &Tensor) -> Vec<u8> {
         let mut bytes = vec![0; tensor.bytes()];
         self.device.download(tensor, &mut bytes).expect("downloads");
+        self.transcript.borrow_mut().extend(&bytes);
         bytes
     }
 
@@ -235,6 +257,14 @@ impl<'a> Workbench<'a> {
             self.device.download(&tensor, &mut after).expect("downloads");
             assert!(before == after, "a kernel wrote to an input or past the end of a buffer: {tensor:?}");
         }
+        if self.device.name() != "emulator" {
+            return;
+        }
+        let address = std::ptr::from_ref(self.device).addr();
+        TRANSCRIPTS.with_borrow_mut(|transcripts| {
+            let transcripts = transcripts.entry(self.device.precision().to_string()).or_default();
+            transcripts.entry(address).or_default().append(&mut self.transcript.into_inner());
+        });
     }
 }
 
