@@ -272,16 +272,11 @@ impl<'a> Workbench<'a> {
 /// size that it would have if its terms had not happened to cancel.
 #[track_caller]
 pub fn assert_near(what: &str, ours: &[f32], truth: &[f64], typical: f64, limit: f64) {
-    assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
-    let difference = ours.iter().zip(truth).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum::<f64>().sqrt();
-    let size = norm(truth).max(typical);
-    let error = if difference == 0.0 { 0.0 } else { difference / size };
+    let error = error_of(ElementType::F32, ours, truth, typical);
     assert!(error <= limit, "{what}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
 }
 
-/// [`assert_near`] for a tensor of this element type. A result that was rounded to bf16 stands for all the numbers that
-/// round to it; the nearest of them to the truth has to be as near as a float32 result has to be. So a wrong rounding is
-/// noticed as well as a wrong number, and no limit has to allow for the format.
+/// [`assert_near`] for a tensor of any element type, which [`error_of`] regards. Returns what it holds.
 #[track_caller]
 pub fn assert_stored_near(
     what: &str,
@@ -292,27 +287,35 @@ pub fn assert_stored_near(
     limit: f64,
 ) -> Vec<f32> {
     let ours = bench.read(tensor);
-    if tensor.element_type() != ElementType::Bf16 {
-        assert_near(what, &ours, truth, typical, limit);
-        return ours;
-    }
-    assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
-    let distances = ours.iter().zip(truth).map(|(&value, &truth)| {
-        let [low, high] = rounded_from(value);
-        // Not clamp, which takes no NaN.
-        if truth < low {
-            low - truth
-        } else if truth > high {
-            truth - high
-        } else {
-            (truth - truth) + (low - low)
-        }
-    });
-    let difference = distances.map(|distance| distance * distance).sum::<f64>().sqrt();
-    let size = norm(truth).max(typical);
-    let error = if difference == 0.0 { 0.0 } else { difference / size };
-    assert!(error <= limit, "{what}, in bf16: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
+    let element_type = tensor.element_type();
+    let error = error_of(element_type, &ours, truth, typical);
+    assert!(error <= limit, "{what}, {element_type:?}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
     ours
+}
+
+/// `||ours - truth|| / ||truth||`, with `typical` for the size of the truth where that is smaller.
+///
+/// A result that was rounded to bf16 stands for all the numbers that round to it; the nearest of them to the truth counts.
+/// It has to be as near as a float32 result has to be, so a wrong rounding is noticed as well as a wrong number, and no
+/// limit has to allow for the format.
+#[track_caller]
+pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical: f64) -> f64 {
+    assert_eq!(ours.len(), truth.len(), "lengths differ");
+    let distance = |(&value, &truth): (&f32, &f64)| {
+        if element_type != ElementType::Bf16 {
+            return f64::from(value) - truth;
+        }
+        let [low, high] = rounded_from(value);
+        // NaN on either side is neither below nor above, and no distance of zero.
+        match (truth < low, truth > high) {
+            (true, _) => low - truth,
+            (_, true) => truth - high,
+            _ => (truth - truth) + (low - low),
+        }
+    };
+    let difference = ours.iter().zip(truth).map(distance).map(|distance| distance * distance).sum::<f64>().sqrt();
+    let size = norm(truth).max(typical);
+    if difference == 0.0 { 0.0 } else { difference / size }
 }
 
 /// The range of the numbers whose nearest bf16 is this one.
