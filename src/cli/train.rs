@@ -188,7 +188,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     let device = global.open_device()?;
     let interrupted = interruption()?;
     let mut run = if arguments.resume {
-        resume(device, arguments, interrupted)?
+        resume(global, device, arguments, interrupted)?
     } else {
         begin(global, device, arguments, interrupted)?
     };
@@ -351,7 +351,12 @@ fn begin<'a>(
     Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
 }
 
-fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &'a AtomicBool) -> Result<Run<'a>> {
+fn resume<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
     let workers = workers(arguments)?;
     let folder = match &arguments.out {
         Some(path) => RunFolder { path: path.clone() },
@@ -393,6 +398,12 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
             checkpoint.classes.join(", ")
         )));
     }
+    let (before, now) = (&checkpoint.precision, device.precision().to_string());
+    if *before != now {
+        global.note(&format!(
+            "the run was in {before} until here and goes on in {now}: its bits will be those of neither"
+        ));
+    }
     let resnet =
         ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: checkpoint.classes.len() };
     let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
@@ -428,6 +439,7 @@ fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
         "data": arguments.data,
         "weights": arguments.weights,
         "device": run.network.device().name(),
+        "precision": run.network.device().precision().to_string(),
         "classes": splits.train.classes,
         "train_images": splits.train.len(),
         "test_images": splits.test.len(),
