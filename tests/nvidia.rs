@@ -136,7 +136,14 @@ fn memory_is_zeroed_copied_and_freed() {
         assert!(driver.free_bytes().unwrap().unwrap() <= free - 40_000);
         let target = address(memory.clone());
         assert_eq!(download(&driver, target, 10_000), vec![0; 10_000]);
-        // More uploads than there are staging buffers, of sizes that make them grow.
+        // More uploads than there are staging buffers, before any of them is waited for.
+        for word in 0..100u64 {
+            let values = [word as u8; 8];
+            driver.upload(&values, target + 8 * word).unwrap();
+        }
+        let expected: Vec<u32> = (0..200).map(|word| u32::from_ne_bytes([word as u8 / 2; 4])).collect();
+        assert_eq!(download(&driver, target, 200), expected);
+        // Of sizes that make the buffers grow.
         for round in 0..9u32 {
             let values: Vec<u32> = (0..1000 * (round + 1)).map(|index| index ^ (round << 20)).collect();
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
@@ -144,7 +151,10 @@ fn memory_is_zeroed_copied_and_freed() {
             drop(bytes);
             assert_eq!(download(&driver, target, values.len()), values);
         }
+        // What was issued uses the memory until it is done, and the driver is well afterwards.
+        launch(&driver, "fill", Fill { target, count: 10_000, value: 1 }, 0).unwrap();
         drop(memory);
+        driver.synchronize().unwrap();
         assert_eq!(driver.free_bytes().unwrap().unwrap(), free);
         assert_eq!(driver.allocate(0).unwrap().bytes(), 0);
     });
