@@ -439,6 +439,7 @@ fn is_taken(folder: &RunFolder) -> bool {
 /// Bytes as people say them.
 fn size(bytes: usize) -> String {
     match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
         mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
         _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
     }
