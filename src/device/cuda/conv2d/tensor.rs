@@ -1,9 +1,9 @@
 //! Launches of `kernels/conv2d_tensor.cu`: forward and gradient of the input on tensor cores.
 
-use super::{PIXELS_PER_BLOCK, ROWS_PER_GROUP};
+use super::PIXELS_PER_BLOCK;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda};
+use crate::device::cuda::{COUNTERS, Cuda, statistics};
 use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision};
 use crate::error::Result;
 
@@ -78,7 +78,7 @@ pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool 
     let output_pixels = shape.batch * shape.output_height() * shape.output_width();
     let channels = shape.input_channels.max(shape.output_channels);
     let tiles = (input_pixels.max(output_pixels) / PIXELS_PER_BLOCK + 1) * channels.div_ceil(64);
-    let counters = (output_pixels.div_ceil(PIXELS_PER_BLOCK).div_ceil(ROWS_PER_GROUP) + 1) * channels.div_ceil(64);
+    let counters = statistics::counters(output_pixels.div_ceil(PIXELS_PER_BLOCK)) * channels.div_ceil(64);
     let largest = [input_pixels, output_pixels, tiles, shape.weight_len() * 4].into_iter().max();
     channels_fit
         && counters <= COUNTERS
