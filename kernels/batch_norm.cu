@@ -221,14 +221,18 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
 #pragma unroll 8
         for (int pixel = 0; pixel < count; pixel++) sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
         const float mean = sum / static_cast<float>(count);
+        // What is left of the mean's rounding error is added to the sum, and taken from the squares.
         float deviations = 0;
+        float rest = 0;
 #pragma unroll 8
         for (int pixel = 0; pixel < count; pixel++) {
             const float deviation = to_float(input[static_cast<size_t>(pixel) * channels + channel]) - mean;
             deviations = fmaf(deviation, deviation, deviations);
+            rest += deviation;
         }
-        row[channel] = sum;
-        row[channels + channel] = deviations;
+        const float excess = rest * rest / static_cast<float>(count);
+        row[channel] = fmaf(mean, static_cast<float>(count), rest);
+        row[channels + channel] = deviations < excess ? 0 : deviations - excess;
     }
     combine_statistics(arguments.statistics, channels, 0, channels, arguments.pixels, blockIdx.x, blocks,
                        arguments.counters, &flag);
