@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
-use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
+use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
 use crate::error::{Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
@@ -65,6 +66,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         return Err(Error::usage("--workers 0: expected at least 1"));
     }
     let device = global.open_device()?;
+    // Every picture is looked at once: none is kept.
+    let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &arguments.model)?;
     let folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
     let options = LoaderOptions {
@@ -74,10 +77,11 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         workers: arguments.workers.unwrap_or_else(rayon::current_num_threads),
         strict: arguments.strict,
     };
-    let loader = Loader::new(Arc::new(folder), options)?;
-    let progress = Progress::new(global, loader.dataset().len() as u64, "pictures");
+    let pictures = folder.len();
+    let mut batches = Batches::new(Loader::new(Arc::new(folder), options)?, &store)?;
+    let progress = Progress::new(global, pictures as u64, "pictures");
     let (mut done, mut skipped) = (0, 0);
-    let (totals, predictions) = evaluate(&mut network, &loader, model.image_size, |batch| {
+    let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         for sample in &batch.skipped {
             progress.line(&format!("warning: left out: {}", sample.reason));
         }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
-use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, Sample};
+use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, Sample};
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
@@ -59,6 +60,8 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     }
     let paths = pictures(&arguments.images)?;
     let device = global.open_device()?;
+    // Every picture is looked at once: none is kept.
+    let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &arguments.model)?;
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
     let options = LoaderOptions {
@@ -69,10 +72,11 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         strict: false,
     };
     let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples };
-    let loader = Loader::new(Arc::new(folder), options)?;
-    let progress = Progress::new(global, loader.dataset().len() as u64, "pictures");
+    let dataset = Arc::new(folder);
+    let mut batches = Batches::new(Loader::new(dataset.clone(), options)?, &store)?;
+    let progress = Progress::new(global, dataset.len() as u64, "pictures");
     let (mut done, mut failed) = (0, 0);
-    let (_, predictions) = evaluate(&mut network, &loader, model.image_size, |batch| {
+    let (_, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         batch.skipped.iter().for_each(|sample| progress.line(&format!("warning: left out: {}", sample.reason)));
         failed += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();
@@ -81,7 +85,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     })?;
     progress.finish();
     let results = predictions.iter().map(|prediction| {
-        let path = loader.dataset().samples[prediction.index].path.clone();
+        let path = dataset.samples[prediction.index].path.clone();
         let classes = likeliest(prediction, &model.classes, arguments.top);
         PictureResult { path, classes, logits: arguments.logits.then(|| prediction.logits.clone()) }
     });

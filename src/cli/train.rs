@@ -109,6 +109,11 @@ pub struct TrainArguments {
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 
+    /// Memory of a GPU for decoded pictures, which it then keeps; the rest are decoded in every epoch [default: what is
+    /// free]
+    #[arg(long, value_name = "MIB")]
+    picture_memory: Option<usize>,
+
     /// A picture that cannot be read ends the run, instead of being left out with a warning
     #[arg(long)]
     strict: bool,
@@ -135,6 +140,11 @@ impl TrainArguments {
         self.overlay(&mut recipe, |_| Ok(()))?;
         check(&recipe)?;
         Ok(recipe)
+    }
+
+    /// In bytes.
+    fn picture_memory(&self) -> Option<usize> {
+        self.picture_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20))
     }
 
     fn given_arch(&self) -> &str {
@@ -215,6 +225,12 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
                 ));
             }
         }
+        Event::Stored(stored, of) if !global.quiet => progress.line(&format!(
+            "{} of {of} pictures stay on {device_name} as they were decoded: {}",
+            stored.pictures,
+            size(stored.bytes)
+        )),
+        Event::Stored(..) => {}
         Event::Skipped(sample) => {
             progress.line(&format!("warning: left out: {}", sample.reason));
             skipped.push(sample.path.clone());
@@ -330,7 +346,9 @@ fn begin<'a>(
         None => initialise(&mut network, recipe.seed)?,
     }
     let position = Position::default();
-    Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
+    let picture_memory = arguments.picture_memory();
+    let strict = arguments.strict;
+    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
 }
 
 fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &'a AtomicBool) -> Result<Run<'a>> {
@@ -380,7 +398,9 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
     let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
     checkpoint.restore(&mut network)?;
     let position = checkpoint.position;
-    Ok(Run { network, recipe, splits, folder, position, workers, strict: arguments.strict, interrupted })
+    let picture_memory = arguments.picture_memory();
+    let strict = arguments.strict;
+    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
 }
 
 /// `runs/1`, `runs/2`, ...

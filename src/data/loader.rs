@@ -18,6 +18,9 @@ use crate::error::{Context, Error, Result};
 /// How many batches are prepared ahead of the one that the consumer works on.
 const PREFETCHED_BATCHES: usize = 2;
 
+/// No picture is decoded while those that wait for the consumer have more bytes.
+const DECODED_BYTES: usize = 512 << 20;
+
 /// What the pictures are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -122,9 +125,16 @@ impl Loader {
 
     /// The batches of an epoch from number `first_batch` on, the same as [`Loader::epoch`] gives there.
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
-        let job = PictureJob { dataset: Arc::clone(&self.dataset), options: self.options, epoch };
+        let pool = Arc::clone(&self.pool);
+        let job = BatchJob { dataset: Arc::clone(&self.dataset), options: self.options, epoch, pool };
         let order = epoch_order(self.dataset.len(), self.options.mode, epoch);
-        Epoch::start(job, order, first_batch, Arc::clone(&self.pool))
+        Epoch { pipeline: Pipeline::start(job, order, first_batch, self.options.workers) }
+    }
+
+    /// These samples as they are decoded, in this order. Workers begin at once.
+    pub(super) fn decode(&self, samples: Vec<usize>) -> Pictures {
+        let job = DecodeJob { dataset: Arc::clone(&self.dataset), options: self.options };
+        Pictures { pipeline: Pipeline::start(job, samples, 0, self.options.workers) }
     }
 }
 
@@ -171,44 +181,58 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is done with one sample. The tests put another one in the place of pictures.
+/// What is done with samples. The tests put another one in the place of pictures.
 trait Job: Send + Sync + 'static {
     /// What a worker keeps from sample to sample.
     type Scratch: Default;
+    /// What becomes of one sample.
+    type Sample: Send;
+    /// What becomes of a group of them.
+    type Group: Send;
 
     fn dataset(&self) -> &ImageFolder;
-    fn options(&self) -> &LoaderOptions;
 
-    /// Fills `pixels` with 8-bit RGB, [image_size, image_size, 3].
-    fn prepare(&self, scratch: &mut Self::Scratch, index: usize, pixels: &mut [u8]) -> Result<()>;
+    /// Samples of a group; the last may have fewer.
+    fn group_size(&self) -> usize;
+
+    /// How many groups may be prepared ahead of the consumer, at least one.
+    fn groups_ahead(&self) -> usize;
+
+    /// Bytes that a sample holds until the consumer takes it, where there may be too many of them.
+    fn bytes(_sample: &Self::Sample) -> usize {
+        0
+    }
+
+    fn prepare(&self, scratch: &mut Self::Scratch, index: usize) -> Result<Self::Sample>;
+
+    /// Puts the samples of a group together; `order` has their indices.
+    fn assemble(&self, order: &[usize], samples: Vec<Result<Self::Sample>>) -> Result<Self::Group>;
 }
 
-struct PictureJob {
+/// Batches of normalised pixels.
+struct BatchJob {
     dataset: Arc<ImageFolder>,
     options: LoaderOptions,
     epoch: u64,
+    pool: Arc<Pool>,
 }
 
 #[derive(Default)]
-struct PictureScratch {
+struct BatchScratch {
     decoder: Decoder,
     image: RgbImage,
     transformer: Transformer,
 }
 
-impl Job for PictureJob {
-    type Scratch = PictureScratch;
-
-    fn dataset(&self) -> &ImageFolder {
-        &self.dataset
+impl BatchJob {
+    /// Bytes of a picture: 8-bit RGB, [image_size, image_size, 3].
+    fn picture_bytes(&self) -> usize {
+        self.options.image_size as usize * self.options.image_size as usize * 3
     }
 
-    fn options(&self) -> &LoaderOptions {
-        &self.options
-    }
-
-    fn prepare(&self, scratch: &mut PictureScratch, index: usize, pixels: &mut [u8]) -> Result<()> {
-        let PictureScratch { decoder, image, transformer } = scratch;
+    /// Fills `pixels` with 8-bit RGB, [image_size, image_size, 3].
+    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<()> {
+        let BatchScratch { decoder, image, transformer } = scratch;
         decoder.decode_file(&self.dataset.samples[index].path, image)?;
         let size = self.options.image_size;
         let result = match self.options.mode {
@@ -223,70 +247,212 @@ impl Job for PictureJob {
     }
 }
 
+impl Job for BatchJob {
+    type Scratch = BatchScratch;
+    type Sample = Vec<u8>;
+    type Group = Batch;
+
+    fn dataset(&self) -> &ImageFolder {
+        &self.dataset
+    }
+
+    fn group_size(&self) -> usize {
+        self.options.batch_size
+    }
+
+    fn groups_ahead(&self) -> usize {
+        PREFETCHED_BATCHES
+    }
+
+    fn prepare(&self, scratch: &mut BatchScratch, index: usize) -> Result<Vec<u8>> {
+        let mut pixels = self.pool.take_pixels();
+        pixels.resize(self.picture_bytes(), 0);
+        match self.transform(scratch, index, &mut pixels) {
+            Ok(()) => Ok(pixels),
+            Err(error) => {
+                self.pool.return_pixels(pixels);
+                Err(error)
+            }
+        }
+    }
+
+    fn assemble(&self, order: &[usize], samples: Vec<Result<Vec<u8>>>) -> Result<Batch> {
+        let present = samples.iter().filter(|sample| sample.is_ok()).count();
+        let values = self.picture_bytes();
+        let mut images = self.pool.take_images();
+        images.resize(present * values, 0.0);
+        let mut batch = Batch {
+            images,
+            targets: Vec::with_capacity(present),
+            indices: Vec::with_capacity(present),
+            skipped: Vec::new(),
+            pool: Arc::clone(&self.pool),
+        };
+        for (&index, sample) in order.iter().zip(samples) {
+            match skip(&self.dataset, &self.options, index, sample)? {
+                Ok(pixels) => {
+                    let start = batch.indices.len() * values;
+                    normalize(&pixels, &mut batch.images[start..start + values])?;
+                    self.pool.return_pixels(pixels);
+                    batch.targets.push(self.dataset.samples[index].class as u32);
+                    batch.indices.push(index);
+                }
+                Err(skipped) => batch.skipped.push(skipped),
+            }
+        }
+        Ok(batch)
+    }
+}
+
+/// Pictures as they are decoded, one by one.
+struct DecodeJob {
+    dataset: Arc<ImageFolder>,
+    options: LoaderOptions,
+}
+
+impl Job for DecodeJob {
+    type Scratch = Decoder;
+    type Sample = RgbImage;
+    type Group = DecodedPicture;
+
+    fn dataset(&self) -> &ImageFolder {
+        &self.dataset
+    }
+
+    fn group_size(&self) -> usize {
+        1
+    }
+
+    fn groups_ahead(&self) -> usize {
+        self.options.batch_size.saturating_mul(PREFETCHED_BATCHES)
+    }
+
+    fn bytes(picture: &RgbImage) -> usize {
+        picture.pixels.len()
+    }
+
+    fn prepare(&self, decoder: &mut Decoder, index: usize) -> Result<RgbImage> {
+        let mut image = RgbImage::default();
+        decoder.decode_file(&self.dataset.samples[index].path, &mut image)?;
+        Ok(image)
+    }
+
+    fn assemble(&self, order: &[usize], samples: Vec<Result<RgbImage>>) -> Result<DecodedPicture> {
+        let mut pictures = order.iter().zip(samples);
+        let (&index, sample) = pictures.next().ok_or_else(|| Error::new("no picture was prepared"))?;
+        Ok(DecodedPicture { index, image: skip(&self.dataset, &self.options, index, sample)? })
+    }
+}
+
+/// An unreadable picture is an error or is skipped, as the options say.
+fn skip<T>(
+    dataset: &ImageFolder,
+    options: &LoaderOptions,
+    index: usize,
+    sample: Result<T>,
+) -> Result<Result<T, SkippedSample>> {
+    match sample {
+        Ok(sample) => Ok(Ok(sample)),
+        Err(error) if options.strict => Err(error),
+        Err(error) => {
+            let path = dataset.samples[index].path.clone();
+            Ok(Err(SkippedSample { index, path, reason: error.message().to_owned() }))
+        }
+    }
+}
+
+/// A picture of a data set as it was decoded, or why it could not be.
+pub(super) struct DecodedPicture {
+    /// An index into [`ImageFolder::samples`].
+    pub(super) index: usize,
+    pub(super) image: Result<RgbImage, SkippedSample>,
+}
+
+/// See [`Loader::decode`].
+pub(super) struct Pictures {
+    pipeline: Pipeline<DecodeJob>,
+}
+
+impl Iterator for Pictures {
+    type Item = Result<DecodedPicture>;
+
+    fn next(&mut self) -> Option<Result<DecodedPicture>> {
+        self.pipeline.next()
+    }
+}
+
 /// The batches of one epoch; see [`Loader::epoch`].
 pub struct Epoch {
-    shared: Arc<Shared>,
+    pipeline: Pipeline<BatchJob>,
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        self.pipeline.next()
+    }
+}
+
+/// Workers that prepare samples in an order, and the groups of them, in that order, for one consumer.
+struct Pipeline<J: Job> {
+    shared: Arc<Shared<J>>,
     workers: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+struct Shared<J: Job> {
+    job: J,
     order: Vec<usize>,
-    batch_size: usize,
-    pool: Arc<Pool>,
-    state: Mutex<State>,
-    /// Signals a batch that is complete, or a failure.
+    state: Mutex<State<J>>,
+    /// Signals a group that is complete, or a failure.
     ready: Condvar,
     /// Signals that more samples may be prepared, or that none are wanted any more.
     room: Condvar,
 }
 
-struct State {
+struct State<J: Job> {
     /// The next position in the order that a worker will take.
     next_position: usize,
-    /// The number of the batch that the consumer gets next.
-    next_batch: usize,
-    /// Batches in the making; the first is number `next_batch`.
-    assemblies: VecDeque<Assembly>,
+    /// The number of the group that the consumer gets next.
+    next_group: usize,
+    /// Groups in the making; the first is number `next_group`.
+    assemblies: VecDeque<Assembly<J>>,
+    /// Bytes of the samples in them.
+    bytes: usize,
     failure: Option<Error>,
     stopped: bool,
 }
 
-struct Assembly {
-    samples: Vec<Option<Result<Vec<u8>>>>,
+struct Assembly<J: Job> {
+    samples: Vec<Option<Result<J::Sample>>>,
     missing: usize,
-    batch: Option<Result<Batch>>,
+    bytes: usize,
+    group: Option<Result<J::Group>>,
 }
 
-impl Epoch {
-    fn start<J: Job>(job: J, order: Vec<usize>, first_batch: usize, pool: Arc<Pool>) -> Self {
-        let batch_size = job.options().batch_size;
+impl<J: Job> Pipeline<J> {
+    fn start(job: J, order: Vec<usize>, first_group: usize, workers: usize) -> Self {
         let state = State {
-            next_position: first_batch.saturating_mul(batch_size).min(order.len()),
-            next_batch: first_batch,
+            next_position: first_group.saturating_mul(job.group_size()).min(order.len()),
+            next_group: first_group,
             assemblies: VecDeque::new(),
+            bytes: 0,
             failure: None,
             stopped: false,
         };
-        let threads = job.options().workers.clamp(1, (order.len() - state.next_position).max(1));
-        let shared = Arc::new(Shared {
-            order,
-            batch_size,
-            pool,
-            state: Mutex::new(state),
-            ready: Condvar::new(),
-            room: Condvar::new(),
-        });
-        let job = Arc::new(job);
+        let threads = workers.clamp(1, (order.len() - state.next_position).max(1));
+        let (ready, room) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { job, order, state: Mutex::new(state), ready, room });
         let mut workers = Vec::with_capacity(threads);
         for number in 0..threads {
-            let (job, shared_of_worker) = (Arc::clone(&job), Arc::clone(&shared));
+            let shared_of_worker = Arc::clone(&shared);
             let spawned = std::thread::Builder::new()
                 .name(format!("data worker {number}"))
-                .spawn(move || work(&*job, &shared_of_worker))
+                .spawn(move || work(&shared_of_worker))
                 .context(|| "cannot start a data worker");
             match spawned {
                 Ok(worker) => workers.push(worker),
-                // Fewer workers give the same batches.
+                // Fewer workers give the same groups.
                 Err(error) if workers.is_empty() => lock(&shared.state).failure = Some(error),
                 Err(_) => break,
             }
@@ -294,27 +460,20 @@ impl Epoch {
         Self { shared, workers }
     }
 
-    fn batch_count(&self) -> usize {
-        self.shared.order.len().div_ceil(self.shared.batch_size)
-    }
-}
-
-impl Iterator for Epoch {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Result<Batch>> {
-        let batch_count = self.batch_count();
+    fn next(&mut self) -> Option<Result<J::Group>> {
+        let groups = self.shared.order.len().div_ceil(self.shared.job.group_size());
         let mut state = lock(&self.shared.state);
-        if state.stopped || state.next_batch >= batch_count {
+        if state.stopped || state.next_group >= groups {
             return None;
         }
         loop {
-            if state.assemblies.front().is_some_and(|assembly| assembly.batch.is_some()) {
-                let batch = state.assemblies.pop_front().and_then(|assembly| assembly.batch);
-                state.next_batch += 1;
-                state.stopped = matches!(batch, Some(Err(_)));
+            if state.assemblies.front().is_some_and(|assembly| assembly.group.is_some()) {
+                let assembly = state.assemblies.pop_front()?;
+                state.next_group += 1;
+                state.bytes -= assembly.bytes;
+                state.stopped = matches!(assembly.group, Some(Err(_)));
                 self.shared.room.notify_all();
-                return batch;
+                return assembly.group;
             }
             if let Some(error) = state.failure.take() {
                 state.stopped = true;
@@ -326,7 +485,7 @@ impl Iterator for Epoch {
     }
 }
 
-impl Drop for Epoch {
+impl<J: Job> Drop for Pipeline<J> {
     fn drop(&mut self) {
         lock(&self.shared.state).stopped = true;
         self.shared.room.notify_all();
@@ -338,12 +497,12 @@ impl Drop for Epoch {
 }
 
 /// Turns a panic of its worker into an error for the consumer, who would otherwise wait for ever.
-struct PanicReporter<'a> {
-    shared: &'a Shared,
+struct PanicReporter<'a, J: Job> {
+    shared: &'a Shared<J>,
     doing: PathBuf,
 }
 
-impl Drop for PanicReporter<'_> {
+impl<J: Job> Drop for PanicReporter<'_, J> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let error = Error::new(format!("a data worker failed on {}", self.doing.display()))
@@ -354,45 +513,42 @@ impl Drop for PanicReporter<'_> {
     }
 }
 
-fn work<J: Job>(job: &J, shared: &Shared) {
+fn work<J: Job>(shared: &Shared<J>) {
     let mut reporter = PanicReporter { shared, doing: PathBuf::new() };
     let mut scratch = J::Scratch::default();
-    let bytes = job.options().image_size as usize * job.options().image_size as usize * 3;
+    let size = shared.job.group_size();
     while let Some(position) = shared.claim() {
         let index = shared.order[position];
-        reporter.doing.clone_from(&job.dataset().samples[index].path);
-        let mut pixels = shared.pool.take_pixels();
-        pixels.resize(bytes, 0);
-        let sample = match job.prepare(&mut scratch, index, &mut pixels) {
-            Ok(()) => Ok(pixels),
-            Err(error) => {
-                shared.pool.return_pixels(pixels);
-                Err(error)
-            }
-        };
+        reporter.doing.clone_from(&shared.job.dataset().samples[index].path);
+        let sample = shared.job.prepare(&mut scratch, index);
         if let Some(samples) = shared.deliver(position, sample) {
-            let number = position / shared.batch_size;
-            let batch = assemble(job, shared, &shared.order[number * shared.batch_size..], samples);
-            shared.complete(number, batch);
+            let number = position / size;
+            let group = match samples.into_iter().collect::<Option<Vec<_>>>() {
+                Some(samples) => shared.job.assemble(&shared.order[number * size..], samples),
+                None => Err(Error::new(format!("{} was not prepared", reporter.doing.display()))),
+            };
+            shared.complete(number, group);
         }
     }
 }
 
-impl Shared {
+impl<J: Job> Shared<J> {
     /// The next position in the order, once the consumer is near enough to it; none at the end.
     fn claim(&self) -> Option<usize> {
+        let size = self.job.group_size();
         let mut state = lock(&self.state);
         loop {
             let position = state.next_position;
             if state.stopped || state.failure.is_some() || position >= self.order.len() {
                 return None;
             }
-            let ahead = position / self.batch_size - state.next_batch;
-            if ahead < PREFETCHED_BATCHES {
+            let ahead = position / size - state.next_group;
+            // The group that the consumer waits for is never held up.
+            if ahead == 0 || ahead < self.job.groups_ahead() && state.bytes < DECODED_BYTES {
                 if ahead == state.assemblies.len() {
-                    let size = self.batch_size.min(self.order.len() - position);
-                    let samples = (0..size).map(|_| None).collect();
-                    state.assemblies.push_back(Assembly { samples, missing: size, batch: None });
+                    let missing = size.min(self.order.len() - position);
+                    let samples = (0..missing).map(|_| None).collect();
+                    state.assemblies.push_back(Assembly { samples, missing, bytes: 0, group: None });
                 }
                 state.next_position += 1;
                 return Some(position);
@@ -401,59 +557,29 @@ impl Shared {
         }
     }
 
-    /// Puts a sample into its batch, and gives back all samples of the batch when this was the last.
-    fn deliver(&self, position: usize, sample: Result<Vec<u8>>) -> Option<Vec<Option<Result<Vec<u8>>>>> {
+    /// Puts a sample into its group, and gives back all samples of the group when this was the last.
+    fn deliver(&self, position: usize, sample: Result<J::Sample>) -> Option<Vec<Option<Result<J::Sample>>>> {
+        let size = self.job.group_size();
+        let bytes = sample.as_ref().map_or(0, J::bytes);
         let mut state = lock(&self.state);
-        let number = position / self.batch_size - state.next_batch;
+        let number = position / size - state.next_group;
         let assembly = state.assemblies.get_mut(number)?;
-        assembly.samples[position % self.batch_size] = Some(sample);
+        assembly.samples[position % size] = Some(sample);
         assembly.missing -= 1;
-        (assembly.missing == 0).then(|| std::mem::take(&mut assembly.samples))
+        assembly.bytes += bytes;
+        let complete = (assembly.missing == 0).then(|| std::mem::take(&mut assembly.samples));
+        state.bytes += bytes;
+        complete
     }
 
-    fn complete(&self, number: usize, batch: Result<Batch>) {
+    fn complete(&self, number: usize, group: Result<J::Group>) {
         let mut state = lock(&self.state);
-        let ahead = number - state.next_batch;
+        let ahead = number - state.next_group;
         if let Some(assembly) = state.assemblies.get_mut(ahead) {
-            assembly.batch = Some(batch);
+            assembly.group = Some(group);
         }
         self.ready.notify_all();
     }
-}
-
-/// Puts the samples of a batch together, in their order, without those that failed.
-fn assemble<J: Job>(job: &J, shared: &Shared, order: &[usize], samples: Vec<Option<Result<Vec<u8>>>>) -> Result<Batch> {
-    let present = samples.iter().filter(|sample| matches!(sample, Some(Ok(_)))).count();
-    let values = job.options().image_size as usize * job.options().image_size as usize * 3;
-    let mut images = shared.pool.take_images();
-    images.resize(present * values, 0.0);
-    let mut batch = Batch {
-        images,
-        targets: Vec::with_capacity(present),
-        indices: Vec::with_capacity(present),
-        skipped: Vec::new(),
-        pool: Arc::clone(&shared.pool),
-    };
-    for (&index, sample) in order.iter().zip(samples) {
-        let picture = &job.dataset().samples[index];
-        match sample {
-            Some(Ok(pixels)) => {
-                let start = batch.indices.len() * values;
-                normalize(&pixels, &mut batch.images[start..start + values])?;
-                shared.pool.return_pixels(pixels);
-                batch.targets.push(picture.class as u32);
-                batch.indices.push(index);
-            }
-            Some(Err(error)) if job.options().strict => return Err(error),
-            Some(Err(error)) => batch.skipped.push(SkippedSample {
-                index,
-                path: picture.path.clone(),
-                reason: error.message().to_owned(),
-            }),
-            None => return Err(Error::new(format!("{} was not prepared", picture.path.display()))),
-        }
-    }
-    Ok(batch)
 }
 
 #[cfg(test)]
@@ -464,23 +590,32 @@ mod tests {
     /// Panics on one sample.
     struct PanickingJob {
         dataset: ImageFolder,
-        options: LoaderOptions,
         fatal: usize,
     }
 
     impl Job for PanickingJob {
         type Scratch = ();
+        type Sample = ();
+        type Group = ();
 
         fn dataset(&self) -> &ImageFolder {
             &self.dataset
         }
 
-        fn options(&self) -> &LoaderOptions {
-            &self.options
+        fn group_size(&self) -> usize {
+            3
         }
 
-        fn prepare(&self, _: &mut (), index: usize, _: &mut [u8]) -> Result<()> {
+        fn groups_ahead(&self) -> usize {
+            2
+        }
+
+        fn prepare(&self, _: &mut (), index: usize) -> Result<()> {
             assert_ne!(index, self.fatal, "on purpose");
+            Ok(())
+        }
+
+        fn assemble(&self, _: &[usize], _: Vec<Result<()>>) -> Result<()> {
             Ok(())
         }
     }
@@ -490,14 +625,12 @@ mod tests {
         for workers in [1, 4] {
             let samples = (0..20).map(|n| Sample { path: format!("{n}.jpg").into(), class: 0 }).collect();
             let dataset = ImageFolder { root: "".into(), classes: vec!["only".into()], samples };
-            let mode = Mode::Evaluate;
-            let options = LoaderOptions { batch_size: 3, image_size: 2, mode, workers, strict: false };
-            let order = (0..20).collect();
-            let mut epoch = Epoch::start(PanickingJob { dataset, options, fatal: 7 }, order, 0, Arc::default());
-            // Batches that were complete before the panic may still come.
-            let error = epoch.find_map(Result::err).expect("an error");
+            let job = PanickingJob { dataset, fatal: 7 };
+            let mut pipeline = Pipeline::start(job, (0..20).collect(), 0, workers);
+            // Groups that were complete before the panic may still come.
+            let error = std::iter::from_fn(|| pipeline.next()).find_map(Result::err).expect("an error");
             assert_eq!(error.message(), "a data worker failed on 7.jpg");
-            assert!(epoch.next().is_none());
+            assert!(pipeline.next().is_none());
         }
     }
 }

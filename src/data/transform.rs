@@ -10,6 +10,7 @@ use fast_image_resize::{FilterType, ImageView, ResizeAlg, ResizeOptions, Resizer
 
 use super::decode::RgbImage;
 use super::random::{Purpose, RandomStream};
+use crate::device::Resampling;
 use crate::error::{Error, Result};
 
 /// What is subtracted from red, green and blue, each in 0..1: ImageNet's mean.
@@ -52,6 +53,22 @@ impl Augmentation {
         let mut random = RandomStream::new(seed, Purpose::Augmentation, epoch, index as u64);
         let crop = sample_random_resized_crop(&mut random, width, height);
         Self { crop, flip: random.unit() < FLIP_PROBABILITY }
+    }
+
+    /// What [`Transformer::augment`] does, for a device that does it.
+    pub fn resampling(&self, image_size: u32) -> Resampling {
+        let CropBox { top, left, height, width } = self.crop;
+        Resampling {
+            top,
+            left,
+            height,
+            width,
+            scaled_height: image_size,
+            scaled_width: image_size,
+            window_top: 0,
+            window_left: 0,
+            flip: self.flip,
+        }
     }
 }
 
@@ -100,6 +117,27 @@ pub fn resized_size(width: u32, height: u32, shorter_side: u32) -> (u32, u32) {
 /// 256 for 224, and in proportion for other sizes.
 pub fn test_shorter_side(image_size: u32) -> u32 {
     (f64::from(image_size) * 256.0 / 224.0).round_ties_even() as u32
+}
+
+/// What [`Transformer::resize_shorter_side_and_center_crop`] does to a picture of this size, for a device that does it.
+pub fn center_crop_resampling(width: u32, height: u32, shorter_side: u32, image_size: u32) -> Resampling {
+    let (scaled_width, scaled_height) = resized_size(width, height, shorter_side);
+    let begin = |length| {
+        let crop = CenterCrop::new(length, image_size);
+        // Half of a 32-bit number at most.
+        (i64::from(crop.skipped) - i64::from(crop.padding)) as i32
+    };
+    Resampling {
+        top: 0,
+        left: 0,
+        height,
+        width,
+        scaled_height,
+        scaled_width,
+        window_top: begin(scaled_height),
+        window_left: begin(scaled_width),
+        flip: false,
+    }
 }
 
 /// Where a central crop lies along one axis.
@@ -304,6 +342,11 @@ pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
         normalized[2] = blue[usize::from(pixel[2])];
     }
     Ok(())
+}
+
+/// What [`normalize`] makes of each byte of red, of green and of blue: `[3, 256]`.
+pub fn normalized_levels() -> &'static [f32] {
+    NORMALIZED.as_flattened()
 }
 
 static NORMALIZED: LazyLock<[[f32; 256]; 3]> = LazyLock::new(|| {

@@ -7,10 +7,12 @@
 pub mod cpu;
 pub mod cuda;
 
+mod augment;
 mod conv2d;
 
 use std::rc::Rc;
 
+pub use augment::{Augment, PictureView, Resampling};
 pub use conv2d::{Conv2dPass, Conv2dShape};
 use half::bf16;
 
@@ -240,6 +242,11 @@ pub trait Device {
         Precision::Fp32
     }
 
+    /// Bytes that can still be allocated, where the device tells.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Zeroed memory, aligned to at least 256 bytes.
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>>;
 
@@ -256,6 +263,17 @@ pub trait Device {
     /// None where the device cannot: then `step` was not called.
     fn record(&self, _step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
         Ok(None)
+    }
+
+    /// Whether it has [`Device::augment`]. Elsewhere pictures become pixels in [`crate::data`], on the threads that
+    /// decode them.
+    fn has_augment(&self) -> bool {
+        false
+    }
+
+    /// From decoded pictures to the pixels that the network takes: crops, scales, flips, normalises.
+    fn augment(&self, _arguments: &Augment) -> Result<()> {
+        Err(Error::new(format!("{} has no augment", self.name())))
     }
 
     /// Rows of the partial statistics of an activation of `shape`. How the pixels are divided is the device's own affair.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
 use crate::ops::LossReduction;
 use crate::optim::{GroupSettings, sgd_step};
+use crate::tensor::Tensor;
 
 /// The name of the head: torchvision's last layer.
 pub const HEAD: &str = "fc";
@@ -84,6 +85,11 @@ impl Network {
     /// Where it lives.
     pub fn device(&self) -> &dyn Device {
         self.device.as_ref()
+    }
+
+    /// Where it lives, for whoever keeps memory there.
+    pub fn shared_device(&self) -> Rc<dyn Device> {
+        self.device.clone()
     }
 
     /// Its parameters.
@@ -182,6 +188,17 @@ impl Network {
     /// Fills in a batch of a prepared shape: `images` `[N, H, W, 3]`, one target each. To be done before every run: the
     /// plan uses the memory of the inputs again once they have been read.
     pub fn fill(&self, shape: BatchShape, trains: bool, images: &[f32], targets: &[u32]) -> Result<()> {
+        self.fill_by(shape, trains, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::fill`], and `write` writes the images to the tensor that it is given.
+    pub fn fill_by(
+        &self,
+        shape: BatchShape,
+        trains: bool,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<()> {
         let prepared = self.find(shape, trains)?;
         let classes = self.resnet.classes;
         let targets: Vec<i32> = targets
@@ -191,7 +208,7 @@ impl Network {
                 _ => Err(Error::new(format!("class {target} of a network with {classes} classes"))),
             })
             .collect::<Result<_>>()?;
-        write_f32(self.device.as_ref(), images, prepared.executor.value(prepared.input))?;
+        write(self.device.as_ref(), prepared.executor.value(prepared.input))?;
         write_i32(self.device.as_ref(), &targets, prepared.executor.value(prepared.targets))
     }
 
@@ -218,13 +235,23 @@ impl Network {
     /// that it meets a batch shape, and issues the step as a whole then and later. The loss is that of before the
     /// update; where it is not finite, the parameters are spoilt.
     pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
+        self.step_by(shape, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::step`], and `write` writes the images to the tensor that it is given.
+    pub fn step_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<BatchResult> {
         self.prepare(shape, true)?;
         let position = self.position(shape, true)?;
         if self.prepared[position].recording.is_none() {
             let recording = self.device.record(&mut || self.issue_step(position))?;
             self.prepared[position].recording = recording;
         }
-        self.fill(shape, true, images, targets)?;
+        self.fill_by(shape, true, write, targets)?;
         match &self.prepared[position].recording {
             Some(recording) => recording.replay()?,
             None => self.issue_step(position)?,
@@ -259,9 +286,19 @@ impl Network {
 
     /// Evaluation of one batch: the loss and `[N, classes]` logits.
     pub fn evaluate(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<(BatchResult, Vec<f32>)> {
+        self.evaluate_by(shape, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Network::evaluate`], and `write` writes the images to the tensor that it is given.
+    pub fn evaluate_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<(BatchResult, Vec<f32>)> {
         self.prepare(shape, false)?;
         let prepared = self.find(shape, false)?;
-        self.fill(shape, false, images, targets)?;
+        self.fill_by(shape, false, write, targets)?;
         prepared.executor.forward(self.device.as_ref())?;
         let logits = read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))?;
         Ok((self.result(prepared)?, logits))

@@ -1,9 +1,11 @@
 //! Classifying a set of pictures.
 
 use super::metrics::Totals;
-use crate::data::{Batch, Loader};
+use crate::data::{Batches, InputBatch};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network};
+use crate::tensor::Tensor;
 
 /// What the network said of one picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,28 +47,31 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The batch shape of a batch of square pictures.
-pub fn batch_shape(batch: &Batch, image_size: usize) -> BatchShape {
+pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
     BatchShape { batch: batch.targets.len(), height: image_size, width: image_size }
 }
 
-/// Classifies every picture of the loader, in its order. `visit` sees each batch, for its skipped pictures and for a
+/// Classifies every picture, in the order of the data set. `visit` sees each batch, for its skipped pictures and for a
 /// progress line.
 pub fn evaluate(
     network: &mut Network,
-    loader: &Loader,
+    batches: &mut Batches,
     image_size: usize,
-    mut visit: impl FnMut(&Batch) -> Result<()>,
+    mut visit: impl FnMut(&InputBatch) -> Result<()>,
 ) -> Result<(Totals, Vec<Prediction>)> {
     let classes = network.resnet().classes;
     let mut totals = Totals::default();
     let mut predictions = Vec::new();
-    for batch in loader.epoch(0) {
+    let mut epoch = batches.epoch_from(0, 0);
+    while let Some(batch) = epoch.next_batch() {
         let batch = batch?;
         visit(&batch)?;
         if batch.targets.is_empty() {
             continue;
         }
-        let (result, logits) = network.evaluate(batch_shape(&batch, image_size), &batch.images, &batch.targets)?;
+        let shape = batch_shape(&batch, image_size);
+        let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
+        let (result, logits) = network.evaluate_by(shape, write, &batch.targets)?;
         let first = predictions.len();
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });

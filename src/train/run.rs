@@ -1,6 +1,7 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,10 +11,12 @@ use super::evaluate::{batch_shape, evaluate};
 use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
 use super::recipe::Recipe;
-use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, SkippedSample, Splits};
+use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, SkippedSample, Splits, Stored};
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{BatchShape, Network};
 use crate::ops::LossReduction;
+use crate::tensor::Tensor;
 
 /// The files of a run's folder.
 #[derive(Debug, Clone)]
@@ -85,6 +88,8 @@ pub enum Event<'a> {
     },
     /// An epoch was completed and saved.
     Epoch(&'a Metric),
+    /// Pictures stay in the device's memory from here on, of so many in all.
+    Stored(Stored, usize),
     /// A picture could not be read and was left out; told once a picture.
     Skipped(&'a SkippedSample),
 }
@@ -122,6 +127,8 @@ pub struct Run<'a> {
     pub position: Position,
     /// Threads that decode pictures.
     pub workers: usize,
+    /// Bytes that decoded pictures may take on a device that keeps them; without a limit, what is free.
+    pub picture_memory: Option<usize>,
     /// Whether an unreadable picture ends the run.
     pub strict: bool,
     /// Set when the user wants to stop; the run saves a checkpoint and ends.
@@ -169,20 +176,23 @@ impl Run<'_> {
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
         self.folder.remove_leftovers();
+        let store = Rc::new(PictureStore::new(self.network.shared_device(), self.picture_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
-        let test_loader = self.loader(&self.splits.test, Mode::Evaluate)?;
+        let mut train_batches = Batches::new(train_loader, &store)?;
+        let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
         let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
         let mut reported = vec![false; self.splits.train.len()];
         let mut clock = Clock::default();
         let mut last = None;
+        let mut stored = Stored::default();
         while self.position.epoch < self.recipe.epochs {
             let before = (clock.images, clock.training);
-            self.train_epoch(&train_loader, &mut metrics, &mut clock, &mut reported, &mut observe)?;
+            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut reported, &mut observe)?;
             let (images, training) = (clock.images - before.0, clock.training - before.1);
 
-            let batches = test_loader.batch_count();
+            let batches = test_batches.loader().batch_count();
             let mut batch = 0;
-            let tested = evaluate(&mut self.network, &test_loader, self.recipe.image_size, |tested| {
+            let tested = evaluate(&mut self.network, &mut test_batches, self.recipe.image_size, |tested| {
                 if self.position.epoch == 0 {
                     tested.skipped.iter().for_each(|sample| observe(Event::Skipped(sample)));
                 }
@@ -195,7 +205,7 @@ impl Run<'_> {
             });
             let (test, _) = match tested {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {
-                    return Err(self.stop(train_loader.batch_count()));
+                    return Err(self.stop(train_batches.loader().batch_count()));
                 }
                 tested => tested?,
             };
@@ -226,6 +236,9 @@ impl Run<'_> {
                 Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
             self.save_checkpoint()?;
             observe(Event::Epoch(&metric));
+            if std::mem::replace(&mut stored, store.stored()) != stored {
+                observe(Event::Stored(stored, self.splits.train.len() + self.splits.test.len()));
+            }
             last = Some((train, test));
         }
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
@@ -244,18 +257,18 @@ impl Run<'_> {
 
     fn train_epoch(
         &mut self,
-        loader: &Loader,
+        train_batches: &mut Batches,
         metrics: &mut MetricsFile,
         clock: &mut Clock,
         reported: &mut [bool],
         observe: &mut impl FnMut(Event),
     ) -> Result<()> {
-        let batches = loader.batch_count();
+        let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
-        let mut epoch = loader.epoch_from(self.position.epoch as u64, self.position.batch);
+        let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
             let started = Instant::now();
-            let Some(batch) = epoch.next() else { break };
+            let Some(batch) = epoch.next_batch() else { break };
             let batch = batch?;
             clock.waiting += started.elapsed();
             for sample in &batch.skipped {
@@ -268,7 +281,8 @@ impl Run<'_> {
                 let shape = batch_shape(&batch, self.recipe.image_size);
                 // The update is part of the step. Where the loss is not finite it has spoilt the parameters; none of
                 // them is written any more.
-                let result = self.network.step(shape, &batch.images, &batch.targets)?;
+                let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
+                let result = self.network.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() {
                     return Err(Error::new(format!(
                         "the loss became {} in epoch {}, batch {}; {}",

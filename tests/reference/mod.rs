@@ -9,6 +9,7 @@
 pub mod devices;
 pub mod recorder;
 pub mod recording;
+pub mod resampling;
 pub mod rounding;
 
 pub use retune::device::Conv2dShape;

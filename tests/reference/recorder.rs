@@ -1,14 +1,19 @@
-//! A device that passes every call on to another one and remembers what it was asked for.
+//! A device that passes every call on to another one and remembers what it was asked for. Where it is told to, it has
+//! `augment` whether or not the other one has.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use retune::data::RgbImage;
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, PictureView, Precision, Recording, Resampling,
+    SgdStep, read_f32, write_f32,
 };
 use retune::error::Result;
 use retune::tensor::{ElementType, Memory, Shape, Tensor};
+
+use super::resampling::resample;
 
 /// A gradient of an activation that a kernel was asked to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub struct GradientCall {
 pub struct Recorder {
     device: Rc<dyn Device>,
     precision: Precision,
+    augments: bool,
+    free_bytes: Cell<Option<usize>>,
     /// Every allocation so far.
     pub allocations: RefCell<Vec<Rc<Memory>>>,
     /// Every gradient of an activation so far.
@@ -34,13 +41,63 @@ pub struct Recorder {
 impl Recorder {
     /// Records the calls on `device`.
     pub fn new(device: Rc<dyn Device>) -> Self {
+        let (allocations, gradients, free_bytes) = (RefCell::default(), RefCell::default(), Cell::default());
         let precision = device.precision();
-        Self { device, precision, allocations: RefCell::default(), gradients: RefCell::default() }
+        Self { device, precision, augments: false, free_bytes, allocations, gradients }
     }
 
     /// Says that it computes in this precision, whatever the device does.
     pub fn claiming(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// As [`Recorder::new`], and `augment` is done by the reference.
+    pub fn augmenting(device: Rc<dyn Device>) -> Self {
+        Self { augments: true, ..Self::new(device) }
+    }
+
+    /// Says from now on that so much memory is free; it becomes less as it is allocated.
+    pub fn pretend_free_bytes(&self, bytes: usize) {
+        self.free_bytes.set(Some(bytes));
+    }
+
+    /// What lies at an address.
+    fn memory_at(&self, address: u64, bytes: usize) -> Vec<u8> {
+        let allocations = self.allocations.borrow();
+        let start = |memory: &Rc<Memory>| Tensor::new(memory.clone(), 0, [0].into(), ElementType::U8).address();
+        let holds = |memory: &&Rc<Memory>| (start(memory)..start(memory) + memory.bytes() as u64).contains(&address);
+        let memory = allocations.iter().rev().find(holds).expect("a view lies in memory");
+        let offset = (address - start(memory)) as usize;
+        let tensor = Tensor::new(memory.clone(), offset, [bytes].into(), ElementType::U8);
+        let mut content = vec![0; bytes];
+        self.device.download(&tensor, &mut content).expect("downloads");
+        content
+    }
+
+    /// `augment` by the reference, with views as kernels read them.
+    fn augment_by_reference(&self, arguments: &Augment) -> Result<()> {
+        let &[_, size, _, 3] = arguments.output.shape().dims() else { panic!("no batch: {:?}", arguments.output) };
+        let mut table = vec![0; arguments.views.bytes()];
+        self.device.download(arguments.views, &mut table)?;
+        let mut pixels = Vec::new();
+        for view in table.as_chunks::<{ PictureView::BYTES }>().0 {
+            let number = |index: usize| u32::from_ne_bytes(view[8 + 4 * index..][..4].try_into().expect("four bytes"));
+            let [row_pixels, height, width, scaled_height, scaled_width] = [0, 1, 2, 3, 4].map(number);
+            let (window_top, window_left, flip) = (number(5) as i32, number(6) as i32, number(7) != 0);
+            let address = u64::from_ne_bytes(view[..8].try_into().expect("eight bytes"));
+            let stretch = ((height as usize - 1) * row_pixels as usize + width as usize) * 3;
+            let mut rows = self.memory_at(address, stretch);
+            rows.resize(height as usize * row_pixels as usize * 3, 0);
+            let image = RgbImage { width: row_pixels, height, pixels: rows };
+            let (top, left) = (0, 0);
+            let resampling =
+                Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip };
+            pixels.extend(resample(&image, &resampling, size));
+        }
+        let Some(levels) = arguments.levels else { return self.device.upload(&pixels, arguments.output) };
+        let levels = read_f32(self.device.as_ref(), levels)?;
+        let values = pixels.iter().enumerate().map(|(i, &byte)| levels[i % 3 * 256 + usize::from(byte)]);
+        write_f32(self.device.as_ref(), &values.collect::<Vec<_>>(), arguments.output)
     }
 
     /// Fills the latest allocation with NaN.
@@ -74,8 +131,16 @@ impl Device for Recorder {
         self.precision
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        match self.free_bytes.get() {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.device.free_bytes(),
+        }
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         let memory = self.device.allocate(bytes)?;
+        self.free_bytes.set(self.free_bytes.get().map(|free| free.saturating_sub(bytes)));
         self.allocations.borrow_mut().push(memory.clone());
         Ok(memory)
     }
@@ -94,6 +159,17 @@ impl Device for Recorder {
 
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
         self.device.record(step)
+    }
+
+    fn has_augment(&self) -> bool {
+        self.augments || self.device.has_augment()
+    }
+
+    fn augment(&self, arguments: &Augment) -> Result<()> {
+        match self.augments {
+            true => self.augment_by_reference(arguments),
+            false => self.device.augment(arguments),
+        }
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {

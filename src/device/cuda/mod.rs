@@ -1,6 +1,7 @@
 //! The CUDA back end: launch code for the kernels of `kernels/`, written against [`driver::Driver`].
 
 mod arguments;
+mod augment;
 mod avg_pool;
 mod batch_norm;
 mod conv2d;
@@ -17,7 +18,7 @@ mod sgd;
 use std::rc::Rc;
 
 use super::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
     Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
 };
 use crate::error::{Error, Result};
@@ -100,6 +101,10 @@ impl Device for Cuda {
         self.precision
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        self.driver.free_bytes()
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         self.driver.allocate(bytes)
     }
@@ -123,6 +128,14 @@ impl Device for Cuda {
             true => self.driver.record(step).map(Some),
             false => Ok(None),
         }
+    }
+
+    fn has_augment(&self) -> bool {
+        true
+    }
+
+    fn augment(&self, arguments: &Augment) -> Result<()> {
+        augment::run(self, arguments)
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {

@@ -1,0 +1,103 @@
+//! Decoded pictures that stay in the memory of a device, so that later epochs neither decode nor copy them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::decode::RgbImage;
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{ElementType, Memory, Tensor};
+
+/// Pictures lie one after another in pieces of this many bytes; a larger one has a piece of its own.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// What is left free on a device: for the pictures that find no room, which pass through it one by one, and for the
+/// driver.
+const RESERVED_BYTES: usize = 1 << 30;
+
+/// Pictures begin at multiples of this.
+const ALIGNMENT: usize = 16;
+
+/// How much a [`PictureStore`] holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Pictures.
+    pub pictures: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+/// Memory of a device for decoded pictures of one or several data sets. Who comes first is kept; nothing is ever removed.
+pub struct PictureStore {
+    device: Rc<dyn Device>,
+    /// Bytes that may still be allocated.
+    allowed: Cell<usize>,
+    latest: RefCell<Option<Piece>>,
+    stored: Cell<Stored>,
+}
+
+struct Piece {
+    memory: Rc<Memory>,
+    used: usize,
+}
+
+impl PictureStore {
+    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when a picture comes, but
+    /// for a reserve.
+    pub fn new(device: Rc<dyn Device>, limit: Option<usize>) -> Self {
+        Self {
+            device,
+            allowed: Cell::new(limit.unwrap_or(usize::MAX)),
+            latest: RefCell::default(),
+            stored: Cell::default(),
+        }
+    }
+
+    /// Where the pictures are kept.
+    pub fn device(&self) -> &Rc<dyn Device> {
+        &self.device
+    }
+
+    /// How much is kept.
+    pub fn stored(&self) -> Stored {
+        self.stored.get()
+    }
+
+    /// Copies a picture to the device, to stay there as long as the tensor, `[height, width, 3]`. None where no room is
+    /// left for it.
+    pub(super) fn keep(&self, image: &RgbImage) -> Result<Option<Tensor>> {
+        let bytes = image.pixels.len();
+        let Some((memory, offset)) = self.place(bytes)? else { return Ok(None) };
+        let shape = [image.height as usize, image.width as usize, 3].into();
+        let picture = Tensor::new(memory, offset, shape, ElementType::U8);
+        self.device.upload(&image.pixels, &picture)?;
+        let Stored { pictures, bytes: before } = self.stored.get();
+        self.stored.set(Stored { pictures: pictures + 1, bytes: before + bytes });
+        Ok(Some(picture))
+    }
+
+    fn place(&self, bytes: usize) -> Result<Option<(Rc<Memory>, usize)>> {
+        let mut latest = self.latest.borrow_mut();
+        if let Some(piece) = latest.as_mut() {
+            let offset = piece.used.next_multiple_of(ALIGNMENT);
+            if offset + bytes <= piece.memory.bytes() {
+                piece.used = offset + bytes;
+                return Ok(Some((piece.memory.clone(), offset)));
+            }
+        }
+        let free = self.device.free_bytes()?.map_or(usize::MAX, |free| free.saturating_sub(RESERVED_BYTES));
+        let size = PIECE_BYTES.max(bytes).min(self.allowed.get()).min(free);
+        if size < bytes {
+            return Ok(None);
+        }
+        // What is free in sum need not be so in one piece, or another program was quicker: that is no room either.
+        let Ok(memory) = self.device.allocate(size) else { return Ok(None) };
+        self.allowed.set(self.allowed.get() - size);
+        let left = |piece: &Piece| piece.memory.bytes() - piece.used;
+        let piece = Piece { memory: memory.clone(), used: bytes };
+        if latest.as_ref().is_none_or(|latest| left(latest) < left(&piece)) {
+            *latest = Some(piece);
+        }
+        Ok(Some((memory, 0)))
+    }
+}

@@ -1,0 +1,90 @@
+//! What [`Device::augment`](super::Device::augment) does to each picture, and the table of it that a kernel reads.
+
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Tensor};
+
+/// Which part of a picture becomes which output pixels: a rectangle is scaled, as Pillow's `BILINEAR` does it, and a
+/// square of the scaled pixels is the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resampling {
+    /// Rows of the picture above the rectangle.
+    pub top: u32,
+    /// Columns to the left of it.
+    pub left: u32,
+    /// Its rows, at least one.
+    pub height: u32,
+    /// Its columns, at least one.
+    pub width: u32,
+    /// Rows to which it is scaled, at least one.
+    pub scaled_height: u32,
+    /// Columns to which it is scaled, at least one.
+    pub scaled_width: u32,
+    /// The scaled row at which the output begins. What lies outside of the scaled rectangle is black.
+    pub window_top: i32,
+    /// The scaled column at which the output begins.
+    pub window_left: i32,
+    /// Whether left and right change places in the output.
+    pub flip: bool,
+}
+
+/// A picture in device memory, and what is to become of it.
+#[derive(Debug, Clone)]
+pub struct PictureView {
+    /// `[height, width, 3]`, bytes.
+    pub picture: Tensor,
+    /// How.
+    pub resampling: Resampling,
+}
+
+impl PictureView {
+    /// Bytes of a view in the table that [`super::Augment::views`] is.
+    pub const BYTES: usize = 40;
+
+    /// Its entry in the table. The table does not keep the picture's memory alive.
+    ///
+    /// # Errors
+    /// When the rectangle is empty, is scaled to nothing, or lies outside of the picture.
+    pub fn bytes(&self) -> Result<[u8; Self::BYTES]> {
+        let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip } =
+            self.resampling;
+        let inside = match *self.picture.shape().dims() {
+            [rows, columns, 3] if self.picture.element_type() == ElementType::U8 => {
+                let fits = |first: u32, count: u32, all: usize| u64::from(first) + u64::from(count) <= all as u64;
+                fits(top, height, rows) && fits(left, width, columns) && rows.max(columns) < 1 << 28
+            }
+            _ => false,
+        };
+        if !inside || [height, width, scaled_height, scaled_width].contains(&0) {
+            return Err(Error::new(format!("{:?} of {:?}: no such part of a picture", self.resampling, self.picture)));
+        }
+        let columns = self.picture.shape().dims()[1];
+        let first_pixel = top as usize * columns + left as usize;
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&(self.picture.address() + first_pixel as u64 * 3).to_ne_bytes());
+        let rest = [
+            (columns as u32).to_ne_bytes(),
+            height.to_ne_bytes(),
+            width.to_ne_bytes(),
+            scaled_height.to_ne_bytes(),
+            scaled_width.to_ne_bytes(),
+            window_top.to_ne_bytes(),
+            window_left.to_ne_bytes(),
+            u32::from(flip).to_ne_bytes(),
+        ];
+        bytes[8..].copy_from_slice(rest.as_flattened());
+        Ok(bytes)
+    }
+}
+
+/// Arguments of [`super::Device::augment`].
+pub struct Augment<'a> {
+    /// One [`PictureView::bytes`] after the other, `[N * PictureView::BYTES]` bytes. A recording reads what is there when
+    /// it is replayed.
+    pub views: &'a Tensor,
+    /// `[3, 256]`, float32: what each byte of red, green and blue becomes. None for an output of bytes, which stay.
+    pub levels: Option<&'a Tensor>,
+    /// `[N, S, S, 3]`, of the type of activations, or bytes.
+    pub output: &'a Tensor,
+    /// Pixels of the views' rectangles together, for the roofline.
+    pub source_pixels: u64,
+}
