@@ -1,8 +1,10 @@
-//! Launches of `kernels/conv2d.cu` and, on tensor cores, of `kernels/conv2d_tensor.cu` and `kernels/conv2d_stem.cu`.
+//! Launches of the convolutions: of `kernels/conv2d.cu`, which takes everything, and where tensor cores are wanted and
+//! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_tensor_weight.cu` and `kernels/conv2d_stem.cu`.
 
 mod plain;
 mod stem;
 mod tensor;
+mod tensor_weight;
 
 use super::Cuda;
 use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
@@ -21,19 +23,59 @@ pub(super) fn statistics_rows(shape: Shape) -> usize {
     1 + blocks.div_ceil(ROWS_PER_GROUP) + blocks
 }
 
+/// The kernels of one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// Float32 arithmetic on whatever type is stored.
+    Plain,
+    /// Forward and input gradient on tensor cores.
+    Tensor,
+    /// Weight gradient on tensor cores.
+    TensorWeight,
+    /// Few input channels, on tensor cores.
+    Stem,
+}
+
+fn choose(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> Kernels {
+    if stem::takes(cuda, shape, pass) {
+        return Kernels::Stem;
+    }
+    match pass {
+        Conv2dPass::Forward | Conv2dPass::InputGradient if tensor::takes(cuda, shape, pass) => Kernels::Tensor,
+        Conv2dPass::WeightGradient if tensor_weight::takes(cuda, shape) => Kernels::TensorWeight,
+        _ => Kernels::Plain,
+    }
+}
+
+/// Bytes of workspace of a pass.
 pub(super) fn workspace(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-    let _ = (cuda, shape, pass);
-    0
+    match choose(cuda, shape, pass) {
+        Kernels::Plain => plain::workspace_bytes(cuda, shape, pass),
+        Kernels::Tensor => 0,
+        Kernels::TensorWeight => tensor_weight::workspace_bytes(cuda, shape),
+        Kernels::Stem => stem::workspace_bytes(cuda, shape, pass),
+    }
 }
 
-pub(super) fn forward(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dForward) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::Forward) {
+        Kernels::Stem => stem::forward(cuda, shape, arguments),
+        Kernels::Tensor => tensor::forward(cuda, shape, arguments),
+        Kernels::TensorWeight | Kernels::Plain => plain::forward(cuda, shape, arguments),
+    }
 }
 
-pub(super) fn input_gradient(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dInputGradient) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::InputGradient) {
+        Kernels::Tensor => tensor::input_gradient(cuda, shape, arguments),
+        Kernels::Stem | Kernels::TensorWeight | Kernels::Plain => plain::input_gradient(cuda, shape, arguments),
+    }
 }
 
-pub(super) fn weight_gradient(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dWeightGradient) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::WeightGradient) {
+        Kernels::Stem => stem::weight_gradient(cuda, shape, arguments),
+        Kernels::TensorWeight => tensor_weight::weight_gradient(cuda, shape, arguments),
+        Kernels::Tensor | Kernels::Plain => plain::weight_gradient(cuda, shape, arguments),
+    }
 }
