@@ -494,6 +494,11 @@ inline void copy_async_16(void* shared, const void* global, bool valid, emulator
     emulator::copy_async(shared, global, 16, valid, site);
 }
 
+inline void copy_async_16_cached(void* shared, const void* global, bool valid,
+                                 emulator::Site site = EMULATOR_HERE) {
+    emulator::copy_async(shared, global, 16, valid, site);
+}
+
 inline void copy_async_4(void* shared, const void* global, bool valid, emulator::Site site = EMULATOR_HERE) {
     emulator::copy_async(shared, global, 4, valid, site);
 }
