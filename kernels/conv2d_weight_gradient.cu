@@ -1,3 +1,64 @@
+// Gradient of a two-dimensional convolution with respect to its weight on tensor cores, bf16 and tf32, sm_80 and later.
+//
+//   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
+//                                  input (n, p u + r - pad, q u + s - pad, c)
+//   input [N, H, W, C], output gradient [N, OH, OW, K], weight gradient [K, R, S, C] in float32; stride u
+//
+// One matrix product over the output's pixels m = (n, p, q), whose right factor is gathered, not stored (implicit
+// GEMM):
+//
+//   gradient (k, column) = sum over m of output gradient (m, k) input (origin (m) + offset (column)), column = (r, s, c)
+//
+// Both factors lie in memory with the summed index outermost, so both fragments are read transposed. Operands are bf16,
+// or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are float32.
+//
+// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) over 18 to 103
+// MB; at 500 TFLOP/s 59 us (30 us) by operations, 4 to 24 us by bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by
+// operations, 5 to 9 us by bytes (of the input only the quarter that is read). No GPU has measured this file yet.
+//
+// Tiles: 128 threads make 128 channels x 128 columns, or where there are at most 64 channels 64 x 192: layer 1 has 576
+// columns, three of these. Four warps of 64 x 64 or 64 x 48: 32 or 24 fragments m16n8, for shared memory's sake as in
+// conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288 (393216) pairs of
+// bf16: 413 (310) clocks at the 1270 a clock that mma.sync may reach on an H100, in which shared memory gives 128 bytes
+// a clock for 48 (44) KB: 375 (344) clocks. So 64 x 192 is bound a tenth more by shared memory than by operations, and
+// 128 x 128 barely not. From L2 they take 40 (53) bytes a clock if nothing is found in L1. But neighbouring columns of
+// the filter read neighbouring pixels: of the three in 192 columns of layer 1 two come from L1, which leaves 26; the
+// input is therefore copied through L1, the output gradient past it.
+// occupancy: 128 or 96 sums a thread and their operands leave room for two blocks of four warps (12.5 %). It wins
+// because latency is not hidden by many warps here: each has 24 to 32 independent multiplications twice a step and two
+// steps of copies under way, and the other block multiplies while one waits at its barrier. Tiles half as large would
+// be bound by shared memory and L2.
+//
+// Splits: there are 1 to 144 tiles for 132 multiprocessors, so the pixels are split; a split's sums go to the workspace
+// as they lie in registers, 16 bytes a thread. About the root of the number of splits makes a group: the last of a
+// group to arrive adds the group's, the last group adds the groups', both in ascending order, and that block writes the
+// result. So bits depend on shape and multiprocessors alone. What the last blocks add they read alone, 48 or 64 KB a
+// part at no more than 64 bytes a clock: launch code weighs that against idle multiprocessors. It expects 88 splits in
+// layer 1, 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2, and 1.3 to 1.5 times the time of the
+// multiplications alone. A 1 x 1 layer is mostly this overhead: about 13 us.
+//
+// Shared memory: a ring of three stages, each [pixels][channels] of the output gradient, then [pixels][columns] of the
+// input, rows of 128, 256, 384, 512 or 768 bytes, so that every row begins in bank 0. Chunks are 16 bytes; eight of
+// them meet in no bank if their places differ modulo 8.
+//   bf16: chunk j of pixel i at j ^ (i mod 8). A transposing ldmatrix reads chunk j of eight pixels: all differ.
+//   tf32: chunk j of pixel i at j ^ 2 (i mod 4). Plain loads of 4 bytes read pixels t = 0..3 (modulo 4) of two chunks
+//     2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
+//   Copies: eight threads write eight chunks of one pixel that begin at a multiple of 8: a permutation of 128 bytes.
+//
+// Copies: a thread has one or two pixels of each step and follows them by additions: a step is so many pictures, rows
+// and columns further, with carries. Filter rows and columns that lie inside the picture are bits of a word, so that a
+// copy is valid if the pixel's word has the column's two bits.
+//
+// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
+// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite.
+//
+// The emulator shows none of: bank conflicts, what L1 and L2 hold, how long the last blocks take, and memory ordering
+// beyond barriers (parts are written, fenced and counted; they are read past L1).
+//
+// dynamic shared memory: conv2d_weight_gradient_128x128_bf16 49152
+// dynamic shared memory: conv2d_weight_gradient_64x192_bf16 49152
+// dynamic shared memory: conv2d_weight_gradient_128x128_tf32 49152
+// dynamic shared memory: conv2d_weight_gradient_64x192_tf32 49152
 
 #include "common.cuh"
 
