@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, kernel_devices, norm, run_at_lower_levels,
-    stored,
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, assert_stored_near, devices, kernel_devices,
+    norm, run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
@@ -110,9 +110,8 @@ impl Case {
     fn check_kernels(dims: [usize; 4], options: Options, seed: u64) {
         for precision in PRECISIONS {
             let case = Self::new(dims, options, seed).stored(precision);
-            for device in kernel_devices(precision) {
-                case.check_on(device.as_ref());
-            }
+            kernel_devices(precision).iter().for_each(|device| case.check_on(device.as_ref()));
+            assert_schedules_agree();
         }
     }
 
@@ -380,7 +379,10 @@ fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
             assert_stored_near(&format!("output {what}"), &bench, &output, &truth, 0.0, limit);
             let pixels = case.input.len() / channels;
             let unbiased = running_statistics(&statistics, &statistics, pixels, 1.0);
-            assert_near(&format!("mean {what}"), &bench.read(&running_mean), &unbiased.mean, 0.0, 1e-7);
+            // The CPU combines blocks in float64, kernels in float32: a few roundings more.
+            let roundings = if device.name() == "emulator" { 4.0 } else { 1.0 };
+            let mean_limit = roundings * f64::from(f32::EPSILON);
+            assert_near(&format!("mean {what}"), &bench.read(&running_mean), &unbiased.mean, 0.0, mean_limit);
             let variance = bench.read(&running_variance);
             assert_near(&format!("variance {what}"), &variance, &unbiased.variance, 0.0, variance_limit);
             bench.finish();

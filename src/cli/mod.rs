@@ -52,7 +52,7 @@ struct GlobalArguments {
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     device: String,
 
-    /// Number format of activations; the CPU has fp32
+    /// Number format: fp32, tf32 (of what convolutions multiply) or bf16 (of activations too); the CPU has fp32
     #[arg(long, global = true, default_value = "fp32")]
     precision: Precision,
 

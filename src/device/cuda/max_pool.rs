@@ -1,26 +1,137 @@
 //! Launches of `kernels/max_pool.cu`.
 
-use super::Cuda;
+use super::arguments::kernel_arguments;
+use super::driver::{ArithmeticUnit, Work};
+use super::{Cuda, group_length, of_type};
 use crate::device::{Gradient, MaxPoolWindow};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
+const THREADS: usize = 256;
+
+kernel_arguments! {
+    struct MaxPoolForwardArguments {
+        input: u64,
+        output: u64,
+        positions: u64,
+        groups: i64,
+        height: i32,
+        width: i32,
+        channels: i32,
+        output_height: i32,
+        output_width: i32,
+        size: i32,
+        stride: i32,
+        window_padding: i32,
+        vectorised: i32,
+        padding: i32,
+    }
+}
+
+kernel_arguments! {
+    struct MaxPoolBackwardArguments {
+        positions: u64,
+        output_gradient: u64,
+        input_gradient: u64,
+        groups: i64,
+        height: i32,
+        width: i32,
+        channels: i32,
+        output_height: i32,
+        output_width: i32,
+        size: i32,
+        stride: i32,
+        window_padding: i32,
+        vectorised: i32,
+        accumulate: i32,
+    }
+}
+
+fn activation(tensor: &Tensor) -> Result<[usize; 4]> {
+    let shape = tensor.shape();
+    shape.dims().try_into().map_err(|_| Error::new(format!("max_pool: expected [N, H, W, C], found {shape:?}")))
+}
+
 pub(super) fn forward(
-    _cuda: &Cuda,
-    _window: MaxPoolWindow,
-    _input: &Tensor,
-    _output: &Tensor,
-    _positions: Option<&Tensor>,
+    cuda: &Cuda,
+    window: MaxPoolWindow,
+    input: &Tensor,
+    output: &Tensor,
+    positions: Option<&Tensor>,
 ) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+    let [_, height, width, channels] = activation(input)?;
+    let [_, output_height, output_width, _] = activation(output)?;
+    let length = group_length(input);
+    let groups = output.len() / length;
+    cuda.launch(
+        of_type(input.element_type(), "max_pool_forward_fp32", "max_pool_forward_bf16"),
+        [groups.div_ceil(THREADS), 1, 1],
+        THREADS,
+        0,
+        &MaxPoolForwardArguments {
+            input: input.address(),
+            output: output.address(),
+            positions: positions.map_or(0, Tensor::address),
+            groups: groups as i64,
+            height: height as i32,
+            width: width as i32,
+            channels: channels as i32,
+            output_height: output_height as i32,
+            output_width: output_width as i32,
+            size: window.size as i32,
+            stride: window.stride as i32,
+            window_padding: window.padding as i32,
+            vectorised: i32::from(length > 1),
+            padding: 0,
+        },
+        Work {
+            operations: (output.len() * window.size * window.size) as u64,
+            unit: ArithmeticUnit::Float32,
+            bytes_read: input.bytes() as u64,
+            bytes_written: (output.bytes() + positions.map_or(0, Tensor::bytes)) as u64,
+        },
+    )
 }
 
 pub(super) fn backward(
-    _cuda: &Cuda,
-    _window: MaxPoolWindow,
-    _positions: &Tensor,
-    _output_gradient: &Tensor,
-    _input_gradient: &Gradient,
+    cuda: &Cuda,
+    window: MaxPoolWindow,
+    positions: &Tensor,
+    output_gradient: &Tensor,
+    input_gradient: &Gradient,
 ) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+    let Gradient { tensor, accumulate } = input_gradient;
+    let [_, height, width, channels] = activation(tensor)?;
+    let [_, output_height, output_width, _] = activation(output_gradient)?;
+    let length = group_length(tensor);
+    let groups = tensor.len() / length;
+    let before = if *accumulate { tensor.bytes() } else { 0 };
+    cuda.launch(
+        of_type(tensor.element_type(), "max_pool_backward_fp32", "max_pool_backward_bf16"),
+        [groups.div_ceil(THREADS), 1, 1],
+        THREADS,
+        0,
+        &MaxPoolBackwardArguments {
+            positions: positions.address(),
+            output_gradient: output_gradient.address(),
+            input_gradient: tensor.address(),
+            groups: groups as i64,
+            height: height as i32,
+            width: width as i32,
+            channels: channels as i32,
+            output_height: output_height as i32,
+            output_width: output_width as i32,
+            size: window.size as i32,
+            stride: window.stride as i32,
+            window_padding: window.padding as i32,
+            vectorised: i32::from(length > 1),
+            accumulate: i32::from(*accumulate),
+        },
+        Work {
+            operations: (output_gradient.len() * window.size * window.size) as u64,
+            unit: ArithmeticUnit::Float32,
+            bytes_read: (positions.bytes() + output_gradient.bytes() + before) as u64,
+            bytes_written: tensor.bytes() as u64,
+        },
+    )
 }

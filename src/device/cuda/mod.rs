@@ -14,6 +14,7 @@ mod max_pool;
 pub mod modules;
 pub mod nvidia;
 mod sgd;
+mod statistics;
 
 use std::rc::Rc;
 
@@ -59,6 +60,16 @@ impl Cuda {
     /// Who runs the kernels.
     pub fn driver(&self) -> &dyn Driver {
         self.driver.as_ref()
+    }
+
+    /// Counters of arrived blocks for one launch, all zero: so many of them.
+    fn counters_for(&self, count: usize) -> Result<u64> {
+        match count <= COUNTERS {
+            true => Ok(self.counters.address()),
+            false => {
+                Err(Error::new(format!("{count} groups of blocks, of at most {COUNTERS}")).hint("use smaller batches"))
+            }
+        }
     }
 
     fn launch(
@@ -163,7 +174,7 @@ impl Device for Cuda {
     }
 
     fn batch_norm_workspace(&self, shape: Shape) -> usize {
-        batch_norm::workspace(self, shape)
+        batch_norm::workspace(shape)
     }
 
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
@@ -202,8 +213,8 @@ impl Device for Cuda {
         avg_pool::backward(self, output_gradient, input_gradient)
     }
 
-    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
-        linear::workspace(self, batch, inputs, outputs, pass)
+    fn linear_workspace(&self, _batch: usize, _inputs: usize, _outputs: usize, _pass: Conv2dPass) -> usize {
+        0
     }
 
     fn linear_forward(
@@ -212,9 +223,9 @@ impl Device for Cuda {
         weight: &Tensor,
         bias: &Tensor,
         output: &Tensor,
-        workspace: &Tensor,
+        _workspace: &Tensor,
     ) -> Result<()> {
-        linear::forward(self, input, weight, bias, output, workspace)
+        linear::forward(self, input, weight, bias, output)
     }
 
     fn linear_input_gradient(
@@ -222,9 +233,9 @@ impl Device for Cuda {
         output_gradient: &Tensor,
         weight: &Tensor,
         input_gradient: &Gradient,
-        workspace: &Tensor,
+        _workspace: &Tensor,
     ) -> Result<()> {
-        linear::input_gradient(self, output_gradient, weight, input_gradient, workspace)
+        linear::input_gradient(self, output_gradient, weight, input_gradient)
     }
 
     fn linear_weight_gradient(
@@ -233,9 +244,9 @@ impl Device for Cuda {
         output_gradient: &Tensor,
         weight_gradient: Option<&Tensor>,
         bias_gradient: Option<&Tensor>,
-        workspace: &Tensor,
+        _workspace: &Tensor,
     ) -> Result<()> {
-        linear::weight_gradient(self, input, output_gradient, weight_gradient, bias_gradient, workspace)
+        linear::weight_gradient(self, input, output_gradient, weight_gradient, bias_gradient)
     }
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
@@ -245,6 +256,17 @@ impl Device for Cuda {
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         sgd::step(self, arguments)
     }
+}
+
+/// The kernel for this element type.
+fn of_type(element_type: ElementType, fp32: &'static str, bf16: &'static str) -> &'static str {
+    if element_type == ElementType::Bf16 { bf16 } else { fp32 }
+}
+
+/// Elements of 16 bytes, where groups of so many do not cross a pixel; else 1.
+fn group_length(tensor: &Tensor) -> usize {
+    let length = 16 / tensor.element_type().size();
+    if tensor.shape().channels().is_multiple_of(length) { length } else { 1 }
 }
 
 fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {

@@ -7,20 +7,14 @@ mod tensor;
 mod tensor_weight;
 
 use super::Cuda;
+use super::statistics::{PIXELS_PER_BLOCK, rows_of};
 use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
 use crate::error::Result;
 use crate::tensor::Shape;
 
-/// Output pixels of one block of a forward convolution, of whichever kernel: the pixels of a row of partial statistics.
-pub(super) const PIXELS_PER_BLOCK: usize = 128;
-/// Rows of partial statistics that the last of their blocks to arrive combines.
-const ROWS_PER_GROUP: usize = 64;
-
-/// Rows of the partial statistics: the total, then one a group of blocks, then one a block. The last block of a group to
-/// arrive combines the group, the last group the total, always in the same order.
+/// Rows of the partial statistics of an activation of `shape`.
 pub(super) fn statistics_rows(shape: Shape) -> usize {
-    let blocks = shape.rows().div_ceil(PIXELS_PER_BLOCK);
-    1 + blocks.div_ceil(ROWS_PER_GROUP) + blocks
+    rows_of(shape.rows().div_ceil(PIXELS_PER_BLOCK))
 }
 
 /// The kernels of one pass.
