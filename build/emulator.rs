@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, process, thread};
 
 /// Sums keep their roundings whatever the compiler is; kernels read memory as several types, as nvcc lets them.
-const FLAGS: [&str; 15] = [
+const FLAGS: [&str; 16] = [
     "-std=c++17",
     "-O3",
     "-g1",
@@ -29,6 +29,20 @@ const FLAGS: [&str; 15] = [
     "-ftls-model=initial-exec",
     "-fno-extern-tls-init",
     "-fno-omit-frame-pointer",
+    // Local variables that a fiber's stack has no room for meet the page below it.
+    "-fstack-clash-protection",
+];
+
+/// The kernels' second compilation: calls before every access, whose targets are in `kernels/emulator/hooks.cpp`. Accesses
+/// stay as they are written: none is widened.
+const CHECKED_FLAGS: [&str; 7] = [
+    "-O2",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=bounds,alignment",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
+    "-fno-store-merging",
 ];
 
 /// A kernel as its source declares it.
@@ -42,6 +56,7 @@ struct Kernel {
 struct Unit {
     source: PathBuf,
     object: PathBuf,
+    instrumented: bool,
     /// Changes when anything changes that the object is made of.
     key: u64,
 }
@@ -82,17 +97,24 @@ pub fn build() {
         Ok(tool) => tool,
         Err(error) => fail(&format!("the feature emulator needs a C++ compiler: {error}")),
     };
-    let headers = [files(&root.join("kernels"), "cuh"), files(&root.join("kernels/emulator"), "h")].concat();
+    let headers = [("kernels", "cuh"), ("kernels/emulator", "h"), ("tests/faults", "cuh")]
+        .map(|(folder, extension)| files(&root.join(folder), extension))
+        .concat();
     let mut common = DefaultHasher::new();
-    (&flags, tool.path(), tool.args()).hash(&mut common);
+    (&flags, CHECKED_FLAGS, tool.path(), tool.args()).hash(&mut common);
     for header in &headers {
         read(header).hash(&mut common);
     }
     let common = common.finish();
 
-    let mut units: Vec<Unit> =
-        files(&root.join("kernels/emulator"), "cpp").into_iter().map(|source| unit(source, &out, common)).collect();
-    let mut tables = Vec::new();
+    // Instrumented by a sanitizer of the compiler's own, kernels cannot be by ours.
+    let sanitized = more.iter().any(|flag| flag.starts_with("-fsanitize="));
+    let mut units: Vec<Unit> = files(&root.join("kernels/emulator"), "cpp")
+        .into_iter()
+        .filter(|source| !(sanitized && file_stem(source) == "hooks"))
+        .map(|source| unit(source, &out, common, false))
+        .collect();
+    let (mut plain, mut checked) = (Vec::new(), Vec::new());
     let mut names = BTreeSet::new();
     for source in [files(&root.join("kernels"), "cu"), files(&root.join("tests/faults"), "cu")].concat() {
         let kernels = kernels(&read(&source), &source);
@@ -104,17 +126,23 @@ pub fn build() {
                 fail(&format!("{}: there is another kernel {}", source.display(), kernel.name));
             }
         }
-        let namespace = format!("kernels_of_{}", file_stem(&source).replace(['-', '.'], "_"));
-        let wrapper = out.join(format!("{namespace}.cpp"));
-        write(&wrapper, &wrapped(&namespace, &source, &root, &kernels));
         let mut hasher = DefaultHasher::new();
         (common, read(&source)).hash(&mut hasher);
-        units.push(unit(wrapper, &out, hasher.finish()));
-        tables.push((namespace, kernels.len()));
+        let key = hasher.finish();
+        for (prefix, instrumented, tables) in [("", false, &mut plain), ("checked_", true, &mut checked)] {
+            if instrumented && sanitized {
+                continue;
+            }
+            let namespace = format!("{prefix}kernels_of_{}", file_stem(&source).replace(['-', '.'], "_"));
+            let wrapper = out.join(format!("{namespace}.cpp"));
+            write(&wrapper, &wrapped(&namespace, &source, &root, &kernels));
+            units.push(unit(wrapper, &out, key, instrumented));
+            tables.push((namespace, kernels.len()));
+        }
     }
-    let table = out.join("table.cpp");
-    write(&table, &table_of(&tables, &root));
-    units.push(unit(table, &out, common));
+    let list = out.join("list.cpp");
+    write(&list, &list_of(&plain, &checked, &root));
+    units.push(unit(list, &out, common, false));
 
     compile(&tool, &flags, &units);
     let mut archive = cc::Build::new();
@@ -158,11 +186,11 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-fn unit(source: PathBuf, out: &Path, common: u64) -> Unit {
+fn unit(source: PathBuf, out: &Path, common: u64, instrumented: bool) -> Unit {
     let object = out.join(format!("{}.o", file_stem(&source)));
     let mut hasher = DefaultHasher::new();
     (common, read(&source)).hash(&mut hasher);
-    Unit { source, object, key: hasher.finish() }
+    Unit { source, object, instrumented, key: hasher.finish() }
 }
 
 /// The kernels that a source declares with `extern "C" __global__ void`.
@@ -232,30 +260,32 @@ fn wrapped(namespace: &str, source: &Path, root: &Path, kernels: &[Kernel]) -> S
     for Kernel { name, most_threads } in kernels {
         let most_threads = most_threads.as_deref().unwrap_or("1024");
         text += &format!(
-            "    emulator::Trampoline<{name}>::describe(\"{name}\", static_cast<unsigned>({most_threads})),\n"
+            "    emulator::Trampoline<{name}>::describe(\"{name}\", static_cast<unsigned>({most_threads}), \"{namespace}\"),\n"
         );
     }
     text += &format!("}};\n\n}}  // namespace {namespace}\n");
     text
 }
 
-/// The list of all kernels.
-fn table_of(tables: &[(String, usize)], root: &Path) -> String {
+/// The lists of all kernels.
+fn list_of(plain: &[(String, usize)], checked: &[(String, usize)], root: &Path) -> String {
     let mut text = format!("#include \"{}\"\n\n", root.join("kernels/emulator/machine.h").display());
-    for (namespace, _) in tables {
+    for (namespace, _) in plain.iter().chain(checked) {
         text += &format!("namespace {namespace} {{\nextern const emulator::Kernel table[];\n}}\n");
     }
-    text += "\nnamespace emulator {\n\nconst Kernel* const kernel_table[] = {\n";
-    for (namespace, kernels) in tables {
-        for kernel in 0..*kernels {
-            text += &format!("    {namespace}::table + {kernel},\n");
+    text += "\nnamespace emulator {\n\n";
+    for (name, tables) in [("plain", plain), ("checked", checked)] {
+        text += &format!("static const Kernel* const {name}[] = {{\n");
+        for (namespace, kernels) in tables {
+            for kernel in 0..*kernels {
+                text += &format!("    {namespace}::table + {kernel},\n");
+            }
         }
+        // An array has at least one element.
+        let length: usize = tables.iter().map(|(_, kernels)| kernels).sum();
+        text += &format!("    nullptr,\n}};\nconst KernelList {name}_kernels = {{{name}, {length}}};\n\n");
     }
-    // An array has at least one element.
-    text += "    nullptr,\n};\n\n";
-    let length: usize = tables.iter().map(|(_, kernels)| kernels).sum();
-    text += &format!("const size_t kernel_table_length = {length};\n\n}}  // namespace emulator\n");
-    text
+    text + "}  // namespace emulator\n"
 }
 
 /// Compiles what has changed, as many files at a time as cargo allows.
@@ -274,7 +304,11 @@ fn compile(tool: &cc::Tool, flags: &[String], units: &[Unit]) {
             scope.spawn(|| {
                 while let Some(unit) = stale.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let mut command: Command = tool.to_command();
-                    command.args(flags).arg("-c").arg(&unit.source).arg("-o").arg(&unit.object);
+                    command.args(flags);
+                    if unit.instrumented {
+                        command.args(CHECKED_FLAGS);
+                    }
+                    command.arg("-c").arg(&unit.source).arg("-o").arg(&unit.object);
                     match command.output() {
                         Ok(output) if output.status.success() => {
                             let text = String::from_utf8_lossy(&output.stderr);

@@ -1079,6 +1079,17 @@ error: not one of the training pictures could be read
         place.succeed(&format!("train bad {SMALL} --epochs 1 --out run"));
     }
 
+    #[cfg(not(feature = "emulator"))]
+    #[test]
+    fn of_a_device_that_this_build_lacks() {
+        assert_snapshot!(Workplace::new().refusals(&["train data --from-scratch --out run --device emulator"]), @r##"
+$ retune train data --from-scratch --out run --device emulator
+error: --device emulator: this build has no emulator
+hint: build with `cargo build --release --features emulator`, which needs a C++ compiler
+exit status 1
+"##);
+    }
+
     #[test]
     fn of_flags() {
         let place = Workplace::new();
@@ -1116,7 +1127,6 @@ error: not one of the training pictures could be read
             format!("{base} --freeze conv1,,bn1"),
             format!("{base} --head-from 0,1"),
             format!("{base} --device cuda:x"),
-            format!("{base} --device emulator"),
             format!("{base} --device nonsense"),
             format!("{base} --precision bf16"),
             format!("{base} --precision fp8"),
@@ -1260,11 +1270,6 @@ exit status 2
 $ retune train data --from-scratch --out run --device cuda:x
 error: --device cuda:x: expected auto, cpu, cuda, cuda:N or emulator
 exit status 2
-
-$ retune train data --from-scratch --out run --device emulator
-error: --device emulator: this build has no emulator
-hint: use --device cpu; `retune devices` lists what there is
-exit status 1
 
 $ retune train data --from-scratch --out run --device nonsense
 error: --device nonsense: expected auto, cpu, cuda, cuda:N or emulator

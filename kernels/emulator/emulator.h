@@ -137,6 +137,8 @@ struct Kernel {
     size_t argument_bytes;
     // The first operand of __launch_bounds__, or 1024.
     unsigned most_threads;
+    // The namespace of its translation unit.
+    const char* unit;
 };
 
 template <auto function>
@@ -148,8 +150,8 @@ struct Trampoline<function> {
     __attribute__((no_sanitize("thread"))) static void call(const void* arguments) {
         function(*static_cast<const Arguments*>(arguments));
     }
-    static constexpr Kernel describe(const char* name, unsigned most_threads) {
-        return {name, call, sizeof(Arguments), most_threads};
+    static constexpr Kernel describe(const char* name, unsigned most_threads, const char* unit) {
+        return {name, call, sizeof(Arguments), most_threads, unit};
     }
 };
 
@@ -491,6 +493,11 @@ inline uint32_t shared_address(const void* pointer) {
 }
 
 inline void copy_async_16(void* shared, const void* global, bool valid, emulator::Site site = EMULATOR_HERE) {
+    emulator::copy_async(shared, global, 16, valid, site);
+}
+
+inline void copy_async_16_cached(void* shared, const void* global, bool valid,
+                                 emulator::Site site = EMULATOR_HERE) {
     emulator::copy_async(shared, global, 16, valid, site);
 }
 

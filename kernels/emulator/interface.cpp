@@ -1,12 +1,15 @@
 // The functions that src/device/cuda/emulator.rs calls. A function that can fail writes what is wrong to `message`, which has
 // room for `capacity` bytes, and returns false.
 
+#include <link.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <numeric>
 
+#include "checks.h"
 #include "machine.h"
 
 namespace emulator {
@@ -55,6 +58,19 @@ std::string refusal(const LaunchDescription& description, const Kernel* kernel) 
     return {};
 }
 
+// What the program's addresses are relative to.
+uintptr_t program_begin() {
+    uintptr_t begin = 0;
+    dl_iterate_phdr(
+        [](dl_phdr_info* info, size_t, void* begin) {
+            *static_cast<uintptr_t*>(begin) = info->dlpi_addr;
+            // The first object is the program.
+            return 1;
+        },
+        &begin);
+    return begin;
+}
+
 void work_on(void* context) {
     thread_local std::unique_ptr<Runner> own;
     if (!own) own = std::make_unique<Runner>();
@@ -76,9 +92,17 @@ bool retune_emulator_supported() {
 #endif
 }
 
-Machine* retune_emulator_create(uint64_t seed) {
+// Whether a machine can be made that checks accesses.
+bool retune_emulator_can_check() {
+    return checked_kernels.length > 0 && StaticShared().known();
+}
+
+Machine* retune_emulator_create(uint64_t seed, bool poisoned, bool checked) {
+    catch_signals();
     Machine* machine = new Machine;
     machine->seed = seed;
+    machine->poisoned = poisoned;
+    if (checked) machine->checks = std::make_unique<Checks>(machine->memory, poisoned);
     return machine;
 }
 
@@ -86,11 +110,12 @@ void retune_emulator_destroy(Machine* machine) {
     delete machine;
 }
 
-uint64_t retune_emulator_allocate(Machine* machine, size_t bytes, bool poisoned) {
-    return reinterpret_cast<uint64_t>(machine->memory.allocate(bytes, poisoned ? &kPoison : nullptr));
+uint64_t retune_emulator_allocate(Machine* machine, size_t bytes) {
+    return reinterpret_cast<uint64_t>(machine->memory.allocate(bytes, machine->poisoned ? &kPoison : nullptr));
 }
 
 void retune_emulator_release(Machine* machine, uint64_t address) {
+    if (machine->checks) machine->checks->forget(reinterpret_cast<void*>(address));
     machine->memory.release(reinterpret_cast<unsigned char*>(address));
 }
 
@@ -99,6 +124,7 @@ bool retune_emulator_upload(Machine* machine, const void* source, uint64_t targe
     const std::string refusal = machine->memory.refusal(reinterpret_cast<void*>(target), bytes);
     if (!refusal.empty()) return refuse("a copy to the device would write " + refusal, message, capacity);
     std::memcpy(reinterpret_cast<void*>(target), source, bytes);
+    if (machine->checks) machine->checks->upload(reinterpret_cast<void*>(target), bytes);
     return true;
 }
 
@@ -106,18 +132,25 @@ bool retune_emulator_download(Machine* machine, uint64_t source, void* target, s
                               size_t capacity) {
     const std::string refusal = machine->memory.refusal(reinterpret_cast<void*>(source), bytes);
     if (!refusal.empty()) return refuse("a copy from the device would read " + refusal, message, capacity);
+    if (machine->checks) {
+        const std::string unwritten = machine->checks->download_refusal(reinterpret_cast<void*>(source), bytes);
+        if (!unwritten.empty()) return refuse(unwritten, message, capacity);
+    }
     std::memcpy(target, reinterpret_cast<const void*>(source), bytes);
     return true;
 }
 
 // Whether a launch could begin.
 bool retune_emulator_check(const LaunchDescription* description, char* message, size_t capacity) {
-    const std::string refusal = emulator::refusal(*description, find_kernel(description->kernel));
+    const std::string refusal = emulator::refusal(*description, find_kernel(description->kernel, false));
     return refusal.empty() || refuse(refusal, message, capacity);
 }
 
-bool retune_emulator_launch(Machine* machine, const LaunchDescription* description, char* message, size_t capacity) {
-    const Kernel* kernel = find_kernel(description->kernel);
+// Where a fault has a place in the program, `place` becomes that place as debuggers count, else 0.
+bool retune_emulator_launch(Machine* machine, const LaunchDescription* description, char* message, size_t capacity,
+                            uint64_t* place) {
+    *place = 0;
+    const Kernel* kernel = find_kernel(description->kernel, machine->checks != nullptr);
     const std::string refusal = emulator::refusal(*description, kernel);
     if (!refusal.empty()) return refuse(refusal, message, capacity);
     // Aligned as any parameter may be.
@@ -145,13 +178,17 @@ bool retune_emulator_launch(Machine* machine, const LaunchDescription* descripti
         launch.stride = mix(launch.seed + 1) % launch.blocks;
         while (std::gcd(launch.stride, launch.blocks) != 1) launch.stride++;
     }
-    const uint64_t threads = std::min<uint64_t>(description->host_threads, launch.blocks);
+    // Checks follow one block at a time.
+    const uint64_t threads = machine->checks ? 1 : std::min<uint64_t>(description->host_threads, launch.blocks);
+    if (machine->checks) machine->checks->begin_launch();
     run_on_host_threads(static_cast<unsigned>(threads), work_on, &launch);
     if (!launch.failed) {
         const std::string damage = machine->memory.damage();
         if (!damage.empty()) launch.fail(format("kernel %s: %s", kernel->name, damage.c_str()));
     }
-    return !launch.failed || refuse(launch.failure, message, capacity);
+    if (!launch.failed) return true;
+    if (launch.failure_counter != 0) *place = launch.failure_counter - program_begin();
+    return refuse(launch.failure, message, capacity);
 }
 
 }  // extern "C"

@@ -3,6 +3,7 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "checks.h"
 #include "machine.h"
 
 namespace emulator {
@@ -41,7 +42,11 @@ int barrier(const char* name, bool predicate, Site site) {
 }
 
 void synchronize_warp(uint32_t mask, Site site) {
-    runner->collective("__syncwarp", mask, false, site, nullptr, [](void* const*, uint32_t) {});
+    runner->collective("__syncwarp", mask, false, site, nullptr, [](void* const*, uint32_t present) {
+        if (Checks* const checks = runner->checks()) {
+            checks->synchronize_warp(runner->fiber().thread / kLanes, present);
+        }
+    });
 }
 
 namespace {
@@ -214,6 +219,7 @@ uint64_t reduce(const char* name, uint32_t mask, uint64_t value, uint64_t (*oper
 }
 
 void fence() {
+    if (Checks* const checks = runner->checks()) checks->fence();
     std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
@@ -223,6 +229,7 @@ uint32_t atomic(uint32_t* address, uint32_t operand, uint32_t (*operation)(uint3
         fault("atomic operation (%s) at %p, which is no multiple of 4", format_site(site).c_str(),
               static_cast<void*>(address));
     }
+    if (Checks* const checks = runner->checks()) checks->atomic(address);
     uint32_t old = compared;
     if (operation == nullptr) {
         __atomic_compare_exchange_n(address, &old, operand, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
@@ -252,6 +259,7 @@ void load_matrix(uint32_t* registers, const void* row, bool transposed, Site sit
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
         fault("ldmatrix (%s) from %p, which is no multiple of 16", format_site(site).c_str(), row);
     }
+    if (Checks* const checks = runner->checks()) checks->read(row, 16);
     MatrixLoad load{registers, row, transposed};
     runner->collective(transposed ? "ldmatrix.trans" : "ldmatrix", ~0u, true, site, &load, load_matrices_of_warp);
 }

@@ -1,5 +1,7 @@
 #include "machine.h"
 
+#include "checks.h"
+
 #include <algorithm>
 #include <condition_variable>
 #include <cstdarg>
@@ -38,17 +40,22 @@ std::string format_site(Site site) {
     return format("%s:%d", slash ? slash + 1 : site.file, site.line);
 }
 
-const Kernel* find_kernel(const char* name) {
-    for (size_t i = 0; i < kernel_table_length; i++) {
-        if (std::strcmp(kernel_table[i]->name, name) == 0) return kernel_table[i];
+const Kernel* find_kernel(const char* name, bool checked) {
+    const KernelList& list = checked ? checked_kernels : plain_kernels;
+    for (size_t i = 0; i < list.length; i++) {
+        if (std::strcmp(list.kernels[i]->name, name) == 0) return list.kernels[i];
     }
     return nullptr;
 }
 
-void Launch::fail(std::string text) {
+Machine::Machine() = default;
+Machine::~Machine() = default;
+
+void Launch::fail(std::string text, uintptr_t program_counter) {
     const std::lock_guard<std::mutex> lock(mutex);
     if (failed.exchange(true)) return;
     failure = std::move(text);
+    failure_counter = program_counter;
 }
 
 // Fibers.
@@ -77,7 +84,7 @@ void Runner::arrive() {
 #endif
 }
 
-Runner::Runner() : stacks_(kMostThreads), fibers_(new Fiber[kMostThreads]) {}
+Runner::Runner() : stacks_(kMostThreads + 1), fibers_(new Fiber[kMostThreads]) {}
 
 uint64_t Runner::random() {
     random_state_ ^= random_state_ << 13;
@@ -150,8 +157,31 @@ void Runner::fail_deadlocked() {
 void Runner::fail(const std::string& cause) {
     launch_->fail(format("kernel %s, block %s, thread %s: ", launch_->kernel->name,
                          format_position(block_index_).c_str(), format_position(current_->index).c_str()) +
-                  cause);
+                      cause,
+                  reinterpret_cast<uintptr_t>(current_->program_counter));
     leave(nullptr);
+}
+
+void Runner::fail_access(const void* address, const void* program_counter) {
+    current_->program_counter = program_counter;
+    if (stacks_.is_guard(address)) fail("out of bounds: its local variables need more than the emulator's stacks have");
+    if (reinterpret_cast<uintptr_t>(address) < kPage) {
+        fail(format("out of bounds: accesses %p, a null pointer", address));
+    }
+    if (address == kNoAddress) fail("out of bounds or misaligned: an access that the processor refused");
+    fail("out of bounds: accesses " + launch_->machine->memory.refusal(address, 1));
+}
+
+bool Runner::owns_stack(const void* address, size_t bytes) const {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(stacks_.begin(current_->thread));
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    return at >= begin && at + bytes <= begin + kStackBytes;
+}
+
+bool Runner::owns_any_stack(const void* address) const {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    return at >= reinterpret_cast<uintptr_t>(stacks_.begin(0)) &&
+           at < reinterpret_cast<uintptr_t>(stacks_.begin(kMostThreads));
 }
 
 void Runner::exit() {
@@ -200,6 +230,7 @@ int Runner::barrier(const char* name, bool predicate, Site site) {
         barrier_result_ = barrier_count_;
         barrier_arrived_ = 0;
         barrier_count_ = 0;
+        if (checks_ != nullptr) checks_->pass_barrier();
         const unsigned warps = (launch_->threads + kLanes - 1) / kLanes;
         for (unsigned warp = 0; warp < warps; warp++) warps_[warp].ready = warps_[warp].present;
         ready_warps_ = warps == 32 ? ~0u : (1u << warps) - 1;
@@ -273,6 +304,7 @@ void Runner::copy_async(unsigned char* shared, const unsigned char* global, int 
     if (reinterpret_cast<uintptr_t>(global) & alignment) {
         fail(format("cp.async (%s) from %p, which is no multiple of %d", format_site(site).c_str(), global, bytes));
     }
+    if (checks_ != nullptr) checks_->begin_copy(shared, global, bytes, valid);
     // Until the wait the destination holds nothing.
     std::memset(shared, kPoison, static_cast<size_t>(bytes));
     current_->copies.push_back({shared, global, bytes, valid, current_->copy_group});
@@ -284,11 +316,11 @@ void Runner::copy_async_wait(int pending) {
     for (const PendingCopy& copy : copies) {
         if (copy.group + static_cast<uint32_t>(pending) >= current_->copy_group) {
             copies[kept++] = copy;
-        } else if (copy.valid) {
-            std::memcpy(copy.target, copy.source, static_cast<size_t>(copy.bytes));
-        } else {
-            std::memset(copy.target, 0, static_cast<size_t>(copy.bytes));
+            continue;
         }
+        if (checks_ != nullptr) checks_->end_copy(copy.target, copy.bytes);
+        if (copy.valid) std::memcpy(copy.target, copy.source, static_cast<size_t>(copy.bytes));
+        else std::memset(copy.target, 0, static_cast<size_t>(copy.bytes));
     }
     copies.resize(kept);
 }
@@ -307,13 +339,15 @@ void Runner::begin_block(uint64_t block) {
     barrier_count_ = 0;
     std::memset(retune_emulator_shared_memory, kPoison, launch.shared_bytes);
     std::memset(retune_emulator_shared_memory + launch.shared_bytes, kFence, kSharedFence);
+    static_shared_.fill(launch.kernel->unit, kPoison);
+    if (checks_ != nullptr) checks_->begin_block(*this);
     ready_warps_ = 0;
     for (unsigned thread = 0; thread < launch.threads; thread++) {
         Fiber& fiber = fibers_[thread];
         fiber.thread = thread;
-        fiber.index = {thread % launch.block.x, thread / launch.block.x % launch.block.y,
-                       thread / launch.block.x / launch.block.y};
+        fiber.index = launch.thread_index(thread);
         fiber.waits_at = nullptr;
+        fiber.program_counter = nullptr;
         fiber.copies.clear();
         fiber.copy_group = 0;
 #if EMULATOR_ADDRESS_SANITIZER
@@ -353,6 +387,7 @@ void Runner::run_block(uint64_t block) {
 
 void Runner::run(Launch& launch) {
     launch_ = &launch;
+    checks_ = launch.machine->checks.get();
     runner = this;
     while (!launch.failed) {
         const uint64_t turn = launch.begun.fetch_add(1);

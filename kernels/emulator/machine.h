@@ -12,6 +12,7 @@
 #include "emulator.h"
 #include "fiber.h"
 #include "memory.h"
+#include "static_shared.h"
 
 namespace emulator {
 
@@ -34,12 +35,21 @@ inline uint64_t mix(uint64_t value) {
     return value ^ (value >> 31);
 }
 
+class Checks;
+
 // One emulator: its memory and how it schedules.
 struct Machine {
     // 0 runs threads and blocks in order; every other seed shuffles them in its own way.
     uint64_t seed = 0;
     uint64_t launches = 0;
+    // Whether fresh memory is full of NaN.
+    bool poisoned = false;
     Memory memory;
+    // Where every access is checked.
+    std::unique_ptr<Checks> checks;
+
+    Machine();
+    ~Machine();
 };
 
 // A kernel on its way, shared by the host threads that run its blocks.
@@ -61,8 +71,15 @@ struct Launch {
     std::mutex mutex;
     std::string failure;
 
+    // What a fault was at, 0 where that is not known.
+    uintptr_t failure_counter = 0;
+
     // Keeps the first failure only.
-    void fail(std::string text);
+    void fail(std::string text, uintptr_t program_counter = 0);
+
+    uint3 thread_index(unsigned thread) const {
+        return {thread % block.x, thread / block.x % block.y, thread / block.x / block.y};
+    }
 };
 
 // A copy to shared memory that nobody has waited for.
@@ -82,6 +99,8 @@ struct Fiber {
     // What it waits at; for messages.
     const char* waits_at;
     Site site;
+    // Of its latest access, where accesses are checked.
+    const void* program_counter;
     std::vector<PendingCopy> copies;
     uint32_t copy_group;
 #if EMULATOR_ADDRESS_SANITIZER
@@ -106,6 +125,18 @@ struct Warp {
     void* operands[kLanes];
 };
 
+inline const void* const kNoAddress = reinterpret_cast<const void*>(UINTPTR_MAX);
+
+// A stack for this host thread's signal handler, where it has none yet.
+class SignalStack {
+public:
+    SignalStack();
+    ~SignalStack();
+
+private:
+    std::unique_ptr<unsigned char[]> memory_;
+};
+
 using Combine = void (*)(void* const* operands, uint32_t mask);
 
 // Runs blocks, one after the other, on the host thread that it belongs to.
@@ -125,7 +156,7 @@ public:
     [[noreturn]] void fail(const std::string& cause);
     [[noreturn]] void exit();
 
-    Fiber& fiber() {
+    Fiber& fiber() const {
         return *current_;
     }
     bool on_fiber() const {
@@ -136,6 +167,17 @@ public:
     }
     uint3 block_index() const {
         return block_index_;
+    }
+    // None where accesses are not checked.
+    Checks* checks() const {
+        return checks_;
+    }
+    bool owns_stack(const void* address, size_t bytes) const;
+    bool owns_any_stack(const void* address) const;
+    // An access of the current fiber that the processor refused; kNoAddress where it did not tell the address.
+    [[noreturn]] void fail_access(const void* address, const void* program_counter);
+    void* rescue_stack() const {
+        return stacks_.end(kMostThreads);
     }
 
 private:
@@ -151,6 +193,8 @@ private:
     uint64_t random();
 
     Launch* launch_ = nullptr;
+    Checks* checks_ = nullptr;
+    StaticShared static_shared_;
     Fiber* current_ = nullptr;
     void* scheduler_ = nullptr;
     uint3 block_index_{};
@@ -170,6 +214,7 @@ private:
     int barrier_result_ = 0;
     unsigned barrier_first_ = 0;
 
+    SignalStack signal_stack_;
     Stacks stacks_;
     std::unique_ptr<Fiber[]> fibers_;
     Warp warps_[kMostThreads / kLanes];
@@ -191,10 +236,17 @@ std::string format_site(Site site);
 // them, another works alone.
 void run_on_host_threads(unsigned threads, void (*work)(void* context), void* context);
 
-// The build script's table of kernels, in the order of their names.
-extern const Kernel* const kernel_table[];
-extern const size_t kernel_table_length;
-const Kernel* find_kernel(const char* name);
+// The build script's lists of all kernels, and of the same kernels with instrumented accesses.
+struct KernelList {
+    const Kernel* const* kernels;
+    size_t length;
+};
+extern const KernelList plain_kernels;
+extern const KernelList checked_kernels;
+const Kernel* find_kernel(const char* name, bool checked);
+
+// Makes a fiber's access that the processor refuses a failure of its launch.
+void catch_signals();
 
 }  // namespace emulator
 

@@ -17,6 +17,7 @@ namespace {
 
 // As the driver interface promises.
 constexpr size_t kAlignment = 256;
+constexpr size_t kMostReleased = 256;
 
 size_t round_up(size_t value, size_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
@@ -35,6 +36,7 @@ Memory::~Memory() {
     for (const auto& [begin, allocation] : allocations_) {
         release_mapping(allocation.mapping, allocation.mapping_bytes);
     }
+    for (const auto& [begin, allocation] : released_) munmap(allocation.mapping, allocation.mapping_bytes);
 }
 
 unsigned char* Memory::allocate(size_t bytes, const unsigned char* poison) {
@@ -65,18 +67,52 @@ unsigned char* Memory::allocate(size_t bytes, const unsigned char* poison) {
 void Memory::release(unsigned char* address) {
     const auto found = allocations_.find(reinterpret_cast<uintptr_t>(address));
     if (found == allocations_.end()) return;
-    release_mapping(found->second.mapping, found->second.mapping_bytes);
+    const Allocation& allocation = found->second;
+#if EMULATOR_ADDRESS_SANITIZER
+    __asan_unpoison_memory_region(allocation.mapping, allocation.mapping_bytes);
+#endif
+    // The address range stays taken, without memory behind it, so that a later use of it is noticed.
+    mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    released_.emplace_back(*found);
     allocations_.erase(found);
+    if (released_.size() > kMostReleased) {
+        munmap(released_.front().second.mapping, released_.front().second.mapping_bytes);
+        released_.pop_front();
+    }
+}
+
+uintptr_t Memory::begin_of(const void* address, size_t bytes) const {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    const auto next = allocations_.upper_bound(at);
+    if (next == allocations_.begin()) return 0;
+    const auto& [begin, allocation] = *std::prev(next);
+    return at - begin <= allocation.bytes && bytes <= allocation.bytes - (at - begin) ? begin : 0;
+}
+
+size_t Memory::bytes_at(const void* begin) const {
+    const auto found = allocations_.find(reinterpret_cast<uintptr_t>(begin));
+    return found == allocations_.end() ? 0 : found->second.bytes;
 }
 
 std::string Memory::refusal(const void* address, size_t bytes) const {
+    if (begin_of(address, bytes) != 0) return {};
     const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-    auto next = allocations_.upper_bound(at);
+    const auto describe = [&](uintptr_t begin, const Allocation& allocation, const char* state) {
+        return format("%zu bytes at offset %td of %s of %zu bytes", bytes, static_cast<ptrdiff_t>(at - begin), state,
+                      allocation.bytes);
+    };
+    const auto next = allocations_.upper_bound(at);
     if (next != allocations_.begin()) {
         const auto& [begin, allocation] = *std::prev(next);
-        if (at - begin <= allocation.bytes && bytes <= allocation.bytes - (at - begin)) return {};
-        if (at - begin < allocation.bytes + kPage) {
-            return format("%zu bytes at offset %zu of an allocation of %zu bytes", bytes, at - begin, allocation.bytes);
+        if (at - begin < allocation.bytes + kPage) return describe(begin, allocation, "an allocation");
+    }
+    if (next != allocations_.end() && next->first - at <= kPage) {
+        return describe(next->first, next->second, "an allocation");
+    }
+    for (const auto& [begin, allocation] : released_) {
+        if (at >= begin && at - begin < allocation.bytes + kPage) {
+            return describe(begin, allocation, "a released allocation");
         }
     }
     return format("%zu bytes at %p, where nothing is allocated", bytes, address);

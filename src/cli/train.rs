@@ -192,7 +192,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     } else {
         begin(global, device, arguments, interrupted)?
     };
-    let arena = run.prepare()?;
+    let arena = run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
     if !arguments.resume {
         // Only now: what is refused or does not fit into memory leaves no folder behind.
         create(&run.folder)?;
@@ -414,6 +414,18 @@ fn resume<'a>(
     Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
 }
 
+/// Adds to a shortage of memory the batch that would fit.
+fn with_fitting_batch(error: Error, run: &Run) -> Error {
+    // Devices hand out whole pages, of 2 MiB at most.
+    let free = error.shortage().and_then(|shortage| shortage.free).map(|free| free.saturating_sub(2 << 20));
+    match free.map(|free| run.largest_batch_within(free)) {
+        Some(Ok(Some(batch))) => error.hint(format!("--batch-size {batch} fits")),
+        Some(Ok(None)) => error.hint("not even --batch-size 1 fits: give a smaller --image-size, or --device cpu"),
+        // What the device told stands by itself.
+        Some(Err(_)) | None => error,
+    }
+}
+
 /// `runs/1`, `runs/2`, ...
 fn numbered_folders() -> impl Iterator<Item = RunFolder> {
     (1..100_000).map(|number| RunFolder { path: PathBuf::from(format!("runs/{number}")) })
@@ -427,6 +439,7 @@ fn is_taken(folder: &RunFolder) -> bool {
 /// Bytes as people say them.
 fn size(bytes: usize) -> String {
     match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
         mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
         _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
     }

@@ -33,9 +33,10 @@ struct Machine {
 // SAFETY: the functions of kernels/emulator/interface.cpp, with the same types.
 unsafe extern "C" {
     fn retune_emulator_supported() -> bool;
-    fn retune_emulator_create(seed: u64) -> *mut Machine;
+    fn retune_emulator_can_check() -> bool;
+    fn retune_emulator_create(seed: u64, poisoned: bool, checked: bool) -> *mut Machine;
     fn retune_emulator_destroy(machine: *mut Machine);
-    fn retune_emulator_allocate(machine: *mut Machine, bytes: usize, poisoned: bool) -> u64;
+    fn retune_emulator_allocate(machine: *mut Machine, bytes: usize) -> u64;
     fn retune_emulator_release(machine: *mut Machine, address: u64);
     fn retune_emulator_upload(
         machine: *mut Machine,
@@ -59,6 +60,7 @@ unsafe extern "C" {
         description: *const LaunchDescription,
         message: *mut c_char,
         capacity: usize,
+        place: *mut u64,
     ) -> bool;
 }
 
@@ -105,33 +107,67 @@ impl Recording for LaunchList {
 }
 
 /// Runs the kernels on the CPU.
+///
+/// A seed chooses the schedule: 0 runs threads and blocks in order, every other number in an order of its own. Whatever it
+/// is, a kernel that is right gives the same bits.
 pub struct Emulator {
     machine: Rc<Handle>,
-    poisoned: bool,
     recorded: RefCell<Option<Vec<OwnedLaunch>>>,
 }
 
 impl Emulator {
-    /// An emulator that schedules threads and blocks in order for seed 0, and for every other seed in an order of its own.
+    /// As fast as it goes: blocks are spread over the threads of rayon's current pool. With the environment variable
+    /// `RETUNE_EMULATOR_CHECKED` set to 1 it is [`Self::checked`] instead.
     ///
     /// # Errors
     /// When this processor lacks instructions that the emulator was compiled for.
     pub fn new(seed: u64) -> Result<Self> {
-        // SAFETY: no arguments, no state.
-        if !unsafe { retune_emulator_supported() } {
-            return Err(Error::new("the emulator was compiled for processors with AVX2 and FMA, which this one lacks"));
-        }
-        // SAFETY: a fresh machine, which the handle owns.
-        let machine = Rc::new(Handle(unsafe { retune_emulator_create(seed) }));
-        Ok(Self { machine, poisoned: false, recorded: RefCell::default() })
+        let checked = std::env::var_os("RETUNE_EMULATOR_CHECKED").is_some_and(|value| value == "1");
+        Self::create(seed, false, checked)
     }
 
-    /// The same, but fresh memory is full of NaN: for tests that nothing relies on its being zero.
+    /// As [`Self::new`], but fresh memory is full of NaN: for tests that nothing relies on its being zero.
     ///
     /// # Errors
     /// As for [`Self::new`].
     pub fn poisoned(seed: u64) -> Result<Self> {
-        Ok(Self { poisoned: true, ..Self::new(seed)? })
+        Self::create(seed, true, false)
+    }
+
+    /// Every load and store is checked: that it lies within one allocation, shared array or the thread's own variables,
+    /// is aligned, does not race with another thread, reads no shared memory that nothing has written and nothing that
+    /// is still being copied. Some ten times slower.
+    ///
+    /// # Errors
+    /// When the kernels were compiled with a sanitizer instead, or the program has lost its symbol table.
+    pub fn checked(seed: u64) -> Result<Self> {
+        Self::create(seed, false, true)
+    }
+
+    /// As [`Self::checked`], and neither a kernel nor a copy may read fresh memory before something was written there. It
+    /// is full of NaN.
+    ///
+    /// # Errors
+    /// As for [`Self::checked`].
+    pub fn strict(seed: u64) -> Result<Self> {
+        Self::create(seed, true, true)
+    }
+
+    fn create(seed: u64, poisoned: bool, checked: bool) -> Result<Self> {
+        // SAFETY: no arguments, no state.
+        if !unsafe { retune_emulator_supported() } {
+            return Err(Error::new("the emulator was compiled for processors with AVX2 and FMA, which this one lacks"));
+        }
+        // SAFETY: as above.
+        if checked && !unsafe { retune_emulator_can_check() } {
+            return Err(Error::new(
+                "this emulator cannot check accesses: it was built with RETUNE_EMULATOR_FLAGS that \
+                                   instrument them otherwise, or the program was stripped of its symbols",
+            ));
+        }
+        // SAFETY: a fresh machine, which the handle owns.
+        let machine = Rc::new(Handle(unsafe { retune_emulator_create(seed, poisoned, checked) }));
+        Ok(Self { machine, recorded: RefCell::default() })
     }
 
     fn refuse_in_recording(&self, what: &str) -> Result<()> {
@@ -170,7 +206,17 @@ fn run(machine: &Handle, launch: &OwnedLaunch) -> Result<()> {
     describe(launch, |description| {
         // SAFETY: the machine lives; the description and all that it points to live until the call returns. Kernels
         // write to the machine's own memory, of which Rust holds no reference.
-        call(|message, capacity| unsafe { retune_emulator_launch(machine.0, description, message, capacity) })
+        let mut place = 0;
+        let result = call(|message, capacity| unsafe {
+            retune_emulator_launch(machine.0, description, message, capacity, &mut place)
+        });
+        match (result, std::env::current_exe()) {
+            (Err(error), Ok(program)) if place != 0 => {
+                let program = program.display();
+                Err(error.hint(format!("`addr2line -ipfCe {program} {place:#x}` tells the line of the access")))
+            }
+            (result, _) => result,
+        }
     })
 }
 
@@ -194,7 +240,7 @@ impl Driver for Emulator {
 
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         // SAFETY: the machine lives.
-        let address = unsafe { retune_emulator_allocate(self.machine.0, bytes, self.poisoned) };
+        let address = unsafe { retune_emulator_allocate(self.machine.0, bytes) };
         if address == 0 {
             return Err(Error::new(format!(
                 "cannot allocate {:.1} GiB of memory for the emulator",
