@@ -166,7 +166,9 @@ fn uploads_do_without_pinned_memory() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(8).unwrap();
         let target = address(memory.clone());
-        driver.upload(&[1, 0, 0, 0, 2, 0, 0, 0], target).unwrap();
+        let mut source = vec![1, 0, 0, 0, 2, 0, 0, 0];
+        driver.upload(&source, target).unwrap();
+        source.fill(9);
         assert_eq!(download(&driver, target, 2), [1, 2]);
     });
 }
