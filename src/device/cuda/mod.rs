@@ -7,8 +7,10 @@ mod batch_norm;
 mod conv2d;
 mod cross_entropy;
 pub mod driver;
+pub mod dry_run;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+pub mod gpus;
 mod linear;
 mod max_pool;
 pub mod modules;
