@@ -399,3 +399,20 @@ fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
     assert!(!train(batch).contains("out of memory"), "--batch-size {batch}");
     assert!(train(batch + 1).contains("out of memory"), "--batch-size {batch}");
 }
+
+/// Every kernel that launch code names is in this build, with its shared memory asked for, and whole steps are recorded.
+/// The stand-in computes nothing: the loss is that of zeros.
+#[test]
+fn launch_code_and_kernels_agree() {
+    if MODULES.is_empty() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this build has no kernels");
+        return;
+    }
+    for precision in ["fp32", "tf32", "bf16"] {
+        // The least width at which every path is taken, those of the tensor cores too.
+        let line =
+            format!("bench --device cuda --precision {precision} --width 64 --image-size 64 --batch-size 4 --steps 1");
+        let Some(output) = retune("", &line) else { return };
+        assert!(output.status.success(), "{precision}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

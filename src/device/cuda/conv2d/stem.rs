@@ -1,10 +1,10 @@
 //! Launches of `kernels/conv2d_stem.cu`: a 7 x 7 convolution with stride 2 of three channels, and its weight gradient,
 //! on tensor cores.
 
-use super::{PIXELS_PER_BLOCK, ROWS_PER_GROUP};
+use super::PIXELS_PER_BLOCK;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda};
+use crate::device::cuda::{COUNTERS, Cuda, statistics};
 use crate::device::{Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision};
 use crate::error::Result;
 
@@ -156,7 +156,7 @@ pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool 
         Conv2dPass::WeightGradient if !shape.output_channels.is_multiple_of(vector) => return false,
         Conv2dPass::WeightGradient => format.weight_gradient_bytes(cuda, shape),
     };
-    let counters = channel_tiles(shape) * (pixel_tiles(shape).div_ceil(ROWS_PER_GROUP) + 1);
+    let counters = channel_tiles(shape) * statistics::counters(pixel_tiles(shape));
     let input_pixels = shape.batch * (shape.height + shape.padding);
     let input_row = (shape.width + 2 * shape.padding) * INPUT_CHANNELS;
     let largest =
