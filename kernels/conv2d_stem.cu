@@ -31,12 +31,12 @@
 // L2, and cannot be copied by 16 bytes) and go from tile to tile: 128 pixels x 64 channels, four warps of 64 x 32. In a
 // step of depth a warp reads 16 words a lane of the patch and two ldmatrix of weights for 16 multiplications: 24 clocks
 // of shared memory, 96 for the block, while the step's 131,072 pairs of bf16 take 103 at the 1270 a clock that mma.sync
-// may reach on an H100. The next tile's patch is copied while results leave. Four blocks a multiprocessor in bf16 (25 %)
-// hide the rest of each other's waiting.
+// may reach on an H100. The next tile's patch is copied while results leave. Four blocks a multiprocessor in bf16 (25
+// %) hide the rest of each other's waiting.
 // Gradient: 64 channels x 160 of depth, summed over the pixels of consecutive tiles, four warps of 32 x 80. The output
 // gradient is staged as [pixels][64 channels] and read transposed; of the patch, a lane reads words of two neighbouring
-// pixels and puts their lower halves together for one fragment, their upper halves for another (bf16). A step of 16 pixels
-// (8 of tf32) is 30 clocks of shared memory a warp, 120 for the block, for 163,840 pairs: 129 clocks.
+// pixels and puts their lower halves together for one fragment, their upper halves for another (bf16). A step of 16
+// pixels (8 of tf32) is 30 clocks of shared memory a warp, 120 for the block, for 163,840 pairs: 129 clocks.
 // occupancy: 18.75 % in tf32: 64 or 80 sums a thread, the patch and the weights or the output gradient in four bytes
 // leave room for three blocks in 228 KB (two in 164 KB). A step of depth is half as deep there for the same loads, so
 // that smaller tiles would be bound by shared memory.
