@@ -13,9 +13,9 @@ use retune::device::{Conv2dForward, Conv2dPass, Conv2dWeightGradient, Device, Pr
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Tf32];
 
 /// For the norm of the error over that of the truth, of sums of `products`. A partial sum of i of them has the size
-/// sqrt(i / products) of the whole and is rounded by at most 2^-24 of itself; independent roundings come to less than this
-/// (to 0.41 of it, if each is as large as it can be). A factor that is not rounded to tf32 makes 1e-4, a lost product 1e-2.
-/// What is stored in bf16 stands for all numbers that round to it.
+/// sqrt(i / products) of the whole and is rounded by at most 2^-24 of itself; independent roundings come to less than
+/// this (to 0.41 of it, if each is as large as it can be). A factor that is not rounded to tf32 makes 1e-4, a lost
+/// product 1e-2. What is stored in bf16 stands for all numbers that round to it.
 fn limit(products: usize) -> f64 {
     2f64.powi(-24) * (products as f64).sqrt()
 }
@@ -148,8 +148,8 @@ impl Case {
         }
     }
 
-    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Each of the fewer than 2^7 additions on the way of a
-    /// value rounds by 2^-24 of at most the sum of magnitudes.
+    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Each of the fewer than 2^7 additions on the way
+    /// of a value rounds by 2^-24 of at most the sum of magnitudes.
     fn check_statistics(&self, output: &[f32], statistics: &[f32]) {
         let channels = self.shape.output_channels;
         let pixels = output.len() / channels;
@@ -180,8 +180,8 @@ impl Case {
 }
 
 /// `[batch, height, width, K, padding]`: even and odd widths, tiles of one and of many runs, one-pixel pictures and
-/// outputs, channels that no tile divides, another padding than the half filter; the last two have more tiles than blocks,
-/// and the very last more than one group of statistics.
+/// outputs, channels that no tile divides, another padding than the half filter; the last two have more tiles than
+/// blocks, and the very last more than one group of statistics.
 const SIZES: [[usize; 5]; 15] = [
     [2, 32, 32, 64, 3],
     [1, 9, 224, 64, 3],

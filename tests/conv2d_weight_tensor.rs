@@ -1,5 +1,5 @@
-//! The tensor-core weight gradient on the emulator, against float64 on operands rounded as the kernel rounds them: what is
-//! left is the order of float32 additions.
+//! The tensor-core weight gradient on the emulator, against float64 on operands rounded as the kernel rounds them: what
+//! is left is the order of float32 additions.
 
 #![cfg(feature = "emulator")]
 
