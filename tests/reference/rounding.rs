@@ -122,21 +122,23 @@ impl Device for RoundingDevice {
         if self.adds_in_float64 {
             let [input, weight] = [arguments.input, arguments.weight].map(|tensor| self.factor_values(tensor));
             write_sums(conv2d(shape, &input?, &weight?), false, &output)?;
-            if let Some(statistics) = arguments.statistics {
-                Cpu.batch_norm_statistics(&output, statistics)?;
-            }
-            return self.store(&output, arguments.output);
+        } else {
+            Cpu.conv2d_forward(
+                shape,
+                &Conv2dForward {
+                    input: &self.factor(arguments.input)?,
+                    weight: &self.factor(arguments.weight)?,
+                    output: &output,
+                    statistics: None,
+                    ..*arguments
+                },
+            )?;
         }
-        Cpu.conv2d_forward(
-            shape,
-            &Conv2dForward {
-                input: &self.factor(arguments.input)?,
-                weight: &self.factor(arguments.weight)?,
-                output: &output,
-                ..*arguments
-            },
-        )?;
-        self.store(&output, arguments.output)
+        self.store(&output, arguments.output)?;
+        match arguments.statistics {
+            Some(statistics) => self.batch_norm_statistics(arguments.output, statistics),
+            None => Ok(()),
+        }
     }
 
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
