@@ -60,7 +60,9 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(const CrossEntro
         float sum = 0;
         for (int i = lane; i < arguments.classes; i += kWarp) sum += expf(logits[i] - largest);
         sum = warp_sum(sum);
-        loss += logf(sum) + largest - logits[target];
+        // A target that is no class makes the loss NaN instead of a read beyond the row.
+        const bool is_class = target >= 0 && target < arguments.classes;
+        loss += is_class ? logf(sum) - (logits[target] - largest) : __uint_as_float(0x7fc00000u);
         correct += position == target ? 1 : 0;
         if (arguments.gradient != nullptr) {
             float* gradient = arguments.gradient + static_cast<size_t>(row) * arguments.classes;

@@ -1,5 +1,5 @@
-//! From decoded pictures to batches: the reference against Pillow, the kernel against the reference, and the way of a data
-//! set's pictures through a device's memory.
+//! From decoded pictures to batches: the reference against Pillow, the kernel against the reference, and the way of a
+//! data set's pictures through a device's memory.
 
 mod reference;
 
@@ -144,8 +144,8 @@ fn in_a_square(image: &RgbImage, size: usize) -> Vec<u8> {
     square
 }
 
-/// To the bit, but for pictures whose height shrinks more than their width: Pillow 13 scales the columns of those first,
-/// Pillow before that rows always, as we do. Rounding to bytes between the two makes a difference of one level then.
+/// To the bit, but for pictures whose height shrinks more than their width: Pillow 13 scales the columns of those
+/// first, Pillow before that rows always, as we do. Rounding to bytes between the two makes a difference of one level then.
 #[track_caller]
 fn assert_pillow(number: usize, resampling: &Resampling, ours: &[u8], pillow: &[u8]) {
     let Resampling { height, width, scaled_height, scaled_width, .. } = *resampling;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use reference::devices::{Workbench, emulated, factors, stored};
+use reference::devices::{Workbench, factors, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
 use retune::device::cuda::driver::{Capabilities, Driver, Launch};
@@ -163,7 +163,8 @@ impl Case {
     }
 
     fn run(&self, seed: u64) -> Results {
-        self.run_on(&emulated(seed, self.precision))
+        let emulator = Emulator::new(seed).expect("starts");
+        self.run_on(&Cuda::new(Box::new(emulator), self.precision).expect("has every precision"))
     }
 
     fn run_on(&self, cuda: &Cuda) -> Results {

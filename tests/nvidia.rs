@@ -166,7 +166,9 @@ fn uploads_do_without_pinned_memory() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(8).unwrap();
         let target = address(memory.clone());
-        driver.upload(&[1, 0, 0, 0, 2, 0, 0, 0], target).unwrap();
+        let mut source = vec![1, 0, 0, 0, 2, 0, 0, 0];
+        driver.upload(&source, target).unwrap();
+        source.fill(9);
         assert_eq!(download(&driver, target, 2), [1, 2]);
     });
 }
@@ -396,4 +398,21 @@ fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
     assert!((1..24).contains(&batch), "{text}");
     assert!(!train(batch).contains("out of memory"), "--batch-size {batch}");
     assert!(train(batch + 1).contains("out of memory"), "--batch-size {batch}");
+}
+
+/// Every kernel that launch code names is in this build, with its shared memory asked for, and whole steps are recorded.
+/// The stand-in computes nothing: the loss is that of zeros.
+#[test]
+fn launch_code_and_kernels_agree() {
+    if MODULES.is_empty() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this build has no kernels");
+        return;
+    }
+    for precision in ["fp32", "tf32", "bf16"] {
+        // The least width at which every path is taken, those of the tensor cores too.
+        let line =
+            format!("bench --device cuda --precision {precision} --width 64 --image-size 64 --batch-size 4 --steps 1");
+        let Some(output) = retune("", &line) else { return };
+        assert!(output.status.success(), "{precision}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }

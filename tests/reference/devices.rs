@@ -26,8 +26,11 @@ pub const PRECISIONS: [Precision; 3] = [Precision::Fp32, Precision::Tf32, Precis
 
 /// The devices that compute in this precision and that a few cases have to do for: the emulator, with two schedules,
 /// where it was built. In tf32 and bf16 also the CPU with operands and results rounded, without which nothing would
-/// test these tests.
+/// test these tests. With RETUNE_TEST_CUDA in the environment the first GPU and nothing else.
 pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
+    if tests_gpu() {
+        return emulator(precision, 0).into_iter().collect();
+    }
     let mut devices: Vec<Rc<dyn Device>> = Vec::new();
     if precision != Precision::Fp32 {
         devices.push(Rc::new(RoundingDevice::new(precision)));
@@ -36,16 +39,32 @@ pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
     devices
 }
 
-/// The CUDA kernels on the emulator, with a schedule of its own for each seed; none where it was not built.
-#[cfg(feature = "emulator")]
-pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
-    use retune::device::cuda::Cuda;
-    use retune::device::cuda::emulator::Emulator;
-    let driver = Emulator::new(seed).expect("this processor can run the emulator");
-    Some(Rc::new(Cuda::new(Box::new(driver), precision).expect("the emulator has every precision")))
+fn tests_gpu() -> bool {
+    std::env::var_os("RETUNE_TEST_CUDA").is_some()
 }
 
-/// The CUDA kernels on the emulator; none where it was not built.
+/// The CUDA kernels on the emulator, with a schedule of its own for each seed, or, with RETUNE_TEST_CUDA, on the GPU.
+#[cfg(feature = "emulator")]
+pub fn emulated(seed: u64, precision: Precision) -> retune::device::cuda::Cuda {
+    use retune::device::cuda::Cuda;
+    use retune::device::cuda::driver::Driver;
+    use retune::device::cuda::emulator::Emulator;
+    use retune::device::cuda::modules::MODULES;
+    use retune::device::cuda::nvidia::Nvidia;
+    let driver: Box<dyn Driver> = match tests_gpu() {
+        true => Box::new(Nvidia::open(0, MODULES).expect("there is a GPU")),
+        false => Box::new(Emulator::new(seed).expect("this processor can run the emulator")),
+    };
+    Cuda::new(driver, precision).expect("it has every precision")
+}
+
+/// As [`emulated`]; none where the emulator was not built.
+#[cfg(feature = "emulator")]
+pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
+    Some(Rc::new(emulated(seed, precision)))
+}
+
+/// As [`emulated`]; none where the emulator was not built.
 #[cfg(not(feature = "emulator"))]
 pub fn emulator(_precision: Precision, _seed: u64) -> Option<Rc<dyn Device>> {
     None

@@ -271,6 +271,15 @@ fn group_length(tensor: &Tensor) -> usize {
     if tensor.shape().channels().is_multiple_of(length) { length } else { 1 }
 }
 
+/// How many groups of `length` elements a tensor has. Kernels that find their place by division count them in 32 bits,
+/// because 64-bit divisions would take longer than the memory.
+fn group_count(tensor: &Tensor, length: usize) -> Result<u32> {
+    u32::try_from(tensor.len() / length)
+        .ok()
+        .filter(|&count| count <= u32::MAX - 1024)
+        .ok_or_else(|| Error::new(format!("{tensor:?} has too many elements")).hint("use smaller batches"))
+}
+
 fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {
     if bytes != tensor.bytes() {
         return Err(Error::new(format!("a copy of {bytes} bytes to or from a tensor of {}", tensor.bytes())));
