@@ -7,7 +7,7 @@
 // One matrix product over the output's pixels m = (n, p, q), whose right factor is gathered, not stored (implicit
 // GEMM):
 //
-//   gradient (k, column) = sum over m of output gradient (m, k) input (origin (m) + offset (column)), column rsc
+//   gradient (k, j) = sum over m of output gradient (m, k) input (origin (m) + offset (j)), column j = (r, s, c)
 //
 // Both factors lie in memory with the summed index outermost, so both fragments are read transposed. Operands are bf16,
 // or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are float32.

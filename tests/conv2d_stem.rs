@@ -8,6 +8,8 @@ mod reference;
 use reference::devices::{Workbench, assert_near, assert_stored_near, emulated, factors, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
+use retune::device::cuda::dry_run::{DryRun, RecordedLaunch};
+use retune::device::cuda::gpus::GpuModel;
 use retune::device::{Conv2dForward, Conv2dPass, Conv2dWeightGradient, Device, Precision};
 
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Tf32];
@@ -225,5 +227,64 @@ fn weight_gradient() {
         for precision in PRECISIONS {
             Case::new(shape(sizes), precision, i as u64).check_weight_gradient(3);
         }
+    }
+}
+
+/// What a pass over two pictures of ResNet's size launches on an H200.
+fn launches(precision: Precision, pass: Conv2dPass) -> Vec<RecordedLaunch> {
+    let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
+    let log = driver.log();
+    let cuda = Cuda::new(Box::new(driver), precision).expect("has every precision");
+    let shape = shape([2, 224, 224, 64, 3]);
+    let bench = Workbench::new(&cuda);
+    let [input, weight, output] = [(); 3].map(|()| bench.activation_output([1]));
+    let workspace = bench.workspace(cuda.conv2d_workspace(&shape, pass));
+    match pass {
+        Conv2dPass::WeightGradient => {
+            let gradient = bench.output([1]);
+            let arguments = Conv2dWeightGradient {
+                input: &input,
+                output_gradient: &output,
+                weight_gradient: &gradient,
+                workspace: &workspace,
+            };
+            cuda.conv2d_weight_gradient(&shape, &arguments).unwrap();
+        }
+        Conv2dPass::Forward | Conv2dPass::InputGradient => {
+            let arguments = Conv2dForward {
+                input: &input,
+                weight: &weight,
+                output: &output,
+                statistics: None,
+                workspace: &workspace,
+            };
+            cuda.conv2d_forward(&shape, &arguments).unwrap();
+        }
+    }
+    log.take()
+}
+
+/// Which kernels run is nothing that the numbers above show: without this, the plain ones would pass for them. Their
+/// shared memory is what the kernels' file says.
+#[test]
+fn kernels_of_resnet() {
+    let expected = [
+        (Precision::Bf16, Conv2dPass::Forward, vec![("conv2d_stem_forward_bf16", 33972)]),
+        (Precision::Tf32, Conv2dPass::Forward, vec![("conv2d_stem_forward_tf32", 63436)]),
+        (
+            Precision::Bf16,
+            Conv2dPass::WeightGradient,
+            vec![("conv2d_stem_weight_gradient_bf16", 28852), ("conv2d_stem_weight_gradient_sum_bf16", 0)],
+        ),
+        (
+            Precision::Tf32,
+            Conv2dPass::WeightGradient,
+            vec![("conv2d_stem_weight_gradient_tf32", 56268), ("conv2d_stem_weight_gradient_sum_tf32", 0)],
+        ),
+    ];
+    for (precision, pass, expected) in expected {
+        let launches = launches(precision, pass);
+        let launches: Vec<_> = launches.iter().map(|launch| (launch.kernel, launch.shared_bytes)).collect();
+        assert_eq!(launches, expected);
     }
 }
