@@ -86,3 +86,21 @@ fn a_precision_that_a_gpu_lacks_is_one_error() {
     assert_eq!(run.status.code(), Some(1), "{message}");
     assert!(message.contains("bf16") && message.contains("7.5") && message.contains("hint:"), "{message}");
 }
+
+/// Every launch of a small step, timed on the emulator: the same launches as planned, and none without a time.
+#[cfg(feature = "emulator")]
+#[test]
+fn launches_of_the_emulator_are_timed() {
+    let small = ["--width", "8", "--image-size", "40", "--batch-size", "2", "--steps", "1", "--precision", "bf16"];
+    let run = Command::new(env!("CARGO_BIN_EXE_retune"))
+        .args(["bench", "--kernels", "--json", "--device", "emulator"])
+        .args(small)
+        .output()
+        .expect("runs");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let measured: Value = serde_json::from_slice(&run.stdout).expect("prints JSON");
+    let planned = plan(&small);
+    assert_eq!(total(&measured, "step")["launches"], total(&planned, "step")["launches"]);
+    let rows = measured["rows"].as_array().expect("has rows");
+    assert!(rows.iter().all(|row| number(&row["seconds"]) > 0.0), "{rows:?}");
+}

@@ -485,7 +485,7 @@ pub(super) fn print_table(report: &StepReport) -> Result<()> {
         false => format!("{:>9}  {:<10}", "least us", "bound by"),
     };
     print_result(&format!(
-        "{:<8}  {:<32}  {:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8}  {:>8}  {columns}",
+        "{:<8}  {:<36}  {:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8}  {:>8}  {columns}",
         "part", "kernel", "module", "launches", "grid", "threads", "shared", "GFLOP", "MB"
     ))?;
     for row in &report.rows {
@@ -495,7 +495,7 @@ pub(super) fn print_table(report: &StepReport) -> Result<()> {
         };
         let [x, y, z] = row.grid;
         print_result(&format!(
-            "{:<8}  {:<32}  {module:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8.2}  {:>8.1}  {}",
+            "{:<8}  {:<36}  {module:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8.2}  {:>8.1}  {}",
             row.part.name(),
             row.kernel,
             row.launches,
