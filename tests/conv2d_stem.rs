@@ -5,6 +5,8 @@
 
 mod reference;
 
+use std::rc::Rc;
+
 use reference::devices::{Workbench, assert_near, assert_stored_near, emulated, factors, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
@@ -234,7 +236,7 @@ fn weight_gradient() {
 fn launches(precision: Precision, pass: Conv2dPass) -> Vec<RecordedLaunch> {
     let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
     let log = driver.log();
-    let cuda = Cuda::new(Box::new(driver), precision).expect("has every precision");
+    let cuda = Cuda::new(Box::new(Rc::new(driver)), precision).expect("has every precision");
     let shape = shape([2, 224, 224, 64, 3]);
     let bench = Workbench::new(&cuda);
     let [input, weight, output] = [(); 3].map(|()| bench.activation_output([1]));
