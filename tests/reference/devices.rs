@@ -329,7 +329,8 @@ pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical:
         match (truth < low, truth > high) {
             (true, _) => low - truth,
             (_, true) => truth - high,
-            _ => (truth - truth) + (low - low),
+            _ if truth.is_nan() || value.is_nan() => f64::NAN,
+            _ => 0.0,
         }
     };
     let difference = ours.iter().zip(truth).map(distance).map(|distance| distance * distance).sum::<f64>().sqrt();
