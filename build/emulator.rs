@@ -151,8 +151,11 @@ pub fn build() {
         archive.object(&unit.object);
     }
     archive.compile("retune_emulator");
-    for flag in more.iter().filter(|flag| flag.starts_with("-fsanitize=")) {
-        println!("cargo::rustc-link-arg={flag}");
+    // rustc links with -nodefaultlibs, which leaves out what -fsanitize would link.
+    for (sanitizer, library) in [("address", "asan"), ("undefined", "ubsan")] {
+        if more.iter().any(|flag| flag.starts_with("-fsanitize=") && flag.contains(sanitizer)) {
+            println!("cargo::rustc-link-arg=-l{library}");
+        }
     }
 }
 

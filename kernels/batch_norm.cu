@@ -25,9 +25,9 @@
 // to four loads of each operand are under way in a thread at once. Where four or eight do not divide the channels, a
 // group is a single element.
 //
-// Tiles: 32 groups of channels (256 in bf16, 128 in float32 and in the writing pass) or all that there are, times as many
-// pixels as 256 threads make in 4 to 8 rounds: with more, small activations would leave multiprocessors idle; with fewer,
-// reading the statistics of the channels, from the second-level cache, would be an eighth of the traffic and more.
+// Tiles: 32 groups of channels (256 in bf16, 128 in float32 and in the writing pass) or all that there are, times as
+// many pixels as 256 threads make in 4 to 8 rounds: with more, small activations would leave multiprocessors idle; with
+// fewer, reading the channels' statistics from the second-level cache would be an eighth of the traffic and more.
 //
 // The reduction is cut by shape alone, into at most 1024 blocks, two or three times what a large GPU runs at once. A
 // block's sums go to a row of the workspace, and the last block adds the rows in order. Rounding of g to bf16 happens
@@ -95,8 +95,8 @@ struct BatchNormForwardArguments {
 
 // Mean, reciprocal deviation, factor and summand of the tile's channels, the latter two to shared memory. One block of
 // each tile writes them down and updates the running statistics, which no other block reads then.
-__device__ __forceinline__ void prepare(const BatchNormForwardArguments& arguments, int first_channel, int channel_count,
-                                        float* factors, float* summands) {
+__device__ __forceinline__ void prepare(const BatchNormForwardArguments& arguments, int first_channel,
+                                        int channel_count, float* factors, float* summands) {
     const int channels = arguments.channels;
     for (int i = threadIdx.x; i < channel_count; i += kThreads) {
         const int channel = first_channel + i;
@@ -190,11 +190,13 @@ __device__ __forceinline__ void forward(const BatchNormForwardArguments& argumen
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_forward_fp32(const BatchNormForwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 4)
+    batch_norm_forward_fp32(const BatchNormForwardArguments arguments) {
     forward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_forward_bf16(const BatchNormForwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_forward_bf16(const BatchNormForwardArguments arguments) {
     forward<bf16>(arguments);
 }
 
@@ -219,7 +221,9 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
     for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
         float sum = 0;
 #pragma unroll 8
-        for (int pixel = 0; pixel < count; pixel++) sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
+        for (int pixel = 0; pixel < count; pixel++) {
+            sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
+        }
         const float mean = sum / static_cast<float>(count);
         // What is left of the mean's rounding error is added to the sum, and taken from the squares.
         float deviations = 0;
@@ -250,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 
 struct BatchNormReduceArguments {
     const void* input;             // [pixels, C], or null where only the bias gradient and no mask wants it
-    const void* output;            // [pixels, C]: its sign is the mask; null where the mask is computed or there is none
+    const void* output;            // [pixels, C]: its sign is the mask; null where that is computed or there is none
     const void* output_gradient;   // [pixels, C]
     const float* normaliser;       // [4, C]
     float* rows;                   // [1 + groups + blocks, 2, C]: sums of g and of g n
@@ -266,8 +270,8 @@ struct BatchNormReduceArguments {
 };
 
 // The gradient that passes the ReLU. `output` is the forward result where `has_output`, else it is computed again.
-__device__ __forceinline__ float masked(float gradient, bool relu, bool has_output, float output, float input, float factor,
-                                        float summand) {
+__device__ __forceinline__ float masked(float gradient, bool relu, bool has_output, float output, float input,
+                                        float factor, float summand) {
     if (!relu) return gradient;
     const float value = has_output ? output : fmaf(input, factor, summand);
     return value > 0 ? gradient : 0;
@@ -478,10 +482,12 @@ __device__ __forceinline__ void backward(const BatchNormBackwardArguments& argum
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) batch_norm_backward_fp32(const BatchNormBackwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_backward_fp32(const BatchNormBackwardArguments arguments) {
     backward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) batch_norm_backward_bf16(const BatchNormBackwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_backward_bf16(const BatchNormBackwardArguments arguments) {
     backward<bf16>(arguments);
 }

@@ -30,12 +30,13 @@
 // Forward: blocks of 128 threads stay, load the weights once (12544 tiles of 18 KB of weights each would be 240 MB from
 // L2, and cannot be copied by 16 bytes) and go from tile to tile: 128 pixels x 64 channels, four warps of 64 x 32. In a
 // step of depth a warp reads 16 words a lane of the patch and two ldmatrix of weights for 16 multiplications: 24 clocks
-// of shared memory, 96 for the block, in which an H100 may multiply 122,000 pairs of bf16 of the step's 131,072. The
-// next tile's patch is copied while results leave. Four blocks a multiprocessor in bf16 (25 %) hide the rest of each
-// other's waiting. Gradient: 64 channels x 160 of depth, summed over the pixels of consecutive tiles, four warps of 32
-// x 80. The output gradient is staged as [pixels][64 channels] and read transposed; of the patch, a lane reads words of
-// two neighbouring pixels and puts their lower halves together for one fragment, their upper halves for another (bf16).
-// A step of 16 pixels is 28 clocks of shared memory a warp, 112 for the block, for 163,840 pairs, 129 clocks.
+// of shared memory, 96 for the block, while the step's 131,072 pairs of bf16 take 103 at the 1270 a clock that mma.sync
+// may reach on an H100. The next tile's patch is copied while results leave. Four blocks a multiprocessor in bf16 (25
+// %) hide the rest of each other's waiting.
+// Gradient: 64 channels x 160 of depth, summed over the pixels of consecutive tiles, four warps of 32 x 80. The output
+// gradient is staged as [pixels][64 channels] and read transposed; of the patch, a lane reads words of two neighbouring
+// pixels and puts their lower halves together for one fragment, their upper halves for another (bf16). A step of 16
+// pixels (8 of tf32) is 30 clocks of shared memory a warp, 120 for the block, for 163,840 pairs: 129 clocks.
 // occupancy: 18.75 % in tf32: 64 or 80 sums a thread, the patch and the weights or the output gradient in four bytes
 // leave room for three blocks in 228 KB (two in 164 KB). A step of depth is half as deep there for the same loads, so
 // that smaller tiles would be bound by shared memory.
@@ -48,10 +49,10 @@
 // [128 pixels][64 channels] of the output gradient, places, patch. At ResNet's 112 columns a tile has up to three runs
 // and the pitch is 427 or 821. Free of bank conflicts:
 //   Patch: the pitch is that of a filter row of depth (11 or 21) modulo 32, so word w of depth lies in bank place + w
-//     whichever row it is in. Forward in bf16 the lanes (g, t) read 3 g + t + const, 0..24. In tf32 they would read 6 g +
-//     t, some of which meet; so the fragment's rows are the even pixels, then the odd ones: 12 g + t modulo 32 are eight
-//     groups of four, all different. The gradient reads 6 t + g, 0..25. Equal words are one access; the few tiles where
-//     a fragment spans two runs may have conflicts.
+//     whichever row it is in. Forward in bf16 the lanes (g, t) read 3 g + t + const, 0..24. In tf32 they would read 6 g
+//     + t, some of which meet; so the fragment's rows are the even pixels, then the odd ones: 12 g + t modulo 32 are
+//     eight groups of four, all different. The gradient reads 6 t + g, 0..25. Equal words are one access; the few tiles
+//     where a fragment spans two runs may have conflicts.
 //   Weights: a row is 21 or 39 chunks of 16 bytes, an odd number: ldmatrix reads eight rows in different banks.
 //   Output gradient: chunk j of pixel i at j ^ (i mod 8), or in tf32 j ^ 2 (i mod 4), as in conv2d_weight_gradient.cu.
 // Results leave from registers: weights are placed such that a lane has eight channels in a row, so four lanes write 64
@@ -208,7 +209,8 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
         const int first_element =
             ((run == 0 ? first_column : 0) * kStride - arguments.padding) * kInputChannels - Words::kLead;
         const auto valid = [=](int element) { return inside && element >= 0 && element < input_row; };
-        // With rows of even length that begin an even distance away, words are aligned, and inside or outside as a whole.
+        // With rows of even length that begin an even distance away, words are aligned, and inside or outside as a
+        // whole.
         if (Words::kElements == 1 || (input_row % 2 == 0 && first_element % 2 == 0)) {
             for (int word = threadIdx.x % kWarp; word < words; word += kWarp) {
                 const int element = first_element + word * Words::kElements;
@@ -294,7 +296,8 @@ __device__ __forceinline__ void multiply_tile(const uint32_t* patch, const int* 
     }
 }
 
-// Statistics of one channel a thread (of the first 64) over the tile's first `count` pixels; the others' sums are zeros.
+// Statistics of one channel a thread (of the first 64) over the tile's first `count` pixels; the others' sums are
+// zeros.
 __device__ __forceinline__ Statistics tile_statistics(const ForwardSums& sums, int first_row, int second_row, int count,
                                                       float (&partial)[2][kChannels], float (&means)[kChannels]) {
     const int lane = threadIdx.x % kWarp;

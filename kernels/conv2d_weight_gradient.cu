@@ -7,7 +7,7 @@
 // One matrix product over the output's pixels m = (n, p, q), whose right factor is gathered, not stored (implicit
 // GEMM):
 //
-//   gradient (k, column) = sum over m of output gradient (m, k) input (origin (m) + offset (column)), column = (r, s, c)
+//   gradient (k, j) = sum over m of output gradient (m, k) input (origin (m) + offset (j)), column j = (r, s, c)
 //
 // Both factors lie in memory with the summed index outermost, so both fragments are read transposed. Operands are bf16,
 // or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are float32.
@@ -18,12 +18,12 @@
 //
 // Tiles: 128 threads make 128 channels x 128 columns, or where there are at most 64 channels 64 x 192: layer 1 has 576
 // columns, three of these. Four warps of 64 x 64 or 64 x 48: 32 or 24 fragments m16n8, for shared memory's sake as in
-// conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288 (393216) pairs of
-// bf16: 413 (310) clocks at the 1270 a clock that mma.sync may reach on an H100, in which shared memory gives 128 bytes
-// a clock for 48 (44) KB: 375 (344) clocks. So 64 x 192 is bound a tenth more by shared memory than by operations, and
-// 128 x 128 barely not. From L2 they take 40 (53) bytes a clock if nothing is found in L1. But neighbouring columns of
-// the filter read neighbouring pixels: of the three in 192 columns of layer 1 two come from L1, which leaves 26; the
-// input is therefore copied through L1, the output gradient past it.
+// conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288 (narrow: 393216)
+// pairs of bf16: 413 (310) clocks at the 1270 a clock that mma.sync may reach on an H100. Shared memory gives 128 bytes
+// a clock and moves 48 (44) KB: 384 (352) clocks. So 64 x 192 is bound an eighth more by shared memory than by
+// operations, and 128 x 128 just not. From L2 they take 40 (53) bytes a clock if nothing is found in L1. But
+// neighbouring columns of the filter read neighbouring pixels: of the three in 192 columns of layer 1 two come from L1,
+// which leaves 26; the input is therefore copied through L1, the output gradient past it.
 // occupancy: 128 or 96 sums a thread and their operands leave room for two blocks of four warps (12.5 %). It wins
 // because latency is not hidden by many warps here: each has 24 to 32 independent multiplications twice a step and two
 // steps of copies under way, and the other block multiplies while one waits at its barrier. Tiles half as large would
@@ -32,10 +32,10 @@
 // Splits: there are 1 to 144 tiles for 132 multiprocessors, so the pixels are split; a split's sums go to the workspace
 // as they lie in registers, 16 bytes a thread. About the root of the number of splits makes a group: the last of a
 // group to arrive adds the group's, the last group adds the groups', both in ascending order, and that block writes the
-// result. So bits depend on shape and multiprocessors alone. What the last blocks add they read alone, 48 or 64 KB a
-// part at no more than 64 bytes a clock: launch code weighs that against idle multiprocessors. It expects 88 splits in
-// layer 1, 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2, and 1.3 to 1.5 times the time of the
-// multiplications alone. A 1 x 1 layer is mostly this overhead: about 13 us.
+// result. So bits depend on shape and multiprocessors alone. What a last block adds it reads alone, 48 or 64 KB a part
+// at no more than 64 bytes a clock: launch code weighs that against idle multiprocessors. On 132 it chooses 88 splits
+// in layer 1, and 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2, and expects 1.2 to 1.5 times the time
+// of the multiplications. A 1 x 1 layer is mostly this overhead: 12 to 20 us.
 //
 // Shared memory: a ring of three stages, each [pixels][channels] of the output gradient, then [pixels][columns] of the
 // input, rows of 128, 256, 384, 512 or 768 bytes, so that every row begins in bank 0. Chunks are 16 bytes; eight of
@@ -299,8 +299,8 @@ __device__ __forceinline__ void store_sums(float4* target, const typename Sizes:
     }
 }
 
-// The sum of `count` of them that lie `distance` apart, in this order. Past the L1 cache: others wrote them. Half of the
-// fragments at a time: as many loads are under way as there are registers for.
+// The sum of `count` of them that lie `distance` apart, in this order. Past the L1 cache: others wrote them. Half of
+// the fragments at a time: as many loads are under way as there are registers for.
 template <class Sizes>
 __device__ __forceinline__ void add_stored(typename Sizes::Sums& sums, const float4* source, long long distance,
                                            int count) {
@@ -344,7 +344,8 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
     const int warp_channel = warp % Sizes::kWarpRows * kWarpChannels;
     const int warp_column = warp / Sizes::kWarpRows * Sizes::kWarpColumns;
     // A warp past the end of the gradient copies but has nothing to multiply, store or add.
-    const bool active = first_channel + warp_channel < arguments.output_channels && first_column + warp_column < columns;
+    const bool active =
+        first_channel + warp_channel < arguments.output_channels && first_column + warp_column < columns;
 
     const int first_step = split * arguments.split_steps;
     const int steps = min(divide_up(pixels, Sizes::kStep) - first_step, arguments.split_steps);

@@ -30,7 +30,7 @@ __device__ __forceinline__ bool is_better(float value, int index, float best, in
     return value > best || (value == best && index < best_index);
 }
 
-extern "C" __global__ void __launch_bounds__(512) cross_entropy(const CrossEntropyArguments arguments) {
+extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEntropyArguments arguments) {
     __shared__ float losses[kWarps];
     __shared__ int corrects[kWarps];
     const int lane = threadIdx.x % kWarp;

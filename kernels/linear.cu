@@ -9,10 +9,10 @@
 // 1 % of a training step, so they are written to be short.
 //
 // One product for all three, as they differ only in which index is contiguous: a block of 256 threads makes 32 x 32
-// results, a thread four of them, with 32 terms of the sum at a time in shared memory while the next 32 are on their way
-// in registers. Tiles of 32 make 128 blocks of 128 x 1000 outputs; larger ones would leave multiprocessors idle, and what
-// they would save is reads from the second-level cache. The sum is in one thread, in order. The bias gradient is the work
-// of further blocks of the weight gradient's launch. No GPU has measured it yet.
+// results, a thread four of them, with 32 terms of the sum at a time in shared memory while the next 32 are on their
+// way in registers. Tiles of 32 make 128 blocks of 128 x 1000 outputs; larger ones would leave multiprocessors idle,
+// and what they would save is reads from the second-level cache. The sum is in one thread, in order. The bias gradient
+// is the work of further blocks of the weight gradient's launch. No GPU has measured it yet.
 #include "common.cuh"
 
 // result (rows, columns) = left right, a sum over `depth` terms.

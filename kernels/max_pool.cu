@@ -7,14 +7,14 @@
 // the last NaN wins. Padding never wins.
 //
 // Bound by memory. ResNet's pool at batch 128 takes 112 x 112 x 64 to 56 x 56 x 64 with 3 x 3 windows at stride 2: in
-// bf16 it reads 206 MB and writes 51 MB and 26 MB of positions, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The backward
-// pass moves the same bytes the other way. Comparisons: nine an output element, 0.2 G.
+// bf16 it reads 206 MB and writes 51 MB and 26 MB of positions, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The
+// backward pass moves the same bytes the other way. Comparisons: nine an output element, 0.2 G.
 //
-// A thread makes 16 bytes of channels of one output pixel, so a warp reads whole lines, and each input line is read once
-// from memory and 9/4 times from the caches. The gradient is gathered: a thread makes 16 bytes of one input pixel from
-// the windows that hold it (at most four), in scan order, so that there is one writer for each element and no atomics.
-// Loops over 3 x 3 windows are unrolled, so that all nine loads are under way at once. Where the channels are not a
-// multiple of 16 bytes, a thread has a single element. No GPU has measured it yet.
+// A thread makes 16 bytes of channels of one output pixel, so a warp reads whole lines, and each input line is read
+// once from memory and 9/4 times from the caches. The gradient is gathered: a thread makes 16 bytes of one input pixel
+// from the windows that hold it (at most four), in scan order, so that there is one writer for each element and no
+// atomics. Loops over 3 x 3 windows are unrolled, so that all nine loads are under way at once. Where the channels are
+// not a multiple of 16 bytes, a thread has a single element. No GPU has measured it yet.
 #include "common.cuh"
 
 struct MaxPoolForwardArguments {
@@ -177,18 +177,18 @@ __device__ __forceinline__ void backward(const MaxPoolBackwardArguments& argumen
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256) max_pool_forward_fp32(const MaxPoolForwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool_forward_fp32(const MaxPoolForwardArguments arguments) {
     forward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256) max_pool_forward_bf16(const MaxPoolForwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool_forward_bf16(const MaxPoolForwardArguments arguments) {
     forward<bf16>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256) max_pool_backward_fp32(const MaxPoolBackwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool_backward_fp32(const MaxPoolBackwardArguments arguments) {
     backward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256) max_pool_backward_bf16(const MaxPoolBackwardArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool_backward_bf16(const MaxPoolBackwardArguments arguments) {
     backward<bf16>(arguments);
 }

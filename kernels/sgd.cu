@@ -3,13 +3,13 @@
 //   g = gradient + weight_decay * value
 //   velocity = momentum * velocity + g, value -= learning_rate * velocity     (with momentum)
 //   value -= learning_rate * g                                                (without)
-//   copy = value rounded to bf16                                              (for the convolutions, where they read it)
+//   copy = value rounded to bf16                                              (where convolutions read it)
 //
 // Bound by memory. ResNet-18's 11.2 M values: 90 MB read and 45 MB written, 31 us at 4.3 TB/s; momentum adds 90 MB, the
 // copy 22 MB. Six operations a value.
 //
-// A thread has 16 bytes of each buffer, a block 1024 values; the elements that are left over at the end go one by one. No
-// GPU has measured it yet.
+// A thread has 16 bytes of each buffer, a block 1024 values; the elements that are left over at the end go one by one.
+// No GPU has measured it yet.
 #include "common.cuh"
 
 struct SgdArguments {

@@ -1,10 +1,10 @@
 // What blocks leave for each other as rows of a table, brought together by the last block to arrive, always in the same
 // order, so that no second launch is needed and no schedule changes a bit.
 //
-// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each block
-// writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive combines the
-// groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the stem alone would
-// take longer than the convolution.
+// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each
+// block writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive
+// combines the groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the
+// stem alone would take longer than the convolution.
 #pragma once
 
 #include "common.cuh"
@@ -27,9 +27,9 @@ __device__ __forceinline__ int block_row(int block, int blocks) {
 }
 
 // Calls `combine(first_row, count, result_row, is_group)` in the last block of a group, and then in the last block of
-// all. Returns whether this is the last of all; the total can then be read by this block after a barrier, which has been
-// passed. All threads of all blocks call it after their block's row is written. `counters` are groups + 1, zero before
-// and after; `flag` is an int of shared memory.
+// all. Returns whether this is the last of all; the total can then be read by this block after a barrier, which has
+// been passed. All threads of all blocks call it after their block's row is written. `counters` are groups + 1, zero
+// before and after; `flag` is an int of shared memory.
 template <class Combine>
 __device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* counters, int* flag, Combine combine) {
     const int groups = groups_of(blocks);
@@ -56,8 +56,8 @@ __device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int 
 }
 
 // Statistics of the channels `first_channel` up to `first_channel + channel_count` over `pixels` pixels: `rows` is
-// [1 + groups + blocks][2][channels], sums and squared deviations from the row's own mean. Block `b` has the pixels from
-// kPixelsPerBlock * b on.
+// [1 + groups + blocks][2][channels], sums and squared deviations from the row's own mean. Block `b` has the pixels
+// from kPixelsPerBlock * b on.
 //
 // What is added up are excesses: a row's sum, less what it would be if its mean were that of the first row. They are as
 // small as the deviations are, so a mean of a thousand deviations costs no digits, which adding sums would.

@@ -337,6 +337,21 @@ mod kernel {
             }
         }
     }
+
+    #[test]
+    fn a_run_does_not_depend_on_workers_room_or_schedule() {
+        let (_root, folder) = folder();
+        let bytes = decoded_bytes(&folder);
+        let train = |seed, workers, picture_memory| {
+            Training { folder: &folder, workers, picture_memory }.train(Rc::new(emulated(seed, Precision::Fp32)))
+        };
+        let (expected, told) = train(0, 1, None);
+        assert_eq!(told, [Stored { pictures: PICTURES, bytes }]);
+        let (again, told) = train(1, 3, Some(bytes / 2));
+        assert!(again == expected, "half the room");
+        assert!(told.len() == 1 && told[0].bytes <= bytes / 2, "{told:?}");
+        assert!(train(2, 2, Some(0)).0 == expected, "no room");
+    }
 }
 
 const SIZE: u32 = 40;
@@ -562,7 +577,7 @@ fn a_batch_of_which_nothing_is_left_is_empty() {
     assert_eq!(sizes, [(0, 5), (0, 5), (0, 5), (0, 5), (0, 3)]);
 }
 
-/// Trains on the folder and gives the bytes of the files that it leaves, and what it said of stored pictures.
+/// Trains on a folder and gives the bytes of the checkpoint that it leaves, and what it said of stored pictures.
 struct Training<'a> {
     folder: &'a ImageFolder,
     workers: usize,

@@ -920,6 +920,19 @@ exit status 2
 "##);
     }
 
+    #[cfg(not(feature = "emulator"))]
+    #[test]
+    fn an_emulator_that_was_not_built_says_how_to_build_it() {
+        let place = Workplace::empty();
+        let outcome = place.run("train data --from-scratch --out run --device emulator");
+        assert_eq!(outcome.status, 1);
+        assert_eq!(
+            outcome.stderr,
+            "error: --device emulator: this build has no emulator\n\
+             hint: build with `cargo build --release --features emulator`, which needs a C++ compiler\n"
+        );
+    }
+
     #[test]
     fn devices_lists_what_there_is_and_is_not() {
         let place = Workplace::empty();

@@ -8,14 +8,16 @@ mod reference;
 use reference::devices::{Workbench, assert_near, assert_stored_near, emulated, factors, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
+use retune::device::cuda::dry_run::{DryRun, RecordedLaunch};
+use retune::device::cuda::gpus::GpuModel;
 use retune::device::{Conv2dForward, Conv2dPass, Conv2dWeightGradient, Device, Precision};
 
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Tf32];
 
 /// For the norm of the error over that of the truth, of sums of `products`. A partial sum of i of them has the size
-/// sqrt(i / products) of the whole and is rounded by at most 2^-24 of itself; independent roundings come to less than this
-/// (to 0.41 of it, if each is as large as it can be). A factor that is not rounded to tf32 makes 1e-4, a lost product 1e-2.
-/// What is stored in bf16 stands for all numbers that round to it.
+/// sqrt(i / products) of the whole and is rounded by at most 2^-24 of itself; independent roundings come to less than
+/// this (to 0.41 of it, if each is as large as it can be). A factor that is not rounded to tf32 makes 1e-4, a lost
+/// product 1e-2. What is stored in bf16 stands for all numbers that round to it.
 fn limit(products: usize) -> f64 {
     2f64.powi(-24) * (products as f64).sqrt()
 }
@@ -148,8 +150,8 @@ impl Case {
         }
     }
 
-    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Each of the fewer than 2^7 additions on the way of a
-    /// value rounds by 2^-24 of at most the sum of magnitudes.
+    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Each of the fewer than 2^7 additions on the way
+    /// of a value rounds by 2^-24 of at most the sum of magnitudes.
     fn check_statistics(&self, output: &[f32], statistics: &[f32]) {
         let channels = self.shape.output_channels;
         let pixels = output.len() / channels;
@@ -180,8 +182,8 @@ impl Case {
 }
 
 /// `[batch, height, width, K, padding]`: even and odd widths, tiles of one and of many runs, one-pixel pictures and
-/// outputs, channels that no tile divides, another padding than the half filter; the last two have more tiles than blocks,
-/// and the very last more than one group of statistics.
+/// outputs, channels that no tile divides, another padding than the half filter; the last two have more tiles than
+/// blocks, and the very last more than one group of statistics.
 const SIZES: [[usize; 5]; 15] = [
     [2, 32, 32, 64, 3],
     [1, 9, 224, 64, 3],
@@ -225,5 +227,64 @@ fn weight_gradient() {
         for precision in PRECISIONS {
             Case::new(shape(sizes), precision, i as u64).check_weight_gradient(3);
         }
+    }
+}
+
+/// What a pass over two pictures of ResNet's size launches on an H200.
+fn launches(precision: Precision, pass: Conv2dPass) -> Vec<RecordedLaunch> {
+    let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
+    let log = driver.log();
+    let cuda = Cuda::new(Box::new(driver), precision).expect("has every precision");
+    let shape = shape([2, 224, 224, 64, 3]);
+    let bench = Workbench::new(&cuda);
+    let [input, weight, output] = [(); 3].map(|()| bench.activation_output([1]));
+    let workspace = bench.workspace(cuda.conv2d_workspace(&shape, pass));
+    match pass {
+        Conv2dPass::WeightGradient => {
+            let gradient = bench.output([1]);
+            let arguments = Conv2dWeightGradient {
+                input: &input,
+                output_gradient: &output,
+                weight_gradient: &gradient,
+                workspace: &workspace,
+            };
+            cuda.conv2d_weight_gradient(&shape, &arguments).unwrap();
+        }
+        Conv2dPass::Forward | Conv2dPass::InputGradient => {
+            let arguments = Conv2dForward {
+                input: &input,
+                weight: &weight,
+                output: &output,
+                statistics: None,
+                workspace: &workspace,
+            };
+            cuda.conv2d_forward(&shape, &arguments).unwrap();
+        }
+    }
+    log.take()
+}
+
+/// Which kernels run is nothing that the numbers above show: without this, the plain ones would pass for them. Their
+/// shared memory is what the kernels' file says.
+#[test]
+fn kernels_of_resnet() {
+    let expected = [
+        (Precision::Bf16, Conv2dPass::Forward, vec![("conv2d_stem_forward_bf16", 33972)]),
+        (Precision::Tf32, Conv2dPass::Forward, vec![("conv2d_stem_forward_tf32", 63436)]),
+        (
+            Precision::Bf16,
+            Conv2dPass::WeightGradient,
+            vec![("conv2d_stem_weight_gradient_bf16", 28852), ("conv2d_stem_weight_gradient_sum_bf16", 0)],
+        ),
+        (
+            Precision::Tf32,
+            Conv2dPass::WeightGradient,
+            vec![("conv2d_stem_weight_gradient_tf32", 56268), ("conv2d_stem_weight_gradient_sum_tf32", 0)],
+        ),
+    ];
+    for (precision, pass, expected) in expected {
+        let launches = launches(precision, pass);
+        let launches: Vec<_> = launches.iter().map(|launch| (launch.kernel, launch.shared_bytes)).collect();
+        assert_eq!(launches, expected);
     }
 }

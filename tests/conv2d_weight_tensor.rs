@@ -1,5 +1,5 @@
-//! The tensor-core weight gradient on the emulator, against float64 on operands rounded as the kernel rounds them: what is
-//! left is the order of float32 additions.
+//! The tensor-core weight gradient on the emulator, against float64 on operands rounded as the kernel rounds them: what
+//! is left is the order of float32 additions.
 
 #![cfg(feature = "emulator")]
 
@@ -7,6 +7,9 @@ mod reference;
 
 use reference::devices::{Workbench, emulated, factors, norm, stored};
 use reference::*;
+use retune::device::cuda::Cuda;
+use retune::device::cuda::dry_run::DryRun;
+use retune::device::cuda::gpus::GpuModel;
 use retune::device::{Conv2dPass, Conv2dWeightGradient, Device, Precision};
 
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Tf32];
@@ -129,4 +132,38 @@ fn many_splits() {
     for sizes in [[2, 31, 29, 8, 8, 3, 3, 1, 1], [3, 23, 27, 24, 72, 1, 1, 1, 0], [1, 41, 43, 40, 136, 1, 1, 1, 0]] {
         check(sizes, 4);
     }
+}
+
+/// The kernel of a shape on an H200, and what it asks of shared memory.
+fn launch(sizes: [usize; 9], precision: Precision) -> (&'static str, u32) {
+    let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
+    let log = driver.log();
+    let cuda = Cuda::new(Box::new(driver), precision).expect("has every precision");
+    let shape = shape(sizes);
+    let bench = Workbench::new(&cuda);
+    let arguments = Conv2dWeightGradient {
+        input: &bench.activation_output([shape.batch, shape.height, shape.width, shape.input_channels]),
+        output_gradient: &bench.activation_output([1]),
+        weight_gradient: &bench.output([1]),
+        workspace: &bench.workspace(cuda.conv2d_workspace(&shape, Conv2dPass::WeightGradient)),
+    };
+    cuda.conv2d_weight_gradient(&shape, &arguments).unwrap();
+    let launches = log.take();
+    assert_eq!(launches.len(), 1, "one launch");
+    (launches[0].kernel, launches[0].shared_bytes)
+}
+
+/// Which kernel runs is nothing that the numbers above show: without this, the plain one would pass for it.
+#[test]
+fn kernels_of_shapes() {
+    let narrow = [2, 56, 56, 64, 64, 3, 3, 1, 1];
+    let wide = [2, 28, 28, 128, 128, 3, 3, 1, 1];
+    assert_eq!(launch(narrow, Precision::Bf16).0, "conv2d_weight_gradient_64x192_bf16");
+    assert_eq!(launch(narrow, Precision::Tf32).0, "conv2d_weight_gradient_64x192_tf32");
+    assert_eq!(launch(wide, Precision::Bf16).0, "conv2d_weight_gradient_128x128_bf16");
+    assert_eq!(launch(wide, Precision::Tf32).0, "conv2d_weight_gradient_128x128_tf32");
+    assert_eq!(launch([2, 7, 7, 24, 40, 1, 1, 2, 0], Precision::Bf16).0, "conv2d_weight_gradient_64x192_bf16");
+    assert_eq!(launch(wide, Precision::Bf16).1, 49152);
+    // Not rows of 16 bytes.
+    assert!(!launch([2, 7, 7, 12, 40, 1, 1, 1, 0], Precision::Bf16).0.starts_with("conv2d_weight_gradient_64"));
 }

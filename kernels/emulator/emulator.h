@@ -69,15 +69,15 @@ struct Site {
     const char* file;
     int line;
 
+    // As a default argument: where the function is called.
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
+
     bool operator==(const Site& other) const {
         return line == other.line && (file == other.file || std::strcmp(file, other.file) == 0);
     }
 };
-
-#define EMULATOR_HERE                                                                                                  \
-    emulator::Site {                                                                                                   \
-        __builtin_FILE(), __builtin_LINE()                                                                             \
-    }
 
 // Constant for a thread as long as it lives, so the compiler may call them once.
 __attribute__((const)) uint3 thread_index();
@@ -159,23 +159,23 @@ struct Trampoline<function> {
 
 // Synchronisation.
 
-inline void __syncthreads(emulator::Site site = EMULATOR_HERE) {
+inline void __syncthreads(emulator::Site site = emulator::Site::here()) {
     emulator::barrier("__syncthreads", false, site);
 }
 
-inline int __syncthreads_count(int predicate, emulator::Site site = EMULATOR_HERE) {
+inline int __syncthreads_count(int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::barrier("__syncthreads_count", predicate != 0, site);
 }
 
-inline int __syncthreads_or(int predicate, emulator::Site site = EMULATOR_HERE) {
+inline int __syncthreads_or(int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::barrier("__syncthreads_or", predicate != 0, site) > 0;
 }
 
-inline int __syncthreads_and(int predicate, emulator::Site site = EMULATOR_HERE) {
+inline int __syncthreads_and(int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::barrier("__syncthreads_and", predicate == 0, site) == 0;
 }
 
-inline void __syncwarp(uint32_t mask = 0xffffffffu, emulator::Site site = EMULATOR_HERE) {
+inline void __syncwarp(uint32_t mask = 0xffffffffu, emulator::Site site = emulator::Site::here()) {
     emulator::synchronize_warp(mask, site);
 }
 
@@ -193,14 +193,14 @@ inline void __threadfence_block() {}
 // Warp collectives. `width` divides the warp into segments of that many lanes.
 
 template <class T>
-inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, emulator::Site site = EMULATOR_HERE) {
+inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, emulator::Site site = emulator::Site::here()) {
     const int first = emulator::lane() & ~(width - 1);
     return emulator::narrow<T>(
         emulator::shuffle("__shfl_sync", mask, emulator::widen(value), first + (source & (width - 1)), site));
 }
 
 template <class T>
-inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, emulator::Site site = EMULATOR_HERE) {
+inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, emulator::Site site = emulator::Site::here()) {
     const int lane = emulator::lane(), source = lane ^ lanes;
     const bool inside = source < (lane & ~(width - 1)) + width;
     return emulator::narrow<T>(
@@ -209,7 +209,7 @@ inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, emul
 
 template <class T>
 inline T __shfl_down_sync(uint32_t mask, T value, unsigned lanes, int width = 32,
-                          emulator::Site site = EMULATOR_HERE) {
+                          emulator::Site site = emulator::Site::here()) {
     const int lane = emulator::lane(), source = lane + static_cast<int>(lanes);
     const bool inside = source < (lane & ~(width - 1)) + width;
     return emulator::narrow<T>(
@@ -217,27 +217,27 @@ inline T __shfl_down_sync(uint32_t mask, T value, unsigned lanes, int width = 32
 }
 
 template <class T>
-inline T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, int width = 32, emulator::Site site = EMULATOR_HERE) {
+inline T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, int width = 32, emulator::Site site = emulator::Site::here()) {
     const int lane = emulator::lane(), source = lane - static_cast<int>(lanes);
     const bool inside = source >= (lane & ~(width - 1));
     return emulator::narrow<T>(
         emulator::shuffle("__shfl_up_sync", mask, emulator::widen(value), inside ? source : lane, site));
 }
 
-inline unsigned __ballot_sync(uint32_t mask, int predicate, emulator::Site site = EMULATOR_HERE) {
+inline unsigned __ballot_sync(uint32_t mask, int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::ballot("__ballot_sync", mask, predicate != 0, site);
 }
 
-inline int __any_sync(uint32_t mask, int predicate, emulator::Site site = EMULATOR_HERE) {
+inline int __any_sync(uint32_t mask, int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::ballot("__any_sync", mask, predicate != 0, site) != 0;
 }
 
-inline int __all_sync(uint32_t mask, int predicate, emulator::Site site = EMULATOR_HERE) {
+inline int __all_sync(uint32_t mask, int predicate, emulator::Site site = emulator::Site::here()) {
     return emulator::ballot("__all_sync", mask, predicate == 0, site) == 0;
 }
 
 #define EMULATOR_REDUCE(name, type, expression)                                                                        \
-    inline type name(uint32_t mask, type value, emulator::Site site = EMULATOR_HERE) {                                 \
+    inline type name(uint32_t mask, type value, emulator::Site site = emulator::Site::here()) {                        \
         const auto operation = [](uint64_t left, uint64_t right) -> uint64_t {                                         \
             const type a = static_cast<type>(left), b = static_cast<type>(right);                                      \
             return static_cast<uint64_t>(expression);                                                                  \
@@ -254,7 +254,7 @@ EMULATOR_REDUCE(__reduce_or_sync, unsigned, a | b)
 // Atomics on integers; none on floats, whose sums would depend on the schedule.
 
 #define EMULATOR_ATOMIC(name, type, expression)                                                                        \
-    inline type name(type* address, type operand, emulator::Site site = EMULATOR_HERE) {                               \
+    inline type name(type* address, type operand, emulator::Site site = emulator::Site::here()) {                      \
         const auto operation = [](uint32_t old_bits, uint32_t operand_bits) -> uint32_t {                              \
             [[maybe_unused]] const type old = static_cast<type>(old_bits);                                             \
             const type operand = static_cast<type>(operand_bits);                                                      \
@@ -272,7 +272,7 @@ EMULATOR_REDUCE(__reduce_or_sync, unsigned, a | b)
     EMULATOR_ATOMIC(atomicOr, type, old | operand)                                                                     \
     EMULATOR_ATOMIC(atomicXor, type, old ^ operand)                                                                    \
     EMULATOR_ATOMIC(atomicExch, type, operand)                                                                         \
-    inline type atomicCAS(type* address, type compared, type operand, emulator::Site site = EMULATOR_HERE) {           \
+    inline type atomicCAS(type* address, type compared, type operand, emulator::Site site = emulator::Site::here()) {  \
         return static_cast<type>(emulator::atomic(reinterpret_cast<uint32_t*>(address),                                \
                                                   static_cast<uint32_t>(operand), nullptr,                             \
                                                   static_cast<uint32_t>(compared), site));                             \
@@ -282,7 +282,7 @@ EMULATOR_ATOMICS(unsigned)
 #undef EMULATOR_ATOMICS
 #undef EMULATOR_ATOMIC
 
-inline unsigned atomicInc(unsigned* address, unsigned limit, emulator::Site site = EMULATOR_HERE) {
+inline unsigned atomicInc(unsigned* address, unsigned limit, emulator::Site site = emulator::Site::here()) {
     const auto operation = [](uint32_t old, uint32_t operand) -> uint32_t { return old >= operand ? 0 : old + 1; };
     return emulator::atomic(address, limit, operation, 0, site);
 }
@@ -492,16 +492,16 @@ inline uint32_t shared_address(const void* pointer) {
     return emulator::shared_address(pointer);
 }
 
-inline void copy_async_16(void* shared, const void* global, bool valid, emulator::Site site = EMULATOR_HERE) {
+inline void copy_async_16(void* shared, const void* global, bool valid, emulator::Site site = emulator::Site::here()) {
     emulator::copy_async(shared, global, 16, valid, site);
 }
 
 inline void copy_async_16_cached(void* shared, const void* global, bool valid,
-                                 emulator::Site site = EMULATOR_HERE) {
+                                 emulator::Site site = emulator::Site::here()) {
     emulator::copy_async(shared, global, 16, valid, site);
 }
 
-inline void copy_async_4(void* shared, const void* global, bool valid, emulator::Site site = EMULATOR_HERE) {
+inline void copy_async_4(void* shared, const void* global, bool valid, emulator::Site site = emulator::Site::here()) {
     emulator::copy_async(shared, global, 4, valid, site);
 }
 
@@ -514,21 +514,21 @@ inline void copy_async_wait() {
     emulator::copy_async_wait(Pending);
 }
 
-inline void load_matrix_x4(uint32_t (&registers)[4], const void* row, emulator::Site site = EMULATOR_HERE) {
+inline void load_matrix_x4(uint32_t (&registers)[4], const void* row, emulator::Site site = emulator::Site::here()) {
     emulator::load_matrix(registers, row, false, site);
 }
 
-inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row, emulator::Site site = EMULATOR_HERE) {
+inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row, emulator::Site site = emulator::Site::here()) {
     emulator::load_matrix(registers, row, true, site);
 }
 
 inline void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                              emulator::Site site = EMULATOR_HERE) {
+                              emulator::Site site = emulator::Site::here()) {
     emulator::multiply_add_bf16(d, a, b0, b1, site);
 }
 
 inline void multiply_add_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                              emulator::Site site = EMULATOR_HERE) {
+                              emulator::Site site = emulator::Site::here()) {
     emulator::multiply_add_tf32(d, a, b0, b1, site);
 }
 

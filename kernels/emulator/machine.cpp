@@ -188,6 +188,7 @@ void Runner::exit() {
     Fiber& self = *current_;
     Warp& warp = warps_[self.thread / kLanes];
     const uint32_t bit = 1u << self.thread % kLanes;
+    self.program_counter = nullptr;
     if (barrier_arrived_ > 0) {
         fail(std::string("exits while other threads of its block wait at ") + barrier_name_ + " (" +
              format_site(barrier_site_) + ")");
@@ -211,6 +212,7 @@ void Runner::exit() {
 
 int Runner::barrier(const char* name, bool predicate, Site site) {
     Fiber& self = *current_;
+    self.program_counter = nullptr;
     if (live_ != launch_->threads) {
         fail(format("waits at %s (%s), but %u threads of its block have exited", name, format_site(site).c_str(),
                     launch_->threads - live_));
@@ -251,6 +253,7 @@ void Runner::collective(const char* name, uint32_t mask, bool aligned, Site site
     Fiber& self = *current_;
     const unsigned lane = self.thread % kLanes;
     const uint32_t bit = 1u << lane;
+    self.program_counter = nullptr;
     Warp& warp = warps_[self.thread / kLanes];
     if ((mask & bit) == 0) {
         fail(format("calls %s (%s) with the mask 0x%08x, which lacks its own lane", name, format_site(site).c_str(),
@@ -298,6 +301,7 @@ void Runner::collective(const char* name, uint32_t mask, bool aligned, Site site
 
 void Runner::copy_async(unsigned char* shared, const unsigned char* global, int bytes, bool valid, Site site) {
     const unsigned alignment = static_cast<unsigned>(bytes) - 1;
+    current_->program_counter = nullptr;
     if (reinterpret_cast<uintptr_t>(shared) & alignment) {
         fail(format("cp.async (%s) to %p, which is no multiple of %d", format_site(site).c_str(), shared, bytes));
     }
@@ -337,8 +341,15 @@ void Runner::begin_block(uint64_t block) {
     live_ = launch.threads;
     barrier_arrived_ = 0;
     barrier_count_ = 0;
+    unsigned char* const shared_end = retune_emulator_shared_memory + launch.shared_bytes;
+#if EMULATOR_ADDRESS_SANITIZER
+    __asan_unpoison_memory_region(retune_emulator_shared_memory, kMostSharedBytes + kSharedFence);
+#endif
     std::memset(retune_emulator_shared_memory, kPoison, launch.shared_bytes);
-    std::memset(retune_emulator_shared_memory + launch.shared_bytes, kFence, kSharedFence);
+    std::memset(shared_end, kFence, kSharedFence);
+#if EMULATOR_ADDRESS_SANITIZER
+    __asan_poison_memory_region(shared_end, kMostSharedBytes + kSharedFence - launch.shared_bytes);
+#endif
     static_shared_.fill(launch.kernel->unit, kPoison);
     if (checks_ != nullptr) checks_->begin_block(*this);
     ready_warps_ = 0;
@@ -378,11 +389,13 @@ void Runner::run_block(uint64_t block) {
     __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
 #endif
     if (launch_->failed) return;
+#if !EMULATOR_ADDRESS_SANITIZER
     const unsigned char* const end = retune_emulator_shared_memory + launch_->shared_bytes;
     if (std::any_of(end, end + kSharedFence, [](unsigned char byte) { return byte != kFence; })) {
         launch_->fail(format("kernel %s, block %s: wrote past the end of its %u bytes of dynamic shared memory",
                              launch_->kernel->name, format_position(block_index_).c_str(), launch_->shared_bytes));
     }
+#endif
 }
 
 void Runner::run(Launch& launch) {

@@ -26,10 +26,10 @@ extern "C" __global__ void __launch_bounds__(kThreads) write_before_start(const 
     arguments.output[i - arguments.amount] = arguments.input[i];
 }
 
-// Past all that is allocated.
+// Before all that is allocated.
 extern "C" __global__ void __launch_bounds__(kThreads) write_far_away(const FaultArguments arguments) {
     const int i = global_index();
-    arguments.output[i + (static_cast<long long>(arguments.amount) << 36)] = arguments.input[i];
+    arguments.output[i - (static_cast<long long>(arguments.amount) << 36)] = arguments.input[i];
 }
 
 // Four elements a thread, in the first quarter of the threads.

@@ -94,7 +94,7 @@ impl Recording for RecordedLaunches {
     }
 }
 
-impl Driver for DryRun {
+impl Driver for Rc<DryRun> {
     fn name(&self) -> String {
         format!("dry run for {}", self.model.name)
     }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
     use crate::device::cuda::driver::ArithmeticUnit;
 
-    fn launch(driver: &DryRun, kernel: &'static str) {
+    fn launch(driver: &Rc<DryRun>, kernel: &'static str) {
         let work = Work { operations: 1, unit: ArithmeticUnit::Float32, bytes_read: 2, bytes_written: 3 };
         let launch = Launch { kernel, grid: [1; 3], block: [32, 1, 1], shared_bytes: 0, arguments: &[7], work };
         driver.launch(&launch).unwrap();
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn launches_are_kept_in_order_and_recordings_replay_them() {
-        let driver = DryRun::new(GpuModel::find("t4").unwrap());
+        let driver = Rc::new(DryRun::new(GpuModel::find("t4").unwrap()));
         let names = |log: &LaunchLog| log.take().iter().map(|launch| launch.kernel).collect::<Vec<_>>();
         launch(&driver, "first");
         let recording = driver.record(&mut || Ok(launch(&driver, "recorded"))).unwrap();
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn allocations_do_not_overlap() {
-        let driver = DryRun::new(GpuModel::find("t4").unwrap());
+        let driver = Rc::new(DryRun::new(GpuModel::find("t4").unwrap()));
         let (first, second) = (driver.allocate(257).unwrap(), driver.allocate(1).unwrap());
         assert!(first.address() > 0 && first.address().is_multiple_of(ALIGNMENT));
         assert_eq!(second.address(), first.address() + 512);

@@ -122,16 +122,15 @@ impl Emulator {
     /// # Errors
     /// When this processor lacks instructions that the emulator was compiled for.
     pub fn new(seed: u64) -> Result<Self> {
-        let checked = std::env::var_os("RETUNE_EMULATOR_CHECKED").is_some_and(|value| value == "1");
-        Self::create(seed, false, checked)
+        Self::create(seed, false, checked_by_environment())
     }
 
-    /// As [`Self::new`], but fresh memory is full of NaN: for tests that nothing relies on its being zero.
+    /// As [`Self::new`], but fresh memory is full of NaN (and with `RETUNE_EMULATOR_CHECKED` as [`Self::strict`]): for tests that nothing relies on its being zero.
     ///
     /// # Errors
     /// As for [`Self::new`].
     pub fn poisoned(seed: u64) -> Result<Self> {
-        Self::create(seed, true, false)
+        Self::create(seed, true, checked_by_environment())
     }
 
     /// Every load and store is checked: that it lies within one allocation, shared array or the thread's own variables,
@@ -139,7 +138,7 @@ impl Emulator {
     /// is still being copied. Some ten times slower.
     ///
     /// # Errors
-    /// When the kernels were compiled with a sanitizer instead, or the program has lost its symbol table.
+    /// When this build cannot, see [`Self::can_check`].
     pub fn checked(seed: u64) -> Result<Self> {
         Self::create(seed, false, true)
     }
@@ -153,13 +152,19 @@ impl Emulator {
         Self::create(seed, true, true)
     }
 
+    /// Whether [`Self::checked`] and [`Self::strict`] are possible. They are not where the kernels were compiled with a
+    /// sanitizer instead, or the program has lost its symbol table.
+    pub fn can_check() -> bool {
+        // SAFETY: no arguments, no state.
+        unsafe { retune_emulator_can_check() }
+    }
+
     fn create(seed: u64, poisoned: bool, checked: bool) -> Result<Self> {
         // SAFETY: no arguments, no state.
         if !unsafe { retune_emulator_supported() } {
             return Err(Error::new("the emulator was compiled for processors with AVX2 and FMA, which this one lacks"));
         }
-        // SAFETY: as above.
-        if checked && !unsafe { retune_emulator_can_check() } {
+        if checked && !Self::can_check() {
             return Err(Error::new(
                 "this emulator cannot check accesses: it was built with RETUNE_EMULATOR_FLAGS that \
                                    instrument them otherwise, or the program was stripped of its symbols",
@@ -176,6 +181,10 @@ impl Emulator {
             None => Ok(()),
         }
     }
+}
+
+fn checked_by_environment() -> bool {
+    std::env::var_os("RETUNE_EMULATOR_CHECKED").is_some_and(|value| value == "1")
 }
 
 /// Calls a function of the machine that writes a message when it fails.

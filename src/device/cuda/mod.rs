@@ -56,6 +56,8 @@ impl Cuda {
             .hint("use fp32"));
         }
         let counters = Tensor::new(driver.allocate(COUNTERS * 4)?, 0, [COUNTERS].into(), ElementType::I32);
+        // An emulator may fill fresh memory otherwise.
+        driver.upload(&vec![0; counters.bytes()], counters.address())?;
         Ok(Self { driver, capabilities, precision, counters })
     }
 

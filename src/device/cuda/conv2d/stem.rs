@@ -1,5 +1,5 @@
-//! Launches of `kernels/conv2d_stem.cu`: a 7 x 7 convolution with stride 2 of three channels, and its weight gradient, on
-//! tensor cores.
+//! Launches of `kernels/conv2d_stem.cu`: a 7 x 7 convolution with stride 2 of three channels, and its weight gradient,
+//! on tensor cores.
 
 use super::PIXELS_PER_BLOCK;
 use crate::device::cuda::arguments::kernel_arguments;
@@ -159,7 +159,8 @@ pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool 
     let counters = channel_tiles(shape) * statistics::counters(pixel_tiles(shape));
     let input_pixels = shape.batch * (shape.height + shape.padding);
     let input_row = (shape.width + 2 * shape.padding) * INPUT_CHANNELS;
-    let largest = [input_pixels, input_row, pixel_tiles(shape) * PIXELS_PER_BLOCK, shape.weight_len()].into_iter().max();
+    let largest =
+        [input_pixels, input_row, pixel_tiles(shape) * PIXELS_PER_BLOCK, shape.weight_len()].into_iter().max();
     // Static shared memory besides.
     shared_bytes + 1024 <= cuda.capabilities.shared_bytes_per_block as usize
         && counters <= COUNTERS
@@ -222,7 +223,9 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
     let format = Format::of(cuda);
     let (kernel, sum_kernel) = match cuda.precision {
         Precision::Bf16 => ("conv2d_stem_weight_gradient_bf16", "conv2d_stem_weight_gradient_sum_bf16"),
-        Precision::Tf32 | Precision::Fp32 => ("conv2d_stem_weight_gradient_tf32", "conv2d_stem_weight_gradient_sum_tf32"),
+        Precision::Tf32 | Precision::Fp32 => {
+            ("conv2d_stem_weight_gradient_tf32", "conv2d_stem_weight_gradient_sum_tf32")
+        }
     };
     let (split_tiles, splits) = splits(cuda, shape);
     let parts = (splits * channel_tiles(shape) * GRADIENT_SUMS * size_of::<f32>()) as u64;

@@ -60,9 +60,9 @@ struct Cut {
 }
 
 impl Cut {
-    /// By what a multiprocessor does, in steps of one block: 200 clocks, of which 64 bytes each can come from L2. A split
-    /// more costs filling and draining a pipeline, writing a tile and, in the last block to arrive, reading one; a single
-    /// block of four warps does not keep a multiprocessor busy.
+    /// By what a multiprocessor does, in steps of one block: 400 clocks, in each of which 64 bytes can come from L2. A
+    /// split more costs filling and draining a pipeline, writing a tile and, in the last block to arrive, reading one;
+    /// a single block of four warps does not keep a multiprocessor busy.
     fn new(cuda: &Cuda, shape: &Conv2dShape) -> Self {
         let columns = columns(shape);
         let tile = if shape.output_channels <= 64 {
@@ -76,7 +76,7 @@ impl Cut {
         let steps = pixels(shape).div_ceil(step_pixels(cuda)).max(1);
         let multiprocessors = (cuda.capabilities.multiprocessors as usize).max(1);
 
-        const CLOCKS_A_STEP: usize = 200;
+        const CLOCKS_A_STEP: usize = 400;
         const BYTES_A_CLOCK: usize = 64;
         const PIPELINE_STEPS: usize = 4;
         let floats = tile.channels.min(shape.output_channels) * tile.columns.min(columns);
@@ -92,8 +92,8 @@ impl Cut {
             let rounds = if blocks == 1 { 4 } else { blocks * 3 };
             rounds * (split_steps + PIPELINE_STEPS + stored) + 3 * read
         };
-        // Sixteen blocks for each multiprocessor are more than ever pay.
-        let most_splits = (16 * multiprocessors / tiles).min(COUNTERS / tiles.saturating_mul(2)).clamp(1, steps);
+        // Six blocks for each multiprocessor are more than ever pay.
+        let most_splits = (6 * multiprocessors / tiles).min(COUNTERS / tiles.saturating_mul(2)).clamp(1, steps);
         let split_steps = (1..=most_splits).map(|splits| steps.div_ceil(splits)).min_by_key(|&steps| cost(steps));
         let split_steps = split_steps.unwrap_or(steps);
         let splits = steps.div_ceil(split_steps);
@@ -107,8 +107,8 @@ impl Cut {
 
 /// About the root: then a tile's last blocks read the fewest parts one after the other.
 fn group_splits(splits: usize) -> usize {
-    let root = (1..).find(|root| root * root >= splits).unwrap_or(1);
-    if splits <= 4 { splits } else { root }
+    let root = splits.isqrt();
+    if splits <= 4 { splits } else { root + usize::from(root * root < splits) }
 }
 
 /// Pixels of a step.

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs the kernels' tests on the emulator with machine and kernels compiled by AddressSanitizer and UndefinedBehaviorSanitizer.
+# Builds in target/sanitizers, so that the other build stays as it is. Arguments replace the list of tests.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+tests=("$@")
+if [ ${#tests[@]} -eq 0 ]; then
+    for operation in conv2d batch_norm max_pool avg_pool linear cross_entropy sgd augment; do
+        if [ -e "tests/$operation.rs" ]; then
+            tests+=("$operation")
+        fi
+    done
+fi
+options=()
+for test in "${tests[@]}"; do
+    options+=(--test "$test")
+done
+
+# What the kernels compute is what matters here, not how fast the compiler makes it.
+export RETUNE_EMULATOR_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
+# The runtime is not the first library of the program, because Rust links it; its leak detector does not know Rust's statics.
+export ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0:abort_on_error=1
+export UBSAN_OPTIONS=print_stacktrace=1
+# Each case of a property test is a launch or more.
+export PROPTEST_CASES=${PROPTEST_CASES:-16}
+export CARGO_TARGET_DIR=target/sanitizers
+
+cargo test --release --features emulator --test emulator right_kernels
+cargo test --release --features emulator "${options[@]}" kernels_match
