@@ -326,10 +326,10 @@ pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical:
             return f64::from(value) - truth;
         }
         let [low, high] = rounded_from(value);
+        // NaN on either side is neither below nor above, and no distance of zero.
         match (truth < low, truth > high) {
             (true, _) => low - truth,
             (_, true) => truth - high,
-            // A NaN is neither below nor above, and is no distance of zero.
             _ if truth.is_nan() || value.is_nan() => f64::NAN,
             _ => 0.0,
         }
