@@ -1,9 +1,9 @@
-// What a kernel sees of the emulator: CUDA's keywords, built-in variables, types and intrinsics, and a stand-in for every
-// function of ptx.cuh. With this header the host's C++ compiler compiles the .cu files as they are.
+// What a kernel sees of the emulator: CUDA's keywords, built-in variables, types and intrinsics, and a stand-in for
+// every function of ptx.cuh. With this header the host's C++ compiler compiles the .cu files as they are.
 //
 // A CUDA thread is a fiber, a block's fibers run on one host thread, and whatever waits for other threads of the block
-// switches fibers (machine.cpp). Functions that need the machine are declared here and defined there, because kernels may
-// be compiled with instrumented memory accesses (checks.h) and the machine is not.
+// switches fibers (machine.cpp). Functions that need the machine are declared here and defined there, because kernels
+// may be compiled with instrumented memory accesses (checks.h) and the machine is not.
 #pragma once
 
 #include <cmath>
@@ -200,7 +200,8 @@ inline T __shfl_sync(uint32_t mask, T value, int source, int width = 32, emulato
 }
 
 template <class T>
-inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32, emulator::Site site = emulator::Site::here()) {
+inline T __shfl_xor_sync(uint32_t mask, T value, int lanes, int width = 32,
+                         emulator::Site site = emulator::Site::here()) {
     const int lane = emulator::lane(), source = lane ^ lanes;
     const bool inside = source < (lane & ~(width - 1)) + width;
     return emulator::narrow<T>(
@@ -217,7 +218,8 @@ inline T __shfl_down_sync(uint32_t mask, T value, unsigned lanes, int width = 32
 }
 
 template <class T>
-inline T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, int width = 32, emulator::Site site = emulator::Site::here()) {
+inline T __shfl_up_sync(uint32_t mask, T value, unsigned lanes, int width = 32,
+                        emulator::Site site = emulator::Site::here()) {
     const int lane = emulator::lane(), source = lane - static_cast<int>(lanes);
     const bool inside = source >= (lane & ~(width - 1));
     return emulator::narrow<T>(
@@ -518,7 +520,8 @@ inline void load_matrix_x4(uint32_t (&registers)[4], const void* row, emulator::
     emulator::load_matrix(registers, row, false, site);
 }
 
-inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row, emulator::Site site = emulator::Site::here()) {
+inline void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row,
+                                      emulator::Site site = emulator::Site::here()) {
     emulator::load_matrix(registers, row, true, site);
 }
 
