@@ -59,30 +59,16 @@ pub fn build() {
     };
     println!("cargo::rerun-if-changed={}", nvcc.display());
 
+    let (headers, sources): (Vec<PathBuf>, Vec<PathBuf>) =
+        files_of("kernels").into_iter().partition(|path| path.extension().is_some_and(|extension| extension == "cuh"));
+    if sources.is_empty() {
+        return;
+    }
     let folder = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("cuda");
     let created = fs::create_dir_all(&folder);
     created.unwrap_or_else(|cause| fail(&format!("cannot create {}: {cause}", folder.display())));
     let compiler = Compiler::new(nvcc, asked.as_deref());
-    let (headers, sources): (Vec<PathBuf>, Vec<PathBuf>) =
-        files_of("kernels").into_iter().partition(|path| path.extension().is_some_and(|extension| extension == "cuh"));
-    let headers = headers.iter().flat_map(|header| [name(header).into_bytes(), read(header)]);
-    let invocation = [compiler.version.clone().into_bytes(), compiler.flags.join(" ").into_bytes()];
-    let variables = NVCC_VARIABLES.map(|variable| env::var_os(variable).unwrap_or_default().into_encoded_bytes());
-    let shared = hash(headers.chain(invocation).chain(variables));
-
-    // The longest first, so that no core waits for it at the end.
-    let mut kernels: Vec<(usize, Kernels)> = sources
-        .into_iter()
-        .map(|source| {
-            let content = read(&source);
-            let length = content.len();
-            let key = hash([shared.to_ne_bytes().to_vec(), content]);
-            let path = |extension| folder.join(format!("{}-{key:016x}.{extension}", stem(&source)));
-            (length, Kernels { fatbin: path("fatbin"), log: path("log"), source })
-        })
-        .collect();
-    kernels.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    let mut kernels: Vec<Kernels> = kernels.into_iter().map(|(_, kernels)| kernels).collect();
+    let mut kernels = compiler.plan(&folder, &headers, sources);
 
     let missing: Vec<&Kernels> = kernels.iter().filter(|kernels| !kernels.fatbin.exists()).collect();
     compiler.compile_all(&missing);
@@ -101,22 +87,26 @@ pub fn build() {
 
 /// The first nvcc of those named in the head of this file.
 fn find_nvcc() -> Option<PathBuf> {
-    if let Some(path) = env::var_os("NVCC").filter(|path| !path.is_empty()).map(PathBuf::from) {
-        if path.components().count() > 1 && !path.is_file() {
-            fail(&format!("NVCC={}: there is no such file", path.display()));
-        }
-        return Some(path);
-    }
-    let program = format!("nvcc{}", env::consts::EXE_SUFFIX);
-    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
     let path = env::var_os("PATH").unwrap_or_default();
+    if let Some(nvcc) = env::var_os("NVCC").filter(|nvcc| !nvcc.is_empty()).map(PathBuf::from) {
+        let found = match nvcc.components().count() {
+            1 => program_in(env::split_paths(&path), &nvcc),
+            _ => Some(nvcc.clone()).filter(|nvcc| nvcc.is_file()),
+        };
+        return Some(found.unwrap_or_else(|| fail(&format!("NVCC={}: there is no such program", nvcc.display()))));
+    }
+    let program = PathBuf::from(format!("nvcc{}", env::consts::EXE_SUFFIX));
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
     let local = env::current_dir().ok().map(|root| root.join(".cuda/bin"));
-    let folders = home.into_iter().chain(env::split_paths(&path)).chain(local);
-    let found = folders.map(|folder| folder.join(&program)).find(|candidate| candidate.is_file());
+    let found = program_in(home.into_iter().chain(env::split_paths(&path)).chain(local), &program);
     if found.is_none() {
         println!("cargo::rerun-if-env-changed=PATH");
     }
     found
+}
+
+fn program_in(mut folders: impl Iterator<Item = PathBuf>, program: &Path) -> Option<PathBuf> {
+    folders.find_map(|folder| Some(folder.join(program)).filter(|candidate| candidate.is_file()))
 }
 
 impl Compiler {
@@ -154,6 +144,27 @@ impl Compiler {
         flags.extend(architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")));
         flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
         Self { nvcc, version, cuda, flags }
+    }
+
+    /// What is to be there in the end, the longest file first, so that no core waits for it. The names of the results hold
+    /// a hash of all that went into them: what is there already need not be compiled.
+    fn plan(&self, folder: &Path, headers: &[PathBuf], sources: Vec<PathBuf>) -> Vec<Kernels> {
+        let headers = headers.iter().flat_map(|header| [name(header).into_bytes(), read(header)]);
+        let invocation = [self.version.clone().into_bytes(), self.flags.join(" ").into_bytes()];
+        let variables = NVCC_VARIABLES.map(|variable| env::var_os(variable).unwrap_or_default().into_encoded_bytes());
+        let shared = hash(headers.chain(invocation).chain(variables));
+        let mut kernels: Vec<(usize, Kernels)> = sources
+            .into_iter()
+            .map(|source| {
+                let content = read(&source);
+                let length = content.len();
+                let key = hash([shared.to_ne_bytes().to_vec(), content]);
+                let path = |extension| folder.join(format!("{}-{key:016x}.{extension}", stem(&source)));
+                (length, Kernels { fatbin: path("fatbin"), log: path("log"), source })
+            })
+            .collect();
+        kernels.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        kernels.into_iter().map(|(_, kernels)| kernels).collect()
     }
 
     /// One nvcc a file, as many at a time as cargo may run; what is left of the cores goes to each one's architectures.

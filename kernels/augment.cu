@@ -1,29 +1,29 @@
 // From decoded pictures, each of its own size, to the batch that the network takes:
 //
-//   pictures (height, width, 3) uint8, wherever they lie -> output (N, S, S, 3) normalised, float32 or bf16, or uint8 as it is
+//   pictures (height, width, 3) uint8, wherever they lie -> output (N, S, S, 3), normalised float32 or bf16, or uint8
 //
-// A view says of each picture: which rectangle of it is scaled to how many pixels, which S x S of those are wanted (black
-// where there are none), and whether they are mirrored. The training transform scales its crop to S x S; the test
-// transform scales the whole picture and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as wide as
-// two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised; rows first,
-// rounded to bytes, then columns; coefficients in fixed point with 22 bits.
+// A view says of each picture: which rectangle of it is scaled to how many pixels, which S x S of those are wanted
+// (black where there are none), and whether they are mirrored. The training transform scales its crop to S x S; the
+// test transform scales the whole picture and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as
+// wide as two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised;
+// rows first (as in every Pillow before 13), rounded to bytes, then columns; coefficients in fixed point with 22 bits.
 //
-// Pillow computes coefficients in float64. All its quantities are fractions over 2 x scaled size, so that integers give
-// the same numbers exactly, on any device, whether or not a compiler fuses multiply and add, and without the float64
-// that most GPUs do at 1/64 of their speed. Sums of products are exact as well, hence their order is free.
+// Pillow computes coefficients in float64. All its quantities are fractions over 2 x scaled size, so that integers
+// give the same numbers exactly, on any device, whether or not a compiler fuses multiply and add, and without the
+// float64 that most GPUs do at 1/64 of their speed. Sums of products are exact as well, hence their order is free.
 //
-// Bytes: every pixel that is used once, every output once. Batch 128, 224 x 224, from crops of half of a 500 x 375 photo:
-// 36 MB read, 39 MB (bf16) or 77 MB (float32) written, 17 or 26 us at 4.3 TB/s. Operations: a source pixel takes part in
-// two target pixels an axis, about 1.0 M multiply-adds a picture, 0.25 G operations a batch, 4 us of a float32 unit; with
-// the loads and the unpacking of bytes around each, four times as many instructions. So it is bound by bytes and by
-// issuing instructions about equally, and is below 1 % of a training step either way.
+// Bytes: every pixel that is used once, every output once. Batch 128, 224 x 224, from crops of half of a 500 x 375
+// photo: 36 MB read, 39 MB (bf16) or 77 MB (float32) written, 17 or 26 us at 4.3 TB/s. Operations: a source pixel
+// takes part in two target pixels an axis, about 1.0 M multiply-adds a picture, 0.25 G operations a batch, 4 us of a
+// float32 unit; with the loads and the unpacking of bytes around each, four times as many instructions. So it is bound
+// by bytes and by issuing instructions about equally, and is below 1 % of a training step either way.
 //
 // Tiles: a block of 256 threads makes 32 x 32 pixels of one picture (seven tiles are 224), a warp a row of 32, so that
-// everything that depends on a row is uniform in a warp, a warp's reads are one or two lines of memory, and shared memory
-// does not grow with S. Source rows come in chunks of 32: a thread scales one column of up to four of them, in registers,
-// to bytes in shared memory; then they are added to the four output pixels of the thread, in registers. Where shrinking
-// takes more than 32 columns to a pixel, their coefficients come in chunks as well. So no factor is too large. Rows at
-// the edges of tiles are scaled in both: 6 % more than once at a factor of 1.4.
+// everything that depends on a row is uniform in a warp, a warp's reads are one or two lines of memory, and shared
+// memory does not grow with S. Source rows come in chunks of 32: a thread scales one column of up to four of them, in
+// registers, to bytes in shared memory; then they are added to the four output pixels of the thread, in registers.
+// Where shrinking takes more than 32 columns to a pixel, their coefficients come in chunks as well. So no factor is
+// too large. Rows at the edges of tiles are scaled in both: 6 % more than once at a factor of 1.4.
 //
 // Coefficients are computed by each block: a photo shrunk by 18 has 66 KB of them, 128 of those are more than a step
 // should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes a picture.
@@ -192,8 +192,8 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
         int sums[kRowsPerThread][kChannels];
 #pragma unroll
         for (int i = 0; i < kRowsPerThread; i++) sums[i][0] = sums[i][1] = sums[i][2] = kHalf;
-        const size_t first_source = static_cast<size_t>(chunk + warp) * view.row_pixels + static_cast<size_t>(column.first);
-        const uint8_t* source = view.pixels + first_source * kChannels;
+        const size_t source_row = static_cast<size_t>(chunk + warp) * view.row_pixels;
+        const uint8_t* source = view.pixels + (source_row + static_cast<size_t>(column.first)) * kChannels;
         for (int first_tap = 0; first_tap < taps; first_tap += kTaps) {
             if (chunk == first || taps > kTaps) {
                 __syncthreads();
@@ -223,9 +223,9 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
         for (int i = 0; i < kRowsPerThread; i++) {
             const int row = warp + i * kWarps;
             if (row < chunk_rows) pixels[row][lane] = pack_pixel(sums[i]);
-            const int source_row = chunk + lane;
-            if (source_row >= rows[row].first && source_row < rows[row].last) {
-                row_coefficients[row][lane] = coefficient(down, rows[row], source_row);
+            const int taken_row = chunk + lane;
+            if (taken_row >= rows[row].first && taken_row < rows[row].last) {
+                row_coefficients[row][lane] = coefficient(down, rows[row], taken_row);
             }
         }
         __syncthreads();

@@ -16,36 +16,61 @@
 // the gradient twice and writes x', 257 MB, 60 us; with a residual the output, for the mask, twice as well, and g.
 // The arithmetic is 10 operations an element.
 //
-// Three kernels. The statistics of the forward pass come from the convolution (statistics.cuh), so forward is one pass;
-// every block computes factors and summands of all channels in shared memory, which is 4 C loads from the second-level
-// cache for at least 8 K elements of work. Backward is one pass that reduces and one that writes. In the reduction a
-// thread keeps one group of 16 bytes of channels and walks over pixels, 256 threads side by side so that a warp reads
-// 512 contiguous bytes; a block's sums go to a row of the workspace, and the last block adds the rows in order. Rounding
-// of g to bf16 happens once, when it is stored. No GPU has measured any of it yet.
+// Three kernels. The statistics of the forward pass come from the convolution (statistics.cuh), so forward is one pass.
+// Backward is one pass that reduces and one that writes. In all of them a thread keeps one group of channels, whose
+// constants it holds in registers, and walks over pixels: constants in shared memory would be read as often as the
+// activations, through fewer banks than a warp has channels. Neighbouring threads have neighbouring groups, so a warp
+// reads 512 (256) contiguous bytes, or several pixels of less. Forward and reduction take 16 bytes at once; the writing
+// pass takes four elements, as it has five constants a channel and would otherwise run with a third of the threads. Two
+// to four loads of each operand are under way in a thread at once. Where four or eight do not divide the channels, a
+// group is a single element.
 //
-// dynamic shared memory: batch_norm_forward_fp32 4096
-// dynamic shared memory: batch_norm_forward_bf16 4096
+// Tiles: 32 groups of channels (256 in bf16, 128 in float32 and in the writing pass) or all that there are, times as
+// many pixels as 256 threads make in 4 to 8 rounds: with more, small activations would leave multiprocessors idle; with
+// fewer, reading the channels' statistics from the second-level cache would be an eighth of the traffic and more.
+//
+// The reduction is cut by shape alone, into at most 1024 blocks, two or three times what a large GPU runs at once. A
+// block's sums go to a row of the workspace, and the last block adds the rows in order. Rounding of g to bf16 happens
+// once, when it is stored. No GPU has measured any of it yet.
+//
 // dynamic shared memory: batch_norm_reduce_fp32 4096
 // dynamic shared memory: batch_norm_reduce_bf16 8192
-// dynamic shared memory: batch_norm_backward_fp32 10240
-// dynamic shared memory: batch_norm_backward_bf16 10240
 #include "statistics.cuh"
 
 constexpr int kThreads = 256;
 
-// Calls `visit(element, channel)` for each group of `Length` elements that is this thread's, in order. `channel` is that
-// of the first; a group does not cross pixels, because `Length` divides `channels`.
-template <int Length, class Visit>
-__device__ __forceinline__ void for_each_group(long long elements, int channels, Visit visit) {
-    const long long stride = static_cast<long long>(gridDim.x) * kThreads * Length;
-    long long element = (static_cast<long long>(blockIdx.x) * kThreads + threadIdx.x) * Length;
-    int channel = static_cast<int>(element % channels);
-    const int step = static_cast<int>(stride % channels);
-    for (; element < elements; element += stride) {
-        visit(element, channel);
-        channel += step;
-        if (channel >= channels) channel -= channels;
+constexpr int kGroupsPerTile = 32;
+
+// What a thread of a pass over all elements has: `Length` channels from `channel` on of every `lanes`-th pixel from
+// `pixel` up to `end`. Blocks differ in pixels along x and in channels along y.
+template <int Length>
+struct Tile {
+    int first_channel;   // of the block
+    int channel_count;   // of the block
+    int channel;
+    int lanes;
+    long long pixel;
+    long long end;
+
+    __device__ __forceinline__ Tile(int pixels, int channels, int pixels_per_block) {
+        const int first_group = blockIdx.y * kGroupsPerTile;
+        const int groups = min(kGroupsPerTile, channels / Length - first_group);
+        const int lane = static_cast<int>(threadIdx.x) / groups;
+        first_channel = first_group * Length;
+        channel_count = groups * Length;
+        channel = first_channel + (static_cast<int>(threadIdx.x) - lane * groups) * Length;
+        lanes = kThreads / groups;
+        const long long first = static_cast<long long>(blockIdx.x) * pixels_per_block;
+        end = min(first + pixels_per_block, static_cast<long long>(pixels));
+        // Threads that are left over have no pixel.
+        pixel = lane < lanes ? first + lane : end;
     }
+};
+
+template <class T, int Length>
+__device__ __forceinline__ void unpack(float (&values)[Length], const Vector<T, Length>& vector) {
+#pragma unroll
+    for (int i = 0; i < Length; i++) values[i] = to_float(vector.elements[i]);
 }
 
 struct BatchNormForwardArguments {
@@ -64,36 +89,17 @@ struct BatchNormForwardArguments {
     float momentum;
     int relu;
     int vectorised;            // whether 16 bytes divide the channels
+    int pixels_per_block;
+    int padding;
 };
 
-template <class T, int Length>
-__device__ __forceinline__ void normalise(const BatchNormForwardArguments& arguments, const float* factors,
-                                          const float* summands) {
-    const T* input = static_cast<const T*>(arguments.input);
-    const T* residual = static_cast<const T*>(arguments.residual);
-    T* output = static_cast<T*>(arguments.output);
-    const long long elements = static_cast<long long>(arguments.pixels) * arguments.channels;
-    for_each_group<Length>(elements, arguments.channels, [&](long long element, int channel) {
-        float values[Length];
-        load_floats<T, Length>(values, input + element);
-        float added[Length] = {};
-        if (residual != nullptr) load_floats<T, Length>(added, residual + element);
-#pragma unroll
-        for (int i = 0; i < Length; i++) {
-            const float value = fmaf(values[i], factors[channel + i], summands[channel + i]) + added[i];
-            // Not fmaxf: a NaN stays a NaN.
-            values[i] = arguments.relu != 0 && value < 0 ? 0 : value;
-        }
-        store_floats<T, Length>(output + element, values);
-    });
-}
-
-template <class T>
-__device__ __forceinline__ void forward(const BatchNormForwardArguments& arguments, float* shared) {
+// Mean, reciprocal deviation, factor and summand of the tile's channels, the latter two to shared memory. One block of
+// each tile writes them down and updates the running statistics, which no other block reads then.
+__device__ __forceinline__ void prepare(const BatchNormForwardArguments& arguments, int first_channel,
+                                        int channel_count, float* factors, float* summands) {
     const int channels = arguments.channels;
-    float* factors = shared;
-    float* summands = shared + channels;
-    for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
+    for (int i = threadIdx.x; i < channel_count; i += kThreads) {
+        const int channel = first_channel + i;
         float mean, variance;
         if (arguments.statistics != nullptr) {
             const float pixels = static_cast<float>(arguments.pixels);
@@ -115,8 +121,8 @@ __device__ __forceinline__ void forward(const BatchNormForwardArguments& argumen
         const float inverse = 1.0f / sqrtf(variance + arguments.epsilon);
         const float factor = arguments.weight[channel] * inverse;
         const float summand = fmaf(-mean, factor, arguments.bias[channel]);
-        factors[channel] = factor;
-        summands[channel] = summand;
+        factors[i] = factor;
+        summands[i] = summand;
         if (blockIdx.x == 0) {
             arguments.normaliser[channel] = mean;
             arguments.normaliser[channels + channel] = inverse;
@@ -125,21 +131,73 @@ __device__ __forceinline__ void forward(const BatchNormForwardArguments& argumen
         }
     }
     __syncthreads();
-    if (arguments.vectorised != 0) {
-        normalise<T, kVectorLength<T>>(arguments, factors, summands);
-    } else {
-        normalise<T, 1>(arguments, factors, summands);
+}
+
+template <class T, int Length>
+__device__ __forceinline__ void normalise(const BatchNormForwardArguments& arguments) {
+    // Loads of a thread under way at once.
+    constexpr int Rounds = 2;
+    using Group = Vector<T, Length>;
+    __shared__ float factors[kGroupsPerTile * Length];
+    __shared__ float summands[kGroupsPerTile * Length];
+    const int channels = arguments.channels;
+    const Tile<Length> tile(arguments.pixels, channels, arguments.pixels_per_block);
+    prepare(arguments, tile.first_channel, tile.channel_count, factors, summands);
+    float factor[Length], summand[Length];
+#pragma unroll
+    for (int i = 0; i < Length; i++) {
+        factor[i] = factors[tile.channel - tile.first_channel + i];
+        summand[i] = summands[tile.channel - tile.first_channel + i];
+    }
+    const T* input = static_cast<const T*>(arguments.input) + tile.channel;
+    const T* residual = static_cast<const T*>(arguments.residual);
+    if (residual != nullptr) residual += tile.channel;
+    T* output = static_cast<T*>(arguments.output) + tile.channel;
+    for (long long first = tile.pixel; first < tile.end; first += Rounds * tile.lanes) {
+        Group inputs[Rounds], residuals[Rounds];
+#pragma unroll
+        for (int round = 0; round < Rounds; round++) {
+            const long long pixel = first + round * tile.lanes;
+            if (pixel >= tile.end) continue;
+            inputs[round] = *reinterpret_cast<const Group*>(input + pixel * channels);
+            if (residual != nullptr) residuals[round] = *reinterpret_cast<const Group*>(residual + pixel * channels);
+        }
+#pragma unroll
+        for (int round = 0; round < Rounds; round++) {
+            const long long pixel = first + round * tile.lanes;
+            if (pixel >= tile.end) continue;
+            float values[Length];
+            float added[Length] = {};
+            unpack(values, inputs[round]);
+            if (residual != nullptr) unpack(added, residuals[round]);
+#pragma unroll
+            for (int i = 0; i < Length; i++) {
+                const float value = fmaf(values[i], factor[i], summand[i]) + added[i];
+                // Not fmaxf: a NaN stays a NaN.
+                values[i] = arguments.relu != 0 && value < 0 ? 0 : value;
+            }
+            store_floats<T, Length>(output + pixel * channels, values);
+        }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 5) batch_norm_forward_fp32(const BatchNormForwardArguments arguments) {
-    extern __shared__ __align__(128) unsigned char shared_memory[];
-    forward<float>(arguments, reinterpret_cast<float*>(shared_memory));
+template <class T>
+__device__ __forceinline__ void forward(const BatchNormForwardArguments& arguments) {
+    if (arguments.vectorised != 0) {
+        normalise<T, kVectorLength<T>>(arguments);
+    } else {
+        normalise<T, 1>(arguments);
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 5) batch_norm_forward_bf16(const BatchNormForwardArguments arguments) {
-    extern __shared__ __align__(128) unsigned char shared_memory[];
-    forward<bf16>(arguments, reinterpret_cast<float*>(shared_memory));
+extern "C" __global__ void __launch_bounds__(256, 4)
+    batch_norm_forward_fp32(const BatchNormForwardArguments arguments) {
+    forward<float>(arguments);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_forward_bf16(const BatchNormForwardArguments arguments) {
+    forward<bf16>(arguments);
 }
 
 struct BatchNormStatisticsArguments {
@@ -163,16 +221,22 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
     for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
         float sum = 0;
 #pragma unroll 8
-        for (int pixel = 0; pixel < count; pixel++) sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
+        for (int pixel = 0; pixel < count; pixel++) {
+            sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
+        }
         const float mean = sum / static_cast<float>(count);
+        // What is left of the mean's rounding error is added to the sum, and taken from the squares.
         float deviations = 0;
+        float rest = 0;
 #pragma unroll 8
         for (int pixel = 0; pixel < count; pixel++) {
             const float deviation = to_float(input[static_cast<size_t>(pixel) * channels + channel]) - mean;
             deviations = fmaf(deviation, deviation, deviations);
+            rest += deviation;
         }
-        row[channel] = sum;
-        row[channels + channel] = deviations;
+        const float excess = rest * rest / static_cast<float>(count);
+        row[channel] = fmaf(mean, static_cast<float>(count), rest);
+        row[channels + channel] = deviations < excess ? 0 : deviations - excess;
     }
     combine_statistics(arguments.statistics, channels, 0, channels, arguments.pixels, blockIdx.x, blocks,
                        arguments.counters, &flag);
@@ -189,8 +253,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 struct BatchNormReduceArguments {
-    const void* input;             // [pixels, C]
-    const void* output;            // [pixels, C]: its sign is the mask; null where the mask is computed or there is none
+    const void* input;             // [pixels, C], or null where only the bias gradient and no mask wants it
+    const void* output;            // [pixels, C]: its sign is the mask; null where that is computed or there is none
     const void* output_gradient;   // [pixels, C]
     const float* normaliser;       // [4, C]
     float* rows;                   // [1 + groups + blocks, 2, C]: sums of g and of g n
@@ -206,8 +270,8 @@ struct BatchNormReduceArguments {
 };
 
 // The gradient that passes the ReLU. `output` is the forward result where `has_output`, else it is computed again.
-__device__ __forceinline__ float masked(float gradient, bool relu, bool has_output, float output, float input, float factor,
-                                        float summand) {
+__device__ __forceinline__ float masked(float gradient, bool relu, bool has_output, float output, float input,
+                                        float factor, float summand) {
     if (!relu) return gradient;
     const float value = has_output ? output : fmaf(input, factor, summand);
     return value > 0 ? gradient : 0;
@@ -240,11 +304,13 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
                 factor[i] = arguments.normaliser[2 * channels + channel + i];
                 summand[i] = arguments.normaliser[3 * channels + channel + i];
             }
+#pragma unroll 2
             for (int pixel = first_pixel + lane; pixel < end; pixel += lanes) {
                 const size_t element = static_cast<size_t>(pixel) * channels + channel;
-                float x[Length], g[Length];
+                float x[Length] = {};
                 float z[Length] = {};
-                load_floats<T, Length>(x, input + element);
+                float g[Length];
+                if (input != nullptr) load_floats<T, Length>(x, input + element);
                 load_floats<T, Length>(g, output_gradient + element);
                 if (output != nullptr) load_floats<T, Length>(z, output + element);
 #pragma unroll
@@ -319,6 +385,8 @@ struct BatchNormBackwardArguments {
     int vectorised;
     int accumulate_input;
     int accumulate_residual;
+    int pixels_per_block;
+    int padding;
 };
 
 template <class T, int Length>
@@ -332,82 +400,94 @@ __device__ __forceinline__ void add_or_set(T* target, bool accumulate, float (&v
     store_floats<T, Length>(target, values);
 }
 
+// input' = factor g + slope (x - mean) + offset, with slope = -factor weight' / (deviation pixels) and
+// offset = -factor bias' / pixels.
 template <class T, int Length>
-__device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments& arguments, const float* shared) {
+__device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments& arguments) {
+    // Loads of a thread under way at once.
+    constexpr int Rounds = 2;
+    using Group = Vector<T, Length>;
+    const int channels = arguments.channels;
+    const Tile<Length> tile(arguments.pixels, channels, arguments.pixels_per_block);
+    float mean[Length], factor[Length], summand[Length];
+    float slope[Length] = {};
+    float offset[Length] = {};
+    load_floats<float, Length>(mean, arguments.normaliser + tile.channel);
+    load_floats<float, Length>(factor, arguments.normaliser + 2 * channels + tile.channel);
+    load_floats<float, Length>(summand, arguments.normaliser + 3 * channels + tile.channel);
+    if (arguments.sums != nullptr) {
+        const float inverse_pixels = 1.0f / static_cast<float>(arguments.pixels);
+        load_floats<float, Length>(offset, arguments.sums + tile.channel);
+        load_floats<float, Length>(slope, arguments.sums + channels + tile.channel);
+#pragma unroll
+        for (int i = 0; i < Length; i++) {
+            const float share = -factor[i] * inverse_pixels;
+            slope[i] *= share * arguments.normaliser[channels + tile.channel + i];
+            offset[i] *= share;
+        }
+    }
     const T* input = static_cast<const T*>(arguments.input);
     const T* output = static_cast<const T*>(arguments.output);
     const T* output_gradient = static_cast<const T*>(arguments.output_gradient);
     T* input_gradient = static_cast<T*>(arguments.input_gradient);
     T* residual_gradient = static_cast<T*>(arguments.residual_gradient);
-    const int channels = arguments.channels;
-    const float* factor = shared;
-    const float* summand = shared + channels;
-    const float* mean = shared + 2 * channels;
-    const float* slope = shared + 3 * channels;
-    const float* offset = shared + 4 * channels;
-    const long long elements = static_cast<long long>(arguments.pixels) * channels;
-    for_each_group<Length>(elements, channels, [&](long long element, int channel) {
-        float g[Length];
-        float x[Length] = {};
-        float z[Length] = {};
-        load_floats<T, Length>(g, output_gradient + element);
-        if (input != nullptr) load_floats<T, Length>(x, input + element);
-        if (output != nullptr) load_floats<T, Length>(z, output + element);
+    for (long long first = tile.pixel; first < tile.end; first += Rounds * tile.lanes) {
+        Group gradients[Rounds];
+        Group inputs[Rounds] = {};
+        Group outputs[Rounds] = {};
 #pragma unroll
-        for (int i = 0; i < Length; i++) {
-            g[i] = masked(g[i], arguments.relu != 0, output != nullptr, z[i], x[i], factor[channel + i],
-                          summand[channel + i]);
+        for (int round = 0; round < Rounds; round++) {
+            const long long pixel = first + round * tile.lanes;
+            if (pixel >= tile.end) continue;
+            const long long element = pixel * channels + tile.channel;
+            gradients[round] = *reinterpret_cast<const Group*>(output_gradient + element);
+            if (input != nullptr) inputs[round] = *reinterpret_cast<const Group*>(input + element);
+            if (output != nullptr) outputs[round] = *reinterpret_cast<const Group*>(output + element);
         }
-        if (input_gradient != nullptr) {
-            float values[Length];
+#pragma unroll
+        for (int round = 0; round < Rounds; round++) {
+            const long long pixel = first + round * tile.lanes;
+            if (pixel >= tile.end) continue;
+            const long long element = pixel * channels + tile.channel;
+            float g[Length], x[Length], z[Length];
+            unpack(g, gradients[round]);
+            unpack(x, inputs[round]);
+            unpack(z, outputs[round]);
 #pragma unroll
             for (int i = 0; i < Length; i++) {
-                const int c = channel + i;
-                values[i] = fmaf(factor[c], g[i], fmaf(slope[c], x[i] - mean[c], offset[c]));
+                g[i] = masked(g[i], arguments.relu != 0, output != nullptr, z[i], x[i], factor[i], summand[i]);
             }
-            add_or_set<T, Length>(input_gradient + element, arguments.accumulate_input != 0, values);
+            if (input_gradient != nullptr) {
+                float values[Length];
+#pragma unroll
+                for (int i = 0; i < Length; i++) {
+                    // Without an input the slope is zero, and x stands for anything.
+                    values[i] = fmaf(factor[i], g[i], fmaf(slope[i], x[i] - mean[i], offset[i]));
+                }
+                add_or_set<T, Length>(input_gradient + element, arguments.accumulate_input != 0, values);
+            }
+            if (residual_gradient != nullptr) {
+                add_or_set<T, Length>(residual_gradient + element, arguments.accumulate_residual != 0, g);
+            }
         }
-        if (residual_gradient != nullptr) {
-            add_or_set<T, Length>(residual_gradient + element, arguments.accumulate_residual != 0, g);
-        }
-    });
+    }
 }
 
-// factor g + slope (x - mean) + offset, with slope = -factor weight' / (deviation pixels), offset = -factor bias' / pixels.
 template <class T>
-__device__ __forceinline__ void backward(const BatchNormBackwardArguments& arguments, float* shared) {
-    const int channels = arguments.channels;
-    const float inverse_pixels = 1.0f / static_cast<float>(arguments.pixels);
-    for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
-        const float factor = arguments.normaliser[2 * channels + channel];
-        float slope = 0;
-        float offset = 0;
-        if (arguments.sums != nullptr) {
-            const float share = -factor * inverse_pixels;
-            slope = share * arguments.sums[channels + channel] * arguments.normaliser[channels + channel];
-            offset = share * arguments.sums[channel];
-        }
-        shared[channel] = factor;
-        shared[channels + channel] = arguments.normaliser[3 * channels + channel];
-        // Without an input x stands for 0, and the slope is 0 too.
-        shared[2 * channels + channel] = arguments.normaliser[channel];
-        shared[3 * channels + channel] = slope;
-        shared[4 * channels + channel] = offset;
-    }
-    __syncthreads();
+__device__ __forceinline__ void backward(const BatchNormBackwardArguments& arguments) {
     if (arguments.vectorised != 0) {
-        write_gradients<T, kVectorLength<T>>(arguments, shared);
+        write_gradients<T, 4>(arguments);
     } else {
-        write_gradients<T, 1>(arguments, shared);
+        write_gradients<T, 1>(arguments);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_fp32(const BatchNormBackwardArguments arguments) {
-    extern __shared__ __align__(128) unsigned char shared_memory[];
-    backward<float>(arguments, reinterpret_cast<float*>(shared_memory));
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_backward_fp32(const BatchNormBackwardArguments arguments) {
+    backward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_backward_bf16(const BatchNormBackwardArguments arguments) {
-    extern __shared__ __align__(128) unsigned char shared_memory[];
-    backward<bf16>(arguments, reinterpret_cast<float*>(shared_memory));
+extern "C" __global__ void __launch_bounds__(256, 3)
+    batch_norm_backward_bf16(const BatchNormBackwardArguments arguments) {
+    backward<bf16>(arguments);
 }

@@ -30,7 +30,7 @@ __device__ __forceinline__ bool is_better(float value, int index, float best, in
     return value > best || (value == best && index < best_index);
 }
 
-extern "C" __global__ void __launch_bounds__(512) cross_entropy(const CrossEntropyArguments arguments) {
+extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEntropyArguments arguments) {
     __shared__ float losses[kWarps];
     __shared__ int corrects[kWarps];
     const int lane = threadIdx.x % kWarp;
@@ -60,7 +60,9 @@ extern "C" __global__ void __launch_bounds__(512) cross_entropy(const CrossEntro
         float sum = 0;
         for (int i = lane; i < arguments.classes; i += kWarp) sum += expf(logits[i] - largest);
         sum = warp_sum(sum);
-        loss += logf(sum) + largest - logits[target];
+        // A target that is no class makes the loss NaN instead of a read beyond the row.
+        const bool is_class = target >= 0 && target < arguments.classes;
+        loss += is_class ? logf(sum) - (logits[target] - largest) : __uint_as_float(0x7fc00000u);
         correct += position == target ? 1 : 0;
         if (arguments.gradient != nullptr) {
             float* gradient = arguments.gradient + static_cast<size_t>(row) * arguments.classes;

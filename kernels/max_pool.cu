@@ -1,161 +1,194 @@
-// Maximum over windows of an activation [N, H, W, C] (torch.nn.MaxPool2d), float32 or bf16, with the position of the
-// first maximum in scan order as one byte an output element, which is all that the backward pass reads besides the
-// gradient.
+// Maximum over windows, NHWC, and its gradient:
 //
-// Bound by memory. ResNet-18 has one, behind the stem: at batch 128 in bf16 forward reads 206 MB and writes 51 MB and
-// 26 MB of positions, 66 us at 4.3 TB/s; backward reads 51 + 26 MB and writes 206 MB, 66 us. A 3 x 3 window of stride 2
-// reads each input 2.25 times, all but the first time from cache.
+//   input (N, H, W, C) -> output (N, OH, OW, C), positions (N, OH, OW, C) uint8
+//   output gradient (N, OH, OW, C), positions -> input gradient (N, H, W, C)
 //
-// Forward: a thread makes 16 bytes of the channels of one output pixel; neighbouring threads read neighbouring channels.
-// Backward: a thread makes 16 bytes of one input pixel and gathers from the windows that contain it, in scan order of
-// the outputs; so every element is written once and nothing is added by two threads. No GPU has measured it yet.
+// A position is the index in the window of its first maximum in scan order; a NaN counts as larger than any number, and
+// the last NaN wins. Padding never wins.
+//
+// Bound by memory. ResNet's pool at batch 128 takes 112 x 112 x 64 to 56 x 56 x 64 with 3 x 3 windows at stride 2: in
+// bf16 it reads 206 MB and writes 51 MB and 26 MB of positions, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The
+// backward pass moves the same bytes the other way. Comparisons: nine an output element, 0.2 G.
+//
+// A thread makes 16 bytes of channels of one output pixel, so a warp reads whole lines, and each input line is read
+// once from memory and 9/4 times from the caches. The gradient is gathered: a thread makes 16 bytes of one input pixel
+// from the windows that hold it (at most four), in scan order, so that there is one writer for each element and no
+// atomics. Loops over 3 x 3 windows are unrolled, so that all nine loads are under way at once. Where the channels are
+// not a multiple of 16 bytes, a thread has a single element. No GPU has measured it yet.
 #include "common.cuh"
 
 struct MaxPoolForwardArguments {
-    const void* input;          // [N, H, W, C]
-    void* output;               // [N, OH, OW, C]
-    unsigned char* positions;   // [N, OH, OW, C] or null: row in the window times its size plus column
-    long long groups;           // of the output
-    int height;
-    int width;
-    int channels;
-    int output_height;
-    int output_width;
-    int size;
-    int stride;
-    int window_padding;
-    int vectorised;             // whether 16 bytes divide the channels
-    int padding;
+    const void* input;   // (N, H, W, C)
+    void* output;        // (N, OH, OW, C)
+    uint8_t* positions;  // (N, OH, OW, C) or null
+    uint32_t groups;     // of vector length or one elements in the output
+    int32_t height;
+    int32_t width;
+    int32_t channels;
+    int32_t output_height;
+    int32_t output_width;
+    int32_t size;
+    int32_t stride;
+    int32_t padding;
+    int32_t vectorised;
 };
 
-template <class T, int Length>
-__device__ __forceinline__ void forward(const MaxPoolForwardArguments& a) {
-    const long long group = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (group >= a.groups) return;
-    const int columns = a.channels / Length;
-    const int channel = static_cast<int>(group % columns) * Length;
-    const long long pixel = group / columns;
-    const int output_column = static_cast<int>(pixel % a.output_width);
-    const int output_row = static_cast<int>(pixel / a.output_width % a.output_height);
-    const long long image = pixel / a.output_width / a.output_height;
-    const int top = output_row * a.stride - a.window_padding;
-    const int left = output_column * a.stride - a.window_padding;
-    const T* input = static_cast<const T*>(a.input) + image * a.height * a.width * a.channels + channel;
-    // Where nothing is larger than minus infinity, the first pixel of the window is the maximum.
-    const int first = max(0, -top) * a.size + max(0, -left);
-    float best[Length];
-    int position[Length];
+struct MaxPoolBackwardArguments {
+    const uint8_t* positions;     // (N, OH, OW, C)
+    const void* output_gradient;  // (N, OH, OW, C)
+    void* input_gradient;         // (N, H, W, C)
+    uint32_t groups;              // of vector length or one elements in the input
+    int32_t height;
+    int32_t width;
+    int32_t channels;
+    int32_t output_height;
+    int32_t output_width;
+    int32_t size;
+    int32_t stride;
+    int32_t padding;
+    int32_t vectorised;
+    int32_t accumulate;
+    int32_t unused;
+};
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// A group of channels of one pixel.
+struct Place {
+    int image;
+    int row;
+    int column;
+    int channel;
+};
+
+__device__ __forceinline__ Place place_of(uint32_t group, int length, int channels, int height, int width) {
+    const uint32_t groups = channels / length;
+    const uint32_t pixel = group / groups;
+    const uint32_t row = pixel / width;
+    const uint32_t image = row / height;
+    return {static_cast<int>(image), static_cast<int>(row - image * height), static_cast<int>(pixel - row * width),
+            static_cast<int>(group - pixel * groups) * length};
+}
+
+__device__ __forceinline__ size_t element_of(int image, int row, int column, int height, int width, int channels) {
+    return ((static_cast<size_t>(image) * height + row) * width + column) * channels;
+}
+
+// `kSize` is the window's size where it is known, else 0.
+template <class T, int kLength, int kSize>
+__device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arguments, uint32_t group) {
+    const int size = kSize != 0 ? kSize : arguments.size;
+    const int height = arguments.height, width = arguments.width, channels = arguments.channels;
+    const Place place = place_of(group, kLength, channels, arguments.output_height, arguments.output_width);
+    const int first_row = place.row * arguments.stride - arguments.padding;
+    const int first_column = place.column * arguments.stride - arguments.padding;
+    const T* input = static_cast<const T*>(arguments.input) + place.channel;
+
+    float best[kLength];
+    // Where nothing is larger than minus infinity, the first pixel is the maximum.
+    int position[kLength];
 #pragma unroll
-    for (int i = 0; i < Length; i++) {
+    for (int i = 0; i < kLength; i++) {
         best[i] = -__uint_as_float(0x7f800000u);
-        position[i] = first;
+        position[i] = max(-first_row, 0) * size + max(-first_column, 0);
     }
-    for (int row = max(0, -top); row < a.size && top + row < a.height; row++) {
-        for (int column = max(0, -left); column < a.size && left + column < a.width; column++) {
-            float values[Length];
-            const long long offset = (static_cast<long long>(top + row) * a.width + left + column) * a.channels;
-            load_floats<T, Length>(values, input + offset);
-            const int here = row * a.size + column;
 #pragma unroll
-            for (int i = 0; i < Length; i++) {
-                // A NaN wins and stays, as in torch.
-                if (values[i] > best[i] || values[i] != values[i]) {
-                    best[i] = values[i];
-                    position[i] = here;
-                }
+    for (int row_tap = 0; row_tap < size; row_tap++) {
+#pragma unroll
+        for (int column_tap = 0; column_tap < size; column_tap++) {
+            const int row = first_row + row_tap, column = first_column + column_tap;
+            if (row < 0 || row >= height || column < 0 || column >= width) continue;
+            float values[kLength];
+            load_floats<T, kLength>(values, input + element_of(place.image, row, column, height, width, channels));
+#pragma unroll
+            for (int i = 0; i < kLength; i++) {
+                const bool wins = values[i] > best[i] || values[i] != values[i];
+                best[i] = wins ? values[i] : best[i];
+                position[i] = wins ? row_tap * size + column_tap : position[i];
             }
         }
     }
-    const long long target = pixel * a.channels + channel;
-    store_floats<T, Length>(static_cast<T*>(a.output) + target, best);
-    if (a.positions != nullptr) {
-        Vector<unsigned char, Length> bytes;
+    const size_t element = static_cast<size_t>(group) * kLength;
+    store_floats<T, kLength>(static_cast<T*>(arguments.output) + element, best);
+    if (arguments.positions != nullptr) {
+        Vector<uint8_t, kLength> bytes;
 #pragma unroll
-        for (int i = 0; i < Length; i++) bytes.elements[i] = static_cast<unsigned char>(position[i]);
-        *reinterpret_cast<Vector<unsigned char, Length>*>(a.positions + target) = bytes;
+        for (int i = 0; i < kLength; i++) bytes.elements[i] = static_cast<uint8_t>(position[i]);
+        *reinterpret_cast<Vector<uint8_t, kLength>*>(arguments.positions + element) = bytes;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) max_pool_forward_fp32(const MaxPoolForwardArguments arguments) {
-    if (arguments.vectorised != 0) {
-        forward<float, kVectorLength<float>>(arguments);
+template <class T>
+__device__ __forceinline__ void forward(const MaxPoolForwardArguments& arguments) {
+    const uint32_t group = blockIdx.x * kThreads + threadIdx.x;
+    if (group >= arguments.groups) return;
+    if (arguments.vectorised == 0) {
+        forward_group<T, 1, 0>(arguments, group);
+    } else if (arguments.size == 3) {
+        forward_group<T, kVectorLength<T>, 3>(arguments, group);
     } else {
-        forward<float, 1>(arguments);
+        forward_group<T, kVectorLength<T>, 0>(arguments, group);
     }
+}
+
+template <class T, int kLength>
+__device__ __forceinline__ void backward_group(const MaxPoolBackwardArguments& arguments, uint32_t group) {
+    const int size = arguments.size, stride = arguments.stride, channels = arguments.channels;
+    const Place place = place_of(group, kLength, channels, arguments.height, arguments.width);
+    // In padded rows: output row `o` has the input rows o stride .. o stride + size.
+    const int row = place.row + arguments.padding, column = place.column + arguments.padding;
+    const int first_row = row < size ? 0 : (row - size) / stride + 1;
+    const int first_column = column < size ? 0 : (column - size) / stride + 1;
+    const int last_row = min(row / stride, arguments.output_height - 1);
+    const int last_column = min(column / stride, arguments.output_width - 1);
+    const T* gradients = static_cast<const T*>(arguments.output_gradient) + place.channel;
+    const uint8_t* positions = arguments.positions + place.channel;
+    T* target = static_cast<T*>(arguments.input_gradient) + static_cast<size_t>(group) * kLength;
+
+    float sums[kLength] = {};
+    if (arguments.accumulate != 0) load_floats<T, kLength>(sums, target);
+    for (int output_row = first_row; output_row <= last_row; output_row++) {
+        for (int output_column = first_column; output_column <= last_column; output_column++) {
+            const int tap = (row - output_row * stride) * size + column - output_column * stride;
+            const size_t source = element_of(place.image, output_row, output_column, arguments.output_height,
+                                             arguments.output_width, channels);
+            float values[kLength];
+            load_floats<T, kLength>(values, gradients + source);
+            const auto bytes = *reinterpret_cast<const Vector<uint8_t, kLength>*>(positions + source);
+#pragma unroll
+            for (int i = 0; i < kLength; i++) sums[i] += bytes.elements[i] == tap ? values[i] : 0.0f;
+        }
+    }
+    store_floats<T, kLength>(target, sums);
+}
+
+template <class T>
+__device__ __forceinline__ void backward(const MaxPoolBackwardArguments& arguments) {
+    const uint32_t group = blockIdx.x * kThreads + threadIdx.x;
+    if (group >= arguments.groups) return;
+    if (arguments.vectorised != 0) {
+        backward_group<T, kVectorLength<T>>(arguments, group);
+    } else {
+        backward_group<T, 1>(arguments, group);
+    }
+}
+
+}  // namespace
+
+extern "C" __global__ void __launch_bounds__(256, 4) max_pool_forward_fp32(const MaxPoolForwardArguments arguments) {
+    forward<float>(arguments);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) max_pool_forward_bf16(const MaxPoolForwardArguments arguments) {
-    if (arguments.vectorised != 0) {
-        forward<bf16, kVectorLength<bf16>>(arguments);
-    } else {
-        forward<bf16, 1>(arguments);
-    }
-}
-
-struct MaxPoolBackwardArguments {
-    const unsigned char* positions;   // [N, OH, OW, C]
-    const void* output_gradient;      // [N, OH, OW, C]
-    void* input_gradient;             // [N, H, W, C]
-    long long groups;                 // of the input
-    int height;
-    int width;
-    int channels;
-    int output_height;
-    int output_width;
-    int size;
-    int stride;
-    int window_padding;
-    int vectorised;
-    int accumulate;
-};
-
-template <class T, int Length>
-__device__ __forceinline__ void backward(const MaxPoolBackwardArguments& a) {
-    const long long group = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (group >= a.groups) return;
-    const int columns = a.channels / Length;
-    const int channel = static_cast<int>(group % columns) * Length;
-    const long long pixel = group / columns;
-    const int column = static_cast<int>(pixel % a.width) + a.window_padding;
-    const int row = static_cast<int>(pixel / a.width % a.height) + a.window_padding;
-    const long long image = pixel / a.width / a.height;
-    T* target = static_cast<T*>(a.input_gradient) + pixel * a.channels + channel;
-    const long long outputs = image * a.output_height * a.output_width;
-    float sums[Length] = {};
-    if (a.accumulate != 0) load_floats<T, Length>(sums, target);
-    // Window `o` covers the padded rows from o * stride up to o * stride + size.
-    const int first_row = row < a.size ? 0 : (row - a.size) / a.stride + 1;
-    const int first_column = column < a.size ? 0 : (column - a.size) / a.stride + 1;
-    const int last_row = min(a.output_height - 1, row / a.stride);
-    const int last_column = min(a.output_width - 1, column / a.stride);
-    for (int output_row = first_row; output_row <= last_row; output_row++) {
-        for (int output_column = first_column; output_column <= last_column; output_column++) {
-            const int here = (row - output_row * a.stride) * a.size + column - output_column * a.stride;
-            const long long output = outputs + static_cast<long long>(output_row) * a.output_width + output_column;
-            const long long source = output * a.channels + channel;
-            const Vector<unsigned char, Length> positions =
-                *reinterpret_cast<const Vector<unsigned char, Length>*>(a.positions + source);
-            float gradient[Length];
-            load_floats<T, Length>(gradient, static_cast<const T*>(a.output_gradient) + source);
-#pragma unroll
-            for (int i = 0; i < Length; i++) sums[i] += positions.elements[i] == here ? gradient[i] : 0.0f;
-        }
-    }
-    store_floats<T, Length>(target, sums);
+    forward<bf16>(arguments);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) max_pool_backward_fp32(const MaxPoolBackwardArguments arguments) {
-    if (arguments.vectorised != 0) {
-        backward<float, kVectorLength<float>>(arguments);
-    } else {
-        backward<float, 1>(arguments);
-    }
+    backward<float>(arguments);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) max_pool_backward_bf16(const MaxPoolBackwardArguments arguments) {
-    if (arguments.vectorised != 0) {
-        backward<bf16, kVectorLength<bf16>>(arguments);
-    } else {
-        backward<bf16, 1>(arguments);
-    }
+    backward<bf16>(arguments);
 }

@@ -43,6 +43,13 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
                  : "memory");
 }
 
+// The same through the L1 cache, for what the multiprocessor will soon copy again.
+__device__ __forceinline__ void copy_async_16_cached(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
 // The same for 4 bytes, both addresses multiples of 4.
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared_address(shared)), "l"(global),

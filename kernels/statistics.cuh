@@ -1,10 +1,10 @@
 // What blocks leave for each other as rows of a table, brought together by the last block to arrive, always in the same
 // order, so that no second launch is needed and no schedule changes a bit.
 //
-// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each block
-// writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive combines the
-// groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the stem alone would
-// take longer than the convolution.
+// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each
+// block writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive
+// combines the groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the
+// stem alone would take longer than the convolution.
 #pragma once
 
 #include "common.cuh"
@@ -27,9 +27,9 @@ __device__ __forceinline__ int block_row(int block, int blocks) {
 }
 
 // Calls `combine(first_row, count, result_row, is_group)` in the last block of a group, and then in the last block of
-// all. Returns whether this is the last of all; the total can then be read by this block after a barrier, which has been
-// passed. All threads of all blocks call it after their block's row is written. `counters` are groups + 1, zero before
-// and after; `flag` is an int of shared memory.
+// all. Returns whether this is the last of all; the total can then be read by this block after a barrier, which has
+// been passed. All threads of all blocks call it after their block's row is written. `counters` are groups + 1, zero
+// before and after; `flag` is an int of shared memory.
 template <class Combine>
 __device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* counters, int* flag, Combine combine) {
     const int groups = groups_of(blocks);
@@ -56,28 +56,43 @@ __device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int 
 }
 
 // Statistics of the channels `first_channel` up to `first_channel + channel_count` over `pixels` pixels: `rows` is
-// [1 + groups + blocks][2][channels], sums and squared deviations from the row's own mean. Block `b` has the pixels from
-// kPixelsPerBlock * b on.
+// [1 + groups + blocks][2][channels], sums and squared deviations from the row's own mean. Block `b` has the pixels
+// from kPixelsPerBlock * b on.
+//
+// What is added up are excesses: a row's sum, less what it would be if its mean were that of the first row. They are as
+// small as the deviations are, so a mean of a thousand deviations costs no digits, which adding sums would.
 __device__ __forceinline__ bool combine_statistics(float* rows, int channels, int first_channel, int channel_count,
                                                    int pixels, int block, int blocks, unsigned* counters, int* flag) {
-    const auto counted = [=](long long first, long long count) {
-        const long long left = pixels - first;
-        return static_cast<float>(left < count ? left : count);
-    };
     return combine_rows(block, blocks, counters, flag, [=](int first, int count, int result, int group) {
-        const long long pixels_per_row = group < 0 ? kPixelsPerBlock * kBlocksPerGroup : kPixelsPerBlock;
-        const long long first_pixel = group < 0 ? 0 : static_cast<long long>(group) * kBlocksPerGroup * kPixelsPerBlock;
+        constexpr int pixels_per_group = kPixelsPerBlock * kBlocksPerGroup;
+        const int pixels_per_row = group < 0 ? pixels_per_group : kPixelsPerBlock;
+        const int total = group < 0 ? pixels : min(pixels_per_group, pixels - group * pixels_per_group);
+        const int full_rows = count - 1;
+        const float full = static_cast<float>(pixels_per_row);
+        const float last = static_cast<float>(total - full_rows * pixels_per_row);
+        const size_t row_length = 2 * static_cast<size_t>(channels);
         for (int column = threadIdx.x; column < channel_count; column += blockDim.x) {
-            Statistics total = {0, 0, 0};
-#pragma unroll 4
-            for (int row = 0; row < count; row++) {
-                const float* source = rows + static_cast<size_t>(first + row) * 2 * channels + first_channel + column;
-                total = combine(total, {counted(first_pixel + row * pixels_per_row, pixels_per_row), source[0],
-                                        source[channels]});
+            const float* sums = rows + first * row_length + first_channel + column;
+            const float* deviations = sums + channels;
+            const float centre = sums[0] / (count == 1 ? last : full);
+            const float last_excess = fmaf(-last, centre, sums[full_rows * row_length]);
+            float excess = 0;
+#pragma unroll 8
+            for (int row = 0; row < full_rows; row++) excess += fmaf(-full, centre, sums[row * row_length]);
+            excess += last_excess;
+            const float shift = excess / static_cast<float>(total);
+            float squares = 0;
+#pragma unroll 8
+            for (int row = 0; row < full_rows; row++) {
+                // Full rows have a power of two of pixels, so this multiplication is a division.
+                const float difference = fmaf(-full, centre, sums[row * row_length]) * (1.0f / full) - shift;
+                squares += fmaf(full * difference, difference, deviations[row * row_length]);
             }
-            float* target = rows + static_cast<size_t>(result) * 2 * channels + first_channel + column;
-            target[0] = total.sum;
-            target[channels] = total.deviations;
+            const float difference = last_excess / last - shift;
+            squares += fmaf(last * difference, difference, deviations[full_rows * row_length]);
+            float* target = rows + result * row_length + first_channel + column;
+            target[0] = fmaf(static_cast<float>(total), centre, excess);
+            target[channels] = squares;
         }
     });
 }

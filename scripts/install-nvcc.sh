@@ -32,12 +32,14 @@ trap 'rm -rf "$unfinished"' EXIT
 
 # An index that pip is configured for may lack them: then from PyPI itself.
 download() {
-    python3 -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --progress-bar off \
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --progress-bar off \
         --dest "$unfinished/wheels" "$@" "${packages[@]}"
 }
-if ! download --quiet; then
+if ! download; then
     echo "trying https://pypi.org instead of pip's configured index" >&2
-    env -u PIP_NO_INDEX -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null download --index-url https://pypi.org/simple
+    unset PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_NO_INDEX
+    export PIP_CONFIG_FILE=/dev/null
+    download --index-url https://pypi.org/simple
 fi
 
 python3 - "$unfinished" <<'PYTHON'

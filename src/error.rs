@@ -56,7 +56,8 @@ impl Error {
         let size = |bytes: usize| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
         let there = free.map_or(String::new(), |free| format!(", {} are free", size(free)));
         let message = format!("{device}: out of memory: {} are needed{there}", size(asked));
-        Self { shortage: Some(MemoryShortage { asked, free }), ..Self::new(message) }
+        let error = Self::new(message).hint("a smaller batch or smaller pictures need less");
+        Self { shortage: Some(MemoryShortage { asked, free }), ..error }
     }
 
     /// How much memory was missing, where that was the failure.

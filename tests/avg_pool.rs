@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, kernel_devices, run_at_lower_levels, stored,
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, assert_stored_near, devices, kernel_devices,
+    run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{Device, Precision};
@@ -21,6 +22,7 @@ fn check(dims: [usize; 4], seed: u64) {
 /// On kernels, in all precisions.
 fn check_kernels(dims: [usize; 4], seed: u64) {
     PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), dims, seed));
+    assert_schedules_agree();
 }
 
 fn check_on(precision: Precision, devices: &[Rc<dyn Device>], dims: [usize; 4], seed: u64) {

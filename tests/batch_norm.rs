@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_near, assert_stored_near, devices, kernel_devices, norm, run_at_lower_levels,
-    stored,
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, assert_stored_near, devices, kernel_devices,
+    norm, run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
@@ -110,9 +110,8 @@ impl Case {
     fn check_kernels(dims: [usize; 4], options: Options, seed: u64) {
         for precision in PRECISIONS {
             let case = Self::new(dims, options, seed).stored(precision);
-            for device in kernel_devices(precision) {
-                case.check_on(device.as_ref());
-            }
+            kernel_devices(precision).iter().for_each(|device| case.check_on(device.as_ref()));
+            assert_schedules_agree();
         }
     }
 

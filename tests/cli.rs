@@ -262,6 +262,7 @@ mod training {
   ],
   "data": "data",
   "device": "cpu",
+  "precision": "fp32",
   "recipe": {
     "architecture": "resnet18",
     "batch_size": 8,
@@ -1091,6 +1092,17 @@ error: not one of the training pictures could be read
         place.succeed(&format!("train bad {SMALL} --epochs 1 --out run"));
     }
 
+    #[cfg(not(feature = "emulator"))]
+    #[test]
+    fn of_a_device_that_this_build_lacks() {
+        assert_snapshot!(Workplace::new().refusals(&["train data --from-scratch --out run --device emulator"]), @r##"
+$ retune train data --from-scratch --out run --device emulator
+error: --device emulator: this build has no emulator
+hint: build with `cargo build --release --features emulator`, which needs a C++ compiler
+exit status 1
+"##);
+    }
+
     #[test]
     fn of_flags() {
         let place = Workplace::new();
@@ -1386,7 +1398,7 @@ hint: whatever wrote it did not finish: download or save it again
 exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out cut
-error: cut/checkpoint.safetensors is truncated: its header tells of 193432 bytes, the file has 96716
+error: cut/checkpoint.safetensors is truncated: its header tells of 193448 bytes, the file has 96724
 hint: download or copy it again
 exit status 1
 
@@ -1480,6 +1492,23 @@ mod determinism {
             place.succeed(&format!("{train} --epochs 3 --out parts --resume --workers 3 --threads 1"));
             place.assert_same_result("whole", "parts");
         }
+    }
+
+    /// What is stored is float32 in all precisions, so a run may change its device; it says what that costs.
+    #[test]
+    fn resuming_in_another_precision_is_told() {
+        let place = Workplace::new();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let mut bytes = place.read("run/checkpoint.safetensors");
+        let told = br#""precision":"fp32""#;
+        let start = bytes.windows(told.len()).position(|window| window == told).expect("the checkpoint tells it");
+        bytes[start..start + told.len()].copy_from_slice(br#""precision":"bf16""#);
+        place.write("run/checkpoint.safetensors", &bytes);
+        let outcome = place.succeed("train data --resume --epochs 2 --out run");
+        let note = "the run was in bf16 until here and goes on in fp32: its bits will be those of neither\n";
+        assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
+        let outcome = place.succeed("train data --resume --epochs 3 --out run");
+        assert!(!outcome.stderr.contains("its bits"), "{}", outcome.stderr);
     }
 
     #[test]

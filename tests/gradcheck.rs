@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use reference::Random;
-use reference::devices::{devices, run_at_lower_levels};
+use reference::devices::{PRECISIONS, devices, kernel_devices, run_at_lower_levels};
 use reference::recorder::Recorder;
+use reference::rounding::RoundingDevice;
+use reference::{Random, relative_error};
 use retune::device::cpu::Cpu;
-use retune::device::{Device, Precision};
+use retune::device::{Device, Precision, read_f32};
 use retune::gradcheck::{GradcheckReport, gradcheck};
 use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
 use retune::ops::LossReduction;
 use retune::optim::GroupSettings;
-use retune::weights::{OutputTensor, TensorData, TensorFile, save};
+use retune::train::load_state_dict_named;
+use retune::weights::layout::from_torch;
+use retune::weights::{OutputTensor, Reference, TensorData, TensorFile, save};
 
 /// Made with hooks that cut the body's gradients off, so its steps deny its gradients.
 const CONTRADICTORY: &str = "lesson-w8.safetensors";
@@ -44,7 +47,9 @@ fn assert_passes(device: &Rc<dyn Device>, path: &Path) {
     assert!(report.contradiction.is_none(), "{:?}", report.contradiction);
     assert!(report.tensors.iter().any(|tensor| tensor.name.starts_with("grad/")));
     let worst = report.worst.expect("something was compared");
-    println!("{}: worst {} {:.1e} of {:.1e}", path.display(), worst.name, worst.error, worst.limit);
+    let judged = report.tensors.len();
+    let (name, device) = (path.display(), format!("{} in {}", device.name(), device.precision()));
+    println!("{name} on {device}: {judged} judged, worst {} {:.1e} of {:.1e}", worst.name, worst.error, worst.limit);
 }
 
 #[test]
@@ -53,6 +58,80 @@ fn every_fixture_passes() {
     assert!(paths.len() >= 10, "{paths:?}");
     for device in devices() {
         paths.iter().for_each(|path| assert_passes(&device, path));
+    }
+}
+
+/// Of those in tf32 and bf16 `separated` is the one that says much; in the others ReLUs flip.
+#[test]
+fn every_fixture_passes_on_kernels() {
+    for device in PRECISIONS.into_iter().flat_map(kernel_devices) {
+        reference_files(&fixture("")).iter().for_each(|path| assert_passes(&device, path));
+    }
+}
+
+/// Loss, logits, gradients, running statistics and parameters of two steps on a fixture's batch and recipe.
+fn two_steps(device: Rc<dyn Device>, name: &str) -> Vec<(String, Vec<f32>)> {
+    let reference = Reference::open(&fixture(name)).unwrap();
+    let file = reference.file();
+    let group = |learning_rate: f64| GroupSettings {
+        learning_rate: learning_rate as f32,
+        momentum: reference.momentum as f32,
+        weight_decay: reference.weight_decay as f32,
+    };
+    let trainable = Trainable {
+        freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
+        groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
+        reduction: reference.loss_reduction,
+    };
+    let (architecture, width) = (reference.arch.parse().unwrap(), reference.width);
+    let resnet = ResNet { architecture, width, classes: reference.num_classes };
+    let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
+    load_state_dict_named(&mut network, file, "param/").unwrap();
+    let [batch, _, height, width] = reference.input_shape();
+    let shape = BatchShape { batch, height, width };
+    let images = from_torch(file.read_f32("input").unwrap(), &reference.input_shape());
+    let targets: Vec<u32> = file.read_i64("target").unwrap().into_iter().map(|target| target as u32).collect();
+    let mut results = Vec::new();
+    for step in 1..=2 {
+        let result = network.gradients(shape, &images, &targets).unwrap();
+        results.push((format!("loss of step {step}"), vec![result.loss]));
+        results.push((format!("logits of step {step}"), network.training_logits(shape).unwrap()));
+        network.update().unwrap();
+        for specification in network.parameters().specifications() {
+            let name = &specification.name;
+            results.push((
+                format!("{name} after step {step}"),
+                network.parameters().read(network.device(), name).unwrap(),
+            ));
+            if let Some(gradient) = network.parameters().gradient_of(name).unwrap() {
+                let gradient = read_f32(network.device(), gradient).unwrap();
+                results.push((format!("gradient of {name} in step {step}"), gradient));
+            }
+        }
+    }
+    results
+}
+
+/// PyTorch rounds elsewhere in bf16, and its errors are large. A reference that rounds where a device has to differs by
+/// the order of float32 sums alone, which seldom makes a number round the other way: no tensor differs by as much as if
+/// all of its elements did. That holds where no ReLU's input is near zero. The second step shows whether the copies of
+/// the weights follow the weights.
+#[test]
+fn steps_in_bf16_are_those_of_a_rounded_reference() {
+    const UNIT_ROUNDOFF: f64 = 1.0 / 256.0;
+    let name = "separated.safetensors";
+    let truth = two_steps(Rc::new(RoundingDevice::adding_in_float64(Precision::Bf16)), name);
+    for device in kernel_devices(Precision::Bf16) {
+        let mut worst = (0.0, String::new());
+        for ((what, ours), (_, truth)) in two_steps(device.clone(), name).into_iter().zip(&truth) {
+            let truth: Vec<f64> = truth.iter().map(|&value| value.into()).collect();
+            let error = relative_error(&ours, &truth);
+            assert!(error <= UNIT_ROUNDOFF, "{}: {what}: error {error:.1e}", device.name());
+            if error > worst.0 {
+                worst = (error, what);
+            }
+        }
+        println!("{}: worst {} {:.1e}", device.name(), worst.1, worst.0);
     }
 }
 
@@ -303,7 +382,7 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         bits.extend(network.training_logits(shape).unwrap().into_iter().map(f32::to_bits));
         for specification in &specifications {
             if let Some(gradient) = network.parameters().gradient_of(&specification.name).unwrap() {
-                let gradient = retune::device::read_f32(network.device(), gradient).unwrap();
+                let gradient = read_f32(network.device(), gradient).unwrap();
                 assert!(gradient.iter().any(|&value| value != 0.0), "{} has no gradient", specification.name);
                 bits.extend(gradient.into_iter().map(f32::to_bits));
             }

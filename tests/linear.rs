@@ -6,7 +6,9 @@ mod reference;
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use reference::devices::{PRECISIONS, Workbench, added, assert_near, devices, kernel_devices, run_at_lower_levels};
+use reference::devices::{
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels,
+};
 use reference::*;
 use retune::device::{Conv2dPass, Device};
 
@@ -19,6 +21,7 @@ fn check((batch, inputs, outputs): (usize, usize, usize), seed: u64) {
 fn check_kernels((batch, inputs, outputs): (usize, usize, usize), seed: u64) {
     let devices: Vec<_> = PRECISIONS.into_iter().flat_map(kernel_devices).collect();
     check_on(&devices, (batch, inputs, outputs), seed);
+    assert_schedules_agree();
 }
 
 fn check_on(devices: &[Rc<dyn Device>], (batch, inputs, outputs): (usize, usize, usize), seed: u64) {

@@ -41,10 +41,11 @@ fn fake_driver(options: &[&str]) -> Option<TempDir> {
 const WAITING: &str = "waiting";
 
 fn run_with(folder: &TempDir, mode: &str, command: &mut Command) -> Output {
+    let waits = if mode == WAITING { "1" } else { "0" };
     command
         .env("LD_LIBRARY_PATH", folder.path())
         .env("FAKE_CUDA", mode)
-        .env_remove("RETUNE_CUDA_SYNC")
+        .env("RETUNE_CUDA_SYNC", waits)
         .output()
         .unwrap()
 }
@@ -135,7 +136,14 @@ fn memory_is_zeroed_copied_and_freed() {
         assert!(driver.free_bytes().unwrap().unwrap() <= free - 40_000);
         let target = address(memory.clone());
         assert_eq!(download(&driver, target, 10_000), vec![0; 10_000]);
-        // More uploads than there are staging buffers, of sizes that make them grow.
+        // More uploads than there are staging buffers, before any of them is waited for.
+        for word in 0..100u64 {
+            let values = [word as u8; 8];
+            driver.upload(&values, target + 8 * word).unwrap();
+        }
+        let expected: Vec<u32> = (0..200).map(|word| u32::from_ne_bytes([word as u8 / 2; 4])).collect();
+        assert_eq!(download(&driver, target, 200), expected);
+        // Of sizes that make the buffers grow.
         for round in 0..9u32 {
             let values: Vec<u32> = (0..1000 * (round + 1)).map(|index| index ^ (round << 20)).collect();
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
@@ -143,7 +151,10 @@ fn memory_is_zeroed_copied_and_freed() {
             drop(bytes);
             assert_eq!(download(&driver, target, values.len()), values);
         }
+        // What was issued uses the memory until it is done, and the driver is well afterwards.
+        launch(&driver, "fill", Fill { target, count: 10_000, value: 1 }, 0).unwrap();
         drop(memory);
+        driver.synchronize().unwrap();
         assert_eq!(driver.free_bytes().unwrap().unwrap(), free);
         assert_eq!(driver.allocate(0).unwrap().bytes(), 0);
     });
@@ -155,7 +166,9 @@ fn uploads_do_without_pinned_memory() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(8).unwrap();
         let target = address(memory.clone());
-        driver.upload(&[1, 0, 0, 0, 2, 0, 0, 0], target).unwrap();
+        let mut source = vec![1, 0, 0, 0, 2, 0, 0, 0];
+        driver.upload(&source, target).unwrap();
+        source.fill(9);
         assert_eq!(download(&driver, target, 2), [1, 2]);
     });
 }
@@ -349,4 +362,57 @@ fn the_command_line_says_what_is_missing() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("warning: computing on the CPU: the driver is too old"), "{text}");
+}
+
+/// The error of a run that does not fit names a batch that does, and no smaller one than need be.
+#[test]
+fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
+    if MODULES.is_empty() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: without kernels in this build no run begins");
+        return;
+    }
+    let Some(folder) = fake_driver(&[]) else { return };
+    let place = tempfile::tempdir().unwrap();
+    for (class, pictures) in
+        [("data/train/blue", 12), ("data/train/red", 12), ("data/test/blue", 1), ("data/test/red", 1)]
+    {
+        std::fs::create_dir_all(place.path().join(class)).unwrap();
+        for number in 0..pictures {
+            let picture = image::RgbImage::from_pixel(40, 40, image::Rgb([number, 0, 0]));
+            picture.save(place.path().join(format!("{class}/{number}.png"))).unwrap();
+        }
+    }
+    let train = |batch: usize| {
+        let line = format!(
+            "train data --from-scratch --image-size 512 --epochs 1 --device cuda --batch-size {batch} --out run{batch}"
+        );
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        let output = run_with(&folder, "", command.args(line.split_whitespace()).current_dir(&place));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = train(24);
+    assert!(text.contains("error: cuda:0: out of memory: ") && text.contains(" GiB are free\n"), "{text}");
+    assert!(!place.path().join("run24").exists());
+    let batch = text.split_once("hint: --batch-size ").unwrap_or_else(|| panic!("{text}")).1;
+    let batch: usize = batch.split_once(" fits").unwrap().0.parse().unwrap();
+    assert!((1..24).contains(&batch), "{text}");
+    assert!(!train(batch).contains("out of memory"), "--batch-size {batch}");
+    assert!(train(batch + 1).contains("out of memory"), "--batch-size {batch}");
+}
+
+/// Every kernel that launch code names is in this build, with its shared memory asked for, and whole steps are recorded.
+/// The stand-in computes nothing: the loss is that of zeros.
+#[test]
+fn launch_code_and_kernels_agree() {
+    if MODULES.is_empty() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: this build has no kernels");
+        return;
+    }
+    for precision in ["fp32", "tf32", "bf16"] {
+        // The least width at which every path is taken, those of the tensor cores too.
+        let line =
+            format!("bench --device cuda --precision {precision} --width 64 --image-size 64 --batch-size 4 --steps 1");
+        let Some(output) = retune("", &line) else { return };
+        assert!(output.status.success(), "{precision}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }

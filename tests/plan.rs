@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use reference::Random;
-use reference::devices::{devices, run_at_lower_levels};
+use reference::devices::{PRECISIONS, devices, kernel_devices, run_at_lower_levels};
 use reference::recorder::{GradientCall, Recorder};
 use retune::device::cpu::Cpu;
 use retune::device::{BatchNormMode, Device, Gradient, MaxPoolWindow, read_f32, write_f32, write_i32};
@@ -220,8 +220,8 @@ fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Pa
     let (images, targets) = batch(network, 5);
     let graph = &network.graph;
     let mut values: BTreeMap<Value, Tensor> = BTreeMap::new();
-    for (value, element_type) in [(network.input, ElementType::F32), (network.targets, ElementType::I32)] {
-        values.insert(value, allocate(graph.value(value).shape, element_type));
+    for value in [network.input, network.targets] {
+        values.insert(value, allocate(graph.value(value).shape, graph.value(value).element_type));
     }
     write_f32(device, &images, &values[&network.input]).unwrap();
     write_i32(device, &targets, &values[&network.targets]).unwrap();
@@ -238,7 +238,7 @@ fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Pa
         next_parameter += node.parameters.len();
         let buffers = ForwardBuffers {
             inputs: tensors(&node.inputs),
-            parameters: own.iter().map(|s| parameters.value_of(&s.name).unwrap().clone()).collect(),
+            parameters: own.iter().map(|s| parameters.factor_of(&s.name).unwrap().clone()).collect(),
             outputs: tensors(&node.outputs),
             saved: node.operation.saved(true).into_iter().map(|(shape, element)| allocate(shape, element)).collect(),
             workspace: bytes(node.operation.forward_workspace(device)),
@@ -246,8 +246,11 @@ fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Pa
         node.operation.forward(device, &buffers).unwrap();
         forward.push((buffers, own));
     }
-    let gradients: BTreeMap<Value, Tensor> =
-        values.keys().map(|&value| (value, allocate(graph.value(value).shape, ElementType::F32))).collect();
+    let gradient_of = |&value: &Value| {
+        let info = graph.value(value);
+        (value, allocate(info.shape, info.element_type))
+    };
+    let gradients: BTreeMap<Value, Tensor> = values.keys().map(gradient_of).collect();
     for (node, (forward, own)) in graph.nodes().iter().zip(&forward).rev() {
         let wanted = Wanted {
             inputs: (0..node.inputs.len()).map(|index| node.operation.is_differentiable(index)).collect(),
@@ -317,49 +320,63 @@ fn lower_layers() -> Freezing {
     Freezing { modules: ["conv1", "bn1", "layer1", "layer2"].map(String::from).to_vec(), batch_norm: false }
 }
 
+/// Whatever is frozen, the planned run gives the bits of the run without a plan.
+fn check_planned_run(device: &Rc<dyn Device>, seed: u64) {
+    let mut random = Random(seed);
+    let network = random_network(device.as_ref(), &mut random);
+    let share = random.below(4);
+    let frozen: Vec<String> =
+        network.graph.parameters().iter().map(|s| s.name.clone()).filter(|_| random.below(4) < share).collect();
+    let mut parameters = parameters(device.as_ref(), &network, |name| !frozen.iter().any(|f| f == name));
+    let plan = training_plan(device.as_ref(), &network, &parameters);
+    assert_no_shared_bytes(&plan);
+    assert_no_shared_bytes(&Plan::inference(&network.graph, device.as_ref()));
+
+    let recorder = Rc::new(Recorder::new(device.clone()));
+    let bound = {
+        // The same network again: a graph is not copied.
+        let network = random_network(device.as_ref(), &mut Random(seed));
+        Bound::new(recorder.clone(), network, &parameters, None)
+    };
+    let clean = bound.run(&mut parameters);
+    recorder.poison_latest_allocation();
+    assert_same(&bound.run(&mut parameters), &clean);
+    let gradient_buffers = plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Gradient).count();
+    let calls = recorder.gradients.borrow();
+    let overwrites = calls.iter().filter(|call| !call.accumulate).count();
+    // The loss writes one more, which the recorder does not see; both runs count.
+    assert!(gradient_buffers == 0 || overwrites == 2 * (gradient_buffers - 1));
+
+    // Gradients that no loss reaches stay as they are; the run without a plan writes zeros there.
+    let mut truth = run_without_plan(device.as_ref(), &network, &parameters);
+    let mut ours = clean;
+    ours.retain(|name, bits| {
+        let unwritten = bits.iter().all(|&bits| f32::from_bits(bits).is_nan());
+        if unwritten {
+            let expected = truth.remove(name).unwrap();
+            assert!(expected.iter().all(|&bits| f32::from_bits(bits) == 0.0), "{name} was not computed");
+        }
+        !unwritten
+    });
+    assert_same(&ours, &truth);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is frozen, the planned run gives the bits of the run without a plan.
     #[test]
     fn planned_run_matches_run_without_plan(seed in any::<u64>()) {
-        for device in devices() {
-            let mut random = Random(seed);
-            let network = random_network(device.as_ref(), &mut random);
-            let share = random.below(4);
-            let frozen: Vec<String> = network.graph.parameters().iter().map(|s| s.name.clone()).filter(|_| random.below(4) < share).collect();
-            let mut parameters = parameters(device.as_ref(), &network, |name| !frozen.iter().any(|f| f == name));
-            let plan = training_plan(device.as_ref(), &network, &parameters);
-            assert_no_shared_bytes(&plan);
-            assert_no_shared_bytes(&Plan::inference(&network.graph, device.as_ref()));
+        devices().iter().for_each(|device| check_planned_run(device, seed));
+    }
+}
 
-            let recorder = Rc::new(Recorder::new(device.clone()));
-            let bound = {
-                // The same network again: a graph is not copied.
-                let network = random_network(device.as_ref(), &mut Random(seed));
-                Bound::new(recorder.clone(), network, &parameters, None)
-            };
-            let clean = bound.run(&mut parameters);
-            recorder.poison_latest_allocation();
-            assert_same(&bound.run(&mut parameters), &clean);
-            let gradient_buffers = plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Gradient).count();
-            let calls = recorder.gradients.borrow();
-            let overwrites = calls.iter().filter(|call| !call.accumulate).count();
-            // The loss writes one more, which the recorder does not see; both runs count.
-            prop_assert!(gradient_buffers == 0 || overwrites == 2 * (gradient_buffers - 1));
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
 
-            // Gradients that no loss reaches stay as they are; the run without a plan writes zeros there.
-            let mut truth = run_without_plan(device.as_ref(), &network, &parameters);
-            let mut ours = clean;
-            ours.retain(|name, bits| {
-                let unwritten = bits.iter().all(|&bits| f32::from_bits(bits).is_nan());
-                if unwritten {
-                    let expected = truth.remove(name).unwrap();
-                    assert!(expected.iter().all(|&bits| f32::from_bits(bits) == 0.0), "{name} was not computed");
-                }
-                !unwritten
-            });
-            assert_same(&ours, &truth);
+    #[test]
+    fn planned_run_of_kernels_matches_run_without_plan(seed in any::<u64>()) {
+        for precision in PRECISIONS {
+            kernel_devices(precision).iter().for_each(|device| check_planned_run(device, seed));
         }
     }
 }
@@ -375,7 +392,7 @@ fn planned_run_matches_for_resnets() {
     let middle = Freezing { modules: vec!["layer2".into(), "layer4.1".into()], batch_norm: true };
     let body = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"].map(String::from).to_vec();
     let head_only = Freezing { modules: body, batch_norm: true };
-    for device in devices() {
+    for device in devices().into_iter().chain(PRECISIONS.into_iter().flat_map(kernel_devices)) {
         for freezing in
             [Freezing::default(), lower_layers(), frozen_batch_norm.clone(), middle.clone(), head_only.clone()]
         {

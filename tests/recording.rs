@@ -5,6 +5,7 @@ mod reference;
 use std::rc::Rc;
 
 use reference::Random;
+use reference::devices::{PRECISIONS, emulator, kernel_devices};
 use reference::recording::RecordingDevice;
 use retune::device::Device;
 use retune::device::cpu::Cpu;
@@ -135,4 +136,31 @@ fn larger_arena_means_new_recordings() {
     // SHORT once, moved for FULL; FULL once, moved for LARGER; then each of the three.
     assert_eq!((device.recordings.get(), device.replays.get()), (5, 6));
     assert!(ours == bits(&mut network(Rc::new(Cpu)), &events, false));
+}
+
+const SEEDS: [u64; 3] = [0, 1, 2];
+
+/// Kernels whose blocks run in another order add in the same.
+#[test]
+fn steps_of_kernels_give_the_same_bits_whatever_the_schedule() {
+    let events = [Event::Step(FULL), Event::Evaluate(SHORT), Event::Step(SHORT), Event::Step(FULL)];
+    for precision in PRECISIONS {
+        let networks = SEEDS.into_iter().filter_map(|seed| emulator(precision, seed)).map(network);
+        let all: Vec<Vec<u32>> = networks.map(|mut network| bits(&mut network, &events, true)).collect();
+        assert!(all.iter().all(|bits| *bits == all[0]), "the schedule changes results in {precision}");
+    }
+}
+
+/// Recorded or not, before and after the arena grew.
+#[test]
+fn recorded_steps_of_kernels_give_the_bits_of_direct_ones() {
+    let events = [Event::Step(SHORT), Event::Step(FULL), Event::Prepare(LARGER), Event::Step(FULL), Event::Step(SHORT)];
+    for precision in PRECISIONS {
+        for device in kernel_devices(precision) {
+            let direct = bits(&mut network(device.clone()), &events, false);
+            assert!(direct == bits(&mut network(device.clone()), &events, true), "{}, {precision}", device.name());
+            let recorded = network(Rc::new(RecordingDevice::new(device)));
+            assert!(direct == bits(&mut { recorded }, &events, true), "{precision}");
+        }
+    }
 }

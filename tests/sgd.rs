@@ -5,7 +5,9 @@ mod reference;
 use std::rc::Rc;
 
 use proptest::prelude::*;
-use reference::devices::{PRECISIONS, Workbench, assert_near, devices, kernel_devices, run_at_lower_levels, stored};
+use reference::devices::{
+    PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels, stored,
+};
 use reference::*;
 use retune::device::{Device, Precision, SgdStep};
 
@@ -16,6 +18,7 @@ fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
 
 fn check_kernels(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
     check_on(&all_kernel_devices(), len, settings, with_velocity, seed);
+    assert_schedules_agree();
 }
 
 fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
@@ -23,9 +26,9 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
 }
 
 fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
-    let mut random = Random(seed);
-    let before = random.normals(len);
+    let before = Random(seed).normals(len);
     for device in devices {
+        let mut random = Random(!seed);
         let device = device.as_ref();
         let has_copy = device.precision() == Precision::Bf16;
         let bench = Workbench::new(device);

@@ -498,6 +498,11 @@ inline void copy_async_16(void* shared, const void* global, bool valid, emulator
     emulator::copy_async(shared, global, 16, valid, site);
 }
 
+inline void copy_async_16_cached(void* shared, const void* global, bool valid,
+                                 emulator::Site site = emulator::Site::here()) {
+    emulator::copy_async(shared, global, 16, valid, site);
+}
+
 inline void copy_async_4(void* shared, const void* global, bool valid, emulator::Site site = emulator::Site::here()) {
     emulator::copy_async(shared, global, 4, valid, site);
 }

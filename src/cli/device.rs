@@ -1,12 +1,10 @@
 //! From the value of `--device` to a CUDA device, and what keeps it from being one.
 
-use std::rc::Rc;
-
 use super::warn;
-use crate::device::cuda::Cuda;
+use crate::device::Precision;
+use crate::device::cuda::driver::Driver;
 use crate::device::cuda::modules::MODULES;
 use crate::device::cuda::nvidia::{self, Gpu, Nvidia};
-use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 
 impl From<super::Precision> for Precision {
@@ -30,16 +28,16 @@ pub(super) fn cuda_index(name: &str) -> Option<usize> {
     }
 }
 
-/// The device that `--device cuda:N` asks for.
-pub(super) fn open_cuda(name: &str, index: usize, precision: Precision) -> Result<Rc<dyn Device>> {
+/// The driver of the GPU that `--device cuda:N` asks for.
+pub(super) fn open_cuda(name: &str, index: usize) -> Result<Box<dyn Driver>> {
     let about = format!("--device {name}");
     require_kernels().map_err(|error| error.about(&about))?;
     let driver = Nvidia::open(index, MODULES).map_err(|error| error.about(&about))?;
-    Ok(Rc::new(Cuda::new(Box::new(driver), precision)?))
+    Ok(Box::new(driver))
 }
 
-/// The first GPU, if there is one and all that it needs. Who has a GPU that cannot be used is told why.
-pub(super) fn first_cuda(precision: Precision) -> Result<Option<Rc<dyn Device>>> {
+/// The driver of the first GPU, if there is one and all that it needs. Who has a GPU that cannot be used is told why.
+pub(super) fn first_cuda() -> Result<Option<Box<dyn Driver>>> {
     if MODULES.is_empty() || !nvidia::is_driver_present() {
         return Ok(None);
     }
@@ -49,7 +47,7 @@ pub(super) fn first_cuda(precision: Precision) -> Result<Option<Rc<dyn Device>>>
         Err(error) => Err(error),
     };
     match opened {
-        Ok(driver) => Ok(Some(Rc::new(Cuda::new(Box::new(driver), precision)?))),
+        Ok(driver) => Ok(Some(Box::new(driver))),
         Err(error) => {
             warn(&format!("computing on the CPU: {}", error.message()));
             Ok(None)

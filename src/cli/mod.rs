@@ -19,8 +19,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device::Device;
 use crate::device::cpu::Cpu;
+use crate::device::cuda::Cuda;
+use crate::device::cuda::driver::Driver;
 #[cfg(feature = "emulator")]
-use crate::device::cuda::{Cuda, emulator::Emulator};
+use crate::device::cuda::emulator::Emulator;
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Fine-tunes an ImageNet ResNet on a folder of pictures.
@@ -52,7 +54,7 @@ struct GlobalArguments {
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
     device: String,
 
-    /// Number format of activations; the CPU has fp32
+    /// Number format: fp32, tf32 (of what convolutions multiply) or bf16 (of activations too); the CPU has fp32
     #[arg(long, global = true, default_value = "fp32")]
     precision: Precision,
 
@@ -86,25 +88,33 @@ const MOST_THREADS: usize = 4096;
 impl GlobalArguments {
     /// The device that was asked for, with its threads.
     fn open_device(&self) -> Result<Rc<dyn Device>> {
+        match self.open_driver()? {
+            Some(driver) => Ok(Rc::new(Cuda::new(driver, self.precision.into())?)),
+            None => self.open_cpu(),
+        }
+    }
+
+    /// Who runs kernels on the device that was asked for, and its threads; none for the CPU.
+    fn open_driver(&self) -> Result<Option<Box<dyn Driver>>> {
         if let Some(threads) = self.threads {
             if !(1..=MOST_THREADS).contains(&threads) {
                 return Err(Error::usage(format!("--threads {threads}: expected 1 to {MOST_THREADS}")));
             }
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build_global()
-                .context(|| format!("cannot start {threads} threads"))?;
+            // The second time that a command opens a device finds them started.
+            static STARTED: std::sync::OnceLock<()> = std::sync::OnceLock::new();
+            if STARTED.set(()).is_ok() {
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build_global()
+                    .context(|| format!("cannot start {threads} threads"))?;
+            }
         }
-        let precision = self.precision.into();
         match self.device.as_str() {
-            "auto" => match device::first_cuda(precision)? {
-                Some(cuda) => Ok(cuda),
-                None => self.open_cpu(),
-            },
-            "cpu" => self.open_cpu(),
-            "emulator" => self.open_emulator(),
+            "auto" => device::first_cuda(),
+            "cpu" => Ok(None),
+            "emulator" => Self::open_emulator().map(Some),
             name => match device::cuda_index(name) {
-                Some(index) => device::open_cuda(name, index, precision),
+                Some(index) => device::open_cuda(name, index).map(Some),
                 None => Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator"))),
             },
         }
@@ -120,18 +130,18 @@ impl GlobalArguments {
     }
 
     #[cfg(feature = "emulator")]
-    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+    fn open_emulator() -> Result<Box<dyn Driver>> {
         let seed = match std::env::var("RETUNE_EMULATOR_SEED") {
             Ok(seed) => seed.parse().map_err(|_| {
                 Error::usage(format!("RETUNE_EMULATOR_SEED={seed}: expected a number, which chooses the schedule"))
             })?,
             Err(_) => 0,
         };
-        Ok(Rc::new(Cuda::new(Box::new(Emulator::new(seed)?), self.precision.into())?))
+        Ok(Box::new(Emulator::new(seed)?))
     }
 
     #[cfg(not(feature = "emulator"))]
-    fn open_emulator(&self) -> Result<Rc<dyn Device>> {
+    fn open_emulator() -> Result<Box<dyn Driver>> {
         Err(Error::new("--device emulator: this build has no emulator")
             .hint("build with `cargo build --release --features emulator`, which needs a C++ compiler"))
     }

@@ -188,11 +188,11 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     let device = global.open_device()?;
     let interrupted = interruption()?;
     let mut run = if arguments.resume {
-        resume(device, arguments, interrupted)?
+        resume(global, device, arguments, interrupted)?
     } else {
         begin(global, device, arguments, interrupted)?
     };
-    let arena = run.prepare()?;
+    let arena = run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
     if !arguments.resume {
         // Only now: what is refused or does not fit into memory leaves no folder behind.
         create(&run.folder)?;
@@ -351,7 +351,12 @@ fn begin<'a>(
     Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
 }
 
-fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &'a AtomicBool) -> Result<Run<'a>> {
+fn resume<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
     let workers = workers(arguments)?;
     let folder = match &arguments.out {
         Some(path) => RunFolder { path: path.clone() },
@@ -393,6 +398,12 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
             checkpoint.classes.join(", ")
         )));
     }
+    let (before, now) = (&checkpoint.precision, device.precision().to_string());
+    if *before != now {
+        global.note(&format!(
+            "the run was in {before} until here and goes on in {now}: its bits will be those of neither"
+        ));
+    }
     let resnet =
         ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: checkpoint.classes.len() };
     let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
@@ -401,6 +412,18 @@ fn resume<'a>(device: Rc<dyn Device>, arguments: &TrainArguments, interrupted: &
     let picture_memory = arguments.picture_memory();
     let strict = arguments.strict;
     Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
+}
+
+/// Adds to a shortage of memory the batch that would fit.
+fn with_fitting_batch(error: Error, run: &Run) -> Error {
+    // Devices hand out whole pages, of 2 MiB at most.
+    let free = error.shortage().and_then(|shortage| shortage.free).map(|free| free.saturating_sub(2 << 20));
+    match free.map(|free| run.largest_batch_within(free)) {
+        Some(Ok(Some(batch))) => error.hint(format!("--batch-size {batch} fits")),
+        Some(Ok(None)) => error.hint("not even --batch-size 1 fits: give a smaller --image-size, or --device cpu"),
+        // What the device told stands by itself.
+        Some(Err(_)) | None => error,
+    }
 }
 
 /// `runs/1`, `runs/2`, ...
@@ -416,6 +439,7 @@ fn is_taken(folder: &RunFolder) -> bool {
 /// Bytes as people say them.
 fn size(bytes: usize) -> String {
     match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
         mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
         _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
     }
@@ -428,6 +452,7 @@ fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
         "data": arguments.data,
         "weights": arguments.weights,
         "device": run.network.device().name(),
+        "precision": run.network.device().precision().to_string(),
         "classes": splits.train.classes,
         "train_images": splits.train.len(),
         "test_images": splits.test.len(),

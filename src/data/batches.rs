@@ -1,7 +1,7 @@
 //! Batches on their way to a network, whichever side makes the pixels: the threads that decode, or the device.
 //!
-//! A device that has `augment` gets every picture as it was decoded, once, and keeps it while there is room; a step then
-//! uploads what is to be cut out of which picture, and nothing else. A picture that finds no room is decoded in every
+//! A device that has `augment` gets every picture as it was decoded, once, and keeps it while there is room; a step
+//! then uploads what is to be cut out of which picture, and nothing else. A picture that finds no room is decoded in every
 //! epoch, copied to the device, and scaled there by the same kernel to bytes that wait for their batch: what a network
 //! sees does not depend on how much memory was free.
 

@@ -27,7 +27,7 @@ pub struct Stored {
     pub bytes: usize,
 }
 
-/// Memory of a device for decoded pictures of one or several data sets. Who comes first is kept; nothing is ever removed.
+/// Memory of a device for decoded pictures of one or several data sets. Who comes first is kept; nothing is removed.
 pub struct PictureStore {
     device: Rc<dyn Device>,
     /// Bytes that may still be allocated.
@@ -42,8 +42,8 @@ struct Piece {
 }
 
 impl PictureStore {
-    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when a picture comes, but
-    /// for a reserve.
+    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when a picture comes,
+    /// but for a reserve.
     pub fn new(device: Rc<dyn Device>, limit: Option<usize>) -> Self {
         Self {
             device,

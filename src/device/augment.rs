@@ -78,8 +78,8 @@ impl PictureView {
 
 /// Arguments of [`super::Device::augment`].
 pub struct Augment<'a> {
-    /// One [`PictureView::bytes`] after the other, `[N * PictureView::BYTES]` bytes. A recording reads what is there when
-    /// it is replayed.
+    /// One [`PictureView::bytes`] after the other, `[N * PictureView::BYTES]` bytes. A recording reads what is there
+    /// when it is replayed.
     pub views: &'a Tensor,
     /// `[3, 256]`, float32: what each byte of red, green and blue becomes. None for an output of bytes, which stay.
     pub levels: Option<&'a Tensor>,

@@ -75,7 +75,7 @@ pub struct Conv2dForward<'a> {
     /// `[N, OH, OW, K]`
     pub output: &'a Tensor,
     /// `[rows, 2, K]`: for each block of output pixels, per channel, the sum and the sum of squared deviations from the
-    /// block's own mean. `rows` is [`Device::statistics_rows`].
+    /// block's own mean, of the output as it is stored. `rows` is [`Device::statistics_rows`].
     pub statistics: Option<&'a Tensor>,
     /// As large as [`Device::conv2d_workspace`] says.
     pub workspace: &'a Tensor,

@@ -188,6 +188,13 @@ impl Parameters {
         Ok(&self.entry(name)?.value)
     }
 
+    /// The device memory of what an operation multiplies by: the value, or its bf16 copy for convolutions of a device that
+    /// wants that.
+    pub fn factor_of(&self, name: &str) -> Result<&Tensor> {
+        let entry = self.entry(name)?;
+        Ok(entry.copy.as_ref().unwrap_or(&entry.value))
+    }
+
     /// The device memory of a parameter's gradient; none where it is fixed.
     pub fn gradient_of(&self, name: &str) -> Result<Option<&Tensor>> {
         Ok(self.entry(name)?.gradient.as_ref())

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{BatchShape, Freezing, Phase, ResNet};
+use super::{BatchShape, Freezing, NetworkGraph, Phase, ResNet};
 use crate::device::{Device, Recording, read_f32, write_f32, write_i32};
 use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
@@ -122,6 +122,23 @@ impl Network {
         if self.prepared.iter().any(|prepared| (prepared.shape, prepared.trains) == (shape, trains)) {
             return Ok(());
         }
+        let (network, plan) = self.plan(shape, trains, kept)?;
+        if self.arena_bytes() < plan.arena_bytes() {
+            self.grow(plan.arena_bytes())?;
+        }
+        let arena = self.arena.as_ref().ok_or_else(|| Error::new("a plan without an arena"))?;
+        let executor = Executor::new(network.graph, plan, &self.parameters, arena)?;
+        let (input, targets, logits, loss) = (network.input, network.targets, network.logits, network.loss);
+        self.prepared.push(Prepared { shape, trains, executor, input, targets, logits, loss, recording: None });
+        Ok(())
+    }
+
+    /// How large the arena of a batch shape has to be. Allocates nothing.
+    pub fn arena_bytes_of(&self, shape: BatchShape, trains: bool) -> Result<usize> {
+        Ok(self.plan(shape, trains, &[])?.1.arena_bytes())
+    }
+
+    fn plan(&self, shape: BatchShape, trains: bool, kept: &[String]) -> Result<(NetworkGraph, Plan)> {
         let device = self.device.as_ref();
         let (phase, reduction) = match (&self.trainable, trains) {
             (Some(trainable), true) => (Phase::Training(trainable.freezing.clone()), trainable.reduction),
@@ -134,14 +151,7 @@ impl Network {
             true => Plan::training(&network.graph, device, |id| self.parameters.is_trainable(id)),
             false => Plan::inference(&network.graph, device),
         };
-        if self.arena_bytes() < plan.arena_bytes() {
-            self.grow(plan.arena_bytes())?;
-        }
-        let arena = self.arena.as_ref().ok_or_else(|| Error::new("a plan without an arena"))?;
-        let executor = Executor::new(network.graph, plan, &self.parameters, arena)?;
-        let (input, targets, logits, loss) = (network.input, network.targets, network.logits, network.loss);
-        self.prepared.push(Prepared { shape, trains, executor, input, targets, logits, loss, recording: None });
-        Ok(())
+        Ok((network, plan))
     }
 
     /// Moves every plan to a larger arena. The old one is released first: two would not always fit. What was recorded

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::Totals;
 use super::recipe::Recipe;
 use super::state_dict::{load_state_dict_named, state_dict};
-use crate::device::{read_f32, write_f32};
+use crate::device::{Precision, read_f32, write_f32};
 use crate::error::{Context, Error, Result};
 use crate::model::Network;
 use crate::weights::layout::{from_torch, to_torch};
@@ -110,6 +110,7 @@ pub fn save_checkpoint(
         ("recipe".to_string(), json(serde_json::to_string(recipe))?),
         ("classes".to_string(), json(serde_json::to_string(classes))?),
         ("position".to_string(), json(serde_json::to_string(&StoredPosition::from(position)))?),
+        ("precision".to_string(), network.device().precision().to_string()),
     ]);
     save(path, &tensors, &metadata)
 }
@@ -123,6 +124,9 @@ pub struct Checkpoint {
     pub classes: Vec<String>,
     /// Where it is.
     pub position: Position,
+    /// The precision of the device that it was on: `fp32`, `tf32` or `bf16`. What is stored here is float32 in all of
+    /// them.
+    pub precision: String,
 }
 
 impl Checkpoint {
@@ -146,7 +150,8 @@ impl Checkpoint {
         let recipe = serde_json::from_str(field("recipe")?).context(|| unreadable("recipe"))?;
         let classes = serde_json::from_str(field("classes")?).context(|| unreadable("classes"))?;
         let position: StoredPosition = serde_json::from_str(field("position")?).context(|| unreadable("position"))?;
-        Ok(Self { recipe, classes, position: position.into(), file })
+        let precision = file.metadata().get("precision").cloned().unwrap_or_else(|| Precision::Fp32.to_string());
+        Ok(Self { recipe, classes, position: position.into(), precision, file })
     }
 
     /// Puts the network where the checkpoint was taken.

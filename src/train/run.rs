@@ -168,6 +168,22 @@ impl Run<'_> {
         Ok(self.network.arena_bytes())
     }
 
+    /// The largest batch, below the recipe's, whose arena takes at most `bytes`; none where a single picture takes more.
+    pub fn largest_batch_within(&self, bytes: usize) -> Result<Option<usize>> {
+        let Recipe { batch_size, image_size, .. } = self.recipe;
+        let takes = |batch| {
+            let shape = BatchShape { batch, height: image_size, width: image_size };
+            let network = &self.network;
+            Ok::<_, Error>(network.arena_bytes_of(shape, true)?.max(network.arena_bytes_of(shape, false)?))
+        };
+        let (mut fits, mut too_many) = (0, batch_size.min(self.splits.train.len()));
+        while too_many - fits > 1 {
+            let batch = fits + (too_many - fits) / 2;
+            if takes(batch)? <= bytes { fits = batch } else { too_many = batch }
+        }
+        Ok((fits > 0).then_some(fits))
+    }
+
     /// Trains to the end, telling `observe` about it.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 /* A stand-in for the NVIDIA driver's library: as much of its interface as retune calls, on host memory. It holds its
  * callers to the rules that a GPU would: a current context, no copies while a stream is captured, shared memory asked
- * for before it is used, nothing on the default stream. FAKE_CUDA says what is wrong with the machine.
+ * for before it is used, nothing on the default stream. What is issued to the stream is done as late as it may be, when
+ * somebody waits for it; who reuses or frees memory too early is found out. FAKE_CUDA says what is wrong with the machine.
  *
- * It knows two kernels, which run when they are launched: `fill` and `fault`. */
+ * It knows two kernels, `fill` and `fault`. Others do nothing. */
+#include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +22,7 @@ enum {
     NO_BINARY_FOR_GPU = 209,
     UNSUPPORTED_PTX_VERSION = 222,
     NOT_FOUND = 500,
+    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     SYSTEM_DRIVER_MISMATCH = 803,
     STREAM_CAPTURE_UNSUPPORTED = 900,
@@ -45,6 +48,18 @@ struct Graph {
     int count;
     struct Launch launches[64];
 };
+/* What was issued and is not done: a launch, or a copy, or a fill with one byte. */
+struct Work {
+    struct Launch launch;
+    Address to_device, to_host;
+    const void* source;
+    size_t bytes;
+    int is_fill, value;
+};
+struct Event {
+    uint64_t position; /* works that were issued before it */
+    int is_recorded;
+};
 struct Allocation {
     void* pointer;
     size_t bytes;
@@ -54,8 +69,10 @@ static const size_t kTotal = (size_t)1 << 30;
 static size_t used;
 static struct Allocation allocations[4096];
 static struct Function functions[] = {{"fill", 48 << 10}, {"fault", 48 << 10}};
-static int context, stream, event, module;
-static int initialised, current, retained, sticky, capturing, invalidated, clock_ticks;
+static struct Work works[4096];
+static uint64_t issued, done;
+static int context, stream, module;
+static int initialised, current, retained, sticky, capturing, invalidated;
 static struct Graph captured;
 
 static int is(const char* what) {
@@ -93,6 +110,30 @@ static void run(const struct Launch* launch) {
         return;
     }
     for (uint32_t i = 0; i < arguments->count; i++) ((uint32_t*)arguments->target)[i] = arguments->value;
+}
+
+static void finish(const struct Work* work) {
+    if (work->launch.function) {
+        run(&work->launch);
+    } else if (!is_allocated(work->to_device, work->bytes)) {
+        sticky = ILLEGAL_ADDRESS;
+    } else if (work->is_fill) {
+        memset((void*)work->to_device, work->value, work->bytes);
+    } else if (work->source) {
+        memcpy((void*)work->to_device, work->source, work->bytes);
+    } else {
+        memcpy((void*)work->to_host, (void*)work->to_device, work->bytes);
+    }
+}
+
+static void finish_until(uint64_t position) {
+    for (; done < position && !sticky; done++) finish(&works[done % 4096]);
+}
+
+static Result issue(struct Work work) {
+    if (issued - done == 4096) finish_until(done + 1);
+    works[issued++ % 4096] = work;
+    return SUCCESS;
 }
 
 Result cuInit(unsigned flags) {
@@ -150,7 +191,12 @@ Result cuStreamCreate(void** result, unsigned flags) {
     return in_context();
 }
 Result cuStreamDestroy_v2(void* handle) { return handle == &stream ? in_context() : INVALID_VALUE; }
-Result cuStreamSynchronize(void* handle) { return handle == &stream ? outside_capture() : INVALID_VALUE; }
+Result cuStreamSynchronize(void* handle) {
+    if (handle != &stream) return INVALID_VALUE;
+    if (outside_capture()) return outside_capture();
+    finish_until(issued);
+    return sticky;
+}
 Result cuStreamBeginCapture_v2(void* handle, int mode) {
     if (handle != &stream || capturing) return INVALID_VALUE;
     capturing = 1;
@@ -185,22 +231,34 @@ Result cuGraphExecDestroy(void* graph) {
 Result cuGraphLaunch(void* graph, void* handle) {
     if (in_context()) return in_context();
     if (handle != &stream) return INVALID_VALUE;
-    for (int i = 0; i < ((struct Graph*)graph)->count; i++) run(&((struct Graph*)graph)->launches[i]);
+    for (int i = 0; i < ((struct Graph*)graph)->count; i++) {
+        issue((struct Work){.launch = ((struct Graph*)graph)->launches[i]});
+    }
     return SUCCESS;
 }
-Result cuEventCreate(void** result, unsigned flags) {
-    *result = &event;
+Result cuEventCreate(struct Event** result, unsigned flags) {
+    *result = calloc(1, sizeof **result);
     return in_context();
 }
-Result cuEventDestroy_v2(void* handle) { return SUCCESS; }
-Result cuEventRecord(void* handle, void* on) {
-    clock_ticks++;
+Result cuEventDestroy_v2(struct Event* event) {
+    free(event);
+    return SUCCESS;
+}
+Result cuEventRecord(struct Event* event, void* on) {
+    event->position = issued;
+    event->is_recorded = 1;
     return on == &stream ? in_context() : INVALID_VALUE;
 }
-Result cuEventSynchronize(void* handle) { return in_context(); }
-Result cuEventElapsedTime(float* milliseconds, void* start, void* end) {
-    *milliseconds = 2.5f;
-    return clock_ticks >= 2 ? in_context() : INVALID_VALUE;
+Result cuEventSynchronize(struct Event* event) {
+    if (in_context()) return in_context();
+    if (event->is_recorded) finish_until(event->position);
+    return sticky;
+}
+Result cuEventElapsedTime(float* milliseconds, struct Event* start, struct Event* end) {
+    if (!start->is_recorded || !end->is_recorded) return INVALID_VALUE;
+    if (done < end->position) return NOT_READY;
+    *milliseconds = 2.5f * (float)(end->position - start->position);
+    return in_context();
 }
 Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     *free = kTotal - used;
@@ -227,6 +285,7 @@ Result cuMemFree_v2(Address address) {
     for (int i = 0; i < 4096; i++) {
         if ((Address)allocations[i].pointer != address) continue;
         used -= allocations[i].bytes;
+        memset(allocations[i].pointer, 0xee, allocations[i].bytes);
         free(allocations[i].pointer);
         allocations[i].pointer = NULL;
         return SUCCESS;
@@ -238,26 +297,24 @@ Result cuMemHostAlloc(void** pointer, size_t bytes, unsigned flags) {
     return *pointer ? in_context() : OUT_OF_MEMORY;
 }
 Result cuMemFreeHost(void* pointer) {
+    memset(pointer, 0xee, malloc_usable_size(pointer));
     free(pointer);
     return in_context();
 }
 Result cuMemcpyHtoDAsync_v2(Address target, const void* source, size_t bytes, void* on) {
     if (outside_capture()) return outside_capture();
     if (on != &stream || !is_allocated(target, bytes)) return INVALID_VALUE;
-    memcpy((void*)target, source, bytes);
-    return SUCCESS;
+    return issue((struct Work){.to_device = target, .source = source, .bytes = bytes});
 }
 Result cuMemcpyDtoHAsync_v2(void* target, Address source, size_t bytes, void* on) {
     if (outside_capture()) return outside_capture();
     if (on != &stream || !is_allocated(source, bytes)) return INVALID_VALUE;
-    memcpy(target, (const void*)source, bytes);
-    return SUCCESS;
+    return issue((struct Work){.to_device = source, .to_host = (Address)target, .bytes = bytes});
 }
 Result cuMemsetD8Async(Address target, unsigned char value, size_t bytes, void* on) {
     if (outside_capture()) return outside_capture();
     if (on != &stream || !is_allocated(target, bytes)) return INVALID_VALUE;
-    memset((void*)target, value, bytes);
-    return SUCCESS;
+    return issue((struct Work){.to_device = target, .bytes = bytes, .is_fill = 1, .value = value});
 }
 Result cuModuleLoadData(void** result, const void* image) {
     *result = &module;
@@ -302,10 +359,9 @@ Result cuLaunchKernel(struct Function* function, unsigned grid_x, unsigned grid_
     memcpy(&launch.arguments, extra[1], sizeof launch.arguments);
     if (capturing) {
         captured.launches[captured.count++] = launch;
-    } else {
-        run(&launch);
+        return SUCCESS;
     }
-    return SUCCESS;
+    return issue((struct Work){.launch = launch});
 }
 Result cuGetErrorString(Result error, const char** text) {
     *text = error == ILLEGAL_ADDRESS ? "an illegal memory access was encountered" : "described by the driver";

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::rc::Rc;
 
@@ -25,8 +26,11 @@ pub const PRECISIONS: [Precision; 3] = [Precision::Fp32, Precision::Tf32, Precis
 
 /// The devices that compute in this precision and that a few cases have to do for: the emulator, with two schedules,
 /// where it was built. In tf32 and bf16 also the CPU with operands and results rounded, without which nothing would
-/// test these tests.
+/// test these tests. With RETUNE_TEST_CUDA in the environment the first GPU and nothing else.
 pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
+    if tests_gpu() {
+        return emulator(precision, 0).into_iter().collect();
+    }
     let mut devices: Vec<Rc<dyn Device>> = Vec::new();
     if precision != Precision::Fp32 {
         devices.push(Rc::new(RoundingDevice::new(precision)));
@@ -35,20 +39,36 @@ pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
     devices
 }
 
-/// The emulator with a schedule of its own for each seed; none where it was not built.
-pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
-    #[cfg(feature = "emulator")]
-    {
+fn tests_gpu() -> bool {
+    std::env::var_os("RETUNE_TEST_CUDA").is_some()
+}
+
+/// The CUDA kernels on the emulator, with a schedule of its own for each seed, or, with RETUNE_TEST_CUDA, on the GPU.
+#[cfg(feature = "emulator")]
+pub fn emulated(seed: u64, precision: Precision) -> retune::device::cuda::Cuda {
+    use retune::device::cuda::Cuda;
+    use retune::device::cuda::driver::Driver;
+    use retune::device::cuda::emulator::Emulator;
+    use retune::device::cuda::modules::MODULES;
+    use retune::device::cuda::nvidia::Nvidia;
+    let driver: Box<dyn Driver> = match tests_gpu() {
+        true => Box::new(Nvidia::open(0, MODULES).expect("there is a GPU")),
         // Fresh memory is full of NaN: whoever relies on zeros is found out.
-        let driver = retune::device::cuda::emulator::Emulator::poisoned(seed).expect("starts");
-        let device = retune::device::cuda::Cuda::new(Box::new(driver), precision).expect("has every precision");
-        Some(Rc::new(device))
-    }
-    #[cfg(not(feature = "emulator"))]
-    {
-        let _ = (precision, seed);
-        None
-    }
+        false => Box::new(Emulator::poisoned(seed).expect("this processor can run the emulator")),
+    };
+    Cuda::new(driver, precision).expect("it has every precision")
+}
+
+/// As [`emulated`]; none where the emulator was not built.
+#[cfg(feature = "emulator")]
+pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
+    Some(Rc::new(emulated(seed, precision)))
+}
+
+/// As [`emulated`]; none where the emulator was not built.
+#[cfg(not(feature = "emulator"))]
+pub fn emulator(_precision: Precision, _seed: u64) -> Option<Rc<dyn Device>> {
+    None
 }
 
 /// What a device in this precision stores of an activation.
@@ -105,12 +125,30 @@ const POISON: u8 = 0xFF;
 pub struct Workbench<'a> {
     device: &'a dyn Device,
     unchanged: RefCell<Vec<(Tensor, Vec<u8>)>>,
+    /// Every byte that was read.
+    transcript: RefCell<Vec<u8>>,
+}
+
+thread_local! {
+    /// For each precision of the emulator, what was read from each of them, by its address.
+    static TRANSCRIPTS: RefCell<BTreeMap<String, BTreeMap<usize, Vec<u8>>>> = RefCell::default();
+}
+
+/// Checks that emulators of one precision, which differ in their schedule, gave the same bits on all the workbenches that
+/// were finished since the last time.
+#[track_caller]
+pub fn assert_schedules_agree() {
+    for (precision, transcripts) in TRANSCRIPTS.take() {
+        let mut transcripts = transcripts.values();
+        let first = transcripts.next();
+        assert!(transcripts.all(|other| Some(other) == first), "{precision}: the schedule changes results");
+    }
 }
 
 impl<'a> Workbench<'a> {
     /// An empty one.
     pub fn new(device: &'a dyn Device) -> Self {
-        Self { device, unchanged: RefCell::default() }
+        Self { device, unchanged: RefCell::default(), transcript: RefCell::default() }
     }
 
     fn place(&self, shape: Shape, element_type: ElementType, fill: u8) -> Tensor {
@@ -218,13 +256,16 @@ impl<'a> Workbench<'a> {
 
     /// What a tensor holds.
     pub fn read(&self, tensor: &Tensor) -> Vec<f32> {
-        read_f32(self.device, tensor).expect("downloads")
+        let values = read_f32(self.device, tensor).expect("downloads");
+        self.transcript.borrow_mut().extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+        values
     }
 
     /// What a tensor of bytes holds.
     pub fn read_bytes(&self, tensor: &Tensor) -> Vec<u8> {
         let mut bytes = vec![0; tensor.bytes()];
         self.device.download(tensor, &mut bytes).expect("downloads");
+        self.transcript.borrow_mut().extend(&bytes);
         bytes
     }
 
@@ -236,6 +277,14 @@ impl<'a> Workbench<'a> {
             self.device.download(&tensor, &mut after).expect("downloads");
             assert!(before == after, "a kernel wrote to an input or past the end of a buffer: {tensor:?}");
         }
+        if self.device.name() != "emulator" {
+            return;
+        }
+        let address = std::ptr::from_ref(self.device).addr();
+        TRANSCRIPTS.with_borrow_mut(|transcripts| {
+            let transcripts = transcripts.entry(self.device.precision().to_string()).or_default();
+            transcripts.entry(address).or_default().append(&mut self.transcript.into_inner());
+        });
     }
 }
 
@@ -243,16 +292,11 @@ impl<'a> Workbench<'a> {
 /// size that it would have if its terms had not happened to cancel.
 #[track_caller]
 pub fn assert_near(what: &str, ours: &[f32], truth: &[f64], typical: f64, limit: f64) {
-    assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
-    let difference = ours.iter().zip(truth).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum::<f64>().sqrt();
-    let size = norm(truth).max(typical);
-    let error = if difference == 0.0 { 0.0 } else { difference / size };
+    let error = error_of(ElementType::F32, ours, truth, typical);
     assert!(error <= limit, "{what}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
 }
 
-/// [`assert_near`] for a tensor of this element type. A result that was rounded to bf16 stands for all the numbers that
-/// round to it; the nearest of them to the truth has to be as near as a float32 result has to be. So a wrong rounding is
-/// noticed as well as a wrong number, and no limit has to allow for the format.
+/// [`assert_near`] for a tensor of any element type, which [`error_of`] regards. Returns what it holds.
 #[track_caller]
 pub fn assert_stored_near(
     what: &str,
@@ -263,27 +307,36 @@ pub fn assert_stored_near(
     limit: f64,
 ) -> Vec<f32> {
     let ours = bench.read(tensor);
-    if tensor.element_type() != ElementType::Bf16 {
-        assert_near(what, &ours, truth, typical, limit);
-        return ours;
-    }
-    assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
-    let distances = ours.iter().zip(truth).map(|(&value, &truth)| {
-        let [low, high] = rounded_from(value);
-        // Not clamp, which takes no NaN.
-        if truth < low {
-            low - truth
-        } else if truth > high {
-            truth - high
-        } else {
-            (truth - truth) + (low - low)
-        }
-    });
-    let difference = distances.map(|distance| distance * distance).sum::<f64>().sqrt();
-    let size = norm(truth).max(typical);
-    let error = if difference == 0.0 { 0.0 } else { difference / size };
-    assert!(error <= limit, "{what}, in bf16: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
+    let element_type = tensor.element_type();
+    let error = error_of(element_type, &ours, truth, typical);
+    assert!(error <= limit, "{what}, {element_type:?}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
     ours
+}
+
+/// `||ours - truth|| / ||truth||`, with `typical` for the size of the truth where that is smaller.
+///
+/// A result that was rounded to bf16 stands for all the numbers that round to it; the nearest of them to the truth counts.
+/// It has to be as near as a float32 result has to be, so a wrong rounding is noticed as well as a wrong number, and no
+/// limit has to allow for the format.
+#[track_caller]
+pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical: f64) -> f64 {
+    assert_eq!(ours.len(), truth.len(), "lengths differ");
+    let distance = |(&value, &truth): (&f32, &f64)| {
+        if element_type != ElementType::Bf16 {
+            return f64::from(value) - truth;
+        }
+        let [low, high] = rounded_from(value);
+        // NaN on either side is neither below nor above, and no distance of zero.
+        match (truth < low, truth > high) {
+            (true, _) => low - truth,
+            (_, true) => truth - high,
+            _ if truth.is_nan() || value.is_nan() => f64::NAN,
+            _ => 0.0,
+        }
+    };
+    let difference = ours.iter().zip(truth).map(distance).map(|distance| distance * distance).sum::<f64>().sqrt();
+    let size = norm(truth).max(typical);
+    if difference == 0.0 { 0.0 } else { difference / size }
 }
 
 /// The range of the numbers whose nearest bf16 is this one.

@@ -1,4 +1,4 @@
-//! Pillow's `resize(..., BILINEAR)` by the formulas of its Resample.c, in float64 as there, and what a view makes of it.
+//! Pillow's `resize(..., BILINEAR)` by the formulas of its Resample.c, in float64 as there, and what views make of it.
 
 use std::ops::Range;
 

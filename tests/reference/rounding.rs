@@ -12,16 +12,23 @@ use retune::error::Result;
 use retune::tensor::{ElementType, Memory, Shape, Tensor};
 
 use super::devices::factors;
+use super::{conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 
 /// See the module.
 pub struct RoundingDevice {
     precision: Precision,
+    adds_in_float64: bool,
 }
 
 impl RoundingDevice {
     /// In this precision.
     pub fn new(precision: Precision) -> Self {
-        Self { precision }
+        Self { precision, adds_in_float64: false }
+    }
+
+    /// The same, but convolutions add in float64, by the plainest loops.
+    pub fn adding_in_float64(precision: Precision) -> Self {
+        Self { precision, adds_in_float64: true }
     }
 
     /// The tensor in float32: itself, or a copy.
@@ -34,7 +41,11 @@ impl RoundingDevice {
 
     /// A copy of the tensor with the values that a convolution multiplies.
     fn factor(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.copy(tensor, &factors(self.precision, &read_f32(&Cpu, tensor)?))
+        self.copy(tensor, &self.factor_values(tensor)?)
+    }
+
+    fn factor_values(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(factors(self.precision, &read_f32(&Cpu, tensor)?))
     }
 
     fn copy(&self, tensor: &Tensor, values: &[f32]) -> Result<Tensor> {
@@ -58,6 +69,15 @@ impl RoundingDevice {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes sums to a tensor of float32, or adds them to it.
+fn write_sums(mut sums: Vec<f64>, accumulate: bool, target: &Tensor) -> Result<()> {
+    if accumulate {
+        sums.iter_mut().zip(read_f32(&Cpu, target)?).for_each(|(sum, before)| *sum += f64::from(before));
+    }
+    let rounded: Vec<f32> = sums.into_iter().map(|sum| sum as f32).collect();
+    write_f32(&Cpu, &rounded, target)
 }
 
 impl Device for RoundingDevice {
@@ -99,20 +119,36 @@ impl Device for RoundingDevice {
 
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
         let output = self.widened(arguments.output)?;
-        Cpu.conv2d_forward(
-            shape,
-            &Conv2dForward {
-                input: &self.factor(arguments.input)?,
-                weight: &self.factor(arguments.weight)?,
-                output: &output,
-                ..*arguments
-            },
-        )?;
-        self.store(&output, arguments.output)
+        if self.adds_in_float64 {
+            let [input, weight] = [arguments.input, arguments.weight].map(|tensor| self.factor_values(tensor));
+            write_sums(conv2d(shape, &input?, &weight?), false, &output)?;
+        } else {
+            Cpu.conv2d_forward(
+                shape,
+                &Conv2dForward {
+                    input: &self.factor(arguments.input)?,
+                    weight: &self.factor(arguments.weight)?,
+                    output: &output,
+                    statistics: None,
+                    ..*arguments
+                },
+            )?;
+        }
+        self.store(&output, arguments.output)?;
+        match arguments.statistics {
+            Some(statistics) => self.batch_norm_statistics(arguments.output, statistics),
+            None => Ok(()),
+        }
     }
 
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         let input_gradient = self.widened_gradient(arguments.input_gradient)?;
+        if self.adds_in_float64 {
+            let [weight, gradient] = [arguments.weight, arguments.output_gradient].map(|t| self.factor_values(t));
+            let sums = conv2d_input_gradient(shape, &weight?, &gradient?);
+            write_sums(sums, input_gradient.accumulate, &input_gradient.tensor)?;
+            return self.store(&input_gradient.tensor, &arguments.input_gradient.tensor);
+        }
         Cpu.conv2d_input_gradient(
             shape,
             &Conv2dInputGradient {
@@ -126,6 +162,11 @@ impl Device for RoundingDevice {
     }
 
     fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+        if self.adds_in_float64 {
+            let [input, gradient] = [arguments.input, arguments.output_gradient].map(|t| self.factor_values(t));
+            let sums = conv2d_weight_gradient(shape, &input?, &gradient?);
+            return write_sums(sums, false, arguments.weight_gradient);
+        }
         Cpu.conv2d_weight_gradient(
             shape,
             &Conv2dWeightGradient {

@@ -5,14 +5,21 @@ use super::driver::{ArithmeticUnit, Work};
 use super::statistics::{self, rows_of, total};
 use super::{Cuda, group_length, of_type};
 use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 /// Threads of a block, in all these kernels.
 const THREADS: usize = 256;
-/// Elements of a reduction's block, at least, and its blocks, at most: four on each multiprocessor of a large GPU.
+/// Groups of channels that a block of a pass over all elements has, at most.
+const GROUPS_PER_TILE: usize = 32;
+/// Groups that a thread of such a pass has, at least and at most: so many that there are this many blocks.
+const ROUNDS: [usize; 2] = [4, 8];
+const PASS_BLOCKS: usize = 512;
+/// Elements of such a group in the backward pass.
+const BACKWARD_LENGTH: usize = 4;
+/// Elements of a reduction's block, at least, and its blocks, at most: two or three times what a large GPU runs at once.
 const REDUCED_ELEMENTS: usize = 16384;
-const REDUCTION_BLOCKS: usize = 512;
+const REDUCTION_BLOCKS: usize = 1024;
 
 kernel_arguments! {
     struct BatchNormForwardArguments {
@@ -31,6 +38,8 @@ kernel_arguments! {
         momentum: f32,
         relu: i32,
         vectorised: i32,
+        pixels_per_block: i32,
+        padding: i32,
     }
 }
 
@@ -78,13 +87,29 @@ kernel_arguments! {
         vectorised: i32,
         accumulate_input: i32,
         accumulate_residual: i32,
+        pixels_per_block: i32,
+        padding: i32,
     }
 }
 
-/// Blocks of a pass over all elements: four groups a thread, and no more than run at the same time.
-fn pass_blocks(cuda: &Cuda, tensor: &Tensor) -> usize {
-    let groups = tensor.len() / group_length(tensor);
-    groups.div_ceil(THREADS * 4).clamp(1, cuda.capabilities.multiprocessors as usize * 8)
+/// How a pass over all elements is cut: blocks of pixels along x, tiles of channels along y.
+struct Pass {
+    length: usize,
+    pixels_per_block: usize,
+    grid: [usize; 3],
+}
+
+impl Pass {
+    /// In groups of `length` elements where that divides the channels, else of one.
+    fn new(shape: Shape, length: usize) -> Self {
+        let length = if shape.channels().is_multiple_of(length) { length } else { 1 };
+        let groups = shape.channels() / length;
+        let lanes = THREADS / groups.clamp(1, GROUPS_PER_TILE);
+        let rounds = (shape.len() / length / THREADS / PASS_BLOCKS).clamp(ROUNDS[0], ROUNDS[1]);
+        let pixels_per_block = lanes * rounds;
+        let grid = [shape.rows().div_ceil(pixels_per_block), groups.div_ceil(GROUPS_PER_TILE), 1];
+        Self { length, pixels_per_block, grid }
+    }
 }
 
 /// How a reduction over the pixels is cut, by shape alone.
@@ -101,6 +126,11 @@ impl Reduction {
     }
 }
 
+fn pixel_count(activation: &Tensor) -> Result<i32> {
+    i32::try_from(activation.shape().rows())
+        .map_err(|_| Error::new(format!("batch_norm: {activation:?} has too many pixels")).hint("use smaller batches"))
+}
+
 pub(super) fn statistics(cuda: &Cuda, input: &Tensor, statistics: &Tensor) -> Result<()> {
     let blocks = input.shape().rows().div_ceil(statistics::PIXELS_PER_BLOCK);
     cuda.launch(
@@ -112,7 +142,7 @@ pub(super) fn statistics(cuda: &Cuda, input: &Tensor, statistics: &Tensor) -> Re
             input: input.address(),
             statistics: statistics.address(),
             counters: cuda.counters_for(statistics::counters(blocks))?,
-            pixels: input.shape().rows() as i32,
+            pixels: pixel_count(input)?,
             channels: input.shape().channels() as i32,
         },
         Work {
@@ -134,14 +164,18 @@ pub(super) fn forward(cuda: &Cuda, arguments: &BatchNormForward) -> Result<()> {
     let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
     let bytes = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::bytes);
     let statistics = match arguments.mode {
-        BatchNormMode::Training => arguments.statistics.map(total).transpose()?,
+        BatchNormMode::Training => {
+            let statistics = arguments.statistics;
+            Some(total(statistics.ok_or_else(|| Error::new("batch_norm: training mode needs statistics"))?)?)
+        }
         BatchNormMode::Running => None,
     };
+    let Pass { length, pixels_per_block, grid } = Pass::new(input.shape(), 16 / input.element_type().size());
     cuda.launch(
         of_type(input.element_type(), "batch_norm_forward_fp32", "batch_norm_forward_bf16"),
-        [pass_blocks(cuda, input), 1, 1],
+        grid,
         THREADS,
-        2 * channels * 4,
+        0,
         &BatchNormForwardArguments {
             input: input.address(),
             residual: address(arguments.residual),
@@ -152,12 +186,14 @@ pub(super) fn forward(cuda: &Cuda, arguments: &BatchNormForward) -> Result<()> {
             running_mean: arguments.running_mean.address(),
             running_variance: arguments.running_variance.address(),
             normaliser: arguments.normaliser.address(),
-            pixels: input.shape().rows() as i32,
+            pixels: pixel_count(input)?,
             channels: channels as i32,
             epsilon: arguments.epsilon,
             momentum: arguments.momentum,
             relu: i32::from(arguments.relu),
-            vectorised: i32::from(group_length(input) > 1),
+            vectorised: i32::from(length > 1),
+            pixels_per_block: pixels_per_block as i32,
+            padding: 0,
         },
         Work {
             operations: 4 * input.len() as u64,
@@ -177,11 +213,15 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let training = arguments.mode == BatchNormMode::Training;
     // The mask is the output's sign where something was added before the ReLU; else it is computed from the input.
     let output = arguments.output.filter(|_| arguments.relu);
-    let vectorised = i32::from(group_length(gradient) > 1);
-    let wants_sums = arguments.weight_gradient.is_some()
-        || arguments.bias_gradient.is_some()
-        || (training && arguments.input_gradient.is_some());
-    if let Some(input) = arguments.input.filter(|_| wants_sums) {
+    let has_slope = training && arguments.input_gradient.is_some();
+    let wants_sums = arguments.weight_gradient.is_some() || arguments.bias_gradient.is_some() || has_slope;
+    let masks_by_input = arguments.relu && output.is_none();
+    let sums_need_input = arguments.weight_gradient.is_some() || has_slope;
+    if arguments.input.is_none() && (masks_by_input || sums_need_input) {
+        return Err(Error::new("batch_norm: these gradients need the input"));
+    }
+    if wants_sums {
+        let input = arguments.input.filter(|_| masks_by_input || sums_need_input);
         let Reduction { pixels_per_block, blocks } = Reduction::new(shape);
         cuda.launch(
             of_type(gradient.element_type(), "batch_norm_reduce_fp32", "batch_norm_reduce_bf16"),
@@ -189,7 +229,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
             THREADS,
             THREADS * group_length(gradient) * 4,
             &BatchNormReduceArguments {
-                input: input.address(),
+                input: address(input),
                 output: address(output),
                 output_gradient: gradient.address(),
                 normaliser: arguments.normaliser.address(),
@@ -197,17 +237,17 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
                 weight_gradient: address(arguments.weight_gradient),
                 bias_gradient: address(arguments.bias_gradient),
                 counters: cuda.counters_for(statistics::counters(blocks))?,
-                pixels: shape.rows() as i32,
+                pixels: pixel_count(gradient)?,
                 channels: channels as i32,
                 relu: i32::from(arguments.relu),
-                vectorised,
+                vectorised: i32::from(group_length(gradient) > 1),
                 pixels_per_block: pixels_per_block as i32,
                 padding: 0,
             },
             Work {
                 operations: 6 * gradient.len() as u64,
                 unit: ArithmeticUnit::Float32,
-                bytes_read: (input.bytes() + gradient.bytes()) as u64 + bytes(output) + workspace(shape) as u64,
+                bytes_read: gradient.bytes() as u64 + bytes(input) + bytes(output) + workspace(shape) as u64,
                 bytes_written: workspace(shape) as u64
                     + bytes(arguments.weight_gradient)
                     + bytes(arguments.bias_gradient),
@@ -224,13 +264,13 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let added: usize =
         targets.iter().flatten().filter(|gradient| gradient.accumulate).map(|gradient| gradient.tensor.bytes()).sum();
     // The input is read where the mask is computed from it, or where the sums of training mode want the normalised value.
-    let has_slope = training && arguments.input_gradient.is_some();
-    let input = arguments.input.filter(|_| has_slope || (arguments.relu && output.is_none()));
+    let input = arguments.input.filter(|_| has_slope || masks_by_input);
+    let Pass { length, pixels_per_block, grid } = Pass::new(shape, BACKWARD_LENGTH);
     cuda.launch(
         of_type(gradient.element_type(), "batch_norm_backward_fp32", "batch_norm_backward_bf16"),
-        [pass_blocks(cuda, gradient), 1, 1],
+        grid,
         THREADS,
-        5 * channels * 4,
+        0,
         &BatchNormBackwardArguments {
             input: address(input),
             output: address(output),
@@ -239,12 +279,14 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
             sums: if has_slope { arguments.workspace.address() } else { 0 },
             input_gradient: target(arguments.input_gradient),
             residual_gradient: target(arguments.residual_gradient),
-            pixels: shape.rows() as i32,
+            pixels: pixel_count(gradient)?,
             channels: channels as i32,
             relu: i32::from(arguments.relu),
-            vectorised,
+            vectorised: i32::from(length > 1),
             accumulate_input: i32::from(accumulates(arguments.input_gradient)),
             accumulate_residual: i32::from(accumulates(arguments.residual_gradient)),
+            pixels_per_block: pixels_per_block as i32,
+            padding: 0,
         },
         Work {
             operations: 6 * gradient.len() as u64,

@@ -215,11 +215,11 @@ fn describe(launch: &OwnedLaunch, function: impl FnOnce(&LaunchDescription) -> R
 
 fn run(machine: &Handle, launch: &OwnedLaunch) -> Result<()> {
     describe(launch, |description| {
-        // SAFETY: the machine lives; the description and all that it points to live until the call returns. Kernels
-        // write to the machine's own memory, of which Rust holds no reference.
         let mut place = 0;
-        let result = call(|message, capacity| unsafe {
-            retune_emulator_launch(machine.0, description, message, capacity, &mut place)
+        let result = call(|message, capacity| {
+            // SAFETY: the machine lives; the description and all that it points to live until the call returns. Kernels
+            // write to the machine's own memory, of which Rust holds no reference.
+            unsafe { retune_emulator_launch(machine.0, description, message, capacity, &mut place) }
         });
         match (result, std::env::current_exe()) {
             (Err(error), Ok(program)) if place != 0 => {

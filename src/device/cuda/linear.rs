@@ -4,77 +4,108 @@ use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
 use crate::device::Gradient;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 const THREADS: usize = 256;
-const WARPS: usize = THREADS / 32;
+/// Rows and columns of the result that a block makes.
+const TILE: usize = 32;
 
 kernel_arguments! {
-    struct LinearForwardArguments {
-        input: u64,
-        weight: u64,
-        bias: u64,
-        output: u64,
-        batch: i32,
-        inputs: i32,
-        outputs: i32,
-        padding: i32,
-    }
-}
-
-kernel_arguments! {
-    struct LinearInputGradientArguments {
-        output_gradient: u64,
-        weight: u64,
-        input_gradient: u64,
-        batch: i32,
-        inputs: i32,
-        outputs: i32,
+    struct LinearArguments {
+        left: u64,
+        right: u64,
+        summand: u64,
+        result: u64,
+        sums: u64,
+        rows: i32,
+        columns: i32,
+        depth: i32,
+        tiles: i32,
+        column_tiles: i32,
         accumulate: i32,
     }
 }
 
-kernel_arguments! {
-    struct LinearWeightGradientArguments {
-        input: u64,
-        output_gradient: u64,
-        weight_gradient: u64,
-        bias_gradient: u64,
-        batch: i32,
-        inputs: i32,
-        outputs: i32,
-        padding: i32,
-    }
+/// A result of `rows` x `columns`, each a sum of `depth` products.
+#[derive(Clone, Copy)]
+struct Product {
+    rows: usize,
+    columns: usize,
+    depth: usize,
 }
 
-fn work(multiply_adds: usize, read: usize, written: usize) -> Work {
-    Work {
-        operations: 2 * multiply_adds as u64,
-        unit: ArithmeticUnit::Float32,
-        bytes_read: read as u64,
-        bytes_written: written as u64,
+/// Addresses of the operands; zero where there is none.
+#[derive(Default)]
+struct Operands {
+    left: u64,
+    right: u64,
+    summand: u64,
+    result: u64,
+    sums: u64,
+    accumulate: bool,
+}
+
+fn launch(
+    cuda: &Cuda,
+    kernel: &'static str,
+    Product { rows, columns, depth }: Product,
+    operands: Operands,
+    bytes_read: usize,
+    bytes_written: usize,
+) -> Result<()> {
+    let extent = |extent: usize| {
+        i32::try_from(extent).map_err(|_| Error::new(format!("{kernel}: {rows} x {columns} x {depth} is too large")))
+    };
+    let column_tiles = columns.div_ceil(TILE);
+    let tiles = if operands.result == 0 { 0 } else { rows.div_ceil(TILE) * column_tiles };
+    let sum_blocks = if operands.sums == 0 { 0 } else { rows.div_ceil(TILE) };
+    let multiply_adds = if operands.result == 0 { 0 } else { rows * columns * depth };
+    let additions = if operands.sums == 0 { 0 } else { rows * depth };
+    if tiles + sum_blocks == 0 {
+        return Ok(());
     }
+    cuda.launch(
+        kernel,
+        [tiles + sum_blocks, 1, 1],
+        THREADS,
+        0,
+        &LinearArguments {
+            left: operands.left,
+            right: operands.right,
+            summand: operands.summand,
+            result: operands.result,
+            sums: operands.sums,
+            rows: extent(rows)?,
+            columns: extent(columns)?,
+            depth: extent(depth)?,
+            tiles: extent(tiles)?,
+            column_tiles: extent(column_tiles)?,
+            accumulate: i32::from(operands.accumulate),
+        },
+        Work {
+            operations: (2 * multiply_adds + additions) as u64,
+            unit: ArithmeticUnit::Float32,
+            bytes_read: bytes_read as u64,
+            bytes_written: bytes_written as u64,
+        },
+    )
 }
 
 pub(super) fn forward(cuda: &Cuda, input: &Tensor, weight: &Tensor, bias: &Tensor, output: &Tensor) -> Result<()> {
-    let inputs = input.shape().channels();
-    cuda.launch(
+    launch(
+        cuda,
         "linear_forward",
-        [output.len().div_ceil(WARPS), 1, 1],
-        THREADS,
-        0,
-        &LinearForwardArguments {
-            input: input.address(),
-            weight: weight.address(),
-            bias: bias.address(),
-            output: output.address(),
-            batch: input.shape().rows() as i32,
-            inputs: inputs as i32,
-            outputs: output.shape().channels() as i32,
-            padding: 0,
+        Product { rows: input.shape().rows(), columns: output.shape().channels(), depth: input.shape().channels() },
+        Operands {
+            left: input.address(),
+            right: weight.address(),
+            summand: bias.address(),
+            result: output.address(),
+            ..Operands::default()
         },
-        work(output.len() * inputs, input.bytes() + weight.bytes() + bias.bytes(), output.bytes()),
+        input.bytes() + weight.bytes() + bias.bytes(),
+        output.bytes(),
     )
 }
 
@@ -86,25 +117,23 @@ pub(super) fn input_gradient(
 ) -> Result<()> {
     let Gradient { tensor, accumulate } = input_gradient;
     let before = if *accumulate { tensor.bytes() } else { 0 };
-    cuda.launch(
+    launch(
+        cuda,
         "linear_input_gradient",
-        [tensor.len().div_ceil(THREADS), 1, 1],
-        THREADS,
-        0,
-        &LinearInputGradientArguments {
-            output_gradient: output_gradient.address(),
-            weight: weight.address(),
-            input_gradient: tensor.address(),
-            batch: tensor.shape().rows() as i32,
-            inputs: tensor.shape().channels() as i32,
-            outputs: output_gradient.shape().channels() as i32,
-            accumulate: i32::from(*accumulate),
+        Product {
+            rows: tensor.shape().rows(),
+            columns: tensor.shape().channels(),
+            depth: output_gradient.shape().channels(),
         },
-        work(
-            output_gradient.len() * tensor.shape().channels(),
-            output_gradient.bytes() + weight.bytes() + before,
-            tensor.bytes(),
-        ),
+        Operands {
+            left: output_gradient.address(),
+            right: weight.address(),
+            result: tensor.address(),
+            accumulate: *accumulate,
+            ..Operands::default()
+        },
+        output_gradient.bytes() + weight.bytes() + before,
+        tensor.bytes(),
     )
 }
 
@@ -115,32 +144,28 @@ pub(super) fn weight_gradient(
     weight_gradient: Option<&Tensor>,
     bias_gradient: Option<&Tensor>,
 ) -> Result<()> {
-    // A weight's gradient without an input cannot be computed; the trait says that the input may be absent only where
-    // the bias alone is wanted.
-    let (input, weight_gradient) = input.zip(weight_gradient).unzip();
-    let inputs = input.map_or(0, |input| input.shape().channels());
-    let outputs = output_gradient.shape().channels();
+    if weight_gradient.is_some() && input.is_none() {
+        return Err(Error::new("linear: the weight's gradient needs the input"));
+    }
+    let input = input.filter(|_| weight_gradient.is_some());
     let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
     let bytes = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::bytes);
-    cuda.launch(
+    launch(
+        cuda,
         "linear_weight_gradient",
-        [(outputs * (inputs + 1)).div_ceil(THREADS), 1, 1],
-        THREADS,
-        0,
-        &LinearWeightGradientArguments {
-            input: address(input),
-            output_gradient: output_gradient.address(),
-            weight_gradient: address(weight_gradient),
-            bias_gradient: address(bias_gradient),
-            batch: output_gradient.shape().rows() as i32,
-            inputs: inputs as i32,
-            outputs: outputs as i32,
-            padding: 0,
+        Product {
+            rows: output_gradient.shape().channels(),
+            columns: input.map_or(0, |input| input.shape().channels()),
+            depth: output_gradient.shape().rows(),
         },
-        work(
-            output_gradient.len() * (inputs + 1),
-            bytes(input) + output_gradient.bytes(),
-            bytes(weight_gradient) + bytes(bias_gradient),
-        ),
+        Operands {
+            left: output_gradient.address(),
+            right: address(input),
+            result: address(weight_gradient),
+            sums: address(bias_gradient),
+            ..Operands::default()
+        },
+        bytes(input) + output_gradient.bytes(),
+        bytes(weight_gradient) + bytes(bias_gradient),
     )
 }

@@ -2,7 +2,7 @@
 
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use super::{Cuda, group_length, of_type};
+use super::{Cuda, group_count, group_length, of_type};
 use crate::device::{Gradient, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -14,7 +14,7 @@ kernel_arguments! {
         input: u64,
         output: u64,
         positions: u64,
-        groups: i64,
+        groups: u32,
         height: i32,
         width: i32,
         channels: i32,
@@ -22,9 +22,8 @@ kernel_arguments! {
         output_width: i32,
         size: i32,
         stride: i32,
-        window_padding: i32,
-        vectorised: i32,
         padding: i32,
+        vectorised: i32,
     }
 }
 
@@ -33,7 +32,7 @@ kernel_arguments! {
         positions: u64,
         output_gradient: u64,
         input_gradient: u64,
-        groups: i64,
+        groups: u32,
         height: i32,
         width: i32,
         channels: i32,
@@ -41,9 +40,10 @@ kernel_arguments! {
         output_width: i32,
         size: i32,
         stride: i32,
-        window_padding: i32,
+        padding: i32,
         vectorised: i32,
         accumulate: i32,
+        unused: i32,
     }
 }
 
@@ -62,17 +62,17 @@ pub(super) fn forward(
     let [_, height, width, channels] = activation(input)?;
     let [_, output_height, output_width, _] = activation(output)?;
     let length = group_length(input);
-    let groups = output.len() / length;
+    let groups = group_count(output, length)?;
     cuda.launch(
         of_type(input.element_type(), "max_pool_forward_fp32", "max_pool_forward_bf16"),
-        [groups.div_ceil(THREADS), 1, 1],
+        [(groups as usize).div_ceil(THREADS), 1, 1],
         THREADS,
         0,
         &MaxPoolForwardArguments {
             input: input.address(),
             output: output.address(),
             positions: positions.map_or(0, Tensor::address),
-            groups: groups as i64,
+            groups,
             height: height as i32,
             width: width as i32,
             channels: channels as i32,
@@ -80,9 +80,8 @@ pub(super) fn forward(
             output_width: output_width as i32,
             size: window.size as i32,
             stride: window.stride as i32,
-            window_padding: window.padding as i32,
+            padding: window.padding as i32,
             vectorised: i32::from(length > 1),
-            padding: 0,
         },
         Work {
             operations: (output.len() * window.size * window.size) as u64,
@@ -104,18 +103,18 @@ pub(super) fn backward(
     let [_, height, width, channels] = activation(tensor)?;
     let [_, output_height, output_width, _] = activation(output_gradient)?;
     let length = group_length(tensor);
-    let groups = tensor.len() / length;
+    let groups = group_count(tensor, length)?;
     let before = if *accumulate { tensor.bytes() } else { 0 };
     cuda.launch(
         of_type(tensor.element_type(), "max_pool_backward_fp32", "max_pool_backward_bf16"),
-        [groups.div_ceil(THREADS), 1, 1],
+        [(groups as usize).div_ceil(THREADS), 1, 1],
         THREADS,
         0,
         &MaxPoolBackwardArguments {
             positions: positions.address(),
             output_gradient: output_gradient.address(),
             input_gradient: tensor.address(),
-            groups: groups as i64,
+            groups,
             height: height as i32,
             width: width as i32,
             channels: channels as i32,
@@ -123,9 +122,10 @@ pub(super) fn backward(
             output_width: output_width as i32,
             size: window.size as i32,
             stride: window.stride as i32,
-            window_padding: window.padding as i32,
+            padding: window.padding as i32,
             vectorised: i32::from(length > 1),
             accumulate: i32::from(*accumulate),
+            unused: 0,
         },
         Work {
             operations: (output_gradient.len() * window.size * window.size) as u64,

@@ -7,8 +7,10 @@ mod batch_norm;
 mod conv2d;
 mod cross_entropy;
 pub mod driver;
+pub mod dry_run;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+pub mod gpus;
 mod linear;
 mod max_pool;
 pub mod modules;
@@ -269,6 +271,15 @@ fn of_type(element_type: ElementType, fp32: &'static str, bf16: &'static str) ->
 fn group_length(tensor: &Tensor) -> usize {
     let length = 16 / tensor.element_type().size();
     if tensor.shape().channels().is_multiple_of(length) { length } else { 1 }
+}
+
+/// How many groups of `length` elements a tensor has. Kernels that find their place by division count them in 32 bits,
+/// because 64-bit divisions would take longer than the memory.
+fn group_count(tensor: &Tensor, length: usize) -> Result<u32> {
+    u32::try_from(tensor.len() / length)
+        .ok()
+        .filter(|&count| count <= u32::MAX - 1024)
+        .ok_or_else(|| Error::new(format!("{tensor:?} has too many elements")).hint("use smaller batches"))
 }
 
 fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {

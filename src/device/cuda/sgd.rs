@@ -4,11 +4,11 @@ use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
 use crate::device::SgdStep;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::Tensor;
 
 const THREADS: usize = 256;
-/// Values of a thread at a time.
+/// Values of a thread.
 const GROUP: usize = 4;
 
 kernel_arguments! {
@@ -17,11 +17,11 @@ kernel_arguments! {
         gradients: u64,
         velocity: u64,
         copy: u64,
-        length: i64,
+        count: u64,
         learning_rate: f32,
         momentum: f32,
         weight_decay: f32,
-        padding: i32,
+        vectorised: i32,
     }
 }
 
@@ -32,13 +32,13 @@ pub(super) fn step(cuda: &Cuda, arguments: &SgdStep) -> Result<()> {
     if length == 0 {
         return Ok(());
     }
-    if !length.is_multiple_of(GROUP) {
-        return Err(Error::new(format!("sgd: {length} values are no multiple of {GROUP}")));
-    }
-    let groups = length / GROUP;
+    let vectorised = [Some(values), Some(gradients), velocity, copy]
+        .into_iter()
+        .flatten()
+        .all(|tensor| tensor.address().is_multiple_of((GROUP * tensor.element_type().size()) as u64));
     cuda.launch(
         "sgd",
-        [groups.div_ceil(THREADS).min(cuda.capabilities.multiprocessors as usize * 8), 1, 1],
+        [length.div_ceil(GROUP * THREADS), 1, 1],
         THREADS,
         0,
         &SgdArguments {
@@ -46,11 +46,11 @@ pub(super) fn step(cuda: &Cuda, arguments: &SgdStep) -> Result<()> {
             gradients: gradients.address(),
             velocity: velocity.map_or(0, Tensor::address),
             copy: copy.map_or(0, Tensor::address),
-            length: length as i64,
+            count: length as u64,
             learning_rate,
             momentum,
             weight_decay,
-            padding: 0,
+            vectorised: i32::from(vectorised),
         },
         Work {
             operations: (length * if velocity.is_some() { 6 } else { 4 }) as u64,

@@ -1,39 +1,75 @@
-//! Launches of `kernels/conv2d.cu` and, on tensor cores, of `kernels/conv2d_tensor.cu` and `kernels/conv2d_stem.cu`.
+//! Launches of the convolutions: of `kernels/conv2d.cu`, which takes everything, and where tensor cores are wanted and
+//! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and `kernels/conv2d_stem.cu`.
 
 mod plain;
 mod stem;
 mod tensor;
+mod tensor_weight;
 
 use super::Cuda;
+use super::statistics::{PIXELS_PER_BLOCK, rows_of};
 use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
 use crate::error::Result;
 use crate::tensor::Shape;
 
-/// Output pixels of one block of a forward convolution, of whichever kernel: the pixels of a row of partial statistics.
-pub(super) const PIXELS_PER_BLOCK: usize = 128;
-/// Rows of partial statistics that the last of their blocks to arrive combines.
-const ROWS_PER_GROUP: usize = 64;
-
-/// Rows of the partial statistics: the total, then one a group of blocks, then one a block. The last block of a group to
-/// arrive combines the group, the last group the total, always in the same order.
+/// Rows of the partial statistics of an activation of `shape`.
 pub(super) fn statistics_rows(shape: Shape) -> usize {
-    let blocks = shape.rows().div_ceil(PIXELS_PER_BLOCK);
-    1 + blocks.div_ceil(ROWS_PER_GROUP) + blocks
+    rows_of(shape.rows().div_ceil(PIXELS_PER_BLOCK))
 }
 
+/// The kernels of one pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// Float32 arithmetic on whatever type is stored.
+    Plain,
+    /// Forward and input gradient on tensor cores.
+    Tensor,
+    /// Weight gradient on tensor cores.
+    TensorWeight,
+    /// Few input channels, on tensor cores.
+    Stem,
+}
+
+fn choose(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> Kernels {
+    if stem::takes(cuda, shape, pass) {
+        return Kernels::Stem;
+    }
+    match pass {
+        Conv2dPass::Forward | Conv2dPass::InputGradient if tensor::takes(cuda, shape, pass) => Kernels::Tensor,
+        Conv2dPass::WeightGradient if tensor_weight::takes(cuda, shape) => Kernels::TensorWeight,
+        _ => Kernels::Plain,
+    }
+}
+
+/// Bytes of workspace of a pass.
 pub(super) fn workspace(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-    let _ = (cuda, shape, pass);
-    0
+    match choose(cuda, shape, pass) {
+        Kernels::Plain => plain::workspace_bytes(cuda, shape, pass),
+        Kernels::Tensor => 0,
+        Kernels::TensorWeight => tensor_weight::workspace_bytes(cuda, shape),
+        Kernels::Stem => stem::workspace_bytes(cuda, shape, pass),
+    }
 }
 
-pub(super) fn forward(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dForward) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::Forward) {
+        Kernels::Stem => stem::forward(cuda, shape, arguments),
+        Kernels::Tensor => tensor::forward(cuda, shape, arguments),
+        Kernels::TensorWeight | Kernels::Plain => plain::forward(cuda, shape, arguments),
+    }
 }
 
-pub(super) fn input_gradient(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dInputGradient) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::InputGradient) {
+        Kernels::Tensor => tensor::input_gradient(cuda, shape, arguments),
+        Kernels::Stem | Kernels::TensorWeight | Kernels::Plain => plain::input_gradient(cuda, shape, arguments),
+    }
 }
 
-pub(super) fn weight_gradient(_cuda: &Cuda, _shape: &Conv2dShape, _arguments: &Conv2dWeightGradient) -> Result<()> {
-    Err(crate::error::Error::new("this kernel is not written yet"))
+pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
+    match choose(cuda, shape, Conv2dPass::WeightGradient) {
+        Kernels::Stem => stem::weight_gradient(cuda, shape, arguments),
+        Kernels::TensorWeight => tensor_weight::weight_gradient(cuda, shape, arguments),
+        Kernels::Tensor | Kernels::Plain => plain::weight_gradient(cuda, shape, arguments),
+    }
 }

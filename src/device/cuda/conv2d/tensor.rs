@@ -1,1 +1,210 @@
-//! Not written yet.
+//! Launches of `kernels/conv2d_tensor.cu`: forward and gradient of the input on tensor cores.
+
+use super::PIXELS_PER_BLOCK;
+use crate::device::cuda::arguments::kernel_arguments;
+use crate::device::cuda::driver::{ArithmeticUnit, Work};
+use crate::device::cuda::{COUNTERS, Cuda, statistics};
+use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision};
+use crate::error::Result;
+
+const THREADS: usize = 128;
+/// Shared memory of a step of one pixel or one channel, and how many steps are kept.
+const STEP_BYTES: usize = 64;
+const STAGES: usize = 3;
+/// The filter's rows and columns are bits of half a word.
+const LARGEST_FILTER: usize = 16;
+
+kernel_arguments! {
+    struct ForwardArguments {
+        input: u64,
+        weight: u64,
+        output: u64,
+        statistics: u64,
+        counters: u64,
+        batch: i32,
+        height: i32,
+        width: i32,
+        input_channels: i32,
+        output_height: i32,
+        output_width: i32,
+        output_channels: i32,
+        kernel_height: i32,
+        kernel_width: i32,
+        stride: i32,
+        padding: i32,
+        channel_tiles: i32,
+    }
+}
+
+kernel_arguments! {
+    struct InputGradientArguments {
+        output_gradient: u64,
+        weight: u64,
+        input_gradient: u64,
+        batch: i32,
+        height: i32,
+        width: i32,
+        input_channels: i32,
+        output_height: i32,
+        output_width: i32,
+        output_channels: i32,
+        kernel_height: i32,
+        kernel_width: i32,
+        stride: i32,
+        padding: i32,
+        channel_tiles: i32,
+        accumulate: i32,
+        reserved: i32,
+    }
+}
+
+/// Whether these kernels compute a pass. They copy 16 bytes of channels at a time, count pixels and bytes of the weight
+/// in 31 bits, and each tile of channels counts its blocks by itself. Tensors begin at multiples of 16 bytes, as plans
+/// and parameter groups place them.
+pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool {
+    let vector = match cuda.precision {
+        Precision::Fp32 => return false,
+        Precision::Tf32 => 4,
+        Precision::Bf16 => 8,
+    };
+    let channels_fit = match pass {
+        Conv2dPass::Forward => shape.input_channels.is_multiple_of(vector),
+        Conv2dPass::InputGradient => {
+            shape.input_channels.is_multiple_of(vector) && shape.output_channels.is_multiple_of(vector)
+        }
+        Conv2dPass::WeightGradient => return false,
+    };
+    let input_pixels = shape.batch * (shape.height + shape.padding) * (shape.width + shape.padding);
+    let output_pixels = shape.batch * shape.output_height() * shape.output_width();
+    let channels = shape.input_channels.max(shape.output_channels);
+    let tiles = (input_pixels.max(output_pixels) / PIXELS_PER_BLOCK + 1) * channels.div_ceil(64);
+    let counters = statistics::counters(output_pixels.div_ceil(PIXELS_PER_BLOCK)) * channels.div_ceil(64);
+    let largest = [input_pixels, output_pixels, tiles, shape.weight_len() * 4].into_iter().max();
+    channels_fit
+        && counters <= COUNTERS
+        && shape.kernel_height.max(shape.kernel_width) <= LARGEST_FILTER
+        && largest.is_some_and(|largest| largest < (1 << 31) - (1 << 16))
+}
+
+/// Channels of a block. A narrow tile is reckoned to take five eighths of a wide one's time: it is preferred where wide
+/// ones leave too many multiprocessors idle in the last round.
+fn channels_per_block(cuda: &Cuda, pixel_blocks: usize, channels: usize) -> usize {
+    let multiprocessors = (cuda.capabilities.multiprocessors as usize).max(1);
+    let rounds = |width: usize| (pixel_blocks * channels.div_ceil(width)).div_ceil(multiprocessors);
+    if channels <= 64 || rounds(64) * 5 <= rounds(128) * 8 { 64 } else { 128 }
+}
+
+fn ring_bytes(channels: usize) -> usize {
+    STAGES * (PIXELS_PER_BLOCK + channels) * STEP_BYTES
+}
+
+fn unit(cuda: &Cuda) -> ArithmeticUnit {
+    match cuda.precision {
+        Precision::Bf16 => ArithmeticUnit::TensorBf16,
+        Precision::Tf32 | Precision::Fp32 => ArithmeticUnit::TensorTf32,
+    }
+}
+
+/// Elements of the input that a window covers: with a filter smaller than its step there are gaps.
+fn covered_input(shape: &Conv2dShape) -> usize {
+    let rows = shape.height.min(shape.output_height() * shape.kernel_height);
+    let columns = shape.width.min(shape.output_width() * shape.kernel_width);
+    shape.batch * rows * columns * shape.input_channels
+}
+
+pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+    let pixels = shape.batch * shape.output_height() * shape.output_width();
+    let pixel_blocks = pixels.div_ceil(PIXELS_PER_BLOCK);
+    let channels = channels_per_block(cuda, pixel_blocks, shape.output_channels);
+    let channel_tiles = shape.output_channels.div_ceil(channels);
+    let kernel = match (cuda.precision, channels) {
+        (Precision::Bf16, 64) => "conv2d_forward_64_bf16",
+        (Precision::Bf16, _) => "conv2d_forward_128_bf16",
+        (_, 64) => "conv2d_forward_64_tf32",
+        (_, _) => "conv2d_forward_128_tf32",
+    };
+    let element = cuda.precision.activation_type().size();
+    let statistics = arguments.statistics.map_or(0, |statistics| statistics.bytes());
+    cuda.launch(
+        kernel,
+        [pixel_blocks * channel_tiles, 1, 1],
+        THREADS,
+        ring_bytes(channels),
+        &ForwardArguments {
+            input: arguments.input.address(),
+            weight: arguments.weight.address(),
+            output: arguments.output.address(),
+            statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
+            counters: cuda.counters.address(),
+            batch: shape.batch as i32,
+            height: shape.height as i32,
+            width: shape.width as i32,
+            input_channels: shape.input_channels as i32,
+            output_height: shape.output_height() as i32,
+            output_width: shape.output_width() as i32,
+            output_channels: shape.output_channels as i32,
+            kernel_height: shape.kernel_height as i32,
+            kernel_width: shape.kernel_width as i32,
+            stride: shape.stride as i32,
+            padding: shape.padding as i32,
+            channel_tiles: channel_tiles as i32,
+        },
+        Work {
+            operations: 2 * shape.multiply_adds() as u64,
+            unit: unit(cuda),
+            bytes_read: ((covered_input(shape) + shape.weight_len()) * element) as u64,
+            bytes_written: (shape.output_len() * element + statistics) as u64,
+        },
+    )
+}
+
+pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
+    // The largest of the parity classes; blocks past the end of a smaller one return at once.
+    let classes = shape.stride * shape.stride;
+    let pixels = shape.batch * shape.height.div_ceil(shape.stride) * shape.width.div_ceil(shape.stride);
+    let pixel_blocks = pixels.div_ceil(PIXELS_PER_BLOCK);
+    let channels = channels_per_block(cuda, pixel_blocks * classes, shape.input_channels);
+    let channel_tiles = shape.input_channels.div_ceil(channels);
+    let kernel = match (cuda.precision, channels) {
+        (Precision::Bf16, 64) => "conv2d_input_gradient_64_bf16",
+        (Precision::Bf16, _) => "conv2d_input_gradient_128_bf16",
+        (_, 64) => "conv2d_input_gradient_64_tf32",
+        (_, _) => "conv2d_input_gradient_128_tf32",
+    };
+    let element = cuda.precision.activation_type().size();
+    let accumulate = arguments.input_gradient.accumulate;
+    // What no output reads has no gradient: nothing to add there.
+    let changed = if accumulate { covered_input(shape) } else { shape.input_len() };
+    let read_back = if accumulate { changed } else { 0 };
+    cuda.launch(
+        kernel,
+        [pixel_blocks * channel_tiles, 1, classes],
+        THREADS,
+        ring_bytes(channels) + PIXELS_PER_BLOCK * size_of::<i32>(),
+        &InputGradientArguments {
+            output_gradient: arguments.output_gradient.address(),
+            weight: arguments.weight.address(),
+            input_gradient: arguments.input_gradient.tensor.address(),
+            batch: shape.batch as i32,
+            height: shape.height as i32,
+            width: shape.width as i32,
+            input_channels: shape.input_channels as i32,
+            output_height: shape.output_height() as i32,
+            output_width: shape.output_width() as i32,
+            output_channels: shape.output_channels as i32,
+            kernel_height: shape.kernel_height as i32,
+            kernel_width: shape.kernel_width as i32,
+            stride: shape.stride as i32,
+            padding: shape.padding as i32,
+            channel_tiles: channel_tiles as i32,
+            accumulate: i32::from(accumulate),
+            reserved: 0,
+        },
+        Work {
+            operations: 2 * shape.multiply_adds() as u64,
+            unit: unit(cuda),
+            bytes_read: ((shape.output_len() + shape.weight_len() + read_back) * element) as u64,
+            bytes_written: (changed * element) as u64,
+        },
+    )
+}

@@ -1,5 +1,7 @@
 //! `retune bench`
 
+mod launches;
+
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -40,9 +42,17 @@ pub struct BenchArguments {
     #[arg(long, default_value = "both", value_name = "WHAT")]
     mode: Mode,
 
-    /// Time every node of a training step alone
+    /// Time every kernel of a training step alone; on the CPU every node
     #[arg(long)]
     kernels: bool,
+
+    /// Run nothing: every launch of a training step with its least time on a GPU that need not be there
+    #[arg(long, requires = "kernels")]
+    plan: bool,
+
+    /// Whose ceilings to compare with: h200, h100, a100, rtx4090 or t4 [default: h200, or the GPU that is there]
+    #[arg(long, requires = "kernels", value_name = "NAME")]
+    gpu: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -107,14 +117,23 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
             return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
         }
     }
-    let device = global.open_device()?;
     let resnet = ResNet { architecture: arguments.arch.parse()?, width: arguments.width, classes: CLASSES };
+    let size = arguments.image_size;
+    let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
+    if arguments.kernels
+        && let Some(report) = report_launches(global, arguments, resnet, shape)?
+    {
+        match global.json {
+            true => print_json(&report)?,
+            false => launches::print_table(&report)?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let device = global.open_device()?;
     let trains = arguments.mode != Mode::Inference || arguments.kernels;
     let trainable = if trains { Some(Recipe::fine_tuning().trainable()?) } else { None };
     let mut network = Network::new(device, resnet, trainable)?;
     initialise(&mut network, 0)?;
-    let size = arguments.image_size;
-    let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
     let images = synthetic_pictures(shape);
     let targets: Vec<u32> = (0..shape.batch).map(|image| (image % CLASSES) as u32).collect();
     let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
@@ -152,6 +171,25 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         print_table(&result)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--kernels` shows of a device that launches kernels, or of one that is only planned for; none for the CPU.
+fn report_launches(
+    global: &GlobalArguments,
+    arguments: &BenchArguments,
+    resnet: ResNet,
+    shape: BatchShape,
+) -> Result<Option<launches::StepReport>> {
+    let model = arguments.gpu.as_deref().map(launches::find_model).transpose()?;
+    let precision = global.precision.into();
+    if arguments.plan {
+        let model = model.map_or_else(|| launches::find_model("h200"), Ok)?;
+        return launches::plan(model, precision, resnet, shape).map(Some);
+    }
+    match global.open_driver()? {
+        Some(driver) => launches::measure(driver, model, precision, resnet, shape, arguments.steps).map(Some),
+        None => Ok(None),
+    }
 }
 
 fn print_table(result: &BenchResult) -> Result<()> {

@@ -1,0 +1,700 @@
+// Two-dimensional convolution on tensor cores: forward and gradient of the input, bf16 and tf32, sm_80 and later.
+//
+//   output (n, p, q, k)         = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
+//   input gradient (n, h, w, c) = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
+//                                 weight (k, r, s, c), where the stride u divides both
+//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]
+//
+// Both are one matrix product whose left factor is gathered, not stored (implicit GEMM):
+//
+//   result (pixel, channel) = sum over taps t and source channels d of
+//                             source (origin (pixel) + offset (t), d) weight (t, d, channel)
+//
+//            | pixel                | tap                 | row of origin       | row of tap | d | channel
+//   forward  | (n, p, q)            | (r, s)              | p u - pad           | origin + r | c | k
+//   gradient | (n, i, j) of a class | (a, b): r = r0 + ua | i + floor((y+pad)/u)| origin - a | k | c
+//
+// A class is the input's pixels with h = u i + y, w = u j + x for one (y, x). Only the filter rows r = r0 + u a with
+// r0 = (y + pad) mod u reach it, columns likewise, so each class is a dense product of its own (blockIdx.z) and nothing
+// is multiplied by zeros. A class that no tap reaches gets zeros, or is left alone where the gradient is to be added.
+//
+// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are
+// float32. A result is rounded once, after what was there is added. Sums run over steps of source channels, in each
+// over the taps, always in the same order: neither the tile's width nor the schedule changes a bit. Statistics are of
+// the rounded output: a block's sums and squared deviations come from its registers, see statistics.cuh for the rest.
+//
+// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) either way and
+// 18 to 103 MB, 288 to 1685 operations a byte; at 500 TFLOP/s and 4.3 TB/s 59 us (30 us) by operations, 4 to 24 us by
+// bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by operations, 5 to 18 us by bytes. All forward convolutions but the stem
+// 0.89 ms, the input gradients the same. No GPU has measured this file yet.
+//
+// Tiles: 128 threads make 128 pixels x 128 or 64 channels, four warps in 2 x 2, each 64 pixels x 64 or 32 channels of
+// m16n8 fragments. A step multiplies 64 bytes of source channels of one tap: 32 of bf16, 16 of tf32. The wide tile of a
+// warp is for shared memory's sake: in a step 64 x 64 loads 16 fragments of 512 bytes for 64 multiplications, 64 x 32
+// loads 12 for 32. With 128 bytes a clock and 2 clocks a multiplication (A100) a block of 128 channels takes 384 clocks
+// of shared memory, the 16 KB that come in included, for 512 of tensor cores; eight warps of 64 x 32 would take 512 for
+// 512, and be behind on an H100. A block of 64 channels takes 288 for 256: it is for results of no more channels, and
+// for few tiles: layer 4 has 196 of the wide ones, two rounds on 132 multiprocessors.
+// occupancy: with 128 sums a thread the registers hold two blocks of four warps (12.5 %), with 64 sums four (25 %). It
+// wins because latency is not hidden by many warps here: each has 64 (32) independent multiplications a step and two
+// steps of copies under way, and another block multiplies while one is at its barrier.
+//
+// Taps are the inner loop for the L1 cache's sake: all taps of one step of channels read the same few pixels, 128 and a
+// halo, 64 bytes each (16 KB with 56 columns), so that of nine copies of a source tile about one should come from L2.
+// From L2 alone a block of 128 x 64 would want 12 KB every 206 clocks (1270 multiply-adds a clock, an H100's mma.sync):
+// 60 bytes a clock, where L2 may give 25 to 45 to a multiprocessor. Weights go past L1: they would displace pixels.
+//
+// Shared memory: a ring of three stages, each the source tile [128 pixels][64 bytes], then the weight tile: forward
+// [channels][64 bytes], gradient [32 or 16 source channels][channels]. Chunks are 16 bytes; eight of them meet in no
+// bank if their positions differ modulo 8.
+//   Rows of 64 bytes: chunk j of row i lies at 4 i + (j ^ (i / 2 mod 4)). ldmatrix reads chunk j of eight rows: i mod 2
+//     chooses a half of 128 bytes, i / 2 mod 4 permutes in it, all differ. Eight threads' copies fill two whole rows.
+//   Gradient, bf16, rows of 128 or 256 bytes: chunk j of row i at j ^ (i mod 8). ldmatrix reads chunk j of eight rows.
+//   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i at j ^ 2 (i mod 4). Plain loads of 4 bytes read rows
+//     t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
+// Results leave through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks on, so the pairs
+// that lanes store from eight rows (four rows for each half of a warp) meet in no bank; they leave in whole chunks.
+//
+// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
+// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite. Nothing else is assumed of memory
+// ordering, of which the emulator shows only this much.
+//
+// dynamic shared memory: conv2d_forward_128_bf16 49152
+// dynamic shared memory: conv2d_forward_64_bf16 36864
+// dynamic shared memory: conv2d_forward_128_tf32 49152
+// dynamic shared memory: conv2d_forward_64_tf32 36864
+// dynamic shared memory: conv2d_input_gradient_128_bf16 49664
+// dynamic shared memory: conv2d_input_gradient_64_bf16 37376
+// dynamic shared memory: conv2d_input_gradient_128_tf32 49664
+// dynamic shared memory: conv2d_input_gradient_64_tf32 37376
+
+#include "statistics.cuh"
+
+template <class T>
+struct Conv2dTensorForwardArguments {
+    const T* input;         // [N, H, W, C]
+    const T* weight;        // [K, R, S, C]
+    T* output;              // [N, OH, OW, K]
+    float* statistics;      // [rows, 2, K] or null
+    unsigned* counters;     // zeros
+    int batch;              // N
+    int height;             // H
+    int width;              // W
+    int input_channels;     // C
+    int output_height;      // OH
+    int output_width;       // OW
+    int output_channels;    // K
+    int kernel_height;      // R
+    int kernel_width;       // S
+    int stride;
+    int padding;
+    int channel_tiles;      // tiles over the output channels; blockIdx.x counts them first
+};
+
+template <class T>
+struct Conv2dTensorInputGradientArguments {
+    const T* output_gradient;    // [N, OH, OW, K]
+    const T* weight;             // [K, R, S, C]
+    T* input_gradient;           // [N, H, W, C]
+    int batch;                   // N
+    int height;                  // H
+    int width;                   // W
+    int input_channels;          // C
+    int output_height;           // OH
+    int output_width;            // OW
+    int output_channels;         // K
+    int kernel_height;           // R
+    int kernel_width;            // S
+    int stride;
+    int padding;
+    int channel_tiles;           // tiles over the input channels; blockIdx.x counts them first
+    int accumulate;              // add to what is in `input_gradient`
+    int reserved;
+};
+
+#if RETUNE_TENSOR_CORES
+
+constexpr int kThreads = 128;
+constexpr int kPixels = 128;    // of a block
+constexpr int kStages = 3;
+constexpr int kChunk = 16;       // bytes of a copy
+constexpr int kStepBytes = 64;   // of source channels a step
+constexpr int kSourceCopies = kPixels * kStepBytes / kChunk / kThreads;
+constexpr int kWarpPixels = 64;
+constexpr int kPixelFragments = kWarpPixels / 16;
+static_assert(kPixels == kPixelsPerBlock, "a block's pixels are a row of statistics");
+constexpr unsigned kColumnBit = 1u << 16;    // a pixel's valid taps: filter rows in the lower half, columns above
+
+template <class T>
+constexpr int kStep = kStepBytes / static_cast<int>(sizeof(T));
+
+template <int kChannels>
+constexpr int kStageBytes = (kPixels + kChannels) * kStepBytes;
+
+// The float32 sums of a warp: 64 pixels x half of the block's channels.
+template <int kChannels>
+using Sums = float[kPixelFragments][kChannels / 16][4];
+
+// The product in the terms of the head: where pixels lie, and which taps there are. The same in all threads of a block.
+template <class T>
+struct Product {
+    const T* source;
+    const T* weight;
+    int channels;           // of the result
+    int pixels;             // of the result, of this class
+    int target_height;      // pixels are (picture, row, column) of this grid
+    int target_width;
+    int origin_step;        // origin row = target row * origin_step + origin_row
+    int origin_row;
+    int origin_column;
+    int source_height;
+    int source_width;
+    int source_channels;
+    int tap_rows;           // taps, and which position of the filter each one is
+    int tap_columns;
+    int first_row;
+    int first_column;
+    int filter_step;
+    int kernel_positions;    // R S
+    int kernel_width;        // S
+};
+
+// The taps a with 0 <= origin + a < extent, or with 0 <= origin - a < extent, as bits.
+template <bool kGradient>
+__device__ __forceinline__ unsigned valid_taps(int origin, int extent, int taps) {
+    const int first = max(kGradient ? origin - extent + 1 : -origin, 0);
+    const int end = min(kGradient ? origin + 1 : extent - origin, taps);
+    return first < end ? (1u << end) - (1u << first) : 0u;
+}
+
+// What one warp multiplies in half a step: 64 pixels and its channels by 32 bytes of source channels.
+template <class T, bool kGradient, int kChannels>
+struct Fragments {
+    uint32_t source[kPixelFragments][4];
+    uint32_t weight[kChannels / 32][4];    // of two n8 fragments each
+
+    __device__ __forceinline__ void load(const unsigned char* stage, int half) {
+        const int lane = threadIdx.x % kWarp;
+        const int warp = threadIdx.x / kWarp;
+        const int row = warp / 2 * kWarpPixels + lane % 16;
+        const unsigned char* source_row = stage + row * kStepBytes + ((half * 2 + lane / 16) ^ (row / 2 % 4)) * kChunk;
+#pragma unroll
+        for (int i = 0; i < kPixelFragments; i++) load_matrix_x4(source[i], source_row + i * 16 * kStepBytes);
+
+        const unsigned char* weights = stage + kPixels * kStepBytes;
+        const int first_channel = warp % 2 * (kChannels / 2);
+        if constexpr (!kGradient) {
+            const int channel = first_channel + lane % 8 + lane / 16 * 8;
+            const int chunk = (half * 2 + lane / 8 % 2) ^ (channel / 2 % 4);
+            const unsigned char* channel_row = weights + channel * kStepBytes + chunk * kChunk;
+#pragma unroll
+            for (int j = 0; j < kChannels / 32; j++) load_matrix_x4(weight[j], channel_row + j * 16 * kStepBytes);
+        } else if constexpr (sizeof(T) == 2) {
+            const int depth = half * 16 + lane % 16;
+            const unsigned char* depth_row = weights + depth * kChannels * 2;
+#pragma unroll
+            for (int j = 0; j < kChannels / 32; j++) {
+                const int chunk = (first_channel / 8 + j * 2 + lane / 16) ^ (depth % 8);
+                load_matrix_x4_transposed(weight[j], depth_row + chunk * kChunk);
+            }
+        } else {
+            const int depth = half * 8 + lane % 4;
+            const unsigned char* depth_row = weights + depth * kChannels * 4 + lane / 4 % 4 * 4;
+#pragma unroll
+            for (int j = 0; j < kChannels / 32; j++) {
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    const int chunk = (first_channel / 4 + j * 4 + k / 2 * 2 + lane / 16) ^ (lane % 4 * 2);
+                    const unsigned char* element = depth_row + k % 2 * 4 * kChannels * 4 + chunk * kChunk;
+                    weight[j][k] = *reinterpret_cast<const uint32_t*>(element);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply(Sums<kChannels>& sums) {
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+#pragma unroll
+                for (int i = 0; i < kPixelFragments; i++) source[i][k] = round_to_tf32(__uint_as_float(source[i][k]));
+#pragma unroll
+                for (int j = 0; j < kChannels / 32; j++) weight[j][k] = round_to_tf32(__uint_as_float(weight[j][k]));
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kPixelFragments; i++) {
+#pragma unroll
+            for (int j = 0; j < kChannels / 16; j++) {
+                const uint32_t(&pair)[4] = weight[j / 2];
+                if constexpr (sizeof(T) == 2) {
+                    multiply_add_bf16(sums[i][j], source[i], pair[j % 2 * 2], pair[j % 2 * 2 + 1]);
+                } else {
+                    multiply_add_tf32(sums[i][j], source[i], pair[j % 2 * 2], pair[j % 2 * 2 + 1]);
+                }
+            }
+        }
+    }
+};
+
+// Adds the product to `sums`. All of the shared memory may be used again when it returns.
+template <class T, bool kGradient, int kChannels>
+__device__ __forceinline__ void multiply(const Product<T>& product, int first_pixel, int first_channel,
+                                         unsigned char* shared, Sums<kChannels>& sums) {
+    constexpr int kVector = kVectorLength<T>;
+    const int thread = threadIdx.x;
+    const int chunk = thread % 4;
+    const int row = thread / 4;
+
+    // Each thread finds one pixel's origin and valid taps; then each takes the four that it copies. The table lies in
+    // the last stage, to which nothing is copied before the first barrier of the loop.
+    int* origins = reinterpret_cast<int*>(shared + (kStages - 1) * kStageBytes<kChannels>);
+    unsigned* taps = reinterpret_cast<unsigned*>(origins + kPixels);
+    {
+        const int pixel = first_pixel + thread;
+        const int target_row = pixel / product.target_width;
+        const int picture = target_row / product.target_height;
+        const int y = (target_row - picture * product.target_height) * product.origin_step + product.origin_row;
+        const int x = (pixel - target_row * product.target_width) * product.origin_step + product.origin_column;
+        const bool exists = pixel < product.pixels;
+        origins[thread] = exists ? (picture * product.source_height + y) * product.source_width + x : 0;
+        taps[thread] = exists ? valid_taps<kGradient>(y, product.source_height, product.tap_rows) |
+                                    valid_taps<kGradient>(x, product.source_width, product.tap_columns) * kColumnBit
+                              : 0u;
+    }
+    __syncthreads();
+    int origin[kSourceCopies];
+    unsigned valid[kSourceCopies];
+#pragma unroll
+    for (int i = 0; i < kSourceCopies; i++) {
+        origin[i] = origins[row + i * (kPixels / kSourceCopies)];
+        valid[i] = taps[row + i * (kPixels / kSourceCopies)];
+    }
+
+    // Copies of a thread lie 128 chunks apart, in both tiles.
+    constexpr int kCopyDistance = kThreads * kChunk;
+    constexpr int kWeightCopies = kChannels * kStepBytes / kCopyDistance;
+    constexpr int kChunksPerDepth = kChannels / kVector;
+    const int source_target = row * kStepBytes + (chunk ^ (row / 2 % 4)) * kChunk;
+    // Forward: rows are channels of the result, and a copy takes source channels. Gradient: the other way round.
+    const int depth_row = thread / kChunksPerDepth;
+    const int depth_chunk = thread % kChunksPerDepth;
+    const int depth_swizzle = sizeof(T) == 2 ? depth_row % 8 : depth_row % 4 * 2;
+    const int depth_target = (depth_row * kChunksPerDepth + (depth_chunk ^ depth_swizzle)) * kChunk;
+    const int weight_target = kPixels * kStepBytes + (kGradient ? depth_target : source_target);
+    const int weight_row = kGradient ? depth_row : first_channel + row;
+    const int weight_rows = kGradient ? product.source_channels : product.channels;
+    const int weight_channel = kGradient ? first_channel + depth_chunk * kVector : chunk * kVector;
+    const int weight_row_bytes = product.kernel_positions * static_cast<int>(sizeof(T)) *
+                                 (kGradient ? product.channels : product.source_channels);
+    const int source_row_bytes = product.source_channels * static_cast<int>(sizeof(T));
+    const unsigned char* weight_start = reinterpret_cast<const unsigned char*>(product.weight + weight_channel);
+    const unsigned char* source_start = reinterpret_cast<const unsigned char*>(product.source + chunk * kVector);
+
+    // The step that is copied next.
+    int tap_row = 0;
+    int tap_column = 0;
+    int depth = 0;    // its first source channel
+
+    // Addresses of what does not exist are formed but not read. One wide multiply-add makes each.
+    const auto copy = [&](unsigned char* stage) {
+        const bool channel_exists = depth + chunk * kVector < product.source_channels;
+        const unsigned tap = 1u << tap_row | kColumnBit << tap_column;
+        const int distance = tap_row * product.source_width + tap_column;
+        const unsigned char* source = source_start + depth * static_cast<int>(sizeof(T));
+#pragma unroll
+        for (int i = 0; i < kSourceCopies; i++) {
+            const int pixel = kGradient ? origin[i] - distance : origin[i] + distance;
+            copy_async_16_cached(stage + source_target + i * kCopyDistance,
+                                 source + static_cast<long long>(pixel) * source_row_bytes,
+                                 channel_exists && (valid[i] & tap) == tap);
+        }
+        const int position = (product.first_row + product.filter_step * tap_row) * product.kernel_width +
+                             product.first_column + product.filter_step * tap_column;
+        const int column = kGradient ? position * product.channels : position * product.source_channels + depth;
+        const bool column_exists = kGradient ? weight_channel < product.channels : channel_exists;
+        const unsigned char* weight = weight_start + column * static_cast<int>(sizeof(T));
+        const int copy_row = kGradient ? weight_row + depth : weight_row;
+        constexpr int kRowDistance = kGradient ? kThreads / kChunksPerDepth : kThreads / 4;
+#pragma unroll
+        for (int i = 0; i < kWeightCopies; i++) {
+            const int current = copy_row + i * kRowDistance;
+            copy_async_16(stage + weight_target + i * kCopyDistance,
+                          weight + static_cast<long long>(current) * weight_row_bytes,
+                          column_exists && current < weight_rows);
+        }
+        tap_column++;
+        if (tap_column == product.tap_columns) {
+            tap_column = 0;
+            tap_row++;
+            if (tap_row == product.tap_rows) {
+                tap_row = 0;
+                depth += kStep<T>;
+            }
+        }
+    };
+
+    const int steps = product.tap_rows * product.tap_columns * divide_up(product.source_channels, kStep<T>);
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; stage++) {
+        if (stage < steps) copy(shared + stage * kStageBytes<kChannels>);
+        copy_async_commit();
+    }
+    int multiplied = 0;
+    int copied = kStages - 1;
+    for (int step = 0; step < steps; step++) {
+        copy_async_wait<kStages - 2>();
+        __syncthreads();
+        const unsigned char* stage = shared + multiplied * kStageBytes<kChannels>;
+        Fragments<T, kGradient, kChannels> first;
+        first.load(stage, 0);
+        if (step + kStages - 1 < steps) copy(shared + copied * kStageBytes<kChannels>);
+        copy_async_commit();
+        Fragments<T, kGradient, kChannels> second;
+        second.load(stage, 1);
+        first.multiply(sums);
+        second.multiply(sums);
+        multiplied = multiplied + 1 < kStages ? multiplied + 1 : 0;
+        copied = copied + 1 < kStages ? copied + 1 : 0;
+    }
+    copy_async_wait<0>();
+    __syncthreads();
+}
+
+// The epilogue's tile: as many pixels at once as three stages hold.
+template <class T, int kChannels>
+struct Staging {
+    static constexpr int kPadding = sizeof(T) == 2 ? 16 : 32;
+    static constexpr int kRowBytes = kChannels * static_cast<int>(sizeof(T)) + kPadding;
+    static constexpr int kRows = sizeof(T) == 2 ? kPixels : kWarpPixels;
+    static constexpr int kBytes = kRows * kRowBytes;
+    static constexpr int kChunksPerRow = kChannels / kVectorLength<T>;
+    static_assert(kBytes <= kStages * kStageBytes<kChannels>, "the tile fits the ring");
+};
+
+// Two neighbours in a row of the staging tile.
+__device__ __forceinline__ void stage_pair(unsigned char* target, float first, float second, bf16) {
+    *reinterpret_cast<uint32_t*>(target) = pack_bf16(first, second);
+}
+
+__device__ __forceinline__ void stage_pair(unsigned char* target, float first, float second, float) {
+    *reinterpret_cast<float2*>(target) = make_float2(first, second);
+}
+
+__device__ __forceinline__ float2 staged_pair(const unsigned char* source, bf16) {
+    const uint32_t pair = *reinterpret_cast<const uint32_t*>(source);
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+__device__ __forceinline__ float2 staged_pair(const unsigned char* source, float) {
+    return *reinterpret_cast<const float2*>(source);
+}
+
+// Writes the sums, rounded, to rows of `channels` elements at `result`; `row_of` gives the row of a pixel of the block,
+// negative where there is none. With `accumulate` what is there is added first, and comes in as results go out; then
+// `channels` is a multiple of a vector.
+template <class T, int kChannels, class RowOf>
+__device__ __forceinline__ void write(T* result, int channels, int first_channel, bool accumulate, const RowOf& row_of,
+                                      const Sums<kChannels>& sums, unsigned char* shared) {
+    using Tile = Staging<T, kChannels>;
+    constexpr int kVector = kVectorLength<T>;
+    const int thread = threadIdx.x;
+    const int lane = thread % kWarp;
+    const int warp = thread / kWarp;
+    const bool vectors = channels % kVector == 0;
+
+    for (int first_row = 0; first_row < kPixels; first_row += Tile::kRows) {
+        // The warp that holds the pixels: of both rows of warps, or of one.
+        const int warp_row = warp / 2 * kWarpPixels - first_row;
+        const bool here = warp_row >= 0 && warp_row < Tile::kRows;
+        unsigned char* corner = shared + (warp_row + lane / 4) * Tile::kRowBytes +
+                                (warp % 2 * (kChannels / 2) + lane % 4 * 2) * static_cast<int>(sizeof(T));
+
+        if (accumulate) {
+#pragma unroll 4
+            for (int i = thread; i < Tile::kRows * Tile::kChunksPerRow; i += kThreads) {
+                const int row = i / Tile::kChunksPerRow;
+                const int column = i % Tile::kChunksPerRow * kVector;
+                const int target = row_of(first_row + row);
+                copy_async_16(shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T)),
+                              result + static_cast<long long>(target) * channels + first_channel + column,
+                              target >= 0 && first_channel + column < channels);
+            }
+            copy_async_commit();
+            copy_async_wait<0>();
+            __syncthreads();
+        }
+        if (here) {
+#pragma unroll
+            for (int i = 0; i < kPixelFragments; i++) {
+#pragma unroll
+                for (int j = 0; j < kChannels / 16; j++) {
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        unsigned char* pair =
+                            corner + (i * 16 + k * 8) * Tile::kRowBytes + j * 8 * static_cast<int>(sizeof(T));
+                        float2 added = make_float2(0.0f, 0.0f);
+                        if (accumulate) added = staged_pair(pair, T());
+                        stage_pair(pair, sums[i][j][2 * k] + added.x, sums[i][j][2 * k + 1] + added.y, T());
+                    }
+                }
+            }
+        }
+        __syncthreads();
+        if (vectors) {
+#pragma unroll 4
+            for (int i = thread; i < Tile::kRows * Tile::kChunksPerRow; i += kThreads) {
+                const int row = i / Tile::kChunksPerRow;
+                const int column = i % Tile::kChunksPerRow * kVector;
+                const int target = row_of(first_row + row);
+                if (target < 0 || first_channel + column >= channels) continue;
+                T* element = result + static_cast<long long>(target) * channels + first_channel + column;
+                const unsigned char* staged = shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T));
+                *reinterpret_cast<uint4*>(element) = *reinterpret_cast<const uint4*>(staged);
+            }
+        } else {
+            for (int i = thread; i < Tile::kRows * kChannels; i += kThreads) {
+                const int row = i / kChannels;
+                const int column = i % kChannels;
+                const int target = row_of(first_row + row);
+                if (target < 0 || first_channel + column >= channels) continue;
+                result[static_cast<long long>(target) * channels + first_channel + column] =
+                    *reinterpret_cast<const T*>(shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T)));
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// Rounds the sums to the type that results are stored as.
+template <class T, int kChannels>
+__device__ __forceinline__ void round_sums(Sums<kChannels>& sums) {
+#pragma unroll
+    for (int i = 0; i < kPixelFragments; i++) {
+#pragma unroll
+        for (int j = 0; j < kChannels / 16; j++) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) sums[i][j][k] = to_float(from_float<T>(sums[i][j][k]));
+        }
+    }
+}
+
+// Statistics of one channel a thread over the block's first `count` pixels; the others' sums are zeros. Additions in an
+// order that does not depend on the tile's width: fragments of a lane, lanes, warps.
+template <int kChannels>
+__device__ __forceinline__ Statistics block_statistics(const Sums<kChannels>& sums, int count, unsigned char* shared) {
+    float(*partial)[kChannels] = reinterpret_cast<float(*)[kChannels]>(shared);    // of a row of warps
+    float* mean = reinterpret_cast<float*>(shared) + 2 * kChannels;
+    const int channel = threadIdx.x;
+    const int lane = threadIdx.x % kWarp;
+    const int warp = threadIdx.x / kWarp;
+    const int first_channel = warp % 2 * (kChannels / 2) + lane % 4 * 2;
+    const int first_row = warp / 2 * kWarpPixels + lane / 4;
+    const auto add_lanes = [&](int column, float value) {
+#pragma unroll
+        for (int distance = 4; distance < kWarp; distance *= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+        if (lane < 4) partial[warp / 2][column] = value;
+    };
+
+#pragma unroll
+    for (int j = 0; j < kChannels / 16; j++) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kPixelFragments; i++) sum += sums[i][j][k] + sums[i][j][k + 2];
+            add_lanes(first_channel + j * 8 + k, sum);
+        }
+    }
+    __syncthreads();
+    Statistics statistics = {static_cast<float>(count), 0.0f, 0.0f};
+    if (channel < kChannels) {
+        statistics.sum = partial[0][channel] + partial[1][channel];
+        mean[channel] = statistics.sum / statistics.count;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kChannels / 16; j++) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int column = first_channel + j * 8 + k;
+            const float center = mean[column];
+            float sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kPixelFragments; i++) {
+                const float upper = sums[i][j][k] - center;
+                const float lower = sums[i][j][k + 2] - center;
+                if (first_row + i * 16 < count) sum += upper * upper;
+                if (first_row + i * 16 + 8 < count) sum += lower * lower;
+            }
+            add_lanes(column, sum);
+        }
+    }
+    __syncthreads();
+    if (channel < kChannels) statistics.deviations = partial[0][channel] + partial[1][channel];
+    __syncthreads();
+    return statistics;
+}
+
+template <class T, int kChannels>
+__device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& arguments) {
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    const int tile = static_cast<int>(blockIdx.x) / arguments.channel_tiles;
+    const int first_pixel = tile * kPixels;
+    const int first_channel = (static_cast<int>(blockIdx.x) - tile * arguments.channel_tiles) * kChannels;
+    Product<T> product;
+    product.source = arguments.input;
+    product.weight = arguments.weight;
+    product.channels = arguments.output_channels;
+    product.pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    product.target_height = arguments.output_height;
+    product.target_width = arguments.output_width;
+    product.origin_step = arguments.stride;
+    product.origin_row = -arguments.padding;
+    product.origin_column = -arguments.padding;
+    product.source_height = arguments.height;
+    product.source_width = arguments.width;
+    product.source_channels = arguments.input_channels;
+    product.tap_rows = arguments.kernel_height;
+    product.tap_columns = arguments.kernel_width;
+    product.first_row = 0;
+    product.first_column = 0;
+    product.filter_step = 1;
+    product.kernel_positions = arguments.kernel_height * arguments.kernel_width;
+    product.kernel_width = arguments.kernel_width;
+
+    Sums<kChannels> sums = {};
+    multiply<T, false, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
+    const int blocks = divide_up(product.pixels, kPixels);
+    if (arguments.statistics != nullptr) {
+        round_sums<T, kChannels>(sums);
+        const int count = min(product.pixels - first_pixel, kPixels);
+        const Statistics statistics = block_statistics<kChannels>(sums, count, shared_memory);
+        const int channel = first_channel + static_cast<int>(threadIdx.x);
+        if (threadIdx.x < kChannels && channel < product.channels) {
+            float* row = arguments.statistics + static_cast<size_t>(block_row(tile, blocks)) * 2 * product.channels;
+            row[channel] = statistics.sum;
+            row[product.channels + channel] = statistics.deviations;
+        }
+    }
+    const auto row_of = [&](int pixel) {
+        return first_pixel + pixel < product.pixels ? first_pixel + pixel : -1;
+    };
+    write<T, kChannels>(arguments.output, product.channels, first_channel, false, row_of, sums, shared_memory);
+    if (arguments.statistics != nullptr) {
+        // Each tile of channels counts its blocks by itself.
+        unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
+        combine_statistics(arguments.statistics, product.channels, first_channel,
+                           min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters,
+                           reinterpret_cast<int*>(shared_memory));
+    }
+}
+
+template <class T, int kChannels>
+__device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments) {
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
+    const int stride = arguments.stride;
+    const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
+    const int parity_row = parity / stride;
+    const int parity_column = parity - parity_row * stride;
+    const int tile = static_cast<int>(blockIdx.x) / arguments.channel_tiles;
+    const int first_pixel = tile * kPixels;
+    const int first_channel = (static_cast<int>(blockIdx.x) - tile * arguments.channel_tiles) * kChannels;
+    Product<T> product;
+    product.source = arguments.output_gradient;
+    product.weight = arguments.weight;
+    product.channels = arguments.input_channels;
+    product.target_height = divide_up(arguments.height - parity_row, stride);
+    product.target_width = divide_up(arguments.width - parity_column, stride);
+    product.pixels = arguments.batch * product.target_height * product.target_width;
+    product.origin_step = 1;
+    product.origin_row = (parity_row + arguments.padding) / stride;
+    product.origin_column = (parity_column + arguments.padding) / stride;
+    product.source_height = arguments.output_height;
+    product.source_width = arguments.output_width;
+    product.source_channels = arguments.output_channels;
+    product.first_row = parity_row + arguments.padding - product.origin_row * stride;
+    product.first_column = parity_column + arguments.padding - product.origin_column * stride;
+    product.tap_rows = max(divide_up(arguments.kernel_height - product.first_row, stride), 0);
+    product.tap_columns = max(divide_up(arguments.kernel_width - product.first_column, stride), 0);
+    product.filter_step = stride;
+    product.kernel_positions = arguments.kernel_height * arguments.kernel_width;
+    product.kernel_width = arguments.kernel_width;
+    if (first_pixel >= product.pixels) return;
+    const bool accumulate = arguments.accumulate != 0;
+    if (accumulate && product.tap_rows * product.tap_columns == 0) return;
+
+    // Where each pixel of the block goes; read after the barriers of the product.
+    int* rows = reinterpret_cast<int*>(shared_memory + kStages * kStageBytes<kChannels>);
+    const int pixel = first_pixel + static_cast<int>(threadIdx.x);
+    const int target_row = pixel / product.target_width;
+    const int picture = target_row / product.target_height;
+    const int y = (target_row - picture * product.target_height) * stride + parity_row;
+    const int x = (pixel - target_row * product.target_width) * stride + parity_column;
+    rows[threadIdx.x] = pixel < product.pixels ? (picture * arguments.height + y) * arguments.width + x : -1;
+
+    Sums<kChannels> sums = {};
+    multiply<T, true, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
+    write<T, kChannels>(
+        arguments.input_gradient, product.channels, first_channel, accumulate, [&](int pixel) { return rows[pixel]; },
+        sums, shared_memory);
+}
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_forward_128_bf16(const Conv2dTensorForwardArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<bf16, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_forward_64_bf16(const Conv2dTensorForwardArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<bf16, 64>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_forward_128_tf32(const Conv2dTensorForwardArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<float, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_forward_64_tf32(const Conv2dTensorForwardArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<float, 64>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_input_gradient_128_bf16(const Conv2dTensorInputGradientArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<bf16, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_input_gradient_64_bf16(const Conv2dTensorInputGradientArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<bf16, 64>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_input_gradient_128_tf32(const Conv2dTensorInputGradientArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<float, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_input_gradient_64_tf32(const Conv2dTensorInputGradientArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<float, 64>(arguments);
+#endif
+}

@@ -1,0 +1,444 @@
+// Gradient of a two-dimensional convolution with respect to its weight on tensor cores, bf16 and tf32, sm_80 and later.
+//
+//   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
+//                                  input (n, p u + r - pad, q u + s - pad, c)
+//   input [N, H, W, C], output gradient [N, OH, OW, K], weight gradient [K, R, S, C] in float32; stride u
+//
+// One matrix product over the output's pixels m = (n, p, q), whose right factor is gathered, not stored (implicit
+// GEMM):
+//
+//   gradient (k, j) = sum over m of output gradient (m, k) input (origin (m) + offset (j)), column j = (r, s, c)
+//
+// Both factors lie in memory with the summed index outermost, so both fragments are read transposed. Operands are bf16,
+// or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are float32.
+//
+// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) over 18 to 103
+// MB; at 500 TFLOP/s 59 us (30 us) by operations, 4 to 24 us by bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by
+// operations, 5 to 9 us by bytes (of the input only the quarter that is read). No GPU has measured this file yet.
+//
+// Tiles: 128 threads make 128 channels x 128 columns, or where there are at most 64 channels 64 x 192: layer 1 has 576
+// columns, three of these. Four warps of 64 x 64 or 64 x 48: 32 or 24 fragments m16n8, for shared memory's sake as in
+// conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288 (narrow: 393216)
+// pairs of bf16: 413 (310) clocks at the 1270 a clock that mma.sync may reach on an H100. Shared memory gives 128 bytes
+// a clock and moves 48 (44) KB: 384 (352) clocks. So 64 x 192 is bound an eighth more by shared memory than by
+// operations, and 128 x 128 just not. From L2 they take 40 (53) bytes a clock if nothing is found in L1. But
+// neighbouring columns of the filter read neighbouring pixels: of the three in 192 columns of layer 1 two come from L1,
+// which leaves 26; the input is therefore copied through L1, the output gradient past it.
+// occupancy: 128 or 96 sums a thread and their operands leave room for two blocks of four warps (12.5 %). It wins
+// because latency is not hidden by many warps here: each has 24 to 32 independent multiplications twice a step and two
+// steps of copies under way, and the other block multiplies while one waits at its barrier. Tiles half as large would
+// be bound by shared memory and L2.
+//
+// Splits: there are 1 to 144 tiles for 132 multiprocessors, so the pixels are split; a split's sums go to the workspace
+// as they lie in registers, 16 bytes a thread. About the root of the number of splits makes a group: the last of a
+// group to arrive adds the group's, the last group adds the groups', both in ascending order, and that block writes the
+// result. So bits depend on shape and multiprocessors alone. What a last block adds it reads alone, 48 or 64 KB a part
+// at no more than 64 bytes a clock: launch code weighs that against idle multiprocessors. On 132 it chooses 88 splits
+// in layer 1, and 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2, and expects 1.2 to 1.5 times the time
+// of the multiplications. A 1 x 1 layer is mostly this overhead: 12 to 20 us.
+//
+// Shared memory: a ring of three stages, each [pixels][channels] of the output gradient, then [pixels][columns] of the
+// input, rows of 128, 256, 384, 512 or 768 bytes, so that every row begins in bank 0. Chunks are 16 bytes; eight of
+// them meet in no bank if their places differ modulo 8.
+//   bf16: chunk j of pixel i at j ^ (i mod 8). A transposing ldmatrix reads chunk j of eight pixels: all differ.
+//   tf32: chunk j of pixel i at j ^ 2 (i mod 4). Plain loads of 4 bytes read pixels t = 0..3 (modulo 4) of two chunks
+//     2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
+//   Copies: eight threads write eight chunks of one pixel that begin at a multiple of 8: a permutation of 128 bytes.
+//
+// Copies: a thread has one or two pixels of each step and follows them by additions: a step is so many pictures, rows
+// and columns further, with carries. Filter rows and columns that lie inside the picture are bits of a word, so that a
+// copy is valid if the pixel's word has the column's two bits.
+//
+// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
+// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite.
+//
+// The emulator shows none of: bank conflicts, what L1 and L2 hold, how long the last blocks take, and memory ordering
+// beyond barriers (parts are written, fenced and counted; they are read past L1).
+//
+// dynamic shared memory: conv2d_weight_gradient_128x128_bf16 49152
+// dynamic shared memory: conv2d_weight_gradient_64x192_bf16 49152
+// dynamic shared memory: conv2d_weight_gradient_128x128_tf32 49152
+// dynamic shared memory: conv2d_weight_gradient_64x192_tf32 49152
+
+#include "common.cuh"
+
+template <class T>
+struct Conv2dTensorWeightGradientArguments {
+    const T* input;              // [N, H, W, C]
+    const T* output_gradient;    // [N, OH, OW, K]
+    float* weight_gradient;      // [K, R, S, C]
+    float* workspace;            // [splits, tiles, fragments, threads, 4]; none with one split
+    unsigned* counters;          // zeros: for each tile one of groups and one for each group of splits
+    int batch;                   // N
+    int height;                  // H
+    int width;                   // W
+    int input_channels;          // C
+    int output_height;           // OH
+    int output_width;            // OW
+    int output_channels;         // K
+    int kernel_height;           // R
+    int kernel_width;            // S
+    int stride;
+    int padding;
+    int channel_tiles;           // tiles over K; blockIdx.x counts them first, then column tiles, then splits
+    int column_tiles;            // tiles over R S C
+    int splits;
+    int split_steps;             // steps of pixels of a split; the last may have fewer
+    int group_splits;            // splits of a group; the last may have fewer
+};
+
+#if RETUNE_TENSOR_CORES
+
+constexpr int kThreads = 128;
+constexpr int kStages = 3;
+constexpr int kChunk = 16;                 // bytes of a copy
+constexpr int kChunksAtOnce = 8;           // of one pixel, by as many threads
+constexpr int kWarpChannels = 64;
+constexpr int kChannelFragments = kWarpChannels / 16;
+constexpr unsigned kColumnBit = 1u << 16;    // positions of the filter: rows in the lower half, columns above
+constexpr unsigned kNowhere = 1u << 31;      // a filter has at most 15 columns
+
+template <class T, int kChannels, int kColumns>
+struct Tile {
+    static constexpr int kVector = kVectorLength<T>;
+    static constexpr int kStep = 64 / static_cast<int>(sizeof(T));    // pixels
+    static constexpr int kChannelRow = kChannels * static_cast<int>(sizeof(T));
+    static constexpr int kColumnRow = kColumns * static_cast<int>(sizeof(T));
+    static constexpr int kStageBytes = kStep * (kChannelRow + kColumnRow);
+    static constexpr int kChannelCopies = kChannelRow / kChunk / kChunksAtOnce;
+    static constexpr int kColumnCopies = kColumnRow / kChunk / kChunksAtOnce;
+    static constexpr int kPixelCopies = kStep / (kThreads / kChunksAtOnce);
+    static constexpr int kWarpRows = kChannels / kWarpChannels;
+    static constexpr int kWarpColumns = kColumns / (kThreads / kWarp / kWarpRows);
+    static constexpr int kColumnFragments = kWarpColumns / 8;
+    static constexpr int kFragments = kChannelFragments * kColumnFragments;
+    using Sums = float[kChannelFragments][kColumnFragments][4];
+    static_assert(kColumnFragments % 2 == 0, "fragments of columns are loaded in pairs");
+};
+
+// Where chunk `chunk` of a pixel lies in its row.
+template <class T>
+__device__ __forceinline__ int chunk_offset(int chunk, int pixel) {
+    return (chunk ^ (sizeof(T) == 2 ? pixel % 8 : pixel % 4 * 2)) * kChunk;
+}
+
+// The filter positions i with 0 <= origin + i < extent, as bits.
+__device__ __forceinline__ unsigned positions_inside(int origin, int extent, int positions) {
+    const int first = max(-origin, 0);
+    const int end = min(extent - origin, positions);
+    return first < end ? (1u << end) - (1u << first) : 0u;
+}
+
+// What one thread copies: of its pixels every eighth chunk of the tile's channels and columns.
+template <class T, int kChannels, int kColumns>
+struct Copies {
+    using Sizes = Tile<T, kChannels, kColumns>;
+
+    const Conv2dTensorWeightGradientArguments<T>& arguments;
+    int pixels;
+    int first_channel;                         // of this thread's first chunk
+    int pixel;                                 // the first that is copied next
+    int picture[Sizes::kPixelCopies];          // and where each lies
+    int row[Sizes::kPixelCopies];
+    int column[Sizes::kPixelCopies];
+    int step_pictures;                         // the distance to the pixel a step later
+    int step_rows;
+    int step_columns;
+    int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the window's origin
+    unsigned position[Sizes::kColumnCopies];   // the bits of its filter row and column
+
+    __device__ __forceinline__ Copies(const Conv2dTensorWeightGradientArguments<T>& arguments, int first_step,
+                                      int first_channel, int first_column)
+        : arguments(arguments), first_channel(first_channel + chunk() * Sizes::kVector) {
+        const int picture_pixels = arguments.output_height * arguments.output_width;
+        pixels = arguments.batch * picture_pixels;
+        pixel = first_step * Sizes::kStep + static_cast<int>(threadIdx.x) / kChunksAtOnce;
+#pragma unroll
+        for (int i = 0; i < Sizes::kPixelCopies; i++) {
+            const int index = pixel + i * (kThreads / kChunksAtOnce);
+            picture[i] = index / picture_pixels;
+            const int rest = index - picture[i] * picture_pixels;
+            row[i] = rest / arguments.output_width;
+            column[i] = rest - row[i] * arguments.output_width;
+        }
+        step_pictures = Sizes::kStep / picture_pixels;
+        const int rest = Sizes::kStep - step_pictures * picture_pixels;
+        step_rows = rest / arguments.output_width;
+        step_columns = rest - step_rows * arguments.output_width;
+
+        const int columns = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
+#pragma unroll
+        for (int j = 0; j < Sizes::kColumnCopies; j++) {
+            const int index = first_column + (chunk() + j * kChunksAtOnce) * Sizes::kVector;
+            const int tap = index / arguments.input_channels;
+            const int filter_row = tap / arguments.kernel_width;
+            const int filter_column = tap - filter_row * arguments.kernel_width;
+            offset[j] = (filter_row * arguments.width + filter_column) * arguments.input_channels + index -
+                        tap * arguments.input_channels;
+            position[j] = index < columns ? 1u << filter_row | kColumnBit << filter_column : kNowhere;
+        }
+    }
+
+    static __device__ __forceinline__ int chunk() {
+        return static_cast<int>(threadIdx.x) % kChunksAtOnce;
+    }
+
+    // Begins to copy a step and goes on to the next.
+    __device__ __forceinline__ void copy(unsigned char* stage) {
+#pragma unroll
+        for (int i = 0; i < Sizes::kPixelCopies; i++) {
+            constexpr int distance = kThreads / kChunksAtOnce;
+            const int stage_pixel = static_cast<int>(threadIdx.x) / kChunksAtOnce + i * distance;
+            const int index = pixel + i * distance;
+            const bool inside = index < pixels;
+
+            unsigned char* channels = stage + stage_pixel * Sizes::kChannelRow;
+            const T* gradient =
+                arguments.output_gradient + static_cast<long long>(index) * arguments.output_channels + first_channel;
+#pragma unroll
+            for (int j = 0; j < Sizes::kChannelCopies; j++) {
+                const int shift = j * kChunksAtOnce * Sizes::kVector;
+                const bool valid = inside && first_channel + shift < arguments.output_channels;
+                copy_async_16(channels + chunk_offset<T>(chunk() + j * kChunksAtOnce, stage_pixel),
+                              valid ? gradient + shift : arguments.output_gradient, valid);
+            }
+
+            unsigned char* columns = stage + Sizes::kStep * Sizes::kChannelRow + stage_pixel * Sizes::kColumnRow;
+            const int origin_row = row[i] * arguments.stride - arguments.padding;
+            const int origin_column = column[i] * arguments.stride - arguments.padding;
+            const unsigned reached =
+                inside ? positions_inside(origin_row, arguments.height, arguments.kernel_height) |
+                             positions_inside(origin_column, arguments.width, arguments.kernel_width) * kColumnBit
+                       : 0u;
+            const int origin = (picture[i] * arguments.height + origin_row) * arguments.width + origin_column;
+            const T* window = arguments.input + static_cast<long long>(origin) * arguments.input_channels;
+#pragma unroll
+            for (int j = 0; j < Sizes::kColumnCopies; j++) {
+                const bool valid = (reached & position[j]) == position[j];
+                copy_async_16_cached(columns + chunk_offset<T>(chunk() + j * kChunksAtOnce, stage_pixel),
+                                     valid ? window + offset[j] : arguments.input, valid);
+            }
+
+            column[i] += step_columns;
+            const bool next_row = column[i] >= arguments.output_width;
+            if (next_row) column[i] -= arguments.output_width;
+            row[i] += step_rows + (next_row ? 1 : 0);
+            const bool next_picture = row[i] >= arguments.output_height;
+            if (next_picture) row[i] -= arguments.output_height;
+            picture[i] += step_pictures + (next_picture ? 1 : 0);
+        }
+        pixel += Sizes::kStep;
+    }
+};
+
+// Multiplies half a step: its 16 pixels of bf16 or 8 of tf32 for the channels and columns of a warp.
+template <class T, int kChannels, int kColumns>
+__device__ __forceinline__ void multiply_half(const unsigned char* stage, int half, int warp_channel, int warp_column,
+                                              typename Tile<T, kChannels, kColumns>::Sums& sums) {
+    using Sizes = Tile<T, kChannels, kColumns>;
+    const unsigned char* columns = stage + Sizes::kStep * Sizes::kChannelRow;
+    const int lane = threadIdx.x % kWarp;
+    uint32_t a[kChannelFragments][4];
+    uint32_t b[Sizes::kColumnFragments][2];
+    if constexpr (sizeof(T) == 2) {
+        const int a_pixel = half * 16 + lane / 16 * 8 + lane % 8;
+#pragma unroll
+        for (int i = 0; i < kChannelFragments; i++) {
+            const int chunk = warp_channel / 8 + i * 2 + lane / 8 % 2;
+            load_matrix_x4_transposed(a[i], stage + a_pixel * Sizes::kChannelRow + chunk_offset<T>(chunk, a_pixel));
+        }
+        const int b_pixel = half * 16 + lane % 16;
+#pragma unroll
+        for (int j = 0; j < Sizes::kColumnFragments; j += 2) {
+            const int chunk = warp_column / 8 + j + lane / 16;
+            uint32_t pair[4];
+            load_matrix_x4_transposed(pair, columns + b_pixel * Sizes::kColumnRow + chunk_offset<T>(chunk, b_pixel));
+            b[j][0] = pair[0];
+            b[j][1] = pair[1];
+            b[j + 1][0] = pair[2];
+            b[j + 1][1] = pair[3];
+        }
+    } else {
+        const auto load = [&](const unsigned char* tile, int row_bytes, int pixel, int element) {
+            const unsigned char* chunk = tile + pixel * row_bytes + chunk_offset<T>(element / 4, pixel);
+            return round_to_tf32(*reinterpret_cast<const float*>(chunk + element % 4 * 4));
+        };
+        const int pixel = half * 8 + lane % 4;
+#pragma unroll
+        for (int i = 0; i < kChannelFragments; i++) {
+            const int channel = warp_channel + i * 16 + lane / 4;
+            a[i][0] = load(stage, Sizes::kChannelRow, pixel, channel);
+            a[i][1] = load(stage, Sizes::kChannelRow, pixel, channel + 8);
+            a[i][2] = load(stage, Sizes::kChannelRow, pixel + 4, channel);
+            a[i][3] = load(stage, Sizes::kChannelRow, pixel + 4, channel + 8);
+        }
+#pragma unroll
+        for (int j = 0; j < Sizes::kColumnFragments; j++) {
+            const int column = warp_column + j * 8 + lane / 4;
+            b[j][0] = load(columns, Sizes::kColumnRow, pixel, column);
+            b[j][1] = load(columns, Sizes::kColumnRow, pixel + 4, column);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kChannelFragments; i++) {
+#pragma unroll
+        for (int j = 0; j < Sizes::kColumnFragments; j++) {
+            if constexpr (sizeof(T) == 2) multiply_add_bf16(sums[i][j], a[i], b[j][0], b[j][1]);
+            else multiply_add_tf32(sums[i][j], a[i], b[j][0], b[j][1]);
+        }
+    }
+}
+
+// A thread's sums in the workspace, one fragment after another.
+template <class Sizes>
+__device__ __forceinline__ void store_sums(float4* target, const typename Sizes::Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < Sizes::kFragments; i++) {
+        const float(&sum)[4] = sums[i / Sizes::kColumnFragments][i % Sizes::kColumnFragments];
+        target[i * kThreads] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    }
+}
+
+// The sum of `count` of them that lie `distance` apart, in this order. Past the L1 cache: others wrote them. Half of
+// the fragments at a time: as many loads are under way as there are registers for.
+template <class Sizes>
+__device__ __forceinline__ void add_stored(typename Sizes::Sums& sums, const float4* source, long long distance,
+                                           int count) {
+#pragma unroll
+    for (int first = 0; first < Sizes::kFragments; first += Sizes::kFragments / 2) {
+#pragma unroll
+        for (int i = first; i < first + Sizes::kFragments / 2; i++) {
+            float(&sum)[4] = sums[i / Sizes::kColumnFragments][i % Sizes::kColumnFragments];
+            sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
+        }
+#pragma unroll 1
+        for (int part = 0; part < count; part++) {
+#pragma unroll
+            for (int i = first; i < first + Sizes::kFragments / 2; i++) {
+                const float4 values = __ldcg(source + part * distance + i * kThreads);
+                float(&sum)[4] = sums[i / Sizes::kColumnFragments][i % Sizes::kColumnFragments];
+                sum[0] += values.x;
+                sum[1] += values.y;
+                sum[2] += values.z;
+                sum[3] += values.w;
+            }
+        }
+    }
+}
+
+template <class T, int kChannels, int kColumns>
+__device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradientArguments<T>& arguments) {
+    using Sizes = Tile<T, kChannels, kColumns>;
+    extern __shared__ __align__(128) unsigned char shared_memory[];
+    __shared__ int flag;
+    const int tiles = arguments.channel_tiles * arguments.column_tiles;
+    const int split = static_cast<int>(blockIdx.x) / tiles;
+    const int tile = static_cast<int>(blockIdx.x) - split * tiles;
+    const int column_tile = tile / arguments.channel_tiles;
+    const int first_channel = (tile - column_tile * arguments.channel_tiles) * kChannels;
+    const int first_column = column_tile * kColumns;
+    const int columns = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
+    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+
+    const int warp = threadIdx.x / kWarp;
+    const int warp_channel = warp % Sizes::kWarpRows * kWarpChannels;
+    const int warp_column = warp / Sizes::kWarpRows * Sizes::kWarpColumns;
+    // A warp past the end of the gradient copies but has nothing to multiply, store or add.
+    const bool active =
+        first_channel + warp_channel < arguments.output_channels && first_column + warp_column < columns;
+
+    const int first_step = split * arguments.split_steps;
+    const int steps = min(divide_up(pixels, Sizes::kStep) - first_step, arguments.split_steps);
+    Copies<T, kChannels, kColumns> copies(arguments, first_step, first_channel, first_column);
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; stage++) {
+        if (stage < steps) copies.copy(shared_memory + stage * Sizes::kStageBytes);
+        copy_async_commit();
+    }
+    typename Sizes::Sums sums = {};
+    int stage = 0;
+    for (int step = 0; step < steps; step++) {
+        copy_async_wait<kStages - 2>();
+        __syncthreads();
+        const int next = stage == 0 ? kStages - 1 : stage - 1;
+        if (step + kStages - 1 < steps) copies.copy(shared_memory + next * Sizes::kStageBytes);
+        copy_async_commit();
+        if (active) {
+            const unsigned char* source = shared_memory + stage * Sizes::kStageBytes;
+            multiply_half<T, kChannels, kColumns>(source, 0, warp_channel, warp_column, sums);
+            multiply_half<T, kChannels, kColumns>(source, 1, warp_channel, warp_column, sums);
+        }
+        stage = stage == kStages - 1 ? 0 : stage + 1;
+    }
+
+    if (arguments.splits > 1) {
+        const long long distance = static_cast<long long>(tiles) * Sizes::kFragments * kThreads;
+        float4* parts = reinterpret_cast<float4*>(arguments.workspace) +
+                        static_cast<long long>(tile) * Sizes::kFragments * kThreads + threadIdx.x;
+        const int groups = divide_up(arguments.splits, arguments.group_splits);
+        const int group = split / arguments.group_splits;
+        const int first_split = group * arguments.group_splits;
+        const int group_splits = min(arguments.splits - first_split, arguments.group_splits);
+        unsigned* counters = arguments.counters + static_cast<long long>(tile) * (groups + 1);
+
+        if (active) store_sums<Sizes>(parts + split * distance, sums);
+        if (group_splits > 1) {
+            if (!arrive_last(counters + 1 + group, group_splits, &flag)) return;
+            if (active) add_stored<Sizes>(sums, parts + first_split * distance, distance, group_splits);
+            // Each thread overwrites what only it has just read.
+            if (active && groups > 1) store_sums<Sizes>(parts + first_split * distance, sums);
+        }
+        if (groups > 1) {
+            if (!arrive_last(counters, groups, &flag)) return;
+            if (active) add_stored<Sizes>(sums, parts, distance * arguments.group_splits, groups);
+        }
+    }
+
+    // The number of columns is a multiple of four: a pair is inside or outside.
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int i = 0; i < kChannelFragments; i++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int channel = first_channel + warp_channel + i * 16 + half * 8 + lane / 4;
+            if (channel >= arguments.output_channels) continue;
+            float* row = arguments.weight_gradient + static_cast<long long>(channel) * columns;
+#pragma unroll
+            for (int j = 0; j < Sizes::kColumnFragments; j++) {
+                const int column = first_column + warp_column + j * 8 + lane % 4 * 2;
+                if (column >= columns) continue;
+                *reinterpret_cast<float2*>(row + column) = make_float2(sums[i][j][half * 2], sums[i][j][half * 2 + 1]);
+            }
+        }
+    }
+}
+
+#endif
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_weight_gradient_128x128_bf16(const Conv2dTensorWeightGradientArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    weight_gradient<bf16, 128, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_weight_gradient_64x192_bf16(const Conv2dTensorWeightGradientArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    weight_gradient<bf16, 64, 192>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_weight_gradient_128x128_tf32(const Conv2dTensorWeightGradientArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    weight_gradient<float, 128, 128>(arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_weight_gradient_64x192_tf32(const Conv2dTensorWeightGradientArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    weight_gradient<float, 64, 192>(arguments);
+#endif
+}

@@ -1,0 +1,576 @@
+//! Every kernel launch of a training step, against a roofline: planned for a GPU that is not there, or timed one by one.
+
+use serde::Serialize;
+
+use super::super::print_result;
+use super::{CLASSES, median, synthetic_pictures};
+use crate::device::cuda::Cuda;
+use crate::device::cuda::driver::{ArithmeticUnit, Driver, Work};
+use crate::device::cuda::dry_run::{DryRun, LaunchLog, RecordedLaunch, Stopwatch};
+use crate::device::cuda::gpus::{Bound, GPU_MODELS, GpuModel};
+use crate::device::{Augment, Device, PictureView, Precision, Resampling, write_f32};
+use crate::error::{Error, Result};
+use crate::graph::{Executor, Graph, Node, Value};
+use crate::model::{BatchShape, Network, ResNet};
+use crate::tensor::{ElementType, Tensor};
+use crate::train::{Recipe, initialise};
+
+/// The GPU that `--gpu` names.
+pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
+    GpuModel::find(name).ok_or_else(|| {
+        let names: Vec<&str> = GPU_MODELS.iter().map(|model| model.name).collect();
+        Error::usage(format!("--gpu {name}: expected one of {}", names.join(", ")))
+    })
+}
+
+/// A part of the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    Augment,
+    Forward,
+    Backward,
+    Sgd,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [Self::Augment, Self::Forward, Self::Backward, Self::Sgd];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Augment => "augment",
+            Self::Forward => "forward",
+            Self::Backward => "backward",
+            Self::Sgd => "sgd",
+        }
+    }
+}
+
+struct Issued {
+    part: Part,
+    module: String,
+    launch: RecordedLaunch,
+}
+
+/// Launches that differ in nothing but their module.
+#[derive(Serialize)]
+struct Row {
+    part: Part,
+    kernel: &'static str,
+    /// The first.
+    module: String,
+    launches: usize,
+    grid: [u32; 3],
+    threads: u32,
+    dynamic_shared_bytes: u32,
+    /// Of all the launches, as everything below.
+    operations: u64,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roofline_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+    #[serde(skip)]
+    work: Work,
+}
+
+impl Row {
+    fn new(Issued { part, module, launch }: &Issued) -> Self {
+        Self {
+            part: *part,
+            kernel: launch.kernel,
+            module: module.clone(),
+            launches: 0,
+            grid: launch.grid,
+            threads: launch.block.iter().product(),
+            dynamic_shared_bytes: launch.shared_bytes,
+            operations: 0,
+            bytes: 0,
+            roofline_seconds: None,
+            bound: None,
+            seconds: None,
+            work: launch.work,
+        }
+    }
+
+    fn is_like(&self, Issued { part, launch, .. }: &Issued) -> bool {
+        (self.part, self.kernel, self.grid, self.threads) == (*part, launch.kernel, launch.grid, threads(launch))
+            && (self.dynamic_shared_bytes, self.work) == (launch.shared_bytes, launch.work)
+    }
+
+    fn add(&mut self, launch: &RecordedLaunch, model: Option<&GpuModel>) {
+        self.launches += 1;
+        self.operations += launch.work.operations;
+        self.bytes += launch.work.bytes_read + launch.work.bytes_written;
+        if let Some(roofline) = model.map(|model| model.roofline(&launch.work)) {
+            *self.roofline_seconds.get_or_insert(0.0) += roofline.seconds;
+            self.bound = Some(match roofline.bound {
+                Bound::Operations => "operations",
+                Bound::Bytes => "bytes",
+            });
+        }
+        if let Some(duration) = launch.duration {
+            *self.seconds.get_or_insert(0.0) += duration.as_secs_f64();
+        }
+    }
+}
+
+fn threads(launch: &RecordedLaunch) -> u32 {
+    launch.block.iter().product()
+}
+
+#[derive(Serialize)]
+struct Total {
+    part: &'static str,
+    launches: usize,
+    operations: u64,
+    bytes: u64,
+    /// See [`least_bytes`].
+    least_bytes: u64,
+    bytes_ratio: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roofline_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seconds: Option<f64>,
+}
+
+/// Every launch of a training step, grouped, and the sums.
+#[derive(Serialize)]
+pub(super) struct StepReport {
+    device: String,
+    /// The one whose ceilings the rooflines are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'static str>,
+    precision: String,
+    batch_size: usize,
+    image_size: usize,
+    rows: Vec<Row>,
+    totals: Vec<Total>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roofline_images_per_second: Option<f64>,
+    arena_bytes: usize,
+    /// With parameters, gradients and what else is allocated; known where nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocated_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fits: Option<bool>,
+}
+
+/// Plans a step for a GPU that need not be there.
+pub(super) fn plan(
+    model: &'static GpuModel,
+    precision: Precision,
+    resnet: ResNet,
+    shape: BatchShape,
+) -> Result<StepReport> {
+    let driver = std::rc::Rc::new(DryRun::new(model));
+    let log = driver.log();
+    let device = Cuda::new(Box::new(driver.clone()), precision)?;
+    let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
+    network.prepare(shape, true)?;
+    let views = Views::new(network.device(), shape)?;
+    log.take();
+    let issued = issue_step(&mut network, shape, &views, &log, |_| Ok(()))?;
+    let mut report = report(&network, shape, &issued, Some(model))?;
+    report.allocated_bytes = Some(driver.allocated_bytes());
+    report.memory_bytes = Some(model.memory_bytes);
+    report.fits = Some(driver.allocated_bytes() <= model.memory_bytes);
+    Ok(report)
+}
+
+/// Times every launch of a step by itself, `steps` times, and reports the medians. `model` has the ceilings; without one
+/// they are those of the GPU that the driver describes, if the table has it.
+pub(super) fn measure(
+    driver: Box<dyn Driver>,
+    model: Option<&'static GpuModel>,
+    precision: Precision,
+    resnet: ResNet,
+    shape: BatchShape,
+    steps: usize,
+) -> Result<StepReport> {
+    let model = model.or_else(|| GpuModel::described(&driver.description()));
+    let stopwatch = Stopwatch::new(driver);
+    let log = stopwatch.log();
+    let device = Cuda::new(Box::new(stopwatch), precision)?;
+    let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
+    initialise(&mut network, 0)?;
+    network.prepare(shape, true)?;
+    let views = Views::new(network.device(), shape)?;
+    let images = synthetic_pictures(shape);
+    let targets: Vec<u32> = (0..shape.batch).map(|image| (image % CLASSES) as u32).collect();
+    let mut runs = Vec::with_capacity(steps + 1);
+    for _ in 0..=steps {
+        let fill = |network: &Network| network.fill(shape, true, &images, &targets);
+        runs.push(issue_step(&mut network, shape, &views, &log, fill)?);
+    }
+    // The first is a warm-up.
+    let mut issued = runs.swap_remove(0);
+    for (index, issued) in issued.iter_mut().enumerate() {
+        let durations = runs.iter().filter_map(|run| run.get(index)?.launch.duration);
+        let seconds: Vec<f64> = durations.map(|duration| duration.as_secs_f64()).collect();
+        if seconds.len() == steps {
+            issued.launch.duration = Some(std::time::Duration::from_secs_f64(median(&seconds)));
+        }
+    }
+    report(&network, shape, &issued, model)
+}
+
+/// What `augment` reads: for every picture of the batch the same crop, half of a photo of 500 x 375.
+struct Views {
+    /// The kernel reads it there.
+    _picture: Tensor,
+    table: Tensor,
+    levels: Tensor,
+    source_pixels: u64,
+}
+
+impl Views {
+    const PHOTO: [usize; 3] = [375, 500, 3];
+    const CROP: u32 = 306;
+
+    fn new(device: &dyn Device, shape: BatchShape) -> Result<Self> {
+        let allocate = |shape: crate::tensor::Shape, element_type: ElementType| -> Result<Tensor> {
+            Ok(Tensor::new(device.allocate(shape.len() * element_type.size())?, 0, shape, element_type))
+        };
+        let picture = allocate(Self::PHOTO.into(), ElementType::U8)?;
+        device.upload(&vec![128; picture.bytes()], &picture)?;
+        let resampling = Resampling {
+            top: 0,
+            left: 0,
+            height: Self::CROP,
+            width: Self::CROP,
+            scaled_height: shape.height as u32,
+            scaled_width: shape.width as u32,
+            window_top: 0,
+            window_left: 0,
+            flip: false,
+        };
+        let view = PictureView { picture: picture.clone(), resampling }.bytes()?;
+        let table = allocate([shape.batch * PictureView::BYTES].into(), ElementType::U8)?;
+        device.upload(&view.repeat(shape.batch), &table)?;
+        let levels = allocate([3, 256].into(), ElementType::F32)?;
+        write_f32(device, &[0.0; 3 * 256], &levels)?;
+        let source_pixels = shape.batch as u64 * u64::from(Self::CROP) * u64::from(Self::CROP);
+        Ok(Self { _picture: picture, table, levels, source_pixels })
+    }
+}
+
+/// One step from `augment` to `sgd`, with the launches of each module. Between `augment` and the rest `fill` may put other
+/// pictures in the place of its grey ones, which would cost a GPU less power than real ones.
+fn issue_step(
+    network: &mut Network,
+    shape: BatchShape,
+    views: &Views,
+    log: &LaunchLog,
+    fill: impl Fn(&Network) -> Result<()>,
+) -> Result<Vec<Issued>> {
+    let mut issued = Vec::new();
+    let mut keep = |part, module: &str| {
+        issued.extend(log.take().into_iter().map(|launch| Issued { part, module: module.into(), launch }));
+    };
+    let executor = network.executor(shape, true)?;
+    let device = network.device();
+    if device.has_augment() {
+        let (views, levels, source_pixels) = (&views.table, Some(&views.levels), views.source_pixels);
+        device.augment(&Augment { views, levels, output: images_of(executor)?, source_pixels })?;
+        keep(Part::Augment, "pictures");
+    }
+    fill(network)?;
+    let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
+    for (index, name) in names.iter().enumerate() {
+        executor.forward_node(device, index)?;
+        keep(Part::Forward, name);
+    }
+    for (index, name) in names.iter().enumerate().rev() {
+        executor.backward_node(device, index)?;
+        keep(Part::Backward, name);
+    }
+    network.update()?;
+    network.device().synchronize()?;
+    keep(Part::Sgd, "parameters");
+    Ok(issued)
+}
+
+fn images_of(executor: &Executor) -> Result<&Tensor> {
+    let is_pictures = |value: &&Value| executor.graph().value(**value).shape.dims().len() == 4;
+    let input = executor.graph().inputs().iter().find(is_pictures);
+    input.map(|&input| executor.value(input)).ok_or_else(|| Error::new("a network without pictures"))
+}
+
+fn report(
+    network: &Network,
+    shape: BatchShape,
+    issued: &[Issued],
+    model: Option<&'static GpuModel>,
+) -> Result<StepReport> {
+    let mut rows: Vec<Row> = Vec::new();
+    for one in issued {
+        let position = rows.iter().position(|row| row.is_like(one)).unwrap_or_else(|| {
+            rows.push(Row::new(one));
+            rows.len() - 1
+        });
+        rows[position].add(&one.launch, model);
+    }
+    let graph = network.executor(shape, true)?.graph();
+    let least = LeastBytes::new(graph, network);
+    let mut totals: Vec<Total> = Part::ALL.iter().map(|&part| total(part, &rows, &least)).collect();
+    let step = Total {
+        part: "step",
+        launches: totals.iter().map(|total| total.launches).sum(),
+        operations: totals.iter().map(|total| total.operations).sum(),
+        bytes: totals.iter().map(|total| total.bytes).sum(),
+        least_bytes: totals.iter().map(|total| total.least_bytes).sum(),
+        bytes_ratio: 0.0,
+        roofline_seconds: sum(totals.iter().map(|total| total.roofline_seconds)),
+        seconds: sum(totals.iter().map(|total| total.seconds)),
+    };
+    let step = Total { bytes_ratio: step.bytes as f64 / step.least_bytes as f64, ..step };
+    let roofline_images_per_second = step.roofline_seconds.map(|seconds| shape.batch as f64 / seconds);
+    totals.push(step);
+    Ok(StepReport {
+        device: network.device().name(),
+        gpu: model.map(|model| model.name),
+        precision: network.device().precision().to_string(),
+        batch_size: shape.batch,
+        image_size: shape.height,
+        rows,
+        totals,
+        roofline_images_per_second,
+        arena_bytes: network.arena_bytes(),
+        allocated_bytes: None,
+        memory_bytes: None,
+        fits: None,
+    })
+}
+
+/// The sum of those that are known; none where none is.
+fn sum(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    values.flatten().fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+fn total(part: Part, rows: &[Row], least: &LeastBytes) -> Total {
+    let rows = || rows.iter().filter(|row| row.part == part);
+    let bytes: u64 = rows().map(|row| row.bytes).sum();
+    let least_bytes = match part {
+        Part::Augment => bytes,
+        Part::Forward => least.forward,
+        Part::Backward => least.backward,
+        Part::Sgd => least.sgd,
+    };
+    Total {
+        part: part.name(),
+        launches: rows().map(|row| row.launches).sum(),
+        operations: rows().map(|row| row.operations).sum(),
+        bytes,
+        least_bytes,
+        bytes_ratio: if least_bytes == 0 { 1.0 } else { bytes as f64 / least_bytes as f64 },
+        roofline_seconds: sum(rows().map(|row| row.roofline_seconds)),
+        seconds: sum(rows().map(|row| row.seconds)),
+    }
+}
+
+/// The fewest bytes that a step moves when each of its passes reads each activation once and writes each once, and nothing
+/// stays in a cache from one pass to the next. The passes, all parameters being trained:
+///
+/// | pass | reads | writes |
+/// |---|---|---|
+/// | convolution, max and average pool, linear forward | input, weight | output, positions of maxima |
+/// | normalise, add, ReLU | convolution's output, residual | output |
+/// | loss | logits | gradient of the logits |
+/// | batch norm backward, sums | output's gradient, convolution's output, output where a residual was added | the masked gradient for the residual |
+/// | batch norm backward, gradient | the same gradient, convolution's output | its gradient |
+/// | input gradient | output's gradient, weight, what is there where it is added to | input's gradient |
+/// | weight gradient | output's gradient, input | weight's gradient |
+/// | update | parameters, gradients, velocity | parameters, velocity, bf16 copy |
+///
+/// Of a convolution whose filter is smaller than its step only what a window covers counts. Statistics and other vectors a
+/// channel are not counted. `augment` is taken at its own word: source pixels once, output once.
+struct LeastBytes {
+    forward: u64,
+    backward: u64,
+    sgd: u64,
+}
+
+impl LeastBytes {
+    fn new(graph: &Graph, network: &Network) -> Self {
+        let size = |value: Value| {
+            let info = graph.value(value);
+            (info.shape.len() * info.element_type.size()) as u64
+        };
+        let (mut forward, mut backward) = (0, 0);
+        // The last consumer's backward pass is the first to write a gradient; the others add to it.
+        let mut has_gradient = std::collections::BTreeSet::new();
+        for node in graph.nodes().iter().rev() {
+            let name = node.operation.name();
+            let output = node.outputs[0];
+            let is_activation = |value: &&Value| graph.value(**value).shape.dims().len() != 3;
+            let inputs: Vec<Value> = node.inputs.iter().filter(is_activation).copied().collect();
+            let elements: u64 = node.parameters.iter().map(|&id| graph.parameter(id).shape.len() as u64).sum();
+            let factor =
+                if name == "conv2d" { network.device().precision().activation_type().size() as u64 } else { 4 };
+            let mut gradient_of = |value: Value| {
+                if graph.value(value).producer.is_none() {
+                    return 0;
+                }
+                let added = !has_gradient.insert(value);
+                size(value) * if added { 2 } else { 1 }
+            };
+            let read: u64 = inputs.iter().map(|&input| size(input)).sum();
+            match name {
+                "batch_norm" => {
+                    forward += read + size(output);
+                    let residual = inputs.get(1).copied();
+                    let masked = residual.map_or(0, |residual| size(output) + gradient_of(residual));
+                    backward += 2 * (size(output) + size(inputs[0])) + masked + gradient_of(inputs[0]);
+                }
+                "max_pool" => {
+                    let positions = graph.value(output).shape.len() as u64;
+                    forward += read + size(output) + positions;
+                    backward += size(output) + positions + gradient_of(inputs[0]);
+                }
+                "cross_entropy" => forward += read + size(inputs[0]),
+                "conv2d" | "linear" => {
+                    let unread = unread_bytes(graph, node);
+                    let read = read - unread;
+                    forward += read + size(output) + elements * factor;
+                    let gradient = match gradient_of(inputs[0]) {
+                        // What the convolution does not read is zero, or is left alone.
+                        added if added == 2 * size(inputs[0]) => added - 2 * unread,
+                        written => written,
+                    };
+                    if gradient > 0 {
+                        backward += size(output) + elements * factor + gradient;
+                    }
+                    backward += size(output) + read + elements * 4;
+                }
+                _ => {
+                    forward += read + size(output);
+                    backward += size(output) + gradient_of(inputs[0]);
+                }
+            }
+        }
+        let groups = network.parameters().groups().iter();
+        let sgd = groups.map(|group| {
+            let velocity = group.velocity.as_ref().map_or(0, |velocity| 2 * velocity.bytes());
+            let copy = group.copy.as_ref().map_or(0, Tensor::bytes);
+            (2 * group.values.bytes() + group.gradients.bytes() + velocity + copy) as u64
+        });
+        Self { forward, backward, sgd: sgd.sum() }
+    }
+}
+
+/// Bytes of a convolution's input that no window covers: a filter smaller than its step leaves gaps.
+fn unread_bytes(graph: &Graph, node: &Node) -> u64 {
+    let input = graph.value(node.inputs[0]);
+    let weight = node.parameters.first().map(|&id| graph.parameter(id).shape);
+    let output = graph.value(node.outputs[0]).shape;
+    match (input.shape.dims(), weight.as_ref().map_or(&[][..], |weight| weight.dims()), output.dims()) {
+        (&[batch, height, width, channels], &[_, rows, columns, _], &[_, output_height, output_width, _]) => {
+            let covered = height.min(output_height * rows) * width.min(output_width * columns);
+            (batch * (height * width - covered) * channels * input.element_type.size()) as u64
+        }
+        _ => 0,
+    }
+}
+
+pub(super) fn print_table(report: &StepReport) -> Result<()> {
+    let timed = report.rows.iter().any(|row| row.seconds.is_some());
+    let peaks = report.gpu.and_then(GpuModel::find);
+    let columns = match timed {
+        true => format!("{:>9}  {:>9}  {:>8}  {:>8}", "us", "GB/s", "TFLOP/s", "roofline"),
+        false => format!("{:>9}  {:<10}", "least us", "bound by"),
+    };
+    print_result(&format!(
+        "{:<8}  {:<36}  {:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8}  {:>8}  {columns}",
+        "part", "kernel", "module", "launches", "grid", "threads", "shared", "GFLOP", "MB"
+    ))?;
+    for row in &report.rows {
+        let module = match row.launches {
+            1 => row.module.clone(),
+            launches => format!("{} and {} more", row.module, launches - 1),
+        };
+        let [x, y, z] = row.grid;
+        print_result(&format!(
+            "{:<8}  {:<36}  {module:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8.2}  {:>8.1}  {}",
+            row.part.name(),
+            row.kernel,
+            row.launches,
+            format!("{x} {y} {z}"),
+            row.threads,
+            row.dynamic_shared_bytes,
+            row.operations as f64 / 1e9,
+            row.bytes as f64 / 1e6,
+            rates(row, timed)
+        ))?;
+    }
+    print_result("")?;
+    for total in &report.totals {
+        let time = |what: &str, seconds: Option<f64>| {
+            seconds.map_or(String::new(), |seconds| format!(", {what} {:.3} ms", seconds * 1e3))
+        };
+        print_result(&format!(
+            "{:<8}  {:>4} launches, {:>8.1} GFLOP, {:>8.1} MB, of at least {:>8.1} MB ({:.2} x){}{}",
+            total.part,
+            total.launches,
+            total.operations as f64 / 1e9,
+            total.bytes as f64 / 1e6,
+            total.least_bytes as f64 / 1e6,
+            total.bytes_ratio,
+            time("roofline", total.roofline_seconds),
+            time("measured", total.seconds)
+        ))?;
+    }
+    if let (Some(model), Some(rate)) = (peaks, report.roofline_images_per_second) {
+        print_result(&format!("at the roofline {rate:.0} images/s on {} ({})", model.name, ceilings(model)))?;
+    }
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    let memory = match (report.allocated_bytes, report.memory_bytes, report.fits) {
+        (Some(allocated), Some(memory), Some(fits)) => format!(
+            "; {:.2} GiB in all, which {} in the {:.0} GiB of the GPU",
+            gib(allocated),
+            if fits { "fits" } else { "does not fit" },
+            gib(memory)
+        ),
+        _ => String::new(),
+    };
+    print_result(&format!(
+        "{}, {}, batch {}, {} x {}: {:.2} GiB of activations{memory}",
+        report.device,
+        report.precision,
+        report.batch_size,
+        report.image_size,
+        report.image_size,
+        gib(report.arena_bytes as u64)
+    ))
+}
+
+fn rates(row: &Row, timed: bool) -> String {
+    let microseconds = |seconds: Option<f64>| seconds.map_or(String::new(), |seconds| format!("{:.1}", seconds * 1e6));
+    if !timed {
+        return format!("{:>9}  {:<10}", microseconds(row.roofline_seconds), row.bound.unwrap_or_default());
+    }
+    let seconds = row.seconds.unwrap_or(f64::NAN);
+    let share = row.roofline_seconds.map_or(String::new(), |roofline| format!("{:.0} %", roofline / seconds * 100.0));
+    format!(
+        "{:>9}  {:>9.1}  {:>8.2}  {share:>8}",
+        microseconds(row.seconds),
+        row.bytes as f64 / seconds / 1e9,
+        row.operations as f64 / seconds / 1e12
+    )
+}
+
+fn ceilings(model: &GpuModel) -> String {
+    let rate =
+        |what: &str, unit| model.operations_per_second(unit).map(|rate| format!("{what} {:.0} TFLOP/s", rate / 1e12));
+    let rates = [
+        rate("fp32", ArithmeticUnit::Float32),
+        rate("tf32", ArithmeticUnit::TensorTf32),
+        rate("bf16", ArithmeticUnit::TensorBf16),
+    ];
+    let rates: Vec<String> = rates.into_iter().flatten().collect();
+    format!("{}: {:.2} TB/s, {}", model.description, model.bytes_per_second / 1e12, rates.join(", "))
+}

@@ -1,0 +1,645 @@
+//! From decoded pictures to batches: the reference against Pillow, the kernel against the reference, and the way of a
+//! data set's pictures through a device's memory.
+
+mod reference;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reference::Random;
+use reference::recorder::Recorder;
+use reference::resampling::resample;
+use retune::data::transform::{center_crop_resampling, normalized_levels};
+use retune::data::{
+    Augmentation, Batches, CropBox, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, RgbImage, Sample, Splits,
+    Stored, Transformer, decode_file,
+};
+use retune::device::cpu::Cpu;
+use retune::device::{Augment, Device, PictureView, Resampling, read_f32, write_f32};
+use retune::model::{Network, ResNet};
+use retune::tensor::{ElementType, Shape, Tensor};
+use retune::train::{Event, Position, Recipe, Run, RunFolder, initialise};
+use serde_json::Value;
+
+/// Smooth parts, edges and noise: every channel different.
+fn picture(random: &mut Random, width: u32, height: u32) -> RgbImage {
+    let (a, b, c) = (random.uniform(2.0, 20.0), random.uniform(2.0, 20.0), random.uniform(1.0, 9.0));
+    let mut pixels = Vec::with_capacity((width * height * 3) as usize);
+    for y in 0..height {
+        for x in 0..width {
+            for channel in 0..3 {
+                let wave = (f64::from(x) / a + f64::from(channel)).sin() * (f64::from(y) / b).cos();
+                let edge = ((f64::from(x) / c) as u32 + y / 5 + channel).is_multiple_of(2);
+                let level = 110.0 + 90.0 * wave + if edge { 55.0 } else { -20.0 } + random.uniform(-30.0, 30.0);
+                pixels.push(level.clamp(0.0, 255.0) as u8);
+            }
+        }
+    }
+    RgbImage { width, height, pixels }
+}
+
+/// The training transform of a crop.
+fn crop_resampling(crop: CropBox, flip: bool, size: u32) -> Resampling {
+    Augmentation { crop, flip }.resampling(size)
+}
+
+struct Case {
+    image: RgbImage,
+    resampling: Resampling,
+}
+
+/// Pictures and views of every kind for outputs of this size: tiny, huge, one pixel, enlarged, shrunk, padded.
+fn cases(random: &mut Random, size: u32) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sizes = [
+        (1, 1),
+        (1, 40),
+        (37, 1),
+        (2, 3),
+        (size, size),
+        (size + 1, size.max(2) - 1),
+        (97, 61),
+        (61, 130),
+        (20 * size.min(20), 21 * size.min(20)),
+        (1500, 4),
+        (3, 1400),
+    ];
+    for (width, height) in sizes {
+        let image = picture(random, width, height);
+        let seed = random.below(1000) as u64;
+        let drawn = Augmentation::sample(seed, 0, 1, width, height);
+        let corner = CropBox { top: height - 1, left: width - 1, height: 1, width: 1 };
+        let whole = CropBox { top: 0, left: 0, height, width };
+        let views = [
+            drawn.resampling(size),
+            crop_resampling(corner, false, size),
+            crop_resampling(whole, true, size),
+            center_crop_resampling(width, height, size + size.div_ceil(7), size),
+            // Smaller than the output: black around it.
+            center_crop_resampling(width, height, size.div_ceil(2), size),
+            Resampling { flip: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
+        ];
+        cases.extend(views.map(|resampling| Case { image: image.clone(), resampling }));
+    }
+    cases
+}
+
+/// What the CPU's transform makes of a view, where it is one of the CPU's.
+fn transformed(image: &RgbImage, resampling: &Resampling, size: u32) -> Option<Vec<u8>> {
+    let Resampling { top, left, height, width, scaled_height, scaled_width, flip, .. } = *resampling;
+    let (mut transformer, mut output) = (Transformer::default(), vec![7; (size * size * 3) as usize]);
+    let crop = CropBox { top, left, height, width };
+    let shorter_side = scaled_height.min(scaled_width);
+    if *resampling == crop_resampling(crop, flip, size) {
+        transformer.augment(image, &Augmentation { crop, flip }, size, &mut output).unwrap();
+    } else if *resampling == center_crop_resampling(image.width, image.height, shorter_side, size) {
+        transformer.resize_shorter_side_and_center_crop(image, shorter_side, size, &mut output).unwrap();
+    } else {
+        return None;
+    }
+    Some(output)
+}
+
+fn worst_difference(ours: &[u8], theirs: &[u8]) -> u8 {
+    assert_eq!(ours.len(), theirs.len());
+    ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+/// Views of the pictures that Pillow and torchvision have scaled, with what came out, in a square of black.
+fn pillow_cases() -> Vec<(Case, usize, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pillow");
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
+    let file = |value: &Value| decode_file(folder.join(value.as_str().unwrap())).unwrap();
+    let number = |value: &Value| value.as_u64().unwrap() as u32;
+    let mut cases = Vec::new();
+    for case in manifest["resized_crops"].as_array().unwrap() {
+        let (image, expected) = (file(&case["input"]), file(&case["expected"]));
+        let [top, left, height, width] = [0, 1, 2, 3].map(|i| number(&case["crop"][i]));
+        let [scaled_width, scaled_height] = [0, 1].map(|i| number(&case["size"][i]));
+        let size = scaled_width.max(scaled_height) as usize;
+        let crop = crop_resampling(CropBox { top, left, height, width }, false, size as u32);
+        let resampling = Resampling { scaled_height, scaled_width, ..crop };
+        cases.push((Case { image, resampling }, size, in_a_square(&expected, size)));
+    }
+    for case in manifest["test_transforms"].as_array().unwrap() {
+        let (image, expected) = (file(&case["input"]), file(&case["expected"]));
+        let (shorter_side, size) = (number(&case["shorter_side"]), number(&case["image_size"]));
+        let resampling = center_crop_resampling(image.width, image.height, shorter_side, size);
+        cases.push((Case { image, resampling }, size as usize, expected.pixels));
+    }
+    assert!(cases.len() > 20, "the manifest has cases");
+    cases
+}
+
+fn in_a_square(image: &RgbImage, size: usize) -> Vec<u8> {
+    let mut square = vec![0; size * size * 3];
+    let bytes = image.width as usize * 3;
+    for (row, line) in square.chunks_exact_mut(size * 3).zip(image.pixels.chunks_exact(bytes)) {
+        row[..bytes].copy_from_slice(line);
+    }
+    square
+}
+
+/// To the bit, but for pictures whose height shrinks more than their width: Pillow 13 scales the columns of those
+/// first, Pillow before that rows always, as we do. Rounding to bytes between the two makes a difference of one level then.
+#[track_caller]
+fn assert_pillow(number: usize, resampling: &Resampling, ours: &[u8], pillow: &[u8]) {
+    let Resampling { height, width, scaled_height, scaled_width, .. } = *resampling;
+    let rows_first = height <= scaled_height
+        || u64::from(height) * u64::from(scaled_width) <= u64::from(width) * u64::from(scaled_height);
+    let allowed = if rows_first { 0 } else { 1 };
+    let worst = worst_difference(ours, pillow);
+    assert!(worst <= allowed, "case {number}: {worst} levels off in {resampling:?}");
+}
+
+#[test]
+fn the_reference_is_pillow_to_the_bit() {
+    for (number, (Case { image, resampling }, size, expected)) in pillow_cases().into_iter().enumerate() {
+        assert_pillow(number, &resampling, &resample(&image, &resampling, size), &expected);
+    }
+}
+
+#[test]
+fn resamplings_are_the_transforms_of_the_cpu() {
+    let (mut compared, mut values, mut different) = (0, 0, 0);
+    for size in [1, 5, 32, 45] {
+        for Case { image, resampling } in cases(&mut Random(u64::from(size)), size) {
+            let Some(cpu) = transformed(&image, &resampling, size) else { continue };
+            let ours = resample(&image, &resampling, size as usize);
+            assert!(worst_difference(&ours, &cpu) <= 1, "{resampling:?} of {} x {}", image.width, image.height);
+            different += ours.iter().zip(&cpu).filter(|(a, b)| a != b).count();
+            values += ours.len();
+            compared += 1;
+        }
+    }
+    println!("{different} of {values} values differ by one level, in {compared} pictures");
+    assert!(compared >= 4 * 40);
+}
+
+#[test]
+fn views_outside_of_a_picture_are_errors() {
+    let memory = Cpu.allocate(4 * 6 * 3).unwrap();
+    let picture = Tensor::new(memory, 0, [4, 6, 3].into(), ElementType::U8);
+    let inside = crop_resampling(CropBox { top: 1, left: 2, height: 3, width: 4 }, false, 8);
+    let bytes = |resampling| PictureView { picture: picture.clone(), resampling }.bytes();
+    let table = bytes(inside).unwrap();
+    assert_eq!(table[..8], (picture.address() + (6 + 2) * 3).to_ne_bytes());
+    assert_eq!(table[8..12], 6_u32.to_ne_bytes());
+    for outside in [
+        Resampling { top: 2, ..inside },
+        Resampling { left: 3, ..inside },
+        Resampling { height: 0, ..inside },
+        Resampling { width: u32::MAX, ..inside },
+        Resampling { scaled_height: 0, ..inside },
+        Resampling { scaled_width: 0, ..inside },
+    ] {
+        assert!(bytes(outside).is_err(), "{outside:?}");
+    }
+}
+
+#[cfg(feature = "emulator")]
+mod kernel {
+    use half::bf16;
+    use reference::devices::{Workbench, emulated};
+    use retune::device::Precision;
+
+    use super::*;
+
+    fn tensor(device: &dyn Device, shape: impl Into<Shape>, element_type: ElementType) -> Tensor {
+        let shape = shape.into();
+        Tensor::new(device.allocate(shape.len() * element_type.size()).unwrap(), 0, shape, element_type)
+    }
+
+    fn upload(device: &dyn Device, bytes: &[u8]) -> Tensor {
+        let tensor = tensor(device, [bytes.len()], ElementType::U8);
+        device.upload(bytes, &tensor).unwrap();
+        tensor
+    }
+
+    fn views(device: &dyn Device, cases: &[Case]) -> (Tensor, u64) {
+        let mut pixels = 0;
+        let entry = |Case { image, resampling }: &Case| {
+            let bytes = upload(device, &image.pixels);
+            let picture = bytes.part(0, [image.height as usize, image.width as usize, 3].into());
+            pixels += u64::from(resampling.height) * u64::from(resampling.width);
+            let entry = PictureView { picture: picture.clone(), resampling: *resampling }.bytes().unwrap();
+            (picture, entry)
+        };
+        // The device's pictures live as long as the process, which is short.
+        let (pictures, entries): (Vec<Tensor>, Vec<_>) = cases.iter().map(entry).unzip();
+        std::mem::forget(pictures);
+        (upload(device, entries.as_flattened()), pixels)
+    }
+
+    /// The output of a launch without levels, and of one with levels in the device's type of activations.
+    fn run(device: &dyn Device, cases: &[Case], size: usize) -> (Vec<u8>, Vec<f32>) {
+        let (table, source_pixels) = views(device, cases);
+        let bench = Workbench::new(device);
+        let shape = [cases.len(), size, size, 3];
+        let bytes = bench.byte_output(shape);
+        device.augment(&Augment { views: &table, levels: None, output: &bytes, source_pixels }).unwrap();
+        let levels = tensor(device, [3, 256], ElementType::F32);
+        write_f32(device, normalized_levels(), &levels).unwrap();
+        let output = tensor(device, shape, device.precision().activation_type());
+        device.augment(&Augment { views: &table, levels: Some(&levels), output: &output, source_pixels }).unwrap();
+        let result = (bench.read_bytes(&bytes), read_f32(device, &output).unwrap());
+        bench.finish();
+        result
+    }
+
+    fn normalized(bytes: &[u8]) -> Vec<f32> {
+        bytes.iter().enumerate().map(|(i, &byte)| normalized_levels()[i % 3 * 256 + usize::from(byte)]).collect()
+    }
+
+    #[test]
+    fn it_scales_as_pillow_does_to_the_bit() {
+        let device = emulated(1, Precision::Fp32);
+        for (number, (case, size, expected)) in pillow_cases().into_iter().enumerate() {
+            let (bytes, floats) = run(&device, std::slice::from_ref(&case), size);
+            assert_pillow(number, &case.resampling, &bytes, &expected);
+            assert!(floats == normalized(&bytes), "case {number}");
+        }
+    }
+
+    #[test]
+    fn it_is_the_reference_to_the_bit_and_the_cpu_within_one_level() {
+        let (mut values, mut different) = (0, 0);
+        for (size, seed) in [(1, 0), (5, 1), (32, 2), (33, 3), (70, 4)] {
+            let cases = cases(&mut Random(seed), size);
+            let expected: Vec<u8> =
+                cases.iter().flat_map(|case| resample(&case.image, &case.resampling, size as usize)).collect();
+            for precision in [Precision::Fp32, Precision::Bf16] {
+                let (bytes, pixels) = run(&emulated(seed, precision), &cases, size as usize);
+                assert!(bytes == expected, "size {size}");
+                let mut normalized = normalized(&expected);
+                if precision == Precision::Bf16 {
+                    normalized.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+                }
+                assert!(pixels == normalized, "size {size}, {precision}");
+            }
+            for (case, ours) in cases.iter().zip(expected.chunks_exact((size * size * 3) as usize)) {
+                let Some(cpu) = transformed(&case.image, &case.resampling, size) else { continue };
+                assert!(worst_difference(ours, &cpu) <= 1, "{:?}", case.resampling);
+                different += ours.iter().zip(&cpu).filter(|(a, b)| a != b).count();
+                values += ours.len();
+            }
+        }
+        println!("{different} of {values} values differ from the CPU's transform by one level");
+    }
+
+    #[test]
+    fn any_schedule_gives_the_same_bits() {
+        let random_views = |seed| {
+            let mut random = Random(seed);
+            let case = |_| {
+                let (width, height) = (1 + random.below(300) as u32, 1 + random.below(200) as u32);
+                let image = picture(&mut random, width, height);
+                let resampling = Augmentation::sample(seed, 3, 0, width, height).resampling(48);
+                Case { image, resampling }
+            };
+            (0..4).map(case).collect::<Vec<_>>()
+        };
+        for seed in 0..6 {
+            let cases = random_views(seed);
+            let expected: Vec<u8> = cases.iter().flat_map(|case| resample(&case.image, &case.resampling, 48)).collect();
+            assert!(run(&emulated(seed, Precision::Fp32), &cases, 48).0 == expected, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_do_not_belong_together_are_errors() {
+        let device = emulated(0, Precision::Fp32);
+        let levels = tensor(&device, [3, 256], ElementType::F32);
+        let views = tensor(&device, [2 * PictureView::BYTES], ElementType::U8);
+        let refuse = |shape: [usize; 4], element_type, levels| {
+            let output = tensor(&device, shape, element_type);
+            device.augment(&Augment { views: &views, levels, output: &output, source_pixels: 0 }).unwrap_err();
+        };
+        refuse([3, 8, 8, 3], ElementType::F32, Some(&levels));
+        refuse([2, 8, 9, 3], ElementType::F32, Some(&levels));
+        refuse([2, 8, 8, 4], ElementType::F32, Some(&levels));
+        refuse([2, 8, 8, 3], ElementType::F32, None);
+        refuse([2, 8, 8, 3], ElementType::U8, Some(&levels));
+        refuse([2, 8, 8, 3], ElementType::F32, Some(&views));
+    }
+
+    #[test]
+    fn a_data_set_gives_the_same_batches_as_with_the_reference() {
+        let (_root, folder) = folder();
+        for mode in [Mode::Train { seed: 3 }, Mode::Evaluate] {
+            for limit in [None, Some(6000)] {
+                let emulated = epochs(Rc::new(emulated(2, Precision::Fp32)), &folder, options(mode, 2), limit, 2);
+                assert_eq!(emulated, epochs(augmenting(), &folder, options(mode, 2), limit, 2));
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_does_not_depend_on_workers_room_or_schedule() {
+        let (_root, folder) = folder();
+        let bytes = decoded_bytes(&folder);
+        let train = |seed, workers, picture_memory| {
+            Training { folder: &folder, workers, picture_memory }.train(Rc::new(emulated(seed, Precision::Fp32)))
+        };
+        let (expected, told) = train(0, 1, None);
+        assert_eq!(told, [Stored { pictures: PICTURES, bytes }]);
+        let (again, told) = train(1, 3, Some(bytes / 2));
+        assert!(again == expected, "half the room");
+        assert!(told.len() == 1 && told[0].bytes <= bytes / 2, "{told:?}");
+        assert!(train(2, 2, Some(0)).0 == expected, "no room");
+    }
+}
+
+const SIZE: u32 = 40;
+const PICTURES: usize = 23;
+
+/// Pictures of many sizes in three classes.
+fn folder() -> (tempfile::TempDir, Arc<ImageFolder>) {
+    let root = tempfile::tempdir().unwrap();
+    let mut random = Random(5);
+    for number in 0..PICTURES {
+        let (width, height) = (10 + random.below(60) as u32, 10 + random.below(60) as u32);
+        let image = picture(&mut random, width, height);
+        let class = root.path().join(["a", "b", "c"][number % 3]);
+        fs::create_dir_all(&class).unwrap();
+        let head = format!("P6 {width} {height} 255\n").into_bytes();
+        fs::write(class.join(format!("{number:02}.ppm")), [head, image.pixels].concat()).unwrap();
+    }
+    let folder = Arc::new(ImageFolder::open(root.path()).unwrap());
+    (root, folder)
+}
+
+fn options(mode: Mode, workers: usize) -> LoaderOptions {
+    LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
+}
+
+/// A device whose `augment` is the reference's.
+fn augmenting() -> Rc<Recorder> {
+    Rc::new(Recorder::augmenting(Rc::new(Cpu)))
+}
+
+/// What a batch holds.
+#[derive(Debug, Clone, PartialEq)]
+struct Content {
+    pixels: Vec<f32>,
+    targets: Vec<u32>,
+    indices: Vec<usize>,
+    skipped: Vec<usize>,
+}
+
+fn batches_of(device: &Rc<dyn Device>, batches: &mut Batches, epoch: u64, first_batch: usize) -> Vec<Content> {
+    let mut contents = Vec::new();
+    let size = SIZE as usize;
+    let mut epoch = batches.epoch_from(epoch, first_batch);
+    while let Some(batch) = epoch.next_batch() {
+        let batch = batch.unwrap();
+        let shape = [batch.targets.len(), size, size, 3].into();
+        let input = Tensor::new(device.allocate(4 * Shape::len(&shape)).unwrap(), 0, shape, ElementType::F32);
+        batch.write(device.as_ref(), &input).unwrap();
+        contents.push(Content {
+            pixels: read_f32(device.as_ref(), &input).unwrap(),
+            targets: batch.targets.clone(),
+            indices: batch.indices.clone(),
+            skipped: batch.skipped.iter().map(|skipped| skipped.index).collect(),
+        });
+    }
+    contents
+}
+
+/// The batches of the first epochs.
+fn epochs(
+    device: Rc<dyn Device>,
+    folder: &Arc<ImageFolder>,
+    options: LoaderOptions,
+    limit: Option<usize>,
+    count: u64,
+) -> Vec<Vec<Content>> {
+    let store = Rc::new(PictureStore::new(device.clone(), limit));
+    let mut batches = Batches::new(Loader::new(folder.clone(), options).unwrap(), &store).unwrap();
+    (0..count).map(|epoch| batches_of(&device, &mut batches, epoch, 0)).collect()
+}
+
+fn decoded_bytes(folder: &ImageFolder) -> usize {
+    folder.samples.iter().map(|sample| decode_file(&sample.path).unwrap().pixels.len()).sum()
+}
+
+/// The byte before it was normalised.
+fn level(channel: usize, value: f32) -> u8 {
+    let levels = &normalized_levels()[channel * 256..][..256];
+    levels.iter().position(|&level| level == value).expect("a normalised byte") as u8
+}
+
+#[test]
+fn a_device_sees_the_crops_of_the_cpu() {
+    let (_root, folder) = folder();
+    for mode in [Mode::Train { seed: 7 }, Mode::Evaluate] {
+        let cpu = epochs(Rc::new(Cpu), &folder, options(mode, 2), None, 3);
+        let device = epochs(augmenting(), &folder, options(mode, 2), None, 3);
+        let (mut values, mut different) = (0, 0);
+        for (cpu, device) in cpu.iter().flatten().zip(device.iter().flatten()) {
+            assert_eq!((&cpu.targets, &cpu.indices), (&device.targets, &device.indices));
+            assert_eq!(cpu.pixels.len(), device.pixels.len());
+            for (i, (&ours, &theirs)) in device.pixels.iter().zip(&cpu.pixels).enumerate() {
+                let difference = level(i % 3, ours).abs_diff(level(i % 3, theirs));
+                assert!(difference <= 1, "{difference} levels in {mode:?}");
+                (values, different) = (values + 1, different + usize::from(difference > 0));
+            }
+        }
+        assert_eq!(values, 3 * PICTURES * (SIZE * SIZE * 3) as usize);
+        println!("{mode:?}: {different} of {values} values differ by one level");
+    }
+}
+
+#[test]
+fn neither_room_nor_workers_change_a_batch() {
+    let (_root, folder) = folder();
+    let bytes = decoded_bytes(&folder);
+    for mode in [Mode::Train { seed: 7 }, Mode::Evaluate] {
+        let expected = epochs(augmenting(), &folder, options(mode, 1), None, 3);
+        for limit in [None, Some(0), Some(5000), Some(bytes / 2), Some(2 * bytes)] {
+            for workers in [1, 4] {
+                assert!(epochs(augmenting(), &folder, options(mode, workers), limit, 3) == expected, "{limit:?}");
+            }
+        }
+        let full = augmenting();
+        full.pretend_free_bytes((1 << 30) + bytes / 2);
+        assert!(epochs(full, &folder, options(mode, 2), None, 3) == expected, "half of them fit");
+    }
+}
+
+#[test]
+fn an_epoch_can_begin_in_the_middle() {
+    let (_root, folder) = folder();
+    let device: Rc<dyn Device> = augmenting();
+    for limit in [None, Some(20_000)] {
+        let expected = epochs(device.clone(), &folder, options(Mode::Train { seed: 1 }, 2), limit, 3);
+        let store = Rc::new(PictureStore::new(device.clone(), limit));
+        let loader = Loader::new(folder.clone(), options(Mode::Train { seed: 1 }, 2)).unwrap();
+        let mut batches = Batches::new(loader, &store).unwrap();
+        assert!(batches_of(&device, &mut batches, 1, 3) == expected[1][3..]);
+        assert!(batches_of(&device, &mut batches, 2, 0) == expected[2]);
+        assert!(batches_of(&device, &mut batches, 2, 5).is_empty());
+        assert!(batches_of(&device, &mut batches, 2, usize::MAX).is_empty());
+    }
+}
+
+#[test]
+fn pictures_are_decoded_once_while_there_is_room() {
+    let (_root, folder) = folder();
+    let bytes = decoded_bytes(&folder);
+    for (limit, all) in [(None, true), (Some(2 * bytes), true), (Some(bytes / 2), false), (Some(0), false)] {
+        let device: Rc<dyn Device> = augmenting();
+        let store = Rc::new(PictureStore::new(device.clone(), limit));
+        let loader = Loader::new(folder.clone(), options(Mode::Train { seed: 1 }, 2)).unwrap();
+        let mut batches = Batches::new(loader, &store).unwrap();
+        assert_eq!(store.stored(), Stored::default());
+        let first = batches_of(&device, &mut batches, 0, 0);
+        let stored = store.stored();
+        match all {
+            true => assert_eq!(stored, Stored { pictures: PICTURES, bytes }),
+            false => assert!(stored.pictures < PICTURES && stored.bytes <= limit.unwrap(), "{stored:?}"),
+        }
+        assert_eq!(stored.pictures > 0, limit != Some(0));
+
+        // What is kept needs no file any more.
+        let files: Vec<_> = folder.samples.iter().map(|sample| fs::read(&sample.path).unwrap()).collect();
+        folder.samples.iter().for_each(|sample| fs::remove_file(&sample.path).unwrap());
+        let second = batches_of(&device, &mut batches, 0, 0);
+        folder.samples.iter().zip(files).for_each(|(sample, file)| fs::write(&sample.path, file).unwrap());
+        let left: usize = second.iter().map(|batch| batch.indices.len()).sum();
+        assert_eq!(left, stored.pictures);
+        assert_eq!(all, first == second);
+        assert!(batches_of(&device, &mut batches, 0, 0) == first);
+    }
+}
+
+#[test]
+fn data_sets_share_the_room() {
+    let (_root, folder) = folder();
+    let bytes = decoded_bytes(&folder);
+    let device: Rc<dyn Device> = augmenting();
+    let store = Rc::new(PictureStore::new(device.clone(), Some(bytes + bytes / 2)));
+    for (mode, whole) in [(Mode::Train { seed: 1 }, true), (Mode::Evaluate, false)] {
+        let before = store.stored().pictures;
+        let mut batches = Batches::new(Loader::new(folder.clone(), options(mode, 2)).unwrap(), &store).unwrap();
+        batches_of(&device, &mut batches, 0, 0);
+        let more = store.stored().pictures - before;
+        assert!(more > 0 && (more == PICTURES) == whole, "{more} in {mode:?}");
+    }
+    assert!(store.stored().bytes <= bytes + bytes / 2);
+}
+
+#[test]
+fn an_unreadable_picture_is_skipped_in_every_epoch() {
+    let (_root, folder) = folder();
+    for index in [1, 2, 8] {
+        fs::write(&folder.samples[index].path, b"P6 24 20 255\n truncated").unwrap();
+    }
+    for limit in [None, Some(0)] {
+        let device: Rc<dyn Device> = augmenting();
+        let store = Rc::new(PictureStore::new(device.clone(), limit));
+        let mut batches =
+            Batches::new(Loader::new(folder.clone(), options(Mode::Evaluate, 3)).unwrap(), &store).unwrap();
+        for epoch in 0..2 {
+            let contents = batches_of(&device, &mut batches, epoch, 0);
+            assert_eq!(contents[0].indices, [0, 3, 4]);
+            assert_eq!(contents[0].skipped, [1, 2]);
+            assert_eq!(contents[1].skipped, [8]);
+            let left: BTreeSet<usize> = contents.iter().flat_map(|batch| batch.indices.clone()).collect();
+            assert_eq!(left.len(), PICTURES - 3);
+        }
+    }
+    let strict = LoaderOptions { strict: true, ..options(Mode::Evaluate, 2) };
+    let store = Rc::new(PictureStore::new(augmenting(), None));
+    let mut batches = Batches::new(Loader::new(folder.clone(), strict).unwrap(), &store).unwrap();
+    let mut epoch = batches.epoch_from(0, 0);
+    let error = epoch.next_batch().unwrap().err().unwrap().to_string();
+    assert!(error.starts_with(&format!("cannot decode {}: ", folder.samples[1].path.display())), "{error}");
+    assert!(epoch.next_batch().is_none());
+}
+
+#[test]
+fn a_batch_of_which_nothing_is_left_is_empty() {
+    let (_root, folder) = folder();
+    folder.samples.iter().for_each(|sample| fs::write(&sample.path, b"?").unwrap());
+    let store = Rc::new(PictureStore::new(augmenting(), None));
+    let mut batches = Batches::new(Loader::new(folder, options(Mode::Evaluate, 2)).unwrap(), &store).unwrap();
+    let mut epoch = batches.epoch_from(0, 0);
+    let mut sizes = Vec::new();
+    while let Some(batch) = epoch.next_batch() {
+        let batch = batch.unwrap();
+        sizes.push((batch.targets.len(), batch.skipped.len()));
+    }
+    assert_eq!(sizes, [(0, 5), (0, 5), (0, 5), (0, 5), (0, 3)]);
+}
+
+/// Trains on a folder and gives the bytes of the checkpoint that it leaves, and what it said of stored pictures.
+struct Training<'a> {
+    folder: &'a ImageFolder,
+    workers: usize,
+    picture_memory: Option<usize>,
+}
+
+impl Training<'_> {
+    fn recipe(epochs: usize) -> Recipe {
+        let (batch_size, image_size, seed, width) = (8, 32, 4, 4);
+        Recipe { epochs, batch_size, image_size, seed, width, ..Recipe::from_scratch() }
+    }
+
+    fn train(&self, device: Rc<dyn Device>) -> (Vec<u8>, Vec<Stored>) {
+        let recipe = Self::recipe(2);
+        let out = tempfile::tempdir().unwrap();
+        let classes = self.folder.classes.len();
+        let resnet = ResNet { architecture: recipe.architecture.parse().unwrap(), width: recipe.width, classes };
+        let mut network = Network::new(device, resnet, Some(recipe.trainable().unwrap())).unwrap();
+        initialise(&mut network, recipe.seed).unwrap();
+        let (test, train): (Vec<Sample>, Vec<Sample>) =
+            self.folder.samples.iter().cloned().partition(|sample| sample.path.to_string_lossy().ends_with("2.ppm"));
+        let split = |samples| ImageFolder { samples, ..self.folder.clone() };
+        let interrupted = AtomicBool::new(false);
+        let run = Run {
+            network,
+            recipe,
+            splits: Splits { train: split(train), test: split(test) },
+            folder: RunFolder { path: out.path().to_path_buf() },
+            position: Position::default(),
+            workers: self.workers,
+            picture_memory: self.picture_memory,
+            strict: true,
+            interrupted: &interrupted,
+        };
+        let checkpoint = run.folder.checkpoint();
+        let mut told = Vec::new();
+        run.train(|event| {
+            if let Event::Stored(stored, of) = event {
+                assert_eq!(of, PICTURES);
+                told.push(stored);
+            }
+        })
+        .unwrap();
+        (fs::read(checkpoint).unwrap(), told)
+    }
+}
+
+#[test]
+fn a_run_does_not_depend_on_workers_or_room() {
+    let (_root, folder) = folder();
+    let bytes = decoded_bytes(&folder);
+    let one = Training { folder: &folder, workers: 1, picture_memory: None };
+    let (expected, told) = one.train(augmenting());
+    assert_eq!(told, [Stored { pictures: PICTURES, bytes }]);
+    let (again, _) = Training { workers: 3, ..one }.train(augmenting());
+    assert!(again == expected, "three workers");
+    let (again, told) = Training { picture_memory: Some(bytes / 2), ..one }.train(augmenting());
+    assert!(again == expected, "half the room");
+    assert!(told.len() == 1 && told[0].bytes <= bytes / 2, "{told:?}");
+    let (again, told) = Training { picture_memory: Some(0), ..one }.train(augmenting());
+    assert!(again == expected, "no room");
+    assert_eq!(told, []);
+    let (_, told) = one.train(Rc::new(Cpu));
+    assert_eq!(told, []);
+}

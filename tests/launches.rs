@@ -1,0 +1,106 @@
+//! What a training step of the real network launches, planned without a GPU: `retune bench --kernels --plan`.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+fn plan(arguments: &[&str]) -> Value {
+    let run = Command::new(env!("CARGO_BIN_EXE_retune"))
+        .args(["bench", "--kernels", "--plan", "--json"])
+        .args(arguments)
+        .output()
+        .expect("runs");
+    assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+    serde_json::from_slice(&run.stdout).expect("prints JSON")
+}
+
+fn total<'a>(plan: &'a Value, part: &str) -> &'a Value {
+    let totals = plan["totals"].as_array().expect("has totals");
+    totals.iter().find(|total| total["part"] == part).expect("has this part")
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("is a number")
+}
+
+const LESSON: [&str; 4] = ["--batch-size", "128", "--image-size", "224"];
+
+#[test]
+fn a_step_in_bf16_is_few_launches_and_few_bytes() {
+    let plan = plan(&[&LESSON[..], &["--precision", "bf16", "--gpu", "h200"]].concat());
+    let step = total(&plan, "step");
+    let (launches, ratio) = (number(&step["launches"]), number(&step["bytes_ratio"]));
+    let milliseconds = number(&step["roofline_seconds"]) * 1e3;
+    println!("{launches} launches, {ratio:.3} of the least bytes, roofline {milliseconds:.3} ms");
+    assert!(launches <= 140.0, "{launches} launches");
+    assert!(ratio <= 1.3, "{ratio} of the least bytes");
+    assert!(milliseconds < 5.0, "roofline {milliseconds} ms");
+}
+
+/// 1.814 G multiply-adds a picture forward (torchvision's figure, with the 1000 classes that we do not have) and twice as
+/// many backward, without the input gradient of the stem: what convolutions launch adds up to that.
+#[test]
+fn operations_are_those_of_the_network() {
+    for precision in ["fp32", "tf32", "bf16"] {
+        let plan = plan(&[&LESSON[..], &["--precision", precision, "--gpu", "h100"]].concat());
+        let rows = plan["rows"].as_array().expect("has rows");
+        let of = |part: &str| -> f64 {
+            let convolutions = rows
+                .iter()
+                .filter(|row| row["part"] == part && row["kernel"].as_str().expect("is a name").starts_with("conv2d"));
+            convolutions.map(|row| number(&row["operations"])).sum()
+        };
+        let multiply_adds = (1.8141e9 - 512.0 * 1000.0) * 128.0;
+        let stem = 112.0 * 112.0 * 64.0 * 147.0 * 128.0;
+        let near = |ours: f64, truth: f64| (ours / truth - 1.0).abs() < 1e-3;
+        assert!(near(of("forward"), 2.0 * multiply_adds), "{precision}: forward {}", of("forward"));
+        let backward = 2.0 * (2.0 * multiply_adds - stem);
+        assert!(near(of("backward"), backward), "{precision}: backward {}, not {backward}", of("backward"));
+    }
+}
+
+/// The same step for every GPU of the table, and what it takes there.
+#[test]
+fn every_gpu_has_a_plan() {
+    for (gpu, precision) in [("h200", "bf16"), ("h100", "tf32"), ("a100", "bf16"), ("rtx4090", "bf16"), ("t4", "fp32")]
+    {
+        let plan = plan(&["--batch-size", "16", "--precision", precision, "--gpu", gpu]);
+        assert_eq!(plan["gpu"], gpu);
+        assert_eq!(plan["fits"], true, "{gpu}");
+        let parts: Vec<f64> = ["augment", "forward", "backward", "sgd"]
+            .map(|part| number(&total(&plan, part)["roofline_seconds"]))
+            .to_vec();
+        assert!(parts.iter().all(|&seconds| seconds > 0.0 && seconds.is_finite()), "{gpu}: {parts:?}");
+        let step = number(&total(&plan, "step")["roofline_seconds"]);
+        assert!((parts.iter().sum::<f64>() / step - 1.0).abs() < 1e-9, "{gpu}: {parts:?} make {step}");
+    }
+}
+
+#[test]
+fn a_precision_that_a_gpu_lacks_is_one_error() {
+    let run = Command::new(env!("CARGO_BIN_EXE_retune"))
+        .args(["bench", "--kernels", "--plan", "--gpu", "t4", "--precision", "bf16"])
+        .output()
+        .expect("runs");
+    let message = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{message}");
+    assert!(message.contains("bf16") && message.contains("7.5") && message.contains("hint:"), "{message}");
+}
+
+/// Every launch of a small step, timed on the emulator: the same launches as planned, and none without a time.
+#[cfg(feature = "emulator")]
+#[test]
+fn launches_of_the_emulator_are_timed() {
+    let small = ["--width", "8", "--image-size", "40", "--batch-size", "2", "--steps", "1", "--precision", "bf16"];
+    let run = Command::new(env!("CARGO_BIN_EXE_retune"))
+        .args(["bench", "--kernels", "--json", "--device", "emulator"])
+        .args(small)
+        .output()
+        .expect("runs");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let measured: Value = serde_json::from_slice(&run.stdout).expect("prints JSON");
+    let planned = plan(&small);
+    assert_eq!(total(&measured, "step")["launches"], total(&planned, "step")["launches"]);
+    let rows = measured["rows"].as_array().expect("has rows");
+    assert!(rows.iter().all(|row| number(&row["seconds"]) > 0.0), "{rows:?}");
+}
