@@ -1,5 +1,6 @@
 //! Launches of the convolutions: of `kernels/conv2d.cu`, which takes everything, and where tensor cores are wanted and
-//! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and `kernels/conv2d_stem.cu`.
+//! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and
+//! `kernels/conv2d_stem.cu`.
 
 mod plain;
 mod stem;
