@@ -53,8 +53,7 @@ pub fn emulated(seed: u64, precision: Precision) -> retune::device::cuda::Cuda {
     use retune::device::cuda::nvidia::Nvidia;
     let driver: Box<dyn Driver> = match tests_gpu() {
         true => Box::new(Nvidia::open(0, MODULES).expect("there is a GPU")),
-        // Fresh memory is full of NaN: whoever relies on zeros is found out.
-        false => Box::new(Emulator::poisoned(seed).expect("this processor can run the emulator")),
+        false => Box::new(Emulator::new(seed).expect("this processor can run the emulator")),
     };
     Cuda::new(driver, precision).expect("it has every precision")
 }
