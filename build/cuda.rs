@@ -141,8 +141,9 @@ impl Compiler {
             // Earlier releases run on drivers that cannot read this compression.
             flags.push("-compress-mode=size".into());
         }
-        flags.extend(architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}")));
-        flags.push(format!("-gencode=arch=compute_{last},code=compute_{last}"));
+        let target = |arch: &str, code: &str| format!("-gencode=arch=compute_{},code={code}", virtual_of(arch));
+        flags.extend(architectures.iter().map(|arch| target(arch, &format!("sm_{arch}"))));
+        flags.push(target(last, &format!("compute_{}", virtual_of(last))));
         Self { nvcc, version, cuda, flags }
     }
 
@@ -207,6 +208,13 @@ impl Compiler {
 }
 
 /// `release 13.0, V13.0.88` says 13 and 0.
+/// The virtual architecture from whose PTX the code for a real one is made. The kernels know two kinds: with tensor cores
+/// and without. So the C++ is compiled twice and not once for each, which is most of nvcc's time.
+fn virtual_of(architecture: &str) -> &'static str {
+    let newer = architecture.len() > 2 || architecture >= "80";
+    if newer { "80" } else { "75" }
+}
+
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (_, rest) = text.split_once("release ")?;
     let (major, minor) = rest.split(',').next()?.split_once('.')?;

@@ -697,13 +697,6 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     }
 }
 
-// Blocks of a multiprocessor for which there must be registers. For three of them the compiler spills on sm_100.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
-constexpr int kWeightGradientBlocks = 2;
-#else
-constexpr int kWeightGradientBlocks = 3;
-#endif
-
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(128, 3) conv2d_forward_fp32(const Conv2dForwardArguments<float> arguments) {
@@ -724,12 +717,12 @@ extern "C" __global__ void __launch_bounds__(128, 3)
     input_gradient(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(128, kWeightGradientBlocks)
+extern "C" __global__ void __launch_bounds__(128, 3)
     conv2d_weight_gradient_fp32(const Conv2dWeightGradientArguments<float> arguments) {
     weight_gradient(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(128, kWeightGradientBlocks)
+extern "C" __global__ void __launch_bounds__(128, 3)
     conv2d_weight_gradient_bf16(const Conv2dWeightGradientArguments<bf16> arguments) {
     weight_gradient(arguments);
 }
