@@ -1,7 +1,9 @@
-//! Compiles every `kernels/*.cu` with nvcc to one compressed fatbin and writes `modules.rs`, which embeds them. Sets the cfg
+//! Compiles every `kernels/*.cu` with nvcc to one compressed fatbin and writes `modules.rs`, which embeds them. Sets
+//! the cfg
 //! `cuda_kernels`. Without nvcc it does neither, and the program is built without CUDA kernels.
 //!
-//! nvcc is looked for at `$NVCC`, in `$CUDA_HOME/bin`, on PATH, and in `.cuda/bin`, which `scripts/install-nvcc.sh` fills.
+//! nvcc is looked for at `$NVCC`, in `$CUDA_HOME/bin`, on PATH, and in `.cuda/bin`, which `scripts/install-nvcc.sh`
+//! fills.
 //! `RETUNE_CUDA_ARCHS` ("80 90", or "none") replaces the list of architectures. Nothing is downloaded, and no GPU is asked.
 
 use std::collections::BTreeSet;
@@ -11,8 +13,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, iter, process, thread};
 
-/// Compute capabilities that get machine code. The last one that nvcc knows also gets PTX, which the driver compiles for
-/// later GPUs.
+/// Compute capabilities that get machine code. The last one that nvcc knows also gets PTX, which the driver compiles
+/// for later GPUs.
 const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90", "100", "120"];
 
 /// What changes nvcc's output without being on its command line.
@@ -147,8 +149,8 @@ impl Compiler {
         Self { nvcc, version, cuda, flags }
     }
 
-    /// What is to be there in the end, the longest file first, so that no core waits for it. The names of the results hold
-    /// a hash of all that went into them: what is there already need not be compiled.
+    /// What is to be there in the end, the longest file first, so that no core waits for it. The names of the results
+    /// hold a hash of all that went into them: what is there already need not be compiled.
     fn plan(&self, folder: &Path, headers: &[PathBuf], sources: Vec<PathBuf>) -> Vec<Kernels> {
         let headers = headers.iter().flat_map(|header| [name(header).into_bytes(), read(header)]);
         let invocation = [self.version.clone().into_bytes(), self.flags.join(" ").into_bytes()];
@@ -208,8 +210,8 @@ impl Compiler {
 }
 
 /// `release 13.0, V13.0.88` says 13 and 0.
-/// The virtual architecture from whose PTX the code for a real one is made. The kernels know two kinds: with tensor cores
-/// and without. So the C++ is compiled twice and not once for each, which is most of nvcc's time.
+/// The virtual architecture from whose PTX the code for a real one is made. The kernels know two kinds: with tensor
+/// cores and without. So the C++ is compiled twice and not once for each, which is most of nvcc's time.
 fn virtual_of(architecture: &str) -> &'static str {
     let newer = architecture.len() > 2 || architecture >= "80";
     if newer { "80" } else { "75" }

@@ -90,8 +90,8 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 // wrote before they arrived can be read. The counter is zero before the first and after the last. `flag` is an int of
 // shared memory. Threads of the block have passed a barrier when it returns.
 //
-// The pattern is that of NVIDIA's sample threadFenceReduction: every thread's writes, a fence, a barrier, and one thread
-// that counts. Which block is last changes from run to run; what it computes must not.
+// The pattern is that of NVIDIA's sample threadFenceReduction: every thread's writes, a fence, a barrier, and one
+// thread that counts. Which block is last changes from run to run; what it computes must not.
 __device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected, int* flag) {
     __threadfence();
     __syncthreads();
@@ -108,18 +108,9 @@ __device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected
 }
 
 // Partial statistics of a channel over some pixels: how many, their sum, and the sum of squared deviations from their
-// own mean. Combining them by Chan, Golub and LeVeque (1979) loses no digits to a large mean.
+// own mean.
 struct Statistics {
     float count;
     float sum;
     float deviations;
 };
-
-__device__ __forceinline__ Statistics combine(Statistics a, Statistics b) {
-    if (a.count == 0) return b;
-    if (b.count == 0) return a;
-    const float count = a.count + b.count;
-    const float difference = b.sum / b.count - a.sum / a.count;
-    const float between = difference * difference * (a.count * (b.count / count));
-    return {count, a.sum + b.sum, a.deviations + b.deviations + between};
-}

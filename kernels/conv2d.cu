@@ -1,6 +1,6 @@
-// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and the weight
-// are stored as float32 or bf16, the gradient of the weight always as float32. It is all of the convolutions in fp32, and
-// in tf32 and bf16 what the tensor-core kernels do not take.
+// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and the
+// weight are stored as float32 or bf16, the gradient of the weight always as float32. It is all of the convolutions in
+// fp32, and in tf32 and bf16 what the tensor-core kernels do not take.
 //
 //   output (n, p, q, k)          = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
 //   input gradient (n, h, w, c)  = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
@@ -17,10 +17,10 @@
 //   input gradient  | pixel of a class | c      | tap (a, b), k     | output gradient (origin - (a, b), k) | weight
 //   weight gradient | r, s, c          | k      | pixel (n, p, q)   | input (origin (pixel) + (r, s), c) | output gradient
 //
-// with origin (p u - pad, q u - pad). A class is the input's pixels with h = u i + y, w = u j + x for one (y, x): only the
-// filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) / u), ...), columns
-// likewise. So each class is a dense product of its own (blockIdx.z) and nothing is multiplied by zeros. A class that no
-// tap reaches gets zeros, or is left alone where the gradient is added to what is there.
+// with origin (p u - pad, q u - pad). A class is the input's pixels with h = u i + y, w = u j + x for one (y, x): only
+// the filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) / u), ...),
+// columns likewise. So each class is a dense product of its own (blockIdx.z) and nothing is multiplied by zeros. A
+// class that no tap reaches gets zeros, or is left alone where the gradient is added to what is there.
 //
 // Bound: operations. ResNet-18, batch 128, 224 x 224: a 3 x 3 layer is 30 GFLOP (15 with stride 2) in each of the three
 // passes over 36 to 206 MB, so 440 us (220 us) by the 67 TFLOP/s of an H200 and 8 to 48 us by its bytes; on a T4 (8.1
@@ -28,25 +28,29 @@
 // over 40 to 154 MB. All forward convolutions 464 GFLOP, 6.9 ms on an H200; the whole step three times that, less the
 // input gradient of the stem. No GPU has measured this file yet.
 //
-// Tiles: a block of 128 threads makes 128 rows x 64 columns, a thread 8 x 8 of them. 128 pixels because each row of partial
-// statistics is of that many; 64 columns because that is all that layer 1 has. For each depth a thread loads 16 floats of
-// shared memory for 64 multiply-adds: a warp's four loads are of 64 or 128 contiguous bytes, so shared memory is busy for at
-// most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths are a step, because 12
-// floats a thread are on their way for the next one and longer steps would take more registers for that.
-// occupancy: 134 to 168 registers a thread, 3 blocks of 4 warps, 19 % on sm_80 and sm_90, 38 % on sm_75. It wins because a
-// warp has 64 independent multiply-adds at each depth and the next step's loads are under way for 512 of them; with 128
-// registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what bounds it.
+// Tiles: a block of 128 threads makes 128 rows x 64 columns, a thread 8 x 8 of them. 128 pixels because each row of
+// partial statistics is of that many; 64 columns because that is all that layer 1 has. For each depth a thread loads
+// 16 floats of shared memory for 64 multiply-adds: a warp's four loads are of 64 or 128 contiguous bytes, so shared
+// memory is busy for at most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths
+// are a step, because 12 floats a thread are on their way for the next one and longer steps would take more registers
+// for that.
+// occupancy: 134 to 168 registers a thread, 3 blocks of 4 warps, 19 % on sm_80 and sm_90, 38 % on sm_75. It
+// wins because a warp has 64 independent multiply-adds at each depth and the next step's loads are under way for 512
+// of them; with 128 registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what
+// bounds it.
 //
-// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into picture, row and column, once, and
-// then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a thread has
-// one place of the filter and walks over pixels. Four channels at once where the channels are a multiple of four.
+// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into picture, row and column, once,
+// and then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a
+// thread has one place of the filter and walks over pixels. Four channels at once where the channels are a multiple of
+// four.
 //
-// The weight gradient's depth is up to 1.6 million pixels, its result small (5 tiles in layer 1): the pixels are split over
-// blocks, as many as fill the multiprocessors once. Each writes its sums to the workspace [splits, K, R S C], and the last to
-// arrive at a tile adds them in ascending order: the schedule changes no bit.
+// The weight gradient's depth is up to 1.6 million pixels, its result small (5 tiles in layer 1): the pixels are split
+// over blocks, as many as fill the multiprocessors once. Each writes its sums to the workspace [splits, K, R S C], and
+// the last to arrive at a tile adds them in ascending order: the schedule changes no bit.
 //
-// Statistics are of the output as it is stored, after rounding: a block's sums and squared deviations from its own mean come
-// from its registers, over lanes and threads in a fixed order; see statistics.cuh for how blocks are combined.
+// Statistics are of the output as it is stored, after rounding: a block's sums and squared deviations from its own
+// mean come from its registers, over lanes and threads in a fixed order; see statistics.cuh for how blocks are
+// combined.
 
 #include "common.cuh"
 #include "statistics.cuh"
@@ -699,7 +703,8 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128, 3) conv2d_forward_fp32(const Conv2dForwardArguments<float> arguments) {
+extern "C" __global__ void __launch_bounds__(128, 3)
+    conv2d_forward_fp32(const Conv2dForwardArguments<float> arguments) {
     forward(arguments);
 }
 

@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-// Whether the tensor-core paths are compiled: sm_75 has neither cp.async nor bf16 and gets empty kernels for them, which
-// launch code never starts there.
+// Whether the tensor-core paths are compiled: sm_75 has neither cp.async nor bf16 and gets empty kernels for them,
+// which launch code never starts there.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define RETUNE_TENSOR_CORES 1
 #else

@@ -20,7 +20,8 @@ done
 
 # What the kernels compute is what matters here, not how fast the compiler makes it.
 export RETUNE_EMULATOR_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-# Rust links the runtime after the C library, but it has to be the first. Its leak detector does not know Rust's statics.
+# Rust links the runtime after the C library, but it has to be the first. Its leak detector does not know Rust's
+# statics.
 host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${host}_RUNNER=env LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so)"
 export ASAN_OPTIONS=detect_leaks=0

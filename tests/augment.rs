@@ -19,7 +19,7 @@ use retune::data::{
     Stored, Transformer, decode_file,
 };
 use retune::device::cpu::Cpu;
-use retune::device::{Augment, Device, PictureView, Resampling, read_f32, write_f32};
+use retune::device::{Device, PictureView, Resampling, read_f32};
 use retune::model::{Network, ResNet};
 use retune::tensor::{ElementType, Shape, Tensor};
 use retune::train::{Event, Position, Recipe, Run, RunFolder, initialise};
@@ -205,7 +205,7 @@ fn views_outside_of_a_picture_are_errors() {
 mod kernel {
     use half::bf16;
     use reference::devices::{Workbench, emulated};
-    use retune::device::Precision;
+    use retune::device::{Augment, Precision, write_f32};
 
     use super::*;
 

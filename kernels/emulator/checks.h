@@ -4,9 +4,9 @@
 // those of -fsanitize=bounds,alignment. Their targets are not libtsan and libubsan but the functions of hooks.cpp,
 // which ask here whether the access may happen. Blocks of a checked launch run one after the other on one host thread.
 //
-// Every byte of memory has a cell that knows the last write and two reads since. A moment of a thread (a context) is known
-// by a number; numbers grow, so what happened in earlier launches, and in earlier blocks for shared memory, is told by
-// comparing them. Whether an access of another thread is ordered before the present one:
+// Every byte of memory has a cell that knows the last write and two reads since. A moment of a thread (a context) is
+// known by a number; numbers grow, so what happened in earlier launches, and in earlier blocks for shared memory, is
+// told by comparing them. Whether an access of another thread is ordered before the present one:
 // - in the same block, when a barrier was between, or, in the same warp, a chain of __syncwarp (vector clocks of lanes);
 // - in another block, when that block has published it (a fence, then an atomic operation) and this one has since read the
 //   same word by an atomic operation, then fenced. So much of the memory model is what kernels here use.
