@@ -1,7 +1,7 @@
 //! Two-dimensional convolution: forward, gradient of the input, gradient of the weight.
 //!
 //! 3 x 3 filters of stride 1 go through Winograd's algorithm (`winograd.rs`) where that pays, everything else
-//! through an implicit matrix product (`direct.rs`). Both cut the work by shape alone and add in a fixed order:
+//! through an implicit matrix product (`direct.rs`, and `few_pixels.rs` forward where there are few pixels). Both cut the work by shape alone and add in a fixed order:
 //! results are the same to the bit for any number of threads. Nothing is allocated; scratch memory comes from the
 //! caller's workspace, whose contents don't matter before and mean nothing after.
 
@@ -9,7 +9,7 @@ use super::super::conv2d::{Conv2dPass, Conv2dShape};
 use super::jobs::{LINE, aligned};
 use super::simd::Level;
 use super::winograd::Direction;
-use super::{direct, winograd};
+use super::{direct, few_pixels, winograd};
 
 /// Floats of workspace that a pass needs, with as many threads as the current rayon pool has.
 pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
@@ -17,6 +17,7 @@ pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
         (true, Conv2dPass::Forward) => winograd::convolution_workspace(shape, false),
         (true, Conv2dPass::InputGradient) => winograd::convolution_workspace(shape, true),
         (true, Conv2dPass::WeightGradient) => winograd::weight_gradient_workspace(shape),
+        (false, Conv2dPass::Forward) if few_pixels::suits(shape) => few_pixels::workspace(shape),
         (false, Conv2dPass::Forward) => direct::forward_workspace(shape),
         (false, Conv2dPass::InputGradient) => direct::input_gradient_workspace(shape),
         (false, Conv2dPass::WeightGradient) => direct::weight_gradient_workspace(shape),
@@ -81,6 +82,8 @@ fn forward_at(
     let workspace = aligned(workspace);
     if winograd::suits(shape) {
         winograd::convolution(level, shape, Direction::Forward, input, weight, output, workspace);
+    } else if few_pixels::suits(shape) {
+        few_pixels::forward(level, shape, input, weight, output, workspace);
     } else {
         direct::forward(level, shape, input, weight, output, workspace);
     }

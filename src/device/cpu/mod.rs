@@ -5,6 +5,7 @@ mod batch_norm;
 pub mod conv2d;
 mod cross_entropy;
 mod direct;
+mod few_pixels;
 mod gemm;
 mod jobs;
 mod linear;

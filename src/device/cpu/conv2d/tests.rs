@@ -138,6 +138,20 @@ fn winograd_layers() {
 }
 
 #[test]
+fn few_pixels_of_deep_layers() {
+    for sizes in [
+        [1, 7, 7, 64, 128, 3, 3, 1, 1],
+        [1, 14, 14, 130, 70, 3, 3, 2, 1],
+        [4, 7, 7, 96, 97, 3, 3, 1, 1],
+        [2, 1, 1, 256, 300, 1, 1, 1, 0],
+        [1, 3, 5, 100, 41, 5, 4, 1, 3],
+    ] {
+        assert!(few_pixels::suits(&shape(sizes)) && !winograd::suits(&shape(sizes)));
+        check_shape(shape(sizes));
+    }
+}
+
+#[test]
 fn awkward_shapes() {
     for sizes in [
         [1, 1, 1, 1, 1, 1, 1, 1, 0],
@@ -162,6 +176,7 @@ fn threads_do_not_change_a_bit() {
         [3, 40, 40, 3, 64, 7, 7, 2, 3],
         [7, 14, 14, 40, 72, 3, 3, 2, 1],
         [50, 1, 1, 100, 12, 1, 1, 1, 0],
+        [1, 7, 7, 80, 150, 3, 3, 1, 1],
     ] {
         let shape = shape(sizes);
         let bits = |threads| {

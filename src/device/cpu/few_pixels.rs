@@ -1,0 +1,126 @@
+//! Forward convolution where there are few output pixels and many weights: one picture in the deep layers of a network.
+//!
+//! `direct.rs` copies the weights into strips and multiplies pixels by them. For a 7 x 7 map with 512 channels that
+//! copy moves 9.4 MB for 49 pixels and takes longer than the product. Here the roles change: the pixels' taps are
+//! copied into strips (4608 x 49 floats), and the weights, read in place, are the left matrix, whose rows are output
+//! channels. The product comes out transposed, one channel's pixels side by side, and is turned around when it is stored.
+//!
+//! Bound by reading the weights once: 9.4 MB at the memory's speed. Groups of channels small enough for the second-level
+//! cache are multiplied by every strip before the next group.
+
+use super::super::conv2d::Conv2dShape;
+use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::jobs::{self, Shared, lines};
+use super::simd::Level;
+
+/// Output pixels of the batch, at most: beyond, copying the weights pays.
+const PIXELS: usize = 224;
+/// Weights, at least: below, the copy is cheap.
+const WEIGHTS: usize = 1 << 16;
+/// Output channels of a job: two groups of rows of the widest kernel.
+const CHANNELS: usize = 28;
+
+/// Whether the shape's forward pass is done here.
+pub fn suits(shape: &Conv2dShape) -> bool {
+    pixels(shape) <= PIXELS && shape.weight_len() >= WEIGHTS
+}
+
+fn pixels(shape: &Conv2dShape) -> usize {
+    shape.batch * shape.output_height() * shape.output_width()
+}
+
+fn depth(shape: &Conv2dShape) -> usize {
+    shape.kernel_height * shape.kernel_width * shape.input_channels
+}
+
+fn packed_len(shape: &Conv2dShape) -> usize {
+    lines(depth(shape) * pixels(shape).next_multiple_of(WIDEST_STRIP))
+}
+
+/// Floats of workspace.
+pub fn workspace(shape: &Conv2dShape) -> usize {
+    packed_len(shape) + jobs::scratch_total(CHANNELS * WIDEST_STRIP)
+}
+
+/// Output from input and weight.
+pub fn forward(
+    level: Level,
+    shape: &Conv2dShape,
+    input: &[f32],
+    weight: &[f32],
+    output: &mut [f32],
+    workspace: &mut [f32],
+) {
+    let strip = gemm::strip(level);
+    let (pixels, depth, channels) = (pixels(shape), depth(shape), shape.output_channels);
+    let strips = pixels.div_ceil(strip);
+    let (packed, scratch) = workspace.split_at_mut(packed_len(shape));
+    let target = Shared(packed.as_mut_ptr());
+    // `packed[pixel / strip][tap][pixel % strip]`. A job is one tap of one strip.
+    let taps = shape.kernel_height * shape.kernel_width;
+    jobs::run(strips * taps, scratch, 1, |job, _| {
+        let (index, tap) = (job / taps, job % taps);
+        let len = shape.input_channels * strip;
+        // SAFETY: each job has a piece of its own of `packed`, which has room for whole strips.
+        let target = unsafe { std::slice::from_raw_parts_mut(target.at((index * taps + tap) * len), len) };
+        pack_tap(shape, input, index * strip, strip, tap, target);
+    });
+    let packed = &*packed;
+    let output = Shared(output.as_mut_ptr());
+    jobs::run(channels.div_ceil(CHANNELS), scratch, CHANNELS * WIDEST_STRIP, |job, products| {
+        let first = job * CHANNELS;
+        let count = CHANNELS.min(channels - first);
+        for index in 0..strips {
+            // SAFETY: `weight` has `depth` floats for each of the `count` channels, `packed` has `depth` strips from
+            // here on, and `products` has room for `count` strips.
+            unsafe {
+                gemm::multiply(
+                    level,
+                    &Product {
+                        rows: count,
+                        columns: strip,
+                        segments: 1,
+                        depth,
+                        left: weight[first * depth..].as_ptr(),
+                        left_order: Order::Rows(depth),
+                        left_segment: 0,
+                        right: packed[index * depth * strip..].as_ptr(),
+                        result: products.as_mut_ptr(),
+                        result_row: strip,
+                        accumulate: false,
+                    },
+                );
+            }
+            for lane in 0..strip.min(pixels - index * strip) {
+                let pixel = index * strip + lane;
+                for channel in 0..count {
+                    // SAFETY: inside the output, and this job alone writes its channels.
+                    unsafe { output.at(pixel * channels + first + channel).write(products[channel * strip + lane]) };
+                }
+            }
+        }
+    });
+}
+
+/// Writes `[channel][lane]`: the input that each pixel from `first` on has under one tap, zero outside the picture and
+/// where there is no pixel.
+fn pack_tap(shape: &Conv2dShape, input: &[f32], first: usize, strip: usize, tap: usize, target: &mut [f32]) {
+    let (rows, columns) = (shape.output_height(), shape.output_width());
+    let (tap_row, tap_column) = (tap / shape.kernel_width, tap % shape.kernel_width);
+    for lane in 0..strip {
+        let pixel = first + lane;
+        let (image, row, column) = (pixel / (rows * columns), pixel / columns % rows, pixel % columns);
+        let y = (row * shape.stride + tap_row).checked_sub(shape.padding).filter(|&y| y < shape.height);
+        let x = (column * shape.stride + tap_column).checked_sub(shape.padding).filter(|&x| x < shape.width);
+        match y.zip(x).filter(|_| image < shape.batch) {
+            Some((y, x)) => {
+                let from = ((image * shape.height + y) * shape.width + x) * shape.input_channels;
+                let values = &input[from..from + shape.input_channels];
+                for (target, &value) in target[lane..].iter_mut().step_by(strip).zip(values) {
+                    *target = value;
+                }
+            }
+            None => target[lane..].iter_mut().step_by(strip).for_each(|target| *target = 0.0),
+        }
+    }
+}
