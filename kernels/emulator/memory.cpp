@@ -49,6 +49,10 @@ unsigned char* Memory::allocate(size_t bytes, const unsigned char* poison) {
         mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) return nullptr;
     unsigned char* mapping = static_cast<unsigned char*>(mapped);
+#if EMULATOR_ADDRESS_SANITIZER
+    // Whatever was mapped here before, a thread's stack say, may have left its marks.
+    __asan_unpoison_memory_region(mapping, mapping_bytes);
+#endif
     mprotect(mapping, kPage, PROT_NONE);
     mprotect(mapping + kPage + pages, kPage, PROT_NONE);
     unsigned char* const end = mapping + kPage + pages;
