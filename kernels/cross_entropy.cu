@@ -4,8 +4,9 @@
 //   loss = scale sum over rows of (log sum exp(logit - largest) + largest - logit[target])
 //   gradient = scale (softmax - one at the target)
 //
-// Small: 128 x 1000 logits are 0.5 MB. One block, a warp a row at a time, so that one launch can add up the rows: each
-// warp its rows in ascending order, the warps in ascending order. It costs what a launch costs.
+// Bound by what a launch costs: 128 x 1000 logits and their gradient are 1 MB, 0.2 us at 4.3 TB/s, and 0.8 million
+// operations. One block, a warp a row at a time, so that one launch can add up the rows: each warp its rows in ascending
+// order, the warps in ascending order. No GPU has measured it yet.
 #include "common.cuh"
 
 constexpr int kThreads = 512;
