@@ -25,8 +25,8 @@ if [ "${1:-}" = --prepare ]; then
         executable=$(cargo test --release --features emulator --no-run --test "$test" --message-format=json |
             python3 -c '
 import json, sys
-found = [line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")]
-print(found[-1])')
+built = [line for line in map(json.loads, sys.stdin) if line.get("executable")]
+print(*(line["executable"] for line in built if line["target"]["name"] == sys.argv[1]))' "$test")
         cp "$executable" "$prepared/test-$test"
     done
     strip "$prepared"/*
