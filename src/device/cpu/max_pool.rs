@@ -1,4 +1,7 @@
 //! Maximum over windows, NHWC. Bound by memory: input and output once each way, and a byte an output element.
+//!
+//! Both directions gather: a group of channels of one pixel stays in registers while the taps of its window, or the
+//! windows that it lies in, pass by. So every float is written once, and an image's rows are independent jobs.
 
 use rayon::prelude::*;
 
@@ -6,6 +9,19 @@ use super::memory::Views;
 use super::vectorised::vectorised;
 use crate::device::{Gradient, MaxPoolWindow};
 use crate::tensor::Tensor;
+
+/// Channels that are kept in registers together.
+const GROUP: usize = 16;
+
+/// Most taps of a window, and so most windows over a pixel, whose places are kept on the stack.
+const MOST_TAPS: usize = 15 * 15;
+
+/// One tap of a window: its index in the window, and where the pixel under it begins.
+#[derive(Clone, Copy, Default)]
+struct Tap {
+    index: u32,
+    start: usize,
+}
 
 fn activation(tensor: &Tensor) -> [usize; 4] {
     tensor.shape().dims().try_into().expect("max_pool works on activations")
@@ -19,6 +35,13 @@ fn taps(window: MaxPoolWindow, output: usize, extent: usize) -> impl Iterator<It
     })
 }
 
+/// The windows that input row or column `input` lies in: `(index in the window, output index)`, the first output first.
+fn windows(window: MaxPoolWindow, input: usize, outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    let first = (input + window.padding + 1).saturating_sub(window.size).div_ceil(window.stride);
+    let last = ((input + window.padding) / window.stride + 1).min(outputs);
+    (first..last).map(move |output| (input + window.padding - output * window.stride, output))
+}
+
 pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, positions: Option<&Tensor>) {
     let [_, height, width, channels] = activation(input);
     let [_, output_height, output_width, _] = activation(output);
@@ -28,27 +51,19 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, po
     let row_length = output_width * channels;
     let run = |index: usize, output: &mut [f32], positions: &mut [u8]| {
         let (image, output_row) = (index / output_height, index % output_height);
-        output.fill(f32::NEG_INFINITY);
-        // Where nothing is larger than minus infinity, the first pixel is the maximum.
-        let first_tap = |output, extent| taps(window, output, extent).next().map_or(0, |(tap, _)| tap);
-        for (output_column, positions) in positions.chunks_exact_mut(channels).enumerate() {
-            let tap = first_tap(output_row, height) * window.size + first_tap(output_column, width);
-            positions.fill(tap as u8);
-        }
-        for (row_tap, row) in taps(window, output_row, height) {
-            for output_column in 0..output_width {
+        let mut found = [Tap::default(); MOST_TAPS];
+        for output_column in 0..output_width {
+            let mut count = 0;
+            for (row_tap, row) in taps(window, output_row, height) {
                 for (column_tap, column) in taps(window, output_column, width) {
                     let start = ((image * height + row) * width + column) * channels;
-                    let range = output_column * channels..(output_column + 1) * channels;
-                    let tap = (row_tap * window.size + column_tap) as u8;
-                    let input = &input[start..start + channels];
-                    if positions.is_empty() {
-                        larger(&mut output[range], input);
-                    } else {
-                        larger_with_position(&mut output[range.clone()], &mut positions[range], input, tap);
-                    }
+                    found[count] = Tap { index: (row_tap * window.size + column_tap) as u32, start };
+                    count += 1;
                 }
             }
+            let range = output_column * channels..(output_column + 1) * channels;
+            let positions = if positions.is_empty() { &mut [] } else { &mut positions[range.clone()] };
+            largest(input, &found[..count], &mut output[range], positions);
         }
     };
     let rows = output.par_chunks_mut(row_length).enumerate();
@@ -60,63 +75,106 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, po
     }
 }
 
-vectorised! {
-    /// A NaN wins and stays, as in torch.
-    fn larger(best: &mut [f32], input: &[f32]) {
-        for (best, &value) in best.iter_mut().zip(input) {
-            if value > *best || value.is_nan() {
-                *best = value;
-            }
-        }
-    }
-
-    fn larger_with_position(best: &mut [f32], positions: &mut [u8], input: &[f32], tap: u8) {
-        for ((best, position), &value) in best.iter_mut().zip(positions).zip(input) {
-            let wins = value > *best || value.is_nan();
-            *position = if wins { tap } else { *position };
-            *best = if wins { value } else { *best };
-        }
-    }
-
-    /// Adds the gradient of those outputs whose maximum was at this tap.
-    fn collect(target: &mut [f32], gradient: &[f32], positions: &[u8], tap: u8) {
-        for ((target, gradient), position) in target.iter_mut().zip(gradient).zip(positions) {
-            *target += if *position == tap { *gradient } else { 0.0 };
-        }
-    }
-}
-
 pub(super) fn backward(window: MaxPoolWindow, positions: &Tensor, output_gradient: &Tensor, target: &Gradient) {
     let [_, height, width, channels] = activation(&target.tensor);
     let [_, output_height, output_width, _] = activation(output_gradient);
     let mut views = Views::default();
     let positions = views.read::<u8>(positions);
-    let output_gradient = views.read::<f32>(output_gradient);
-    let input_gradient = views.write::<f32>(&target.tensor);
+    let gradient = views.read::<f32>(output_gradient);
     let accumulate = target.accumulate;
-    let outputs = output_height * output_width * channels;
-    let images = output_gradient.par_chunks(outputs).zip(positions.par_chunks(outputs));
-    input_gradient.par_chunks_mut(height * width * channels).zip(images).for_each(|(target_image, image)| {
-        let (gradient, positions) = image;
-        if !accumulate {
-            target_image.fill(0.0);
-        }
-        for output_row in 0..output_height {
-            for (row_tap, row) in taps(window, output_row, height) {
-                for output_column in 0..output_width {
-                    for (column_tap, column) in taps(window, output_column, width) {
-                        let source = (output_row * output_width + output_column) * channels;
-                        let source = source..source + channels;
-                        let start = (row * width + column) * channels;
-                        collect(
-                            &mut target_image[start..start + channels],
-                            &gradient[source.clone()],
-                            &positions[source],
-                            (row_tap * window.size + column_tap) as u8,
-                        );
-                    }
+    let rows = views.write::<f32>(&target.tensor).par_chunks_mut(width * channels).enumerate();
+    rows.for_each(|(index, target_row)| {
+        let (image, row) = (index / height, index % height);
+        let mut found = [Tap::default(); MOST_TAPS];
+        for (column, pixel) in target_row.chunks_exact_mut(channels).enumerate() {
+            let mut count = 0;
+            for (row_tap, output_row) in windows(window, row, output_height) {
+                for (column_tap, output_column) in windows(window, column, output_width) {
+                    let start = ((image * output_height + output_row) * output_width + output_column) * channels;
+                    found[count] = Tap { index: (row_tap * window.size + column_tap) as u32, start };
+                    count += 1;
                 }
             }
+            if !accumulate {
+                pixel.fill(0.0);
+            }
+            collect(gradient, positions, &found[..count], pixel);
         }
     });
+}
+
+vectorised! {
+    /// The largest value under the taps and, unless `positions` is empty, the index of the first tap that has it. A NaN
+    /// wins and stays, as in torch.
+    fn largest(input: &[f32], taps: &[Tap], output: &mut [f32], positions: &mut [u8]) {
+        let whole = output.len() / GROUP * GROUP;
+        for channel in (0..whole).step_by(GROUP) {
+            largest_of_group::<GROUP>(input, taps, channel, output, positions);
+        }
+        for channel in whole..output.len() {
+            largest_of_group::<1>(input, taps, channel, output, positions);
+        }
+    }
+
+    /// Adds the gradient of those outputs whose maximum was this pixel.
+    fn collect(gradient: &[f32], positions: &[u8], windows: &[Tap], target: &mut [f32]) {
+        let whole = target.len() / GROUP * GROUP;
+        for channel in (0..whole).step_by(GROUP) {
+            collect_group::<GROUP>(gradient, positions, windows, channel, target);
+        }
+        for channel in whole..target.len() {
+            collect_group::<1>(gradient, positions, windows, channel, target);
+        }
+    }
+}
+
+#[inline(always)]
+fn group<T: Copy, const SIZE: usize>(values: &[T], start: usize) -> [T; SIZE] {
+    *values[start..].first_chunk().expect("the group lies in the tensor")
+}
+
+#[inline(always)]
+fn largest_of_group<const SIZE: usize>(
+    input: &[f32],
+    taps: &[Tap],
+    channel: usize,
+    output: &mut [f32],
+    positions: &mut [u8],
+) {
+    let mut best = [f32::NEG_INFINITY; SIZE];
+    // Where nothing is larger than minus infinity, the first pixel is the maximum.
+    let mut position = [taps.first().map_or(0, |tap| tap.index); SIZE];
+    for tap in taps {
+        let values: [f32; SIZE] = group(input, tap.start + channel);
+        // Masks rather than conditions, which the compiler would turn into branches.
+        for lane in 0..SIZE {
+            let value = values[lane];
+            let wins = u32::from((value > best[lane]) | value.is_nan()).wrapping_neg();
+            position[lane] = (tap.index & wins) | (position[lane] & !wins);
+            best[lane] = f32::from_bits((value.to_bits() & wins) | (best[lane].to_bits() & !wins));
+        }
+    }
+    output[channel..channel + SIZE].copy_from_slice(&best);
+    if !positions.is_empty() {
+        positions[channel..channel + SIZE].copy_from_slice(&position.map(|position| position as u8));
+    }
+}
+
+#[inline(always)]
+fn collect_group<const SIZE: usize>(
+    gradient: &[f32],
+    positions: &[u8],
+    windows: &[Tap],
+    channel: usize,
+    target: &mut [f32],
+) {
+    let mut sums: [f32; SIZE] = group(target, channel);
+    for window in windows {
+        let gradients: [f32; SIZE] = group(gradient, window.start + channel);
+        let positions: [u8; SIZE] = group(positions, window.start + channel);
+        for lane in 0..SIZE {
+            sums[lane] += if u32::from(positions[lane]) == window.index { gradients[lane] } else { 0.0 };
+        }
+    }
+    target[channel..channel + SIZE].copy_from_slice(&sums);
 }
