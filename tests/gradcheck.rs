@@ -13,7 +13,7 @@ use reference::recorder::Recorder;
 use reference::rounding::RoundingDevice;
 use reference::{Random, relative_error};
 use retune::device::cpu::Cpu;
-use retune::device::{Device, Precision, read_f32};
+use retune::device::{Device, Precision, read_f32, threads};
 use retune::gradcheck::{GradcheckReport, gradcheck};
 use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
 use retune::ops::LossReduction;
@@ -407,10 +407,7 @@ fn two_runs_give_the_same_bits() {
 
 #[test]
 fn number_of_threads_does_not_change_a_bit() {
-    let with_threads = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| training_bits(Rc::new(Cpu), 3))
-    };
+    let with_threads = |count: usize| threads::with(count, || training_bits(Rc::new(Cpu), 3));
     let one = with_threads(1);
     for threads in [2, 3, 4] {
         assert!(one == with_threads(threads), "{threads} threads");

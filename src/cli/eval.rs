@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
+use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
@@ -74,7 +75,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         batch_size: arguments.batch_size,
         image_size: model.image_size as u32,
         mode: Mode::Evaluate,
-        workers: arguments.workers.unwrap_or_else(rayon::current_num_threads),
+        workers: arguments.workers.unwrap_or_else(threads::count),
         strict: arguments.strict,
     };
     let pictures = folder.len();

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::device::Device;
+use crate::device::{Device, threads};
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::Driver;
@@ -100,14 +100,7 @@ impl GlobalArguments {
             if !(1..=MOST_THREADS).contains(&threads) {
                 return Err(Error::usage(format!("--threads {threads}: expected 1 to {MOST_THREADS}")));
             }
-            // The second time that a command opens a device finds them started.
-            static STARTED: std::sync::OnceLock<()> = std::sync::OnceLock::new();
-            if STARTED.set(()).is_ok() {
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads)
-                    .build_global()
-                    .context(|| format!("cannot start {threads} threads"))?;
-            }
+            threads::set(threads)?;
         }
         match self.device.as_str() {
             "auto" => device::first_cuda(),

@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, Sample};
+use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
@@ -68,7 +69,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         batch_size: arguments.batch_size.min(samples.len()),
         image_size: model.image_size as u32,
         mode: Mode::Evaluate,
-        workers: rayon::current_num_threads().min(samples.len()),
+        workers: threads::count().min(samples.len()),
         strict: false,
     };
     let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples };

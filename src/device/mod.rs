@@ -6,6 +6,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod threads;
 
 mod augment;
 mod conv2d;

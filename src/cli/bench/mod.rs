@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{GlobalArguments, print_json, print_result};
+use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network, ResNet};
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
@@ -156,7 +157,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         if arguments.kernels { kernels(&mut network, shape, &images, &targets, arguments.steps)? } else { Vec::new() };
     let result = BenchResult {
         device: network.device().name(),
-        threads: rayon::current_num_threads(),
+        threads: threads::count(),
         batch_size: shape.batch,
         image_size: size,
         training,

@@ -1,7 +1,6 @@
 //! Mean over the picture, NHWC. A few hundred kilobytes: bound by nothing that matters.
 
-use rayon::prelude::*;
-
+use super::jobs;
 use super::memory::Views;
 use crate::device::Gradient;
 use crate::tensor::Tensor;
@@ -12,7 +11,8 @@ pub(super) fn forward(input: &Tensor, output: &Tensor) {
     let mut views = Views::default();
     let input = views.read::<f32>(input);
     let output = views.write::<f32>(output);
-    output.par_chunks_mut(channels).zip(input.par_chunks(image)).for_each(|(output, image)| {
+    jobs::for_each_piece(output, channels, |index, output| {
+        let image = &input[index * image..(index + 1) * image];
         output.fill(0.0);
         for pixel in image.chunks_exact(channels) {
             output.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += value);
@@ -29,8 +29,8 @@ pub(super) fn backward(output_gradient: &Tensor, target: &Gradient) {
     let mut views = Views::default();
     let output_gradient = views.read::<f32>(output_gradient);
     let input_gradient = views.write::<f32>(&target.tensor);
-    let images = input_gradient.par_chunks_mut(image).zip(output_gradient.par_chunks(channels));
-    images.for_each(|(image, gradient)| {
+    jobs::for_each_piece(input_gradient, image, |index, image| {
+        let gradient = &output_gradient[index * channels..(index + 1) * channels];
         let share = 1.0 / (image.len() / channels) as f32;
         for pixel in image.chunks_exact_mut(channels) {
             for (value, gradient) in pixel.iter_mut().zip(gradient) {

@@ -5,8 +5,7 @@
 //! deviations from it, which loses no digits however far the mean is from zero. Blocks are combined in float64 by
 //! Chan, Golub and LeVeque (1983). Blocks depend on the shape alone, so results do not depend on the number of threads.
 
-use rayon::prelude::*;
-
+use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
 use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
@@ -32,10 +31,10 @@ pub(super) fn workspace_len(shape: Shape) -> usize {
 }
 
 pub(super) fn statistics(input: &[f32], channels: usize, statistics: &mut [f32]) {
-    let blocks = input.par_chunks(block_pixels(channels) * channels);
-    statistics.par_chunks_mut(2 * channels).zip(blocks).for_each(|(row, block)| {
+    let block = block_pixels(channels) * channels;
+    jobs::for_each_piece(statistics, 2 * channels, |index, row| {
         let (sum, squares) = row.split_at_mut(channels);
-        block_statistics(block, sum, squares);
+        block_statistics(&input[index * block..input.len().min((index + 1) * block)], sum, squares);
     });
 }
 
@@ -137,13 +136,13 @@ pub(super) fn forward(arguments: &BatchNormForward) {
     let (scale, shift) = (&*scale, &*shift);
     let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
     let block = block_pixels(channels) * channels;
-    let blocks = output.par_chunks_mut(block).zip(input.par_chunks(block));
-    match residual {
-        Some(residual) => blocks.zip(residual.par_chunks(block)).for_each(|((output, input), residual)| {
-            normalise_and_add(output, input, residual, scale, shift, floor);
-        }),
-        None => blocks.for_each(|(output, input)| normalise(output, input, scale, shift, floor)),
-    }
+    jobs::for_each_piece(output, block, |index, output| {
+        let range = index * block..index * block + output.len();
+        match residual {
+            Some(residual) => normalise_and_add(output, &input[range.clone()], &residual[range], scale, shift, floor),
+            None => normalise(output, &input[range], scale, shift, floor),
+        }
+    });
 }
 
 /// The one place that says how a value is normalised, so that the backward pass finds the same mask, bit for bit.
@@ -232,7 +231,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     let (coefficients, partial) = workspace.split_at_mut(3 * channels);
     let partial = &mut partial[..statistics_rows(shape) * 2 * channels];
     if needs_sums {
-        partial.par_chunks_mut(2 * channels).enumerate().for_each(|(index, row)| {
+        jobs::for_each_piece(partial, 2 * channels, |index, row| {
             let (biases, weights) = row.split_at_mut(channels);
             let range = range(index);
             let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
@@ -264,29 +263,24 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     }
 
     let coefficients = &*coefficients;
-    let accumulates = |target: Option<&Gradient>| target.is_some_and(|target| target.accumulate);
-    let input_accumulates = accumulates(arguments.input_gradient);
-    let residual_accumulates = accumulates(arguments.residual_gradient);
-    let run = |index: usize, input_target: Option<&mut [f32]>, residual_target: Option<&mut [f32]>| {
+    let mut pieces = |target: &'a Gradient| Pieces::new(views.write::<f32>(&target.tensor), block);
+    let inputs = arguments.input_gradient.map(|target| (pieces(target), target.accumulate));
+    let residuals = arguments.residual_gradient.map(|target| (pieces(target), target.accumulate));
+    let targets = inputs.iter().chain(&residuals).next().map_or(0, |(pieces, _)| pieces.count());
+    jobs::for_each(targets, |index| {
         let range = range(index);
         let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
         let mask = mask.block(range);
-        if let Some(target) = residual_target {
-            masked(target, residual_accumulates, input, gradient, mask, normaliser);
+        if let Some((pieces, accumulate)) = &residuals {
+            // SAFETY: each job has an index of its own.
+            masked(unsafe { pieces.piece(index) }, *accumulate, input, gradient, mask, normaliser);
         }
-        if let Some(target) = input_target {
-            input_gradients(target, input_accumulates, input, gradient, mask, normaliser, coefficients);
+        if let Some((pieces, accumulate)) = &inputs {
+            // SAFETY: as above.
+            let target = unsafe { pieces.piece(index) };
+            input_gradients(target, *accumulate, input, gradient, mask, normaliser, coefficients);
         }
-    };
-    let mut blocks = |target: &'a Gradient| views.write::<f32>(&target.tensor).par_chunks_mut(block).enumerate();
-    match (arguments.input_gradient.map(&mut blocks), arguments.residual_gradient.map(&mut blocks)) {
-        (Some(inputs), Some(residuals)) => {
-            inputs.zip(residuals).for_each(|((index, input), (_, residual))| run(index, Some(input), Some(residual)))
-        }
-        (Some(inputs), None) => inputs.for_each(|(index, input)| run(index, Some(input), None)),
-        (None, Some(residuals)) => residuals.for_each(|(index, residual)| run(index, None, Some(residual))),
-        (None, None) => {}
-    }
+    });
 }
 
 /// Calls `function(output, opens, arguments...)`, where `opens(channel, input, output)` says whether the ReLU let an
@@ -332,22 +326,33 @@ vectorised! {
         normaliser: &[f32],
         coefficients: &[f32],
     ) {
-        if !accumulate {
-            target.fill(0.0);
+        if accumulate {
+            let put = |target: &mut f32, value: f32| *target += value;
+            behind_relu!(
+                mask,
+                normaliser,
+                gradient,
+                put_input_gradients(target, put, input, gradient, normaliser, coefficients)
+            );
+        } else {
+            let put = |target: &mut f32, value: f32| *target = value;
+            behind_relu!(
+                mask,
+                normaliser,
+                gradient,
+                put_input_gradients(target, put, input, gradient, normaliser, coefficients)
+            );
         }
-        behind_relu!(
-            mask,
-            normaliser,
-            gradient,
-            add_input_gradients(target, input, gradient, normaliser, coefficients)
-        );
     }
 
     fn masked(target: &mut [f32], accumulate: bool, input: &[f32], gradient: &[f32], mask: Mask, normaliser: &[f32]) {
-        if !accumulate {
-            target.fill(0.0);
+        if accumulate {
+            let put = |target: &mut f32, value: f32| *target += value;
+            behind_relu!(mask, normaliser, gradient, put_masked(target, put, input, gradient, normaliser));
+        } else {
+            let put = |target: &mut f32, value: f32| *target = value;
+            behind_relu!(mask, normaliser, gradient, put_masked(target, put, input, gradient, normaliser));
         }
-        behind_relu!(mask, normaliser, gradient, add_masked(target, input, gradient, normaliser));
     }
 }
 
@@ -377,10 +382,11 @@ fn add_sums(
 }
 
 #[inline(always)]
-fn add_input_gradients(
+fn put_input_gradients(
     output: &[f32],
     opens: impl Fn(usize, &[f32], &[f32]) -> bool,
     target: &mut [f32],
+    put: impl Fn(&mut f32, f32),
     input: &[f32],
     gradient: &[f32],
     normaliser: &[f32],
@@ -394,16 +400,18 @@ fn add_input_gradients(
         for channel in 0..channels {
             let gradient = if opens(channel, input, output) { gradient[channel] } else { 0.0 };
             let deviation = input[channel] - mean[channel];
-            target[channel] += scale[channel] * (gradient - bias_share[channel] - deviation * weight_share[channel]);
+            let centred = gradient - bias_share[channel] - deviation * weight_share[channel];
+            put(&mut target[channel], scale[channel] * centred);
         }
     }
 }
 
 #[inline(always)]
-fn add_masked(
+fn put_masked(
     output: &[f32],
     opens: impl Fn(usize, &[f32], &[f32]) -> bool,
     target: &mut [f32],
+    put: impl Fn(&mut f32, f32),
     input: &[f32],
     gradient: &[f32],
     normaliser: &[f32],
@@ -412,7 +420,7 @@ fn add_masked(
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
         for channel in 0..channels {
-            target[channel] += if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+            put(&mut target[channel], if opens(channel, input, output) { gradient[channel] } else { 0.0 });
         }
     }
 }

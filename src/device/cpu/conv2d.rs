@@ -11,7 +11,7 @@ use super::simd::Level;
 use super::winograd::Direction;
 use super::{direct, few_pixels, winograd};
 
-/// Floats of workspace that a pass needs, with as many threads as the current rayon pool has.
+/// Floats of workspace that a pass needs, with as many threads as take part now.
 pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
     let len = match (winograd::suits(shape), pass) {
         (true, Conv2dPass::Forward) => winograd::convolution_workspace(shape, false),

@@ -55,19 +55,18 @@ pub fn forward(
     let (pixels, depth, channels) = (pixels(shape), depth(shape), shape.output_channels);
     let strips = pixels.div_ceil(strip);
     let (packed, scratch) = workspace.split_at_mut(packed_len(shape));
-    let target = Shared(packed.as_mut_ptr());
+    let packed = Shared(packed.as_mut_ptr());
     // `packed[pixel / strip][tap][pixel % strip]`. A job is one tap of one strip.
     let taps = shape.kernel_height * shape.kernel_width;
-    jobs::run(strips * taps, scratch, 1, |job, _| {
+    let pack = |job: usize| {
         let (index, tap) = (job / taps, job % taps);
         let len = shape.input_channels * strip;
         // SAFETY: each job has a piece of its own of `packed`, which has room for whole strips.
-        let target = unsafe { std::slice::from_raw_parts_mut(target.at((index * taps + tap) * len), len) };
+        let target = unsafe { std::slice::from_raw_parts_mut(packed.at((index * taps + tap) * len), len) };
         pack_tap(shape, input, index * strip, strip, tap, target);
-    });
-    let packed = &*packed;
+    };
     let output = Shared(output.as_mut_ptr());
-    jobs::run(channels.div_ceil(CHANNELS), scratch, CHANNELS * WIDEST_STRIP, |job, products| {
+    let multiply = |job: usize, products: &mut [f32]| {
         let first = job * CHANNELS;
         let count = CHANNELS.min(channels - first);
         for index in 0..strips {
@@ -84,7 +83,7 @@ pub fn forward(
                         left: weight[first * depth..].as_ptr(),
                         left_order: Order::Rows(depth),
                         left_segment: 0,
-                        right: packed[index * depth * strip..].as_ptr(),
+                        right: packed.at(index * depth * strip),
                         result: products.as_mut_ptr(),
                         result_row: strip,
                         accumulate: false,
@@ -99,6 +98,11 @@ pub fn forward(
                 }
             }
         }
+    };
+    let jobs = [strips * taps, channels.div_ceil(CHANNELS)];
+    jobs::run_phases(2, |phase| jobs[phase], scratch, CHANNELS * WIDEST_STRIP, |phase, job, scratch| match phase {
+        0 => pack(job),
+        _ => multiply(job, scratch),
     });
 }
 

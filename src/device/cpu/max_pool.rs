@@ -3,8 +3,7 @@
 //! Both directions gather: a group of channels of one pixel stays in registers while the taps of its window, or the
 //! windows that it lies in, pass by. So every float is written once, and an image's rows are independent jobs.
 
-use rayon::prelude::*;
-
+use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
 use crate::device::{Gradient, MaxPoolWindow};
@@ -66,12 +65,12 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, po
             largest(input, &found[..count], &mut output[range], positions);
         }
     };
-    let rows = output.par_chunks_mut(row_length).enumerate();
-    match positions.map(|tensor| views.write::<u8>(tensor)) {
-        Some(positions) => rows
-            .zip(positions.par_chunks_mut(row_length))
-            .for_each(|((index, output), positions)| run(index, output, positions)),
-        None => rows.for_each(|(index, output)| run(index, output, &mut [])),
+    match positions.map(|tensor| Pieces::new(views.write::<u8>(tensor), row_length)) {
+        Some(positions) => jobs::for_each_piece(output, row_length, |index, output| {
+            // SAFETY: each job has an index of its own.
+            run(index, output, unsafe { positions.piece(index) });
+        }),
+        None => jobs::for_each_piece(output, row_length, |index, output| run(index, output, &mut [])),
     }
 }
 
@@ -82,8 +81,7 @@ pub(super) fn backward(window: MaxPoolWindow, positions: &Tensor, output_gradien
     let positions = views.read::<u8>(positions);
     let gradient = views.read::<f32>(output_gradient);
     let accumulate = target.accumulate;
-    let rows = views.write::<f32>(&target.tensor).par_chunks_mut(width * channels).enumerate();
-    rows.for_each(|(index, target_row)| {
+    jobs::for_each_piece(views.write::<f32>(&target.tensor), width * channels, |index, target_row| {
         let (image, row) = (index / height, index % height);
         let mut found = [Tap::default(); MOST_TAPS];
         for (column, pixel) in target_row.chunks_exact_mut(channels).enumerate() {

@@ -20,14 +20,13 @@ use std::rc::Rc;
 
 use super::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep, threads,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
 use memory::Views;
 
-/// The processor of this machine. Work is spread over the threads of rayon's current pool; results do not depend on how
-/// many there are.
+/// The processor of this machine. Work is spread over the team of [`threads`]; results do not depend on how many there are.
 pub struct Cpu;
 
 impl Device for Cpu {
@@ -36,7 +35,7 @@ impl Device for Cpu {
     }
 
     fn description(&self) -> String {
-        let threads = rayon::current_num_threads();
+        let threads = threads::count();
         let unit = if threads == 1 { "thread" } else { "threads" };
         format!("{threads} {unit}, {}", simd::Level::current())
     }

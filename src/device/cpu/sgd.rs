@@ -1,8 +1,7 @@
 //! One step of gradient descent over a flat group of parameters. Bound by memory: values and gradients read, values
 //! written, and the same for velocities.
 
-use rayon::prelude::*;
-
+use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
 use crate::device::SgdStep;
@@ -14,12 +13,16 @@ pub(super) fn step(arguments: &SgdStep) {
     let mut views = Views::default();
     let values = views.write::<f32>(arguments.values);
     let gradients = views.read::<f32>(arguments.gradients);
-    let blocks = values.par_chunks_mut(BLOCK).zip(gradients.par_chunks(BLOCK));
-    match arguments.velocity.map(|tensor| views.write::<f32>(tensor)) {
-        Some(velocity) => blocks.zip(velocity.par_chunks_mut(BLOCK)).for_each(|((values, gradients), velocity)| {
-            update_with_momentum(values, gradients, velocity, learning_rate, momentum, weight_decay);
+    let gradients = |index: usize| &gradients[index * BLOCK..gradients.len().min((index + 1) * BLOCK)];
+    match arguments.velocity.map(|tensor| Pieces::new(views.write::<f32>(tensor), BLOCK)) {
+        Some(velocity) => jobs::for_each_piece(values, BLOCK, |index, values| {
+            // SAFETY: each job has an index of its own.
+            let velocity = unsafe { velocity.piece(index) };
+            update_with_momentum(values, gradients(index), velocity, learning_rate, momentum, weight_decay);
         }),
-        None => blocks.for_each(|(values, gradients)| update(values, gradients, learning_rate, weight_decay)),
+        None => jobs::for_each_piece(values, BLOCK, |index, values| {
+            update(values, gradients(index), learning_rate, weight_decay);
+        }),
     }
 }
 

@@ -26,6 +26,7 @@ use super::super::conv2d::Conv2dShape;
 use super::gemm::{self, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, LINE, Shared, lines};
 use super::simd::{Level, Vector, instantiate};
+use crate::device::threads;
 
 /// Points in a tile.
 const POINTS: usize = 36;
@@ -191,22 +192,29 @@ impl Transform for FilterGradients {
     }
 }
 
-/// The matrix on all columns of a tile, then on all rows.
+/// The matrix on all columns of a tile, which `load(row, column)` gives, then on all rows; `store(row, values)` takes
+/// the result. The half-way values pass through memory in either case: no machine has 36 registers to spare.
 #[inline(always)]
-unsafe fn two_dimensional<V: Vector, T: Transform>(tile: [[V; 6]; 6]) -> [[V; 6]; 6] {
+unsafe fn two_dimensional<V: Vector, T: Transform>(
+    load: impl Fn(usize, usize) -> V,
+    mut store: impl FnMut(usize, [V; 6]),
+) {
     // SAFETY: by the caller.
     unsafe {
         let mut half = [[V::splat(0.0); 6]; 6];
         for j in 0..T::INPUT {
-            let column = T::apply([tile[0][j], tile[1][j], tile[2][j], tile[3][j], tile[4][j], tile[5][j]]);
+            let mut column = [V::splat(0.0); 6];
+            for (i, value) in column.iter_mut().enumerate().take(T::INPUT) {
+                *value = load(i, j);
+            }
+            let column = T::apply(column);
             for i in 0..T::OUTPUT {
                 half[i][j] = column[i];
             }
         }
-        for row in half.iter_mut().take(T::OUTPUT) {
-            *row = T::apply(*row);
+        for (i, row) in half.into_iter().enumerate().take(T::OUTPUT) {
+            store(i, T::apply(row));
         }
-        half
     }
 }
 
@@ -226,13 +234,11 @@ impl Tiles {
         Tiles { height: shape.height, width: shape.width, rows, columns, total: shape.batch * rows * columns }
     }
 
-    /// The first pixel of a tile: its index in the batch, its row and its column.
+    /// Image, row and column of a tile's first pixel.
     #[inline(always)]
-    fn pixel(&self, tile: usize) -> (usize, usize, usize) {
+    fn place(&self, tile: usize) -> (usize, usize, usize) {
         let image = tile / (self.rows * self.columns);
-        let row = tile / self.columns % self.rows * SIDE;
-        let column = tile % self.columns * SIDE;
-        ((image * self.height + row) * self.width + column, row, column)
+        (image, tile / self.columns % self.rows * SIDE, tile % self.columns * SIDE)
     }
 }
 
@@ -283,83 +289,91 @@ struct Span<'a> {
 
 instantiate! {
     /// Transforms the inputs of some tiles.
-    unsafe fn transform_inputs =
-        transform_generic_inputs(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
+    unsafe fn transform_inputs = transform_generic_inputs(
+        span: &Span, source: *const f32, zeros: *const f32, layout: &Layout, target: *mut f32)
 }
 
 #[inline(always)]
-unsafe fn transform_generic_inputs<V: Vector>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+unsafe fn transform_generic_inputs<V: Vector>(
+    span: &Span,
+    source: *const f32,
+    zeros: *const f32,
+    layout: &Layout,
+    target: *mut f32,
+) {
     // SAFETY: by the caller.
-    unsafe { transform_tiles::<V, Inputs>(span, source, layout, target) }
+    unsafe { transform_tiles::<V, Inputs>(span, source, zeros, layout, target) }
 }
 
 instantiate! {
     /// Transforms the gradients of the outputs of some tiles.
-    unsafe fn transform_gradients =
-        transform_generic_gradients(span: &Span, source: *const f32, layout: &Layout, target: *mut f32)
+    unsafe fn transform_gradients = transform_generic_gradients(
+        span: &Span, source: *const f32, zeros: *const f32, layout: &Layout, target: *mut f32)
 }
 
 #[inline(always)]
-unsafe fn transform_generic_gradients<V: Vector>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+unsafe fn transform_generic_gradients<V: Vector>(
+    span: &Span,
+    source: *const f32,
+    zeros: *const f32,
+    layout: &Layout,
+    target: *mut f32,
+) {
     // SAFETY: by the caller.
-    unsafe { transform_tiles::<V, Gradients>(span, source, layout, target) }
+    unsafe { transform_tiles::<V, Gradients>(span, source, zeros, layout, target) }
 }
 
-/// Reads tiles from a picture, with zeros outside, and stores them transformed; the first at tile 0 of the target.
+/// Reads tiles from a picture and stores them transformed; the first at tile 0 of the target. `zeros` is read where a
+/// tile reaches outside the picture.
 #[inline(always)]
-unsafe fn transform_tiles<V: Vector, T: Transform>(span: &Span, source: *const f32, layout: &Layout, target: *mut f32) {
+unsafe fn transform_tiles<V: Vector, T: Transform>(
+    span: &Span,
+    source: *const f32,
+    zeros: *const f32,
+    layout: &Layout,
+    target: *mut f32,
+) {
     let tiles = span.tiles;
     // Six inputs begin one pixel before the outputs.
     let margin = (T::INPUT - SIDE) / 2;
+    let pixels_of = |tile: usize| {
+        let mut pixels = [[zeros; 6]; 6];
+        if tile >= tiles.total {
+            return pixels;
+        }
+        let (image, row, column) = tiles.place(tile);
+        for (i, pixels) in pixels.iter_mut().enumerate().take(T::INPUT) {
+            let Some(y) = (row + i).checked_sub(margin).filter(|&y| y < tiles.height) else { continue };
+            for (j, pixel) in pixels.iter_mut().enumerate().take(T::INPUT) {
+                let Some(x) = (column + j).checked_sub(margin).filter(|&x| x < tiles.width) else { continue };
+                *pixel = source.wrapping_add(((image * tiles.height + y) * tiles.width + x) * span.channels);
+            }
+        }
+        pixels
+    };
+    let mut next = pixels_of(span.first);
     for tile in 0..span.count {
-        let (pixel, row, column) = tiles.pixel(span.first + tile);
-        let rows = (margin.saturating_sub(row), (tiles.height + margin - row).min(T::INPUT));
-        let columns = (margin.saturating_sub(column), (tiles.width + margin - column).min(T::INPUT));
-        let corner =
-            source.wrapping_add(pixel * span.channels).wrapping_sub(margin * (tiles.width + 1) * span.channels);
-        let inside = rows == (0, T::INPUT) && columns == (0, T::INPUT);
+        let pixels = next;
+        next = pixels_of(span.first + tile + 1);
         for channel in (0..span.channels).step_by(V::LANES) {
-            // SAFETY: pixels are read only in the given rows and columns, which are those inside the picture; the
-            // target is the caller's promise.
+            // SAFETY: every pixel, and `zeros`, has as many channels; the target is the caller's promise.
             unsafe {
-                let first = corner.wrapping_add(channel);
-                let pitch = tiles.width * span.channels;
-                let values = if inside {
-                    load_tile::<V, T, true>(first, pitch, span.channels, rows, columns)
-                } else {
-                    load_tile::<V, T, false>(first, pitch, span.channels, rows, columns)
-                };
-                let values = two_dimensional::<V, T>(values);
                 let target = target.add(layout.place(tile, channel));
-                for (i, row) in values.into_iter().enumerate() {
-                    for (j, value) in row.into_iter().enumerate() {
-                        value.store(target.add((6 * i + j) * layout.point));
-                    }
-                }
+                two_dimensional::<V, T>(
+                    |i, j| {
+                        if channel % LINE == 0 && j >= 2 * margin {
+                            V::prefetch(next[i][j].wrapping_add(channel));
+                        }
+                        V::load(pixels[i][j].add(channel))
+                    },
+                    |i, row| {
+                        for (j, value) in row.into_iter().enumerate() {
+                            value.store(target.add((6 * i + j) * layout.point));
+                        }
+                    },
+                );
             }
         }
-    }
-}
-
-#[inline(always)]
-unsafe fn load_tile<V: Vector, T: Transform, const INSIDE: bool>(
-    first: *const f32,
-    pitch: usize,
-    channels: usize,
-    rows: (usize, usize),
-    columns: (usize, usize),
-) -> [[V; 6]; 6] {
-    // SAFETY: reads only inside the picture, by the caller.
-    unsafe {
-        let mut values = [[V::splat(0.0); 6]; 6];
-        for (i, row) in values.iter_mut().enumerate().take(T::INPUT) {
-            for (j, value) in row.iter_mut().enumerate().take(T::INPUT) {
-                if INSIDE || (rows.0 <= i && i < rows.1 && columns.0 <= j && j < columns.1) {
-                    *value = V::load(first.wrapping_add(i * pitch + j * channels));
-                }
-            }
-        }
-        values
     }
 }
 
@@ -379,27 +393,26 @@ unsafe fn transform_generic_outputs<V: Vector>(
 ) {
     let tiles = span.tiles;
     for tile in 0..span.count {
-        let (pixel, row, column) = tiles.pixel(span.first + tile);
+        let (image, row, column) = tiles.place(span.first + tile);
         let (rows, columns) = (SIDE.min(tiles.height - row), SIDE.min(tiles.width - column));
+        let pixel = (image * tiles.height + row) * tiles.width + column;
         for channel in (0..span.channels).step_by(V::LANES) {
             // SAFETY: the source is the caller's promise; the target is written only inside the picture.
             unsafe {
                 let source = source.add(layout.place(tile, channel));
-                let mut values = [[V::splat(0.0); 6]; 6];
-                for (i, row) in values.iter_mut().enumerate() {
-                    for (j, value) in row.iter_mut().enumerate() {
-                        *value = V::load(source.add((6 * i + j) * layout.point));
-                    }
-                }
-                let values = two_dimensional::<V, Outputs>(values);
                 let target = target.add(pixel * span.channels + channel);
-                for (i, row) in values.iter().enumerate().take(rows) {
-                    for (j, &value) in row.iter().enumerate().take(columns) {
-                        let target = target.add((i * tiles.width + j) * span.channels);
-                        let value = if accumulate { value.add(V::load(target)) } else { value };
-                        value.store(target);
-                    }
-                }
+                two_dimensional::<V, Outputs>(
+                    |i, j| V::load(source.add((6 * i + j) * layout.point)),
+                    |i, row| {
+                        if i < rows {
+                            for (j, &value) in row.iter().enumerate().take(columns) {
+                                let target = target.add((i * tiles.width + j) * span.channels);
+                                let value = if accumulate { value.add(V::load(target)) } else { value };
+                                value.store(target);
+                            }
+                        }
+                    },
+                );
             }
         }
     }
@@ -422,33 +435,27 @@ unsafe fn transform_generic_filters<V: Vector>(
     for place in (0..count * strip).step_by(V::LANES) {
         // SAFETY: sizes by the caller; a strip is two vectors.
         unsafe {
-            let mut values = [[V::splat(0.0); 6]; 6];
-            for (i, row) in values.iter_mut().enumerate().take(3) {
-                for (j, value) in row.iter_mut().enumerate().take(3) {
-                    *value = V::load(taps.add((3 * i + j) * count * strip + place));
-                }
-            }
-            let values = two_dimensional::<V, Filters>(values);
-            for (i, row) in values.into_iter().enumerate() {
-                for (j, value) in row.into_iter().enumerate() {
-                    value.store(target.add((6 * i + j) * point + place));
-                }
-            }
+            two_dimensional::<V, Filters>(
+                |i, j| V::load(taps.add((3 * i + j) * count * strip + place)),
+                |i, row| {
+                    for (j, value) in row.into_iter().enumerate() {
+                        value.store(target.add((6 * i + j) * point + place));
+                    }
+                },
+            );
         }
     }
 }
 
 instantiate! {
-    /// Adds the groups' sums in order and transforms them back to one filter, `target[9][channels]`.
-    unsafe fn transform_filter_gradients = transform_generic_filter_gradients(
-        sums: *const f32, groups: usize, group: usize, point: usize, channels: usize, target: *mut f32)
+    /// Transforms sums back to one filter, `target[9][channels]`.
+    unsafe fn transform_filter_gradients =
+        transform_generic_filter_gradients(sums: *const f32, point: usize, channels: usize, target: *mut f32)
 }
 
 #[inline(always)]
 unsafe fn transform_generic_filter_gradients<V: Vector>(
     sums: *const f32,
-    groups: usize,
-    group: usize,
     point: usize,
     channels: usize,
     target: *mut f32,
@@ -456,28 +463,24 @@ unsafe fn transform_generic_filter_gradients<V: Vector>(
     for channel in (0..channels).step_by(V::LANES) {
         // SAFETY: sizes by the caller; channels are a multiple of sixteen.
         unsafe {
-            let mut values = [[V::splat(0.0); 6]; 6];
-            for (i, row) in values.iter_mut().enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    let source = sums.add((6 * i + j) * point + channel);
-                    *value = V::load(source);
-                    for index in 1..groups {
-                        *value = value.add(V::load(source.add(index * group)));
+            two_dimensional::<V, FilterGradients>(
+                |i, j| V::load(sums.add((6 * i + j) * point + channel)),
+                |i, row| {
+                    for (j, value) in row.into_iter().enumerate().take(3) {
+                        value.store(target.add((3 * i + j) * channels + channel));
                     }
-                }
-            }
-            let values = two_dimensional::<V, FilterGradients>(values);
-            for (i, row) in values.iter().enumerate().take(3) {
-                for (j, value) in row.iter().enumerate().take(3) {
-                    value.store(target.add((3 * i + j) * channels + channel));
-                }
-            }
+                },
+            );
         }
     }
 }
 
 /// Tiles of a block, at most: enough to use each transformed filter often.
-const BLOCK_TILES: usize = 64;
+const BLOCK_TILES: usize = 32;
+/// The same where the filters are too many to stay in a cache: each block reads all of them.
+const BLOCK_TILES_OF_MANY_FILTERS: usize = 64;
+/// As many pairs of channels as make too many filters.
+const MANY_FILTERS: usize = 1 << 17;
 /// Filter channels that one job transforms, along the depth of the product.
 const FILTER_BLOCK: usize = 64;
 
@@ -502,7 +505,8 @@ impl Plan {
             (shape.input_channels, shape.output_channels)
         };
         // Blocks of nearly equal size, a multiple of the threads; a tile's result doesn't depend on its block.
-        let blocks = tiles.total.div_ceil(BLOCK_TILES).next_multiple_of(rayon::current_num_threads());
+        let most = if from * to < MANY_FILTERS { BLOCK_TILES } else { BLOCK_TILES_OF_MANY_FILTERS };
+        let blocks = tiles.total.div_ceil(most).next_multiple_of(threads::count());
         let block = tiles.total.div_ceil(blocks);
         let filter_point = odd_lines(from * to.next_multiple_of(WIDEST_STRIP));
         Plan { tiles, from, to, block, filter_point }
@@ -510,7 +514,7 @@ impl Plan {
 
     fn scratch(&self) -> usize {
         let blocks = Layout::tiles_first(self.block, self.from).len() + Layout::tiles_first(self.block, self.to).len();
-        blocks.max(9 * FILTER_BLOCK * WIDEST_STRIP)
+        (blocks + lines(self.from)).max(9 * FILTER_BLOCK * WIDEST_STRIP)
     }
 }
 
@@ -548,10 +552,10 @@ pub fn convolution(
     let Plan { tiles, from, to, block, filter_point } = plan;
     let strip = gemm::strip(level);
     let (filters, scratch) = workspace.split_at_mut(POINTS * filter_point);
-    let shared_filters = Shared(filters.as_mut_ptr());
+    let filters = Shared(filters.as_mut_ptr());
     let depth_blocks = from.div_ceil(FILTER_BLOCK);
     // `filters[point][strip][from][to % strip]`
-    jobs::run(to.div_ceil(strip) * depth_blocks, scratch, scratch_len, |job, scratch| {
+    let transform = |job: usize, scratch: &mut [f32]| {
         let (first_to, first_from) = (job / depth_blocks * strip, job % depth_blocks * FILTER_BLOCK);
         let count = FILTER_BLOCK.min(from - first_from);
         let lanes = strip.min(to - first_to);
@@ -573,22 +577,23 @@ pub fn convolution(
         }
         // SAFETY: `taps` has the size said; each job writes its own strip and channels of all points.
         unsafe {
-            let target = shared_filters.at((first_to / strip * from + first_from) * strip);
+            let target = filters.at((first_to / strip * from + first_from) * strip);
             transform_filters(level, taps.as_ptr(), count, strip, target, filter_point);
         }
-    });
-    let filters = &*filters;
+    };
     let target = Shared(target.as_mut_ptr());
     let (inputs, products) = (Layout::tiles_first(block, from), Layout::tiles_first(block, to));
-    jobs::run(tiles.total.div_ceil(block), scratch, scratch_len, |job, scratch| {
+    let convolve = |job: usize, scratch: &mut [f32]| {
         let first = job * block;
         let count = block.min(tiles.total - first);
-        let (input, product) = scratch.split_at_mut(inputs.len());
+        let (input, rest) = scratch.split_at_mut(inputs.len());
+        let (product, zeros) = rest.split_at_mut(products.len());
+        zeros[..from].fill(0.0);
         // SAFETY: the layouts fit the two pieces of scratch memory, the filters have the layout written above, and each
         // job writes the pixels of its own tiles.
         unsafe {
             let span = Span { tiles: &tiles, first, count, channels: from };
-            transform_inputs(level, &span, source.as_ptr(), &inputs, input.as_mut_ptr());
+            transform_inputs(level, &span, source.as_ptr(), zeros.as_ptr(), &inputs, input.as_mut_ptr());
             for point in 0..POINTS {
                 for channel in (0..to).step_by(strip) {
                     gemm::multiply(
@@ -601,7 +606,7 @@ pub fn convolution(
                             left: input.as_ptr().add(point * inputs.point),
                             left_order: Order::Rows(from),
                             left_segment: 0,
-                            right: filters.as_ptr().add(point * filter_point + channel * from),
+                            right: filters.at(point * filter_point + channel * from),
                             result: product.as_mut_ptr().add(point * products.point + channel),
                             result_row: to,
                             accumulate: false,
@@ -612,33 +617,36 @@ pub fn convolution(
             let span = Span { tiles: &tiles, first, count, channels: to };
             transform_outputs(level, &span, product.as_ptr(), &products, target.at(0), accumulate);
         }
+    };
+    let jobs = [to.div_ceil(strip) * depth_blocks, tiles.total.div_ceil(block)];
+    jobs::run_phases(2, |phase| jobs[phase], scratch, scratch_len, |phase, job, scratch| match phase {
+        0 => transform(job, scratch),
+        _ => convolve(job, scratch),
     });
 }
 
-/// Up to so many pairs of channels, the sums of a weight gradient fit a core's cache, and each group of tiles gets its
-/// own.
-const FEW_PAIRS: usize = 128 * 128;
-/// How many groups then.
-const GROUPS: usize = 8;
 
-/// How a weight gradient is cut. Groups and blocks fix the order of the sums, so they follow from the shape alone.
+/// Floats of transformed inputs and gradients that are multiplied at a time, and the least number of tiles that make it
+/// worth to read and write the sums.
+const WEIGHT_BLOCK: usize = 3 << 18;
+const WEIGHT_TILES: usize = 256;
+
+/// How a weight gradient is cut. Blocks fix the order of the sums, so they follow from the shape alone.
 struct WeightPlan {
     tiles: Tiles,
-    /// Buffers of sums. With few channels each group of tiles has its own, and a job is a group.
-    groups: usize,
     /// Tiles that are transformed before they are multiplied.
     block: usize,
-    /// Floats between two points of a buffer of sums.
+    /// Floats between two points of the sums.
     point: usize,
 }
 
 impl WeightPlan {
     fn new(shape: &Conv2dShape) -> WeightPlan {
         let tiles = Tiles::new(shape);
-        let pairs = shape.input_channels * shape.output_channels;
-        let (groups, block) = if pairs <= FEW_PAIRS { (GROUPS, 48) } else { (1, 64) };
-        let groups = groups.min(tiles.total);
-        WeightPlan { tiles, groups, block: block.min(tiles.total.div_ceil(groups)), point: odd_lines(pairs) }
+        let (from, to) = (shape.input_channels, shape.output_channels);
+        let most = (WEIGHT_BLOCK / (POINTS * (from + to))).max(WEIGHT_TILES);
+        let block = tiles.total.div_ceil(tiles.total.div_ceil(most));
+        WeightPlan { tiles, block, point: odd_lines(from * to) }
     }
 
     fn layouts(&self, shape: &Conv2dShape, strip: usize) -> (Layout, Layout) {
@@ -655,14 +663,13 @@ impl WeightPlan {
     }
 }
 
+/// Tiles that one job transforms.
+const TILES_OF_JOB: usize = 8;
+
 pub fn weight_gradient_workspace(shape: &Conv2dShape) -> usize {
     let plan = WeightPlan::new(shape);
-    let blocks = if plan.groups > 1 {
-        jobs::scratch_total(plan.block_len(shape))
-    } else {
-        lines(plan.block_len(shape)) + jobs::scratch_total(1)
-    };
-    plan.groups * POINTS * plan.point + blocks
+    let channels = shape.input_channels.max(shape.output_channels);
+    POINTS * plan.point + plan.block_len(shape) + lines(channels) + jobs::scratch_total(1)
 }
 
 pub fn weight_gradient(
@@ -674,26 +681,37 @@ pub fn weight_gradient(
     workspace: &mut [f32],
 ) {
     let plan = WeightPlan::new(shape);
-    let (tiles, groups, block) = (plan.tiles, plan.groups, plan.block);
+    let WeightPlan { tiles, block, point: sums_point } = plan;
     let (from, to) = (shape.input_channels, shape.output_channels);
     let strip = gemm::strip(level);
     let (inputs, gradients) = plan.layouts(shape, strip);
-    let group_len = POINTS * plan.point;
-    let (sums, scratch) = workspace.split_at_mut(groups * group_len);
-    let shared_sums = Shared(sums.as_mut_ptr());
-
-    // Transforms `count` tiles from `first` on, and stores them from `place` on.
-    let transform = |first: usize, count: usize, place: usize, memory: Shared| {
-        let span = |channels| Span { tiles: &tiles, first, count, channels };
+    let (sums, rest) = workspace.split_at_mut(POINTS * sums_point);
+    let (transformed, rest) = rest.split_at_mut(plan.block_len(shape));
+    let (zeros, scratch) = rest.split_at_mut(lines(from.max(to)));
+    zeros.fill(0.0);
+    let (sums, transformed, zeros) = (Shared(sums.as_mut_ptr()), Shared(transformed.as_mut_ptr()), &*zeros);
+    let strips = to.div_ceil(strip);
+    let count = |first: usize| block.min(tiles.total - first);
+    let transform = |first: usize, job: usize| {
+        let place = job * TILES_OF_JOB;
+        let span = |channels| Span {
+            tiles: &tiles,
+            first: first + place,
+            count: TILES_OF_JOB.min(count(first) - place),
+            channels,
+        };
         // SAFETY: the layouts fit the memory, and each job has tiles of its own.
         unsafe {
-            transform_inputs(level, &span(from), input.as_ptr(), &inputs, memory.at(inputs.place(place, 0)));
-            let target = memory.at(inputs.len() + gradients.place(place, 0));
-            transform_gradients(level, &span(to), output_gradient.as_ptr(), &gradients, target);
+            let (input, gradient) = (input.as_ptr(), output_gradient.as_ptr());
+            let target = transformed.at(inputs.place(place, 0));
+            transform_inputs(level, &span(from), input, zeros.as_ptr(), &inputs, target);
+            let target = transformed.at(inputs.len() + gradients.place(place, 0));
+            transform_gradients(level, &span(to), gradient, zeros.as_ptr(), &gradients, target);
         }
     };
-    // Adds `count` tiles to the sums `[point][to][from]` of one point, for one strip of `to`.
-    let multiply = |point: usize, first_to: usize, count: usize, memory: Shared, sums: Shared, accumulate: bool| {
+    // `sums[point][to][from]`; a job is one point and one strip of `to`.
+    let multiply = |first: usize, job: usize| {
+        let (point, first_to) = (job / strips, job % strips * strip);
         for first_from in (0..from).step_by(strip) {
             // SAFETY: the layouts fit the memory, and each job has sums of its own.
             unsafe {
@@ -703,57 +721,37 @@ pub fn weight_gradient(
                         rows: strip.min(to - first_to),
                         columns: strip.min(from - first_from),
                         segments: 1,
-                        depth: count,
-                        left: memory.at(inputs.len() + point * gradients.point + gradients.place(0, first_to)),
+                        depth: count(first),
+                        left: transformed.at(inputs.len() + point * gradients.point + gradients.place(0, first_to)),
                         left_order: Order::Columns(strip),
                         left_segment: 0,
-                        right: memory.at(point * inputs.point + inputs.place(0, first_from)),
-                        result: sums.at(point * plan.point + first_to * from + first_from),
+                        right: transformed.at(point * inputs.point + inputs.place(0, first_from)),
+                        result: sums.at(point * sums_point + first_to * from + first_from),
                         result_row: from,
-                        accumulate,
+                        accumulate: first > 0,
                     },
                 );
             }
         }
     };
-
-    if groups > 1 {
-        jobs::run(groups, scratch, plan.block_len(shape), |group, scratch| {
-            let memory = Shared(scratch.as_mut_ptr());
-            let (begin, end) = (group * tiles.total / groups, (group + 1) * tiles.total / groups);
-            // SAFETY: in range of the sums.
-            let sums = Shared(unsafe { shared_sums.at(group * group_len) });
-            for first in (begin..end).step_by(block) {
-                let count = block.min(end - first);
-                transform(first, count, 0, memory);
-                for point in 0..POINTS {
-                    for first_to in (0..to).step_by(strip) {
-                        multiply(point, first_to, count, memory, sums, first > begin);
-                    }
-                }
-            }
-        });
-    } else {
-        let (shared, scratch) = scratch.split_at_mut(lines(plan.block_len(shape)));
-        let memory = Shared(shared.as_mut_ptr());
-        for first in (0..tiles.total).step_by(block) {
-            let count = block.min(tiles.total - first);
-            jobs::run(count.div_ceil(8), scratch, 1, |job, _| {
-                transform(first + job * 8, (count - job * 8).min(8), job * 8, memory);
-            });
-            jobs::run(POINTS * to.div_ceil(strip), scratch, 1, |job, _| {
-                let strips = to.div_ceil(strip);
-                multiply(job / strips, job % strips * strip, count, memory, shared_sums, first > 0);
-            });
-        }
-    }
-
     let target = Shared(weight_gradient.as_mut_ptr());
-    jobs::run(to, scratch, 1, |filter, _| {
+    let transform_back = |filter: usize| {
         // SAFETY: the sums are complete; each job writes its own filter.
         unsafe {
-            let (sums, target) = (shared_sums.at(filter * from), target.at(filter * 9 * from));
-            transform_filter_gradients(level, sums, groups, group_len, plan.point, from, target);
+            let (sums, target) = (sums.at(filter * from), target.at(filter * 9 * from));
+            transform_filter_gradients(level, sums, sums_point, from, target);
         }
+    };
+    // Two phases a block, and one at the end.
+    let phases = 2 * tiles.total.div_ceil(block) + 1;
+    let jobs = |phase: usize| match phase {
+        last if last + 1 == phases => to,
+        even if even % 2 == 0 => count(even / 2 * block).div_ceil(TILES_OF_JOB),
+        _ => POINTS * strips,
+    };
+    jobs::run_phases(phases, jobs, scratch, 1, |phase, job, _| match phase {
+        last if last + 1 == phases => transform_back(job),
+        even if even % 2 == 0 => transform(even / 2 * block, job),
+        odd => multiply(odd / 2 * block, job),
     });
 }

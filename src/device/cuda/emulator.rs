@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::driver::{Capabilities, Driver, Launch};
-use crate::device::Recording;
+use crate::device::{Recording, threads};
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 
@@ -117,7 +117,7 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// As fast as it goes: blocks are spread over the threads of rayon's current pool. With the environment variable
+    /// As fast as it goes: blocks are spread over the threads of [`threads`]. With the environment variable
     /// `RETUNE_EMULATOR_CHECKED` set to 1 it is [`Self::checked`] instead.
     ///
     /// # Errors
@@ -207,7 +207,7 @@ fn describe(launch: &OwnedLaunch, function: impl FnOnce(&LaunchDescription) -> R
         grid: launch.grid,
         block: launch.block,
         shared_bytes: launch.shared_bytes,
-        host_threads: u32::try_from(rayon::current_num_threads()).unwrap_or(u32::MAX),
+        host_threads: u32::try_from(threads::count()).unwrap_or(u32::MAX),
         arguments: launch.arguments.as_ptr().cast(),
         argument_bytes: launch.arguments.len(),
     })

@@ -1,6 +1,7 @@
 //! All three passes against the definition in float64, at every level, over many shapes.
 
 use super::*;
+use crate::device::threads;
 use proptest::prelude::*;
 
 /// Reproducible numbers in -1..1.
@@ -180,8 +181,7 @@ fn threads_do_not_change_a_bit() {
     ] {
         let shape = shape(sizes);
         let bits = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let results = pool.install(|| all_passes(Level::current(), &shape));
+            let results = threads::with(threads, || all_passes(Level::current(), &shape));
             results.map(|values| values.into_iter().map(f32::to_bits).collect::<Vec<_>>())
         };
         let one = bits(1);
