@@ -17,12 +17,12 @@ use std::rc::Rc;
 use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::device::{Device, threads};
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::Driver;
 #[cfg(feature = "emulator")]
 use crate::device::cuda::emulator::Emulator;
+use crate::device::{Device, threads};
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Fine-tunes an ImageNet ResNet on a folder of pictures.

@@ -216,12 +216,7 @@ impl Board {
     fn enter(&self, mut state: u64) -> Option<usize> {
         let generation = state / GENERATION;
         while state / GENERATION == generation && state & ROOM != 0 {
-            match self.state.compare_exchange_weak(
-                state,
-                state - ONE_ENTERS,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match self.state.compare_exchange_weak(state, state - ONE_ENTERS, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some((state & ENTERED) as usize + 1),
                 Err(now) => state = now,
             }

@@ -100,10 +100,16 @@ pub fn forward(
         }
     };
     let jobs = [strips * taps, channels.div_ceil(CHANNELS)];
-    jobs::run_phases(2, |phase| jobs[phase], scratch, CHANNELS * WIDEST_STRIP, |phase, job, scratch| match phase {
-        0 => pack(job),
-        _ => multiply(job, scratch),
-    });
+    jobs::run_phases(
+        2,
+        |phase| jobs[phase],
+        scratch,
+        CHANNELS * WIDEST_STRIP,
+        |phase, job, scratch| match phase {
+            0 => pack(job),
+            _ => multiply(job, scratch),
+        },
+    );
 }
 
 /// Writes `[channel][lane]`: the input that each pixel from `first` on has under one tap, zero outside the picture and

@@ -48,12 +48,40 @@ pub fn suits(shape: &Conv2dShape) -> bool {
     let channels = [shape.input_channels, shape.output_channels];
     filter == (3, 3, 1, 1)
         && channels.iter().all(|&count| count >= 32 && count.is_multiple_of(16))
-        // Enough tiles to pay for the transform of the filters, and not mostly outside the image.
+        // Enough tiles to pay for the transform of the filters, and enough of a gain to pay for that of the tiles.
         && tiles.total >= 32
-        && 2 * tiles.total * POINTS <= shape.batch * shape.height * shape.width * 9
+        && 2 * tiles.products() <= shape.batch * shape.height * shape.width * 9
 }
 
-/// One matrix of the formulas above, applied to a row of six vectors; unused ones are zero.
+/// How many outputs a tile has along a side: four, or what is left at the end of a picture. With fewer outputs fewer
+/// points do: the products at the others are not made. A filter's points stay the same, so factors of interpolation
+/// that differ are in the matrix of the inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// All points.
+    Four,
+    /// Without -q.
+    Three,
+    /// One or two outputs: without +-q.
+    Two,
+}
+
+impl Side {
+    /// Whether the products at a point are needed.
+    #[inline(always)]
+    fn has(self, point: usize) -> bool {
+        match self {
+            Side::Four => true,
+            Side::Three => point != 4,
+            Side::Two => point != 3 && point != 4,
+        }
+    }
+}
+
+/// The sides of all tiles but those at the ends of a picture.
+const WHOLE: (Side, Side) = (Side::Four, Side::Four);
+
+/// One matrix of the formulas above, applied to a row of six vectors; unused ones mean nothing.
 trait Transform {
     /// Values that go in, along a side.
     const INPUT: usize;
@@ -61,14 +89,14 @@ trait Transform {
     const OUTPUT: usize;
     /// # Safety
     /// As for [`Vector`].
-    unsafe fn apply<V: Vector>(values: [V; 6]) -> [V; 6];
+    unsafe fn apply<V: Vector>(side: Side, values: [V; 6]) -> [V; 6];
 }
 
 /// `a * x + y`
 #[inline(always)]
 unsafe fn axpy<V: Vector>(a: f32, x: V, y: V) -> V {
     // SAFETY: by the caller.
-    unsafe { V::splat(a).mul_add(x, y) }
+    unsafe { x.mul_add(V::splat(a), y) }
 }
 
 /// Bt: inputs to points.
@@ -79,19 +107,35 @@ impl Transform for Inputs {
     const OUTPUT: usize = 6;
 
     #[inline(always)]
-    unsafe fn apply<V: Vector>(d: [V; 6]) -> [V; 6] {
+    unsafe fn apply<V: Vector>(side: Side, d: [V; 6]) -> [V; 6] {
         // SAFETY: by the caller.
         unsafe {
-            let (even_p, odd_p) = (axpy(-Q2, d[2], d[4]), axpy(-Q2, d[1], d[3]));
-            let (even_q, odd_q) = (axpy(-P2, d[2], d[4]), axpy(-P2, d[1], d[3]));
-            [
-                axpy(-(P2 + Q2), d[2], d[0].add(d[4])),
-                axpy(P, odd_p, even_p),
-                axpy(-P, odd_p, even_p),
-                axpy(Q, odd_q, even_q),
-                axpy(-Q, odd_q, even_q),
-                axpy(-(P2 + Q2), d[3], d[1].add(d[5])),
-            ]
+            match side {
+                Side::Four => {
+                    let (even_p, odd_p) = (axpy(-Q2, d[2], d[4]), axpy(-Q2, d[1], d[3]));
+                    let (even_q, odd_q) = (axpy(-P2, d[2], d[4]), axpy(-P2, d[1], d[3]));
+                    [
+                        axpy(-(P2 + Q2), d[2], d[0].add(d[4])),
+                        axpy(P, odd_p, even_p),
+                        axpy(-P, odd_p, even_p),
+                        axpy(Q, odd_q, even_q),
+                        axpy(-Q, odd_q, even_q),
+                        axpy(-(P2 + Q2), d[3], d[1].add(d[5])),
+                    ]
+                }
+                Side::Three => [
+                    axpy(Q, d[3], axpy(-Q2, d[2], axpy(-P, d[1], d[0]))),
+                    V::splat(P + Q).mul(axpy(P - Q, d[2], d[3].sub(d[1]))),
+                    V::splat(Q - P).mul(axpy(-(P + Q), d[2], d[3].add(d[1]))),
+                    V::splat(2.0 * Q).mul(axpy(-P2, d[1], d[3])),
+                    d[5],
+                    axpy(P, d[1], axpy(-P2, d[2], axpy(-Q, d[3], d[4]))),
+                ],
+                Side::Two => {
+                    let (even, odd) = (V::splat(P2 - Q2).mul(d[2]), V::splat((P2 - Q2) * P).mul(d[1]));
+                    [axpy(-Q2, d[2], d[0]), even.add(odd), even.sub(odd), d[5], d[5], axpy(-P2, d[1], d[3])]
+                }
+            }
         }
     }
 }
@@ -104,20 +148,33 @@ impl Transform for Outputs {
     const OUTPUT: usize = 4;
 
     #[inline(always)]
-    unsafe fn apply<V: Vector>(m: [V; 6]) -> [V; 6] {
+    unsafe fn apply<V: Vector>(side: Side, m: [V; 6]) -> [V; 6] {
         // SAFETY: by the caller.
         unsafe {
             let (sum_p, difference_p) = (m[1].add(m[2]), m[1].sub(m[2]));
-            let (sum_q, difference_q) = (m[3].add(m[4]), m[3].sub(m[4]));
-            let zero = V::splat(0.0);
-            [
-                m[0].add(sum_p.add(sum_q)),
-                axpy(P, difference_p, V::splat(Q).mul(difference_q)),
-                axpy(P2, sum_p, V::splat(Q2).mul(sum_q)),
-                axpy(P2 * P, difference_p, axpy(Q2 * Q, difference_q, m[5])),
-                zero,
-                zero,
-            ]
+            let unused = m[0];
+            match side {
+                Side::Four => {
+                    let (sum_q, difference_q) = (m[3].add(m[4]), m[3].sub(m[4]));
+                    [
+                        m[0].add(sum_p.add(sum_q)),
+                        axpy(P, difference_p, V::splat(Q).mul(difference_q)),
+                        axpy(P2, sum_p, V::splat(Q2).mul(sum_q)),
+                        axpy(P2 * P, difference_p, axpy(Q2 * Q, difference_q, m[5])),
+                        unused,
+                        unused,
+                    ]
+                }
+                Side::Three => [
+                    m[0].add(sum_p.add(m[3])),
+                    axpy(P, difference_p, V::splat(Q).mul(m[3])),
+                    axpy(P2, sum_p, axpy(Q2, m[3], m[5])),
+                    unused,
+                    unused,
+                    unused,
+                ],
+                Side::Two => [m[0].add(sum_p), axpy(P, difference_p, m[5]), unused, unused, unused, unused],
+            }
         }
     }
 }
@@ -130,19 +187,29 @@ impl Transform for Gradients {
     const OUTPUT: usize = 6;
 
     #[inline(always)]
-    unsafe fn apply<V: Vector>(y: [V; 6]) -> [V; 6] {
+    unsafe fn apply<V: Vector>(side: Side, y: [V; 6]) -> [V; 6] {
         // SAFETY: by the caller.
         unsafe {
-            let (even_p, odd_p) = (axpy(P2, y[2], y[0]), axpy(P2, y[3], y[1]));
-            let (even_q, odd_q) = (axpy(Q2, y[2], y[0]), axpy(Q2, y[3], y[1]));
-            [
-                y[0],
-                axpy(P, odd_p, even_p),
-                axpy(-P, odd_p, even_p),
-                axpy(Q, odd_q, even_q),
-                axpy(-Q, odd_q, even_q),
-                y[3],
-            ]
+            match side {
+                Side::Four => {
+                    let (even_p, odd_p) = (axpy(P2, y[2], y[0]), axpy(P2, y[3], y[1]));
+                    let (even_q, odd_q) = (axpy(Q2, y[2], y[0]), axpy(Q2, y[3], y[1]));
+                    [
+                        y[0],
+                        axpy(P, odd_p, even_p),
+                        axpy(-P, odd_p, even_p),
+                        axpy(Q, odd_q, even_q),
+                        axpy(-Q, odd_q, even_q),
+                        y[3],
+                    ]
+                }
+                Side::Three => {
+                    let even = axpy(P2, y[2], y[0]);
+                    let q = axpy(Q2, y[2], axpy(Q, y[1], y[0]));
+                    [y[0], axpy(P, y[1], even), axpy(-P, y[1], even), q, q, y[2]]
+                }
+                Side::Two => [y[0], axpy(P, y[1], y[0]), axpy(-P, y[1], y[0]), y[0], y[0], y[1]],
+            }
         }
     }
 }
@@ -155,7 +222,7 @@ impl Transform for Filters {
     const OUTPUT: usize = 6;
 
     #[inline(always)]
-    unsafe fn apply<V: Vector>(w: [V; 6]) -> [V; 6] {
+    unsafe fn apply<V: Vector>(_side: Side, w: [V; 6]) -> [V; 6] {
         // SAFETY: by the caller.
         unsafe {
             let (even_p, odd_p) = (V::splat(GP).mul(axpy(P2, w[2], w[0])), V::splat(GP * P).mul(w[1]));
@@ -173,32 +240,36 @@ impl Transform for FilterGradients {
     const OUTPUT: usize = 3;
 
     #[inline(always)]
-    unsafe fn apply<V: Vector>(u: [V; 6]) -> [V; 6] {
+    unsafe fn apply<V: Vector>(_side: Side, u: [V; 6]) -> [V; 6] {
         // SAFETY: by the caller.
         unsafe {
             let (gp, gq) = (V::splat(GP), V::splat(GQ));
             let (sum_p, difference_p) = (gp.mul(u[1].add(u[2])), V::splat(GP * P).mul(u[1].sub(u[2])));
             let (sum_q, difference_q) = (gq.mul(u[3].add(u[4])), V::splat(GQ * Q).mul(u[3].sub(u[4])));
-            let zero = V::splat(0.0);
+            let unused = u[0];
             [
                 u[0].add(sum_p.add(sum_q)),
                 difference_p.add(difference_q),
                 axpy(P2, sum_p, axpy(Q2, sum_q, u[5])),
-                zero,
-                zero,
-                zero,
+                unused,
+                unused,
+                unused,
             ]
         }
     }
 }
 
 /// The matrix on all columns of a tile, which `load(row, column)` gives, then on all rows; `store(row, values)` takes
-/// the result. The half-way values pass through memory in either case: no machine has 36 registers to spare.
+/// the result. The half-way values pass through memory in either case: no machine has 36 registers to spare. The tile is
+/// as large as `sides` says: rows, columns. Whole
+/// tiles have a copy of their own.
 #[inline(always)]
-unsafe fn two_dimensional<V: Vector, T: Transform>(
+unsafe fn two_dimensional<V: Vector, T: Transform, const IS_WHOLE: bool>(
+    sides: (Side, Side),
     load: impl Fn(usize, usize) -> V,
     mut store: impl FnMut(usize, [V; 6]),
 ) {
+    let sides = if IS_WHOLE { WHOLE } else { sides };
     // SAFETY: by the caller.
     unsafe {
         let mut half = [[V::splat(0.0); 6]; 6];
@@ -207,38 +278,84 @@ unsafe fn two_dimensional<V: Vector, T: Transform>(
             for (i, value) in column.iter_mut().enumerate().take(T::INPUT) {
                 *value = load(i, j);
             }
-            let column = T::apply(column);
+            let column = T::apply(sides.0, column);
             for i in 0..T::OUTPUT {
                 half[i][j] = column[i];
             }
         }
         for (i, row) in half.into_iter().enumerate().take(T::OUTPUT) {
-            store(i, T::apply(row));
+            store(i, T::apply(sides.1, row));
         }
     }
 }
 
-/// The tiles that cover a batch of images; those at the right and bottom may reach outside.
+/// The tiles that cover a batch of images. They are numbered such that those that share a set of points follow each
+/// other, over all images: first the ends of rows, then the whole ones, then the ends of columns, then the corners.
 #[derive(Clone, Copy)]
 struct Tiles {
     height: usize,
     width: usize,
-    rows: usize,
-    columns: usize,
+    /// Whole tiles along a column and along a row of tiles.
+    whole: (usize, usize),
+    /// Sizes of the tiles at the end of a column and of a row.
+    ends: (Side, Side),
+    /// Where the whole tiles, the ends of columns and the corners begin.
+    begins: [usize; 3],
     total: usize,
 }
 
 impl Tiles {
     fn new(shape: &Conv2dShape) -> Tiles {
-        let (rows, columns) = (shape.height.div_ceil(SIDE), shape.width.div_ceil(SIDE));
-        Tiles { height: shape.height, width: shape.width, rows, columns, total: shape.batch * rows * columns }
+        let end = |extent: usize| match extent % SIDE {
+            0 => Side::Four,
+            3 => Side::Three,
+            _ => Side::Two,
+        };
+        let (height, width) = (shape.height, shape.width);
+        let whole = (height / SIDE, width / SIDE);
+        let (row_ends, column_ends) = (width.div_ceil(SIDE) - whole.1, height.div_ceil(SIDE) - whole.0);
+        let sections = [whole.0 * row_ends, whole.0 * whole.1, column_ends * whole.1, column_ends * row_ends]
+            .map(|n| n * shape.batch);
+        let begins = [sections[0], sections[0] + sections[1], sections[0] + sections[1] + sections[2]];
+        Tiles { height, width, whole, ends: (end(height), end(width)), begins, total: begins[2] + sections[3] }
     }
 
-    /// Image, row and column of a tile's first pixel.
+    /// Image, row and column of a tile's first pixel, and its sides.
     #[inline(always)]
-    fn place(&self, tile: usize) -> (usize, usize, usize) {
-        let image = tile / (self.rows * self.columns);
-        (image, tile / self.columns % self.rows * SIDE, tile % self.columns * SIDE)
+    fn place(&self, tile: usize) -> (usize, usize, usize, (Side, Side)) {
+        let [whole, column_ends, corners] = self.begins;
+        let (rows, columns) = self.whole;
+        let (last_row, last_column) = (rows * SIDE, columns * SIDE);
+        if tile < whole {
+            (tile / rows, tile % rows * SIDE, last_column, (Side::Four, self.ends.1))
+        } else if tile < column_ends {
+            let tile = tile - whole;
+            (tile / (rows * columns), tile / columns % rows * SIDE, tile % columns * SIDE, WHOLE)
+        } else if tile < corners {
+            let tile = tile - column_ends;
+            (tile / columns, last_row, tile % columns * SIDE, (self.ends.0, Side::Four))
+        } else {
+            (tile - corners, last_row, last_column, self.ends)
+        }
+    }
+
+    /// Which of `count` tiles from `first` on need the products at a point: their distance from `first`, and how many.
+    fn with_point(&self, point: usize, first: usize, count: usize) -> (usize, usize) {
+        let [whole, column_ends, corners] = self.begins;
+        let ends_have = (self.ends.0.has(point / 6), self.ends.1.has(point % 6));
+        let begin = if ends_have.1 { 0 } else { whole };
+        let end = match ends_have {
+            (true, true) => self.total,
+            (true, false) => corners,
+            (false, _) => column_ends,
+        };
+        let (begin, end) = (begin.clamp(first, first + count), end.clamp(first, first + count));
+        (begin - first, end.saturating_sub(begin))
+    }
+
+    /// Multiplications for one channel in and one out.
+    fn products(&self) -> usize {
+        (0..POINTS).map(|point| self.with_point(point, 0, self.total).1).sum()
     }
 }
 
@@ -323,6 +440,9 @@ unsafe fn transform_generic_gradients<V: Vector>(
     unsafe { transform_tiles::<V, Gradients>(span, source, zeros, layout, target) }
 }
 
+/// Floats of pictures that a cache may hold: what is larger is asked for a tile ahead of its use.
+const CACHED: usize = 4 << 20;
+
 /// Reads tiles from a picture and stores them transformed; the first at tile 0 of the target. `zeros` is read where a
 /// tile reaches outside the picture.
 #[inline(always)]
@@ -339,9 +459,9 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
     let pixels_of = |tile: usize| {
         let mut pixels = [[zeros; 6]; 6];
         if tile >= tiles.total {
-            return pixels;
+            return (pixels, WHOLE);
         }
-        let (image, row, column) = tiles.place(tile);
+        let (image, row, column, sides) = tiles.place(tile);
         for (i, pixels) in pixels.iter_mut().enumerate().take(T::INPUT) {
             let Some(y) = (row + i).checked_sub(margin).filter(|&y| y < tiles.height) else { continue };
             for (j, pixel) in pixels.iter_mut().enumerate().take(T::INPUT) {
@@ -349,31 +469,40 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
                 *pixel = source.wrapping_add(((image * tiles.height + y) * tiles.width + x) * span.channels);
             }
         }
-        pixels
+        (pixels, sides)
     };
+    let far = tiles.total * SIDE * SIDE * span.channels > CACHED;
     let mut next = pixels_of(span.first);
     for tile in 0..span.count {
-        let pixels = next;
+        let (pixels, sides) = next;
         next = pixels_of(span.first + tile + 1);
-        for channel in (0..span.channels).step_by(V::LANES) {
-            // SAFETY: every pixel, and `zeros`, has as many channels; the target is the caller's promise.
-            unsafe {
-                let target = target.add(layout.place(tile, channel));
-                two_dimensional::<V, T>(
-                    |i, j| {
-                        if channel % LINE == 0 && j >= 2 * margin {
-                            V::prefetch(next[i][j].wrapping_add(channel));
-                        }
-                        V::load(pixels[i][j].add(channel))
-                    },
-                    |i, row| {
-                        for (j, value) in row.into_iter().enumerate() {
-                            value.store(target.add((6 * i + j) * layout.point));
-                        }
-                    },
-                );
-            }
+        macro_rules! transform {
+            ($is_whole:literal) => {
+                for channel in (0..span.channels).step_by(V::LANES) {
+                    // SAFETY: every pixel, and `zeros`, has as many channels; the target is the caller's promise.
+                    unsafe {
+                        let target = target.add(layout.place(tile, channel));
+                        two_dimensional::<V, T, $is_whole>(
+                            sides,
+                            |i, j| {
+                                if far && channel % LINE == 0 && j >= 2 * margin {
+                                    V::prefetch(next.0[i][j].wrapping_add(channel));
+                                }
+                                V::load(pixels[i][j].add(channel))
+                            },
+                            |i, row| {
+                                for (j, value) in row.into_iter().enumerate() {
+                                    if $is_whole || (sides.0.has(i) && sides.1.has(j)) {
+                                        value.store(target.add((6 * i + j) * layout.point));
+                                    }
+                                }
+                            },
+                        );
+                    }
+                }
+            };
         }
+        if sides == WHOLE { transform!(true) } else { transform!(false) }
     }
 }
 
@@ -393,28 +522,34 @@ unsafe fn transform_generic_outputs<V: Vector>(
 ) {
     let tiles = span.tiles;
     for tile in 0..span.count {
-        let (image, row, column) = tiles.place(span.first + tile);
+        let (image, row, column, sides) = tiles.place(span.first + tile);
         let (rows, columns) = (SIDE.min(tiles.height - row), SIDE.min(tiles.width - column));
         let pixel = (image * tiles.height + row) * tiles.width + column;
-        for channel in (0..span.channels).step_by(V::LANES) {
-            // SAFETY: the source is the caller's promise; the target is written only inside the picture.
-            unsafe {
-                let source = source.add(layout.place(tile, channel));
-                let target = target.add(pixel * span.channels + channel);
-                two_dimensional::<V, Outputs>(
-                    |i, j| V::load(source.add((6 * i + j) * layout.point)),
-                    |i, row| {
-                        if i < rows {
-                            for (j, &value) in row.iter().enumerate().take(columns) {
-                                let target = target.add((i * tiles.width + j) * span.channels);
-                                let value = if accumulate { value.add(V::load(target)) } else { value };
-                                value.store(target);
-                            }
-                        }
-                    },
-                );
-            }
+        macro_rules! transform {
+            ($is_whole:literal) => {
+                for channel in (0..span.channels).step_by(V::LANES) {
+                    // SAFETY: the source is the caller's promise; the target is written only inside the picture.
+                    unsafe {
+                        let source = source.add(layout.place(tile, channel));
+                        let target = target.add(pixel * span.channels + channel);
+                        two_dimensional::<V, Outputs, $is_whole>(
+                            sides,
+                            |i, j| V::load(source.add((6 * i + j) * layout.point)),
+                            |i, row| {
+                                for (j, value) in row.into_iter().enumerate().take(SIDE) {
+                                    if $is_whole || (i < rows && j < columns) {
+                                        let target = target.add((i * tiles.width + j) * span.channels);
+                                        let value = if accumulate { value.add(V::load(target)) } else { value };
+                                        value.store(target);
+                                    }
+                                }
+                            },
+                        );
+                    }
+                }
+            };
         }
+        if sides == WHOLE { transform!(true) } else { transform!(false) }
     }
 }
 
@@ -435,7 +570,8 @@ unsafe fn transform_generic_filters<V: Vector>(
     for place in (0..count * strip).step_by(V::LANES) {
         // SAFETY: sizes by the caller; a strip is two vectors.
         unsafe {
-            two_dimensional::<V, Filters>(
+            two_dimensional::<V, Filters, true>(
+                WHOLE,
                 |i, j| V::load(taps.add((3 * i + j) * count * strip + place)),
                 |i, row| {
                     for (j, value) in row.into_iter().enumerate() {
@@ -463,7 +599,8 @@ unsafe fn transform_generic_filter_gradients<V: Vector>(
     for channel in (0..channels).step_by(V::LANES) {
         // SAFETY: sizes by the caller; channels are a multiple of sixteen.
         unsafe {
-            two_dimensional::<V, FilterGradients>(
+            two_dimensional::<V, FilterGradients, true>(
+                WHOLE,
                 |i, j| V::load(sums.add((6 * i + j) * point + channel)),
                 |i, row| {
                     for (j, value) in row.into_iter().enumerate().take(3) {
@@ -595,6 +732,7 @@ pub fn convolution(
             let span = Span { tiles: &tiles, first, count, channels: from };
             transform_inputs(level, &span, source.as_ptr(), zeros.as_ptr(), &inputs, input.as_mut_ptr());
             for point in 0..POINTS {
+                let (begin, count) = tiles.with_point(point, first, count);
                 for channel in (0..to).step_by(strip) {
                     gemm::multiply(
                         level,
@@ -603,11 +741,11 @@ pub fn convolution(
                             columns: strip.min(to - channel),
                             segments: 1,
                             depth: from,
-                            left: input.as_ptr().add(point * inputs.point),
+                            left: input.as_ptr().add(point * inputs.point + begin * from),
                             left_order: Order::Rows(from),
                             left_segment: 0,
                             right: filters.at(point * filter_point + channel * from),
-                            result: product.as_mut_ptr().add(point * products.point + channel),
+                            result: product.as_mut_ptr().add(point * products.point + begin * to + channel),
                             result_row: to,
                             accumulate: false,
                         },
@@ -619,12 +757,17 @@ pub fn convolution(
         }
     };
     let jobs = [to.div_ceil(strip) * depth_blocks, tiles.total.div_ceil(block)];
-    jobs::run_phases(2, |phase| jobs[phase], scratch, scratch_len, |phase, job, scratch| match phase {
-        0 => transform(job, scratch),
-        _ => convolve(job, scratch),
-    });
+    jobs::run_phases(
+        2,
+        |phase| jobs[phase],
+        scratch,
+        scratch_len,
+        |phase, job, scratch| match phase {
+            0 => transform(job, scratch),
+            _ => convolve(job, scratch),
+        },
+    );
 }
-
 
 /// Floats of transformed inputs and gradients that are multiplied at a time, and the least number of tiles that make it
 /// worth to read and write the sums.
@@ -712,6 +855,7 @@ pub fn weight_gradient(
     // `sums[point][to][from]`; a job is one point and one strip of `to`.
     let multiply = |first: usize, job: usize| {
         let (point, first_to) = (job / strips, job % strips * strip);
+        let (begin, depth) = tiles.with_point(point, first, count(first));
         for first_from in (0..from).step_by(strip) {
             // SAFETY: the layouts fit the memory, and each job has sums of its own.
             unsafe {
@@ -721,11 +865,11 @@ pub fn weight_gradient(
                         rows: strip.min(to - first_to),
                         columns: strip.min(from - first_from),
                         segments: 1,
-                        depth: count(first),
-                        left: transformed.at(inputs.len() + point * gradients.point + gradients.place(0, first_to)),
+                        depth,
+                        left: transformed.at(inputs.len() + point * gradients.point + gradients.place(begin, first_to)),
                         left_order: Order::Columns(strip),
                         left_segment: 0,
-                        right: transformed.at(point * inputs.point + inputs.place(0, first_from)),
+                        right: transformed.at(point * inputs.point + inputs.place(begin, first_from)),
                         result: sums.at(point * sums_point + first_to * from + first_from),
                         result_row: from,
                         accumulate: first > 0,

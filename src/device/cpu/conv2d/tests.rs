@@ -138,6 +138,16 @@ fn winograd_layers() {
     }
 }
 
+/// Every remainder of height and width: tiles at the ends have fewer points.
+#[test]
+fn winograd_at_the_ends_of_pictures() {
+    for (height, width) in (8..12).flat_map(|height| (12..16).map(move |width| (height, width))) {
+        let shape = shape([5, height, width, 32, 48, 3, 3, 1, 1]);
+        assert!(winograd::suits(&shape));
+        check_shape(shape);
+    }
+}
+
 #[test]
 fn few_pixels_of_deep_layers() {
     for sizes in [
