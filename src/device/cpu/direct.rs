@@ -2,8 +2,8 @@
 //!
 //! In NHWC the taps of one output pixel within one picture row are contiguous (`tap_columns * channels` floats), and
 //! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the
-//! picture itself: neighbouring output pixels are rows with a constant stride, and each tap row is one segment of the
-//! depth. Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to
+//! picture itself: neighbouring output pixels are rows with a constant stride, lines and images follow each other at
+//! strides of their own, and each tap row is one segment of the depth. Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to
 //! scratch memory.
 //!
 //! *Forward*: left is the input, right the packed weight.
@@ -22,7 +22,7 @@
 //! output_channels / step^2` times.
 
 use super::super::conv2d::Conv2dShape;
-use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
 
@@ -310,47 +310,49 @@ fn convolve(
     assert!(packed.len() >= stencil.depth() * placement.channels.next_multiple_of(strip));
     jobs::run(blocks.count, scratch, convolution_scratch(stencil), |index, scratch| {
         let block = blocks.block(stencil, index);
-        for image in 0..block.images {
+        let mut first = Patch { first: std::ptr::null(), pitch: 0 };
+        for image in (0..block.images).rev() {
             let scratch = &mut scratch[image * patch_len..][..patch_len];
-            patch(stencil, source, &block, block.image + image, scratch);
+            first = patch(stencil, source, &block, block.image + image, scratch);
         }
+        let y = placement.first_row + block.row * placement.spacing;
+        let x = placement.first_column + block.column * placement.spacing;
+        let pixel = (block.image * placement.height + y) * placement.width + x;
+        let picture = if stencil.is_inside() { stencil.height * stencil.width * stencil.channels } else { patch_len };
+        let pixels = Grid {
+            columns: block.columns,
+            lines: block.rows,
+            column: stencil.step * stencil.channels,
+            line: stencil.step * first.pitch,
+            image: picture,
+        };
+        let results = Grid {
+            column: placement.spacing * placement.channels,
+            line: placement.spacing * placement.width * placement.channels,
+            image: placement.height * placement.width * placement.channels,
+            ..pixels
+        };
         for channel in (0..placement.channels).step_by(strip) {
-            for image in 0..block.images {
-                // The copies were made above, once for all channels.
-                let patch = if stencil.is_inside() {
-                    patch(stencil, source, &block, block.image + image, &mut [])
-                } else {
-                    Patch {
-                        first: scratch[image * patch_len..].as_ptr(),
-                        pitch: stencil.patch_side(block.columns, stencil.tap_columns) * stencil.channels,
-                    }
-                };
-                for row in 0..block.rows {
-                    let y = placement.first_row + (block.row + row) * placement.spacing;
-                    let x = placement.first_column + block.column * placement.spacing;
-                    let pixel = ((block.image + image) * placement.height + y) * placement.width + x;
-                    // SAFETY: the patch holds the taps of all `block.columns` pixels of this row, `packed` holds
-                    // `depth` strips (asserted), and this job alone writes these pixels, which lie inside the
-                    // destination because the grid does.
-                    unsafe {
-                        gemm::multiply(
-                            level,
-                            &Product {
-                                rows: block.columns,
-                                columns: strip.min(placement.channels - channel),
-                                segments: stencil.tap_rows,
-                                depth: stencil.tap_columns * stencil.channels,
-                                left: patch.first.add(row * stencil.step * patch.pitch),
-                                left_order: Order::Rows(stencil.step * stencil.channels),
-                                left_segment: patch.pitch,
-                                right: packed.as_ptr().add(channel * stencil.depth()),
-                                result: destination.at(pixel * placement.channels + channel),
-                                result_row: placement.spacing * placement.channels,
-                                accumulate: placement.accumulate,
-                            },
-                        );
-                    }
-                }
+            // SAFETY: the patches, or the pictures themselves, hold the taps of all pixels of the block, `packed` holds
+            // `depth` strips (asserted), and this job alone writes these pixels, which lie inside the destination
+            // because the grid does.
+            unsafe {
+                gemm::multiply(
+                    level,
+                    &Product {
+                        rows: block.images * block.rows * block.columns,
+                        columns: strip.min(placement.channels - channel),
+                        segments: stencil.tap_rows,
+                        depth: stencil.tap_columns * stencil.channels,
+                        left: first.first,
+                        left_order: Order::Rows(pixels),
+                        left_segment: first.pitch,
+                        right: packed.as_ptr().add(channel * stencil.depth()),
+                        result: destination.at(pixel * placement.channels + channel),
+                        result_rows: results,
+                        accumulate: placement.accumulate,
+                    },
+                );
             }
         }
     });
@@ -543,7 +545,7 @@ pub fn weight_gradient(
                                 left_segment: stencil.step * patch.pitch,
                                 right: pixels.as_ptr(),
                                 result: shared_sums.at(offset),
-                                result_row: strip,
+                                result_rows: Grid::even(strip),
                                 accumulate: index > first_block,
                             },
                         );

@@ -9,7 +9,7 @@
 //! cache are multiplied by every strip before the next group.
 
 use super::super::conv2d::Conv2dShape;
-use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
 
@@ -81,11 +81,11 @@ pub fn forward(
                         segments: 1,
                         depth,
                         left: weight[first * depth..].as_ptr(),
-                        left_order: Order::Rows(depth),
+                        left_order: Order::Rows(Grid::even(depth)),
                         left_segment: 0,
                         right: packed.at(index * depth * strip),
                         result: products.as_mut_ptr(),
-                        result_row: strip,
+                        result_rows: Grid::even(strip),
                         accumulate: false,
                     },
                 );

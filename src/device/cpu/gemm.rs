@@ -46,6 +46,38 @@ unsafe fn pack_generic<V: Vector>(source: *const f32, stride: usize, rows: usize
     }
 }
 
+/// Where the rows of a matrix lie: those of one line have a constant distance, so have the lines of one image, and so
+/// have images.
+#[derive(Clone, Copy)]
+pub struct Grid {
+    /// Rows of a line.
+    pub columns: usize,
+    /// Lines of an image.
+    pub lines: usize,
+    /// Distance of the rows of a line.
+    pub column: usize,
+    /// Distance of lines.
+    pub line: usize,
+    /// Distance of images.
+    pub image: usize,
+}
+
+impl Grid {
+    /// Rows of constant distance.
+    pub fn even(distance: usize) -> Grid {
+        Grid { columns: usize::MAX, lines: 1, column: distance, line: 0, image: 0 }
+    }
+
+    #[inline(always)]
+    fn offset(&self, row: usize) -> usize {
+        if row < self.columns {
+            return row * self.column;
+        }
+        let line = row / self.columns;
+        row % self.columns * self.column + line % self.lines * self.line + line / self.lines * self.image
+    }
+}
+
 /// `left` (`rows` x `segments * depth`) times `right` (`segments * depth` x one strip).
 #[derive(Clone, Copy)]
 pub struct Product {
@@ -67,8 +99,8 @@ pub struct Product {
     pub right: *const f32,
     /// The product.
     pub result: *mut f32,
-    /// Distance of its rows.
-    pub result_row: usize,
+    /// Where its rows lie.
+    pub result_rows: Grid,
     /// Whether to add to what is in `result`.
     pub accumulate: bool,
 }
@@ -76,8 +108,8 @@ pub struct Product {
 /// How the left matrix lies in memory.
 #[derive(Clone, Copy)]
 pub enum Order {
-    /// The depth is contiguous, the rows are this far apart.
-    Rows(usize),
+    /// The depth is contiguous; the rows lie like this.
+    Rows(Grid),
     /// The rows are adjacent, the steps of the depth are this far apart.
     Columns(usize),
 }
@@ -126,18 +158,18 @@ unsafe fn group_of_rows<V: Vector, const COLUMNS: bool>(product: &Product, row: 
 /// `ROWS` rows of the product, from `row` on.
 #[inline(always)]
 unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Product, row: usize) {
-    let (row_stride, step) = match product.left_order {
-        Order::Rows(stride) => (if COLUMNS { 1 } else { stride }, 1),
-        Order::Columns(stride) => (1, stride),
-    };
     // SAFETY: reads `ROWS` x `segments * depth` of left and `segments * depth` strips of right, writes `ROWS` x
     // `columns` of the result, all valid by the caller's promise; V's instruction set by `instantiate!`.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; ROWS];
         let mut right = product.right;
+        let (first, step) = match product.left_order {
+            Order::Rows(grid) => (std::array::from_fn(|i| product.left.add(grid.offset(row + i))), 1),
+            Order::Columns(step) => ([product.left.add(row); ROWS], step),
+        };
         for segment in 0..product.segments {
-            let mut left = product.left.add(row * row_stride + segment * product.left_segment);
-            for _ in 0..product.depth {
+            let mut left: [*const f32; ROWS] = first.map(|left| left.add(segment * product.left_segment));
+            for k in 0..product.depth {
                 let first = V::load(right);
                 let second = V::load(right.add(V::LANES));
                 right = right.add(2 * V::LANES);
@@ -145,15 +177,17 @@ unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Pro
                 V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES));
                 V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES + V::LANES));
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    let value = V::splat(*left.add(if COLUMNS { i } else { i * row_stride }));
+                    let value = V::splat(*if COLUMNS { left[0].add(i) } else { left[i].add(k) });
                     sum[0] = value.mul_add(first, sum[0]);
                     sum[1] = value.mul_add(second, sum[1]);
                 }
-                left = left.add(if COLUMNS { step } else { 1 });
+                if COLUMNS {
+                    left[0] = left[0].wrapping_add(step);
+                }
             }
         }
-        let mut result = product.result.add(row * product.result_row);
-        for sum in sums {
+        for (i, sum) in sums.into_iter().enumerate() {
+            let result = product.result.wrapping_add(product.result_rows.offset(row + i));
             for (half, value) in sum.into_iter().enumerate() {
                 let target = result.wrapping_add(half * V::LANES);
                 let columns = product.columns.saturating_sub(half * V::LANES);
@@ -165,7 +199,6 @@ unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Pro
                     value.store_first(target, columns);
                 }
             }
-            result = result.wrapping_add(product.result_row);
         }
     }
 }

@@ -23,7 +23,7 @@
 //! filters weighs as much.
 
 use super::super::conv2d::Conv2dShape;
-use super::gemm::{self, Order, Product, WIDEST_STRIP};
+use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, LINE, Shared, lines};
 use super::simd::{Level, Vector, instantiate};
 use crate::device::threads;
@@ -742,11 +742,11 @@ pub fn convolution(
                             segments: 1,
                             depth: from,
                             left: input.as_ptr().add(point * inputs.point + begin * from),
-                            left_order: Order::Rows(from),
+                            left_order: Order::Rows(Grid::even(from)),
                             left_segment: 0,
                             right: filters.at(point * filter_point + channel * from),
                             result: product.as_mut_ptr().add(point * products.point + begin * to + channel),
-                            result_row: to,
+                            result_rows: Grid::even(to),
                             accumulate: false,
                         },
                     );
@@ -871,7 +871,7 @@ pub fn weight_gradient(
                         left_segment: 0,
                         right: transformed.at(point * inputs.point + inputs.place(begin, first_from)),
                         result: sums.at(point * sums_point + first_to * from + first_from),
-                        result_row: from,
+                        result_rows: Grid::even(from),
                         accumulate: first > 0,
                     },
                 );
