@@ -184,13 +184,15 @@ impl Writer<'_, '_> {
     fn basic_block(&mut self, input: Value, name: &str, channels: usize, stride: usize) -> Result<Value> {
         let part = |part: &str| format!("{name}.{part}");
         let options = |kernel, stride| ConvolutionOptions { channels, kernel, stride, padding: kernel / 2 };
-        let inner = self.convolution(input, [&part("conv1"), &part("bn1")], options(3, stride), None, true)?;
         let shortcut = if stride == 1 && self.builder.shape(input).channels() == channels {
             input
         } else {
             let names = [&*part("downsample.0"), &*part("downsample.1")];
             self.convolution(input, names, options(1, stride), None, false)?
         };
+        // After the shortcut, so that in the backward pass its gradient comes first and writes all of the input's, and
+        // the shortcut, a quarter of whose taps exist, adds to it.
+        let inner = self.convolution(input, [&part("conv1"), &part("bn1")], options(3, stride), None, true)?;
         let output = self.convolution(inner, [&part("conv2"), &part("bn2")], options(3, 1), Some(shortcut), true)?;
         self.builder.rename(output, name);
         Ok(output)
