@@ -1244,12 +1244,12 @@ hint: batch norm cannot train on a single pixel: use larger batches or larger pi
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 9
-error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
+error: layer4.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 32]
 hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 1
-error: layer4.0.bn1: expected more than one value per channel, found [1, 1, 1, 32]
+error: layer4.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 32]
 hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
 exit status 1
 
