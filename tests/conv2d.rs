@@ -409,3 +409,74 @@ fn kernels_match_where_edges_are() {
 fn lower_levels() {
     run_at_lower_levels("passes_match");
 }
+
+/// A convolution that finishes its pixels gives the bits of one with a batch norm behind it.
+#[test]
+fn with_a_batch_norm_behind_it() {
+    let devices = PRECISIONS.into_iter().flat_map(kernel_devices).chain(devices());
+    let mut finished = 0;
+    for device in devices.filter(|device| device.has_conv2d_batch_norm()) {
+        for sizes in [
+            [3, 29, 30, 3, 64, 7, 7, 2, 3],
+            [4, 14, 15, 32, 48, 3, 3, 1, 1],
+            [2, 28, 28, 64, 80, 3, 3, 1, 1],
+            [5, 8, 9, 24, 40, 1, 1, 2, 0],
+            [1, 7, 7, 64, 128, 3, 3, 1, 1],
+            [9, 7, 7, 96, 40, 3, 3, 2, 1],
+            [2, 4, 4, 33, 31, 1, 1, 1, 0],
+        ] {
+            for (with_residual, relu) in [(false, true), (true, true), (false, false), (true, false)] {
+                let bits =
+                    |in_one_pass| after_batch_norm(device.as_ref(), &shape(sizes), with_residual, relu, in_one_pass);
+                assert_eq!(bits(true), bits(false), "{sizes:?}, residual {with_residual}, ReLU {relu}");
+                finished += 1;
+            }
+        }
+    }
+    assert!(finished >= 28, "the CPU finishes pixels");
+}
+
+fn after_batch_norm(
+    device: &dyn Device,
+    shape: &Conv2dShape,
+    with_residual: bool,
+    relu: bool,
+    in_one_pass: bool,
+) -> Vec<u32> {
+    let (bench, mut random) = (Workbench::new(device), Random(11));
+    let (channels, dims) = (shape.output_channels, output_dims(shape));
+    let mut activation = |dims: [usize; 4]| bench.activation(dims, &random.normals(dims.iter().product()));
+    let (input, weight, residual) = (activation(input_dims(shape)), activation(weight_dims(shape)), activation(dims));
+    let mut vector = |low, high| bench.variable([channels], &random.uniforms(channels, low, high));
+    let output = bench.activation_output(dims);
+    let between = if in_one_pass { output.clone() } else { bench.activation_output(dims) };
+    let convolution = Conv2dForward {
+        input: &input,
+        weight: &weight,
+        output: &between,
+        statistics: None,
+        workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::Forward)),
+    };
+    let batch_norm = BatchNormForward {
+        mode: BatchNormMode::Running,
+        input: &between,
+        statistics: None,
+        weight: &vector(-1.0, 1.0),
+        bias: &vector(-1.0, 1.0),
+        running_mean: &vector(-1.0, 1.0),
+        running_variance: &vector(0.1, 4.0),
+        normaliser: &bench.output([4, channels]),
+        residual: with_residual.then_some(&residual),
+        relu,
+        output: &output,
+        epsilon: 1e-5,
+        momentum: 0.1,
+    };
+    if in_one_pass {
+        device.conv2d_batch_norm(shape, &convolution, &batch_norm).unwrap();
+    } else {
+        device.conv2d_forward(shape, &convolution).unwrap();
+        device.batch_norm_forward(&batch_norm).unwrap();
+    }
+    bench.read(&output).into_iter().map(f32::to_bits).collect()
+}

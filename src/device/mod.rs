@@ -286,6 +286,22 @@ pub trait Device {
     /// Convolution: cross-correlation with zero padding, as `torch.nn.functional.conv2d`.
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()>;
 
+    /// Whether it has [`Device::conv2d_batch_norm`].
+    fn has_conv2d_batch_norm(&self) -> bool {
+        false
+    }
+
+    /// [`Device::conv2d_forward`] and behind it [`Device::batch_norm_forward`] in running mode, in one pass: the
+    /// convolution's output, the batch norm's input and its output are one tensor, which only ever holds the last.
+    fn conv2d_batch_norm(
+        &self,
+        _shape: &Conv2dShape,
+        _convolution: &Conv2dForward,
+        _batch_norm: &BatchNormForward,
+    ) -> Result<()> {
+        Err(Error::new(format!("{} has no conv2d_batch_norm", self.name())))
+    }
+
     /// Its gradient with respect to the input.
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
 

@@ -3,7 +3,9 @@
 use super::{Graph, Node, ParameterId, ParameterRole, ParameterSpecification, Value, ValueInfo};
 use crate::device::{BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
-use crate::ops::{AvgPool, BatchNorm, Conv2d, CrossEntropyLoss, Linear, LossReduction, MaxPool, Operation};
+use crate::ops::{
+    AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, LossReduction, MaxPool, Operation,
+};
 use crate::tensor::{ElementType, Shape};
 
 /// Sizes of a convolution that its input does not tell.
@@ -80,6 +82,43 @@ impl<'a> GraphBuilder<'a> {
         self.batch_norm(outputs[0], names[1], mode, outputs.get(1).copied(), residual, relu)
     }
 
+    /// The same by running statistics, and with no backward pass: one node, on a device that can.
+    pub fn evaluated_conv2d_batch_norm(
+        &mut self,
+        input: Value,
+        names: [&str; 2],
+        options: ConvolutionOptions,
+        residual: Option<Value>,
+        relu: bool,
+    ) -> Result<Value> {
+        if !self.device.has_conv2d_batch_norm() {
+            return self.conv2d_batch_norm(input, names, options, BatchNormMode::Running, residual, relu);
+        }
+        let convolution = self.conv2d_shape(input, names[0], options)?;
+        let element_type = self.graph.value(input).element_type;
+        let convolution = Conv2d { shape: convolution, element_type, statistics_rows: 0 };
+        let shape = convolution.outputs()[0].0;
+        self.check_residual(names[1], residual, shape)?;
+        let mut parameters = vec![self.conv2d_parameter(names[0], &convolution.shape)];
+        parameters.extend(self.batch_norm_parameters(names[1], shape.channels()));
+        let mode = BatchNormMode::Running;
+        let batch_norm = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
+        let inputs = [Some(input), residual].into_iter().flatten().collect();
+        Ok(self.push(names[1], Conv2dBatchNorm { convolution, batch_norm }, inputs, parameters)[0])
+    }
+
+    fn check_residual(&self, name: &str, residual: Option<Value>, shape: Shape) -> Result<()> {
+        match residual.map(|residual| self.shape(residual)) {
+            Some(other) if other != shape => Err(Error::new(format!("{name}: cannot add {other:?} to {shape:?}"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn conv2d_parameter(&mut self, name: &str, shape: &Conv2dShape) -> ParameterId {
+        let weight = [shape.output_channels, shape.kernel_height, shape.kernel_width, shape.input_channels];
+        self.parameter(format!("{name}.weight"), weight, ParameterRole::ConvolutionWeight)
+    }
+
     fn conv2d_shape(&self, input: Value, name: &str, options: ConvolutionOptions) -> Result<Conv2dShape> {
         let ConvolutionOptions { channels, kernel, stride, padding } = options;
         let [batch, height, width, input_channels] = self.activation(input, name)?;
@@ -103,8 +142,7 @@ impl<'a> GraphBuilder<'a> {
     }
 
     fn push_conv2d(&mut self, input: Value, name: &str, shape: Conv2dShape, statistics_rows: usize) -> Vec<Value> {
-        let weight = [shape.output_channels, shape.kernel_height, shape.kernel_width, shape.input_channels];
-        let weight = self.parameter(format!("{name}.weight"), weight, ParameterRole::ConvolutionWeight);
+        let weight = self.conv2d_parameter(name, &shape);
         let element_type = self.graph.value(input).element_type;
         self.push(name, Conv2d { shape, element_type, statistics_rows }, vec![input], vec![weight])
     }
@@ -119,11 +157,7 @@ impl<'a> GraphBuilder<'a> {
         relu: bool,
     ) -> Result<Value> {
         let shape = self.shape(input);
-        if let Some(residual) = residual
-            && self.shape(residual) != shape
-        {
-            return Err(Error::new(format!("{name}: cannot add {:?} to {shape:?}", self.shape(residual))));
-        }
+        self.check_residual(name, residual, shape)?;
         if mode == BatchNormMode::Training {
             if shape.rows() < 2 {
                 return Err(Error::new(format!("{name}: expected more than one value per channel, found {shape:?}"))
@@ -131,17 +165,21 @@ impl<'a> GraphBuilder<'a> {
             }
             self.graph.counted_batch_norms.push(name.into());
         }
-        let parameters = [
+        let parameters = self.batch_norm_parameters(name, shape.channels());
+        let inputs = [Some(input), statistics, residual].into_iter().flatten().collect();
+        let element_type = self.graph.value(input).element_type;
+        let operation = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
+        Ok(self.push(name, operation, inputs, parameters)[0])
+    }
+
+    fn batch_norm_parameters(&mut self, name: &str, channels: usize) -> Vec<ParameterId> {
+        let parts = [
             ("weight", ParameterRole::BatchNormWeight),
             ("bias", ParameterRole::BatchNormBias),
             ("running_mean", ParameterRole::RunningMean),
             ("running_var", ParameterRole::RunningVariance),
-        ]
-        .map(|(part, role)| self.parameter(format!("{name}.{part}"), [shape.channels()], role));
-        let inputs = [Some(input), statistics, residual].into_iter().flatten().collect();
-        let element_type = self.graph.value(input).element_type;
-        let operation = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
-        Ok(self.push(name, operation, inputs, parameters.to_vec())[0])
+        ];
+        parts.map(|(part, role)| self.parameter(format!("{name}.{part}"), [channels], role)).to_vec()
     }
 
     /// Maximum over windows.

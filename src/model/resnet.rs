@@ -174,7 +174,9 @@ impl Writer<'_, '_> {
         relu: bool,
     ) -> Result<Value> {
         let mode = match self.phase {
-            Phase::Evaluation => BatchNormMode::Running,
+            Phase::Evaluation => {
+                return self.builder.evaluated_conv2d_batch_norm(input, names, options, residual, relu);
+            }
             Phase::Training(freezing) if freezing.batch_norm && freezing.covers(names[1]) => BatchNormMode::Running,
             Phase::Training(_) => BatchNormMode::Training,
         };

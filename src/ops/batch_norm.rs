@@ -4,7 +4,7 @@
 use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device};
 use crate::error::Result;
-use crate::tensor::{ElementType, Shape};
+use crate::tensor::{ElementType, Shape, Tensor};
 
 /// Added to the variance before its root.
 pub const EPSILON: f32 = 1e-5;
@@ -29,6 +29,35 @@ pub struct BatchNorm {
 impl BatchNorm {
     fn residual_input(&self) -> Option<usize> {
         self.residual.then_some(if self.mode == BatchNormMode::Training { 2 } else { 1 })
+    }
+
+    pub(super) fn arguments<'a>(
+        &self,
+        input: &'a Tensor,
+        statistics: Option<&'a Tensor>,
+        parameters: &'a [Tensor],
+        normaliser: &'a Tensor,
+        residual: Option<&'a Tensor>,
+        output: &'a Tensor,
+    ) -> BatchNormForward<'a> {
+        let [weight, bias, running_mean, running_variance] = parameters else {
+            unreachable!("the builder gives a batch_norm four parameters");
+        };
+        BatchNormForward {
+            mode: self.mode,
+            input,
+            statistics,
+            weight,
+            bias,
+            running_mean,
+            running_variance,
+            normaliser,
+            residual,
+            relu: self.relu,
+            output,
+            epsilon: EPSILON,
+            momentum: MOMENTUM,
+        }
     }
 
     fn inputs(&self) -> usize {
@@ -68,24 +97,16 @@ impl Operation for BatchNorm {
     }
 
     fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()> {
-        let [weight, bias, running_mean, running_variance] = buffers.parameters.as_slice() else {
-            unreachable!("the builder gives a batch_norm four parameters");
-        };
-        device.batch_norm_forward(&BatchNormForward {
-            mode: self.mode,
-            input: &buffers.inputs[0],
-            statistics: (self.mode == BatchNormMode::Training).then(|| &buffers.inputs[1]),
-            weight,
-            bias,
-            running_mean,
-            running_variance,
-            normaliser: &buffers.saved[0],
-            residual: self.residual_input().map(|index| &buffers.inputs[index]),
-            relu: self.relu,
-            output: &buffers.outputs[0],
-            epsilon: EPSILON,
-            momentum: MOMENTUM,
-        })
+        let statistics = (self.mode == BatchNormMode::Training).then(|| &buffers.inputs[1]);
+        let residual = self.residual_input().map(|index| &buffers.inputs[index]);
+        device.batch_norm_forward(&self.arguments(
+            &buffers.inputs[0],
+            statistics,
+            &buffers.parameters,
+            &buffers.saved[0],
+            residual,
+            &buffers.outputs[0],
+        ))
     }
 
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()> {

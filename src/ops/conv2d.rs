@@ -1,5 +1,6 @@
 //! Two-dimensional convolution without bias (`torch.nn.Conv2d(bias=False)`).
 
+use super::batch_norm::BatchNorm;
 use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{
     Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Device, Gradient,
@@ -24,6 +25,62 @@ impl Conv2d {
 
     fn input_gradient<'a>(&self, buffers: &'a BackwardBuffers) -> Option<&'a Gradient> {
         buffers.input_gradients[0].as_ref()
+    }
+}
+
+/// A convolution and the batch norm behind it, by running statistics, in one pass, on a device that has
+/// [`Device::conv2d_batch_norm`]. Evaluation only: there is no backward pass.
+///
+/// Inputs: `[N, H, W, C]`, then the residual if there is one. Parameters: those of the convolution, then of the batch norm.
+pub struct Conv2dBatchNorm {
+    /// The convolution.
+    pub convolution: Conv2d,
+    /// The batch norm, in running mode.
+    pub batch_norm: BatchNorm,
+}
+
+impl Operation for Conv2dBatchNorm {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn outputs(&self) -> Vec<(Shape, ElementType)> {
+        self.batch_norm.outputs()
+    }
+
+    fn saved(&self, has_backward: bool) -> Vec<(Shape, ElementType)> {
+        self.batch_norm.saved(has_backward)
+    }
+
+    fn forward_workspace(&self, device: &dyn Device) -> usize {
+        self.convolution.forward_workspace(device)
+    }
+
+    fn backward_reads(&self, _wanted: &Wanted) -> Reads {
+        Reads { inputs: vec![false; 1 + usize::from(self.batch_norm.residual)], outputs: vec![false] }
+    }
+
+    fn multiply_adds(&self) -> usize {
+        self.convolution.multiply_adds()
+    }
+
+    fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()> {
+        let (weight, parameters) = buffers.parameters.split_first().expect("the builder gives it five parameters");
+        let output = &buffers.outputs[0];
+        let convolution = Conv2dForward {
+            input: &buffers.inputs[0],
+            weight,
+            output,
+            statistics: None,
+            workspace: &buffers.workspace,
+        };
+        let batch_norm =
+            self.batch_norm.arguments(output, None, parameters, &buffers.saved[0], buffers.inputs.get(1), output);
+        device.conv2d_batch_norm(&self.convolution.shape, &convolution, &batch_norm)
+    }
+
+    fn backward(&self, _device: &dyn Device, _buffers: &BackwardBuffers) -> Result<()> {
+        unreachable!("a graph for evaluation has no gradients")
     }
 }
 

@@ -9,7 +9,7 @@ mod max_pool;
 
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
-pub use conv2d::Conv2d;
+pub use conv2d::{Conv2d, Conv2dBatchNorm};
 pub use cross_entropy::{CrossEntropyLoss, LossReduction};
 pub use linear::Linear;
 pub use max_pool::MaxPool;

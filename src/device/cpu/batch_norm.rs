@@ -118,23 +118,12 @@ pub(super) fn forward(arguments: &BatchNormForward) {
         }
         (BatchNormMode::Training, None) => panic!("batch_norm in training mode needs statistics"),
         (BatchNormMode::Running, _) => {
-            let running_mean = views.read::<f32>(arguments.running_mean);
-            let running_variance = views.read::<f32>(arguments.running_variance);
-            for channel in 0..channels {
-                let variance = f64::from(running_variance[channel]);
-                normaliser[channel] = running_mean[channel];
-                normaliser[channels + channel] = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
-            }
+            let running = (views.read(arguments.running_mean), views.read(arguments.running_variance));
+            running_moments(running, epsilon, normaliser);
         }
     }
-    let (moments, affine) = normaliser.split_at_mut(2 * channels);
-    let (scale, shift) = affine.split_at_mut(channels);
-    for channel in 0..channels {
-        scale[channel] = weight[channel] * moments[channels + channel];
-        shift[channel] = bias[channel] - moments[channel] * scale[channel];
-    }
-    let (scale, shift) = (&*scale, &*shift);
-    let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+    let (scale, shift) = factors(normaliser, weight, bias);
+    let floor = floor(relu);
     let block = block_pixels(channels) * channels;
     jobs::for_each_piece(output, block, |index, output| {
         let range = index * block..index * block + output.len();
@@ -143,6 +132,68 @@ pub(super) fn forward(arguments: &BatchNormForward) {
             None => normalise(output, &input[range], scale, shift, floor),
         }
     });
+}
+
+/// Mean and reciprocal standard deviation in running mode.
+fn running_moments((mean, variance): (&[f32], &[f32]), epsilon: f32, normaliser: &mut [f32]) {
+    let (means, rest) = normaliser.split_at_mut(mean.len());
+    means.copy_from_slice(mean);
+    for (inverse_deviation, &variance) in rest.iter_mut().zip(variance) {
+        *inverse_deviation = (1.0 / (f64::from(variance) + f64::from(epsilon)).sqrt()) as f32;
+    }
+}
+
+/// What a value is multiplied by, and what is then added, from the moments in `normaliser`, and written there.
+fn factors<'a>(normaliser: &'a mut [f32], weight: &[f32], bias: &[f32]) -> (&'a [f32], &'a [f32]) {
+    let channels = weight.len();
+    let (moments, affine) = normaliser.split_at_mut(2 * channels);
+    let (scale, shift) = affine.split_at_mut(channels);
+    for channel in 0..channels {
+        scale[channel] = weight[channel] * moments[channels + channel];
+        shift[channel] = bias[channel] - moments[channel] * scale[channel];
+    }
+    (scale, shift)
+}
+
+fn floor(relu: bool) -> f32 {
+    if relu { 0.0 } else { f32::NEG_INFINITY }
+}
+
+/// What is done to a convolution's output while it is still in the cache: the batch norm behind it, in running mode.
+pub struct Finish<'a> {
+    scale: &'a [f32],
+    shift: &'a [f32],
+    residual: Option<&'a [f32]>,
+    floor: f32,
+}
+
+impl<'a> Finish<'a> {
+    pub(super) fn new(arguments: &BatchNormForward<'a>, views: &mut Views) -> Self {
+        assert!(arguments.mode == BatchNormMode::Running, "statistics of a batch need all of it");
+        let normaliser = views.write::<f32>(arguments.normaliser);
+        let running = (views.read(arguments.running_mean), views.read(arguments.running_variance));
+        running_moments(running, arguments.epsilon, normaliser);
+        let (scale, shift) = factors(normaliser, views.read(arguments.weight), views.read(arguments.bias));
+        let residual = arguments.residual.map(|tensor| views.read(tensor));
+        Finish { scale, shift, residual, floor: floor(arguments.relu) }
+    }
+
+    /// Whole pixels, the first of which begins at `place` of the tensor.
+    pub(super) fn pixels(&self, values: &mut [f32], place: usize) {
+        match self.residual {
+            Some(residual) => {
+                let residual = &residual[place..place + values.len()];
+                normalise_in_place_and_add(values, residual, self.scale, self.shift, self.floor);
+            }
+            None => normalise_in_place(values, self.scale, self.shift, self.floor),
+        }
+    }
+
+    /// One value, at `place` of the tensor.
+    pub(super) fn value(&self, value: f32, channel: usize, place: usize) -> f32 {
+        let value = affine(value, self.scale[channel], self.shift[channel]);
+        at_least(self.floor, self.residual.map_or(value, |residual| value + residual[place]))
+    }
 }
 
 /// The one place that says how a value is normalised, so that the backward pass finds the same mask, bit for bit.
@@ -163,6 +214,25 @@ vectorised! {
         for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
             for channel in 0..channels {
                 output[channel] = at_least(floor, affine(input[channel], scale[channel], shift[channel]));
+            }
+        }
+    }
+
+    fn normalise_in_place(values: &mut [f32], scale: &[f32], shift: &[f32], floor: f32) {
+        let channels = scale.len();
+        for pixel in values.chunks_exact_mut(channels) {
+            for channel in 0..channels {
+                pixel[channel] = at_least(floor, affine(pixel[channel], scale[channel], shift[channel]));
+            }
+        }
+    }
+
+    fn normalise_in_place_and_add(values: &mut [f32], residual: &[f32], scale: &[f32], shift: &[f32], floor: f32) {
+        let channels = scale.len();
+        for (pixel, residual) in values.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)) {
+            for channel in 0..channels {
+                let value = affine(pixel[channel], scale[channel], shift[channel]) + residual[channel];
+                pixel[channel] = at_least(floor, value);
             }
         }
     }

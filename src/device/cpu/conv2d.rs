@@ -6,6 +6,7 @@
 //! caller's workspace, whose contents don't matter before and mean nothing after.
 
 use super::super::conv2d::{Conv2dPass, Conv2dShape};
+use super::batch_norm::Finish;
 use super::jobs::{LINE, aligned};
 use super::simd::Level;
 use super::winograd::Direction;
@@ -30,7 +31,19 @@ pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
 /// # Panics
 /// If a slice has not the length that the shape says, or the workspace is shorter than [`workspace_len`].
 pub fn forward(shape: &Conv2dShape, input: &[f32], weight: &[f32], output: &mut [f32], workspace: &mut [f32]) {
-    forward_at(Level::current(), shape, input, weight, output, workspace);
+    forward_and_finish(shape, input, weight, output, None, workspace);
+}
+
+/// The same; every job finishes the pixels that it has written.
+pub(super) fn forward_and_finish(
+    shape: &Conv2dShape,
+    input: &[f32],
+    weight: &[f32],
+    output: &mut [f32],
+    finish: Option<&Finish>,
+    workspace: &mut [f32],
+) {
+    forward_at(Level::current(), shape, input, weight, output, finish, workspace);
 }
 
 /// Gradient of the input from that of the output, and the weight. With `accumulate` it is added to what is in
@@ -76,16 +89,17 @@ fn forward_at(
     input: &[f32],
     weight: &[f32],
     output: &mut [f32],
+    finish: Option<&Finish>,
     workspace: &mut [f32],
 ) {
     check(shape, Conv2dPass::Forward, input.len(), weight.len(), output.len(), workspace.len());
     let workspace = aligned(workspace);
     if winograd::suits(shape) {
-        winograd::convolution(level, shape, Direction::Forward, input, weight, output, workspace);
+        winograd::convolution(level, shape, Direction::Forward { finish }, input, weight, output, workspace);
     } else if few_pixels::suits(shape) {
-        few_pixels::forward(level, shape, input, weight, output, workspace);
+        few_pixels::forward(level, shape, input, weight, output, finish, workspace);
     } else {
-        direct::forward(level, shape, input, weight, output, workspace);
+        direct::forward(level, shape, input, weight, output, finish, workspace);
     }
 }
 

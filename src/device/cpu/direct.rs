@@ -22,6 +22,7 @@
 //! output_channels / step^2` times.
 
 use super::super::conv2d::Conv2dShape;
+use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
@@ -294,6 +295,8 @@ fn convolution_scratch(stencil: &Stencil) -> usize {
 }
 
 /// Computes the destination grid. `packed` is the weight: for each strip of destination channels, `depth` rows of it.
+/// Pixels that are to be finished lie side by side.
+#[allow(clippy::too_many_arguments)]
 fn convolve(
     level: Level,
     stencil: &Stencil,
@@ -301,6 +304,7 @@ fn convolve(
     source: &[f32],
     packed: &[f32],
     destination: &mut [f32],
+    finish: Option<&Finish>,
     scratch: &mut [f32],
 ) {
     let strip = gemm::strip(level);
@@ -355,6 +359,15 @@ fn convolve(
                 );
             }
         }
+        if let Some(finish) = finish {
+            for line in 0..block.images * block.rows {
+                let line = line / block.rows * placement.height + line % block.rows;
+                let place = (pixel + line * placement.width) * placement.channels;
+                let len = block.columns * placement.channels;
+                // SAFETY: a line of the block, which this job alone writes.
+                finish.pixels(unsafe { std::slice::from_raw_parts_mut(destination.at(place), len) }, place);
+            }
+        }
     });
 }
 
@@ -369,6 +382,7 @@ pub fn forward(
     input: &[f32],
     weight: &[f32],
     output: &mut [f32],
+    finish: Option<&Finish>,
     workspace: &mut [f32],
 ) {
     let shape = &flattened(shape);
@@ -398,7 +412,7 @@ pub fn forward(
         spacing: 1,
         accumulate: false,
     };
-    convolve(level, &stencil, &placement, input, packed, output, scratch);
+    convolve(level, &stencil, &placement, input, packed, output, finish, scratch);
 }
 
 pub fn input_gradient_workspace(shape: &Conv2dShape) -> usize {
@@ -454,7 +468,7 @@ pub fn input_gradient(
             spacing: shape.stride,
             accumulate,
         };
-        convolve(level, &stencil, &placement, output_gradient, packed, input_gradient, scratch);
+        convolve(level, &stencil, &placement, output_gradient, packed, input_gradient, None, scratch);
     }
 }
 

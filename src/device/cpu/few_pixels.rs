@@ -9,6 +9,7 @@
 //! cache are multiplied by every strip before the next group.
 
 use super::super::conv2d::Conv2dShape;
+use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
@@ -49,6 +50,7 @@ pub fn forward(
     input: &[f32],
     weight: &[f32],
     output: &mut [f32],
+    finish: Option<&Finish>,
     workspace: &mut [f32],
 ) {
     let strip = gemm::strip(level);
@@ -93,8 +95,10 @@ pub fn forward(
             for lane in 0..strip.min(pixels - index * strip) {
                 let pixel = index * strip + lane;
                 for channel in 0..count {
+                    let (value, place) = (products[channel * strip + lane], pixel * channels + first + channel);
+                    let value = finish.map_or(value, |finish| finish.value(value, first + channel, place));
                     // SAFETY: inside the output, and this job alone writes its channels.
-                    unsafe { output.at(pixel * channels + first + channel).write(products[channel * strip + lane]) };
+                    unsafe { output.at(place).write(value) };
                 }
             }
         }

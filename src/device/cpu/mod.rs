@@ -79,6 +79,25 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn has_conv2d_batch_norm(&self) -> bool {
+        true
+    }
+
+    fn conv2d_batch_norm(
+        &self,
+        shape: &Conv2dShape,
+        convolution: &Conv2dForward,
+        batch_norm: &BatchNormForward,
+    ) -> Result<()> {
+        let mut views = Views::default();
+        let finish = batch_norm::Finish::new(batch_norm, &mut views);
+        let workspace = views.workspace(convolution.workspace);
+        let output = views.write(convolution.output);
+        let (input, weight) = (views.read(convolution.input), views.read(convolution.weight));
+        conv2d::forward_and_finish(shape, input, weight, output, Some(&finish), workspace);
+        Ok(())
+    }
+
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         let mut views = Views::default();
         let workspace = views.workspace(arguments.workspace);

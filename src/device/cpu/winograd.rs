@@ -23,6 +23,7 @@
 //! filters weighs as much.
 
 use super::super::conv2d::Conv2dShape;
+use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, LINE, Shared, lines};
 use super::simd::{Level, Vector, instantiate};
@@ -661,8 +662,11 @@ pub fn convolution_workspace(shape: &Conv2dShape, turned: bool) -> usize {
 }
 
 /// Which of the two passes that are the same computation.
-pub enum Direction {
-    Forward,
+pub enum Direction<'a> {
+    Forward {
+        /// What is done to the output.
+        finish: Option<&'a Finish<'a>>,
+    },
     /// `source` is the gradient of the output, `target` that of the input.
     InputGradient {
         /// Whether to add to what is in `target`.
@@ -680,9 +684,9 @@ pub fn convolution(
     target: &mut [f32],
     workspace: &mut [f32],
 ) {
-    let (turned, accumulate) = match direction {
-        Direction::Forward => (false, false),
-        Direction::InputGradient { accumulate } => (true, accumulate),
+    let (turned, accumulate, finish) = match direction {
+        Direction::Forward { finish } => (false, false, finish),
+        Direction::InputGradient { accumulate } => (true, accumulate, None),
     };
     let plan = Plan::new(shape, turned);
     let scratch_len = plan.scratch();
@@ -754,6 +758,17 @@ pub fn convolution(
             }
             let span = Span { tiles: &tiles, first, count, channels: to };
             transform_outputs(level, &span, product.as_ptr(), &products, target.at(0), accumulate);
+        }
+        let Some(finish) = finish else { return };
+        for tile in first..first + count {
+            let (image, row, column, _) = tiles.place(tile);
+            let len = SIDE.min(tiles.width - column) * to;
+            for y in row..tiles.height.min(row + SIDE) {
+                let place = ((image * tiles.height + y) * tiles.width + column) * to;
+                // SAFETY: a row of pixels of the tile, which this job alone writes.
+                let pixels = unsafe { std::slice::from_raw_parts_mut(target.at(place), len) };
+                finish.pixels(pixels, place);
+            }
         }
     };
     let jobs = [to.div_ceil(strip) * depth_blocks, tiles.total.div_ceil(block)];

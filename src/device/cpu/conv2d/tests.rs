@@ -56,7 +56,7 @@ fn all_passes(level: Level, shape: &Conv2dShape) -> [Vec<f32>; 4] {
     let weight = numbers(shape.weight_len(), 2);
     let gradient = numbers(shape.output_len(), 3);
     let mut output = vec![f32::NAN; shape.output_len()];
-    forward_at(level, shape, &input, &weight, &mut output, &mut workspace(shape, Conv2dPass::Forward));
+    forward_at(level, shape, &input, &weight, &mut output, None, &mut workspace(shape, Conv2dPass::Forward));
     let mut work = workspace(shape, Conv2dPass::InputGradient);
     let mut overwritten = vec![f32::NAN; shape.input_len()];
     input_gradient_at(level, shape, &gradient, &weight, &mut overwritten, false, &mut work);
