@@ -1,26 +1,74 @@
 #!/usr/bin/env python3
-"""Compares `retune bench` with PyTorch on this machine's CPU: ResNet-18, float32, same batch, picture size and threads.
+"""Compares retune with PyTorch on this machine's CPU: ResNet-18, float32, same batches, picture size and threads.
 
     scripts/bench-vs-pytorch.py --retune target/release/retune --rounds 5
+    scripts/bench-vs-pytorch.py --work latency,start --check
+
+training   steps of fine-tuning, and the memory that they take
+inference  batches
+latency    batches of one picture
+start      from nothing to what is on one JPEG of 500 x 375: `retune predict` against a Python script that does the same
 
 Each round runs PyTorch (default layout, then channels_last) and retune, one process after the other, so that a machine
-that slows down does so for both. PyTorch's figure of a round is that of its faster layout. Every measurement is a
-process of its own, and peak memory is what the kernel says of that process (ru_maxrss). Needs torch and torchvision.
+that slows down does so for both. PyTorch's figure of a round is that of its faster layout; so a ratio is taken of two
+neighbours, and the table shows the median of the rounds' ratios, the least and the most. Every measurement is a
+process of its own, and peak memory is what the kernel says of that process (ru_maxrss). For `start` each program runs
+once without being timed, which leaves its files in the system's cache. Needs torch, torchvision and Pillow.
 """
 
 import argparse
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 LAYOUTS = ("default", "channels_last")
 
+WORKS = ("training", "inference", "latency", "start")
+
+# What retune promises: so much faster at least, or so large a share of PyTorch's time or memory at most.
+REQUIRED = {"training": 1.8, "memory": 0.6, "inference": 2.0, "latency": 1.2, "start": 0.1}
+AT_MOST = ("memory", "start")
+
+# What one writes to learn what is on one picture. `python -c` runs it with the model, the picture and how many
+# threads.
+PREDICT = """
+import sys
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.models import resnet18
+
+model, picture, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+try:
+    from safetensors.torch import load_file
+    weights = load_file(model)
+except ImportError:
+    weights = torch.load(model.replace(".safetensors", ".pth"), weights_only=True)
+net = resnet18()
+net.load_state_dict(weights)
+net.eval()
+transform = transforms.Compose([
+    transforms.Resize(256),
+    transforms.CenterCrop(224),
+    transforms.ToTensor(),
+    transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+])
+with torch.inference_mode():
+    logits = net(transform(Image.open(picture).convert("RGB")).unsqueeze(0))
+probabilities, classes = logits.softmax(1)[0].topk(3)
+answers = zip(classes.tolist(), probabilities.tolist())
+print(picture + ": " + ", ".join(f"{name} {probability:.3f}" for name, probability in answers))
+"""
+
 
 def measure_pytorch(settings):
-    """Runs in its own process: the seconds of each training step or inference batch, after one to warm up."""
+    """Runs in its own process: the seconds of each training step or inference batch, after some to warm up."""
     import torch
     import torchvision
 
@@ -47,117 +95,241 @@ def measure_pytorch(settings):
     training = settings["mode"] == "training"
     net.train(training)
     run = training_step if training else inference_batch
+    for _ in range(settings["warm_up"]):
+        run()
     seconds = []
-    for _ in range(settings["steps"] + 1):
+    for _ in range(settings["steps"]):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"seconds": seconds[1:], "version": torch.__version__}))
+    print(json.dumps(seconds))
+
+
+def prepare_start(folder):
+    """Runs in its own process: makes the model and the picture that both programs read."""
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    weights = torchvision.models.resnet18().state_dict()
+    # One class is far likelier than the others, so that two right programs name the same.
+    weights["fc.weight"] *= 100
+    header, offset = {}, 0
+    for name, tensor in weights.items():
+        end = offset + tensor.nbytes
+        kind = {torch.float32: "F32", torch.int64: "I64"}[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for tensor in weights.values():
+            file.write(tensor.numpy().tobytes())
+    torch.save(weights, folder / "model.pth")
+    clouds = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16), size=(375, 500), mode="bilinear")[0]
+    torchvision.transforms.functional.to_pil_image(clouds).save(folder / "picture.jpg", quality=90)
 
 
 def run_process(command, environment):
-    """A process's standard output as JSON, and the most memory it held. This process has to stay small: the kernel
+    """A process's standard output, the most memory it held, and its seconds. This process has to stay small: the kernel
     counts a child's memory from before it becomes another program."""
+    command = [str(word) for word in command]
+    start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
-    output = child.stdout.read()
+    output = child.stdout.read().decode()
     _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with {child.returncode}")
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return json.loads(output), peak
+    return output, peak, seconds
 
 
-def run_pytorch(arguments, mode, layout):
-    settings = {"mode": mode, "layout": layout, "threads": arguments.threads, "batch_size": arguments.batch_size,
-                "image_size": arguments.image_size, "steps": arguments.steps}
+def pytorch_environment(arguments):
     environment = {"OMP_NUM_THREADS": str(arguments.threads)}
     if arguments.keep_freed_memory:
         environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+    return environment
+
+
+def batches_and_steps(arguments, work):
+    """Pictures a step, and how many steps are measured: more where they are short."""
+    return (1, 6 * arguments.steps) if work == "latency" else (arguments.batch_size, arguments.steps)
+
+
+def run_pytorch(arguments, work, layout):
+    """Seconds of a step and the most memory held."""
+    batch, steps = batches_and_steps(arguments, work)
+    settings = {"mode": work, "layout": layout, "threads": arguments.threads, "batch_size": batch,
+                "image_size": arguments.image_size, "steps": steps, "warm_up": max(1, steps // 5)}
     command = [arguments.python, __file__, "--measure-pytorch", json.dumps(settings)]
-    result, peak = run_process(command, environment)
-    return arguments.batch_size / statistics.median(result["seconds"]), peak, result["version"]
+    output, peak, _ = run_process(command, pytorch_environment(arguments))
+    return statistics.median(json.loads(output)), peak
 
 
-def run_retune(arguments, mode):
-    command = [arguments.retune, "bench", "--device", "cpu", "--threads", arguments.threads, "--batch-size",
-               arguments.batch_size, "--image-size", arguments.image_size, "--steps", arguments.steps, "--mode", mode,
-               "--json"]
-    result, peak = run_process([str(word) for word in command], {})
-    seconds = result[mode]["step_seconds" if mode == "training" else "batch_seconds"]
-    return arguments.batch_size / statistics.median(seconds), peak
+def run_retune(arguments, work):
+    """Seconds of a step and the most memory held."""
+    batch, steps = batches_and_steps(arguments, work)
+    mode = "training" if work == "training" else "inference"
+    command = [arguments.retune, "bench", "--device", "cpu", "--threads", arguments.threads, "--batch-size", batch,
+               "--image-size", arguments.image_size, "--steps", steps, "--mode", mode, "--json"]
+    output, peak, _ = run_process(command, {})
+    seconds = json.loads(output)[mode]["step_seconds" if mode == "training" else "batch_seconds"]
+    return statistics.median(seconds), peak
 
 
-def compare(arguments, mode):
-    """All rounds of one mode."""
-    speeds = {name: [] for name in (*LAYOUTS, "retune")}
-    peaks = {name: [] for name in speeds}
-    version = ""
+def compare_steps(arguments, work):
+    """All rounds of `training`, `inference` or `latency`."""
+    runs = {name: [] for name in (*LAYOUTS, "retune")}
     for number in range(1, arguments.rounds + 1):
-        for layout in LAYOUTS:
-            speed, peak, version = run_pytorch(arguments, mode, layout)
-            speeds[layout].append(speed)
-            peaks[layout].append(peak)
-        speed, peak = run_retune(arguments, mode)
-        speeds["retune"].append(speed)
-        peaks["retune"].append(peak)
-        figures = ", ".join(f"{name} {values[-1]:.2f}" for name, values in speeds.items())
-        print(f"{mode}, round {number} of {arguments.rounds}: {figures} images/s", file=sys.stderr, flush=True)
-    faster = max(LAYOUTS, key=lambda layout: statistics.median(speeds[layout]))
-    fastest = [max(pair) for pair in zip(*(speeds[layout] for layout in LAYOUTS))]
-    ratios = [ours / theirs for ours, theirs in zip(speeds["retune"], fastest)]
-    return {
-        "mode": mode,
-        "pytorch_version": version,
+        for name in runs:
+            runs[name].append(run_retune(arguments, work) if name == "retune" else run_pytorch(arguments, work, name))
+        report_round(arguments, work, number, {name: values[-1][0] for name, values in runs.items()})
+    return summarise(arguments, work, runs, LAYOUTS)
+
+
+def compare_start(arguments, work):
+    """All rounds of `start`: whole processes, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_process([arguments.python, __file__, "--prepare-start", folder], {})
+        files = [pathlib.Path(folder) / "model.safetensors", pathlib.Path(folder) / "picture.jpg"]
+        programs = {
+            "PyTorch": ([arguments.python, "-c", PREDICT, *files, arguments.threads], pytorch_environment(arguments)),
+            "retune": ([arguments.retune, "predict", *files, "--device", "cpu", "--threads", arguments.threads], {}),
+        }
+        answers = {name: run_process(*program)[0].strip() for name, program in programs.items()}
+        likeliest = {name: answer.rpartition(": ")[2].split()[0] for name, answer in answers.items()}
+        if likeliest["PyTorch"] != likeliest["retune"]:
+            sys.exit(f"the two see different things: {answers}")
+        runs = {name: [] for name in programs}
+        for number in range(1, arguments.rounds + 1):
+            measured = {name: [] for name in programs}
+            for _ in range(arguments.steps):
+                for name, program in programs.items():
+                    _, peak, seconds = run_process(*program)
+                    measured[name].append((seconds, peak))
+            for name, values in measured.items():
+                runs[name].append(tuple(statistics.median(parts) for parts in zip(*values)))
+            report_round(arguments, work, number, {name: values[-1][0] for name, values in runs.items()})
+    return summarise(arguments, work, runs, ("PyTorch",))
+
+
+def report_round(arguments, work, number, seconds):
+    figures = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in seconds.items())
+    print(f"{work}, round {number} of {arguments.rounds}: {figures} ms", file=sys.stderr, flush=True)
+
+
+def judge(name, values):
+    """The median of what the rounds found, with its spread, and whether that is what was promised."""
+    median, required = statistics.median(values), REQUIRED[name]
+    met = median <= required if name in AT_MOST else median >= required
+    return {"median": median, "least": min(values), "most": max(values), "required": required, "met": met}
+
+
+def summarise(arguments, work, runs, rivals):
+    """From the seconds and bytes of every round; the rivals are PyTorch's layouts."""
+    batch = 1 if work == "start" else batches_and_steps(arguments, work)[0]
+    seconds = {name: [run[0] for run in values] for name, values in runs.items()}
+    peaks = {name: [run[1] for run in values] for name, values in runs.items()}
+    faster = min(rivals, key=lambda name: statistics.median(seconds[name]))
+    fastest = [min(values) for values in zip(*(seconds[name] for name in rivals))]
+    speedups = [theirs / ours for ours, theirs in zip(seconds["retune"], fastest)]
+    result = {
+        "work": work,
+        "batch_size": batch,
+        "pytorch_version": arguments.pytorch_version,
         "pytorch_faster_layout": faster,
-        "images_per_second": {name: statistics.median(values) for name, values in speeds.items()},
-        "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
-        "peak_resident_bytes": {name: max(values) for name, values in peaks.items()},
-        "rounds": speeds,
+        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+        "images_per_second": {name: batch / statistics.median(values) for name, values in seconds.items()},
+        "ratio": judge(work, [1 / speedup for speedup in speedups] if work in AT_MOST else speedups),
+        "peak_resident_bytes": {name: statistics.median(values) for name, values in peaks.items()},
+        "rounds": {"seconds": seconds, "peak_resident_bytes": peaks},
     }
+    if work == "training":
+        result["memory"] = judge("memory", [ours / theirs for ours, theirs in zip(peaks["retune"], peaks[faster])])
+    return result
 
 
-def show(arguments, result):
-    print(f"\n{result['mode']}: ResNet-18, float32, batch {arguments.batch_size}, {arguments.image_size} x "
-          f"{arguments.image_size}, {arguments.threads} threads, {arguments.steps} steps, medians of "
-          f"{arguments.rounds} rounds")
-    names = {**{layout: f"PyTorch {result['pytorch_version']}, {layout}" for layout in LAYOUTS}, "retune": "retune"}
-    for name, title in names.items():
-        values = result["rounds"][name]
-        print(f"  {title:36} {result['images_per_second'][name]:8.2f} images/s ({min(values):.2f} to {max(values):.2f})"
-              f"   peak {result['peak_resident_bytes'][name] / 2**20:7.0f} MiB")
-    ratio = result["ratio"]
-    memory = result["peak_resident_bytes"]
-    share = memory["retune"] / memory[result["pytorch_faster_layout"]]
-    print(f"  retune is {ratio['median']:.2f} x as fast as PyTorch's faster layout ({ratio['least']:.2f} to "
-          f"{ratio['most']:.2f}) in {share:.2f} x its memory")
+def show(arguments, results):
+    """One table of all that was measured."""
+    print(f"ResNet-18, float32, {arguments.image_size} x {arguments.image_size}, {arguments.threads} threads, PyTorch "
+          f"{arguments.pytorch_version}; medians of {arguments.rounds} rounds of {arguments.steps} steps")
+    print(f"{'work':24}{'retune':>16}{'PyTorch':>16}    {'ratio':26}required")
+    for result in results:
+        work, faster = result["work"], result["pytorch_faster_layout"]
+
+        def row(title, figure, verdict, sign):
+            ratio = f"{verdict['median']:.2f} ({verdict['least']:.2f}..{verdict['most']:.2f})"
+            required = f"{sign} {verdict['required']}{'' if verdict['met'] else '  missed'}"
+            print(f"{title:24}{figure('retune'):>16}{figure(faster):>16}    {ratio:26}{required}")
+
+        def images(name):
+            return f"{result['images_per_second'][name]:.2f} images/s"
+
+        def milliseconds(name):
+            return f"{1e3 * result['seconds'][name]:.1f} ms"
+
+        def memory(name):
+            return f"{result['peak_resident_bytes'][name] / 2**20:.0f} MiB"
+
+        if work in ("training", "inference"):
+            row(f"{work}, batch {result['batch_size']}", images, result["ratio"], ">=")
+        elif work == "latency":
+            row("inference, batch 1", milliseconds, result["ratio"], ">=")
+        else:
+            row("start to first answer", milliseconds, result["ratio"], "<=")
+        if "memory" in result:
+            row("  memory", memory, result["memory"], "<=")
+
+
+def chosen_works(text):
+    works = text.split(",")
+    if unknown := [work for work in works if work not in WORKS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {','.join(WORKS)}")
+    return [work for work in WORKS if work in works]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--retune", default="target/release/retune", metavar="PATH")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="a Python that has torch (this one)")
-    parser.add_argument("--mode", choices=("training", "inference", "both"), default="both")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--work", type=chosen_works, default=list(WORKS), metavar="LIST",
+                        help=f"some of {','.join(WORKS)} (all)")
+    parser.add_argument("--batch-size", type=int, default=32, help="of training and inference (32)")
+    parser.add_argument("--image-size", type=int, default=224, help="of all but start (224)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each process, after one to warm up")
+    parser.add_argument("--cores", metavar="LIST", help="keep all processes on these cores, such as 0,1 (any)")
+    parser.add_argument("--steps", type=int, default=5,
+                        help="measured steps of each process, or processes of start, in a round (5); latency takes six "
+                             "times as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep-freed-memory", action="store_true",
                         help="keep PyTorch's allocator (glibc's) from giving pages back: faster, and more memory")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a median misses what is required")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--measure-pytorch", metavar="SETTINGS", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare-start", metavar="FOLDER", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_pytorch:
         measure_pytorch(json.loads(arguments.measure_pytorch))
         return
-    modes = ("training", "inference") if arguments.mode == "both" else (arguments.mode,)
-    results = [compare(arguments, mode) for mode in modes]
+    if arguments.prepare_start:
+        prepare_start(arguments.prepare_start)
+        return
+    if arguments.cores:
+        os.sched_setaffinity(0, [int(core) for core in arguments.cores.split(",")])
+    version = [arguments.python, "-c", "import torch; print(torch.__version__)"]
+    arguments.pytorch_version = run_process(version, {})[0].strip()
+    results = [(compare_start if work == "start" else compare_steps)(arguments, work) for work in arguments.work]
     if arguments.json:
-        print(json.dumps({result["mode"]: result for result in results}))
+        print(json.dumps({result["work"]: result for result in results}))
     else:
-        for result in results:
-            show(arguments, result)
+        show(arguments, results)
+    verdicts = [result[name] for result in results for name in ("ratio", "memory") if name in result]
+    if arguments.check and not all(verdict["met"] for verdict in verdicts):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1697,6 +1697,48 @@ hint: free some space on that disk, or write to another one
     }
 }
 
+/// What other processors run, on this one.
+#[cfg(unix)]
+mod lower_instruction_sets {
+    use super::*;
+
+    #[test]
+    fn train_predict_and_pass_the_reference_check() {
+        let place = Workplace::new();
+        for (name, description) in [("portable", "portable code"), ("avx2", "")] {
+            let succeed = |line: &str| {
+                let outcome = place.shell(&format!("RETUNE_CPU={name} \"$RETUNE\" {line}"));
+                assert_eq!(outcome.status, 0, "RETUNE_CPU={name} retune {line}: {}", outcome.stderr);
+                outcome.stdout
+            };
+            let devices = succeed("devices");
+            assert!(devices.lines().next().unwrap().ends_with(description), "{devices}");
+            for file in ["lesson", "odd", "frozen-middle", "resnet34"] {
+                succeed(&format!("gradcheck '{}'", fixture(&format!("{file}.safetensors")).display()));
+            }
+            let recipe = format!("{SMALL} --epochs 8 --lr 2e-3 --momentum 0.5");
+            let run: Value =
+                serde_json::from_str(&succeed(&format!("train data {recipe} --out {name} --json"))).unwrap();
+            assert_eq!(run["best"]["test_acc"], 1.0, "two colours are no hard task");
+            let answer = succeed(&format!("predict {name}/model.safetensors data/test/blue/00.png --top 1"));
+            assert!(answer.starts_with("data/test/blue/00.png: blue "), "{answer}");
+        }
+    }
+
+    #[test]
+    fn have_names() {
+        let place = Workplace::new();
+        for (value, line) in
+            [("sse9", "devices".to_string()), ("", format!("train data {SMALL} --out run")), ("AVX2", "bench".into())]
+        {
+            let outcome = place.shell(&format!("RETUNE_CPU={value} \"$RETUNE\" {line}"));
+            assert_eq!((outcome.status, outcome.stdout.as_str()), (2, ""), "retune {line}");
+            assert_eq!(outcome.stderr, format!("error: RETUNE_CPU={value}: expected portable, avx2 or avx512\n"));
+        }
+        assert_eq!(place.names("."), ["data"]);
+    }
+}
+
 mod streams {
     use super::*;
 

@@ -44,6 +44,7 @@ fn cuda_rows() -> impl Iterator<Item = Row> {
 }
 
 pub fn run(global: &GlobalArguments, _arguments: &DevicesArguments) -> Result<ExitCode> {
+    device::check_instruction_set()?;
     let mut rows = vec![Row::available(Cpu.name(), Cpu.description())];
     rows.extend(cuda_rows());
     rows.push(if cfg!(feature = "emulator") {

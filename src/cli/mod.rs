@@ -119,6 +119,7 @@ impl GlobalArguments {
             return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
                 .hint("leave --precision out, or use a CUDA device"));
         }
+        device::check_instruction_set()?;
         Ok(Rc::new(Cpu))
     }
 

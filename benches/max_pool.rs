@@ -1,0 +1,40 @@
+//! The max pool of ResNet-18, batch 32: 3 x 3 with stride 2 over 112 x 112 pixels of 64 channels.
+//!
+//! Bytes: the input and the output, or their gradients, and one byte of position for each output.
+
+mod tensors;
+
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use retune::device::cpu::Cpu;
+use retune::device::{Device, Gradient, MaxPoolWindow};
+use retune::tensor::ElementType;
+use tensors::{filled, zeroed};
+
+fn max_pool(criterion: &mut Criterion) {
+    let window = MaxPoolWindow { size: 3, stride: 2, padding: 1 };
+    let (input, output) = (filled([32, 112, 112, 64]), filled([32, 56, 56, 64]));
+    let positions = zeroed([32, 56, 56, 64], ElementType::U8);
+    let mut group = criterion.benchmark_group("max_pool");
+    group.throughput(Throughput::Bytes((input.bytes() + output.bytes() + positions.bytes()) as u64));
+    group.bench_function("forward", |bencher| {
+        bencher.iter(|| Cpu.max_pool_forward(window, &input, &output, Some(&positions)).unwrap());
+    });
+    // The positions that the backward pass follows, whatever was chosen to run.
+    Cpu.max_pool_forward(window, &input, &output, Some(&positions)).unwrap();
+    let gradient = Gradient { tensor: input, accumulate: false };
+    group.bench_function("backward", |bencher| {
+        bencher.iter(|| Cpu.max_pool_backward(window, &positions, &output, &gradient).unwrap());
+    });
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(500));
+    targets = max_pool
+}
+criterion_main!(benches);

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Builds the crate for 64-bit ARM Linux and, where there is qemu-aarch64 (Debian: qemu-user), runs it: gradcheck on
+# every fixture, a short training, and the tests of the library and of the CPU's kernels. Arguments replace the list of
+# tests.
+#
+# Needs a linker (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross) and the target's standard library: rustup brings
+# it, or CARGO and RUSTC name a toolchain that has it. tests/cli.rs is left out: it starts programs that qemu would have
+# to be asked to run.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+target=aarch64-unknown-linux-gnu
+export CARGO=${CARGO:-cargo} RUSTC=${RUSTC:-rustc}
+linker=${CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER:-aarch64-linux-gnu-gcc}
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$linker
+# The CUDA kernels are checked elsewhere.
+export RETUNE_CUDA_ARCHS=none
+# Each case of a property test is emulated.
+export PROPTEST_CASES=${PROPTEST_CASES:-16}
+
+fail() {
+    printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
+    exit 1
+}
+
+has_standard_library() {
+    local folder
+    folder=$("$RUSTC" --print target-libdir --target "$target")
+    compgen -G "$folder/libstd-*" >/dev/null
+}
+
+command -v "$linker" >/dev/null ||
+    fail "no linker $linker" "it is in Debian's gcc-aarch64-linux-gnu; CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER names another"
+if ! has_standard_library && command -v rustup >/dev/null; then
+    rustup target add "$target" || true
+fi
+has_standard_library ||
+    fail "$RUSTC has no standard library for $target" "rustup target add $target, or name a toolchain that has it in CARGO and RUSTC"
+
+"$CARGO" build --release --target "$target"
+
+qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static || true)
+if [ -z "$qemu" ]; then
+    echo "built for $target; NOT RUN, there is no qemu-aarch64 (Debian: qemu-user)"
+    exit 0
+fi
+export QEMU_LD_PREFIX=${QEMU_LD_PREFIX:-/usr/aarch64-linux-gnu}
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$qemu
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+retune() {
+    "$CARGO" run --release --quiet --target "$target" -- --device cpu "$@"
+}
+
+for file in tests/fixtures/*.safetensors; do
+    printf '%s: ' "$(basename "$file")"
+    retune gradcheck "$file" >"$scratch/rows" || { cat "$scratch/rows"; exit 1; }
+    tail -n 1 "$scratch/rows"
+done
+
+"$CARGO" run --release --quiet --target "$target" --example draw-pictures -- "$scratch/pictures" --per-class 20
+recipe=(--from-scratch --width 8 --image-size 64 --batch-size 16 --lr 2e-3 --quiet)
+retune train "$scratch/pictures" "${recipe[@]}" --epochs 2 --out "$scratch/run"
+retune predict "$scratch/run/model.safetensors" "$scratch/pictures/test/hotdog/0000.png"
+
+tests=("$@")
+if [ ${#tests[@]} -eq 0 ]; then
+    tests=(conv2d batch_norm max_pool avg_pool linear cross_entropy sgd)
+fi
+options=()
+for test in "${tests[@]}"; do
+    options+=(--test "$test")
+done
+"$CARGO" test --release --target "$target" --lib "${options[@]}"
+echo "built for $target, and right under $(basename "$qemu")"
