@@ -329,7 +329,13 @@ mod tests {
     #[test]
     fn nested_work_is_done_by_the_caller() {
         let sum = AtomicUsize::new(0);
-        with(3, || run(3, |index| run(3, |inner| drop(sum.fetch_add(1 + inner * 100 + index * 0, Ordering::Relaxed)))));
+        with(3, || {
+            run(3, |_| {
+                run(3, |inner| {
+                    sum.fetch_add(1 + 100 * inner, Ordering::Relaxed);
+                });
+            });
+        });
         assert!((1..=3).contains(&sum.into_inner()));
     }
 
