@@ -63,16 +63,6 @@ fn require_kernels() -> Result<()> {
     }
 }
 
-/// Refuses a `RETUNE_CPU` that names no instruction set; the engine would take it for no wish at all.
-pub(super) fn check_instruction_set() -> Result<()> {
-    match std::env::var_os("RETUNE_CPU") {
-        Some(name) if !["portable", "avx2", "avx512"].iter().any(|&known| name == known) => {
-            Err(Error::usage(format!("RETUNE_CPU={}: expected portable, avx2 or avx512", name.display())))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A GPU, or what stands in its place, and all that is missing to compute on it.
 pub(super) struct CudaState {
     pub name: String,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{GlobalArguments, device, print_json, print_result};
 use crate::device::Device;
 use crate::device::cpu::Cpu;
+use crate::device::cpu::simd::Level;
 use crate::error::{Error, Result};
 
 /// List what there is to compute on, and why not what is missing
@@ -44,7 +45,7 @@ fn cuda_rows() -> impl Iterator<Item = Row> {
 }
 
 pub fn run(global: &GlobalArguments, _arguments: &DevicesArguments) -> Result<ExitCode> {
-    device::check_instruction_set()?;
+    Level::wanted()?;
     let mut rows = vec![Row::available(Cpu.name(), Cpu.description())];
     rows.extend(cuda_rows());
     rows.push(if cfg!(feature = "emulator") {

@@ -18,6 +18,7 @@ use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device::cpu::Cpu;
+use crate::device::cpu::simd::Level;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::Driver;
 #[cfg(feature = "emulator")]
@@ -119,7 +120,7 @@ impl GlobalArguments {
             return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
                 .hint("leave --precision out, or use a CUDA device"));
         }
-        device::check_instruction_set()?;
+        Level::wanted()?;
         Ok(Rc::new(Cpu))
     }
 

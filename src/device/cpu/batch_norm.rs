@@ -452,6 +452,7 @@ fn add_sums(
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 fn put_input_gradients(
     output: &[f32],
     opens: impl Fn(usize, &[f32], &[f32]) -> bool,

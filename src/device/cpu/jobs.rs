@@ -170,8 +170,8 @@ mod tests {
                 let jobs = |phase: usize| if phase % 7 == 3 { 0 } else { JOBS - phase };
                 run_phases(counts.len(), jobs, &mut scratch, 1, |phase, job, _| {
                     assert!(job < jobs(phase));
-                    for earlier in 0..phase {
-                        assert_eq!(counts[earlier].load(Ordering::Relaxed), jobs(earlier), "phase {earlier}");
+                    for (earlier, count) in counts[..phase].iter().enumerate() {
+                        assert_eq!(count.load(Ordering::Relaxed), jobs(earlier), "phase {earlier}");
                     }
                     counts[phase].fetch_add(1, Ordering::Relaxed);
                 });

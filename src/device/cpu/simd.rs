@@ -5,6 +5,8 @@
 
 use std::sync::OnceLock;
 
+use crate::error::{Error, Result};
+
 /// An instruction set, from the plainest to the widest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -41,18 +43,25 @@ impl Level {
         Level::Portable
     }
 
-    /// The level in use: the widest, unless `RETUNE_CPU` (`portable`, `avx2` or `avx512`) asks for a lower one. Asked
-    /// once; later changes of the environment have no effect.
+    /// The level that the environment variable `RETUNE_CPU` asks for, if it is set.
+    ///
+    /// # Errors
+    /// A name other than `portable`, `avx2` and `avx512`.
+    pub fn wanted() -> Result<Option<Level>> {
+        let Some(name) = std::env::var_os("RETUNE_CPU") else { return Ok(None) };
+        match name.to_str() {
+            Some("portable") => Ok(Some(Level::Portable)),
+            Some("avx2") => Ok(Some(Level::Avx2)),
+            Some("avx512") => Ok(Some(Level::Avx512)),
+            _ => Err(Error::usage(format!("RETUNE_CPU={}: expected portable, avx2 or avx512", name.display()))),
+        }
+    }
+
+    /// The level in use: the widest, unless [`Level::wanted`] is a lower one. Asked once; later changes of the environment
+    /// have no effect.
     pub fn current() -> Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();
-        *LEVEL.get_or_init(|| {
-            let wanted = match std::env::var("RETUNE_CPU").as_deref() {
-                Ok("portable") => Level::Portable,
-                Ok("avx2") => Level::Avx2,
-                _ => Level::Avx512,
-            };
-            wanted.min(Level::widest())
-        })
+        *LEVEL.get_or_init(|| Level::wanted().ok().flatten().unwrap_or(Level::Avx512).min(Level::widest()))
     }
 
     /// Floats in a vector.

@@ -279,9 +279,8 @@ unsafe fn two_dimensional<V: Vector, T: Transform, const IS_WHOLE: bool>(
             for (i, value) in column.iter_mut().enumerate().take(T::INPUT) {
                 *value = load(i, j);
             }
-            let column = T::apply(sides.0, column);
-            for i in 0..T::OUTPUT {
-                half[i][j] = column[i];
+            for (row, value) in half.iter_mut().zip(T::apply(sides.0, column)).take(T::OUTPUT) {
+                row[j] = value;
             }
         }
         for (i, row) in half.into_iter().enumerate().take(T::OUTPUT) {
