@@ -58,6 +58,28 @@ mod decoding {
         }
     }
 
+    #[test]
+    fn upper_rows_are_those_of_the_whole_picture() {
+        let mut shortened = 0;
+        for case in manifest("decoded") {
+            let path = fixture(case["input"].as_str().unwrap());
+            let whole = decode_file(&path).unwrap();
+            for rows in 0..=whole.height {
+                let mut upper = RgbImage::default();
+                let told = |width, height| {
+                    assert_eq!((width, height), (whole.width, whole.height), "{case}");
+                    rows
+                };
+                Decoder::default().decode_file_rows(&path, &mut upper, told).unwrap();
+                assert!(upper.height >= rows && upper.width == whole.width, "{case}");
+                let wanted = (rows * whole.width * 3) as usize;
+                assert!(upper.pixels[..wanted] == whole.pixels[..wanted], "{case}: {rows} rows");
+                shortened += usize::from(upper.height < whole.height);
+            }
+        }
+        assert!(shortened > 0);
+    }
+
     fn reason(name: &str, bytes: &[u8]) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -615,7 +637,11 @@ mod loading {
 
     #[test]
     fn a_batch_holds_what_the_transforms_give() {
-        let (_root, folder) = pictures();
+        let (root, _) = pictures();
+        for name in ["picture.jpg", "full-colour.jpeg", "grey.jpg", "progressive.jpg", "restart-markers.jpg"] {
+            fs::copy(fixture(name), root.path().join("b").join(name)).unwrap();
+        }
+        let folder = Arc::new(ImageFolder::open(root.path()).unwrap());
         for mode in [Mode::Train { seed: 3 }, Mode::Evaluate] {
             let loader = Loader::new(folder.clone(), options(mode, 2)).unwrap();
             let values = (SIZE * SIZE * 3) as usize;

@@ -8,7 +8,12 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::{ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use zune_core::bytestream::ZCursor;
+use zune_core::colorspace::ColorSpace;
+use zune_core::options::DecoderOptions;
+use zune_jpeg::JpegDecoder;
 
+use super::jpeg::Outline;
 use crate::error::{Error, Result};
 
 /// No picture may have more pixels: Pillow's own limit, against small files that unpack to fill the memory.
@@ -23,18 +28,24 @@ const MAX_DECODER_BYTES: u64 = 2 << 30;
 /// A buffer that had to grow beyond this for one huge picture is given back.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// A picture: 8-bit RGB, rows from the top, no padding.
+/// A picture: 8-bit RGB, rows from the top, nothing between them.
+pub type RgbImage = Image<3>;
+
+/// The same with a byte of no meaning after each pixel, for processors that take four bytes more easily than three.
+pub type PaddedImage = Image<4>;
+
+/// A picture whose pixels begin with red, green and blue and have `BYTES` bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RgbImage {
+pub struct Image<const BYTES: usize> {
     /// Pixels in a row.
     pub width: u32,
     /// Rows.
     pub height: u32,
-    /// `height * width * 3` bytes.
+    /// `height * width * BYTES` bytes.
     pub pixels: Vec<u8>,
 }
 
-impl RgbImage {
+impl<const BYTES: usize> Image<BYTES> {
     /// Frees the buffer of a huge picture, so that it does not stay for the small ones after it.
     pub(super) fn give_back_large_buffer(&mut self) {
         if self.pixels.capacity() > KEPT_BYTES {
@@ -66,10 +77,24 @@ impl Decoder {
     /// # Errors
     /// A file that is unreadable, empty, truncated, broken, of a format not supported, or of more than
     /// [`MAX_PIXELS`]; the message names the file.
-    pub fn decode_file(&mut self, path: &Path, image: &mut RgbImage) -> Result<()> {
+    pub fn decode_file<const BYTES: usize>(&mut self, path: &Path, image: &mut Image<BYTES>) -> Result<()> {
+        self.decode_file_rows(path, image, |_, height| height)
+    }
+
+    /// Decodes the upper rows of a file into `image`: as many as `rows` says, which is told the picture's width and
+    /// height, or more. `image.height` is the number of rows that are there.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::decode_file`].
+    pub fn decode_file_rows<const BYTES: usize>(
+        &mut self,
+        path: &Path,
+        image: &mut Image<BYTES>,
+        rows: impl FnOnce(u32, u32) -> u32,
+    ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let result = read_file(path, &mut file)
-            .and_then(|()| self.decode(&file, image))
+            .and_then(|()| self.decode_rows(&mut file, image, rows))
             .map_err(|reason| Error::new(format!("cannot decode {}: {reason}", path.display())));
         self.file = file;
         shrink(&mut self.file);
@@ -81,42 +106,93 @@ impl Decoder {
     ///
     /// # Errors
     /// The same, without the name of a file.
-    pub fn decode_bytes(&mut self, bytes: &[u8], image: &mut RgbImage) -> Result<()> {
+    pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
         self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
-    fn decode(&mut self, bytes: &[u8], image: &mut RgbImage) -> Result<(), String> {
+    fn decode_rows<const BYTES: usize>(
+        &mut self,
+        bytes: &mut [u8],
+        image: &mut Image<BYTES>,
+        rows: impl FnOnce(u32, u32) -> u32,
+    ) -> Result<(), String> {
+        if image::guess_format(bytes).is_ok_and(|format| format == ImageFormat::Jpeg) {
+            let outline = Outline::read(bytes)?;
+            let (width, height) = outline.dimensions();
+            if outline.has_rows_in_order() && require_pixels(width, height).is_ok() {
+                outline.keep_rows(bytes, rows(width, height));
+                return self.decode_jpeg(bytes, image);
+            }
+        }
+        self.decode(bytes, image)?;
+        rows(image.width, image.height);
+        Ok(())
+    }
+
+    fn decode<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
         if bytes.is_empty() {
             return Err("the file is empty".into());
         }
         let format = image::guess_format(bytes).map_err(|_| unknown_format(bytes))?;
         if format == ImageFormat::Jpeg {
-            require_whole_jpeg(bytes)?;
+            Outline::read(bytes)?;
+            return self.decode_jpeg(bytes, image);
         }
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(MAX_DECODER_BYTES);
         reader.limits(limits);
-        let decoder = reader.into_decoder().map_err(|cause| describe(format, &cause))?;
+        let decoder = reader.into_decoder().map_err(|cause| describe_image_error(format, &cause))?;
 
         let (width, height) = decoder.dimensions();
-        let pixels = u64::from(width) * u64::from(height);
-        if pixels == 0 {
-            return Err(format!("it has {width} x {height} pixels"));
-        }
-        if pixels > MAX_PIXELS {
-            return Err(format!("it has {width} x {height} pixels; at most {MAX_PIXELS} are accepted"));
-        }
+        let pixels = require_pixels(width, height)?;
         (image.width, image.height) = (width, height);
         let color = decoder.color_type();
-        if color == image::ColorType::Rgb8 {
-            image.pixels.resize(pixels as usize * 3, 0);
-            return decoder.read_image(&mut image.pixels).map_err(|cause| describe(format, &cause));
+        if color == image::ColorType::Rgb8 && BYTES == 3 {
+            image.pixels.resize(pixels * 3, 0);
+            return decoder.read_image(&mut image.pixels).map_err(|cause| describe_image_error(format, &cause));
         }
-        let samples = &mut self.samples;
-        samples.resize(pixels as usize * usize::from(color.bytes_per_pixel()), 0);
-        decoder.read_image(samples).map_err(|cause| describe(format, &cause))?;
-        expand_to_rgb(samples, color.into(), &mut image.pixels)
+        self.samples.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
+        decoder.read_image(&mut self.samples).map_err(|cause| describe_image_error(format, &cause))?;
+        expand(&self.samples, color.into(), image)
+    }
+
+    /// `image` would read the headers twice and copy the file.
+    fn decode_jpeg<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
+        let options = DecoderOptions::default()
+            .set_strict_mode(false)
+            .set_max_width(usize::MAX)
+            .set_max_height(usize::MAX)
+            .jpeg_set_out_colorspace(ColorSpace::RGB);
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+        let describe = |cause| describe(ImageFormat::Jpeg, &cause);
+        decoder.decode_headers().map_err(describe)?;
+        let (width, height) = decoder.dimensions().ok_or("broken JPEG data: there is no picture")?;
+        (image.width, image.height) = (width as u32, height as u32);
+        let pixels = require_pixels(image.width, image.height)?;
+        // What is stored as red, green and blue is not made anything else.
+        let pads = BYTES == 4 && decoder.input_colorspace().is_some_and(|stored| stored != ColorSpace::RGB);
+        if pads {
+            decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::RGBA));
+        }
+        if pads || BYTES == 3 {
+            image.pixels.resize(pixels * BYTES, 0);
+            return decoder.decode_into(&mut image.pixels).map_err(describe);
+        }
+        self.samples.resize(pixels * 3, 0);
+        decoder.decode_into(&mut self.samples).map_err(describe)?;
+        expand(&self.samples, ExtendedColorType::Rgb8, image)
+    }
+}
+
+/// The number of pixels, if it is acceptable.
+fn require_pixels(width: u32, height: u32) -> Result<usize, String> {
+    match u64::from(width) * u64::from(height) {
+        0 => Err(format!("it has {width} x {height} pixels")),
+        pixels if pixels > MAX_PIXELS => {
+            Err(format!("it has {width} x {height} pixels; at most {MAX_PIXELS} are accepted"))
+        }
+        pixels => Ok(pixels as usize),
     }
 }
 
@@ -145,52 +221,51 @@ fn unknown_format(bytes: &[u8]) -> String {
     format!("expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found \"{}\"", start.escape_ascii())
 }
 
-fn describe(format: ImageFormat, cause: &ImageError) -> String {
-    let name = format!("{format:?}").to_uppercase();
+fn describe_image_error(format: ImageFormat, cause: &ImageError) -> String {
+    match format.reading_enabled() {
+        true => describe(format, cause),
+        false => format!("{} is not supported; expected JPEG, PNG, PNM, BMP, TIFF or WebP", name(format)),
+    }
+}
+
+fn describe(format: ImageFormat, cause: &impl std::fmt::Display) -> String {
     // Messages of decoders may span lines; ours are one line.
     let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    match format.reading_enabled() {
-        true => format!("broken or unsupported {name} data: {cause}"),
-        false => format!("{name} is not supported; expected JPEG, PNG, PNM, BMP, TIFF or WebP"),
-    }
+    format!("broken or unsupported {} data: {cause}", name(format))
 }
 
-/// Follows the markers of a JPEG to its end marker. The decoder fills what is missing with grey, without a word.
-fn require_whole_jpeg(bytes: &[u8]) -> Result<(), String> {
-    const TRUNCATED: &str = "truncated JPEG: the data end before the end marker";
-    let mut rest = bytes.get(2..).unwrap_or_default();
-    loop {
-        // Between segments and inside a scan alike, the next marker is an FF that neither a 00 (a data byte FF) nor
-        // an FF (filler) follows.
-        let start = rest.iter().position(|&byte| byte == 0xFF).ok_or(TRUNCATED)?;
-        rest = &rest[start + 1..];
-        let marker = *rest.first().ok_or(TRUNCATED)?;
-        match marker {
-            0xFF => continue,
-            0x00 | 0x01 | 0xD0..=0xD8 => rest = &rest[1..],
-            0xD9 => return Ok(()),
-            _ => {
-                let length = rest.get(1..3).map(|l| usize::from(u16::from_be_bytes([l[0], l[1]]))).ok_or(TRUNCATED)?;
-                rest = rest.get(1 + length.max(2)..).ok_or(TRUNCATED)?;
-            }
-        }
-    }
+fn name(format: ImageFormat) -> String {
+    format!("{format:?}").to_uppercase()
 }
 
-fn expand_to_rgb(samples: &[u8], color: ExtendedColorType, rgb: &mut Vec<u8>) -> Result<(), String> {
+fn expand<const BYTES: usize>(
+    samples: &[u8],
+    color: ExtendedColorType,
+    image: &mut Image<BYTES>,
+) -> Result<(), String> {
     use ExtendedColorType as Color;
-    rgb.clear();
+    let pixels = &mut image.pixels;
+    pixels.clear();
+    let high_bytes = |pixel: &[u8]| [0, 1, 2].map(|channel| high_byte(pixel, channel));
     match color {
-        Color::L8 => rgb.extend(samples.iter().flat_map(|&grey| [grey; 3])),
-        Color::La8 => rgb.extend(samples.chunks_exact(2).flat_map(|pixel| [pixel[0]; 3])),
-        Color::Rgba8 => rgb.extend(samples.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])),
-        Color::L16 => rgb.extend(samples.chunks_exact(2).flat_map(|pixel| [high_byte(pixel, 0); 3])),
-        Color::La16 => rgb.extend(samples.chunks_exact(4).flat_map(|pixel| [high_byte(pixel, 0); 3])),
-        Color::Rgb16 => rgb.extend(samples.chunks_exact(6).flat_map(|pixel| [0, 1, 2].map(|i| high_byte(pixel, i)))),
-        Color::Rgba16 => rgb.extend(samples.chunks_exact(8).flat_map(|pixel| [0, 1, 2].map(|i| high_byte(pixel, i)))),
+        Color::L8 => pixels.extend(samples.iter().flat_map(|&grey| padded::<BYTES>([grey; 3]))),
+        Color::La8 => pixels.extend(samples.chunks_exact(2).flat_map(|pixel| padded::<BYTES>([pixel[0]; 3]))),
+        Color::Rgb8 => pixels.extend(samples.as_chunks().0.iter().flat_map(|&pixel| padded::<BYTES>(pixel))),
+        Color::Rgba8 => {
+            let colors = samples.chunks_exact(4).map(|pixel| [pixel[0], pixel[1], pixel[2]]);
+            pixels.extend(colors.flat_map(padded::<BYTES>));
+        }
+        Color::L16 => pixels.extend(samples.chunks_exact(2).flat_map(|grey| padded::<BYTES>([high_byte(grey, 0); 3]))),
+        Color::La16 => pixels.extend(samples.chunks_exact(4).flat_map(|grey| padded::<BYTES>([high_byte(grey, 0); 3]))),
+        Color::Rgb16 => pixels.extend(samples.chunks_exact(6).map(high_bytes).flat_map(padded::<BYTES>)),
+        Color::Rgba16 => pixels.extend(samples.chunks_exact(8).map(high_bytes).flat_map(padded::<BYTES>)),
         other => return Err(format!("its pixels are {other:?}; expected 8 or 16 bits a channel")),
     }
     Ok(())
+}
+
+fn padded<const BYTES: usize>(rgb: [u8; 3]) -> [u8; BYTES] {
+    std::array::from_fn(|byte| rgb.get(byte).copied().unwrap_or(u8::MAX))
 }
 
 /// The decoders give 16-bit samples in the byte order of the machine.

@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::decode::{Decoder, RgbImage};
+use super::decode::{Decoder, PaddedImage, RgbImage};
 use super::image_folder::ImageFolder;
 use super::random::{Purpose, RandomStream};
-use super::transform::{Augmentation, Transformer, normalize};
+use super::transform::{Augmentation, CropBox, Transformer, normalize_pixels};
 use crate::error::{Context, Error, Result};
 
 /// How many batches are prepared ahead of the one that the consumer works on.
@@ -220,36 +220,51 @@ struct BatchJob {
 #[derive(Default)]
 struct BatchScratch {
     decoder: Decoder,
-    image: RgbImage,
+    image: PaddedImage,
     transformer: Transformer,
 }
 
 impl BatchJob {
-    /// Bytes of a picture: 8-bit RGB, [image_size, image_size, 3].
-    fn picture_bytes(&self) -> usize {
-        self.options.image_size as usize * self.options.image_size as usize * 3
+    fn picture_pixels(&self) -> usize {
+        self.options.image_size as usize * self.options.image_size as usize
     }
 
-    /// Fills `pixels` with 8-bit RGB, [image_size, image_size, 3].
-    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<()> {
+    /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and says whether they are still to be flipped.
+    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<bool> {
         let BatchScratch { decoder, image, transformer } = scratch;
-        decoder.decode_file(&self.dataset.samples[index].path, image)?;
+        let path = &self.dataset.samples[index].path;
         let size = self.options.image_size;
+        let mut flip = false;
         let result = match self.options.mode {
             Mode::Train { seed } => {
-                let augmentation = Augmentation::sample(seed, self.epoch, index, image.width, image.height);
-                transformer.augment(image, &augmentation, size, pixels)
+                let mut crop = CropBox { top: 0, left: 0, height: 0, width: 0 };
+                decoder.decode_file_rows(path, image, |width, height| {
+                    Augmentation { crop, flip } = Augmentation::sample(seed, self.epoch, index, width, height);
+                    crop.top + crop.height
+                })?;
+                transformer.resized_crop(image, crop, size, size, pixels)
             }
-            Mode::Evaluate => transformer.resize_and_center_crop(image, size, pixels),
+            Mode::Evaluate => {
+                decoder.decode_file(path, image)?;
+                transformer.resize_and_center_crop(image, size, pixels)
+            }
         };
         image.give_back_large_buffer();
-        result
+        result.map(|()| flip)
     }
+}
+
+/// A picture of a batch before it is normalised.
+struct Scaled {
+    /// Padded RGB, [image_size, image_size, 4].
+    pixels: Vec<u8>,
+    /// Whether left and right are to change places.
+    flip: bool,
 }
 
 impl Job for BatchJob {
     type Scratch = BatchScratch;
-    type Sample = Vec<u8>;
+    type Sample = Scaled;
     type Group = Batch;
 
     fn dataset(&self) -> &ImageFolder {
@@ -264,11 +279,11 @@ impl Job for BatchJob {
         PREFETCHED_BATCHES
     }
 
-    fn prepare(&self, scratch: &mut BatchScratch, index: usize) -> Result<Vec<u8>> {
+    fn prepare(&self, scratch: &mut BatchScratch, index: usize) -> Result<Scaled> {
         let mut pixels = self.pool.take_pixels();
-        pixels.resize(self.picture_bytes(), 0);
+        pixels.resize(self.picture_pixels() * 4, 0);
         match self.transform(scratch, index, &mut pixels) {
-            Ok(()) => Ok(pixels),
+            Ok(flip) => Ok(Scaled { pixels, flip }),
             Err(error) => {
                 self.pool.return_pixels(pixels);
                 Err(error)
@@ -276,9 +291,9 @@ impl Job for BatchJob {
         }
     }
 
-    fn assemble(&self, order: &[usize], samples: Vec<Result<Vec<u8>>>) -> Result<Batch> {
+    fn assemble(&self, order: &[usize], samples: Vec<Result<Scaled>>) -> Result<Batch> {
         let present = samples.iter().filter(|sample| sample.is_ok()).count();
-        let values = self.picture_bytes();
+        let values = self.picture_pixels() * 3;
         let mut images = self.pool.take_images();
         images.resize(present * values, 0.0);
         let mut batch = Batch {
@@ -290,9 +305,10 @@ impl Job for BatchJob {
         };
         for (&index, sample) in order.iter().zip(samples) {
             match skip(&self.dataset, &self.options, index, sample)? {
-                Ok(pixels) => {
+                Ok(Scaled { pixels, flip }) => {
                     let start = batch.indices.len() * values;
-                    normalize(&pixels, &mut batch.images[start..start + values])?;
+                    let normalized = &mut batch.images[start..start + values];
+                    normalize_pixels::<4>(&pixels, self.options.image_size as usize, flip, normalized)?;
                     self.pool.return_pixels(pixels);
                     batch.targets.push(self.dataset.samples[index].class as u32);
                     batch.indices.push(index);

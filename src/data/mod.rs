@@ -3,13 +3,14 @@
 pub mod batches;
 pub mod decode;
 pub mod image_folder;
+mod jpeg;
 pub mod loader;
 pub mod random;
 pub mod store;
 pub mod transform;
 
 pub use batches::{BatchEpoch, Batches, InputBatch};
-pub use decode::{Decoder, RgbImage, decode_file};
+pub use decode::{Decoder, Image, PaddedImage, RgbImage, decode_file};
 pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use store::{PictureStore, Stored};

@@ -1,7 +1,9 @@
 //! `retune bench`
 
+mod data;
 mod launches;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network, ResNet};
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
 
-/// Measure training and inference on synthetic pictures
+/// Measure training and inference on synthetic pictures, or how fast pictures are read
 ///
 /// The first step is a warm-up and is not counted; the rate is that of the median step.
 #[derive(clap::Args)]
@@ -27,7 +29,7 @@ pub struct BenchArguments {
     #[arg(long, default_value_t = 224, value_name = "PIXELS")]
     image_size: usize,
 
-    /// Steps to measure
+    /// Steps to measure; in `--mode data` passes over the folder
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
 
@@ -39,12 +41,21 @@ pub struct BenchArguments {
     #[arg(long, default_value_t = 64, value_name = "N")]
     width: usize,
 
-    /// What to measure
+    /// What to measure: steps on synthetic pictures, or `data`: the pictures of a folder on their way from files to
+    /// batches, with the training and with the test transform
     #[arg(long, default_value = "both", value_name = "WHAT")]
     mode: Mode,
 
+    /// Folder with one folder of pictures per class, for `--mode data`
+    #[arg(long, value_name = "FOLDER", required_if_eq("mode", "data"))]
+    data: Option<PathBuf>,
+
+    /// Threads that decode pictures in `--mode data` [default: one a core]
+    #[arg(long, requires = "data", value_name = "N")]
+    workers: Option<usize>,
+
     /// Time every kernel of a training step alone; on the CPU every node
-    #[arg(long)]
+    #[arg(long, conflicts_with = "data")]
     kernels: bool,
 
     /// Run nothing: every launch of a training step with its least time on a GPU that need not be there
@@ -61,6 +72,7 @@ enum Mode {
     Training,
     Inference,
     Both,
+    Data,
 }
 
 #[derive(Serialize)]
@@ -117,6 +129,18 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         if !(1..=largest).contains(&value) {
             return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
         }
+    }
+    if let Some(folder) = &arguments.data {
+        if arguments.mode != Mode::Data {
+            return Err(Error::usage("--data is for `--mode data`; the other modes draw their pictures"));
+        }
+        let BenchArguments { workers, batch_size, image_size, steps, .. } = *arguments;
+        let result = data::measure(folder, workers, batch_size, image_size, steps)?;
+        match global.json {
+            true => print_json(&result)?,
+            false => data::print_table(&result)?,
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let resnet = ResNet { architecture: arguments.arch.parse()?, width: arguments.width, classes: CLASSES };
     let size = arguments.image_size;

@@ -1,0 +1,85 @@
+//! What the markers of a JPEG tell before anything is decoded.
+
+const TRUNCATED: &str = "truncated JPEG: the data end before the end marker";
+
+/// The frame of a JPEG that has its end marker.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Outline {
+    width: u16,
+    height: u16,
+    /// Where the height is written.
+    height_place: usize,
+    frames: usize,
+    scans: usize,
+    /// Rows of a unit of the scan; none where a scan is not the whole picture.
+    unit_rows: Option<u32>,
+}
+
+impl Outline {
+    /// Follows the markers to the end marker. The decoder fills what is missing with grey, without a word.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let mut outline = Self::default();
+        let mut place = 2;
+        loop {
+            // Between segments and inside a scan alike, the next marker is an FF that neither a 00 (a data byte FF) nor
+            // an FF (filler) follows.
+            place += memchr::memchr(0xFF, bytes.get(place..).unwrap_or_default()).ok_or(TRUNCATED)? + 1;
+            let marker = *bytes.get(place).ok_or(TRUNCATED)?;
+            match marker {
+                0xFF => {}
+                0x00 | 0x01 | 0xD0..=0xD8 => place += 1,
+                0xD9 => return Ok(outline),
+                _ => {
+                    let rest = &bytes[place + 1..];
+                    let length =
+                        rest.get(..2).map(|l| usize::from(u16::from_be_bytes([l[0], l[1]]))).ok_or(TRUNCATED)?;
+                    let segment = rest.get(..length.max(2)).ok_or(TRUNCATED)?;
+                    outline.note(marker, segment, place + 1);
+                    place += 1 + segment.len();
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, marker: u8, segment: &[u8], place: usize) {
+        match marker {
+            // A frame: length, bits of a sample, height, width, number of components, three bytes for each of them. C4,
+            // C8 and CC are something else.
+            0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => {
+                self.frames += 1;
+                let &[_, _, _, h0, h1, w0, w1, _, ref components @ ..] = segment else { return };
+                (self.height, self.width) = (u16::from_be_bytes([h0, h1]), u16::from_be_bytes([w0, w1]));
+                self.height_place = place + 3;
+                let rows = components.chunks_exact(3).map(|component| 8 * u32::from(component[1] & 15)).max();
+                // Of the others each scan refines the whole picture.
+                self.unit_rows = rows.filter(|_| matches!(marker, 0xC0 | 0xC1));
+            }
+            // A scan: length, number of components.
+            0xDA => self.scans += 1,
+            _ => {}
+        }
+    }
+
+    /// Width and height.
+    pub(super) fn dimensions(&self) -> (u32, u32) {
+        (self.width.into(), self.height.into())
+    }
+
+    /// Whether the decoder gets the rows one after the other, from the top.
+    pub(super) fn has_rows_in_order(&self) -> bool {
+        self.frames == 1 && self.scans == 1 && self.unit_rows.is_some()
+    }
+
+    /// Makes the header of the file say that the picture ends soon after the first `rows`, so that the decoder stops
+    /// there. Only for files that have rows in order.
+    pub(super) fn keep_rows(&self, bytes: &mut [u8], rows: u32) {
+        // The last row of a unit of 16 gets its colours also from the unit below. Others than 8 and 16 are rare.
+        let Some(unit @ (8 | 16)) = self.unit_rows else { return };
+        let kept = (rows / unit + 1) * unit;
+        if kept < self.height.into()
+            && let Some(height) = bytes.get_mut(self.height_place..self.height_place + 2)
+        {
+            height.copy_from_slice(&(kept as u16).to_be_bytes());
+        }
+    }
+}
