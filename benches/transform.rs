@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::Criterion;
-use retune::data::{Augmentation, Decoder, ImageFolder, Loader, LoaderOptions, Mode, RgbImage, Transformer};
+use retune::data::{Augmentation, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, Transformer};
 
 const IMAGE_SIZE: u32 = 224;
 
@@ -19,18 +19,18 @@ fn drawn(width: u32, height: u32) -> Vec<u8> {
 }
 
 fn one_picture(criterion: &mut Criterion) {
-    let image = RgbImage { width: 500, height: 375, pixels: drawn(500, 375) };
     let mut jpeg = Vec::new();
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 90);
-    image::ImageEncoder::write_image(encoder, &image.pixels, 500, 375, image::ExtendedColorType::Rgb8)
+    image::ImageEncoder::write_image(encoder, &drawn(500, 375), 500, 375, image::ExtendedColorType::Rgb8)
         .expect("encoding to memory");
 
-    let (mut decoder, mut decoded) = (Decoder::default(), RgbImage::default());
+    let (mut decoder, mut image) = (Decoder::default(), PaddedImage::default());
     criterion.bench_function("decode a JPEG of 500 x 375", |bencher| {
-        bencher.iter(|| decoder.decode_bytes(black_box(&jpeg), &mut decoded));
+        bencher.iter(|| decoder.decode_bytes(black_box(&jpeg), &mut image));
     });
+    decoder.decode_bytes(&jpeg, &mut image).expect("what was just encoded");
     let mut transformer = Transformer::default();
-    let mut output = vec![0; (IMAGE_SIZE * IMAGE_SIZE * 3) as usize];
+    let mut output = vec![0; (IMAGE_SIZE * IMAGE_SIZE * 4) as usize];
     let mut index = 0;
     criterion.bench_function("training transform", |bencher| {
         bencher.iter(|| {
@@ -46,7 +46,7 @@ fn one_picture(criterion: &mut Criterion) {
 
 fn whole_epochs(folder: &str) -> retune::Result<()> {
     let folder = Arc::new(ImageFolder::open(folder)?);
-    let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());
+    let (mut decoder, mut image) = (Decoder::default(), PaddedImage::default());
     let start = Instant::now();
     for sample in &folder.samples {
         decoder.decode_file(&sample.path, &mut image)?;

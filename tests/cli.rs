@@ -880,6 +880,17 @@ exit status 2
         }
         let text = place.succeed(&format!("{tiny} --kernels --threads 1")).stdout;
         assert!(text.contains("on cpu with 1 threads"), "{text}");
+
+        place.draw("photos/red", [200, 60, 40], 3);
+        let data = "bench --mode data --data photos --workers 1 --image-size 33 --batch-size 2 --steps 2";
+        let result = place.json(&format!("{data} --json"));
+        assert_eq!((&result["images"], &result["workers"]), (&3.into(), &1.into()));
+        for transform in ["training_transform", "test_transform"] {
+            assert!(result[transform]["images_per_second"].as_f64().unwrap() > 0.0);
+            assert_eq!(result[transform]["epoch_seconds"].as_array().unwrap().len(), 2);
+        }
+        let text = place.succeed(data).stdout;
+        assert!(text.ends_with("from 3 files to batches of 2, 33 x 33, float32; workers: 1\n"), "{text}");
         assert_snapshot!(place.refusals(&[
             "bench --steps 0",
             "bench --batch-size 0",
@@ -888,6 +899,12 @@ exit status 2
             "bench --width 1000000000000",
             "bench --arch resnet50",
             "bench --mode nonsense",
+            "bench --mode data",
+            "bench --mode data --data photos --workers 0",
+            "bench --mode data --data nowhere",
+            "bench --data photos",
+            "bench --workers 1",
+            "bench --mode data --data photos --kernels",
         ]), @r##"
 $ retune bench --steps 0
 error: --steps 0: expected at least 1
@@ -914,7 +931,35 @@ error: unknown architecture "resnet50": expected resnet18 or resnet34
 exit status 2
 
 $ retune bench --mode nonsense
-error: invalid value 'nonsense' for '--mode <WHAT>' [possible values: training, inference, both]
+error: invalid value 'nonsense' for '--mode <WHAT>' [possible values: training, inference, both, data]
+hint: see `retune bench --help`
+exit status 2
+
+$ retune bench --mode data
+error: the following required arguments were not provided: --data <FOLDER>
+hint: see `retune bench --help`
+exit status 2
+
+$ retune bench --mode data --data photos --workers 0
+error: --workers 0: expected at least 1
+exit status 2
+
+$ retune bench --mode data --data nowhere
+error: there is no folder nowhere
+hint: check the spelling of the path
+exit status 1
+
+$ retune bench --data photos
+error: --data is for `--mode data`; the other modes draw their pictures
+exit status 2
+
+$ retune bench --workers 1
+error: the following required arguments were not provided: --data <FOLDER>
+hint: see `retune bench --help`
+exit status 2
+
+$ retune bench --mode data --data photos --kernels
+error: the argument '--data <FOLDER>' cannot be used with '--kernels'
 hint: see `retune bench --help`
 exit status 2
 "##);

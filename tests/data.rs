@@ -10,8 +10,8 @@ use retune::data::image_folder::EXTENSIONS;
 use retune::data::random::{Purpose, RandomStream};
 use retune::data::transform::{central_crop, normalize, resized_size, sample_random_resized_crop, test_shorter_side};
 use retune::data::{
-    Augmentation, Batch, CropBox, Decoder, ImageFolder, Loader, LoaderOptions, Mode, RgbImage, Transformer,
-    decode_file, epoch_order, open_dataset,
+    Augmentation, Batch, CropBox, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, RgbImage,
+    Transformer, decode_file, epoch_order, open_dataset,
 };
 use serde_json::Value;
 
@@ -55,6 +55,18 @@ mod decoding {
             let worst = worst_difference(&ours.pixels, &theirs.pixels);
             println!("{}: {worst}", case["input"]);
             assert!(u64::from(worst) <= case["tolerance"].as_u64().unwrap(), "{case}: {worst} levels off");
+        }
+    }
+
+    #[test]
+    fn padded_pixels_have_the_same_colours() {
+        for case in manifest("decoded") {
+            let path = fixture(case["input"].as_str().unwrap());
+            let (rgb, mut padded) = (decode_file(&path).unwrap(), PaddedImage::default());
+            Decoder::default().decode_file(&path, &mut padded).unwrap();
+            assert_eq!((padded.width, padded.height), (rgb.width, rgb.height), "{case}");
+            let colours: Vec<u8> = padded.pixels.chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
+            assert!(colours == rgb.pixels, "{case}");
         }
     }
 

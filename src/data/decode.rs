@@ -159,29 +159,28 @@ impl Decoder {
 
     /// `image` would read the headers twice and copy the file.
     fn decode_jpeg<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
-        let options = DecoderOptions::default()
-            .set_strict_mode(false)
-            .set_max_width(usize::MAX)
-            .set_max_height(usize::MAX)
-            .jpeg_set_out_colorspace(ColorSpace::RGB);
-        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+        let decoder = |colors| {
+            let options = DecoderOptions::default()
+                .set_strict_mode(false)
+                .set_max_width(usize::MAX)
+                .set_max_height(usize::MAX)
+                .jpeg_set_out_colorspace(colors);
+            JpegDecoder::new_with_options(ZCursor::new(bytes), options)
+        };
         let describe = |cause| describe(ImageFormat::Jpeg, &cause);
-        decoder.decode_headers().map_err(describe)?;
-        let (width, height) = decoder.dimensions().ok_or("broken JPEG data: there is no picture")?;
+        let mut headers = decoder(if BYTES == 4 { ColorSpace::RGBA } else { ColorSpace::RGB });
+        headers.decode_headers().map_err(describe)?;
+        let (width, height) = headers.dimensions().ok_or("broken JPEG data: there is no picture")?;
         (image.width, image.height) = (width as u32, height as u32);
         let pixels = require_pixels(image.width, image.height)?;
-        // What is stored as red, green and blue is not made anything else.
-        let pads = BYTES == 4 && decoder.input_colorspace().is_some_and(|stored| stored != ColorSpace::RGB);
-        if pads {
-            decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::RGBA));
+        // The decoder refuses to pad what is stored as red, green and blue, and gives CMYK other colours when it pads.
+        if BYTES == 4 && !matches!(headers.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma)) {
+            self.samples.resize(pixels * 3, 0);
+            decoder(ColorSpace::RGB).decode_into(&mut self.samples).map_err(describe)?;
+            return expand(&self.samples, ExtendedColorType::Rgb8, image);
         }
-        if pads || BYTES == 3 {
-            image.pixels.resize(pixels * BYTES, 0);
-            return decoder.decode_into(&mut image.pixels).map_err(describe);
-        }
-        self.samples.resize(pixels * 3, 0);
-        decoder.decode_into(&mut self.samples).map_err(describe)?;
-        expand(&self.samples, ExtendedColorType::Rgb8, image)
+        image.pixels.resize(pixels * BYTES, 0);
+        headers.decode_into(&mut image.pixels).map_err(describe)
     }
 }
 
