@@ -149,7 +149,7 @@ impl Offer {
         BOARD.left.store(0, Ordering::Relaxed);
         let generation = (BOARD.state.load(Ordering::Relaxed) / GENERATION).wrapping_add(1);
         // Sequentially consistent with `sleeping`: either the sleeper sees this offer or it is seen here.
-        BOARD.state.store((generation * GENERATION) | (room << 16), Ordering::SeqCst);
+        BOARD.state.store((generation << 32) | (room << 16), Ordering::SeqCst);
         if BOARD.sleeping.load(Ordering::SeqCst) > 0 {
             drop(lock(&BOARD.sleepers));
             BOARD.wake.notify_all();

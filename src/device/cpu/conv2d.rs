@@ -1,9 +1,10 @@
 //! Two-dimensional convolution: forward, gradient of the input, gradient of the weight.
 //!
 //! 3 x 3 filters of stride 1 go through Winograd's algorithm (`winograd.rs`) where that pays, everything else
-//! through an implicit matrix product (`direct.rs`, and `few_pixels.rs` forward where there are few pixels). Both cut the work by shape alone and add in a fixed order:
-//! results are the same to the bit for any number of threads. Nothing is allocated; scratch memory comes from the
-//! caller's workspace, whose contents don't matter before and mean nothing after.
+//! through an implicit matrix product (`direct.rs`, and `few_pixels.rs` forward where there are few pixels). All cut the
+//! work by shape alone and add in a fixed order: results are the same to the bit for any number of threads. Nothing is
+//! allocated; scratch memory comes from the caller's workspace, whose contents don't matter before and mean nothing
+//! after.
 
 use super::super::conv2d::{Conv2dPass, Conv2dShape};
 use super::batch_norm::Finish;
