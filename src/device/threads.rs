@@ -2,7 +2,7 @@
 //!
 //! A training step is some hundreds of parallel pieces of work, most of them shorter than a millisecond, and waking a
 //! thread that sleeps takes 20 to 90 microseconds. So a member of the team first looks for its next piece of work for
-//! [`AWAKE`], and only then sleeps. The caller takes part itself, and does not wait for members that come late: whoever
+//! `AWAKE`, and only then sleeps. The caller takes part itself, and does not wait for members that come late: whoever
 //! has not begun when the work runs out is not needed.
 //!
 //! How many threads take part must not change a result; see [`super::cpu`] for how work is cut.
