@@ -2,9 +2,8 @@
 //!
 //! Bytes: the activation, read in the forward pass or written in the backward pass, and its averages.
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -26,10 +25,7 @@ fn avg_pool(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = avg_pool
 }
 criterion_main!(benches);

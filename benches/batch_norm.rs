@@ -10,9 +10,8 @@
 //! | backward | input and output gradient, twice: for the sums, then for the result | input gradient |
 //! | backward with residual | the same and the output, whose sign is the mask, twice | input and residual gradient |
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -95,10 +94,7 @@ fn layers(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = layers
 }
 criterion_main!(benches);

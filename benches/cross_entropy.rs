@@ -2,9 +2,8 @@
 //!
 //! Bytes: the logits, read, and their gradient, written where there is one.
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -33,10 +32,7 @@ fn cross_entropy(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = cross_entropy
 }
 criterion_main!(benches);

@@ -2,9 +2,8 @@
 //!
 //! Elements: multiply-adds.
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -41,10 +40,7 @@ fn linear(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = linear
 }
 criterion_main!(benches);

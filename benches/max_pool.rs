@@ -2,9 +2,8 @@
 //!
 //! Bytes: the input and the output, or their gradients, and one byte of position for each output.
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -31,10 +30,7 @@ fn max_pool(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = max_pool
 }
 criterion_main!(benches);

@@ -2,9 +2,8 @@
 //!
 //! Bytes: values and gradients read, values written; with momentum also the velocities, read and written.
 
+mod measurement;
 mod tensors;
-
-use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
@@ -33,10 +32,7 @@ fn sgd(criterion: &mut Criterion) {
 
 criterion_group! {
     name = benches;
-    config = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500));
+    config = measurement::brief();
     targets = sgd
 }
 criterion_main!(benches);

@@ -117,28 +117,37 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<(), String> {
-        if image::guess_format(bytes).is_ok_and(|format| format == ImageFormat::Jpeg) {
+        let format = recognise(bytes)?;
+        if format == ImageFormat::Jpeg {
             let outline = Outline::read(bytes)?;
             let (width, height) = outline.dimensions();
             if outline.has_rows_in_order() && require_pixels(width, height).is_ok() {
                 outline.keep_rows(bytes, rows(width, height));
                 return self.decode_jpeg(bytes, image);
             }
+            self.decode_jpeg(bytes, image)?;
+        } else {
+            self.decode_other(format, bytes, image)?;
         }
-        self.decode(bytes, image)?;
         rows(image.width, image.height);
         Ok(())
     }
 
     fn decode<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
-        if bytes.is_empty() {
-            return Err("the file is empty".into());
-        }
-        let format = image::guess_format(bytes).map_err(|_| unknown_format(bytes))?;
+        let format = recognise(bytes)?;
         if format == ImageFormat::Jpeg {
             Outline::read(bytes)?;
             return self.decode_jpeg(bytes, image);
         }
+        self.decode_other(format, bytes, image)
+    }
+
+    fn decode_other<const BYTES: usize>(
+        &mut self,
+        format: ImageFormat,
+        bytes: &[u8],
+        image: &mut Image<BYTES>,
+    ) -> Result<(), String> {
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(MAX_DECODER_BYTES);
@@ -183,6 +192,13 @@ impl Decoder {
         image.pixels.resize(pixels * BYTES, 0);
         headers.decode_into(&mut image.pixels).map_err(describe)
     }
+}
+
+fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
+    if bytes.is_empty() {
+        return Err("the file is empty".into());
+    }
+    image::guess_format(bytes).map_err(|_| unknown_format(bytes))
 }
 
 /// The number of pixels, if it is acceptable.

@@ -73,8 +73,9 @@ struct Board {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Threads that were started. Held by whoever offers work.
     owner: Mutex<usize>,
-    sleepers: Mutex<usize>,
-    /// As in `sleepers`, to be read without the lock.
+    /// Held by whoever is about to sleep or to wake others.
+    rest: Mutex<()>,
+    /// How many sleep, or are about to.
     sleeping: AtomicUsize,
     wake: Condvar,
 }
@@ -93,7 +94,7 @@ static BOARD: Board = Board {
     work: UnsafeCell::new(None),
     panic: Mutex::new(None),
     owner: Mutex::new(0),
-    sleepers: Mutex::new(0),
+    rest: Mutex::new(()),
     sleeping: AtomicUsize::new(0),
     wake: Condvar::new(),
 };
@@ -151,7 +152,7 @@ impl Offer {
         // Sequentially consistent with `sleeping`: either the sleeper sees this offer or it is seen here.
         BOARD.state.store((generation << 32) | (room << 16), Ordering::SeqCst);
         if BOARD.sleeping.load(Ordering::SeqCst) > 0 {
-            drop(lock(&BOARD.sleepers));
+            drop(lock(&BOARD.rest));
             BOARD.wake.notify_all();
         }
         Offer
@@ -191,24 +192,22 @@ impl Board {
         let mut found = None;
         let begin = Instant::now();
         let awake = || begin.elapsed() < AWAKE;
-        spin(|| {
+        wait_until(|| {
             found = open(Ordering::Acquire);
             found.is_some() || !awake()
         });
         if let Some(state) = found {
             return state;
         }
-        let mut sleepers = lock(&self.sleepers);
-        *sleepers += 1;
-        self.sleeping.store(*sleepers, Ordering::SeqCst);
+        let mut rest = lock(&self.rest);
+        self.sleeping.fetch_add(1, Ordering::SeqCst);
         let state = loop {
             match open(Ordering::SeqCst) {
                 Some(state) => break state,
-                None => sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner),
+                None => rest = self.wake.wait(rest).unwrap_or_else(PoisonError::into_inner),
             }
         };
-        *sleepers -= 1;
-        self.sleeping.store(*sleepers, Ordering::SeqCst);
+        self.sleeping.fetch_sub(1, Ordering::SeqCst);
         state
     }
 
@@ -226,11 +225,7 @@ impl Board {
 }
 
 /// Waits, awake, for what another thread is about to do.
-pub fn wait_until(condition: impl Fn() -> bool) {
-    spin(condition);
-}
-
-fn spin(mut done: impl FnMut() -> bool) {
+pub fn wait_until(mut done: impl FnMut() -> bool) {
     loop {
         for _ in 0..16 {
             for _ in 0..8 {
@@ -303,7 +298,7 @@ mod tests {
                 // The caller waits for the other, if it is its turn to have the team.
                 run(2, |_| {
                     both.fetch_add(1, Ordering::Relaxed);
-                    spin(|| both.load(Ordering::Relaxed) == 2 || begin.elapsed() > Duration::from_millis(200));
+                    wait_until(|| both.load(Ordering::Relaxed) == 2 || begin.elapsed() > Duration::from_millis(200));
                 });
                 assert!(both.into_inner() >= 1);
             }

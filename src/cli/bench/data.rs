@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use serde::Serialize;
 use super::{median, peak_resident_bytes};
 use crate::cli::print_result;
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
+use crate::device::threads;
 use crate::error::{Error, Result};
 
 #[derive(Serialize)]
@@ -43,7 +43,7 @@ pub fn measure(
     if workers == Some(0) {
         return Err(Error::usage("--workers 0: expected at least 1"));
     }
-    let workers = workers.unwrap_or_else(|| available_parallelism().map_or(1, usize::from));
+    let workers = workers.unwrap_or_else(threads::count);
     let dataset = Arc::new(ImageFolder::open(folder)?);
     let measure = |mode| {
         let options = LoaderOptions { batch_size, image_size: image_size as u32, mode, workers, strict: true };

@@ -314,10 +314,13 @@ fn convolve(
     assert!(packed.len() >= stencil.depth() * placement.channels.next_multiple_of(strip));
     jobs::run(blocks.count, scratch, convolution_scratch(stencil), |index, scratch| {
         let block = blocks.block(stencil, index);
-        let mut first = Patch { first: std::ptr::null(), pitch: 0 };
-        for image in (0..block.images).rev() {
+        let mut find = |image: usize| {
             let scratch = &mut scratch[image * patch_len..][..patch_len];
-            first = patch(stencil, source, &block, block.image + image, scratch);
+            patch(stencil, source, &block, block.image + image, scratch)
+        };
+        let first = find(0);
+        for image in 1..block.images {
+            find(image);
         }
         let y = placement.first_row + block.row * placement.spacing;
         let x = placement.first_column + block.column * placement.spacing;
