@@ -84,7 +84,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let (mut done, mut skipped) = (0, 0);
     let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         for sample in &batch.skipped {
-            progress.line(&format!("warning: left out: {}", sample.reason));
+            progress.warn(&format!("left out: {}", sample.reason));
         }
         skipped += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();

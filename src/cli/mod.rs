@@ -1,6 +1,7 @@
 //! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
 
 mod bench;
+mod demo;
 mod device;
 mod devices;
 mod eval;
@@ -9,6 +10,7 @@ mod inspect;
 mod predict;
 mod progress;
 mod train;
+mod training_display;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use std::rc::Rc;
 
 use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
+use console::Color;
 
 use crate::device::cpu::Cpu;
 use crate::device::cpu::simd::Level;
@@ -38,6 +41,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::DemoArguments),
     Train(Box<train::TrainArguments>),
     Eval(eval::EvalArguments),
     Predict(predict::PredictArguments),
@@ -169,7 +173,29 @@ fn warn_of_left_out(pictures: usize) {
 
 /// Writes a line to standard error. `eprintln!` would panic where that is closed or full, and end the work.
 fn say(text: &str) {
+    let text = if console::colors_enabled_stderr() { coloured(text) } else { text.into() };
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The words that lines of this kind begin with, in the colour that says how serious it is.
+fn coloured(text: &str) -> String {
+    let words = [("error:", Color::Red), ("warning:", Color::Yellow), ("hint:", Color::Cyan)];
+    let lines = text.lines().map(|line| {
+        match words.iter().find_map(|&(word, colour)| Some((word, colour, line.strip_prefix(word)?))) {
+            Some((word, colour, rest)) => format!("{}{rest}", console::style(word).fg(colour).bold().for_stderr()),
+            None => line.into(),
+        }
+    });
+    lines.collect::<Vec<String>>().join("\n")
+}
+
+/// Bytes as people say them.
+fn size(bytes: usize) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
+        mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
+        _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+    }
 }
 
 /// Prints a result. A reader that has gone away (`retune inspect ... | head`) is no error.
@@ -194,6 +220,7 @@ pub fn main() -> ExitCode {
         Err(refusal) => return refuse(&refusal),
     };
     let result = match command {
+        Command::Demo(arguments) => demo::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),

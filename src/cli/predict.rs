@@ -78,7 +78,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let progress = Progress::new(global, dataset.len() as u64, "pictures");
     let (mut done, mut failed) = (0, 0);
     let (_, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
-        batch.skipped.iter().for_each(|sample| progress.line(&format!("warning: left out: {}", sample.reason)));
+        batch.skipped.iter().for_each(|sample| progress.warn(&format!("left out: {}", sample.reason)));
         failed += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();
         progress.position(done as u64);

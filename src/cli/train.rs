@@ -6,16 +6,16 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, say, warn_of_left_out};
+use super::training_display::{TrainingDisplay, Workload};
+use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
 use crate::data::open_dataset;
 use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::model::{Network, ResNet};
 use crate::train::{
-    Checkpoint, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Metric, ModelFile, Position, Recipe, Run, RunFolder,
-    copy_head, initialise, load_state_dict, new_head, recognise,
+    Checkpoint, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe, Run, RunFolder, Summary, copy_head,
+    initialise, load_state_dict, new_head, recognise,
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
@@ -184,9 +184,61 @@ impl TrainArguments {
     }
 }
 
+/// What a finished run left.
+pub struct Trained {
+    /// Where.
+    pub folder: RunFolder,
+    /// Its last figures, and the best.
+    pub summary: Summary,
+    /// The device's name.
+    pub device: String,
+    /// Pictures that could not be read.
+    pub skipped: Vec<PathBuf>,
+}
+
+impl Trained {
+    /// The lesson's last line.
+    pub fn line(&self) -> String {
+        let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
+        format!(
+            "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} \
+             examples/sec on {}",
+            self.device
+        )
+    }
+}
+
 pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitCode> {
-    let device = global.open_device()?;
-    let interrupted = interruption()?;
+    let trained = train(global, arguments, global.open_device()?, interruption()?)?;
+    if global.json {
+        let Trained { folder, summary, device, skipped } = &trained;
+        print_json(&serde_json::json!({
+            "train_loss": summary.train_loss,
+            "train_acc": summary.train_acc,
+            "test_acc": summary.test_acc,
+            "images_per_second": summary.images_per_second,
+            "device": device,
+            "best": {
+                "epoch": summary.best.epoch,
+                "test_acc": summary.best.test_acc,
+                "test_loss": summary.best.test_loss,
+            },
+            "skipped": skipped,
+            "model": folder.model(),
+        }))?;
+    } else {
+        print_result(&trained.line())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Trains as the arguments say, and tells about it.
+pub fn train(
+    global: &GlobalArguments,
+    arguments: &TrainArguments,
+    device: Rc<dyn Device>,
+    interrupted: &AtomicBool,
+) -> Result<Trained> {
     let mut run = if arguments.resume {
         resume(global, device, arguments, interrupted)?
     } else {
@@ -201,42 +253,16 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     describe(global, &run, arena);
 
     let folder = run.folder.clone();
-    let epochs = run.recipe.epochs;
-    let device_name = run.network.device().name();
-    let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
-    let progress = Progress::new(global, (epochs * batches) as u64, "batches");
-    progress.begin_at((run.position.epoch * batches + run.position.batch) as u64);
-    let mut skipped = Vec::new();
-    let result = run.train(|event| match event {
-        Event::Step { epoch, batch, totals, images_per_second, .. } => {
-            progress.prefix(format!("epoch {epoch}/{epochs}"));
-            progress.position(((epoch - 1) * batches + batch) as u64);
-            let (loss, accuracy) = (totals.mean_loss(), totals.accuracy());
-            progress.message(format!("loss {loss:.3}, acc {accuracy:.3}, {images_per_second:.1} examples/sec"));
-        }
-        Event::Tested { batch, batches } => progress.message(format!("testing, batch {batch} of {batches}")),
-        Event::Epoch(metric) => {
-            if let Metric::Epoch { epoch, train_loss, train_acc, test_loss, test_acc, images_per_second, .. } = metric
-                && !global.quiet
-            {
-                progress.line(&format!(
-                    "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, test loss {test_loss:.3}, \
-                     test acc {test_acc:.3}; {images_per_second:.1} examples/sec"
-                ));
-            }
-        }
-        Event::Stored(stored, of) if !global.quiet => progress.line(&format!(
-            "{} of {of} pictures stay on {device_name} as they were decoded: {}",
-            stored.pictures,
-            size(stored.bytes)
-        )),
-        Event::Stored(..) => {}
-        Event::Skipped(sample) => {
-            progress.line(&format!("warning: left out: {}", sample.reason));
-            skipped.push(sample.path.clone());
-        }
-    });
-    progress.finish();
+    let device = run.network.device().name();
+    let batches = |pictures: usize| pictures.div_ceil(run.recipe.batch_size);
+    let workload = Workload {
+        epochs: run.recipe.epochs,
+        train_batches: batches(run.splits.train.len()),
+        test_batches: batches(run.splits.test.len()),
+    };
+    let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
+    let result = run.train(|event| display.observe(event));
+    let skipped = display.finish();
     let summary = result.map_err(|error| match error.kind() {
         ErrorKind::Interrupted => error.hint(format!(
             "to go on: retune train {} --resume --out {}",
@@ -259,28 +285,11 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
         best.epoch,
         folder.model().display()
     ));
-    if global.json {
-        print_json(&serde_json::json!({
-            "train_loss": summary.train_loss,
-            "train_acc": summary.train_acc,
-            "test_acc": summary.test_acc,
-            "images_per_second": summary.images_per_second,
-            "device": device_name,
-            "best": { "epoch": best.epoch, "test_acc": best.test_acc, "test_loss": best.test_loss },
-            "skipped": skipped,
-            "model": folder.model(),
-        }))?;
-    } else {
-        print_result(&format!(
-            "loss {:.3}, train acc {:.3}, test acc {:.3}; {:.1} examples/sec on {device_name}",
-            summary.train_loss, summary.train_acc, summary.test_acc, summary.images_per_second
-        ))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(Trained { folder, summary, device, skipped })
 }
 
 /// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
-fn interruption() -> Result<&'static AtomicBool> {
+pub fn interruption() -> Result<&'static AtomicBool> {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -434,15 +443,6 @@ fn numbered_folders() -> impl Iterator<Item = RunFolder> {
 /// Whether a run has left something to lose.
 fn is_taken(folder: &RunFolder) -> bool {
     folder.checkpoint().exists() || folder.model().exists()
-}
-
-/// Bytes as people say them.
-fn size(bytes: usize) -> String {
-    match bytes >> 20 {
-        0 => format!("{} KiB", bytes >> 10),
-        mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
-        _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
-    }
 }
 
 fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {

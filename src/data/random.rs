@@ -12,6 +12,8 @@ pub enum Purpose {
     Augmentation = 2,
     /// Which samples of one class are held out for the test.
     Split = 3,
+    /// What is on one drawn picture.
+    Drawing = 4,
 }
 
 /// An independent stream of random numbers, named by its seed, purpose and two more numbers.

@@ -76,8 +76,8 @@ pub enum Event<'a> {
         batches: usize,
         /// Over the epoch so far.
         totals: Totals,
-        /// Training pictures a second since the run began (or resumed).
-        images_per_second: f64,
+        /// How fast it goes.
+        pace: Pace,
     },
     /// A batch of test pictures was classified.
     Tested {
@@ -92,6 +92,17 @@ pub enum Event<'a> {
     Stored(Stored, usize),
     /// A picture could not be read and was left out; told once a picture.
     Skipped(&'a SkippedSample),
+}
+
+/// How fast a run goes, since it began or resumed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Training pictures a second.
+    pub images_per_second: f64,
+    /// How long a batch waits for its pictures, on average.
+    pub data: Duration,
+    /// How long a step then takes, on average.
+    pub compute: Duration,
 }
 
 /// What a completed run ends with.
@@ -144,11 +155,21 @@ struct Clock {
     training: Duration,
     waiting: Duration,
     images: u64,
+    batches: u32,
 }
 
 impl Clock {
     fn images_per_second(&self) -> f64 {
         self.images as f64 / self.training.as_secs_f64().max(1e-9)
+    }
+
+    fn pace(&self) -> Pace {
+        let batches = self.batches.max(1);
+        Pace {
+            images_per_second: self.images_per_second(),
+            data: self.waiting / batches,
+            compute: self.training.saturating_sub(self.waiting) / batches,
+        }
     }
 }
 
@@ -320,6 +341,7 @@ impl Run<'_> {
             }
             self.position.batch += 1;
             clock.images += images as u64;
+            clock.batches += 1;
             clock.training += started.elapsed();
             let totals = self.position.totals;
             observe(Event::Step {
@@ -327,7 +349,7 @@ impl Run<'_> {
                 batch: self.position.batch,
                 batches,
                 totals,
-                images_per_second: clock.images_per_second(),
+                pace: clock.pace(),
             });
             if self.position.batch.is_multiple_of(recorded_every) || self.position.batch == batches {
                 metrics.append(&Metric::Progress {

@@ -1,0 +1,230 @@
+//! `retune demo`
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use clap::{Args, FromArgMatches};
+use serde::Serialize;
+
+use super::progress::{Progress, duration};
+use super::train::{TrainArguments, Trained, interruption, train};
+use super::{GlobalArguments, print_json, print_result};
+use crate::device::Device;
+use crate::drawing::{Counts, Subject, draw_set};
+use crate::error::{Context, Error, Result};
+
+/// Show in a few minutes what fine-tuning does, with pictures that are drawn here
+///
+/// Draws two sets of pictures: many of twelve kinds of things, and a few of hot dogs and their look-alikes. Trains a small
+/// network on the first set; fine-tunes it on the second, with the head at ten times the rate; and trains the same network on the
+/// second set from random weights, in as many steps. One page then compares the two. Nothing is downloaded, every step is a
+/// command that it prints before it runs it, and another --seed is another experiment.
+#[derive(Args)]
+pub struct DemoArguments {
+    /// Where to write pictures, runs and page [default: the next of runs/demo, runs/demo-2, ...]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+
+    /// Decides what is drawn and how training goes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Training pictures of each class of the large set
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    source_per_class: u64,
+
+    /// Training pictures of each class of the small set
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u64).range(2..=100_000))]
+    target_per_class: u64,
+
+    /// Passes over the large set
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pretraining_epochs: u64,
+
+    /// Passes over the small set, from pretrained and from random weights
+    #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    epochs: u64,
+
+    /// Draw the pictures and stop there
+    #[arg(long)]
+    only_draw: bool,
+}
+
+const SOURCE_TEST_PER_CLASS: u64 = 50;
+const TARGET_TEST_PER_CLASS: u64 = 250;
+
+#[derive(Serialize)]
+struct StepResult {
+    test_acc: f64,
+    best_test_acc: f64,
+    model: PathBuf,
+}
+
+#[derive(Serialize)]
+struct DemoResult {
+    pretrained: StepResult,
+    fine_tuned: StepResult,
+    from_scratch: StepResult,
+    seconds: f64,
+}
+
+/// What the steps share.
+struct Demo<'a> {
+    global: &'a GlobalArguments,
+    arguments: &'a DemoArguments,
+    folder: PathBuf,
+    device: Rc<dyn Device>,
+    interrupted: &'a AtomicBool,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let folder = free_folder(arguments)?;
+    let device = global.open_device()?;
+    let demo = Demo { global, arguments, folder, device, interrupted: interruption()? };
+    let (source, target) = demo.draw()?;
+    if arguments.only_draw {
+        for folder in [source, target] {
+            print_result(&folder.display().to_string())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let pretrained = demo.pretrain(&source)?;
+    let fine_tuned = demo.fine_tune(&target, &pretrained)?;
+    let from_scratch = demo.train_from_scratch(&target)?;
+    let seconds = begun.elapsed();
+    if global.json {
+        let [pretrained, fine_tuned, from_scratch] = [pretrained, fine_tuned, from_scratch].map(|trained| StepResult {
+            test_acc: trained.summary.test_acc,
+            best_test_acc: trained.summary.best.test_acc,
+            model: trained.folder.model(),
+        });
+        print_json(&DemoResult { pretrained, fine_tuned, from_scratch, seconds: seconds.as_secs_f64() })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    global.note("");
+    for (name, trained) in [("fine-tuned", &fine_tuned), ("from scratch", &from_scratch)] {
+        print_result(&format!("{name:<12}  {}", trained.line()))?;
+    }
+    global.note(&format!(
+        "\nThat took {}. The same with your own pictures, one folder a class in photos/train and in photos/test:\n\n  \
+         retune fetch resnet18\n  \
+         retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos\n  \
+         retune predict runs/photos/model.safetensors new.jpg",
+        duration(seconds)
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Demo<'_> {
+    /// Draws both sets; returns their folders.
+    fn draw(&self) -> Result<(PathBuf, PathBuf)> {
+        let DemoArguments { seed, source_per_class, target_per_class, .. } = *self.arguments;
+        let source = Counts { train: source_per_class, test: SOURCE_TEST_PER_CLASS.min(source_per_class) };
+        let target = Counts { train: target_per_class, test: TARGET_TEST_PER_CLASS.min(5 * target_per_class) };
+        let sets = [("source", Subject::Source, source), ("target", Subject::Target, target)];
+        let pictures = |(_, subject, counts): &(&str, Subject, Counts)| {
+            subject.class_names().len() as u64 * (counts.train + counts.test)
+        };
+        self.global.note(&format!(
+            "drawing {} pictures of {} kinds of things, and {} of hot dogs and of what looks like them",
+            pictures(&sets[0]),
+            Subject::Source.class_names().len(),
+            pictures(&sets[1])
+        ));
+        let progress = Progress::new(self.global, sets.iter().map(pictures).sum(), "pictures");
+        let [source, target] = sets.map(|(name, subject, counts)| {
+            let folder = self.folder.join("pictures").join(name);
+            let drawn = || {
+                progress.advance();
+                !self.interrupted.load(Ordering::Relaxed)
+            };
+            draw_set(subject, &folder, counts, seed, drawn).map(|_| folder)
+        });
+        progress.finish();
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(Error::interrupted(format!("stopped; {} can be removed", self.folder.display())));
+        }
+        Ok((source?, target?))
+    }
+
+    fn pretrain(&self, source: &Path) -> Result<Trained> {
+        let title = "a network learns to see, from many pictures of other things";
+        let epochs = self.arguments.pretraining_epochs.to_string();
+        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "32", "--lr", "0.01"];
+        let loss = ["--momentum", "0.9", "--weight-decay", "5e-4", "--loss-reduction", "mean", "--epochs", &epochs];
+        self.train(title, source, "pretrained", &[&recipe[..], &loss].concat())
+    }
+
+    fn fine_tune(&self, target: &Path, pretrained: &Trained) -> Result<Trained> {
+        let title = "fine-tuning: what it has learnt serves a new question, of which there are few pictures";
+        let weights = pretrained.folder.model();
+        let weights = weights.to_str().ok_or_else(|| {
+            Error::new(format!("{} is not Unicode", weights.display())).hint("give a folder with a plainer name: --out")
+        })?;
+        let epochs = self.arguments.epochs.to_string();
+        let recipe = ["--weights", weights, "--batch-size", "16", "--lr", "1e-3", "--epochs", &epochs];
+        self.train(title, target, "fine-tuned", &recipe)
+    }
+
+    fn train_from_scratch(&self, target: &Path) -> Result<Trained> {
+        let title = "the same network, the same few pictures and as many steps, from random weights";
+        let epochs = self.arguments.epochs.to_string();
+        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "16", "--lr", "2e-3"];
+        self.train(title, target, "from-scratch", &[&recipe[..], &["--epochs", &epochs]].concat())
+    }
+
+    /// Runs a training as if its command had been typed.
+    fn train(&self, title: &str, data: &Path, out: &str, recipe: &[&str]) -> Result<Trained> {
+        let seed = self.arguments.seed.to_string();
+        let out = self.folder.join(out);
+        let mut words = vec![data.as_os_str().to_owned()];
+        words.extend(recipe.iter().map(Into::into));
+        words.extend(["--seed".into(), seed.into(), "--out".into(), out.into_os_string()]);
+        let shown: Vec<String> = words.iter().map(|word| shell_word(&word.to_string_lossy())).collect();
+        self.global.note(&format!("\n{title}\n$ retune train {}", shown.join(" ")));
+        let command = TrainArguments::augment_args(clap::Command::new("train").no_binary_name(true));
+        let matches = command.try_get_matches_from(words).context(|| "the demo's own recipe")?;
+        let arguments = TrainArguments::from_arg_matches(&matches).context(|| "the demo's own recipe")?;
+        train(self.global, &arguments, self.device.clone(), self.interrupted)
+    }
+}
+
+/// As a shell reads it as one word.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=,:@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+fn free_folder(arguments: &DemoArguments) -> Result<PathBuf> {
+    let is_free =
+        |folder: &PathBuf| std::fs::read_dir(folder).map_or(!folder.exists(), |mut rest| rest.next().is_none());
+    match &arguments.out {
+        Some(folder) if is_free(folder) => Ok(folder.clone()),
+        Some(folder) => Err(Error::new(format!("--out {}: something is there already", folder.display()))
+            .hint("give another folder, or remove that one")),
+        None => (1..1000)
+            .map(|number| PathBuf::from(if number == 1 { "runs/demo".into() } else { format!("runs/demo-{number}") }))
+            .find(is_free)
+            .ok_or_else(|| Error::new("runs/ is full of demos").hint("remove some, or name a folder with --out")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(shell_word("runs/demo-2/a_b.safetensors"), "runs/demo-2/a_b.safetensors");
+        assert_eq!(shell_word("my runs"), "'my runs'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

@@ -1,0 +1,172 @@
+//! What a person sees of a training run: one live line, and a line of its own for each epoch; or plain lines where standard
+//! error is no terminal.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::progress::{Progress, duration};
+use super::{GlobalArguments, size};
+use crate::train::{Event, Metric, Pace, Position};
+
+/// A test picture takes about a third of a training picture's work.
+const TRAINING_WORK: usize = 3;
+
+/// Where standard error is no terminal, how long it stays silent at least between two lines within an epoch.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// Reading pictures that takes more than this part of the time is worth a word.
+const NOTABLE_WAITING: f64 = 0.1;
+
+/// How much there is to do.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    pub epochs: usize,
+    /// Batches of an epoch.
+    pub train_batches: usize,
+    /// Batches of a test.
+    pub test_batches: usize,
+}
+
+impl Workload {
+    fn of_epoch(&self) -> usize {
+        TRAINING_WORK * self.train_batches + self.test_batches
+    }
+
+    fn done(&self, epochs: usize, train_batches: usize, test_batches: usize) -> u64 {
+        (epochs * self.of_epoch() + TRAINING_WORK * train_batches + test_batches) as u64
+    }
+}
+
+/// Listens to a run and shows it.
+pub struct TrainingDisplay {
+    progress: Progress,
+    workload: Workload,
+    device: String,
+    plain: bool,
+    quiet: bool,
+    begun: Instant,
+    begun_at: u64,
+    last_line: Instant,
+    epoch: usize,
+    skipped: Vec<PathBuf>,
+}
+
+impl TrainingDisplay {
+    /// Shows a run that begins at `position` on the device of that name.
+    pub fn new(global: &GlobalArguments, workload: Workload, position: &Position, device: String) -> Self {
+        let progress = Progress::of_work(global, workload.done(workload.epochs, 0, 0));
+        let begun_at = workload.done(position.epoch, position.batch, 0);
+        progress.begin_at(begun_at);
+        Self {
+            progress,
+            workload,
+            device,
+            plain: !global.shows_progress(),
+            quiet: global.quiet,
+            begun: Instant::now(),
+            begun_at,
+            last_line: Instant::now(),
+            epoch: position.epoch + 1,
+            skipped: Vec::new(),
+        }
+    }
+
+    /// Shows what happened.
+    pub fn observe(&mut self, event: Event) {
+        match event {
+            Event::Step { epoch, batch, batches, totals, pace } => {
+                self.epoch = epoch;
+                let state = format!(
+                    "batch {batch}/{batches}: loss {:.3}, acc {:.3}, {}",
+                    totals.mean_loss(),
+                    totals.accuracy(),
+                    describe(&pace)
+                );
+                self.show(self.workload.done(epoch - 1, batch, 0), state);
+            }
+            Event::Tested { batch, batches } => {
+                let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
+                self.show(done, format!("testing, batch {batch}/{batches}"));
+            }
+            Event::Epoch(metric) => self.epoch_line(metric),
+            Event::Stored(stored, of) => self.line(&format!(
+                "{} of {of} pictures stay on {} as they were decoded: {}",
+                stored.pictures,
+                self.device,
+                size(stored.bytes)
+            )),
+            Event::Skipped(sample) => {
+                self.progress.warn(&format!("left out: {}", sample.reason));
+                self.skipped.push(sample.path.clone());
+            }
+        }
+    }
+
+    fn show(&mut self, done: u64, state: String) {
+        self.progress.position(done);
+        if self.plain && !self.quiet && self.last_line.elapsed() >= SILENCE {
+            let share =
+                (done - self.begun_at) as f64 / (self.workload.done(self.workload.epochs, 0, 0) - self.begun_at) as f64;
+            let left = self.begun.elapsed().mul_f64((1.0 - share) / share.max(1e-9));
+            self.line(&format!("epoch {}/{}, {state}, {} left", self.epoch, self.workload.epochs, duration(left)));
+        }
+        self.progress.prefix(format!("epoch {}/{}", self.epoch, self.workload.epochs));
+        self.progress.message(state);
+    }
+
+    fn epoch_line(&mut self, metric: &Metric) {
+        if let Metric::Epoch { epoch, train_loss, train_acc, test_loss, test_acc, images_per_second, .. } = metric {
+            self.line(&format!(
+                "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, test loss {test_loss:.3}, \
+                 test acc {test_acc:.3}; {images_per_second:.1} examples/sec"
+            ));
+        }
+    }
+
+    fn line(&mut self, text: &str) {
+        if !self.quiet {
+            self.progress.line(text);
+        }
+        self.last_line = Instant::now();
+    }
+
+    /// Takes the live line away. Returns the pictures that could not be read.
+    pub fn finish(self) -> Vec<PathBuf> {
+        self.progress.finish();
+        self.skipped
+    }
+}
+
+fn describe(pace: &Pace) -> String {
+    let rate = format!("{:.1} images/s", pace.images_per_second);
+    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let (data, compute) = (milliseconds(pace.data), milliseconds(pace.compute));
+    if data <= NOTABLE_WAITING * (data + compute) {
+        return rate;
+    }
+    format!("{rate} (a batch: {data:.0} ms for data, {compute:.0} ms to compute)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_for_data_is_told_where_it_matters() {
+        let pace = |data, compute| Pace {
+            images_per_second: 100.0,
+            data: Duration::from_millis(data),
+            compute: Duration::from_millis(compute),
+        };
+        assert_eq!(describe(&pace(1, 20)), "100.0 images/s");
+        assert_eq!(describe(&pace(61, 40)), "100.0 images/s (a batch: 61 ms for data, 40 ms to compute)");
+    }
+
+    #[test]
+    fn work_counts_tests_as_a_third() {
+        let workload = Workload { epochs: 2, train_batches: 10, test_batches: 6 };
+        assert_eq!(workload.done(2, 0, 0), 72);
+        assert_eq!(workload.done(1, 0, 0), workload.done(0, 10, 6));
+        assert_eq!(workload.done(0, 1, 0), workload.done(0, 0, 3));
+    }
+}
