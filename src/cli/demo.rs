@@ -16,6 +16,12 @@ use crate::device::Device;
 use crate::drawing::{Counts, Subject, draw_set};
 use crate::error::{Context, Error, Result};
 
+const EXAMPLES: &str = "\
+Examples:
+  retune demo
+  Another experiment, elsewhere:
+    retune demo --seed 7 --out lesson";
+
 /// Show in a few minutes what fine-tuning does, with pictures that are drawn here
 ///
 /// Draws two sets of pictures: many of twelve kinds of things, and a few of hot dogs and their look-alikes. Trains a small
@@ -23,6 +29,7 @@ use crate::error::{Context, Error, Result};
 /// second set from random weights, in as many steps. One page then compares the two. Nothing is downloaded, every step is a
 /// command that it prints before it runs it, and another --seed is another experiment.
 #[derive(Args)]
+#[command(after_help = EXAMPLES)]
 pub struct DemoArguments {
     /// Where to write pictures, runs and page [default: the next of runs/demo, runs/demo-2, ...]
     #[arg(long, value_name = "FOLDER")]
@@ -154,7 +161,7 @@ impl Demo<'_> {
     fn pretrain(&self, source: &Path) -> Result<Trained> {
         let title = "a network learns to see, from many pictures of other things";
         let epochs = self.arguments.pretraining_epochs.to_string();
-        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "32", "--lr", "0.01"];
+        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "32", "--lr", "0.02"];
         let loss = ["--momentum", "0.9", "--weight-decay", "5e-4", "--loss-reduction", "mean", "--epochs", &epochs];
         self.train(title, source, "pretrained", &[&recipe[..], &loss].concat())
     }

@@ -14,8 +14,14 @@ use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
+const EXAMPLES: &str = "\
+Examples:
+  retune eval runs/1/model.safetensors photos
+  retune eval runs/1/model.safetensors more-photos --json | jq .accuracy";
+
 /// Measure a model on a folder of labelled pictures: accuracy, loss, each class, who is taken for whom
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct EvalArguments {
     /// model.safetensors, as `train` writes it
     model: PathBuf,

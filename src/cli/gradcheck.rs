@@ -7,11 +7,17 @@ use super::{GlobalArguments, print_json, print_result};
 use crate::error::{Error, Result};
 use crate::gradcheck::gradcheck;
 
+const EXAMPLES: &str = "\
+Examples:
+  retune gradcheck tests/fixtures/odd.safetensors
+  retune gradcheck FILE --device cuda --precision bf16";
+
 /// Check logits, gradients, running statistics and updates against a reference file
 ///
 /// The error of a tensor is ||ours - truth|| / ||truth||. It passes up to four times the error that PyTorch itself makes
 /// on that tensor in the same precision (the file tells), or the floor. Exit status 1 if any tensor is over its limit.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct GradcheckArguments {
     /// A safetensors file of format retune-reference-1
     file: PathBuf,

@@ -13,10 +13,17 @@ use crate::ops::LossReduction;
 use crate::train::{LARGEST_IMAGE_SIZE, ModelFile};
 use crate::weights::TensorFile;
 
+const EXAMPLES: &str = "\
+Examples:
+  retune inspect runs/1/model.safetensors
+  How much memory would a batch of 64 take?
+    retune inspect runs/1/model.safetensors --plan --batch-size 64";
+
 /// Show what a safetensors file holds: layers, shapes, parameter counts, the head, metadata
 ///
 /// With --plan: how the network in it would run at a batch size, with every buffer and the peak of memory.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct InspectArguments {
     /// Weights, a trained model, a checkpoint or a reference file
     file: PathBuf,

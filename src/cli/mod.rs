@@ -1,12 +1,14 @@
 //! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
 
 mod bench;
+mod completions;
 mod demo;
 mod device;
 mod devices;
 mod eval;
 mod gradcheck;
 mod inspect;
+mod man;
 mod predict;
 mod progress;
 mod train;
@@ -29,9 +31,16 @@ use crate::device::cuda::emulator::Emulator;
 use crate::device::{Device, threads};
 use crate::error::{Context, Error, ErrorKind, Result};
 
+const FIRST_STEPS: &str = "\
+First steps:
+  retune demo                                  what fine-tuning does, in a few minutes, offline
+  retune fetch resnet18                        ImageNet weights to begin with
+  retune train photos --weights weights/resnet18-f37072fd.pth
+  retune predict runs/1/model.safetensors new.jpg";
+
 /// Fine-tunes an ImageNet ResNet on a folder of pictures.
 #[derive(Parser)]
-#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, after_help = FIRST_STEPS)]
 struct Arguments {
     #[command(flatten)]
     global: GlobalArguments,
@@ -49,6 +58,8 @@ enum Command {
     Gradcheck(gradcheck::GradcheckArguments),
     Bench(bench::BenchArguments),
     Devices(devices::DevicesArguments),
+    Completions(completions::CompletionsArguments),
+    Man(man::ManArguments),
 }
 
 /// What every command takes.
@@ -198,9 +209,14 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// Prints a result. A reader that has gone away (`retune inspect ... | head`) is no error.
+/// Prints a result, and ends the line.
 fn print_result(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout(), "{text}") {
+    print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// Prints a result as it is. A reader that has gone away (`retune inspect ... | head`) is no error.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
+    match std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::new(format!("cannot write to standard output: {error}")))
         }
@@ -211,6 +227,11 @@ fn print_result(text: &str) -> Result<()> {
 /// Prints a result as JSON, one value on one line.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_result(&serde_json::to_string(value).context(|| "cannot write JSON")?)
+}
+
+/// The whole command line as clap knows it.
+fn command_line() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Parses the command line, runs the command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
@@ -228,6 +249,8 @@ pub fn main() -> ExitCode {
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
         Command::Bench(arguments) => bench::run(&global, &arguments),
         Command::Devices(arguments) => devices::run(&global, &arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     match result {
         Ok(code) => code,
@@ -269,9 +292,9 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
             None => message.push(line),
         }
     }
-    let command = std::env::args().nth(1).filter(|name| {
-        <Arguments as clap::CommandFactory>::command().get_subcommands().any(|command| command.get_name() == name)
-    });
+    let command = std::env::args()
+        .nth(1)
+        .filter(|name| command_line().get_subcommands().any(|command| command.get_name() == name));
     let help = command.map_or("`retune --help`".to_string(), |command| format!("`retune {command} --help`"));
     let hint = if tips.is_empty() { format!("see {help}") } else { tips.join("; ") };
     say(&format!("{}\nhint: {hint}", message.join(" ")));

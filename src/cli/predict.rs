@@ -15,8 +15,14 @@ use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
 
+const EXAMPLES: &str = "\
+Examples:
+  retune predict runs/1/model.safetensors new.jpg
+  retune predict runs/1/model.safetensors holiday/ 'more/*.png' --top 1";
+
 /// Say what is on pictures: classes with their probabilities
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct PredictArguments {
     /// model.safetensors, as `train` writes it, or any ResNet-18 or -34 in torchvision's key names
     model: PathBuf,

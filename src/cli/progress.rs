@@ -14,13 +14,13 @@ pub struct Progress {
 impl Progress {
     /// A line of so many steps.
     pub fn new(global: &GlobalArguments, steps: u64, unit: &str) -> Self {
-        let template = format!("{{prefix}} [{{bar:24.green}}] {{pos}}/{{len}} {unit}  {{eta}} left  {{wide_msg}}");
+        let template = format!("[{{bar:24.green}}] {{pos}}/{{len}} {unit}  {{eta}} left");
         Self::with_template(global, steps, &template)
     }
 
     /// A line of so much work, whose units mean nothing to a reader.
     pub fn of_work(global: &GlobalArguments, work: u64) -> Self {
-        Self::with_template(global, work, "{prefix:.bold} [{bar:24.green}] {eta} left  {wide_msg}")
+        Self::with_template(global, work, "{prefix:.bold} [{bar:10.green}] {eta} left  {wide_msg}")
     }
 
     fn with_template(global: &GlobalArguments, length: u64, template: &str) -> Self {

@@ -19,103 +19,116 @@ use crate::train::{
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
+const EXAMPLES: &str = "\
+Examples:
+  Fine-tune torchvision's ResNet-18:
+    retune fetch resnet18
+    retune train photos --weights weights/resnet18-f37072fd.pth
+  A few pictures only, no test folder: keep the lower layers, hold a fifth out for testing
+    retune train photos --weights FILE --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
+  From random weights, small and fast:
+    retune train photos --from-scratch --width 16 --image-size 64 --epochs 20
+  Go on after Ctrl-C or a power cut, or for more epochs:
+    retune train photos --resume --out runs/1 --epochs 10";
+
 /// Fine-tune a network on a folder of pictures
 ///
 /// DATA holds `train/` and `test/` (or `val/`), each with one folder of pictures per class; or just one folder per
 /// class, and --test-fraction says how much of each is kept for testing. The defaults are the lesson's recipe: 5 epochs,
 /// batches of 128, a summed loss at a learning rate of 5e-5, ten times that for the new head.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct TrainArguments {
     /// Folder of pictures
     data: PathBuf,
 
     /// Trained weights to begin with: a safetensors file with torchvision's key names
-    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch")]
+    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch", help_heading = "The network")]
     weights: Option<PathBuf>,
 
     /// Begin with random weights instead (learning rate 5e-4 for all layers)
-    #[arg(long)]
+    #[arg(long, help_heading = "The network")]
     from_scratch: bool,
 
     /// Where to write the run: model, checkpoint, metrics [default: the next of runs/1, runs/2, ...]
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", help_heading = "The run")]
     out: Option<PathBuf>,
 
     /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights
-    #[arg(long)]
+    #[arg(long, help_heading = "The run")]
     resume: bool,
 
     /// Network to train from scratch; otherwise the weights decide [default: resnet18]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "The network")]
     arch: Option<String>,
 
     /// Channels of the first stage of a network from scratch; a small one trains fast [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "The network")]
     width: Option<usize>,
 
     /// Passes over the training pictures [default: 5]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "The recipe")]
     epochs: Option<usize>,
 
     /// Pictures a step [default: 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "The recipe")]
     batch_size: Option<usize>,
 
     /// Learning rate of the body, for the loss as reduced [default: 5e-5, from scratch 5e-4]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "The recipe")]
     lr: Option<f64>,
 
     /// Learning rate of the head, in rates of the body [default: 10, from scratch 1]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
     head_lr_multiplier: Option<f64>,
 
     /// Weight decay, added to the gradient [default: 1e-3]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
     weight_decay: Option<f64>,
 
     /// Momentum [default: 0]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
     momentum: Option<f64>,
 
     /// How a batch's losses become one: sum (the lesson) or mean (PyTorch's default) [default: sum]
-    #[arg(long, value_name = "sum|mean")]
+    #[arg(long, value_name = "sum|mean", help_heading = "The recipe")]
     loss_reduction: Option<String>,
 
     /// Modules that stay as they are, e.g. conv1,bn1,layer1
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The network")]
     freeze: Option<Vec<String>>,
 
     /// Frozen batch norms normalise by their running statistics, and leave them as they are
-    #[arg(long, requires = "freeze")]
+    #[arg(long, requires = "freeze", help_heading = "The network")]
     freeze_batch_norm: bool,
 
     /// Begin the new head with these rows of the old one, one for each class in order, e.g. 934,713
-    #[arg(long, value_name = "ROWS", value_delimiter = ',')]
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "The network")]
     head_from: Option<Vec<usize>>,
 
     /// Rows and columns of the pictures that the network sees [default: that of the weights, or 224]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", help_heading = "The pictures")]
     image_size: Option<usize>,
 
     /// Part of each class that is kept for testing, where there is no test folder
-    #[arg(long, value_name = "PART", allow_negative_numbers = true)]
+    #[arg(long, value_name = "PART", allow_negative_numbers = true, help_heading = "The pictures")]
     test_fraction: Option<f64>,
 
     /// Decides the order of the pictures, their augmentation, and the new parameters [default: 0]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "The recipe")]
     seed: Option<u64>,
 
     /// Threads that decode pictures; results do not depend on it [default: one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "The pictures")]
     workers: Option<usize>,
 
     /// Memory of a GPU for decoded pictures, which it then keeps; the rest are decoded in every epoch [default: what is
     /// free]
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", help_heading = "The pictures")]
     picture_memory: Option<usize>,
 
     /// A picture that cannot be read ends the run, instead of being left out with a warning
-    #[arg(long)]
+    #[arg(long, help_heading = "The pictures")]
     strict: bool,
 }
 

@@ -77,7 +77,7 @@ impl TrainingDisplay {
             Event::Step { epoch, batch, batches, totals, pace } => {
                 self.epoch = epoch;
                 let state = format!(
-                    "batch {batch}/{batches}: loss {:.3}, acc {:.3}, {}",
+                    "{batch}/{batches}  loss {:.3}  acc {:.3}  {}",
                     totals.mean_loss(),
                     totals.accuracy(),
                     describe(&pace)
@@ -86,7 +86,7 @@ impl TrainingDisplay {
             }
             Event::Tested { batch, batches } => {
                 let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
-                self.show(done, format!("testing, batch {batch}/{batches}"));
+                self.show(done, format!("testing {batch}/{batches}"));
             }
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
@@ -108,7 +108,7 @@ impl TrainingDisplay {
             let share =
                 (done - self.begun_at) as f64 / (self.workload.done(self.workload.epochs, 0, 0) - self.begun_at) as f64;
             let left = self.begun.elapsed().mul_f64((1.0 - share) / share.max(1e-9));
-            self.line(&format!("epoch {}/{}, {state}, {} left", self.epoch, self.workload.epochs, duration(left)));
+            self.line(&format!("epoch {}/{}  {state}  {} left", self.epoch, self.workload.epochs, duration(left)));
         }
         self.progress.prefix(format!("epoch {}/{}", self.epoch, self.workload.epochs));
         self.progress.message(state);
@@ -144,7 +144,7 @@ fn describe(pace: &Pace) -> String {
     if data <= NOTABLE_WAITING * (data + compute) {
         return rate;
     }
-    format!("{rate} (a batch: {data:.0} ms for data, {compute:.0} ms to compute)")
+    format!("{rate}  data {data:.0} + compute {compute:.0} ms")
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
             compute: Duration::from_millis(compute),
         };
         assert_eq!(describe(&pace(1, 20)), "100.0 images/s");
-        assert_eq!(describe(&pace(61, 40)), "100.0 images/s (a batch: 61 ms for data, 40 ms to compute)");
+        assert_eq!(describe(&pace(61, 40)), "100.0 images/s  data 61 + compute 40 ms");
     }
 
     #[test]

@@ -16,10 +16,19 @@ use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network, ResNet};
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
 
+const EXAMPLES: &str = "\
+Examples:
+  retune bench --batch-size 32
+  retune bench --mode data --data photos/train
+  Every kernel of a training step, and what each would take at least on an H200:
+    retune bench --kernels
+    retune bench --kernels --plan --gpu h200 --precision bf16 --batch-size 128";
+
 /// Measure training and inference on synthetic pictures, or how fast pictures are read
 ///
 /// The first step is a warm-up and is not counted; the rate is that of the median step.
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct BenchArguments {
     /// Pictures a step
     #[arg(long, default_value_t = 32, value_name = "N")]

@@ -1,0 +1,67 @@
+//! `retune man`
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Command;
+use clap_mangen::Man;
+
+use super::{command_line, print_bytes, print_result};
+use crate::error::{Context, Error, Result};
+use crate::file::write_atomically;
+
+const EXAMPLES: &str = "\
+Examples:
+  retune man train | man -l -
+  retune man --out ~/.local/share/man/man1";
+
+/// Print the manual page of a command, or write all of them
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ManArguments {
+    /// The command [default: retune itself]
+    command: Option<String>,
+
+    /// Write the pages of all commands into this folder instead
+    #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
+    out: Option<PathBuf>,
+}
+
+pub fn run(arguments: &ManArguments) -> Result<ExitCode> {
+    let mut root = command_line().disable_help_subcommand(true);
+    root.build();
+    let commands = || std::iter::once(&root).chain(root.get_subcommands());
+    if let Some(folder) = &arguments.out {
+        std::fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
+        for command in commands() {
+            let (name, page) = page(command)?;
+            let path = folder.join(format!("{name}.1"));
+            write_atomically(&path, |writer| writer.write_all(&page))?;
+            print_result(&path.display().to_string())?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = arguments.command.as_deref().unwrap_or("retune");
+    let found = commands().find(|command| command.get_name() == name).ok_or_else(|| {
+        let names: Vec<&str> = commands().map(Command::get_name).collect();
+        Error::usage(format!("there is no command {name:?}")).hint(format!("one of {}", names.join(", ")))
+    })?;
+    print_bytes(&page(found)?.1)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A manual page and its name, as `retune-train`.
+fn page(command: &Command) -> Result<(String, Vec<u8>)> {
+    let name = match command.get_name() {
+        "retune" => "retune".to_string(),
+        name => format!("retune-{name}"),
+    };
+    let mut page = Vec::new();
+    let man = Man::new(command.clone())
+        .title(name.to_uppercase())
+        .source(concat!("retune ", env!("CARGO_PKG_VERSION")))
+        .manual("retune");
+    man.render(&mut page).context(|| format!("cannot write the page {name}"))?;
+    Ok((name, page))
+}
