@@ -22,7 +22,7 @@ use retune::device::cpu::Cpu;
 use retune::device::{Device, PictureView, Resampling, read_f32};
 use retune::model::{Network, ResNet};
 use retune::tensor::{ElementType, Shape, Tensor};
-use retune::train::{Event, Position, Recipe, Run, RunFolder, initialise};
+use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, initialise};
 use serde_json::Value;
 
 /// Smooth parts, edges and noise: every channel different.
@@ -610,6 +610,7 @@ impl Training<'_> {
             workers: self.workers,
             picture_memory: self.picture_memory,
             strict: true,
+            checkpointing: Checkpointing::default(),
             interrupted: &interrupted,
         };
         let checkpoint = run.folder.checkpoint();

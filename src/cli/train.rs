@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
@@ -14,8 +15,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::model::{Network, ResNet};
 use crate::train::{
-    Checkpoint, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe, Run, RunFolder, Summary, copy_head,
-    initialise, load_state_dict, new_head, recognise,
+    Checkpoint, CheckpointEvery, Checkpointing, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe, Run,
+    RunFolder, Summary, copy_head, initialise, load_state_dict, new_head, recognise,
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
@@ -54,9 +55,19 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER", help_heading = "The run")]
     out: Option<PathBuf>,
 
-    /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights
+    /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights. With all that beginning a
+    /// run takes (--weights or --from-scratch, --out), the run begins where it has no checkpoint yet: one command for both
     #[arg(long, help_heading = "The run")]
     resume: bool,
+
+    /// Save a checkpoint that often, besides after each epoch: after so many steps (500), or when the last is that old
+    /// (90s, 10m, 2h)
+    #[arg(long, value_name = "WHEN", default_value = "10m", value_parser = checkpoint_every, help_heading = "The run")]
+    checkpoint_every: CheckpointEvery,
+
+    /// How many checkpoints stay in the run's folder: the newest, and older ones as checkpoint-EPOCH-BATCH.safetensors
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "The run")]
+    keep_checkpoints: usize,
 
     /// Network to train from scratch; otherwise the weights decide [default: resnet18]
     #[arg(long, value_name = "NAME", help_heading = "The network")]
@@ -160,6 +171,19 @@ impl TrainArguments {
         self.picture_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20))
     }
 
+    /// Whether --resume names a run that never came to its first checkpoint, and says all that beginning it takes.
+    fn begins_anew(&self) -> bool {
+        let is_there = |path: &PathBuf| RunFolder { path: path.clone() }.checkpoint().exists();
+        (self.weights.is_some() || self.from_scratch) && self.out.as_ref().is_some_and(|out| !is_there(out))
+    }
+
+    fn checkpointing(&self) -> Result<Checkpointing> {
+        match self.keep_checkpoints {
+            0 => Err(Error::usage("--keep-checkpoints 0: expected at least 1")),
+            kept => Ok(Checkpointing { every: self.checkpoint_every, kept }),
+        }
+    }
+
     fn given_arch(&self) -> &str {
         self.arch.as_deref().unwrap_or_default()
     }
@@ -195,6 +219,21 @@ impl TrainArguments {
         }
         Ok(())
     }
+}
+
+/// `500` steps, `90s`, `10m`, `2h`.
+fn checkpoint_every(text: &str) -> Result<CheckpointEvery, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = |factor: u64| number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    let time = |factor| seconds(factor).map(|seconds| CheckpointEvery::Time(Duration::from_secs(seconds)));
+    let every = match unit {
+        "" => number.parse().ok().filter(|&steps| steps > 0).map(CheckpointEvery::Steps),
+        "s" => time(1),
+        "m" => time(60),
+        "h" => time(3600),
+        _ => None,
+    };
+    every.ok_or_else(|| "expected a number of steps, or a time such as 90s, 10m or 2h".into())
 }
 
 /// What a finished run left.
@@ -252,13 +291,17 @@ pub fn train(
     device: Rc<dyn Device>,
     interrupted: &AtomicBool,
 ) -> Result<Trained> {
-    let mut run = if arguments.resume {
+    let resumes = arguments.resume && !arguments.begins_anew();
+    if arguments.resume && !resumes {
+        global.note("there is nothing to resume yet: the run begins");
+    }
+    let mut run = if resumes {
         resume(global, device, arguments, interrupted)?
     } else {
         begin(global, device, arguments, interrupted)?
     };
     let arena = run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
-    if !arguments.resume {
+    if !resumes {
         // Only now: what is refused or does not fit into memory leaves no folder behind.
         create(&run.folder)?;
         write_config(arguments, &run)?;
@@ -370,7 +413,8 @@ fn begin<'a>(
     let position = Position::default();
     let picture_memory = arguments.picture_memory();
     let strict = arguments.strict;
-    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
+    let checkpointing = arguments.checkpointing()?;
+    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
 }
 
 fn resume<'a>(
@@ -433,7 +477,8 @@ fn resume<'a>(
     let position = checkpoint.position;
     let picture_memory = arguments.picture_memory();
     let strict = arguments.strict;
-    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, interrupted })
+    let checkpointing = arguments.checkpointing()?;
+    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
 }
 
 /// Adds to a shortage of memory the batch that would fit.
@@ -535,7 +580,9 @@ fn check(recipe: &Recipe) -> Result<()> {
 /// are nothing.
 fn require_free(folder: &RunFolder) -> Result<()> {
     let out = folder.path.display();
-    if folder.checkpoint().exists() {
+    let has_begun =
+        || Checkpoint::open(&folder.checkpoint()).map_or(true, |checkpoint| checkpoint.position != Position::default());
+    if folder.checkpoint().exists() && has_begun() {
         return Err(Error::new(format!("--out {out}: another run is there"))
             .hint("give --resume to go on with it, or another folder"));
     }

@@ -1,19 +1,22 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
+use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Best, Position, save_checkpoint};
+use super::checkpoint::{Best, Checkpoint, Position, save_checkpoint};
 use super::evaluate::{batch_shape, evaluate};
 use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
 use super::recipe::Recipe;
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, SkippedSample, Splits, Stored};
 use crate::device::Device;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::file::write_atomically;
 use crate::model::{BatchShape, Network};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
@@ -46,9 +49,44 @@ impl RunFolder {
         self.path.join("metrics.jsonl")
     }
 
+    /// Gives the newest checkpoint a second name, `checkpoint-EPOCH-BATCH.safetensors` after its position, so that it
+    /// survives the next; and removes older ones until, with the next, `kept` are there.
+    fn keep_checkpoint(&self, kept: usize) -> Result<()> {
+        let newest = self.checkpoint();
+        if kept > 1 && newest.exists() {
+            let Position { epoch, batch, .. } = Checkpoint::open(&newest)?.position;
+            let name = self.path.join(format!("checkpoint-{epoch:05}-{batch:06}.safetensors"));
+            // Some file systems know no hard links. The copy is only a copy: the checkpoint itself stays where it is.
+            if !name.exists() && fs::hard_link(&newest, &name).is_err() {
+                let bytes = fs::read(&newest).context(|| format!("cannot read {}", newest.display()))?;
+                write_atomically(&name, |writer| writer.write_all(&bytes))?;
+            }
+        }
+        let mut older = self.older_checkpoints();
+        older.truncate(older.len().saturating_sub(kept.saturating_sub(1)));
+        for path in older {
+            // One that cannot be removed only takes room.
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
+    }
+
+    /// The checkpoints before the newest, the oldest first.
+    pub fn older_checkpoints(&self) -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
+        let is_older = |path: &PathBuf| {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let position = name.strip_prefix("checkpoint-").and_then(|name| name.strip_suffix(".safetensors"));
+            position.is_some_and(|position| position.chars().all(|c| c.is_ascii_digit() || c == '-'))
+        };
+        let mut older: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_older).collect();
+        older.sort();
+        older
+    }
+
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
         let files = [self.model(), self.checkpoint(), self.config(), self.metrics()];
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -57,7 +95,7 @@ impl RunFolder {
             };
             if name.ends_with(".tmp") && files.iter().any(is_ours) {
                 // One that cannot be removed only takes room.
-                let _ = std::fs::remove_file(entry.path());
+                let _ = fs::remove_file(entry.path());
             }
         }
     }
@@ -124,6 +162,30 @@ pub struct Summary {
     pub skipped: usize,
 }
 
+/// When a checkpoint is written, besides at the beginning and after each epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointEvery {
+    /// After so many steps of an epoch, and so many more.
+    Steps(usize),
+    /// When the last one is this old.
+    Time(Duration),
+}
+
+/// What is saved of a run while it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpointing {
+    /// How often.
+    pub every: CheckpointEvery,
+    /// How many checkpoints are kept, the newest among them.
+    pub kept: usize,
+}
+
+impl Default for Checkpointing {
+    fn default() -> Self {
+        Self { every: CheckpointEvery::Time(Duration::from_secs(600)), kept: 1 }
+    }
+}
+
 /// Everything that a run needs.
 pub struct Run<'a> {
     /// With its initial parameters, or as a checkpoint left it.
@@ -142,6 +204,8 @@ pub struct Run<'a> {
     pub picture_memory: Option<usize>,
     /// Whether an unreadable picture ends the run.
     pub strict: bool,
+    /// What is saved on the way.
+    pub checkpointing: Checkpointing,
     /// Set when the user wants to stop; the run saves a checkpoint and ends.
     pub interrupted: &'a AtomicBool,
 }
@@ -218,6 +282,10 @@ impl Run<'_> {
         let mut train_batches = Batches::new(train_loader, &store)?;
         let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
         let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
+        if self.position == Position::default() {
+            // From here on a run can be resumed, whatever happens to it.
+            self.save_checkpoint()?;
+        }
         let mut reported = vec![false; self.splits.train.len()];
         let mut clock = Clock::default();
         let mut last = None;
@@ -260,10 +328,6 @@ impl Run<'_> {
             metrics.append(&metric)?;
             let this = Best { epoch, test_acc: test.accuracy(), test_loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
-                if !self.folder.checkpoint().exists() {
-                    // A model without a checkpoint could be neither resumed nor begun anew.
-                    self.save_checkpoint()?;
-                }
                 // What leads to this model: it does not depend on the epochs that may follow.
                 let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
                 save_model(&self.folder.model(), &self.network, &recipe, &self.splits.train.classes)?;
@@ -302,6 +366,7 @@ impl Run<'_> {
     ) -> Result<()> {
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
+        let mut saved = Instant::now();
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
             let started = Instant::now();
@@ -322,14 +387,10 @@ impl Run<'_> {
                 let result = self.network.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() {
                     return Err(Error::new(format!(
-                        "the loss became {} in epoch {}, batch {}; {}",
+                        "the loss became {} in epoch {}, batch {}; the last checkpoint is as it was",
                         result.loss,
                         self.position.epoch + 1,
-                        self.position.batch + 1,
-                        match self.folder.checkpoint().exists() {
-                            true => "the last checkpoint is as it was",
-                            false => "no checkpoint was written yet",
-                        }
+                        self.position.batch + 1
                     ))
                     .hint(format!("use a smaller learning rate than {:e}", self.recipe.learning_rate)));
                 }
@@ -362,6 +423,14 @@ impl Run<'_> {
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(self.stop(batches));
             }
+            let is_due = match self.checkpointing.every {
+                CheckpointEvery::Steps(steps) => self.position.batch.is_multiple_of(steps),
+                CheckpointEvery::Time(time) => saved.elapsed() >= time,
+            };
+            if is_due && self.position.batch < batches {
+                self.save_checkpoint()?;
+                saved = Instant::now();
+            }
         }
         if self.position.totals.images == 0 {
             return Err(Error::new("not one of the training pictures could be read"));
@@ -383,6 +452,7 @@ impl Run<'_> {
 
     fn save_checkpoint(&self) -> Result<()> {
         let (network, recipe) = (&self.network, &self.recipe);
+        self.folder.keep_checkpoint(self.checkpointing.kept)?;
         save_checkpoint(&self.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
     }
 
