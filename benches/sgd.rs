@@ -25,6 +25,8 @@ fn sgd(criterion: &mut Criterion) {
             learning_rate: 5e-5,
             momentum,
             weight_decay: 1e-3,
+            loss: None,
+            clip: None,
         };
         group.bench_function(name, |bencher| bencher.iter(|| Cpu.sgd(&arguments).unwrap()));
     }

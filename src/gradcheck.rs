@@ -141,6 +141,7 @@ impl Check<'_> {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
             groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
             reduction: reference.loss_reduction,
+            max_gradient_norm: None,
         };
         let mut network = Network::new(device, resnet, Some(trainable))?;
         load_state_dict_named(&mut network, file, "param/")?;

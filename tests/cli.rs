@@ -1395,8 +1395,8 @@ exit status 1
         let outcome = place.run(&format!("train data {SMALL} --epochs 1 --lr 1e30 --quiet --out run"));
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         assert_snapshot!(outcome.stderr, @r##"
-error: the loss became NaN in epoch 1, batch 2; no checkpoint was written yet
-hint: use a smaller learning rate than 1e30
+error: the loss became NaN in epoch 1, batch 2, at a learning rate of 1e30; the first value that is not finite is in the output of bn1; the last checkpoint is as it was
+hint: use a smaller learning rate, or --clip-gradient-norm 1
 "##);
         // A smaller rate, in the same place, as the hint says.
         place.succeed(&format!("train data {SMALL} --epochs 1 --lr 1e-4 --out run"));

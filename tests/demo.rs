@@ -78,10 +78,9 @@ fn mean_colours_and_places_do_not_give_hot_dogs_away() {
             sums[sample.class][1][feature] += mean * mean / 200.0;
         }
     }
-    for feature in 0..12 {
-        let [mean, other] = [0, 1].map(|class: usize| sums[class][0][feature]);
-        let [deviation, _] =
-            [0, 1].map(|class: usize| (sums[class][1][feature] - sums[class][0][feature].powi(2)).sqrt());
+    let [hot_dogs, others] = [&sums[0], &sums[1]];
+    for (feature, (mean, square)) in hot_dogs[0].iter().zip(&hot_dogs[1]).enumerate() {
+        let (deviation, other) = ((square - mean * mean).sqrt(), others[0][feature]);
         assert!(deviation > 20.0, "pictures vary: {deviation}");
         assert!((mean - other).abs() < 0.5 * deviation, "feature {feature}: {mean} against {other}, {deviation}");
     }

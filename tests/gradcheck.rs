@@ -92,6 +92,7 @@ impl Bench {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
             groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
             reduction: reference.loss_reduction,
+            max_gradient_norm: None,
         };
         let (architecture, width) = (reference.arch.parse().unwrap(), reference.width);
         let resnet = ResNet { architecture, width, classes: reference.num_classes };
@@ -402,7 +403,12 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
 /// The bits of everything that training computes: logits, loss, gradients, running statistics, updated parameters.
 fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
     let settings = GroupSettings { learning_rate: 0.01, momentum: 0.9, weight_decay: 1e-3 };
-    let trainable = Trainable { freezing: Freezing::default(), groups: [settings; 2], reduction: LossReduction::Sum };
+    let trainable = Trainable {
+        freezing: Freezing::default(),
+        groups: [settings; 2],
+        reduction: LossReduction::Sum,
+        max_gradient_norm: None,
+    };
     let resnet = ResNet { architecture: Architecture::ResNet18, width: 32, classes: 3 };
     let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
     let mut random = Random(seed);

@@ -630,7 +630,7 @@ fn allocations_of_steps(count: usize) -> usize {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             bound.executor.forward(device.as_ref()).unwrap();
             bound.executor.backward(device.as_ref()).unwrap();
-            sgd_step(device.as_ref(), &parameters, &[settings; 2]).unwrap();
+            sgd_step(device.as_ref(), &parameters, &[settings; 2], None, None).unwrap();
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
         step();

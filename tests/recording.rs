@@ -21,8 +21,12 @@ const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
 /// A network with parameters that depend on nothing but the seed, and with two learning rates and momentum.
 fn network(device: Rc<dyn Device>) -> Network {
     let group = |learning_rate| GroupSettings { learning_rate, momentum: 0.9, weight_decay: 1e-3 };
-    let trainable =
-        Trainable { freezing: Freezing::default(), groups: [group(0.001), group(0.01)], reduction: LossReduction::Sum };
+    let trainable = Trainable {
+        freezing: Freezing::default(),
+        groups: [group(0.001), group(0.01)],
+        reduction: LossReduction::Sum,
+        max_gradient_norm: Some(1.0),
+    };
     let resnet = ResNet { architecture: Architecture::ResNet18, width: 4, classes: CLASSES };
     let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
     let mut random = Random(7);

@@ -9,7 +9,7 @@ use reference::devices::{
     PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels, stored,
 };
 use reference::*;
-use retune::device::{Device, Precision, SgdStep};
+use retune::device::{Clip, Device, Precision, SgdStep};
 
 /// Three steps. The error of the values is taken against how far they moved, as in a reference file.
 fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
@@ -47,6 +47,8 @@ fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, with_velocity
                 learning_rate: settings.rate as f32,
                 momentum: settings.momentum as f32,
                 weight_decay: settings.weight_decay as f32,
+                loss: None,
+                clip: None,
             };
             device.sgd(&arguments).unwrap();
             let doubles: Vec<f64> = gradients.iter().map(|&gradient| gradient.into()).collect();
@@ -134,6 +136,8 @@ fn steps_match_the_definition() {
                 copy: None,
                 momentum: 0.5,
                 weight_decay: 0.25,
+                loss: None,
+                clip: None,
             };
             device.sgd(&arguments).unwrap();
         }
@@ -144,7 +148,78 @@ fn steps_match_the_definition() {
     }
 }
 
+/// Two groups, as a network has them: the norm of both together, what it does to a step, and when nothing is done.
+fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32, seed: u64) {
+    for device in devices {
+        let device = device.as_ref();
+        let bench = Workbench::new(device);
+        let gradients = lengths.map(|len| Random(seed ^ len as u64).normals(len));
+        let tensors = [0, 1].map(|group| bench.input([lengths[group]], &gradients[group]));
+        let sums = device.gradient_norm_sums(&lengths);
+        let (sums, norm) = (bench.variable([sums], &vec![0.0; sums]), bench.variable([1], &[0.0]));
+        device.gradient_norm(&[&tensors[0], &tensors[1]], &sums, &norm).unwrap();
+        let truth = gradients.iter().flatten().map(|&gradient| f64::from(gradient).powi(2)).sum::<f64>().sqrt();
+        let found = bench.read(&norm)[0];
+        // Sums of up to a thousand squares in float32, of which the root halves the error.
+        assert!((f64::from(found) - truth).abs() <= 1e-6 * truth, "norm {found}, truth {truth}, {lengths:?}");
+
+        let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.5 };
+        let before = Random(!seed).normals(lengths[0]);
+        let step = |loss: f32, gradients: &[f32], norm_value: Option<f32>| {
+            let values = bench.variable([lengths[0]], &before);
+            let velocity = bench.variable([lengths[0]], &vec![0.0; lengths[0]]);
+            let (loss, gradients) = (bench.input([2], &[loss, f32::NAN]), bench.input([lengths[0]], gradients));
+            let norm = norm_value.map(|norm| bench.input([1], &[norm]));
+            let arguments = SgdStep {
+                values: &values,
+                gradients: &gradients,
+                velocity: Some(&velocity),
+                copy: None,
+                learning_rate: settings.rate as f32,
+                momentum: settings.momentum as f32,
+                weight_decay: settings.weight_decay as f32,
+                loss: Some(&loss),
+                clip: norm.as_ref().map(|norm| Clip { norm, max_norm }),
+            };
+            device.sgd(&arguments).unwrap();
+            (bench.read(&values), bench.read(&velocity))
+        };
+        let plain = step(1.0, &gradients[0], None);
+        for norm in [f32::NAN, f32::INFINITY] {
+            let unchanged = (before.clone(), vec![0.0; lengths[0]]);
+            assert!(step(norm, &gradients[0], None) == unchanged, "a loss of {norm}");
+            assert!(step(-norm, &gradients[0], Some(1.0)) == unchanged, "a loss of {}", -norm);
+            assert!(step(1.0, &gradients[0], Some(norm)) == unchanged, "a norm of {norm}");
+        }
+        assert!(step(1.0, &gradients[0], Some(0.5 * max_norm)) == plain, "short gradients stay as they are");
+        let long = 4.0 * max_norm;
+        let quarter: Vec<f64> =
+            gradients[0].iter().map(|&g| f64::from(g) * f64::from(max_norm) / (f64::from(long) + 1e-6)).collect();
+        let start: Vec<f64> = before.iter().map(|&value| value.into()).collect();
+        let (_, velocity) = settings.step(&start, &quarter, None);
+        let clipped = step(1.0, &gradients[0], Some(long)).1;
+        assert_near("clipped velocity", &clipped, &velocity, (lengths[0] as f64).sqrt(), 2e-6);
+        bench.finish();
+    }
+}
+
+#[test]
+fn gradients_are_clipped_together_and_nothing_follows_what_is_not_finite() {
+    for (seed, lengths) in [(1, [1, 1]), (2, [37, 300]), (3, [2000, 7]), (4, [300_001, 1026])] {
+        check_clipping(&devices(), lengths, 0.75, seed);
+    }
+}
+
+#[test]
+fn kernels_clip_gradients_together_and_do_nothing_after_what_is_not_finite() {
+    for (seed, lengths) in [(1, [1, 1]), (2, [37, 300]), (3, [2000, 7]), (4, [70_001, 1026])] {
+        check_clipping(&all_kernel_devices(), lengths, 0.75, seed);
+        assert_schedules_agree();
+    }
+}
+
 #[test]
 fn lower_levels() {
     run_at_lower_levels("steps_match");
+    run_at_lower_levels("gradients_are_clipped");
 }

@@ -105,6 +105,10 @@ pub struct TrainArguments {
     #[arg(long, value_name = "sum|mean", help_heading = "The recipe")]
     loss_reduction: Option<String>,
 
+    /// Shorten the gradients of all parameters together to this norm, where they are longer
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "The recipe")]
+    clip_gradient_norm: Option<f64>,
+
     /// Modules that stay as they are, e.g. conv1,bn1,layer1
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The network")]
     freeze: Option<Vec<String>>,
@@ -210,6 +214,7 @@ impl TrainArguments {
             "--weight-decay" self.weight_decay => weight_decay,
             "--momentum" self.momentum => momentum,
             "--loss-reduction" self.loss_reduction => loss_reduction,
+            "--clip-gradient-norm" self.clip_gradient_norm.map(Some) => clip_gradient_norm,
             "--freeze" self.freeze => freeze,
             "--freeze-batch-norm" self.freeze_batch_norm.then_some(true) => freeze_batch_norm,
             "--head-from" self.head_from.clone().map(Some) => head_from,
@@ -565,6 +570,11 @@ fn check(recipe: &Recipe) -> Result<()> {
         if !(value.is_finite() && value >= 0.0) {
             return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));
         }
+    }
+    if let Some(norm) = recipe.clip_gradient_norm
+        && !(norm.is_finite() && norm > 0.0)
+    {
+        return Err(Error::usage(format!("--clip-gradient-norm {norm}: expected a number above 0")));
     }
     if recipe.from_scratch && recipe.head_from.is_some() {
         return Err(Error::usage("--head-from: a network from scratch has no old head")

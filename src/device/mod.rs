@@ -227,6 +227,26 @@ pub struct SgdStep<'a> {
     pub momentum: f32,
     /// Added to the gradient, times the value.
     pub weight_decay: f32,
+    /// The loss, first of its values: where it is not finite, nothing is updated.
+    pub loss: Option<&'a Tensor>,
+    /// How long the gradients may be, all of a step together.
+    pub clip: Option<Clip<'a>>,
+}
+
+/// Gradients that are longer are shortened, as by `torch.nn.utils.clip_grad_norm_`.
+#[derive(Clone, Copy)]
+pub struct Clip<'a> {
+    /// `[1]`: their norm, from [`Device::gradient_norm`]. Where it is not finite, nothing is updated.
+    pub norm: &'a Tensor,
+    /// The longest that they may be.
+    pub max_norm: f32,
+}
+
+impl Clip<'_> {
+    /// What gradients of this norm are multiplied by.
+    pub fn factor(max_norm: f32, norm: f32) -> f32 {
+        (max_norm / (norm + 1e-6)).min(1.0)
+    }
 }
 
 /// A device and its kernels. All methods are called from one thread, in order; results of a kernel are visible to the
@@ -379,6 +399,12 @@ pub trait Device {
 
     /// Softmax cross entropy with its gradient.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
+
+    /// Elements of float32 that [`Device::gradient_norm`] needs for its sums, for so many gradients at a time.
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;
+
+    /// The Euclidean norm of all `gradients` together, to `norm` `[1]`. `sums` has [`Device::gradient_norm_sums`] elements.
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
 
     /// One step of stochastic gradient descent as `torch.optim.SGD` makes it.
     fn sgd(&self, arguments: &SgdStep) -> Result<()>;

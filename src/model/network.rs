@@ -7,7 +7,7 @@ use crate::device::{Device, Recording, read_f32, write_f32, write_i32};
 use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
 use crate::ops::LossReduction;
-use crate::optim::{GroupSettings, sgd_step};
+use crate::optim::{GradientClipping, GroupSettings, sgd_step};
 use crate::tensor::Tensor;
 
 /// The name of the head: torchvision's last layer.
@@ -22,6 +22,8 @@ pub struct Trainable {
     pub groups: [GroupSettings; 2],
     /// How the pictures' losses become one.
     pub reduction: LossReduction,
+    /// The longest that the gradients of all parameters together may be; longer ones are shortened.
+    pub max_gradient_norm: Option<f32>,
 }
 
 /// What one batch gave.
@@ -31,6 +33,8 @@ pub struct BatchResult {
     pub loss: f32,
     /// Pictures whose largest logit is the target's.
     pub correct: usize,
+    /// How long the gradients were before they were clipped, where they are.
+    pub gradient_norm: Option<f32>,
 }
 
 struct Prepared {
@@ -51,6 +55,7 @@ pub struct Network {
     resnet: ResNet,
     parameters: Parameters,
     trainable: Option<Trainable>,
+    clipping: Option<GradientClipping>,
     prepared: Vec<Prepared>,
     arena: Option<Arena>,
 }
@@ -74,7 +79,10 @@ impl Network {
             _ => None,
         };
         let parameters = Parameters::new(device.as_ref(), &specifications, 2, with_velocity, group)?;
-        Ok(Self { device, resnet, parameters, trainable, prepared: Vec::new(), arena: None })
+        let max_norm = trainable.as_ref().and_then(|trainable| trainable.max_gradient_norm);
+        let clipping = max_norm.map(|max_norm| GradientClipping::new(device.as_ref(), &parameters, max_norm));
+        let clipping = clipping.transpose()?;
+        Ok(Self { device, resnet, parameters, trainable, clipping, prepared: Vec::new(), arena: None })
     }
 
     /// What the network is.
@@ -224,7 +232,7 @@ impl Network {
 
     fn result(&self, prepared: &Prepared) -> Result<BatchResult> {
         let result = read_f32(self.device.as_ref(), prepared.executor.value(prepared.loss))?;
-        Ok(BatchResult { loss: result[0], correct: result[1] as usize })
+        Ok(BatchResult { loss: result[0], correct: result[1] as usize, gradient_norm: None })
     }
 
     /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
@@ -238,12 +246,12 @@ impl Network {
 
     /// Updates the parameters from the gradients that are there.
     pub fn update(&mut self) -> Result<()> {
-        self.issue_update()
+        self.issue_update(None)
     }
 
     /// A training step: [`Network::gradients`] and [`Network::update`]. A device that can record does so the first time
     /// that it meets a batch shape, and issues the step as a whole then and later. The loss is that of before the
-    /// update; where it is not finite, the parameters are spoilt.
+    /// update; where it is not finite, the parameters stay as they were.
     pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.step_by(shape, |device, input| write_f32(device, images, input), targets)
     }
@@ -266,12 +274,57 @@ impl Network {
             Some(recording) => recording.replay()?,
             None => self.issue_step(position)?,
         }
-        self.finish_batch(position)
+        let result = self.finish_batch(position)?;
+        let norm =
+            self.clipping.as_ref().map(|clipping| read_f32(self.device.as_ref(), clipping.norm())).transpose()?;
+        Ok(BatchResult { gradient_norm: norm.map(|norm| norm[0]), ..result })
+    }
+
+    /// Where the first value that is not finite appears when a training batch of a prepared shape is computed again, in
+    /// words; none where all are finite. Changes running statistics and gradients.
+    pub fn find_not_finite(
+        &self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<Option<String>> {
+        let device = self.device.as_ref();
+        let is_finite =
+            |tensor: &Tensor| Ok::<_, Error>(read_f32(device, tensor)?.iter().all(|value| value.is_finite()));
+        for specification in self.parameters.specifications().filter(|specification| !specification.role.is_buffer()) {
+            if !is_finite(self.parameters.value_of(&specification.name)?)? {
+                return Ok(Some(format!("the parameter {}", specification.name)));
+            }
+        }
+        self.fill_by(shape, true, write, targets)?;
+        let Prepared { executor, input, .. } = self.find(shape, true)?;
+        if !is_finite(executor.value(*input))? {
+            return Ok(Some("the pictures".into()));
+        }
+        let nodes = executor.graph().nodes();
+        for (index, node) in nodes.iter().enumerate() {
+            executor.forward_node(device, index)?;
+            if !is_finite(executor.value(node.outputs[0]))? {
+                return Ok(Some(format!("the output of {}", node.name)));
+            }
+        }
+        for (index, node) in nodes.iter().enumerate().rev() {
+            executor.backward_node(device, index)?;
+            for &parameter in &node.parameters {
+                let name = &executor.graph().parameter(parameter).name;
+                match self.parameters.gradient_of(name)? {
+                    Some(gradient) if !is_finite(gradient)? => return Ok(Some(format!("the gradient of {name}"))),
+                    _ => {}
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn issue_step(&self, position: usize) -> Result<()> {
-        self.issue_gradients(&self.prepared[position].executor)?;
-        self.issue_update()
+        let Prepared { executor, loss, .. } = &self.prepared[position];
+        self.issue_gradients(executor)?;
+        self.issue_update(Some(executor.value(*loss)))
     }
 
     fn issue_gradients(&self, executor: &Executor) -> Result<()> {
@@ -279,9 +332,10 @@ impl Network {
         executor.backward(self.device.as_ref())
     }
 
-    fn issue_update(&self) -> Result<()> {
+    fn issue_update(&self, loss: Option<&Tensor>) -> Result<()> {
+        let clipping = self.clipping.as_ref();
         match &self.trainable {
-            Some(trainable) => sgd_step(self.device.as_ref(), &self.parameters, &trainable.groups),
+            Some(trainable) => sgd_step(self.device.as_ref(), &self.parameters, &trainable.groups, loss, clipping),
             None => Ok(()),
         }
     }

@@ -31,6 +31,9 @@ pub struct Recipe {
     pub momentum: f64,
     /// `sum` or `mean`.
     pub loss_reduction: String,
+    /// The longest that the gradients of all parameters together may be; longer ones are shortened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_gradient_norm: Option<f64>,
     /// Modules that stay as they are.
     pub freeze: Vec<String>,
     /// Whether frozen batch norms use their running statistics.
@@ -64,6 +67,7 @@ impl Recipe {
             weight_decay: 1e-3,
             momentum: 0.0,
             loss_reduction: "sum".into(),
+            clip_gradient_norm: None,
             freeze: Vec::new(),
             freeze_batch_norm: false,
             head_from: None,
@@ -98,6 +102,7 @@ impl Recipe {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
             groups: [group(self.learning_rate), group(self.learning_rate * self.head_lr_multiplier)],
             reduction: self.reduction()?,
+            max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })
     }
 }

@@ -17,7 +17,7 @@ use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStor
 use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
-use crate::model::{BatchShape, Network};
+use crate::model::{BatchResult, BatchShape, Network};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 
@@ -381,18 +381,11 @@ impl Run<'_> {
             let images = batch.targets.len();
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
-                // The update is part of the step. Where the loss is not finite it has spoilt the parameters; none of
-                // them is written any more.
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                 let result = self.network.step_by(shape, write, &batch.targets)?;
-                if !result.loss.is_finite() {
-                    return Err(Error::new(format!(
-                        "the loss became {} in epoch {}, batch {}; the last checkpoint is as it was",
-                        result.loss,
-                        self.position.epoch + 1,
-                        self.position.batch + 1
-                    ))
-                    .hint(format!("use a smaller learning rate than {:e}", self.recipe.learning_rate)));
+                if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
+                    let place = self.network.find_not_finite(shape, write, &batch.targets)?;
+                    return Err(self.not_finite(result, place));
                 }
                 let loss = match self.recipe.reduction()? {
                     LossReduction::Sum => f64::from(result.loss),
@@ -436,6 +429,22 @@ impl Run<'_> {
             return Err(Error::new("not one of the training pictures could be read"));
         }
         Ok(())
+    }
+
+    /// What is told when numbers ran away.
+    fn not_finite(&self, result: BatchResult, place: Option<String>) -> Error {
+        let what = match result.loss.is_finite() {
+            true => format!("the norm of the gradients became {}", result.gradient_norm.unwrap_or(f32::NAN)),
+            false => format!("the loss became {}", result.loss),
+        };
+        let place = place.map_or(String::new(), |place| format!("; the first value that is not finite is in {place}"));
+        let Recipe { learning_rate, .. } = self.recipe;
+        Error::new(format!(
+            "{what} in epoch {}, batch {}, at a learning rate of {learning_rate:e}{place}; the last checkpoint is as it was",
+            self.position.epoch + 1,
+            self.position.batch + 1
+        ))
+        .hint("use a smaller learning rate, or --clip-gradient-norm 1")
     }
 
     /// Saves where the run is, and tells how to go on.

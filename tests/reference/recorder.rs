@@ -281,6 +281,14 @@ impl Device for Recorder {
         self.device.cross_entropy(arguments)
     }
 
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
+        self.device.gradient_norm_sums(gradients)
+    }
+
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
+        self.device.gradient_norm(gradients, sums, norm)
+    }
+
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         self.device.sgd(arguments)
     }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
     Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
 };
 use retune::error::Result;
@@ -337,10 +337,22 @@ impl Device for RecordingDevice {
         })
     }
 
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
+        self.device.gradient_norm_sums(gradients)
+    }
+
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
+        let gradients: Vec<Tensor> = gradients.iter().map(|&gradients| gradients.clone()).collect();
+        let (sums, norm) = (sums.clone(), norm.clone());
+        self.issue(move |device| device.gradient_norm(&gradients.iter().collect::<Vec<&Tensor>>(), &sums, &norm))
+    }
+
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         let &SgdStep { learning_rate, momentum, weight_decay, .. } = arguments;
         let [values, gradients] = [arguments.values, arguments.gradients].map(Tensor::clone);
-        let [velocity, copy] = [arguments.velocity, arguments.copy].map(Option::<&Tensor>::cloned);
+        let [velocity, copy, loss] =
+            [arguments.velocity, arguments.copy, arguments.loss].map(Option::<&Tensor>::cloned);
+        let clip = arguments.clip.map(|clip| (clip.norm.clone(), clip.max_norm));
         self.issue(move |device| {
             device.sgd(&SgdStep {
                 values: &values,
@@ -350,6 +362,8 @@ impl Device for RecordingDevice {
                 learning_rate,
                 momentum,
                 weight_decay,
+                loss: loss.as_ref(),
+                clip: clip.as_ref().map(|(norm, max_norm)| Clip { norm, max_norm: *max_norm }),
             })
         })
     }

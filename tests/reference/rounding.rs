@@ -289,6 +289,14 @@ impl Device for RoundingDevice {
         Cpu.cross_entropy(arguments)
     }
 
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
+        Cpu.gradient_norm_sums(gradients)
+    }
+
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
+        Cpu.gradient_norm(gradients, sums, norm)
+    }
+
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         Cpu.sgd(&SgdStep { copy: None, ..*arguments })?;
         match arguments.copy {

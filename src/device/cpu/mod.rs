@@ -217,6 +217,15 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
+        gradients.iter().map(|&len| sgd::sums(len)).sum()
+    }
+
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
+        sgd::gradient_norm(gradients, sums, norm);
+        Ok(())
+    }
+
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         sgd::step(arguments);
         Ok(())

@@ -257,6 +257,14 @@ impl Device for Cuda {
         cross_entropy::run(self, arguments)
     }
 
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
+        gradients.len() * sgd::NORM_BLOCKS
+    }
+
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
+        sgd::gradient_norm(self, gradients, sums, norm)
+    }
+
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         sgd::step(self, arguments)
     }
