@@ -1,6 +1,6 @@
 //! Fine-tunes an ImageNet ResNet on a folder of pictures.
 //!
-//! Modules depend downwards only: `cli` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
+//! Modules depend downwards only: `cli` -> `report` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
 //! `device` -> `tensor`. `ARCHITECTURE.md` has the picture.
 
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod graph;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod report;
 pub mod tensor;
 pub mod train;
 pub mod weights;

@@ -10,11 +10,14 @@ use clap::{Args, FromArgMatches};
 use serde::Serialize;
 
 use super::progress::{Progress, duration};
+use super::report;
 use super::train::{TrainArguments, Trained, interruption, train};
 use super::{GlobalArguments, print_json, print_result};
+use crate::data::ImageFolder;
 use crate::device::Device;
-use crate::drawing::{Counts, Subject, draw_set};
+use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Context, Error, Result};
+use crate::report::{ContactSheet, Introduction, RunRecord, Section, comparison_page, tiles_of_classes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,6 +78,7 @@ struct DemoResult {
     pretrained: StepResult,
     fine_tuned: StepResult,
     from_scratch: StepResult,
+    page: PathBuf,
     seconds: f64,
 }
 
@@ -102,6 +106,7 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
     let pretrained = demo.pretrain(&source)?;
     let fine_tuned = demo.fine_tune(&target, &pretrained)?;
     let from_scratch = demo.train_from_scratch(&target)?;
+    let page = demo.compare(&source, &target, &pretrained, &fine_tuned, &from_scratch)?;
     let seconds = begun.elapsed();
     if global.json {
         let [pretrained, fine_tuned, from_scratch] = [pretrained, fine_tuned, from_scratch].map(|trained| StepResult {
@@ -109,15 +114,16 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
             best_test_acc: trained.summary.best.test_acc,
             model: trained.folder.model(),
         });
-        print_json(&DemoResult { pretrained, fine_tuned, from_scratch, seconds: seconds.as_secs_f64() })?;
+        print_json(&DemoResult { pretrained, fine_tuned, from_scratch, page, seconds: seconds.as_secs_f64() })?;
         return Ok(ExitCode::SUCCESS);
     }
     global.note("");
     for (name, trained) in [("fine-tuned", &fine_tuned), ("from scratch", &from_scratch)] {
         print_result(&format!("{name:<12}  {}", trained.line()))?;
     }
+    print_result(&page.display().to_string())?;
     global.note(&format!(
-        "\nThat took {}. The same with your own pictures, one folder a class in photos/train and in photos/test:\n\n  \
+        "\nThat took {}; the page compares them. The same with your own pictures, one folder a class in photos/train and in photos/test:\n\n  \
          retune fetch resnet18\n  \
          retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos\n  \
          retune predict runs/photos/model.safetensors new.jpg",
@@ -131,7 +137,7 @@ impl Demo<'_> {
     fn draw(&self) -> Result<(PathBuf, PathBuf)> {
         let DemoArguments { seed, source_per_class, target_per_class, .. } = *self.arguments;
         let source = Counts { train: source_per_class, test: SOURCE_TEST_PER_CLASS.min(source_per_class) };
-        let target = Counts { train: target_per_class, test: TARGET_TEST_PER_CLASS.min(5 * target_per_class) };
+        let target = Counts { train: target_per_class, test: TARGET_TEST_PER_CLASS.min(10 * target_per_class) };
         let sets = [("source", Subject::Source, source), ("target", Subject::Target, target)];
         let pictures = |(_, subject, counts): &(&str, Subject, Counts)| {
             subject.class_names().len() as u64 * (counts.train + counts.test)
@@ -155,7 +161,15 @@ impl Demo<'_> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(Error::interrupted(format!("stopped; {} can be removed", self.folder.display())));
         }
-        Ok((source?, target?))
+        let (source, target) = (source?, target?);
+        for (folder, name) in [(&source, "source.png"), (&target, "target.png")] {
+            let sheet =
+                ContactSheet::new(&tiles_of_classes(&ImageFolder::open(folder.join("train"))?, 8, PICTURE_SIZE))?;
+            let path = self.folder.join(name);
+            report::write(&path, &sheet.png()?)?;
+            self.global.note(&format!("what they look like: {}", path.display()));
+        }
+        Ok((source, target))
     }
 
     fn pretrain(&self, source: &Path) -> Result<Trained> {
@@ -182,6 +196,66 @@ impl Demo<'_> {
         let epochs = self.arguments.epochs.to_string();
         let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "16", "--lr", "2e-3"];
         self.train(title, target, "from-scratch", &[&recipe[..], &["--epochs", &epochs]].concat())
+    }
+
+    /// Writes the page of all three runs; returns where it is.
+    fn compare(
+        &self,
+        source: &Path,
+        target: &Path,
+        pretrained: &Trained,
+        fine_tuned: &Trained,
+        from_scratch: &Trained,
+    ) -> Result<PathBuf> {
+        let mut records = Vec::new();
+        for (name, trained) in [("fine-tuned", fine_tuned), ("from scratch", from_scratch)] {
+            let mut record = RunRecord::open(&trained.folder)?;
+            record.name = name.into();
+            report::look(self.global, &mut record, None, &self.device);
+            records.push(record);
+        }
+        let [source, target] = [source, target].map(|folder| ImageFolder::open(folder.join("train")));
+        let (source, target) = (source?, target?);
+        let pictures = |folder: &ImageFolder| tiles_of_classes(folder, 8, PICTURE_SIZE);
+        let [accuracy, pretrained_accuracy] = [fine_tuned, pretrained].map(|trained| trained.summary.test_acc);
+        let introduction = Introduction {
+            title: "What fine-tuning does".into(),
+            lead: format!(
+                "Two networks of the same shape learnt to tell hot dogs from what looks like them, from the same {} pictures in as many \
+                 steps. One began with random weights. The other had first learnt to tell {} other things apart, none of them a hot \
+                 dog: it recognises {:.1} % of the test pictures, the first one {:.1} %.",
+                target.len(),
+                source.classes.len(),
+                100.0 * accuracy,
+                100.0 * from_scratch.summary.test_acc
+            ),
+            sections: vec![
+                Section {
+                    heading: "The question: hot dog, or not?".into(),
+                    text: format!(
+                        "{} drawn pictures to learn from. What is no hot dog shares its parts, shapes and colours: sausages, bread rolls, \
+                         sausages beside bread rolls, eclairs, carrots, pencils.",
+                        target.len()
+                    ),
+                    pictures: pictures(&target),
+                },
+                Section {
+                    heading: "What one of the networks had seen before".into(),
+                    text: format!(
+                        "{} drawn pictures of {} kinds of things. After this pretraining it recognised {:.1} % of new ones. Then its last \
+                         layer was replaced by a new one, which learnt at ten times the rate of the rest.",
+                        source.len(),
+                        source.classes.len(),
+                        100.0 * pretrained_accuracy
+                    ),
+                    pictures: pictures(&source),
+                },
+            ],
+        };
+        let page = self.folder.join("report.html");
+        let records: Vec<&RunRecord> = records.iter().collect();
+        report::write(&page, comparison_page(&introduction, &records)?.as_bytes())?;
+        Ok(page)
     }
 
     /// Runs a training as if its command had been typed.

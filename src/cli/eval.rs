@@ -12,7 +12,8 @@ use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
 use crate::device::threads;
 use crate::error::{Error, Result};
-use crate::train::{Prediction, evaluate, load_model};
+use crate::report::{ClassResult, Confusion};
+use crate::train::{evaluate, load_model};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,18 +41,6 @@ pub struct EvalArguments {
     /// A picture that cannot be read is an error
     #[arg(long)]
     strict: bool,
-}
-
-#[derive(Serialize)]
-struct ClassResult {
-    class: String,
-    images: usize,
-    /// Of this class's pictures, the share that was recognised.
-    recall: f64,
-    /// Of the pictures taken for this class, the share that is.
-    precision: f64,
-    /// Harmonic mean of the two.
-    f1: f64,
 }
 
 #[derive(Serialize)]
@@ -101,14 +90,14 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     if skipped > 0 {
         warn_of_left_out(skipped);
     }
-    let confusion = confusion(&predictions, model.classes.len());
+    let confusion = Confusion::new(&predictions, model.classes.len());
     let result = EvalResult {
         images: totals.images,
         skipped,
         accuracy: totals.accuracy(),
         loss: totals.mean_loss(),
-        classes: class_results(&model.classes, &confusion),
-        confusion,
+        classes: confusion.classes(&model.classes),
+        confusion: confusion.rows().to_vec(),
     };
     if global.json {
         print_json(&result)?
@@ -122,27 +111,6 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
 fn pictures(data: &Path) -> PathBuf {
     let split = ["test", "val"].map(|name| data.join(name)).into_iter().find(|path| path.is_dir());
     split.unwrap_or_else(|| data.to_path_buf())
-}
-
-fn confusion(predictions: &[Prediction], classes: usize) -> Vec<Vec<usize>> {
-    let mut confusion = vec![vec![0; classes]; classes];
-    for prediction in predictions {
-        confusion[prediction.target][prediction.class()] += 1;
-    }
-    confusion
-}
-
-fn class_results(names: &[String], confusion: &[Vec<usize>]) -> Vec<ClassResult> {
-    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    let results = names.iter().enumerate().map(|(class, name)| {
-        let images = confusion[class].iter().sum();
-        let taken_for = confusion.iter().map(|row| row[class]).sum();
-        let (recall, precision) = (share(confusion[class][class], images), share(confusion[class][class], taken_for));
-        let sum = recall + precision;
-        let f1 = if sum == 0.0 { 0.0 } else { 2.0 * recall * precision / sum };
-        ClassResult { class: name.clone(), images, recall, precision, f1 }
-    });
-    results.collect()
 }
 
 /// More classes than this make a confusion matrix that no terminal can show.

@@ -11,6 +11,8 @@ mod inspect;
 mod man;
 mod predict;
 mod progress;
+mod report;
+mod show;
 mod train;
 mod training_display;
 
@@ -54,6 +56,8 @@ enum Command {
     Train(Box<train::TrainArguments>),
     Eval(eval::EvalArguments),
     Predict(predict::PredictArguments),
+    Show(show::ShowArguments),
+    Report(report::ReportArguments),
     Inspect(inspect::InspectArguments),
     Gradcheck(gradcheck::GradcheckArguments),
     Bench(bench::BenchArguments),
@@ -245,6 +249,8 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),
+        Command::Show(arguments) => show::run(&global, &arguments),
+        Command::Report(arguments) => report::run(&global, &arguments),
         Command::Inspect(arguments) => inspect::run(&global, &arguments),
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
         Command::Bench(arguments) => bench::run(&global, &arguments),

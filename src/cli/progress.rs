@@ -43,6 +43,11 @@ impl Progress {
         self.bar.set_message(text);
     }
 
+    /// How many steps there are, where that is known only later.
+    pub fn length(&self, steps: u64) {
+        self.bar.set_length(steps);
+    }
+
     /// Steps that are done.
     pub fn position(&self, done: u64) {
         self.bar.set_position(done);

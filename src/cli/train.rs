@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::report;
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
 use crate::data::open_dataset;
@@ -64,6 +65,10 @@ pub struct TrainArguments {
     /// (90s, 10m, 2h)
     #[arg(long, value_name = "WHEN", default_value = "10m", value_parser = checkpoint_every, help_heading = "The run")]
     checkpoint_every: CheckpointEvery,
+
+    /// Write no report.html and no curves at the end
+    #[arg(long, help_heading = "The run")]
+    no_report: bool,
 
     /// How many checkpoints stay in the run's folder: the newest, and older ones as checkpoint-EPOCH-BATCH.safetensors
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "The run")]
@@ -300,6 +305,7 @@ pub fn train(
     if arguments.resume && !resumes {
         global.note("there is nothing to resume yet: the run begins");
     }
+    let shared = device.clone();
     let mut run = if resumes {
         resume(global, device, arguments, interrupted)?
     } else {
@@ -346,6 +352,9 @@ pub fn train(
         best.epoch,
         folder.model().display()
     ));
+    if !arguments.no_report {
+        report::after_training(global, &folder, &shared);
+    }
     Ok(Trained { folder, summary, device, skipped })
 }
 

@@ -121,6 +121,16 @@ impl Executor {
         &self.values[value.0]
     }
 
+    /// The buffer of a value's gradient, where the plan computes one. It holds it from the backward step of the value's
+    /// first reader on, and no longer than to the step of the node that wrote the value.
+    pub fn gradient(&self, value: Value) -> Option<&Tensor> {
+        self.graph.nodes().iter().zip(&self.nodes).find_map(|(node, bound)| {
+            let backward = bound.backward.as_ref()?;
+            let position = node.inputs.iter().position(|&input| input == value)?;
+            backward.input_gradients[position].as_ref().map(|gradient| &gradient.tensor)
+        })
+    }
+
     /// Computes all outputs from the inputs.
     pub fn forward(&self, device: &dyn Device) -> Result<()> {
         (0..self.nodes.len()).try_for_each(|node| self.forward_node(device, node))

@@ -93,7 +93,13 @@ impl Plan {
     /// Plans forward and backward passes. A gradient is computed only where a trainable parameter lies behind it, and a
     /// value is kept only where such a gradient reads it.
     pub fn training(graph: &Graph, device: &dyn Device, is_trainable: impl Fn(ParameterId) -> bool) -> Self {
-        Self::new(graph, device, wanted_gradients(graph, is_trainable))
+        Self::new(graph, device, wanted_gradients(graph, is_trainable, None))
+    }
+
+    /// Plans forward passes, and of the backward pass what leads from the loss to one value: its gradient, and no
+    /// parameter's.
+    pub fn gradient_of(graph: &Graph, device: &dyn Device, value: Value) -> Self {
+        Self::new(graph, device, wanted_gradients(graph, |_| false, Some(value)))
     }
 
     fn new(graph: &Graph, device: &dyn Device, mut wanted: Vec<Option<Wanted>>) -> Self {
@@ -203,8 +209,13 @@ impl Plan {
     }
 }
 
-/// For each node what its backward pass has to produce; none where it has nothing to do.
-fn wanted_gradients(graph: &Graph, is_trainable: impl Fn(ParameterId) -> bool) -> Vec<Option<Wanted>> {
+/// For each node what its backward pass has to produce; none where it has nothing to do. `watched` is a value whose gradient
+/// is wanted for itself.
+fn wanted_gradients(
+    graph: &Graph,
+    is_trainable: impl Fn(ParameterId) -> bool,
+    watched: Option<Value>,
+) -> Vec<Option<Wanted>> {
     let mut carries_gradient = vec![false; graph.values.len()];
     let mut wanted: Vec<Option<Wanted>> = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
@@ -213,7 +224,7 @@ fn wanted_gradients(graph: &Graph, is_trainable: impl Fn(ParameterId) -> bool) -
             inputs.map(|(index, value)| carries_gradient[value.0] && node.operation.is_differentiable(index)).collect();
         let parameters: Vec<bool> = node.parameters.iter().map(|&id| is_trainable(id)).collect();
         let any = inputs.iter().chain(&parameters).any(|&wanted| wanted);
-        carries_gradient[node.outputs[0].0] = any;
+        carries_gradient[node.outputs[0].0] = any || watched == Some(node.outputs[0]);
         wanted.push(any.then_some(Wanted { inputs, parameters }));
     }
     // Only what a loss depends on has a gradient at all.

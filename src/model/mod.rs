@@ -4,5 +4,5 @@ pub mod init;
 mod network;
 mod resnet;
 
-pub use network::{BatchResult, HEAD, Network, Trainable, is_head};
+pub use network::{BatchResult, HEAD, LogitGradients, Network, Trainable, is_head};
 pub use resnet::{Architecture, BatchShape, Freezing, NetworkGraph, Phase, ResNet};

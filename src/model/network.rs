@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, ParameterSpecification, Parameters, Plan, Value};
 use crate::ops::LossReduction;
 use crate::optim::{GradientClipping, GroupSettings, sgd_step};
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// The name of the head: torchvision's last layer.
 pub const HEAD: &str = "fc";
@@ -35,6 +35,21 @@ pub struct BatchResult {
     pub correct: usize,
     /// How long the gradients were before they were clipped, where they are.
     pub gradient_norm: Option<f32>,
+}
+
+/// How logits depend on a module's output.
+#[derive(Debug, Clone)]
+pub struct LogitGradients {
+    /// Of the module's output: `[N, H, W, C]`.
+    pub shape: Shape,
+    /// That output.
+    pub activation: Vec<f32>,
+    /// Gradient of each picture's chosen logit with respect to it.
+    pub gradient: Vec<f32>,
+    /// `[N, classes]`
+    pub logits: Vec<f32>,
+    /// The class that was chosen for each picture.
+    pub chosen: Vec<usize>,
 }
 
 struct Prepared {
@@ -366,6 +381,43 @@ impl Network {
         prepared.executor.forward(self.device.as_ref())?;
         let logits = read_f32(self.device.as_ref(), prepared.executor.value(prepared.logits))?;
         Ok((self.result(prepared)?, logits))
+    }
+
+    /// Evaluates pictures, `[N, H, W, 3]`, and asks of each how one class's logit depends on the output of a module: the graph's
+    /// own backward pass, begun at that logit, in evaluation statistics. `choose` picks the class from a picture's logits.
+    pub fn logit_gradients(
+        &self,
+        shape: BatchShape,
+        images: &[f32],
+        module: &str,
+        choose: impl Fn(&[f32]) -> usize,
+    ) -> Result<LogitGradients> {
+        let device = self.device.as_ref();
+        let phase = Phase::Training(Freezing { modules: self.resnet.modules(), batch_norm: true });
+        let network = self.resnet.graph(device, shape, &phase, LossReduction::Sum, &[module.to_string()])?;
+        let watched = network.graph.find(module).ok_or_else(|| Error::new(format!("there is no module {module}")))?;
+        let plan = Plan::gradient_of(&network.graph, device, watched);
+        let arena = Arena::new(device, plan.arena_bytes())?;
+        let executor = Executor::new(network.graph, plan, &self.parameters, &arena)?;
+        write_f32(device, images, executor.value(network.input))?;
+        write_i32(device, &vec![0; shape.batch], executor.value(network.targets))?;
+        executor.forward(device)?;
+        let classes = self.resnet.classes;
+        let logits = read_f32(device, executor.value(network.logits))?;
+        let chosen: Vec<usize> = logits.chunks_exact(classes).map(choose).collect();
+        let activation = read_f32(device, executor.value(watched))?;
+
+        let no_gradient = || Error::new(format!("{module} comes after the logits"));
+        let begin = executor.gradient(network.logits).ok_or_else(no_gradient)?;
+        let mut one_hot = vec![0.0; logits.len()];
+        chosen.iter().enumerate().for_each(|(picture, &class)| one_hot[picture * classes + class] = 1.0);
+        write_f32(device, &one_hot, begin)?;
+        // All but the loss, whose gradient the one that was just written replaces.
+        for node in (0..executor.graph().nodes().len() - 1).rev() {
+            executor.backward_node(device, node)?;
+        }
+        let gradient = read_f32(device, executor.gradient(watched).ok_or_else(no_gradient)?)?;
+        Ok(LogitGradients { shape: executor.value(watched).shape(), activation, gradient, logits, chosen })
     }
 
     /// The logits that the last [`Network::gradients`] of this batch shape left, `[N, classes]`.

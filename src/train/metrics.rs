@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::SkippedSample;
 use crate::error::{Context, Result};
 use crate::file::write_atomically;
 
@@ -69,6 +70,19 @@ pub enum Metric {
         /// Seconds of training, without testing and saving.
         seconds: f64,
     },
+    /// A picture that could not be read and was left out, once.
+    Skipped {
+        /// The file; what is not Unicode in its name is replaced.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl From<&SkippedSample> for Metric {
+    fn from(sample: &SkippedSample) -> Self {
+        Self::Skipped { path: sample.path.to_string_lossy().into_owned(), reason: sample.reason.clone() }
+    }
 }
 
 /// `metrics.jsonl`, open for appending.

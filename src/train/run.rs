@@ -299,7 +299,10 @@ impl Run<'_> {
             let mut batch = 0;
             let tested = evaluate(&mut self.network, &mut test_batches, self.recipe.image_size, |tested| {
                 if self.position.epoch == 0 {
-                    tested.skipped.iter().for_each(|sample| observe(Event::Skipped(sample)));
+                    for sample in &tested.skipped {
+                        metrics.append(&sample.into())?;
+                        observe(Event::Skipped(sample));
+                    }
                 }
                 batch += 1;
                 observe(Event::Tested { batch, batches });
@@ -375,6 +378,7 @@ impl Run<'_> {
             clock.waiting += started.elapsed();
             for sample in &batch.skipped {
                 if !std::mem::replace(&mut reported[sample.index], true) {
+                    metrics.append(&sample.into())?;
                     observe(Event::Skipped(sample));
                 }
             }

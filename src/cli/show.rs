@@ -1,0 +1,94 @@
+//! `retune show`
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::report::write;
+use super::{GlobalArguments, print_bytes, print_json, print_result};
+use crate::data::{ImageFolder, open_dataset};
+use crate::error::{Error, Result};
+use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
+
+const EXAMPLES: &str = "\
+Examples:
+  retune show photos -o sheet.png
+What a network sees of them in the first epoch:
+  retune show photos --augmented -o seen.png";
+
+/// Look at the data: a contact sheet of every class
+///
+/// Of two classes the first pictures of one and the last of the other; of more classes the first of each. In a terminal the sheet
+/// is also shown.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ShowArguments {
+    /// Folder of pictures: one folder per class, or `train/` and `test/` that hold them
+    data: PathBuf,
+
+    /// Where to write the sheet, a PNG file [default: only in the terminal]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Pictures of each class
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    per_class: u64,
+
+    /// Rows and columns of each
+    #[arg(long, value_name = "PIXELS", default_value_t = 160, value_parser = clap::value_parser!(u32).range(8..=1024))]
+    image_size: u32,
+
+    /// As the network sees them in training: cropped at random, scaled, perhaps mirrored
+    #[arg(long)]
+    augmented: bool,
+
+    /// With --augmented: the seed of the run
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "augmented")]
+    seed: u64,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCode> {
+    let shows = std::io::stdout().is_terminal() && !global.json && !global.quiet;
+    if arguments.output.is_none() && !shows {
+        return Err(Error::usage("standard output is no terminal, and no file is named").hint("add -o sheet.png"));
+    }
+    let folder = open(&arguments.data)?;
+    let count = arguments.per_class as usize;
+    let rows: Vec<Vec<Tile>> = match arguments.augmented {
+        true => augmented_tiles(&folder, count, arguments.image_size, arguments.seed),
+        false => tiles_of_classes(&folder, count, arguments.image_size),
+    };
+    if rows.iter().all(Vec::is_empty) {
+        return Err(Error::new(format!("{}: not one of the pictures could be read", arguments.data.display())));
+    }
+    let sheet = ContactSheet::new(&rows)?;
+    if shows {
+        print_bytes(&preview(&sheet, console::Term::stdout().size().1.into()))?;
+    }
+    if let Some(path) = &arguments.output {
+        write(path, &sheet.png()?)?;
+        let pictures: usize = rows.iter().map(Vec::len).sum();
+        if global.json {
+            print_json(&serde_json::json!({
+                "sheet": path.to_string_lossy(),
+                "pictures": pictures,
+                "width": sheet.width,
+                "height": sheet.height,
+            }))?;
+        } else {
+            print_result(&format!("{}: {pictures} pictures of {} classes", path.display(), folder.classes.len()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The training pictures, or all of them where there are no splits.
+fn open(data: &std::path::Path) -> Result<ImageFolder> {
+    match open_dataset(data, None, 0) {
+        Ok(splits) => Ok(splits.train),
+        Err(_) if data.join("train").is_dir() => {
+            ImageFolder::open(data.join("train")).or_else(|_| ImageFolder::open(data))
+        }
+        Err(_) => ImageFolder::open(data),
+    }
+}

@@ -1,0 +1,171 @@
+//! Pictures side by side, with what they are.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
+use image::{ExtendedColorType, ImageEncoder};
+
+use super::raster;
+use crate::data::{Augmentation, Decoder, ImageFolder, RgbImage, Transformer};
+use crate::error::{Context, Result};
+
+const JPEG_QUALITY: u8 = 82;
+
+/// A square picture and its label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tile {
+    /// What stands below it.
+    pub label: String,
+    /// Rows and columns.
+    pub size: u32,
+    /// RGB, `[size, size, 3]`.
+    pub pixels: Vec<u8>,
+}
+
+impl Tile {
+    /// As a JPEG that stands in the page itself.
+    pub fn data_uri(&self) -> Result<String> {
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+            .write_image(&self.pixels, self.size, self.size, ExtendedColorType::Rgb8)
+            .context(|| "cannot write a picture as JPEG")?;
+        Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
+    }
+}
+
+/// The middle of a picture, scaled.
+pub fn tile(path: &Path, label: &str, size: u32) -> Result<Tile> {
+    let mut image = RgbImage::default();
+    Decoder::default().decode_file(path, &mut image)?;
+    let mut pixels = vec![0; (size * size * 3) as usize];
+    Transformer::default().resize_shorter_side_and_center_crop(&image, size, size, &mut pixels)?;
+    Ok(Tile { label: label.into(), size, pixels })
+}
+
+/// The lesson's look at the data, as indices of samples: the first `count` of the first class, then the last `count` of the
+/// last.
+pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
+    let of = |class: usize| {
+        let indices = folder.samples.iter().enumerate().filter(move |(_, sample)| sample.class == class);
+        indices.map(|(index, _)| index).collect::<Vec<usize>>()
+    };
+    let (first, last) = (of(0), of(folder.classes.len().saturating_sub(1)));
+    [first[..first.len().min(count)].to_vec(), last[last.len() - last.len().min(count)..].to_vec()]
+}
+
+/// Rows of a contact sheet: of two classes the first of one and the last of the other, as the lesson looks at its data;
+/// of more classes the first of each. Pictures that cannot be read are left out.
+pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Vec<Tile>> {
+    let rows: Vec<Vec<usize>> = if folder.classes.len() <= 2 {
+        first_and_last(folder, count).to_vec()
+    } else {
+        let mut rows = vec![Vec::new(); folder.classes.len()];
+        for (index, sample) in folder.samples.iter().enumerate() {
+            if rows[sample.class].len() < count {
+                rows[sample.class].push(index);
+            }
+        }
+        rows
+    };
+    let tile_of = |index: &usize| {
+        let sample = &folder.samples[*index];
+        tile(&sample.path, &folder.classes[sample.class], size).ok()
+    };
+    rows.iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
+}
+
+/// The same pictures as a network meets them in the first epoch of a run with this seed: cropped, scaled, perhaps flipped.
+pub fn augmented_tiles(folder: &ImageFolder, count: usize, size: u32, seed: u64) -> Vec<Vec<Tile>> {
+    let (mut decoder, mut transformer) = (Decoder::default(), Transformer::default());
+    let mut tile_of = |index: &usize| {
+        let sample = &folder.samples[*index];
+        let mut image = RgbImage::default();
+        decoder.decode_file(&sample.path, &mut image).ok()?;
+        let augmentation = Augmentation::sample(seed, 0, *index, image.width, image.height);
+        let mut pixels = vec![0; (size * size * 3) as usize];
+        transformer.augment(&image, &augmentation, size, &mut pixels).ok()?;
+        Some(Tile { label: folder.classes[sample.class].clone(), size, pixels })
+    };
+    first_and_last(folder, count).iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()
+}
+
+/// Rows of tiles, put together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContactSheet {
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// RGB, `[height, width, 3]`.
+    pub pixels: Vec<u8>,
+}
+
+const GAP: u32 = 8;
+const LABEL_HEIGHT: u32 = 20;
+const FONT_SIZE: u32 = 13;
+/// A letter takes about half of the font's size.
+const LETTER_WIDTH: f32 = 0.55;
+
+impl ContactSheet {
+    /// Puts tiles of one size on white, each above its label.
+    pub fn new(rows: &[Vec<Tile>]) -> Result<Self> {
+        let size = rows.iter().flatten().map(|tile| tile.size).max().unwrap_or(0);
+        let columns = rows.iter().map(Vec::len).max().unwrap_or(0) as u32;
+        let width = (columns * (size + GAP) + GAP).max(1);
+        let height = (rows.len() as u32 * (size + LABEL_HEIGHT + GAP) + GAP).max(1);
+        let mut labels = format!(
+            r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="{}" font-size="{FONT_SIZE}">"#,
+            raster::FONT_FAMILY
+        );
+        let mut pixels = vec![255; (width * height * 3) as usize];
+        for (row, tiles) in rows.iter().enumerate() {
+            for (column, tile) in tiles.iter().enumerate() {
+                let left = GAP + column as u32 * (size + GAP);
+                let top = GAP + row as u32 * (size + LABEL_HEIGHT + GAP);
+                for (line, source) in tile.pixels.chunks_exact((tile.size * 3) as usize).enumerate() {
+                    let start = (((top + line as u32) * width + left) * 3) as usize;
+                    pixels[start..start + source.len()].copy_from_slice(source);
+                }
+                let letters = (size as f32 / (LETTER_WIDTH * FONT_SIZE as f32)) as usize;
+                let _ = write!(
+                    labels,
+                    r#"<text x="{}" y="{}" text-anchor="middle">{}</text>"#,
+                    left + size / 2,
+                    top + size + LABEL_HEIGHT - 5,
+                    raster::escape(&shortened(&tile.label, letters))
+                );
+            }
+        }
+        labels.push_str("</svg>");
+        let (ink, _) = raster::rgba(&labels)?;
+        for (pixel, ink) in pixels.chunks_exact_mut(3).zip(ink.chunks_exact(4)) {
+            for (channel, &ink_channel) in pixel.iter_mut().zip(ink) {
+                // Premultiplied alpha: paper shows through where there is no ink.
+                let paper = u32::from(*channel) * u32::from(255 - ink[3]) / 255;
+                *channel = (paper + u32::from(ink_channel)).min(255) as u8;
+            }
+        }
+        Ok(Self { width, height, pixels })
+    }
+
+    /// As PNG.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8)
+            .context(|| "cannot write a contact sheet as PNG")?;
+        Ok(bytes)
+    }
+}
+
+/// At most so many letters, the last an ellipsis where some are missing.
+pub(super) fn shortened(text: &str, letters: usize) -> String {
+    if text.chars().count() <= letters {
+        return text.into();
+    }
+    text.chars().take(letters.saturating_sub(1)).chain(['…']).collect()
+}
