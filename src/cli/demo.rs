@@ -17,7 +17,7 @@ use crate::data::ImageFolder;
 use crate::device::Device;
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Context, Error, Result};
-use crate::report::{ContactSheet, Introduction, RunRecord, Section, comparison_page, tiles_of_classes};
+use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, tiles_of_classes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -216,7 +216,7 @@ impl Demo<'_> {
         }
         let [source, target] = [source, target].map(|folder| ImageFolder::open(folder.join("train")));
         let (source, target) = (source?, target?);
-        let pictures = |folder: &ImageFolder| tiles_of_classes(folder, 8, PICTURE_SIZE);
+        let pairs = |rows: Vec<Vec<Tile>>| rows.chunks(2).map(<[_]>::concat).collect::<Vec<Vec<Tile>>>();
         let [accuracy, pretrained_accuracy] = [fine_tuned, pretrained].map(|trained| trained.summary.test_acc);
         let introduction = Introduction {
             title: "What fine-tuning does".into(),
@@ -237,7 +237,7 @@ impl Demo<'_> {
                          sausages beside bread rolls, eclairs, carrots, pencils.",
                         target.len()
                     ),
-                    pictures: pictures(&target),
+                    pictures: tiles_of_classes(&target, 8, PICTURE_SIZE),
                 },
                 Section {
                     heading: "What one of the networks had seen before".into(),
@@ -248,7 +248,7 @@ impl Demo<'_> {
                         source.classes.len(),
                         100.0 * pretrained_accuracy
                     ),
-                    pictures: pictures(&source),
+                    pictures: pairs(tiles_of_classes(&source, 4, PICTURE_SIZE)),
                 },
             ],
         };

@@ -59,11 +59,21 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
             Metric::Skipped { .. } => {}
         }
     }
-    let name = |what: &str| if several { format!("{} {what}", shortened(&run.name, 12)) } else { what.into() };
     let colour = |role: usize| (if several { index } else { role }) % COLOURS;
     let lines = [
-        Line { label: name("train"), colour: colour(1), dashed: true, points: train },
-        Line { label: name("test"), colour: colour(0), dashed: false, points: test },
+        // Of several runs only one line each has a name.
+        Line {
+            label: if several { String::new() } else { "train".into() },
+            colour: colour(1),
+            dashed: true,
+            points: train,
+        },
+        Line {
+            label: if several { shortened(&run.name, 12) } else { "test".into() },
+            colour: colour(0),
+            dashed: false,
+            points: test,
+        },
     ];
     let is_number = |point: &(f64, f64)| point.0.is_finite() && point.1.is_finite();
     let lines = lines.into_iter().map(|mut line| {
@@ -133,8 +143,8 @@ fn plot(quantity: Quantity, lines: &[Line]) -> String {
         }
     }
     // Each line's name stands at its end, with its last value; names that would overlap are pushed apart.
-    let mut labels: Vec<(f64, &Line)> =
-        lines.iter().map(|line| (y(line.points[line.points.len() - 1].1), line)).collect();
+    let named = lines.iter().filter(|line| !line.label.is_empty());
+    let mut labels: Vec<(f64, &Line)> = named.map(|line| (y(line.points[line.points.len() - 1].1), line)).collect();
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut lowest = TOP - LABEL_GAP;
     for (at, _) in &mut labels {

@@ -8,14 +8,14 @@ use super::record::{Looked, RunRecord, TestRecord};
 use crate::error::Result;
 use crate::train::{Metric, Recipe};
 
-/// What stands before the results of a page that compares runs.
+/// What a page that compares runs says besides its results.
 #[derive(Debug, Clone, Default)]
 pub struct Introduction {
     /// The page's heading.
     pub title: String,
     /// A paragraph below it.
     pub lead: String,
-    /// What comes between that and the results.
+    /// What comes after the results.
     pub sections: Vec<Section>,
 }
 
@@ -74,10 +74,10 @@ pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Resu
             h1 { (introduction.title) }
             @if !introduction.lead.is_empty() { p.lead { (introduction.lead) } }
         }
-        @for section in &introduction.sections { (section_of(section)?) }
         (comparison(runs))
         (curves(runs))
         (differences(runs))
+        @for section in &introduction.sections { (section_of(section)?) }
         @for run in runs {
             @if runs.len() <= 4 {
                 @if let Ok(test) = &run.test {
@@ -441,7 +441,7 @@ fn pictures(run: &RunRecord) -> Result<Markup> {
             }
             (augmented)
             @if !skipped.is_empty() {
-                h3 { (counted(skipped.len(), "picture", "pictures")) " could not be read and were left out" }
+                h3 { (counted(skipped.len(), "picture", "pictures")) " left out, because unreadable" }
                 ul { @for (path, reason) in &skipped { li { code { (path) } ": " (reason) } } }
             }
             p.note { "Pictures are read as torchvision reads them: a camera's note about rotation (EXIF) is not followed." }

@@ -1,0 +1,337 @@
+//! The page of a run, its curves, comparisons and contact sheets: what they say, and that nothing hostile gets through.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use image::{Rgb, RgbImage};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SMALL: &str = "--from-scratch --width 4 --image-size 33 --batch-size 8 --device cpu";
+
+struct Workplace {
+    folder: TempDir,
+}
+
+struct Outcome {
+    status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Workplace {
+    fn empty() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With `data/train` and `data/test` of these classes.
+    fn new(classes: &[&str]) -> Self {
+        let place = Self::empty();
+        for (index, class) in classes.iter().enumerate() {
+            for (split, pictures) in [("train", 10), ("test", 4)] {
+                place.draw(&format!("data/{split}/{class}"), index as u32, pictures);
+            }
+        }
+        place
+    }
+
+    fn draw(&self, folder: &str, kind: u32, pictures: u32) {
+        fs::create_dir_all(self.path(folder)).unwrap();
+        let mut state = u64::from(kind) + 77;
+        for number in 0..pictures {
+            let picture = RgbImage::from_fn(40, 36, |x, _| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let noise = (state >> 58) as u8;
+                Rgb([(kind * 53 % 200) as u8 + noise, (x * kind % 150) as u8 + noise, 90 + noise])
+            });
+            picture.save(self.path(&format!("{folder}/{number:02}.png"))).unwrap();
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"))
+    }
+
+    fn run(&self, words: &[&str]) -> Outcome {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(words).current_dir(self.folder.path()).env("CUDA_VISIBLE_DEVICES", "");
+        let output = command.timeout(Duration::from_secs(120)).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        assert!(!stderr.contains("panicked"), "{words:?}: {stderr}");
+        assert!(
+            !stdout.contains('\u{1b}') && !stderr.contains('\u{1b}'),
+            "{words:?}: escapes though this is no terminal"
+        );
+        Outcome { status: output.status.code().unwrap_or(-1), stdout, stderr }
+    }
+
+    fn succeed(&self, line: &str) -> Outcome {
+        let outcome = self.run(&line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!(outcome.status, 0, "retune {line}: {}", outcome.stderr);
+        outcome
+    }
+
+    fn last_epoch(&self, run: &str) -> Value {
+        let metrics = self.read(&format!("{run}/metrics.jsonl"));
+        metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .rfind(|line| line["kind"] == "epoch")
+            .unwrap()
+    }
+}
+
+/// Elements with their attributes, in order; checks that they are properly nested and that nothing is loaded or run.
+fn elements(page: &str) -> Vec<(String, String)> {
+    const VOID: [&str; 4] = ["meta", "img", "br", "!DOCTYPE"];
+    let (mut open, mut found) = (Vec::new(), Vec::new());
+    let mut rest = page;
+    while let Some(start) = rest.find('<') {
+        assert!(!rest[..start].contains('>') || open.last().is_some_and(|name| name == "style"), "a stray >");
+        rest = &rest[start + 1..];
+        let mut quoted = false;
+        let end = rest.find(|c| {
+            quoted ^= c == '"';
+            c == '>' && !quoted
+        });
+        let (tag, after) = rest.split_at(end.expect("every tag ends"));
+        rest = &after[1..];
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop().as_deref(), Some(name), "nesting");
+            continue;
+        }
+        let (name, attributes) = tag.split_once(char::is_whitespace).unwrap_or((tag, ""));
+        let name = name.trim_end_matches('/').to_string();
+        found.push((name.clone(), attributes.to_string()));
+        if !VOID.contains(&name.as_str()) && !tag.ends_with('/') {
+            open.push(name);
+        }
+    }
+    assert_eq!(open, Vec::<String>::new(), "everything is closed");
+    for (name, attributes) in &found {
+        assert!(!["script", "iframe", "object", "embed", "link", "base", "form"].contains(&name.as_str()), "{name}");
+        assert!(!attributes.contains("javascript:"), "{attributes}");
+        let lower = attributes.to_lowercase();
+        assert!(!lower.split_whitespace().any(|word| word.starts_with("on") && word.contains('=')), "{attributes}");
+        for source in ["src=\"", "href=\""] {
+            if let Some((_, value)) = attributes.split_once(source) {
+                assert!(value.starts_with("data:image/"), "{name} loads {}", &value[..value.len().min(60)]);
+            }
+        }
+    }
+    found
+}
+
+fn count(page: &str, element: &str) -> usize {
+    elements(page).iter().filter(|(name, _)| name == element).count()
+}
+
+#[test]
+fn the_page_says_what_was_measured() {
+    let place = Workplace::new(&["blue", "red"]);
+    let outcome = place.succeed(&format!("train data {SMALL} --epochs 3 --seed 2 --out run"));
+    assert!(outcome.stderr.contains("what it looks like: run/report.html"), "{}", outcome.stderr);
+    let (page, last) = (place.read("run/report.html"), place.last_epoch("run"));
+    let figure = |name: &str| last[name].as_f64().unwrap();
+    for text in [
+        format!("{:.1} %", 100.0 * figure("test_acc")),
+        format!("train acc {:.3}, test acc {:.3}; ", figure("train_acc"), figure("test_acc")),
+        "saw 20 pictures".into(),
+        "asked about 8 pictures".into(),
+        "5e-4".into(),
+        "retune predict run/model.safetensors".into(),
+    ] {
+        assert!(page.contains(&text), "{text} is missing");
+    }
+    // The sums of the confusion matrix are the numbers of test pictures, and its diagonal gives the best accuracy.
+    let evaluated: Value =
+        serde_json::from_str(&place.succeed("eval run/model.safetensors data --json").stdout).unwrap();
+    let cells: Vec<usize> = page
+        .split("--heat:")
+        .skip(1)
+        .map(|cell| cell.split_once("\">").unwrap().1.split_once('<').unwrap().0.parse().unwrap())
+        .collect();
+    let truth: Vec<usize> = evaluated["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|row| row.as_array().unwrap().clone())
+        .map(|count| count.as_u64().unwrap() as usize)
+        .collect();
+    assert_eq!(cells, truth);
+    assert_eq!(cells.iter().sum::<usize>(), 8);
+    let wrong = cells[1] + cells[2];
+    // 16 of the sheet, 16 augmented, the mistakes, and 8 pairs that show where it looked.
+    assert_eq!(count(&page, "img"), 32 + wrong.min(12) + 16);
+    assert!(page.len() < 2_000_000);
+    assert!(!page.contains("NaN"));
+
+    let svg = place.read("run/curves.svg");
+    elements(&svg);
+    assert!(svg.starts_with("<svg xmlns=") && !svg.contains("NaN"));
+    let dots = svg.matches("<circle").count();
+    assert_eq!(dots, 6, "a test point an epoch in each plot");
+    let png = image::open(place.path("run/curves.png")).unwrap().to_rgb8();
+    assert_eq!((png.width(), png.height()), (1840, 600));
+    let ink = png.pixels().filter(|pixel| pixel.0.iter().any(|&channel| channel < 128)).count();
+    assert!(ink > 3000, "{ink} dark pixels: lines and letters are there");
+}
+
+#[test]
+fn what_was_seen_is_what_training_saw() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed("show data -o plain.png --image-size 32");
+    place.succeed("show data -o seen.png --augmented --seed 5 --image-size 32");
+    place.succeed("show data -o again.png --augmented --seed 5 --image-size 32");
+    place.succeed("show data -o other.png --augmented --seed 6 --image-size 32");
+    let read = |name: &str| fs::read(place.path(name)).unwrap();
+    assert_eq!(read("seen.png"), read("again.png"));
+    assert_ne!(read("seen.png"), read("other.png"));
+    assert_ne!(read("seen.png"), read("plain.png"));
+
+    use retune::data::{Augmentation, ImageFolder, Transformer, decode_file};
+    let folder = ImageFolder::open(place.path("data/train")).unwrap();
+    let image = decode_file(&folder.samples[0].path).unwrap();
+    let mut truth = vec![0; 32 * 32 * 3];
+    let augmentation = Augmentation::sample(5, 0, 0, image.width, image.height);
+    Transformer::default().augment(&image, &augmentation, 32, &mut truth).unwrap();
+    let sheet = image::open(place.path("seen.png")).unwrap().to_rgb8();
+    let tile = image::imageops::crop_imm(&sheet, 8, 8, 32, 32).to_image();
+    assert_eq!(tile.into_raw(), truth);
+}
+
+#[test]
+fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
+    let place = Workplace::new(&["blue", "red"]);
+    let outcome = place.succeed("show data/train -o sheet.png --per-class 3 --image-size 40");
+    assert_eq!(outcome.stdout, "sheet.png: 6 pictures of 2 classes\n");
+    let sheet = image::open(place.path("sheet.png")).unwrap().to_rgb8();
+    assert_eq!((sheet.width(), sheet.height()), (3 * 48 + 8, 2 * 68 + 8));
+    let tile = |row: u32, column: u32| {
+        image::imageops::crop_imm(&sheet, 8 + column * 48, 8 + row * 68, 40, 40).to_image().into_raw()
+    };
+    let picture = |class: &str, number: usize| {
+        let image = retune::data::decode_file(place.path(&format!("data/train/{class}/{number:02}.png"))).unwrap();
+        let mut pixels = vec![0; 40 * 40 * 3];
+        let mut transformer = retune::data::Transformer::default();
+        transformer.resize_shorter_side_and_center_crop(&image, 40, 40, &mut pixels).unwrap();
+        pixels
+    };
+    for column in 0..3 {
+        assert!(tile(0, column) == picture("blue", column as usize));
+        assert!(tile(1, column) == picture("red", 7 + column as usize));
+    }
+    let more = Workplace::new(&["a", "b", "c", "d"]);
+    assert!(more.succeed("show data -o sheet.png").stdout.ends_with("32 pictures of 4 classes\n"));
+
+    let refused = place.run(&["show", "data"]);
+    assert_eq!(refused.status, 2);
+    assert_eq!(refused.stderr, "error: standard output is no terminal, and no file is named\nhint: add -o sheet.png\n");
+    let missing = place.run(&["show", "nothing", "-o", "x.png"]);
+    assert_eq!(missing.status, 1);
+    assert!(!place.path("x.png").exists());
+}
+
+#[test]
+fn hostile_names_stay_text() {
+    let names = ["<script>alert(1)<", "a&b \"quoted\" 'x'", "ünïcödé 漢字", "onerror=alert(1) x="];
+    let place = Workplace::new(&names.map(|name| name));
+    place.draw("data/test/<script>alert(1)<", 9, 6);
+    fs::rename(
+        place.path("data/test/<script>alert(1)</00.png"),
+        place.path("data/test/<script>alert(1)</<img src=x onerror=y>.png"),
+    )
+    .unwrap();
+    fs::write(place.path("data/train/ünïcödé 漢字/broken \"><script>.png"), "no picture").unwrap();
+    place.succeed(&format!("train data {SMALL} --epochs 2 --out run"));
+    place.succeed("report run run -o both.html");
+    for page in [place.read("run/report.html"), place.read("both.html"), place.read("run/curves.svg")] {
+        elements(&page);
+    }
+    let page = place.read("run/report.html");
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;"));
+    assert!(page.contains("ünïcödé 漢字"));
+    assert!(page.contains("1 picture left out, because unreadable"));
+    assert!(page.contains("broken &quot;&gt;&lt;script&gt;.png"), "what was left out is listed");
+}
+
+#[test]
+fn a_page_without_its_pictures_says_so() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run --no-report"));
+    assert!(!place.path("run/report.html").exists() && !place.path("run/curves.svg").exists());
+    fs::rename(place.path("data"), place.path("moved")).unwrap();
+    let outcome = place.succeed("report run");
+    assert!(
+        outcome.stderr.contains("warning: the page goes without the test pictures: there is no folder data"),
+        "{}",
+        outcome.stderr
+    );
+    let page = place.read("run/report.html");
+    assert!(page.contains("They are not shown: there is no folder data"));
+    assert_eq!(count(&page, "img"), 0);
+    place.succeed("report run --data moved -o moved.html");
+    assert!(count(&place.read("moved.html"), "img") > 30);
+    let refused = place.run(&["report", "moved"]);
+    assert_eq!(refused.status, 1);
+    assert!(refused.stderr.contains("moved/config.json: there is no run here"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_run_without_an_epoch_and_many_classes_have_pages() {
+    let names: Vec<String> = (0..30).map(|index| format!("class-{index:02}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let place = Workplace::new(&names);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+    let page = place.read("run/report.html");
+    elements(&page);
+    assert!(page.contains("Most frequent confusions") && page.contains("class-29"));
+    fs::write(
+        place.path("run/metrics.jsonl"),
+        "{\"kind\":\"progress\",\"epoch\":0.2,\"train_loss\":1.5,\"train_acc\":0.25}\n{\"ki",
+    )
+    .unwrap();
+    fs::remove_file(place.path("run/model.safetensors")).unwrap();
+    place.succeed("report run");
+    let page = place.read("run/report.html");
+    elements(&page);
+    assert!(page.contains("This run has not finished an epoch yet"));
+    assert!(!place.read("run/curves.svg").contains("NaN"));
+}
+
+#[test]
+fn several_runs_are_compared() {
+    let place = Workplace::new(&["blue", "red"]);
+    for (run, epochs, rate) in [("one", 1, "1e-3"), ("two", 2, "2e-3"), ("deep/one", 1, "3e-3")] {
+        place.succeed(&format!("train data {SMALL} --epochs {epochs} --lr {rate} --out {run}"));
+    }
+    let outcome = place.succeed("report one two deep/one -o all.html");
+    assert_eq!(outcome.stdout, "all.html\n");
+    let page = place.read("all.html");
+    elements(&page);
+    for text in
+        ["3 runs compared", "deep/one", "1e-3", "2e-3", "3e-3", "The same for all: network ResNet-18 of width 4"]
+    {
+        assert!(page.contains(text), "{text} is missing");
+    }
+    let bars: BTreeMap<String, String> = page
+        .split("class=\"bar\"")
+        .skip(1)
+        .map(|bar| {
+            let between = |from: &str| bar.split_once(from).unwrap().1.split_once('<').unwrap().0.to_string();
+            (between("class=\"name\">"), between("class=\"value\">"))
+        })
+        .collect();
+    for run in ["one", "two", "deep/one"] {
+        let accuracy = place.last_epoch(run)["test_acc"].as_f64().unwrap();
+        let shown = bars.iter().find(|(name, _)| name.ends_with(run)).unwrap().1;
+        assert_eq!(*shown, format!("{:.1} %", 100.0 * accuracy), "{run}: {bars:?}");
+    }
+}
