@@ -8,14 +8,12 @@ pub(super) struct FileKind {
     pub mend: &'static str,
 }
 
-const CONVERT: &str = "save its state dict as safetensors first: \
-    safetensors.torch.save_file(torch.load(FILE, weights_only=True), OUT)";
+const CONVERT: &str = "save it again as it is now: torch.save(torch.load(FILE, weights_only=True), OUT)";
 const DOWNLOAD: &str = "download the file itself, not the page about it";
 
 /// First bytes, and what begins with them.
 const KINDS: &[(&[u8], FileKind)] = &[
-    (b"PK\x03\x04", FileKind { looks_like: "a PyTorch .pth (a zip archive)", mend: CONVERT }),
-    (b"\x80\x02", FileKind { looks_like: "an old PyTorch .pth (a pickle)", mend: CONVERT }),
+    (b"\x80\x02", FileKind { looks_like: "a pickle, but none of torch's files", mend: CONVERT }),
     (
         b"version https://git-lfs",
         FileKind {

@@ -4,9 +4,11 @@
 
 mod file_kind;
 pub mod head;
+mod key_names;
 pub mod layout;
 pub mod matching;
 pub mod network;
+mod pth;
 pub mod reference;
 pub mod save;
 pub mod state_dict;

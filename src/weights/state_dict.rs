@@ -11,6 +11,8 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::file_kind::recognise;
+use super::key_names;
+use super::pth::{self, Place};
 use crate::error::{Context, Error, Result};
 
 const LENGTH_BYTES: usize = size_of::<u64>();
@@ -26,8 +28,9 @@ pub struct TensorEntry {
     pub dtype: Dtype,
     /// The shape, in torch's layout; empty for a single number.
     pub shape: Vec<usize>,
-    /// Where its bytes are, counted from the start of the file.
+    /// Where its bytes are, counted from the start of the file, or of what was gathered.
     range: Range<usize>,
+    is_gathered: bool,
 }
 
 impl TensorEntry {
@@ -42,7 +45,7 @@ impl TensorEntry {
     }
 }
 
-/// A memory-mapped safetensors file with a checked header.
+/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, of which nothing is run.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -50,6 +53,9 @@ pub struct TensorFile {
     entries: Vec<TensorEntry>,
     positions: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
+    /// Tensors whose elements are not in order in the file.
+    gathered: Vec<u8>,
+    origin: Option<String>,
 }
 
 impl TensorFile {
@@ -72,8 +78,44 @@ impl TensorFile {
         // SAFETY: the map is private to this struct and only read. Another program that shortens the file meanwhile
         // could end this one with a signal; this crate itself never changes a file in place, it renames a new one.
         let map = unsafe { Mmap::map(&file) }.context(|| format!("cannot map {}", path.display()))?;
-        let (start, header) = read_header(path, &map)?;
-        Self::from_header(path.to_path_buf(), map, start, &header)
+        let file = if pth::is_pth(&map) {
+            Self::from_pth(path.to_path_buf(), map)?
+        } else {
+            let (start, header) = read_header(path, &map)?;
+            Self::from_header(path.to_path_buf(), map, start, &header)?
+        };
+        Ok(file.with_torchvision_names())
+    }
+
+    fn from_pth(path: PathBuf, map: Mmap) -> Result<Self> {
+        let state = pth::read(&map).map_err(|reason| {
+            Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display()))
+                .hint("save its state dict again: torch.save(model.state_dict(), FILE)")
+        })?;
+        let entries = state.tensors.into_iter().map(|tensor| {
+            let (range, is_gathered) = match tensor.place {
+                Place::File(range) => (range, false),
+                Place::Gathered(range) => (range, true),
+            };
+            TensorEntry { name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, range, is_gathered }
+        });
+        let entries = entries.collect();
+        let (gathered, origin) = (state.gathered, Some(state.origin));
+        Ok(Self { path, map, entries, positions: HashMap::new(), metadata: BTreeMap::new(), gathered, origin })
+    }
+
+    /// Gives keys of other programs torchvision's names, if all of them can have one, and finds keys by name.
+    fn with_torchvision_names(mut self) -> Self {
+        let renamed: Option<Vec<String>> =
+            self.entries.iter().map(|entry| key_names::from_transformers(&entry.name)).collect();
+        if let Some(renamed) = renamed.filter(|renamed| !renamed.is_empty()) {
+            self.entries.iter_mut().zip(renamed).for_each(|(entry, name)| entry.name = name);
+            let before = self.origin.map_or(String::new(), |origin| format!("{origin}, with "));
+            self.origin = Some(format!("{before}the key names of Hugging Face's transformers"));
+        }
+        let names = self.entries.iter().enumerate();
+        self.positions = names.map(|(position, entry)| (entry.name.clone(), position)).collect();
+        self
     }
 
     fn from_header(path: PathBuf, map: Mmap, start: usize, header: &Metadata) -> Result<Self> {
@@ -81,16 +123,21 @@ impl TensorFile {
         for name in header.offset_keys() {
             let info = header.info(&name).ok_or_else(|| Error::new(format!("{}: no {name}", path.display())))?;
             let range = start + info.data_offsets.0..start + info.data_offsets.1;
-            entries.push(TensorEntry { name, dtype: info.dtype, shape: info.shape.clone(), range });
+            entries.push(TensorEntry { name, dtype: info.dtype, shape: info.shape.clone(), range, is_gathered: false });
         }
-        let positions = entries.iter().enumerate().map(|(position, entry)| (entry.name.clone(), position)).collect();
         let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Self { path, map, entries, positions, metadata })
+        let (positions, gathered, origin) = (HashMap::new(), Vec::new(), None);
+        Ok(Self { path, map, entries, positions, metadata, gathered, origin })
     }
 
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the file was, where it is not safetensors with torchvision's key names.
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
     }
 
     /// The file's length in bytes, header included.
@@ -144,7 +191,8 @@ impl TensorFile {
 
     fn bytes_of(&self, entry: &TensorEntry) -> &[u8] {
         // The header was checked against the length of the map.
-        self.map.get(entry.range.clone()).unwrap_or_default()
+        let bytes = if entry.is_gathered { self.gathered.as_slice() } else { &self.map };
+        bytes.get(entry.range.clone()).unwrap_or_default()
     }
 
     /// A tensor of floating-point numbers (f32, f16, bf16 or f64) as f32, in torch's layout.

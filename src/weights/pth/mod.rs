@@ -1,0 +1,239 @@
+//! torch's own files, `.pth` and `.pt`, read without running anything that is in them.
+//!
+//! Such a file is a pickle, a program for a small stack machine that may call any function of Python. [`pickle`] runs that
+//! program with no functions at all: what a state dict needs is known by name and built as data, anything else is
+//! refused. There are two forms. Since torch 1.6 the file is a zip archive of the pickle and of the tensors' bytes, stored as they
+//! are; before, pickles and bytes followed each other.
+
+mod pickle;
+
+use std::io::Cursor;
+use std::ops::Range;
+
+use safetensors::Dtype;
+use zip::{CompressionMethod, ZipArchive};
+
+use pickle::{Id, Object, Pickle, StorageReference, TensorReference};
+
+/// The first pickle of a file of the old form.
+const MAGIC: [u8; 10] = 0x1950_a86a_20f9_469c_fc6c_u128.to_le_bytes().first_chunk::<10>().copied().unwrap();
+const PROTOCOL: i64 = 1001;
+
+/// Where checkpoints keep a state dict, the likeliest first.
+const WRAPPERS: [&str; 6] = ["state_dict", "model_state_dict", "model", "net", "network", "weights"];
+
+/// Where a tensor's bytes are.
+pub(in crate::weights) enum Place {
+    /// In the file, as they are.
+    File(Range<usize>),
+    /// In [`StateDict::gathered`].
+    Gathered(Range<usize>),
+}
+
+/// A tensor of the file.
+pub(in crate::weights) struct PthTensor {
+    pub name: String,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub place: Place,
+}
+
+/// What was found.
+pub(in crate::weights) struct StateDict {
+    pub tensors: Vec<PthTensor>,
+    /// Tensors whose elements are not in order in the file.
+    pub gathered: Vec<u8>,
+    /// For people: the form, and what the state dict was wrapped in.
+    pub origin: String,
+}
+
+/// Whether a file begins as torch's files do.
+pub(in crate::weights) fn is_pth(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || is_legacy(bytes)
+}
+
+fn is_legacy(bytes: &[u8]) -> bool {
+    // PROTO 2, LONG1 of ten bytes.
+    bytes.strip_prefix(b"\x80\x02\x8a\x0a").is_some_and(|rest| rest.starts_with(&MAGIC))
+}
+
+/// Reads either form. The message of an error says what is wrong with the file, without naming it.
+pub(in crate::weights) fn read(bytes: &[u8]) -> Result<StateDict, String> {
+    if is_legacy(bytes) { read_legacy(bytes) } else { read_zip(bytes) }
+}
+
+fn read_zip(bytes: &[u8]) -> Result<StateDict, String> {
+    let mut archive =
+        ZipArchive::new(Cursor::new(bytes)).map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
+    let names = archive.file_names().filter_map(|name| name.ok());
+    let root = names.into_iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
+    let root = root.ok_or("it is a zip archive without a data.pkl, so none of torch's")?;
+    let mut member = |name: &str| -> Result<Range<usize>, String> {
+        let name = format!("{root}{name}");
+        let entry = archive.by_name(&name).map_err(|cause| format!("it has no {name}: {cause}"))?;
+        if entry.compression() != CompressionMethod::Stored {
+            return Err(format!("{name} is compressed, which torch never does"));
+        }
+        let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
+        let range = start.zip(usize::try_from(entry.size()).ok()).and_then(|(start, size)| {
+            let end = start.checked_add(size).filter(|&end| end <= bytes.len())?;
+            Some(start..end)
+        });
+        range.ok_or_else(|| format!("{name} reaches beyond the end of the file"))
+    };
+    if let Ok(order) = member("byteorder")
+        && &bytes[order.clone()] != b"little"
+    {
+        return Err(format!("its byte order is {:?}, expected \"little\"", String::from_utf8_lossy(&bytes[order])));
+    }
+    let program = member("data.pkl")?;
+    let (pickle, found, _) = Pickle::run(&bytes[program])?;
+    collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
+}
+
+fn read_legacy(bytes: &[u8]) -> Result<StateDict, String> {
+    let mut position = 0;
+    let mut next = || -> Result<(Pickle, Id), String> {
+        let (pickle, found, length) = Pickle::run(&bytes[position..])?;
+        position += length;
+        Ok((pickle, found))
+    };
+    next()?;
+    let (pickle, protocol) = next()?;
+    if !matches!(pickle.object(protocol), Object::Int(PROTOCOL)) {
+        return Err(format!("its protocol is not {PROTOCOL}, the only one that torch ever wrote"));
+    }
+    let (pickle, system) = next()?;
+    if matches!(pickle.entry(system, "little_endian"), Some(Object::Bool(false))) {
+        return Err("its byte order is big-endian, expected little-endian".into());
+    }
+    let (pickle, found) = next()?;
+    let (keys, list) = next()?;
+    let Object::List(list) = keys.object(list) else { return Err("its storages are not listed".into()) };
+    let mut storages: Vec<(String, Range<usize>)> = Vec::new();
+    for &key in list {
+        let Object::Text(key) = keys.object(key) else { return Err("the name of a storage is no text".into()) };
+        let storage = pickle.storage(key).ok_or_else(|| format!("nothing uses storage {key}"))?;
+        let rest = bytes.get(position..).unwrap_or_default();
+        let Some((count, _)) = rest.split_first_chunk::<8>() else { return Err("it is truncated".into()) };
+        let size = u64::from_le_bytes(*count).checked_mul(storage.dtype.bitsize() as u64 / 8);
+        let end = size.and_then(|size| usize::try_from(size).ok()).and_then(|size| (position + 8).checked_add(size));
+        let end = end.filter(|&end| end <= bytes.len()).ok_or("it is truncated: a storage reaches beyond its end")?;
+        storages.push((key.clone(), position + 8..end));
+        position = end;
+    }
+    collect(&pickle, found, "an old .pth of torch", bytes, |storage| {
+        let known = storages.iter().find(|(key, _)| *key == storage.key);
+        known.map(|(_, range)| range.clone()).ok_or_else(|| format!("storage {} is missing", storage.key))
+    })
+}
+
+/// Finds the state dict in what the pickle built, and each of its tensors in the file.
+fn collect(
+    pickle: &Pickle,
+    found: Id,
+    form: &str,
+    bytes: &[u8],
+    mut place: impl FnMut(&StorageReference) -> Result<Range<usize>, String>,
+) -> Result<StateDict, String> {
+    let (dict, wrapper) = state_dict(pickle, found)?;
+    let mut state = StateDict { tensors: Vec::new(), gathered: Vec::new(), origin: form.into() };
+    if let Some(wrapper) = wrapper {
+        state.origin.push_str(&format!(", of whose checkpoint `{wrapper}` was taken"));
+    }
+    let mut names = std::collections::HashSet::new();
+    for &(name, value) in dict {
+        let (Object::Text(name), Object::Tensor(tensor)) = (pickle.object(name), pickle.object(value)) else {
+            continue;
+        };
+        if !names.insert(name) {
+            return Err(format!("it has two tensors {name}"));
+        }
+        let storage = place(&tensor.storage)?;
+        let place = locate(name, tensor, storage, bytes, &mut state.gathered)?;
+        let (dtype, shape) = (tensor.storage.dtype, tensor.shape.clone());
+        state.tensors.push(PthTensor { name: name.clone(), dtype, shape, place });
+    }
+    Ok(state)
+}
+
+type Entries = [(Id, Id)];
+
+fn state_dict(pickle: &Pickle, found: Id) -> Result<(&Entries, Option<&'static str>), String> {
+    let Object::Dict(dict) = pickle.object(found) else {
+        return Err("it holds no state dict but another object, such as a whole model".into());
+    };
+    let has_tensors = |dict: &Entries| dict.iter().any(|&(_, value)| matches!(pickle.object(value), Object::Tensor(_)));
+    if has_tensors(dict) {
+        return Ok((dict, None));
+    }
+    for wrapper in WRAPPERS {
+        let value = dict.iter().find(|&&(key, _)| matches!(pickle.object(key), Object::Text(key) if key == wrapper));
+        if let Some(&(_, value)) = value
+            && let Object::Dict(inner) = pickle.object(value)
+            && has_tensors(inner)
+        {
+            return Ok((inner, Some(wrapper)));
+        }
+    }
+    Err(format!("it holds no tensors, and none under {}", WRAPPERS.join(", ")))
+}
+
+/// Where a tensor's elements are, in order; gathers them where they are not.
+fn locate(
+    name: &str,
+    tensor: &TensorReference,
+    storage: Range<usize>,
+    bytes: &[u8],
+    gathered: &mut Vec<u8>,
+) -> Result<Place, String> {
+    let size = tensor.storage.dtype.bitsize() / 8;
+    let beyond = || format!("tensor {name} reaches beyond its storage");
+    let elements = tensor.shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+    let elements = elements.ok_or_else(beyond)?;
+    if tensor.strides.len() != tensor.shape.len() {
+        return Err(format!("tensor {name} has {} extents and {} strides", tensor.shape.len(), tensor.strides.len()));
+    }
+    if elements == 0 {
+        return Ok(Place::File(storage.start..storage.start));
+    }
+    // The last element of a tensor whose strides are not negative is its farthest.
+    let extents = tensor.shape.iter().zip(&tensor.strides);
+    let last = extents
+        .clone()
+        .try_fold(tensor.offset, |sum, (&extent, &stride)| sum.checked_add((extent - 1).checked_mul(stride)?));
+    let end = last.and_then(|last| last.checked_add(1)?.checked_mul(size)).ok_or_else(beyond)?;
+    if end > storage.len() {
+        return Err(beyond());
+    }
+    let mut expected = 1;
+    let mut in_order = true;
+    for (&extent, &stride) in extents.clone().rev() {
+        in_order &= extent == 1 || stride == expected;
+        expected *= extent;
+    }
+    if in_order {
+        let start = storage.start + tensor.offset * size;
+        return Ok(Place::File(start..start + elements * size));
+    }
+    // Nothing that was trained repeats its elements, and a lying shape shall not take more memory than the file.
+    let total = elements.checked_mul(size).and_then(|bytes| bytes.checked_add(gathered.len()));
+    if total.is_none_or(|total| total > bytes.len()) {
+        return Err(format!("tensor {name} has more elements than the file"));
+    }
+    let source = &bytes[storage];
+    let start = gathered.len();
+    let mut index = vec![0usize; tensor.shape.len()];
+    for _ in 0..elements {
+        let element: usize = index.iter().zip(&tensor.strides).map(|(index, stride)| index * stride).sum();
+        gathered.extend_from_slice(&source[(tensor.offset + element) * size..][..size]);
+        for (position, extent) in index.iter_mut().zip(&tensor.shape).rev() {
+            *position += 1;
+            if *position < *extent {
+                break;
+            }
+            *position = 0;
+        }
+    }
+    Ok(Place::Gathered(start..gathered.len()))
+}

@@ -1,0 +1,156 @@
+//! Files of torch: what is read from every form of them, and that nothing hostile or damaged does harm.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use retune::error::Result;
+use retune::weights::{Dtype, TensorFile};
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pth").join(name)
+}
+
+fn open(name: &str) -> Result<TensorFile> {
+    TensorFile::open(&fixture(name))
+}
+
+/// Everything that a program can ask of a file.
+fn read_all(file: &TensorFile) {
+    for entry in file.entries() {
+        let bytes = file.bytes(&entry.name).unwrap();
+        assert_eq!(bytes.len(), entry.bytes());
+        let _ = file.read_f32(&entry.name);
+        let _ = file.read_i64(&entry.name);
+    }
+}
+
+#[test]
+fn every_form_holds_the_same() {
+    let expected = open("expected.safetensors").unwrap();
+    assert_eq!(expected.origin(), None);
+    for (name, origin) in [
+        ("zip.pth", "a .pth of torch"),
+        ("legacy.pth", "an old .pth of torch"),
+        ("checkpoint.pth", "a .pth of torch, of whose checkpoint `state_dict` was taken"),
+        ("checkpoint-legacy.pth", "an old .pth of torch, of whose checkpoint `model` was taken"),
+        ("strided.pth", "a .pth of torch"),
+        ("strided-legacy.pth", "an old .pth of torch"),
+    ] {
+        let file = open(name).unwrap();
+        assert_eq!(file.origin(), Some(origin), "{name}");
+        let mut names: Vec<&str> = file.names().collect();
+        let mut known: Vec<&str> = expected.names().collect();
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(names, known, "{name}");
+        for key in known {
+            let (ours, truth) = (file.entry(key).unwrap(), expected.entry(key).unwrap());
+            assert_eq!((ours.dtype, &ours.shape), (truth.dtype, &truth.shape), "{name}: {key}");
+            assert!(file.bytes(key).unwrap() == expected.bytes(key).unwrap(), "{name}: {key}");
+        }
+        assert_eq!(file.read_i64("bn1.num_batches_tracked").unwrap(), [123456789012]);
+    }
+}
+
+#[test]
+fn other_number_formats_are_rounded_versions() {
+    let expected = open("expected.safetensors").unwrap().read_f32("fc.weight").unwrap();
+    for (name, dtype, precision) in
+        [("half", Dtype::F16, 1e-3), ("bfloat16", Dtype::BF16, 8e-3), ("double", Dtype::F64, 0.0)]
+    {
+        let file = open(&format!("{name}.pth")).unwrap();
+        assert_eq!(file.entry("fc.weight").unwrap().dtype, dtype);
+        for (ours, truth) in file.read_f32("fc.weight").unwrap().iter().zip(&expected) {
+            assert!((ours - truth).abs() <= precision * truth.abs(), "{name}: {ours}, {truth}");
+        }
+    }
+}
+
+#[test]
+fn what_would_run_something_is_refused() {
+    for name in ["hostile.pth", "hostile-legacy.pth"] {
+        let error = open(name).unwrap_err();
+        let expected = "cannot be read as a .pth of torch: it asks for posix.system, which no state dict needs; nothing of it was run";
+        assert!(error.message().ends_with(expected), "{error}");
+    }
+    assert!(!Path::new("hostile-was-run").exists() && !fixture("hostile-was-run").exists());
+    let error = open("whole-model.pth").unwrap_err();
+    assert!(error.message().contains("it asks for torch.nn.modules.linear.Linear"), "{error}");
+    assert!(error.hint_text().unwrap().contains("torch.save(model.state_dict()"), "{error}");
+}
+
+#[test]
+fn what_holds_no_state_dict_says_so() {
+    let error = open("no-tensors.pth").unwrap_err();
+    assert!(error.message().contains("it holds no tensors, and none under state_dict, model_state_dict"), "{error}");
+    let error = open("only-a-pickle.pth").unwrap_err();
+    assert!(error.message().contains("it looks like a pickle, but none of torch's files"), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.zip");
+    let mut archive = zip::ZipWriter::new(fs::File::create(&other).unwrap());
+    archive.start_file("readme.txt", zip::write::SimpleFileOptions::default()).unwrap();
+    archive.finish().unwrap();
+    let error = TensorFile::open(&other).unwrap_err();
+    assert!(error.message().contains("it is a zip archive without a data.pkl"), "{error}");
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % end
+    }
+}
+
+/// Damaged files give an error or other numbers: no panic, no read beyond the file, no memory that a header invented.
+/// `RETUNE_FUZZ_ROUNDS` looks longer.
+#[test]
+fn damaged_files_do_no_harm() {
+    let rounds = std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4000);
+    let names = [
+        "zip.pth",
+        "legacy.pth",
+        "checkpoint.pth",
+        "strided.pth",
+        "strided-legacy.pth",
+        "hostile.pth",
+        "expected.safetensors",
+    ];
+    let sources: Vec<Vec<u8>> = names.iter().map(|name| fs::read(fixture(name)).unwrap()).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged");
+    let mut random = Random(1);
+    let mut accepted = 0;
+    for round in 0..rounds {
+        let mut bytes = sources[round % sources.len()].clone();
+        match random.below(4) {
+            0 => bytes.truncate(random.below(bytes.len())),
+            1 => {
+                let (from, to) = (random.below(bytes.len()), random.below(bytes.len()));
+                let piece = bytes[from..(from + 1 + random.below(64)).min(bytes.len())].to_vec();
+                bytes.splice(to..to, piece);
+            }
+            _ => {}
+        }
+        for _ in 0..random.below(6) {
+            if bytes.is_empty() {
+                break;
+            }
+            // Pickles and headers are at the beginning and, in zip archives, at the end.
+            let near_an_end = random.below(3000.min(bytes.len()));
+            let place = if random.below(2) == 0 { near_an_end } else { bytes.len() - 1 - near_an_end };
+            bytes[place] = match random.below(4) {
+                0 => 0xff,
+                1 => 0,
+                _ => random.below(256) as u8,
+            };
+        }
+        fs::write(&path, &bytes).unwrap();
+        if let Ok(file) = TensorFile::open(&path) {
+            read_all(&file);
+            accepted += 1;
+        }
+    }
+    assert!(accepted > rounds / 50 && accepted < rounds, "{accepted} of {rounds} were readable");
+}
