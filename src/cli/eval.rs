@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
@@ -64,7 +65,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let device = global.open_device()?;
     // Every picture is looked at once: none is kept.
     let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
-    let (mut network, model) = load_model(device, &arguments.model)?;
+    let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
     let folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
     let options = LoaderOptions {
         batch_size: arguments.batch_size,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{GlobalArguments, print_json, print_result};
+use super::{GlobalArguments, fetch, print_json, print_result};
 use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
@@ -54,7 +54,7 @@ pub struct InspectArguments {
 }
 
 pub fn run(global: &GlobalArguments, arguments: &InspectArguments) -> Result<ExitCode> {
-    let file = TensorFile::open(&arguments.file)?;
+    let file = TensorFile::open(&fetch::resolve(global, &arguments.file)?)?;
     if arguments.plan {
         plan(global, arguments, &file)?
     } else {
@@ -89,6 +89,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         return print_json(&serde_json::json!({
             "file": file.path(),
             "bytes": file.file_bytes(),
+            "origin": file.origin(),
             "architecture": model.as_ref().map(|model| model.resnet.architecture.to_string()),
             "width": model.as_ref().map(|model| model.resnet.width),
             "classes": model.as_ref().map(|model| &model.classes),
@@ -107,6 +108,9 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         print_result(&format!("{name:<width$}  {element_type:<5} {shape:<16} {elements:>10}"))?;
     }
     print_result("")?;
+    if let Some(origin) = file.origin() {
+        print_result(&format!("file        {origin}"))?;
+    }
     match &model {
         Some(ModelFile { resnet, classes, image_size }) => {
             print_result(&format!("network     {}, width {}", resnet.architecture, resnet.width))?;

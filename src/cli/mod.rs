@@ -2,10 +2,12 @@
 
 mod bench;
 mod completions;
+mod convert;
 mod demo;
 mod device;
 mod devices;
 mod eval;
+mod fetch;
 mod gradcheck;
 mod inspect;
 mod man;
@@ -56,6 +58,8 @@ enum Command {
     Train(Box<train::TrainArguments>),
     Eval(eval::EvalArguments),
     Predict(predict::PredictArguments),
+    Fetch(fetch::FetchArguments),
+    Convert(convert::ConvertArguments),
     Show(show::ShowArguments),
     Report(report::ReportArguments),
     Inspect(inspect::InspectArguments),
@@ -249,6 +253,8 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),
+        Command::Fetch(arguments) => fetch::run(&global, &arguments),
+        Command::Convert(arguments) => convert::run(&global, &arguments),
         Command::Show(arguments) => show::run(&global, &arguments),
         Command::Report(arguments) => report::run(&global, &arguments),
         Command::Inspect(arguments) => inspect::run(&global, &arguments),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
@@ -69,7 +70,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let device = global.open_device()?;
     // Every picture is looked at once: none is kept.
     let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
-    let (mut network, model) = load_model(device, &arguments.model)?;
+    let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
     let options = LoaderOptions {
         batch_size: arguments.batch_size.min(samples.len()),

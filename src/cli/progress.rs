@@ -23,6 +23,18 @@ impl Progress {
         Self::with_template(global, work, "{prefix:.bold} [{bar:10.green}] {eta} left  {wide_msg}")
     }
 
+    /// A line of bytes that arrive.
+    pub fn of_bytes(global: &GlobalArguments) -> Self {
+        let template = "[{bar:24.green}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+        Self::with_template(global, 1, template)
+    }
+
+    /// Bytes that are there, of how many.
+    pub fn bytes(&self, done: u64, total: Option<u64>) {
+        self.bar.set_length(total.unwrap_or(done.max(1)));
+        self.bar.set_position(done);
+    }
+
     fn with_template(global: &GlobalArguments, length: u64, template: &str) -> Self {
         let target = if global.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(length), target);

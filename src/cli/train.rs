@@ -7,17 +7,17 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::report;
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
+use super::{fetch, report};
 use crate::data::open_dataset;
 use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::model::{Network, ResNet};
 use crate::train::{
-    Checkpoint, CheckpointEvery, Checkpointing, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe, Run,
-    RunFolder, Summary, copy_head, initialise, load_state_dict, new_head, recognise,
+    Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe,
+    Run, RunFolder, Summary, TensorBoard, copy_head, initialise, load_state_dict, new_head, recognise,
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
@@ -44,8 +44,9 @@ pub struct TrainArguments {
     /// Folder of pictures
     data: PathBuf,
 
-    /// Trained weights to begin with: a safetensors file with torchvision's key names
-    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch", help_heading = "The network")]
+    /// Trained weights to begin with: a safetensors file or a .pth of torch, with torchvision's key names or those of Hugging
+    /// Face's transformers; or a model on the hub, as timm/resnet18.tv_in1k
+    #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "The network")]
     weights: Option<PathBuf>,
 
     /// Begin with random weights instead (learning rate 5e-4 for all layers)
@@ -65,6 +66,10 @@ pub struct TrainArguments {
     /// (90s, 10m, 2h)
     #[arg(long, value_name = "WHEN", default_value = "10m", value_parser = checkpoint_every, help_heading = "The run")]
     checkpoint_every: CheckpointEvery,
+
+    /// Also write event files for TensorBoard into the run's folder
+    #[arg(long, help_heading = "The run")]
+    tensorboard: bool,
 
     /// Write no report.html and no curves at the end
     #[arg(long, help_heading = "The run")]
@@ -328,7 +333,20 @@ pub fn train(
         test_batches: batches(run.splits.test.len()),
     };
     let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
-    let result = run.train(|event| display.observe(event));
+    let mut board = match arguments.tensorboard {
+        true => Some(TensorBoard::create(&folder.path, workload.train_batches)?),
+        false => None,
+    };
+    let result = run.train(|event| {
+        if let (Some(open), Event::Recorded(metric) | Event::Epoch(metric)) = (&mut board, &event)
+            && let Err(error) = open.add(metric)
+        {
+            // Pictures of the run must not end it.
+            display.warn(&format!("no more TensorBoard events: {}", error.message()));
+            board = None;
+        }
+        display.observe(event);
+    });
     let skipped = display.finish();
     let summary = result.map_err(|error| match error.kind() {
         ErrorKind::Interrupted => error.hint(format!(
@@ -395,7 +413,11 @@ fn begin<'a>(
         None => numbered_folders().find(|folder| !is_taken(folder)).ok_or_else(|| Error::new("runs/ is full"))?,
     };
     require_free(&folder)?;
-    let file = arguments.weights.as_deref().map(TensorFile::open).transpose()?;
+    let weights = arguments.weights.as_deref().map(|weights| fetch::resolve(global, weights)).transpose()?;
+    let file = weights.as_deref().map(TensorFile::open).transpose()?;
+    if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
+        global.note(&format!("the weights are {origin}"));
+    }
     let recipe = arguments.recipe(file.as_ref())?;
     let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
     let classes = splits.train.classes.len();

@@ -88,6 +88,7 @@ impl TrainingDisplay {
                 let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
                 self.show(done, format!("testing {batch}/{batches}"));
             }
+            Event::Recorded(_) => {}
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
                 "{} of {of} pictures stay on {} as they were decoded: {}",
@@ -128,6 +129,11 @@ impl TrainingDisplay {
             self.progress.line(text);
         }
         self.last_line = Instant::now();
+    }
+
+    /// Warns above the live line.
+    pub fn warn(&self, text: &str) {
+        self.progress.warn(text);
     }
 
     /// Takes the live line away. Returns the pictures that could not be read.

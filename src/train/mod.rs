@@ -7,6 +7,7 @@ mod model_file;
 mod recipe;
 mod run;
 mod state_dict;
+mod tensorboard;
 
 pub use checkpoint::{Best, Checkpoint, Position, save_checkpoint};
 pub use evaluate::{Prediction, batch_shape, evaluate, softmax};
@@ -17,3 +18,4 @@ pub use run::{CheckpointEvery, Checkpointing, Event, Pace, Run, RunFolder, Summa
 pub use state_dict::{
     copy_head, initialise, load_state_dict, load_state_dict_named, new_head, recognise, save_state_dict, state_dict,
 };
+pub use tensorboard::TensorBoard;

@@ -117,6 +117,8 @@ pub enum Event<'a> {
         /// How fast it goes.
         pace: Pace,
     },
+    /// A part of an epoch was recorded.
+    Recorded(&'a Metric),
     /// A batch of test pictures was classified.
     Tested {
         /// How many batches so far.
@@ -410,11 +412,13 @@ impl Run<'_> {
                 pace: clock.pace(),
             });
             if self.position.batch.is_multiple_of(recorded_every) || self.position.batch == batches {
-                metrics.append(&Metric::Progress {
+                let metric = Metric::Progress {
                     epoch: self.position.epoch as f64 + self.position.batch as f64 / batches as f64,
                     train_loss: totals.mean_loss(),
                     train_acc: totals.accuracy(),
-                })?;
+                };
+                metrics.append(&metric)?;
+                observe(Event::Recorded(&metric));
                 self.position.metrics_lines = metrics.lines();
             }
             if self.interrupted.load(Ordering::Relaxed) {

@@ -1,0 +1,78 @@
+//! `retune convert`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::report::write;
+use super::{GlobalArguments, fetch, print_json, print_result, size};
+use crate::error::{Error, Result};
+use crate::onnx;
+use crate::weights::{OutputTensor, TensorFile, save};
+
+const EXAMPLES: &str = "\
+Examples:
+  retune convert resnet18-f37072fd.pth resnet18.safetensors
+  retune convert runs/1/model.safetensors model.onnx";
+
+/// Convert weights to safetensors, or a trained model to ONNX
+///
+/// Reads safetensors and torch's .pth (of which nothing is run). To safetensors every tensor goes as it is, under torchvision's key
+/// names. An ONNX file is a whole network: input `input`, normalised pixels [batch, 3, size, size]; output `logits`; the names of
+/// the classes and what has to be done to a picture first are in its metadata.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ConvertArguments {
+    /// What to read: a .safetensors or .pth file, or a model on the hub
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+
+    /// What to write: a name that ends in .safetensors or .onnx
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+}
+
+/// Wrappers of keys that no network of torchvision has.
+const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
+
+pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<ExitCode> {
+    let output = &arguments.output;
+    let extension = output.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    let to_onnx = match extension.as_deref() {
+        Some("safetensors") => false,
+        Some("onnx") => true,
+        _ => {
+            let message = format!("{}: expected a name that ends in .safetensors or .onnx", output.display());
+            return Err(Error::usage(message));
+        }
+    };
+    let file = TensorFile::open(&fetch::resolve(global, &arguments.input)?)?;
+    if let Some(origin) = file.origin() {
+        global.note(&format!("{} is {origin}", arguments.input.display()));
+    }
+    let tensors = if to_onnx {
+        write(output, &onnx::export(&file)?)?;
+        file.entries().len()
+    } else {
+        let wrapper = WRAPPERS.into_iter().find(|wrapper| file.names().all(|name| name.starts_with(wrapper)));
+        let bare = |name: &str| name.strip_prefix(wrapper.unwrap_or_default()).unwrap_or(name).to_string();
+        let tensors: Result<Vec<OutputTensor>> = file
+            .entries()
+            .iter()
+            .map(|entry| {
+                Ok(OutputTensor::bytes(bare(&entry.name), entry.dtype, &entry.shape, file.bytes(&entry.name)?))
+            })
+            .collect();
+        let mut metadata = file.metadata().clone();
+        metadata.entry("format".into()).or_insert_with(|| "pt".into());
+        let tensors = tensors?;
+        save(output, &tensors, &metadata)?;
+        tensors.len()
+    };
+    let bytes = std::fs::metadata(output).map_or(0, |found| found.len());
+    if global.json {
+        print_json(&serde_json::json!({ "path": output.to_string_lossy(), "bytes": bytes, "tensors": tensors }))?;
+    } else {
+        print_result(&format!("{}: {tensors} tensors, {}", output.display(), size(bytes as usize)))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

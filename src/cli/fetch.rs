@@ -1,0 +1,129 @@
+//! `retune fetch`, and weights that are named by where they come from.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+
+use super::progress::Progress;
+use super::{GlobalArguments, print_json, print_result};
+use crate::data::open_dataset;
+use crate::error::{Error, Result};
+use crate::fetch::hub::{Hub, HubName};
+use crate::fetch::{Limits, Source, Transfer, download, unpack};
+
+const EXAMPLES: &str = "\
+Examples:
+  retune fetch resnet18
+  retune fetch hotdog
+  retune train data/hotdog --weights weights/resnet18-f37072fd.pth";
+
+/// Download the lesson's pictures, or ImageNet weights to begin with
+///
+/// What was cut off goes on where it was. A file gets its name when it is whole and its checksum right. The environment variable
+/// RETUNE_FETCH_BASE names a mirror that has the files under their names.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct FetchArguments {
+    /// What to download
+    what: What,
+
+    /// The folder to put it into [default: data for pictures, weights for weights]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// 2800 pictures of hot dogs and other food, of the lesson in Dive into Deep Learning
+    Hotdog,
+    /// torchvision's ResNet-18
+    Resnet18,
+    /// torchvision's ResNet-34
+    Resnet34,
+}
+
+pub fn run(global: &GlobalArguments, arguments: &FetchArguments) -> Result<ExitCode> {
+    let (source, folder) = match arguments.what {
+        What::Hotdog => (Source::HOTDOG, "data"),
+        What::Resnet18 => (Source::RESNET18, "weights"),
+        What::Resnet34 => (Source::RESNET34, "weights"),
+    };
+    let folder = arguments.out.clone().unwrap_or_else(|| folder.into());
+    let (path, next) = match arguments.what {
+        What::Hotdog => {
+            let data = hotdog(global, &source, &folder)?;
+            let next = format!("retune train {} --weights weights/{}", data.display(), Source::RESNET18.file);
+            (data, next)
+        }
+        _ => {
+            let path = folder.join(source.file);
+            weights(global, &source, &path)?;
+            let next = format!("retune train photos --weights {}", path.display());
+            (path, next)
+        }
+    };
+    if global.json {
+        print_json(&serde_json::json!({ "path": path.to_string_lossy(), "url": source.url() }))?;
+    } else {
+        print_result(&path.display().to_string())?;
+    }
+    global.note(&format!("next: {next}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn weights(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
+    if path.exists() {
+        source.digest.check(path).map_err(|error| error.hint("remove it, and fetch it again"))?;
+        global.note(&format!("{} is there already, and right", path.display()));
+        return Ok(());
+    }
+    get(global, source, path)
+}
+
+fn hotdog(global: &GlobalArguments, source: &Source, folder: &Path) -> Result<PathBuf> {
+    let data = folder.join("hotdog");
+    if data.exists() {
+        let splits = open_dataset(&data, None, 0).map_err(|error| {
+            Error::new(format!("{} is there, but not whole: {}", data.display(), error.message()))
+                .hint("remove it, and fetch it again")
+        })?;
+        let pictures = splits.train.len() + splits.test.len();
+        global.note(&format!("{} is there already, with {pictures} pictures", data.display()));
+        return Ok(data);
+    }
+    let archive = folder.join(source.file);
+    if !archive.exists() || source.digest.check(&archive).is_err() {
+        get(global, source, &archive)?;
+    }
+    let files = unpack(&archive, &data, Limits::default())?;
+    global.note(&format!("{files} files unpacked"));
+    // It is of no more use; one that cannot be removed only takes room.
+    let _ = std::fs::remove_file(&archive);
+    Ok(data)
+}
+
+fn get(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
+    let url = source.url();
+    global.note(&format!("{url} to {}", path.display()));
+    let progress = Progress::of_bytes(global);
+    let transfer = Transfer { url: &url, token: None, digest: Some(source.digest) };
+    let result = download(transfer, path, |done, total| progress.bytes(done, total));
+    progress.finish();
+    result
+}
+
+/// The file of weights that a name stands for: a file that is there, or else a model on the hub, which is then fetched into
+/// its cache.
+pub fn resolve(global: &GlobalArguments, name: &Path) -> Result<PathBuf> {
+    let hub_name = name.to_str().and_then(HubName::parse);
+    let Some(hub_name) = hub_name.filter(|_| !name.exists()) else { return Ok(name.to_path_buf()) };
+    let hub = Hub::from_environment()?;
+    if hub.cached(&hub_name).is_none() {
+        global.note(&format!("{} is no file here: asking {} for it", name.display(), hub.endpoint));
+    }
+    let progress = Progress::of_bytes(global);
+    let path = hub.get(&hub_name, |done, total| progress.bytes(done, total));
+    progress.finish();
+    path
+}

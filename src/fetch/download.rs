@@ -1,0 +1,240 @@
+//! One file from a server: resumed where it was cut off, checked, and only then named.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ureq::Agent;
+use ureq::http::Response;
+use ureq::{Body, Error as RequestError};
+
+use super::digest::Digest;
+use crate::error::{Context, Error, Result};
+
+const ATTEMPTS: u32 = 4;
+/// Before the second attempt; twice as long before the next, and so on.
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+
+/// A file to be had.
+#[derive(Debug, Clone, Copy)]
+pub struct Transfer<'a> {
+    /// Where it is.
+    pub url: &'a str,
+    /// Sent to that server only, never to one that it redirects to.
+    pub token: Option<&'a str>,
+    /// What it has to come to, where that is known.
+    pub digest: Option<Digest<'a>>,
+}
+
+pub(super) fn agent(redirects: u32) -> Agent {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(redirects)
+        .max_redirects_will_error(false)
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .user_agent(concat!("retune/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .into()
+}
+
+/// Why an attempt ended.
+enum Failure {
+    /// Another attempt may go better.
+    Transient(Error),
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// Downloads to `target`, telling of bytes that are there, of how many. What an earlier attempt left is not fetched again.
+///
+/// # Errors
+/// When the server cannot be reached, has no such file or another one, or when the disk is full. Without a digest that does not
+/// fit, what has come so far stays beside the target under a temporary name, and the next attempt goes on from there.
+pub fn download(transfer: Transfer, target: &Path, mut tell: impl FnMut(u64, Option<u64>)) -> Result<()> {
+    let partial = Partial::beside(target)?;
+    let mut pause = FIRST_PAUSE;
+    let mut attempt = 1;
+    loop {
+        let begun_at = partial.length();
+        let outcome = attempt_once(&transfer, &partial, &mut tell).and_then(|()| {
+            match transfer.digest.map_or(Ok(()), |digest| digest.check(&partial.path)) {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    partial.remove();
+                    let url = transfer.url;
+                    let message = format!("{url} is not the file that was expected: {}", error.message());
+                    let error = Error::new(message).hint("nothing was kept; another mirror may have the right one");
+                    // Two halves of different files look like that too: once more, from the beginning.
+                    Err(if begun_at > 0 { Failure::Transient(error) } else { Failure::Final(error) })
+                }
+            }
+        });
+        match outcome {
+            Ok(()) => return partial.finish(target),
+            Err(Failure::Transient(_)) if attempt < ATTEMPTS => {
+                std::thread::sleep(pause);
+                (attempt, pause) = (attempt + 1, 2 * pause);
+            }
+            Err(Failure::Transient(error) | Failure::Final(error)) => return Err(error),
+        }
+    }
+}
+
+fn attempt_once(
+    transfer: &Transfer,
+    partial: &Partial,
+    tell: &mut impl FnMut(u64, Option<u64>),
+) -> Result<(), Failure> {
+    let url = transfer.url;
+    let mut request = agent(10).get(url);
+    if let Some(token) = transfer.token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let begun_at = partial.length();
+    if begun_at > 0 {
+        request = request.header("Range", format!("bytes={begun_at}-"));
+        // Without it the server sends a part even where the file is another one by now.
+        if let Some(tag) = partial.tag() {
+            request = request.header("If-Range", tag);
+        }
+    }
+    let mut response = request.call().map_err(|cause| unreachable(url, &cause))?;
+    let status = response.status().as_u16();
+    let (mut file, mut done, total) = match status {
+        206 if content_range_start(&response) == Some(begun_at) => {
+            let total = content_length(&response).map(|length| begun_at + length);
+            (partial.open_at_end()?, begun_at, total)
+        }
+        200 => {
+            partial.begin(header(&response, "etag"))?;
+            (partial.open_at_end()?, 0, content_length(&response))
+        }
+        // All of it is there already, or more than there is.
+        206 | 416 if begun_at > 0 => {
+            partial.remove();
+            return Err(Failure::Transient(Error::new(format!("{url}: the server cannot go on at byte {begun_at}"))));
+        }
+        _ => return Err(refused(url, status)),
+    };
+    tell(done, total);
+    let mut buffer = vec![0; 1 << 16];
+    let mut body = response.body_mut().as_reader();
+    loop {
+        let read = match body.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+            Err(cause) => {
+                let message = format!("{url}: cut off after {done} bytes: {cause}");
+                return Err(Failure::Transient(Error::new(message).hint("try again: what has come is kept")));
+            }
+        };
+        file.write_all(&buffer[..read]).map_err(|cause| Failure::Final(partial.cannot_write(&cause)))?;
+        done += read as u64;
+        tell(done, total);
+    }
+    if let Some(total) = total.filter(|&total| total != done) {
+        let message = format!("{url}: cut off after {done} of {total} bytes");
+        return Err(Failure::Transient(Error::new(message).hint("try again: what has come is kept")));
+    }
+    file.sync_all().map_err(|cause| Failure::Final(partial.cannot_write(&cause)))?;
+    Ok(())
+}
+
+fn unreachable(url: &str, cause: &RequestError) -> Failure {
+    let error = Error::new(format!("cannot reach {url}: {cause}"))
+        .hint("check the network, or the proxy in HTTPS_PROXY; or copy the file here by other means");
+    match cause {
+        RequestError::BadUri(_) | RequestError::TooManyRedirects => Failure::Final(error),
+        _ => Failure::Transient(error),
+    }
+}
+
+fn refused(url: &str, status: u16) -> Failure {
+    let error = Error::new(format!("{url}: the server answers {status}"));
+    match status {
+        404 | 410 => Failure::Final(error.hint("the file is not there any more: look for another source")),
+        401 | 403 => Failure::Final(error.hint("the file is not public: a token or another source is needed")),
+        429 | 500..=599 => Failure::Transient(error.hint("try again later")),
+        _ => Failure::Final(error),
+    }
+}
+
+pub(super) fn header<'a>(response: &'a Response<Body>, name: &str) -> Option<&'a str> {
+    response.headers().get(name)?.to_str().ok()
+}
+
+fn content_length(response: &Response<Body>) -> Option<u64> {
+    header(response, "content-length")?.parse().ok()
+}
+
+fn content_range_start(response: &Response<Body>) -> Option<u64> {
+    header(response, "content-range")?.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+/// What is there of a file that is on its way.
+struct Partial {
+    path: PathBuf,
+    tag: PathBuf,
+}
+
+impl Partial {
+    fn beside(target: &Path) -> Result<Self> {
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
+        let name = target.file_name().ok_or_else(|| Error::new(format!("{} names no file", target.display())))?;
+        let name = name.to_string_lossy();
+        Ok(Self { path: folder.join(format!(".{name}.part")), tag: folder.join(format!(".{name}.part.etag")) })
+    }
+
+    fn length(&self) -> u64 {
+        fs::metadata(&self.path).map_or(0, |found| found.len())
+    }
+
+    fn tag(&self) -> Option<String> {
+        // A weak tag does not promise the same bytes.
+        fs::read_to_string(&self.tag).ok().filter(|tag| tag.starts_with('"'))
+    }
+
+    fn begin(&self, tag: Option<&str>) -> Result<()> {
+        self.remove();
+        File::create(&self.path).map_err(|cause| self.cannot_write(&cause))?;
+        match tag {
+            Some(tag) => fs::write(&self.tag, tag).map_err(|cause| self.cannot_write(&cause)),
+            None => Ok(()),
+        }
+    }
+
+    fn open_at_end(&self) -> Result<File> {
+        OpenOptions::new().append(true).open(&self.path).map_err(|cause| self.cannot_write(&cause))
+    }
+
+    fn remove(&self) {
+        // They may not be there.
+        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.tag);
+    }
+
+    fn finish(&self, target: &Path) -> Result<()> {
+        fs::rename(&self.path, target).context(|| format!("cannot name {}", target.display()))?;
+        let _ = fs::remove_file(&self.tag);
+        Ok(())
+    }
+
+    fn cannot_write(&self, cause: &io::Error) -> Error {
+        let error = Error::new(format!("cannot write {}: {cause}", self.path.display()));
+        match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                error.hint("free some space on that disk, or give another folder; what has come is kept")
+            }
+            _ => error,
+        }
+    }
+}
