@@ -60,10 +60,11 @@ for file in tests/fixtures/*.safetensors; do
     tail -n 1 "$scratch/rows"
 done
 
-"$CARGO" run --release --quiet --target "$target" --example draw-pictures -- "$scratch/pictures" --per-class 20
+retune demo --only-draw --source-per-class 2 --target-per-class 20 --out "$scratch/drawn"
+pictures=$scratch/drawn/pictures/target
 recipe=(--from-scratch --width 8 --image-size 64 --batch-size 16 --lr 2e-3 --quiet)
-retune train "$scratch/pictures" "${recipe[@]}" --epochs 2 --out "$scratch/run"
-retune predict "$scratch/run/model.safetensors" "$scratch/pictures/test/hotdog/0000.png"
+retune train "$pictures" "${recipe[@]}" --epochs 2 --out "$scratch/run"
+retune predict "$scratch/run/model.safetensors" "$pictures/test/hotdog/0000.jpg"
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then

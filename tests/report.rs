@@ -179,7 +179,7 @@ fn the_page_says_what_was_measured() {
     let dots = svg.matches("<circle").count();
     assert_eq!(dots, 6, "a test point an epoch in each plot");
     let png = image::open(place.path("run/curves.png")).unwrap().to_rgb8();
-    assert_eq!((png.width(), png.height()), (1840, 600));
+    assert_eq!((png.width(), png.height()), (1920, 600));
     let ink = png.pixels().filter(|pixel| pixel.0.iter().any(|&channel| channel < 128)).count();
     assert!(ink > 3000, "{ink} dark pixels: lines and letters are there");
 }

@@ -10,10 +10,10 @@ use super::record::RunRecord;
 use crate::error::Result;
 use crate::train::Metric;
 
-const WIDTH: f64 = 460.0;
+const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 44.0;
-const RIGHT: f64 = 118.0;
+const RIGHT: f64 = 140.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 40.0;
 const LABEL_GAP: f64 = 16.0;

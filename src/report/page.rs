@@ -54,7 +54,7 @@ pub fn run_page(run: &RunRecord) -> Result<String> {
         (results(run))
         (curves(&[run]))
         (confusion(run))
-        (mistakes(run)?)
+        (mistakes(run, None)?)
         (looks(run)?)
         (pictures(run)?)
         (recipe(run))
@@ -89,7 +89,7 @@ pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Resu
             }
         }
         @if let Some(best) = runs.iter().max_by(|a, b| best_accuracy(a).total_cmp(&best_accuracy(b))) {
-            (mistakes(best)?)
+            (mistakes(best, Some(&best.name))?)
             (looks(best)?)
         }
     };
@@ -308,7 +308,7 @@ fn matrix(run: &RunRecord, test: &TestRecord) -> Markup {
     }
 }
 
-fn mistakes(run: &RunRecord) -> Result<Markup> {
+fn mistakes(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
     let Ok(test) = &run.test else { return Ok(html! {}) };
     if test.mistakes.is_empty() {
         return Ok(html! { section { h2 { "Mistakes" } p { "There was none." } } });
@@ -320,7 +320,7 @@ fn mistakes(run: &RunRecord) -> Result<Markup> {
     Ok(html! {
         section {
             h2 { "The surest mistakes" }
-            p { "Test pictures about which " (run.name) " was wrong, and most certain." }
+            p { "Test pictures about which the network was wrong, and most certain." @if let Some(name) = name { " This is " (name) "." } }
             div.gallery {
                 @for (looked, source) in &figures {
                     figure {

@@ -1,0 +1,307 @@
+//! Runs that are killed at any moment, and disks that fail: what is left can be resumed, and ends with the bits of a run that
+//! nothing happened to.
+//!
+//! The disk fails in `interruption/faulty_disk.c`, which the C compiler makes into a library that stands before the C library's. Where
+//! there is no C compiler those tests say so and test nothing.
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+use retune::train::Checkpoint;
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+
+const TRAIN: &str = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --momentum 0.9 --epochs 6 \
+                     --checkpoint-every 2 --keep-checkpoints 2 --no-report --quiet";
+
+struct Random(u64);
+
+impl Random {
+    /// Another seed in every run of the tests; failures name the place that it chose.
+    fn new() -> Self {
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        Self(time.as_nanos() as u64 ^ u64::from(std::process::id()))
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+}
+
+struct Place {
+    folder: TempDir,
+    /// The library that lets disks fail.
+    library: Option<PathBuf>,
+}
+
+impl Place {
+    /// With pictures of two classes, and a run `whole` that nothing happened to.
+    fn new(device: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut random = Random(3);
+        for (split, count) in [("train", 18), ("test", 6)] {
+            for (class, colour) in [("blue", [40, 60, 200]), ("red", [200, 60, 40u8])] {
+                let class = folder.path().join("data").join(split).join(class);
+                fs::create_dir_all(&class).unwrap();
+                for number in 0..count {
+                    let mut channel = |value: u8| value.saturating_add(random.below(80) as u8).saturating_sub(20);
+                    let picture = RgbImage::from_fn(40, 36, |_, _| Rgb(colour.map(&mut channel)));
+                    picture.save(class.join(format!("{number:02}.png"))).unwrap();
+                }
+            }
+        }
+        let library = faulty_disk(folder.path());
+        let place = Self { folder, library };
+        let whole = place.run(&format!("{TRAIN} --device {device} --out whole"), "");
+        assert!(whole.status.success(), "{}", text(&whole.stderr));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, line: &str, fault: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(line.split_whitespace()).current_dir(self.folder.path()).env("CUDA_VISIBLE_DEVICES", "");
+        if !fault.is_empty() {
+            command.env("LD_PRELOAD", self.library.as_ref().unwrap()).env("FAULTY_DISK", fault);
+            command.env("FAULTY_DISK_COUNT", self.path("count"));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, line: &str, fault: &str) -> Output {
+        self.command(line, fault).output().unwrap()
+    }
+
+    /// How many operations on files a whole run takes.
+    fn operations(&self) -> u64 {
+        let counted = self.run(&format!("{TRAIN} --device cpu --out counted"), "count:0");
+        assert!(counted.status.success(), "{}", text(&counted.stderr));
+        self.assert_as_whole("counted", "counting");
+        let operations = fs::read_to_string(self.path("count")).unwrap().parse().unwrap();
+        assert!(operations > 100, "{operations}");
+        operations
+    }
+
+    /// Whatever has its own name is whole.
+    fn assert_nothing_half_written(&self, run: &str, what: &str) {
+        for entry in fs::read_dir(self.path(run)).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.ends_with(".safetensors") && !name.starts_with('.') {
+                SafeTensors::deserialize(&fs::read(&path).unwrap())
+                    .unwrap_or_else(|cause| panic!("{what}: {name}: {cause}"));
+                if name.starts_with("checkpoint") {
+                    Checkpoint::open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
+                }
+            }
+        }
+    }
+
+    /// The run has the files and the bits of the one that nothing happened to.
+    fn assert_as_whole(&self, run: &str, what: &str) {
+        let names = |run: &str| {
+            let mut names: Vec<_> =
+                fs::read_dir(self.path(run)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(run), names("whole"), "{what}");
+        for name in names("whole") {
+            let name = name.to_string_lossy().into_owned();
+            let read = |run: &str| fs::read(self.path(run).join(&name)).unwrap();
+            if name == "metrics.jsonl" {
+                assert_eq!(without_times(&read(run)), without_times(&read("whole")), "{what}");
+            } else if name != "config.json" {
+                assert!(read(run) == read("whole"), "{what}: {name} differs");
+            }
+        }
+    }
+
+    /// The same command to the end, which is also the one that began the run.
+    fn finish(&self, line: &str, run: &str, what: &str) {
+        let last = self.run(&format!("{line} --out {run} --resume"), "");
+        let done = text(&last.stderr).contains("has done 6 epochs");
+        assert!(last.status.success() || done, "{what}: {}", text(&last.stderr));
+        self.assert_as_whole(run, what);
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn without_times(metrics: &[u8]) -> Vec<serde_json::Value> {
+    let lines = text(metrics);
+    let lines = lines.lines().map(|line| {
+        let mut metric: serde_json::Value = serde_json::from_str(line).unwrap();
+        for name in ["seconds", "images_per_second"] {
+            metric.as_object_mut().unwrap().remove(name);
+        }
+        metric
+    });
+    lines.collect()
+}
+
+fn faulty_disk(folder: &Path) -> Option<PathBuf> {
+    let library = folder.join("faulty_disk.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interruption/faulty_disk.c");
+    let compiler = std::env::var_os("CC").unwrap_or("cc".into());
+    match Command::new(&compiler)
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-O1", "-o"])
+        .arg(&library)
+        .arg(source)
+        .arg("-ldl")
+        .output()
+    {
+        Ok(output) => assert!(output.status.success(), "{}", text(&output.stderr)),
+        Err(cause) => {
+            // Past the capture of the test's output: a skipped test is to be seen.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for a disk that fails: {cause}");
+            return None;
+        }
+    }
+    Some(library)
+}
+
+/// Kills before any operation on a file: also while a checkpoint or a model is being written, synced, named.
+#[test]
+fn a_kill_at_any_operation_on_a_file_loses_nothing() {
+    let place = Place::new("cpu");
+    if place.library.is_none() {
+        return;
+    }
+    let (operations, mut random) = (place.operations(), Random::new());
+    let line = format!("{TRAIN} --device cpu");
+    for round in 0..50 {
+        let run = format!("killed{round}");
+        let mut kills = Vec::new();
+        // Some are killed again when they have been resumed.
+        for _ in 0..1 + round % 3 {
+            let operation = 1 + random.below(operations);
+            kills.push(operation);
+            let killed = place.run(&format!("{line} --out {run} --resume"), &format!("kill:{operation}"));
+            assert!(killed.status.code().is_none_or(|code| code <= 1), "{kills:?}: {}", text(&killed.stderr));
+            place.assert_nothing_half_written(&run, &format!("killed at {kills:?} of {operations}"));
+        }
+        place.finish(&line, &run, &format!("killed at {kills:?} of {operations}"));
+        fs::remove_dir_all(place.path(&run)).unwrap();
+    }
+}
+
+/// Kills at any time, which is mostly while it computes.
+#[test]
+fn a_kill_at_any_time_loses_nothing() {
+    let place = Place::new("cpu");
+    let line = format!("{TRAIN} --device cpu");
+    let started = Instant::now();
+    assert!(place.run(&format!("{line} --out timed"), "").status.success());
+    let (takes, mut random) = (started.elapsed().as_micros() as u64, Random::new());
+    for round in 0..50 {
+        let run = format!("killed{round}");
+        let delay = Duration::from_micros(random.below(takes));
+        let mut child = place.command(&format!("{line} --out {run} --resume"), "").spawn().unwrap();
+        std::thread::sleep(delay);
+        // It may have ended by then.
+        let _ = child.kill();
+        child.wait().unwrap();
+        let what = format!("killed after {delay:?} of {takes} us");
+        place.assert_nothing_half_written(&run, &what);
+        place.finish(&line, &run, &what);
+        fs::remove_dir_all(place.path(&run)).unwrap();
+    }
+}
+
+/// Full, broken for good, and broken once, at any operation.
+#[test]
+fn a_disk_that_fails_harms_no_checkpoint() {
+    let place = Place::new("cpu");
+    if place.library.is_none() {
+        return;
+    }
+    let (operations, mut random) = (place.operations(), Random::new());
+    let line = format!("{TRAIN} --device cpu");
+    let mut failed = 0;
+    for round in 0..48 {
+        let (mode, run) = (["full", "broken", "once"][round % 3], format!("failed{round}"));
+        let operation = 1 + random.below(operations);
+        let what = format!("{mode} at operation {operation} of {operations}");
+        let outcome = place.run(&format!("{line} --out {run} --resume"), &format!("{mode}:{operation}"));
+        let stderr = text(&outcome.stderr);
+        assert!(matches!(outcome.status.code(), Some(0 | 1)), "{what}: {:?}, {stderr}", outcome.status);
+        assert!(!stderr.contains("panicked"), "{what}: {stderr}");
+        if outcome.status.code() == Some(1) {
+            failed += 1;
+            assert!(stderr.starts_with("error: cannot "), "{what}: {stderr}");
+            assert!(
+                stderr.contains("No space left on device") || stderr.contains("Input/output error"),
+                "{what}: {stderr}"
+            );
+        }
+        place.assert_nothing_half_written(&run, &what);
+        place.finish(&line, &run, &what);
+        fs::remove_dir_all(place.path(&run)).unwrap();
+    }
+    assert!(failed >= 24, "only {failed} of 48 faults were met");
+}
+
+#[test]
+fn a_disk_that_writes_in_parts_changes_nothing() {
+    let place = Place::new("cpu");
+    if place.library.is_none() {
+        return;
+    }
+    let outcome = place.run(&format!("{TRAIN} --device cpu --out parts"), "short:0");
+    assert!(outcome.status.success(), "{}", text(&outcome.stderr));
+    place.assert_as_whole("parts", "short writes");
+}
+
+/// Older checkpoints are as good as the newest: a run that goes on from one ends with the same bits.
+#[test]
+fn an_older_checkpoint_can_take_the_place_of_the_newest() {
+    let place = Place::new("cpu");
+    let line = format!("{TRAIN} --device cpu");
+    let mut child = place.command(&format!("{line} --out run"), "").spawn().unwrap();
+    let older = |run: &str| {
+        let names = fs::read_dir(place.path(run)).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).find(|name| name.starts_with("checkpoint-0"))
+    };
+    while older("run").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let older = older("run").unwrap();
+    fs::rename(place.path("run").join(&older), place.path("run/checkpoint.safetensors")).unwrap();
+    place.finish(&line, "run", &older);
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_kernels_resume_to_the_same_bits() {
+    let place = Place::new("emulator");
+    let line = format!("{TRAIN} --device emulator");
+    let mut random = Random::new();
+    for round in 0..3 {
+        let run = format!("killed{round}");
+        let mut child = place.command(&format!("{line} --out {run} --resume"), "").spawn().unwrap();
+        while !place.path(&run).join("model.safetensors").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(random.below(300)));
+        let _ = child.kill();
+        child.wait().unwrap();
+        place.assert_nothing_half_written(&run, &run);
+        place.finish(&line, &run, &run);
+    }
+}

@@ -1,0 +1,95 @@
+// Stands between a program and the C library (LD_PRELOAD) and lets its disk fail.
+//
+// FAULTY_DISK is MODE:N. Operations on regular files are counted from 1: write, fsync, rename, link, unlink.
+//   count    nothing fails; at the end the number of operations is written to the file that FAULTY_DISK_COUNT names
+//   kill     SIGKILL in the place of operation N
+//   full     from operation N on the disk is full
+//   broken   from operation N on every operation is an input/output error
+//   once     operation N is an input/output error, the others are not
+//   short    every write writes only a part of what it is given
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static atomic_long operations;
+static char mode[16];
+static long position;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *setting = getenv("FAULTY_DISK");
+    if (setting != NULL) sscanf(setting, "%15[a-z]:%ld", mode, &position);
+}
+
+__attribute__((destructor)) static void end(void) {
+    const char *path = getenv("FAULTY_DISK_COUNT");
+    if (path == NULL || strcmp(mode, "count") != 0) return;
+    FILE *file = fopen(path, "w");
+    if (file == NULL) return;
+    fprintf(file, "%ld", atomic_load(&operations));
+    fclose(file);
+}
+
+static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
+
+// Whether this operation fails; then errno says how.
+static int fails(int needs_room) {
+    const long number = atomic_fetch_add(&operations, 1) + 1;
+    if (is_mode("kill") && number == position) kill(getpid(), SIGKILL);
+    if ((is_mode("broken") && number >= position) || (is_mode("once") && number == position)) {
+        errno = EIO;
+        return 1;
+    }
+    if (is_mode("full") && number >= position && needs_room) {
+        errno = ENOSPC;
+        return 1;
+    }
+    return 0;
+}
+
+static int is_file(int descriptor) {
+    struct stat found;
+    return descriptor > 2 && fstat(descriptor, &found) == 0 && S_ISREG(found.st_mode);
+}
+
+#define NEXT(name) ((__typeof__(name) *)dlsym(RTLD_NEXT, #name))
+
+ssize_t write(int descriptor, const void *bytes, size_t count) {
+    if (is_file(descriptor)) {
+        if (fails(1)) return -1;
+        if (is_mode("short") && count > 1) count = 1 + count / 3;
+    }
+    return NEXT(write)(descriptor, bytes, count);
+}
+
+int fsync(int descriptor) {
+    if (is_file(descriptor) && fails(0)) return -1;
+    return NEXT(fsync)(descriptor);
+}
+
+int rename(const char *from, const char *to) {
+    if (fails(1)) return -1;
+    return NEXT(rename)(from, to);
+}
+
+int link(const char *from, const char *to) {
+    if (fails(1)) return -1;
+    return NEXT(link)(from, to);
+}
+
+int linkat(int from_folder, const char *from, int to_folder, const char *to, int flags) {
+    if (fails(1)) return -1;
+    return NEXT(linkat)(from_folder, from, to_folder, to, flags);
+}
+
+int unlink(const char *path) {
+    if (fails(0)) return -1;
+    return NEXT(unlink)(path);
+}
