@@ -225,7 +225,18 @@ mod training {
     fn leaves_a_folder_with_all_of_the_run() {
         let place = Workplace::new();
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --out run"));
-        assert_eq!(place.names("run"), ["checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors"]);
+        assert_eq!(
+            place.names("run"),
+            [
+                "checkpoint.safetensors",
+                "config.json",
+                "curves.png",
+                "curves.svg",
+                "metrics.jsonl",
+                "model.safetensors",
+                "report.html"
+            ]
+        );
 
         assert_eq!(outcome.stdout.lines().count(), 1);
         let (accuracies, rate) = outcome.stdout.trim_end().split_once("; ").unwrap();
@@ -545,7 +556,7 @@ hint: see `retune train --help`
 exit status 2
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --from-scratch
-error: the argument '--weights <FILE>' cannot be used with '--from-scratch'
+error: the argument '--weights <FILE|OWNER/NAME>' cannot be used with '--from-scratch'
 hint: see `retune train --help`
 exit status 2
 "##);
@@ -597,9 +608,10 @@ warning: left out: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIF
 error: 1 of 3 pictures could not be read
 "##);
         let model = "base/model.safetensors";
+        fs::create_dir(place.path("empty")).unwrap();
         assert_snapshot!(place.refusals(&[
             &format!("predict {model} missing.png"),
-            &format!("predict {model} base"),
+            &format!("predict {model} empty"),
             &format!("predict {model} data/["),
             &format!("predict {model} data/test --top 0"),
             &format!("predict {model} data/test --batch-size 0"),
@@ -616,8 +628,8 @@ error: missing.png: no such file
 hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
-$ retune predict base/model.safetensors base
-error: base: no pictures in this folder
+$ retune predict base/model.safetensors empty
+error: empty: no pictures in this folder
 hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
@@ -695,6 +707,7 @@ format      pt
                 "head_parameters",
                 "image_size",
                 "metadata",
+                "origin",
                 "parameters",
                 "tensors",
                 "width"
@@ -997,10 +1010,37 @@ mod help {
     fn of_every_command() {
         let place = Workplace::empty();
         assert_snapshot!("help", place.succeed("--help").stdout);
-        for command in ["train", "eval", "predict", "inspect", "gradcheck", "bench", "devices"] {
+        let commands = [
+            "demo",
+            "train",
+            "eval",
+            "predict",
+            "fetch",
+            "convert",
+            "show",
+            "report",
+            "inspect",
+            "gradcheck",
+            "bench",
+            "devices",
+            "completions",
+            "man",
+        ];
+        for command in commands {
             let outcome = place.succeed(&format!("{command} --help"));
             assert_eq!(outcome.stderr, "");
             assert_snapshot!(format!("help_{command}"), outcome.stdout);
+        }
+        for command in commands {
+            let page = place.succeed(&format!("man {command}")).stdout;
+            assert!(page.contains(&format!(".TH RETUNE-{} 1", command.to_uppercase())), "{command}: {page}");
+        }
+        let pages = place.succeed("man --out pages").stdout;
+        assert_eq!(pages.lines().count(), commands.len() + 1);
+        assert_eq!(place.names("pages").len(), commands.len() + 1);
+        for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+            let script = place.succeed(&format!("completions {shell}")).stdout;
+            assert!(script.contains("retune") && script.contains("verify-determinism"), "{shell}");
         }
         let version = place.succeed("--version").stdout;
         assert_eq!(version, format!("retune {}\n", env!("CARGO_PKG_VERSION")));
@@ -1712,7 +1752,7 @@ mod full_disk {
     #[test]
     fn of_a_real_file_system_is_survived() {
         let place = Workplace::new();
-        let train = format!("train data {SMALL} --momentum 0.9");
+        let train = format!("train data {SMALL} --momentum 0.9 --no-report");
         place.succeed(&format!("{train} --epochs 3 --out whole"));
         fs::create_dir(place.path("disk")).unwrap();
         let size = place.read("whole/checkpoint.safetensors").len() + place.read("whole/model.safetensors").len();
@@ -1810,6 +1850,20 @@ mod streams {
     }
 
     #[cfg(unix)]
+    #[cfg(unix)]
+    #[test]
+    fn colours_are_for_terminals_and_those_who_ask() {
+        let place = Workplace::empty();
+        let output = |variable: &str| {
+            let mut command = std::process::Command::new(PROGRAM);
+            command.args(["inspect", "nothing"]).current_dir(place.folder.path());
+            let (name, value) = variable.split_once('=').unwrap();
+            String::from_utf8(command.env(name, value).output().unwrap().stderr).unwrap()
+        };
+        assert!(output("CLICOLOR_FORCE=1").starts_with("\u{1b}[31m\u{1b}[1merror:\u{1b}[0m cannot open nothing"));
+        assert!(output("NO_COLOR=1").starts_with("error: cannot open nothing"));
+    }
+
     #[test]
     fn a_reader_that_goes_away_is_no_error() {
         let place = Workplace::with_base_model();

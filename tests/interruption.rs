@@ -305,3 +305,16 @@ fn the_kernels_resume_to_the_same_bits() {
         place.finish(&line, &run, &run);
     }
 }
+
+#[test]
+fn determinism_can_be_verified() {
+    let place = Place::new("cpu");
+    let line = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --momentum 0.9 --quiet --device cpu";
+    let before = fs::read_dir(place.folder.path()).unwrap().count();
+    let verified = place.run(&format!("{line} --verify-determinism 7"), "");
+    let tensors =
+        SafeTensors::deserialize(&fs::read(place.path("whole/checkpoint.safetensors")).unwrap()).unwrap().len();
+    assert_eq!(text(&verified.stdout), format!("7 steps twice on cpu: all bits of {tensors} tensors are the same\n"));
+    assert!(verified.status.success());
+    assert_eq!(fs::read_dir(place.folder.path()).unwrap().count(), before, "nothing is written");
+}

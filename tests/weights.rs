@@ -147,7 +147,11 @@ mod damaged {
             (with_header(&HEADER.replace("F32", "Q9"), &[0; 8]), "w.safetensors is no safetensors file, or a damaged"),
             (
                 b"PK\x03\x04 a zip, which is what torch.save writes".to_vec(),
-                "w.safetensors is no safetensors file: it looks like a PyTorch .pth (a zip",
+                "w.safetensors cannot be read as a .pth of torch: its zip archive is damaged",
+            ),
+            (
+                b"\x80\x02}q\x00.".to_vec(),
+                "w.safetensors is no safetensors file: it looks like a pickle, but none of torch's files",
             ),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(),

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
 use super::{fetch, report};
@@ -70,6 +71,11 @@ pub struct TrainArguments {
     /// Also write event files for TensorBoard into the run's folder
     #[arg(long, help_heading = "The run")]
     tensorboard: bool,
+
+    /// Train so many steps twice, with other numbers of workers, compare all bits, and write nothing
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "10", conflicts_with = "resume",
+          value_parser = clap::value_parser!(u64).range(1..), help_heading = "The run")]
+    verify_determinism: Option<u64>,
 
     /// Write no report.html and no curves at the end
     #[arg(long, help_heading = "The run")]
@@ -276,6 +282,9 @@ impl Trained {
 }
 
 pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitCode> {
+    if let Some(steps) = arguments.verify_determinism {
+        return verify_determinism(global, arguments, steps);
+    }
     let trained = train(global, arguments, global.open_device()?, interruption()?)?;
     if global.json {
         let Trained { folder, summary, device, skipped } = &trained;
@@ -374,6 +383,54 @@ pub fn train(
         report::after_training(global, &folder, &shared);
     }
     Ok(Trained { folder, summary, device, skipped })
+}
+
+/// Trains a few steps twice and compares what a checkpoint would hold.
+fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, steps: u64) -> Result<ExitCode> {
+    let device = global.open_device()?;
+    let interrupted = interruption()?;
+    let folders = [(); 2].map(|()| tempfile::tempdir());
+    let mut checkpoints = Vec::new();
+    for (number, folder) in folders.iter().enumerate() {
+        let folder =
+            folder.as_ref().map_err(|cause| Error::new(format!("cannot create a temporary folder: {cause}")))?;
+        let stop = AtomicBool::new(false);
+        let mut run = begin(global, device.clone(), arguments, &stop)?;
+        run.folder = RunFolder { path: folder.path().to_path_buf() };
+        run.workers = if number == 0 { 1 } else { run.workers.max(2) };
+        run.checkpointing = Checkpointing { every: CheckpointEvery::Steps(usize::MAX), kept: 1 };
+        let progress = Progress::new(global, steps, "steps");
+        let mut done = 0;
+        let result = run.train(|event| {
+            if let Event::Step { .. } = event {
+                done += 1;
+                progress.position(done);
+            }
+            if done >= steps || interrupted.load(Ordering::Relaxed) {
+                stop.store(true, Ordering::Relaxed);
+            }
+        });
+        progress.finish();
+        match result {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ if interrupted.load(Ordering::Relaxed) => return Err(Error::interrupted("stopped; nothing was written")),
+            _ => checkpoints.push((TensorFile::open(&RunFolder { path: folder.path().into() }.checkpoint())?, done)),
+        }
+    }
+    let [(first, steps), (second, _)] = checkpoints.as_slice() else { unreachable!("two runs were made") };
+    for name in first.names() {
+        if first.bytes(name)? != second.bytes(name)? {
+            return Err(Error::new(format!("after {steps} steps, {name} is not the same in both runs"))
+                .hint("this is a fault of the program or of the machine: please report it, with the device"));
+        }
+    }
+    let (tensors, device) = (first.entries().len(), device.name());
+    if global.json {
+        print_json(&serde_json::json!({ "steps": steps, "tensors": tensors, "device": device, "same": true }))?;
+    } else {
+        print_result(&format!("{steps} steps twice on {device}: all bits of {tensors} tensors are the same"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
