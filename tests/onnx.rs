@@ -289,3 +289,50 @@ fn tensorboard_gets_every_figure() {
     assert_eq!(scalars, expected);
     assert_eq!(expected.len(), 2 * (4 * 2 + 3));
 }
+
+/// The name that Hugging Face's transformers give a key of torchvision's.
+fn name_of_transformers(key: &str) -> String {
+    let layer = |rest: &str, part: &str| {
+        let kind = if rest.starts_with("conv") { "convolution" } else { "normalization" };
+        format!("{kind}.{part}")
+    };
+    let parts: Vec<&str> = key.split('.').collect();
+    match parts.as_slice() {
+        ["fc", part] => format!("classifier.1.{part}"),
+        [stem, part] => format!("resnet.embedder.embedder.{}", layer(stem, part)),
+        [stage, block, rest @ ..] => {
+            let stage: usize = stage.strip_prefix("layer").unwrap().parse().unwrap();
+            let block = format!("resnet.encoder.stages.{}.layers.{block}", stage - 1);
+            match rest {
+                ["downsample", "0", part] => format!("{block}.shortcut.convolution.{part}"),
+                ["downsample", _, part] => format!("{block}.shortcut.normalization.{part}"),
+                [name, part] => {
+                    let number: usize = name[name.len() - 1..].parse().unwrap();
+                    format!("{block}.layer.{}.{}", number - 1, layer(name, part))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn key_names_of_transformers_are_the_same_network() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = model(folder.path(), "odd.safetensors", "");
+    let file = TensorFile::open(&path).unwrap();
+    let tensors: Vec<OutputTensor> = file
+        .entries()
+        .iter()
+        .map(|entry| {
+            let bytes = file.bytes(&entry.name).unwrap();
+            OutputTensor::bytes(name_of_transformers(&entry.name), entry.dtype, &entry.shape, bytes)
+        })
+        .collect();
+    let other = folder.path().join("transformers.safetensors");
+    save(&other, &tensors, file.metadata()).unwrap();
+    let theirs = TensorFile::open(&other).unwrap();
+    assert_eq!(theirs.origin(), Some("the key names of Hugging Face's transformers"));
+    assert!(export(&theirs).unwrap() == export(&file).unwrap());
+}
