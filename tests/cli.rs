@@ -1850,6 +1850,45 @@ mod streams {
     }
 
     #[cfg(unix)]
+    /// Names of files are bytes; those that are no text are shown with replacement characters, and do no harm.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_that_are_not_unicode_are_shown_as_well_as_they_can_be() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let place = Workplace::new();
+        let odd = OsStr::from_bytes(b"d\xffta");
+        fs::rename(place.path("data"), place.folder.path().join(odd)).unwrap();
+        let picture = Path::new(odd).join("train/blue").join(OsStr::from_bytes(b"\xfe\xff.png"));
+        fs::rename(place.folder.path().join(odd).join("train/blue/00.png"), place.folder.path().join(&picture))
+            .unwrap();
+        let broken = place.folder.path().join(odd).join("test/red").join(OsStr::from_bytes(b"\xf0.png"));
+        fs::write(broken, "no picture").unwrap();
+        let run = |words: &[&OsStr]| {
+            let mut command = std::process::Command::new(PROGRAM);
+            let output =
+                command.args(words).current_dir(place.folder.path()).env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(0), "{words:?}: {stderr}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let words = |line: &'static str| line.split_whitespace().map(OsStr::new);
+        let train: Vec<&OsStr> =
+            words("train").chain([odd]).chain(words(SMALL)).chain(words("--epochs 1 --json --out run")).collect();
+        let result: Value = serde_json::from_str(&run(&train)).unwrap();
+        assert_eq!(result["skipped"], serde_json::json!(["d\u{fffd}ta/test/red/\u{fffd}.png"]));
+        let page = String::from_utf8(place.read("run/report.html")).unwrap();
+        assert!(page.contains("d\u{fffd}ta/test/red/\u{fffd}.png"));
+        fs::rename(place.path("run"), place.folder.path().join(OsStr::from_bytes(b"r\xffn"))).unwrap();
+        let model = Path::new(OsStr::from_bytes(b"r\xffn")).join("model.safetensors");
+        let predict = [OsStr::new("predict"), model.as_os_str(), picture.as_os_str(), OsStr::new("--json")];
+        let result: Value = serde_json::from_str(&run(&predict)).unwrap();
+        assert_eq!(result[0]["path"], "d\u{fffd}ta/train/blue/\u{fffd}\u{fffd}.png");
+        run(&[OsStr::new("inspect"), model.as_os_str(), OsStr::new("--json")]);
+        run(&[OsStr::new("show"), odd, OsStr::new("-o"), OsStr::from_bytes(b"s\xff.png"), OsStr::new("--json")]);
+    }
+
     #[cfg(unix)]
     #[test]
     fn colours_are_for_terminals_and_those_who_ask() {

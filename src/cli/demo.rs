@@ -1,5 +1,6 @@
 //! `retune demo`
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use crate::data::ImageFolder;
 use crate::device::Device;
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Context, Error, Result};
-use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, tiles_of_classes};
+use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,7 +71,7 @@ const TARGET_TEST_PER_CLASS: u64 = 250;
 struct StepResult {
     test_acc: f64,
     best_test_acc: f64,
-    model: PathBuf,
+    model: String,
 }
 
 #[derive(Serialize)]
@@ -78,7 +79,7 @@ struct DemoResult {
     pretrained: StepResult,
     fine_tuned: StepResult,
     from_scratch: StepResult,
-    page: PathBuf,
+    page: String,
     seconds: f64,
 }
 
@@ -112,8 +113,9 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
         let [pretrained, fine_tuned, from_scratch] = [pretrained, fine_tuned, from_scratch].map(|trained| StepResult {
             test_acc: trained.summary.test_acc,
             best_test_acc: trained.summary.best.test_acc,
-            model: trained.folder.model(),
+            model: trained.folder.model().to_string_lossy().into_owned(),
         });
+        let page = page.to_string_lossy().into_owned();
         print_json(&DemoResult { pretrained, fine_tuned, from_scratch, page, seconds: seconds.as_secs_f64() })?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -167,6 +169,11 @@ impl Demo<'_> {
                 ContactSheet::new(&tiles_of_classes(&ImageFolder::open(folder.join("train"))?, 8, PICTURE_SIZE))?;
             let path = self.folder.join(name);
             report::write(&path, &sheet.png()?)?;
+            if self.global.shows_progress() {
+                let columns = console::Term::stderr().size().1;
+                // A terminal that takes no pictures is no reason to stop.
+                let _ = std::io::stderr().write_all(&preview(&sheet, columns.into()));
+            }
             self.global.note(&format!("what they look like: {}", path.display()));
         }
         Ok((source, target))

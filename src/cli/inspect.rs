@@ -87,7 +87,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     let (all, head) = (parameters(&|_| true), parameters(&is_head));
     if global.json {
         return print_json(&serde_json::json!({
-            "file": file.path(),
+            "file": file.path().to_string_lossy(),
             "bytes": file.file_bytes(),
             "origin": file.origin(),
             "architecture": model.as_ref().map(|model| model.resnet.architecture.to_string()),

@@ -53,7 +53,8 @@ struct ClassProbability {
 
 #[derive(Serialize)]
 struct PictureResult {
-    path: PathBuf,
+    /// What is not Unicode in it is replaced.
+    path: String,
     classes: Vec<ClassProbability>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logits: Option<Vec<f32>>,
@@ -93,7 +94,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     })?;
     progress.finish();
     let results = predictions.iter().map(|prediction| {
-        let path = dataset.samples[prediction.index].path.clone();
+        let path = dataset.samples[prediction.index].path.to_string_lossy().into_owned();
         let classes = likeliest(prediction, &model.classes, arguments.top);
         PictureResult { path, classes, logits: arguments.logits.then(|| prediction.logits.clone()) }
     });
@@ -104,7 +105,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         for PictureResult { path, classes, .. } in &results {
             let classes: Vec<String> =
                 classes.iter().map(|one| format!("{} {:.3}", one.class, one.probability)).collect();
-            print_result(&format!("{}: {}", path.display(), classes.join(", ")))?;
+            print_result(&format!("{path}: {}", classes.join(", ")))?;
         }
     }
     if failed > 0 {

@@ -299,8 +299,8 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
                 "test_acc": summary.best.test_acc,
                 "test_loss": summary.best.test_loss,
             },
-            "skipped": skipped,
-            "model": folder.model(),
+            "skipped": skipped.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
+            "model": folder.model().to_string_lossy(),
         }))?;
     } else {
         print_result(&trained.line())?;
@@ -600,8 +600,8 @@ fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
     let Run { recipe, splits, folder, .. } = run;
     let config = serde_json::json!({
         "retune": env!("CARGO_PKG_VERSION"),
-        "data": arguments.data,
-        "weights": arguments.weights,
+        "data": arguments.data.to_string_lossy(),
+        "weights": arguments.weights.as_ref().map(|weights| weights.to_string_lossy()),
         "device": run.network.device().name(),
         "precision": run.network.device().precision().to_string(),
         "classes": splits.train.classes,
