@@ -100,28 +100,22 @@ impl Pickle {
 }
 
 fn global(module: &str, name: &str) -> Result<Global, String> {
-    let storage = |name: &str| {
-        Some(match name {
-            "FloatStorage" => Dtype::F32,
-            "DoubleStorage" => Dtype::F64,
-            "HalfStorage" => Dtype::F16,
-            "BFloat16Storage" => Dtype::BF16,
-            "LongStorage" => Dtype::I64,
-            "IntStorage" => Dtype::I32,
-            "ShortStorage" => Dtype::I16,
-            "CharStorage" => Dtype::I8,
-            "ByteStorage" => Dtype::U8,
-            "BoolStorage" => Dtype::BOOL,
-            _ => return None,
-        })
-    };
     Ok(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
         ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
         ("torch", "Size") => Global::Size,
         ("torch", "device" | "float32" | "float64" | "float16" | "bfloat16" | "int64") => Global::Ignored,
-        ("torch", name) if let Some(dtype) = storage(name) => Global::Storage(dtype),
+        ("torch", "FloatStorage") => Global::Storage(Dtype::F32),
+        ("torch", "DoubleStorage") => Global::Storage(Dtype::F64),
+        ("torch", "HalfStorage") => Global::Storage(Dtype::F16),
+        ("torch", "BFloat16Storage") => Global::Storage(Dtype::BF16),
+        ("torch", "LongStorage") => Global::Storage(Dtype::I64),
+        ("torch", "IntStorage") => Global::Storage(Dtype::I32),
+        ("torch", "ShortStorage") => Global::Storage(Dtype::I16),
+        ("torch", "CharStorage") => Global::Storage(Dtype::I8),
+        ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
+        ("torch", "BoolStorage") => Global::Storage(Dtype::BOOL),
         _ => {
             return Err(format!(
                 "it asks for {}.{}, which no state dict needs; nothing of it was run",
