@@ -1442,6 +1442,21 @@ hint: use a smaller learning rate, or --clip-gradient-norm 1
         place.succeed(&format!("train data {SMALL} --epochs 1 --lr 1e-4 --out run"));
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn of_more_memory_than_there_is() {
+        let place = Workplace::new();
+        let outcome = place.run(&format!("train data {SMALL} --image-size 30000 --batch-size 14 --quiet --out run"));
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+        let lines: Vec<&str> = outcome.stderr.lines().collect();
+        assert!(
+            lines[0].starts_with("error: cpu: out of memory: ") && lines[0].ends_with(" GiB are free"),
+            "{lines:?}"
+        );
+        assert!(lines[1].starts_with("hint: ") && lines[1].contains("--batch-size "), "{lines:?}");
+        assert!(!place.path("run").exists(), "nothing was begun");
+    }
+
     #[test]
     fn of_resuming() {
         let place = Workplace::new();

@@ -86,14 +86,12 @@ impl RunFolder {
 
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
+        const OURS: [&str; 6] =
+            [".model.safetensors.", ".checkpoint", ".config.json.", ".metrics.jsonl.", ".report.html.", ".curves."];
         let Ok(entries) = fs::read_dir(&self.path) else { return };
-        let files = [self.model(), self.checkpoint(), self.config(), self.metrics()];
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let is_ours = |file: &PathBuf| {
-                file.file_name().is_some_and(|file| name.starts_with(&format!(".{}.", file.to_string_lossy())))
-            };
-            if name.ends_with(".tmp") && files.iter().any(is_ours) {
+            if name.ends_with(".tmp") && OURS.iter().any(|ours| name.starts_with(ours)) {
                 // One that cannot be removed only takes room.
                 let _ = fs::remove_file(entry.path());
             }

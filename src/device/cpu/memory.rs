@@ -23,12 +23,27 @@ impl Drop for HostAllocation {
     }
 }
 
+/// Smaller allocations are not worth a question to the system.
+const QUESTIONED: usize = 256 << 20;
+
+/// Bytes that this process can still make resident, where the system tells: what Linux takes to be available, and what a control
+/// group leaves. A system that lends more than it has would end the process when it is touched.
+fn available() -> Option<usize> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)?;
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let group = limit.map(|limit| limit.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0)));
+    Some(group.map_or(machine, |group| group.min(machine)))
+}
+
 /// Zeroed memory.
 pub(super) fn allocate(bytes: usize) -> Result<Rc<Memory>> {
-    let too_much = || {
-        Error::new(format!("cannot allocate {:.1} GiB of memory", bytes as f64 / (1u64 << 30) as f64))
-            .hint("use smaller batches or smaller pictures")
-    };
+    let too_much = || Error::out_of_memory("cpu", bytes, available());
+    if bytes >= QUESTIONED && available().is_some_and(|available| bytes > available) {
+        return Err(too_much());
+    }
     let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| too_much())?;
     // SAFETY: the layout's size is not zero.
     let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_much)?;
