@@ -1446,7 +1446,8 @@ hint: use a smaller learning rate, or --clip-gradient-norm 1
     #[test]
     fn of_more_memory_than_there_is() {
         let place = Workplace::new();
-        let outcome = place.run(&format!("train data {SMALL} --image-size 30000 --batch-size 14 --quiet --out run"));
+        let outcome =
+            place.run("train data --from-scratch --width 4 --image-size 30000 --batch-size 14 --quiet --out run");
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         let lines: Vec<&str> = outcome.stderr.lines().collect();
         assert!(

@@ -124,9 +124,9 @@ fn name_apart(records: &mut [RunRecord]) {
 }
 
 /// What stands in the way of a page must not fail the run that it is about.
-pub fn after_training(global: &GlobalArguments, folder: &RunFolder, device: &Rc<dyn Device>) {
+pub fn after_training(global: &GlobalArguments, folder: &RunFolder, data: &Path, device: &Rc<dyn Device>) {
     let page = RunRecord::open(folder).and_then(|mut record| {
-        look(global, &mut record, None, device);
+        look(global, &mut record, Some(data), device);
         write_page(&record)
     });
     match page {

@@ -380,7 +380,7 @@ pub fn train(
         folder.model().display()
     ));
     if !arguments.no_report {
-        report::after_training(global, &folder, &shared);
+        report::after_training(global, &folder, &arguments.data, &shared);
     }
     Ok(Trained { folder, summary, device, skipped })
 }

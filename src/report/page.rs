@@ -408,12 +408,28 @@ fn section_of(section: &Section) -> Result<Markup> {
     })
 }
 
+/// Files that could not be read, and why.
+fn left_out(skipped: &[(&str, &str)]) -> Markup {
+    html! {
+        @if !skipped.is_empty() {
+            h3 { (counted(skipped.len(), "picture", "pictures")) " left out, because unreadable" }
+            ul { @for (path, reason) in skipped { li { code { (path) } ": " (reason) } } }
+        }
+    }
+}
+
 fn pictures(run: &RunRecord) -> Result<Markup> {
     let skipped: Vec<_> = run.skipped().collect();
     let pictures = match &run.pictures {
         Ok(pictures) => pictures,
         Err(reason) => {
-            return Ok(html! { section { h2 { "The pictures" } p.missing { "They are not shown: " (reason) } } });
+            return Ok(html! {
+                section {
+                    h2 { "The pictures" }
+                    p.missing { "They are not shown: " (reason) }
+                    (left_out(&skipped))
+                }
+            });
         }
     };
     let (sheet, augmented) = (gallery(&pictures.sheet)?, gallery(&pictures.augmented)?);
@@ -440,10 +456,7 @@ fn pictures(run: &RunRecord) -> Result<Markup> {
                 (run.config.recipe.image_size) " pixels and sometimes mirrored. These are those of the first epoch."
             }
             (augmented)
-            @if !skipped.is_empty() {
-                h3 { (counted(skipped.len(), "picture", "pictures")) " left out, because unreadable" }
-                ul { @for (path, reason) in &skipped { li { code { (path) } ": " (reason) } } }
-            }
+            (left_out(&skipped))
             p.note { "Pictures are read as torchvision reads them: a camera's note about rotation (EXIF) is not followed." }
         }
     })
