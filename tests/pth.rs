@@ -107,7 +107,7 @@ impl Random {
 /// `RETUNE_FUZZ_ROUNDS` looks longer.
 #[test]
 fn damaged_files_do_no_harm() {
-    let rounds = std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(4000);
+    let rounds = std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(10_000);
     let names = [
         "zip.pth",
         "legacy.pth",

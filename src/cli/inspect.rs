@@ -84,7 +84,9 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     let parameters = |keep: &dyn Fn(&str) -> bool| -> usize {
         rows.iter().filter(|row| is_parameter(row.name) && keep(row.name)).map(|row| row.elements).sum()
     };
-    let (all, head) = (parameters(&|_| true), parameters(&is_head));
+    // Behind a wrapper such as `module.` too.
+    let in_head = |name: &str| is_head(name) || name.contains(".fc.");
+    let (all, head) = (parameters(&|_| true), parameters(&in_head));
     if global.json {
         return print_json(&serde_json::json!({
             "file": file.path().to_string_lossy(),
