@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional
 
@@ -31,15 +31,21 @@ def draw(width, height):
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-def write_png_16(path, array):
-    """A 16-bit RGB PNG, which Pillow reads but does not write. `array` is [height, width, 3] uint16."""
+# Where the rows and columns of each pass begin, and how far apart they are.
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+def write_png(path, array, interlaced=False):
+    """An RGB PNG of kinds that Pillow reads but does not write. `array` is [height, width, 3], uint8 or uint16."""
     height, width, _ = array.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    passes = [array[top::down, left::right] for top, left, down, right in ADAM7] if interlaced else [array]
+    big_endian = array.dtype.newbyteorder(">")
+    rows = b"".join(b"\0" + row.astype(big_endian).tobytes() for part in passes for row in part if row.size)
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8 * array.itemsize, 2, 0, 0, interlaced)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
     )
@@ -120,9 +126,6 @@ def decoded():
     transparent = palette.copy()
     transparent.info["transparency"] = 3
     ramp = (np.arange(41 * 27, dtype=np.uint32).reshape(27, 41) * 59 % 65536).astype(np.uint16)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-
     files = [
         ("grey.png", image.convert("L"), {}, 0),
         ("one-bit.png", image.convert("1"), {}, 0),
@@ -137,6 +140,9 @@ def decoded():
         ("grey.pgm", image.convert("L"), {}, 0),
         ("picture.tif", image, {"compression": "tiff_lzw"}, 0),
         ("grey.tiff", image.convert("L"), {}, 0),
+        ("turned.tif", image, {"exif": oriented(6)}, 0),
+        ("turned.png", image, {"exif": oriented(8)}, 0),
+        ("turned.webp", image, {"lossless": True, "exif": oriented(7)}, 0),
         ("lossless.webp", image, {"lossless": True}, 0),
         ("lossless-alpha.webp", rgba, {"lossless": True, "exact": True}, 0),
         ("lossy.webp", image, {"quality": 80}, 2),
@@ -145,7 +151,7 @@ def decoded():
         ("progressive.jpg", image, {"quality": 85, "progressive": True}, 4),
         ("grey.jpg", image.convert("L"), {"quality": 85}, 3),
         ("cmyk.jpg", image.convert("CMYK"), {"quality": 85}, 4),
-        ("turned.jpg", image, {"quality": 85, "exif": turned}, 4),
+        ("turned.jpg", image, {"quality": 85, "exif": oriented(6)}, 4),
         ("restart-markers.jpg", image, {"quality": 85, "restart_marker_blocks": 2}, 4),
     ]
     for name, picture, options, tolerance in files:
@@ -153,15 +159,43 @@ def decoded():
         expected = save(Image.open(HERE / name).convert("RGB"), f"decoded-{name.replace('.', '-')}.png")
         yield {"input": name, "expected": expected, "tolerance": tolerance}
 
-    write_png_16(HERE / "rgb-16-bit.png", np.stack([ramp, ramp[::-1], 65535 - ramp], axis=-1))
-    expected = save(Image.open(HERE / "rgb-16-bit.png").convert("RGB"), "decoded-rgb-16-bit.png")
-    yield {"input": "rgb-16-bit.png", "expected": expected, "tolerance": 0}
+    ramps = np.stack([ramp, ramp[::-1], 65535 - ramp], axis=-1)
+    write_png(HERE / "rgb-16-bit.png", ramps)
+    write_png(HERE / "interlaced.png", np.asarray(image), interlaced=True)
+    write_png(HERE / "interlaced-16-bit.png", ramps, interlaced=True)
+    for name in ("rgb-16-bit", "interlaced", "interlaced-16-bit"):
+        expected = save(Image.open(HERE / f"{name}.png").convert("RGB"), f"decoded-{name}.png")
+        yield {"input": f"{name}.png", "expected": expected, "tolerance": 0}
 
     # Pillow clips 16-bit grey to white at 256; we keep the high byte, as Pillow itself does for 16-bit RGB.
     high_bytes = save(Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB"), "decoded-grey-16-bit.png")
     for name in ("grey-16-bit.png", "grey-16-bit.tif"):
         Image.fromarray(ramp).save(HERE / name)
         yield {"input": name, "expected": high_bytes, "tolerance": 0}
+
+
+def oriented(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def turned():
+    """Files whose EXIF says how the camera was held, as ImageOps.exif_transpose turns them."""
+    image = draw(41, 27)
+    files = [(f"turned-{value}.jpg", {"quality": 85, "exif": oriented(value)}, 4) for value in range(10)]
+    # An orientation that is text, and one of which half is missing.
+    said = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
+    files.append(("turned-text.jpg", {"quality": 85, "exif": said + b"\0\x02\0\0\0\x026\0\0\0\0\0\0\0"}, 4))
+    files.append(("turned-cut.jpg", {"quality": 85, "exif": said}, 4))
+    files.append(("turned-progressive.jpg", {"quality": 85, "progressive": True, "exif": oriented(5)}, 4))
+    for name, options, _ in files:
+        image.save(HERE / name, **options)
+    files += [("turned.png", {}, 0), ("turned.webp", {}, 0), ("turned.tif", {}, 0)]
+    for name, _, tolerance in files:
+        opened = Image.open(HERE / name)
+        expected = save(ImageOps.exif_transpose(opened).convert("RGB"), f"upright-{name.replace('.', '-')}.png")
+        yield {"input": name, "expected": expected, "tolerance": tolerance}
 
 
 def resized_sizes():
@@ -229,6 +263,7 @@ def main():
         "resized_crops": list(resized_crops()),
         "test_transforms": list(test_transforms(names)),
         "decoded": list(decoded()),
+        "turned": list(turned()),
         "resized_sizes": list(resized_sizes()),
         "crop_fallbacks": list(crop_fallbacks()),
         "crop_means": list(crop_means()),

@@ -36,9 +36,14 @@ pub struct MemoryShortage {
 }
 
 impl Error {
-    /// A failure: the message names the file or value, what was expected and what was found.
+    /// A failure: the message names the file or value, what was expected and what was found. What a name or a file's
+    /// content brings along that would move a terminal's cursor, or end the line, is replaced.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Failure, message: message.into(), hint: None, details: None, shortage: None }
+        let mut message = message.into();
+        if message.contains(char::is_control) {
+            message = message.replace(char::is_control, "\u{fffd}");
+        }
+        Self { kind: ErrorKind::Failure, message, hint: None, details: None, shortage: None }
     }
 
     /// A wrong request.

@@ -10,8 +10,8 @@ use retune::data::image_folder::EXTENSIONS;
 use retune::data::random::{Purpose, RandomStream};
 use retune::data::transform::{central_crop, normalize, resized_size, sample_random_resized_crop, test_shorter_side};
 use retune::data::{
-    Augmentation, Batch, CropBox, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, RgbImage,
-    Transformer, decode_file, epoch_order, open_dataset,
+    Augmentation, Batch, CropBox, DecodeOptions, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage,
+    RgbImage, Transformer, decode_file, epoch_order, open_dataset,
 };
 use serde_json::Value;
 
@@ -56,6 +56,37 @@ mod decoding {
             println!("{}: {worst}", case["input"]);
             assert!(u64::from(worst) <= case["tolerance"].as_u64().unwrap(), "{case}: {worst} levels off");
         }
+    }
+
+    /// With EXIF, `PIL.ImageOps.exif_transpose`; without it, what lies in the file, but for TIFF.
+    #[test]
+    fn pictures_are_turned_as_pillow_turns_them() {
+        let mut turned = 0;
+        for case in manifest("turned") {
+            let (path, theirs) = (fixture(case["input"].as_str().unwrap()), picture(&case["expected"]));
+            let mut decoder = Decoder::new(DecodeOptions::with_exif(true));
+            let (mut ours, mut padded, mut upper) = (RgbImage::default(), PaddedImage::default(), RgbImage::default());
+            decoder.decode_file(&path, &mut ours).unwrap();
+            assert_eq!((ours.width, ours.height), (theirs.width, theirs.height), "{case}");
+            let worst = worst_difference(&ours.pixels, &theirs.pixels);
+            assert!(u64::from(worst) <= case["tolerance"].as_u64().unwrap(), "{case}: {worst} levels off");
+
+            decoder.decode_file(&path, &mut padded).unwrap();
+            let colours: Vec<u8> = padded.pixels.chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
+            assert!(colours == ours.pixels, "{case}");
+            let told = |width, height| {
+                assert_eq!((width, height), (ours.width, ours.height), "{case}");
+                10
+            };
+            decoder.decode_file_rows(&path, &mut upper, told).unwrap();
+            assert!(
+                upper.pixels[..10 * ours.width as usize * 3] == ours.pixels[..10 * ours.width as usize * 3],
+                "{case}"
+            );
+            turned += usize::from(decode_file(&path).unwrap() != ours);
+        }
+        // Orientations 2 to 8 of a JPEG, a progressive JPEG, a PNG, a WebP.
+        assert_eq!(turned, 10);
     }
 
     #[test]

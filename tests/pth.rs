@@ -14,16 +14,6 @@ fn open(name: &str) -> Result<TensorFile> {
     TensorFile::open(&fixture(name))
 }
 
-/// Everything that a program can ask of a file.
-fn read_all(file: &TensorFile) {
-    for entry in file.entries() {
-        let bytes = file.bytes(&entry.name).unwrap();
-        assert_eq!(bytes.len(), entry.bytes());
-        let _ = file.read_f32(&entry.name);
-        let _ = file.read_i64(&entry.name);
-    }
-}
-
 #[test]
 fn every_form_holds_the_same() {
     let expected = open("expected.safetensors").unwrap();
@@ -92,65 +82,4 @@ fn what_holds_no_state_dict_says_so() {
     archive.finish().unwrap();
     let error = TensorFile::open(&other).unwrap_err();
     assert!(error.message().contains("it is a zip archive without a data.pkl"), "{error}");
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) as usize % end
-    }
-}
-
-/// Damaged files give an error or other numbers: no panic, no read beyond the file, no memory that a header invented.
-/// `RETUNE_FUZZ_ROUNDS` looks longer.
-#[test]
-fn damaged_files_do_no_harm() {
-    let rounds = std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(10_000);
-    let names = [
-        "zip.pth",
-        "legacy.pth",
-        "checkpoint.pth",
-        "strided.pth",
-        "strided-legacy.pth",
-        "hostile.pth",
-        "expected.safetensors",
-    ];
-    let sources: Vec<Vec<u8>> = names.iter().map(|name| fs::read(fixture(name)).unwrap()).collect();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("damaged");
-    let mut random = Random(1);
-    let mut accepted = 0;
-    for round in 0..rounds {
-        let mut bytes = sources[round % sources.len()].clone();
-        match random.below(4) {
-            0 => bytes.truncate(random.below(bytes.len())),
-            1 => {
-                let (from, to) = (random.below(bytes.len()), random.below(bytes.len()));
-                let piece = bytes[from..(from + 1 + random.below(64)).min(bytes.len())].to_vec();
-                bytes.splice(to..to, piece);
-            }
-            _ => {}
-        }
-        for _ in 0..random.below(6) {
-            if bytes.is_empty() {
-                break;
-            }
-            // Pickles and headers are at the beginning and, in zip archives, at the end.
-            let near_an_end = random.below(3000.min(bytes.len()));
-            let place = if random.below(2) == 0 { near_an_end } else { bytes.len() - 1 - near_an_end };
-            bytes[place] = match random.below(4) {
-                0 => 0xff,
-                1 => 0,
-                _ => random.below(256) as u8,
-            };
-        }
-        fs::write(&path, &bytes).unwrap();
-        if let Ok(file) = TensorFile::open(&path) {
-            read_all(&file);
-            accepted += 1;
-        }
-    }
-    assert!(accepted > rounds / 50 && accepted < rounds, "{accepted} of {rounds} were readable");
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
-use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
+use crate::data::{Batches, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
 use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::report::{ClassResult, Confusion};
@@ -39,6 +39,10 @@ pub struct EvalArguments {
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 
+    /// Turn pictures as their EXIF says, even if the model was trained without that
+    #[arg(long)]
+    exif: bool,
+
     /// A picture that cannot be read is an error
     #[arg(long)]
     strict: bool,
@@ -66,7 +70,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     // Every picture is looked at once: none is kept.
     let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
-    let folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
+    let mut folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
+    folder.decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
     let options = LoaderOptions {
         batch_size: arguments.batch_size,
         image_size: model.image_size as u32,

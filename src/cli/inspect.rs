@@ -96,6 +96,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
             "width": model.as_ref().map(|model| model.resnet.width),
             "classes": model.as_ref().map(|model| &model.classes),
             "image_size": model.as_ref().map(|model| model.image_size),
+            "exif": model.as_ref().map(|model| model.exif),
             "parameters": all,
             "head_parameters": head,
             "metadata": file.metadata(),
@@ -114,10 +115,11 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         print_result(&format!("file        {origin}"))?;
     }
     match &model {
-        Some(ModelFile { resnet, classes, image_size }) => {
+        Some(ModelFile { resnet, classes, image_size, exif }) => {
             print_result(&format!("network     {}, width {}", resnet.architecture, resnet.width))?;
             print_result(&format!("parameters  {all}, of which {head} in the head"))?;
-            print_result(&format!("pictures    {image_size} x {image_size}"))?;
+            let turned = if *exif { ", turned as their EXIF says" } else { "" };
+            print_result(&format!("pictures    {image_size} x {image_size}{turned}"))?;
             let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
             let more = if classes.len() > shown.len() { ", ..." } else { "" };
             print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;

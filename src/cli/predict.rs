@@ -11,7 +11,7 @@ use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
-use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, Sample};
+use crate::data::{Batches, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, Sample};
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
@@ -39,6 +39,10 @@ pub struct PredictArguments {
     /// With --json: also the network's raw outputs, one a class
     #[arg(long, requires = "json")]
     logits: bool,
+
+    /// Turn pictures as their EXIF says, even if the model was trained without that
+    #[arg(long)]
+    exif: bool,
 
     /// Pictures at a time
     #[arg(long, default_value_t = 16, value_name = "N")]
@@ -80,7 +84,8 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         workers: threads::count().min(samples.len()),
         strict: false,
     };
-    let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples };
+    let decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
+    let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples, decoding };
     let dataset = Arc::new(folder);
     let mut batches = Batches::new(Loader::new(dataset.clone(), options)?, &store)?;
     let progress = Progress::new(global, dataset.len() as u64, "pictures");

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{ImageFolder, open_dataset};
+use crate::data::{DecodeOptions, ImageFolder, open_dataset};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
@@ -38,6 +38,10 @@ pub struct ShowArguments {
     #[arg(long, value_name = "PIXELS", default_value_t = 160, value_parser = clap::value_parser!(u32).range(8..=1024))]
     image_size: u32,
 
+    /// Turn and mirror pictures as their EXIF orientation says
+    #[arg(long)]
+    exif: bool,
+
     /// As the network sees them in training: cropped at random, scaled, perhaps mirrored
     #[arg(long)]
     augmented: bool,
@@ -52,7 +56,8 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     if arguments.output.is_none() && !shows {
         return Err(Error::usage("standard output is no terminal, and no file is named").hint("add -o sheet.png"));
     }
-    let folder = open(&arguments.data)?;
+    let mut folder = open(&arguments.data)?;
+    folder.decoding = DecodeOptions::with_exif(arguments.exif);
     let count = arguments.per_class as usize;
     let rows: Vec<Vec<Tile>> = match arguments.augmented {
         true => augmented_tiles(&folder, count, arguments.image_size, arguments.seed),

@@ -141,6 +141,10 @@ pub struct TrainArguments {
     #[arg(long, value_name = "PIXELS", help_heading = "The pictures")]
     image_size: Option<usize>,
 
+    /// Turn and mirror pictures as their EXIF orientation says; torchvision ignores it
+    #[arg(long, help_heading = "The pictures")]
+    exif: bool,
+
     /// Part of each class that is kept for testing, where there is no test folder
     #[arg(long, value_name = "PART", allow_negative_numbers = true, help_heading = "The pictures")]
     test_fraction: Option<f64>,
@@ -234,6 +238,7 @@ impl TrainArguments {
             "--freeze" self.freeze => freeze,
             "--freeze-batch-norm" self.freeze_batch_norm.then_some(true) => freeze_batch_norm,
             "--head-from" self.head_from.clone().map(Some) => head_from,
+            "--exif" self.exif.then_some(true) => exif,
             "--image-size" self.image_size => image_size,
             "--test-fraction" self.test_fraction.map(Some) => test_fraction,
             "--seed" self.seed => seed,
@@ -476,7 +481,7 @@ fn begin<'a>(
         global.note(&format!("the weights are {origin}"));
     }
     let recipe = arguments.recipe(file.as_ref())?;
-    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
+    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
     let classes = splits.train.classes.len();
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
     let trainable = recipe.trainable()?;
@@ -547,7 +552,7 @@ fn resume<'a>(
         return Err(Error::new(format!("the run in {} has done {epochs}, of {wanted}", folder.path.display()))
             .hint("give a larger --epochs to go on, or another --out to begin another run"));
     }
-    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?;
+    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
     if splits.train.classes != checkpoint.classes {
         return Err(Error::new(format!(
             "{} has the classes {}, but the run in {} was about {}",

@@ -1,13 +1,15 @@
 //! From a file to 8-bit RGB, as `PIL.Image.open(file).convert("RGB")` does it.
 //!
-//! Alpha is dropped, not composited; palettes and grey are expanded; the EXIF orientation is ignored. Sixteen-bit
-//! channels keep their high byte. So does 16-bit grey, which Pillow clips to white at 256 instead.
+//! Alpha is dropped, not composited; palettes and grey are expanded. Sixteen-bit channels keep their high byte. So does
+//! 16-bit grey, which Pillow clips to white at 256 instead. The EXIF orientation is ignored unless [`DecodeOptions::exif`]
+//! asks for it; that of a TIFF, which is no EXIF, is followed always, as Pillow does it.
 
 use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
-use image::{ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::metadata::Orientation;
+use image::{DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
@@ -22,8 +24,13 @@ pub const MAX_PIXELS: u64 = 178_956_970;
 /// A file may not have more bytes.
 const MAX_FILE_BYTES: u64 = 1 << 31;
 
-/// What a decoder may allocate: the largest picture in 16-bit RGBA, and some room to work in.
-const MAX_DECODER_BYTES: u64 = 2 << 30;
+/// What a decoder may allocate before it knows how large the picture is: profiles, comments, tables.
+const MAX_HEADER_BYTES: u64 = 256 << 20;
+
+/// What a decoder may allocate for a picture: one in 16-bit RGBA, as much to work in, and some room.
+fn decoder_bytes(pixels: usize) -> u64 {
+    2 * 8 * pixels as u64 + (1 << 20)
+}
 
 /// A buffer that had to grow beyond this for one huge picture is given back.
 const KEPT_BYTES: usize = 64 << 20;
@@ -65,14 +72,43 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<RgbImage> {
     Ok(image)
 }
 
+/// What a [`Decoder`] makes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Whether a picture is turned and mirrored as its EXIF orientation says, as `PIL.ImageOps.exif_transpose` does it.
+    pub exif: bool,
+    /// A picture of more pixels is an error. It may be less than [`MAX_PIXELS`], not more.
+    pub max_pixels: u64,
+}
+
+impl DecodeOptions {
+    /// The default but for EXIF.
+    pub fn with_exif(exif: bool) -> Self {
+        Self { exif, ..Self::default() }
+    }
+}
+
+impl Default for DecodeOptions {
+    /// What torchvision's loader does.
+    fn default() -> Self {
+        Self { exif: false, max_pixels: MAX_PIXELS }
+    }
+}
+
 /// Decodes pictures, one after the other, in the same buffers.
 #[derive(Debug, Default)]
 pub struct Decoder {
+    options: DecodeOptions,
     file: Vec<u8>,
     samples: Vec<u8>,
 }
 
 impl Decoder {
+    /// A decoder; [`Decoder::default`] has the default options.
+    pub fn new(options: DecodeOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
     /// Decodes a file into `image`, whose buffer is reused. After an error, `image` holds nothing of use.
     ///
     /// # Errors
@@ -83,7 +119,7 @@ impl Decoder {
     }
 
     /// Decodes the upper rows of a file into `image`: as many as `rows` says, which is told the picture's width and
-    /// height, or more. `image.height` is the number of rows that are there.
+    /// height, or more. `image.height` is the number of rows that are there. A picture that is turned has all its rows.
     ///
     /// # Errors
     /// Those of [`Decoder::decode_file`].
@@ -120,12 +156,15 @@ impl Decoder {
         let format = recognise(bytes)?;
         if format == ImageFormat::Jpeg {
             let outline = Outline::read(bytes)?;
+            let orientation = self.orientation_of(outline.exif(bytes));
             let (width, height) = outline.dimensions();
-            if outline.has_rows_in_order() && require_pixels(width, height).is_ok() {
+            let is_upright = orientation == Orientation::NoTransforms;
+            if is_upright && outline.has_rows_in_order() && self.require_pixels(width, height).is_ok() {
                 outline.keep_rows(bytes, rows(width, height));
                 return self.decode_jpeg(bytes, image);
             }
             self.decode_jpeg(bytes, image)?;
+            turn(image, orientation)?;
         } else {
             self.decode_other(format, bytes, image)?;
         }
@@ -136,10 +175,26 @@ impl Decoder {
     fn decode<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
         let format = recognise(bytes)?;
         if format == ImageFormat::Jpeg {
-            Outline::read(bytes)?;
-            return self.decode_jpeg(bytes, image);
+            let orientation = self.orientation_of(Outline::read(bytes)?.exif(bytes));
+            self.decode_jpeg(bytes, image)?;
+            return turn(image, orientation);
         }
         self.decode_other(format, bytes, image)
+    }
+
+    fn orientation_of(&self, exif: Option<&[u8]>) -> Orientation {
+        let told = exif.filter(|_| self.options.exif).and_then(Orientation::from_exif_chunk);
+        told.unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// The number of pixels, if it is acceptable.
+    fn require_pixels(&self, width: u32, height: u32) -> Result<usize, String> {
+        let most = self.options.max_pixels.min(MAX_PIXELS);
+        match u64::from(width) * u64::from(height) {
+            0 => Err(format!("it has {width} x {height} pixels")),
+            pixels if pixels > most => Err(format!("it has {width} x {height} pixels; at most {most} are accepted")),
+            pixels => Ok(pixels as usize),
+        }
     }
 
     fn decode_other<const BYTES: usize>(
@@ -150,21 +205,31 @@ impl Decoder {
     ) -> Result<(), String> {
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(MAX_DECODER_BYTES);
-        reader.limits(limits);
-        let decoder = reader.into_decoder().map_err(|cause| describe_image_error(format, &cause))?;
+        limits.max_alloc = Some(MAX_HEADER_BYTES);
+        reader.limits(limits.clone());
+        let mut decoder = reader.into_decoder().map_err(|cause| describe_image_error(format, &cause))?;
 
         let (width, height) = decoder.dimensions();
-        let pixels = require_pixels(width, height)?;
+        let pixels = self.require_pixels(width, height)?;
+        // A lying header shall not cost more memory than the picture that it tells of.
+        limits.max_alloc = Some(decoder_bytes(pixels));
+        decoder.set_limits(limits).map_err(|cause| describe_image_error(format, &cause))?;
+        // What a broken EXIF says of a picture is nothing.
+        let orientation = match self.options.exif || format == ImageFormat::Tiff {
+            true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
+            false => Orientation::NoTransforms,
+        };
         (image.width, image.height) = (width, height);
         let color = decoder.color_type();
         if color == image::ColorType::Rgb8 && BYTES == 3 {
             image.pixels.resize(pixels * 3, 0);
-            return decoder.read_image(&mut image.pixels).map_err(|cause| describe_image_error(format, &cause));
+            decoder.read_image(&mut image.pixels).map_err(|cause| describe_image_error(format, &cause))?;
+        } else {
+            self.samples.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
+            decoder.read_image(&mut self.samples).map_err(|cause| describe_image_error(format, &cause))?;
+            expand(&self.samples, color.into(), image)?;
         }
-        self.samples.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
-        decoder.read_image(&mut self.samples).map_err(|cause| describe_image_error(format, &cause))?;
-        expand(&self.samples, color.into(), image)
+        turn(image, orientation)
     }
 
     /// `image` would read the headers twice and copy the file.
@@ -182,7 +247,7 @@ impl Decoder {
         headers.decode_headers().map_err(describe)?;
         let (width, height) = headers.dimensions().ok_or("broken JPEG data: there is no picture")?;
         (image.width, image.height) = (width as u32, height as u32);
-        let pixels = require_pixels(image.width, image.height)?;
+        let pixels = self.require_pixels(image.width, image.height)?;
         // The decoder refuses to pad what is stored as red, green and blue, and gives CMYK other colours when it pads.
         if BYTES == 4 && !matches!(headers.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma)) {
             self.samples.resize(pixels * 3, 0);
@@ -201,15 +266,21 @@ fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
     image::guess_format(bytes).map_err(|_| unknown_format(bytes))
 }
 
-/// The number of pixels, if it is acceptable.
-fn require_pixels(width: u32, height: u32) -> Result<usize, String> {
-    match u64::from(width) * u64::from(height) {
-        0 => Err(format!("it has {width} x {height} pixels")),
-        pixels if pixels > MAX_PIXELS => {
-            Err(format!("it has {width} x {height} pixels; at most {MAX_PIXELS} are accepted"))
-        }
-        pixels => Ok(pixels as usize),
+/// Turns and mirrors a picture.
+fn turn<const BYTES: usize>(image: &mut Image<BYTES>, orientation: Orientation) -> Result<(), String> {
+    if orientation == Orientation::NoTransforms {
+        return Ok(());
     }
+    let (width, height, pixels) = (image.width, image.height, std::mem::take(&mut image.pixels));
+    let turned = match BYTES {
+        3 => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+        _ => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgba8),
+    };
+    let mut turned = turned.ok_or("its pixels are not as many as it says")?;
+    turned.apply_orientation(orientation);
+    (image.width, image.height) = (turned.width(), turned.height());
+    image.pixels = turned.into_bytes();
+    Ok(())
 }
 
 fn shrink(buffer: &mut Vec<u8>) {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::decode::DecodeOptions;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Context, Error, Result};
 
@@ -28,6 +29,8 @@ pub struct ImageFolder {
     pub classes: Vec<String>,
     /// The pictures, by class; within a class sorted by folder, then by file name.
     pub samples: Vec<Sample>,
+    /// How they are read; [`ImageFolder::open`] leaves the default.
+    pub decoding: DecodeOptions,
 }
 
 /// What to train on and what to test on. Both know the same classes by the same indices.
@@ -37,6 +40,14 @@ pub struct Splits {
     pub train: ImageFolder,
     /// The pictures to test on.
     pub test: ImageFolder,
+}
+
+impl Splits {
+    /// The same pictures, to be read in this way.
+    pub fn decoded_with(mut self, decoding: DecodeOptions) -> Self {
+        (self.train.decoding, self.test.decoding) = (decoding, decoding);
+        self
+    }
 }
 
 impl ImageFolder {
@@ -54,7 +65,7 @@ impl ImageFolder {
             classes.push(folder.to_string_lossy().into_owned());
             collect_samples(&root.join(folder), class, &mut samples)?;
         }
-        Ok(Self { root: root.to_path_buf(), classes, samples })
+        Ok(Self { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default() })
     }
 
     /// Lists the pictures below `root`, with the classes of a trained model or of the training pictures. A class
@@ -189,6 +200,7 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
         root: folder.root.clone(),
         classes: folder.classes.clone(),
         samples: folder.samples.iter().zip(&is_test).filter(|(_, t)| **t == test).map(|(s, _)| s.clone()).collect(),
+        decoding: folder.decoding,
     };
     Ok(Splits { train: part(false), test: part(true) })
 }

@@ -2,6 +2,8 @@
 
 const TRUNCATED: &str = "truncated JPEG: the data end before the end marker";
 
+const EXIF: &[u8] = b"Exif\0\0";
+
 /// The frame of a JPEG that has its end marker.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Outline {
@@ -11,6 +13,8 @@ pub(super) struct Outline {
     height_place: usize,
     frames: usize,
     scans: usize,
+    /// Where the first EXIF block is.
+    exif: Option<(usize, usize)>,
     /// Rows of a unit of the scan; none where a scan is not the whole picture.
     unit_rows: Option<u32>,
 }
@@ -54,6 +58,10 @@ impl Outline {
                 // Of the others each scan refines the whole picture.
                 self.unit_rows = rows.filter(|_| matches!(marker, 0xC0 | 0xC1));
             }
+            // An application's block: length, its name, what it holds.
+            0xE1 if self.exif.is_none() && segment[2..].starts_with(EXIF) => {
+                self.exif = Some((place + 2 + EXIF.len(), place + segment.len()));
+            }
             // A scan: length, number of components.
             0xDA => self.scans += 1,
             _ => {}
@@ -63,6 +71,11 @@ impl Outline {
     /// Width and height.
     pub(super) fn dimensions(&self) -> (u32, u32) {
         (self.width.into(), self.height.into())
+    }
+
+    /// The picture's EXIF block, without its name.
+    pub(super) fn exif<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        self.exif.and_then(|(start, end)| bytes.get(start..end))
     }
 
     /// Whether the decoder gets the rows one after the other, from the top.

@@ -184,13 +184,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What is done with samples. The tests put another one in the place of pictures.
 trait Job: Send + Sync + 'static {
     /// What a worker keeps from sample to sample.
-    type Scratch: Default;
+    type Scratch;
     /// What becomes of one sample.
     type Sample: Send;
     /// What becomes of a group of them.
     type Group: Send;
 
     fn dataset(&self) -> &ImageFolder;
+
+    fn scratch(&self) -> Self::Scratch;
 
     /// Samples of a group; the last may have fewer.
     fn group_size(&self) -> usize;
@@ -217,7 +219,6 @@ struct BatchJob {
     pool: Arc<Pool>,
 }
 
-#[derive(Default)]
 struct BatchScratch {
     decoder: Decoder,
     image: PaddedImage,
@@ -269,6 +270,14 @@ impl Job for BatchJob {
 
     fn dataset(&self) -> &ImageFolder {
         &self.dataset
+    }
+
+    fn scratch(&self) -> BatchScratch {
+        BatchScratch {
+            decoder: Decoder::new(self.dataset.decoding),
+            image: PaddedImage::default(),
+            transformer: Transformer::default(),
+        }
     }
 
     fn group_size(&self) -> usize {
@@ -333,6 +342,10 @@ impl Job for DecodeJob {
 
     fn dataset(&self) -> &ImageFolder {
         &self.dataset
+    }
+
+    fn scratch(&self) -> Decoder {
+        Decoder::new(self.dataset.decoding)
     }
 
     fn group_size(&self) -> usize {
@@ -531,7 +544,7 @@ impl<J: Job> Drop for PanicReporter<'_, J> {
 
 fn work<J: Job>(shared: &Shared<J>) {
     let mut reporter = PanicReporter { shared, doing: PathBuf::new() };
-    let mut scratch = J::Scratch::default();
+    let mut scratch = shared.job.scratch();
     let size = shared.job.group_size();
     while let Some(position) = shared.claim() {
         let index = shared.order[position];
@@ -600,6 +613,7 @@ impl<J: Job> Shared<J> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decode::DecodeOptions;
     use super::super::image_folder::Sample;
     use super::*;
 
@@ -617,6 +631,8 @@ mod tests {
         fn dataset(&self) -> &ImageFolder {
             &self.dataset
         }
+
+        fn scratch(&self) {}
 
         fn group_size(&self) -> usize {
             3
@@ -640,7 +656,12 @@ mod tests {
     fn a_panic_of_a_worker_is_an_error() {
         for workers in [1, 4] {
             let samples = (0..20).map(|n| Sample { path: format!("{n}.jpg").into(), class: 0 }).collect();
-            let dataset = ImageFolder { root: "".into(), classes: vec!["only".into()], samples };
+            let dataset = ImageFolder {
+                root: "".into(),
+                classes: vec!["only".into()],
+                samples,
+                decoding: DecodeOptions::default(),
+            };
             let job = PanickingJob { dataset, fatal: 7 };
             let mut pipeline = Pipeline::start(job, (0..20).collect(), 0, workers);
             // Groups that were complete before the panic may still come.

@@ -10,7 +10,7 @@ pub mod store;
 pub mod transform;
 
 pub use batches::{BatchEpoch, Batches, InputBatch};
-pub use decode::{Decoder, Image, PaddedImage, RgbImage, decode_file};
+pub use decode::{DecodeOptions, Decoder, Image, PaddedImage, RgbImage, decode_file};
 pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use store::{PictureStore, Stored};

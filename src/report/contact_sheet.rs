@@ -10,7 +10,7 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::raster;
-use crate::data::{Augmentation, Decoder, ImageFolder, RgbImage, Transformer};
+use crate::data::{Augmentation, DecodeOptions, Decoder, ImageFolder, RgbImage, Transformer};
 use crate::error::{Context, Result};
 
 const JPEG_QUALITY: u8 = 82;
@@ -38,9 +38,9 @@ impl Tile {
 }
 
 /// The middle of a picture, scaled.
-pub fn tile(path: &Path, label: &str, size: u32) -> Result<Tile> {
+pub fn tile(path: &Path, decoding: DecodeOptions, label: &str, size: u32) -> Result<Tile> {
     let mut image = RgbImage::default();
-    Decoder::default().decode_file(path, &mut image)?;
+    Decoder::new(decoding).decode_file(path, &mut image)?;
     let mut pixels = vec![0; (size * size * 3) as usize];
     Transformer::default().resize_shorter_side_and_center_crop(&image, size, size, &mut pixels)?;
     Ok(Tile { label: label.into(), size, pixels })
@@ -73,14 +73,14 @@ pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Ve
     };
     let tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
-        tile(&sample.path, &folder.classes[sample.class], size).ok()
+        tile(&sample.path, folder.decoding, &folder.classes[sample.class], size).ok()
     };
     rows.iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
 }
 
 /// The same pictures as a network meets them in the first epoch of a run with this seed: cropped, scaled, perhaps flipped.
 pub fn augmented_tiles(folder: &ImageFolder, count: usize, size: u32, seed: u64) -> Vec<Vec<Tile>> {
-    let (mut decoder, mut transformer) = (Decoder::default(), Transformer::default());
+    let (mut decoder, mut transformer) = (Decoder::new(folder.decoding), Transformer::default());
     let mut tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
         let mut image = RgbImage::default();

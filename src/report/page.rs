@@ -489,6 +489,11 @@ fn recipe_rows(recipe: &Recipe) -> Vec<(&'static str, String, &'static str)> {
             "layers that stay as they were",
         ),
         ("picture size", format!("{0} x {0}", recipe.image_size), "what the network sees"),
+        (
+            "EXIF orientation",
+            if recipe.exif { "followed" } else { "ignored, as torchvision does" }.into(),
+            "whether photos are turned as the camera was held",
+        ),
         ("seed", recipe.seed.to_string(), "the same seed gives the same result"),
     ]
 }

@@ -12,8 +12,8 @@ use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
 use super::grad_cam::{attention, overlay};
 use crate::data::transform::normalize;
 use crate::data::{
-    Batches, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, RgbImage, Splits, Transformer,
-    open_dataset,
+    Batches, DecodeOptions, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, RgbImage, Splits,
+    Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
 use crate::error::{Context, Error, Result};
@@ -138,7 +138,7 @@ impl RunRecord {
         let data = data.unwrap_or(&self.config.data).to_path_buf();
         let Recipe { test_fraction, seed, image_size, .. } = self.config.recipe;
         let splits = match open_dataset(&data, test_fraction, seed) {
-            Ok(splits) => splits,
+            Ok(splits) => splits.decoded_with(self.config.recipe.decoding()),
             Err(error) => {
                 self.pictures = Err(error.message().to_string());
                 self.test = Err(error.message().to_string());
@@ -161,7 +161,7 @@ impl RunRecord {
             let sample = &folder.samples[prediction.index];
             let probabilities = prediction.probabilities();
             let mut looked = Looked {
-                tile: tile(&sample.path, "", TILE).ok()?,
+                tile: tile(&sample.path, folder.decoding, "", TILE).ok()?,
                 attention: None,
                 path: sample.path.clone(),
                 said: folder.classes[prediction.class()].clone(),
@@ -170,7 +170,7 @@ impl RunRecord {
             };
             if with_attention {
                 // On what the network was shown: the middle of the picture.
-                let seen = seen(&sample.path, model.image_size).ok()?;
+                let seen = seen(&sample.path, folder.decoding, model.image_size).ok()?;
                 let mut input = vec![0.0; seen.pixels.len()];
                 normalize(&seen.pixels, &mut input).ok()?;
                 let (rows, columns, map, _) = attention(&network, &input, model.image_size).ok()?;
@@ -258,10 +258,10 @@ fn representative(predictions: &[Prediction], classes: usize) -> Vec<&Prediction
 }
 
 /// What a network is shown of a picture in a test, before it is normalised.
-fn seen(path: &Path, image_size: usize) -> Result<Tile> {
+fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile> {
     let size = image_size as u32;
     let mut image = RgbImage::default();
-    Decoder::default().decode_file(path, &mut image)?;
+    Decoder::new(decoding).decode_file(path, &mut image)?;
     let mut pixels = vec![0; image_size * image_size * 3];
     Transformer::default().resize_and_center_crop(&image, size, &mut pixels)?;
     Ok(Tile { label: String::new(), size, pixels })

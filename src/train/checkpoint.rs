@@ -132,7 +132,12 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Reads the header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
+        Self::from_file(TensorFile::open(path)?)
+    }
+
+    /// The same of a file whose header has been read.
+    pub fn from_file(file: TensorFile) -> Result<Self> {
+        let path = file.path();
         let field = |name: &str| {
             file.metadata().get(name).ok_or_else(|| {
                 Error::new(format!("{}: not a checkpoint of retune: its metadata has no `{name}`", path.display()))

@@ -19,13 +19,16 @@ const STANDARD_DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
 
 /// Writes a trained model.
 pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String]) -> Result<()> {
-    let transform = serde_json::json!({
+    let mut transform = serde_json::json!({
         "resize": test_shorter_side(recipe.image_size as u32),
         "center_crop": recipe.image_size,
         "interpolation": "bilinear, antialias",
         "mean": MEAN,
         "std": STANDARD_DEVIATION,
     });
+    if recipe.exif {
+        transform["exif"] = true.into();
+    }
     let resnet = network.resnet();
     let json = |value: serde_json::Result<String>| value.context(|| "cannot write a model's metadata");
     let metadata = BTreeMap::from([
@@ -48,6 +51,8 @@ pub struct ModelFile {
     pub classes: Vec<String>,
     /// Rows and columns of the pictures that the network sees.
     pub image_size: usize,
+    /// Whether they are turned as their EXIF orientation says.
+    pub exif: bool,
 }
 
 impl ModelFile {
@@ -67,16 +72,17 @@ impl ModelFile {
                 resnet.classes
             )));
         }
-        let image_size = match file.metadata().get("transform") {
+        let (image_size, exif) = match file.metadata().get("transform") {
             Some(text) => {
                 let transform: serde_json::Value = serde_json::from_str(text).context(|| unreadable("transform"))?;
                 let size =
                     transform["center_crop"].as_u64().filter(|size| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
-                size.ok_or_else(|| Error::new(unreadable("transform")))? as usize
+                let size = size.ok_or_else(|| Error::new(unreadable("transform")))? as usize;
+                (size, transform["exif"].as_bool().unwrap_or(false))
             }
-            None => 224,
+            None => (224, false),
         };
-        Ok(Self { resnet, classes, image_size })
+        Ok(Self { resnet, classes, image_size, exif })
     }
 }
 

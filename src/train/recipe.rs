@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
 use crate::model::{Freezing, Trainable};
 use crate::ops::LossReduction;
@@ -42,6 +43,9 @@ pub struct Recipe {
     pub head_from: Option<Vec<usize>>,
     /// Rows and columns of the pictures that the network sees.
     pub image_size: usize,
+    /// Whether pictures are turned as their EXIF orientation says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exif: bool,
     /// Part of each class that is kept for testing, where the data set has no split of its own.
     pub test_fraction: Option<f64>,
     /// Decides the order of the pictures, their augmentation, and the new parameters.
@@ -72,6 +76,7 @@ impl Recipe {
             freeze_batch_norm: false,
             head_from: None,
             image_size: 224,
+            exif: false,
             test_fraction: None,
             seed: 0,
         }
@@ -80,6 +85,11 @@ impl Recipe {
     /// The lesson's comparison: random weights, ten times the rate, the same for all layers.
     pub fn from_scratch() -> Self {
         Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
+    }
+
+    /// How pictures are read.
+    pub fn decoding(&self) -> DecodeOptions {
+        DecodeOptions::with_exif(self.exif)
     }
 
     /// The loss reduction.

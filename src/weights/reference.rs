@@ -64,7 +64,14 @@ impl Reference {
     /// When it is no safetensors file, when a field of its metadata is missing or bad, or when a tensor is missing or
     /// does not fit the others.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = TensorFile::open(path)?;
+        Self::from_file(TensorFile::open(path)?)
+    }
+
+    /// The same of a file whose header has been read.
+    ///
+    /// # Errors
+    /// Those of [`Reference::open`].
+    pub fn from_file(file: TensorFile) -> Result<Self> {
         let fields = Fields(&file);
         let reference = {
             fields.one_of("format", &[(FORMAT, ())])?;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
@@ -49,13 +49,31 @@ impl TensorEntry {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    contents: Contents,
     entries: Vec<TensorEntry>,
     positions: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
     /// Tensors whose elements are not in order in the file.
     gathered: Vec<u8>,
     origin: Option<String>,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+enum Contents {
+    Mapped(Mmap),
+    InMemory(Vec<u8>),
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::InMemory(bytes) => bytes,
+        }
+    }
 }
 
 impl TensorFile {
@@ -78,17 +96,29 @@ impl TensorFile {
         // SAFETY: the map is private to this struct and only read. Another program that shortens the file meanwhile
         // could end this one with a signal; this crate itself never changes a file in place, it renames a new one.
         let map = unsafe { Mmap::map(&file) }.context(|| format!("cannot map {}", path.display()))?;
-        let file = if pth::is_pth(&map) {
-            Self::from_pth(path.to_path_buf(), map)?
+        Self::from_contents(path, Contents::Mapped(map))
+    }
+
+    /// The same of a file that is in memory; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::open`] that are about what is in a file.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::from_contents(path, Contents::InMemory(bytes))
+    }
+
+    fn from_contents(path: &Path, contents: Contents) -> Result<Self> {
+        let file = if pth::is_pth(&contents) {
+            Self::from_pth(path.to_path_buf(), contents)?
         } else {
-            let (start, header) = read_header(path, &map)?;
-            Self::from_header(path.to_path_buf(), map, start, &header)?
+            let (start, header) = read_header(path, &contents)?;
+            Self::from_header(path.to_path_buf(), contents, start, &header)?
         };
         Ok(file.with_torchvision_names())
     }
 
-    fn from_pth(path: PathBuf, map: Mmap) -> Result<Self> {
-        let state = pth::read(&map).map_err(|reason| {
+    fn from_pth(path: PathBuf, contents: Contents) -> Result<Self> {
+        let state = pth::read(&contents).map_err(|reason| {
             Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display()))
                 .hint("save its state dict again: torch.save(model.state_dict(), FILE)")
         })?;
@@ -101,7 +131,7 @@ impl TensorFile {
         });
         let entries = entries.collect();
         let (gathered, origin) = (state.gathered, Some(state.origin));
-        Ok(Self { path, map, entries, positions: HashMap::new(), metadata: BTreeMap::new(), gathered, origin })
+        Ok(Self { path, contents, entries, positions: HashMap::new(), metadata: BTreeMap::new(), gathered, origin })
     }
 
     /// Gives keys of other programs torchvision's names, if all of them can have one, and finds keys by name.
@@ -118,7 +148,7 @@ impl TensorFile {
         self
     }
 
-    fn from_header(path: PathBuf, map: Mmap, start: usize, header: &Metadata) -> Result<Self> {
+    fn from_header(path: PathBuf, contents: Contents, start: usize, header: &Metadata) -> Result<Self> {
         let mut entries = Vec::new();
         for name in header.offset_keys() {
             let info = header.info(&name).ok_or_else(|| Error::new(format!("{}: no {name}", path.display())))?;
@@ -127,7 +157,7 @@ impl TensorFile {
         }
         let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
         let (positions, gathered, origin) = (HashMap::new(), Vec::new(), None);
-        Ok(Self { path, map, entries, positions, metadata, gathered, origin })
+        Ok(Self { path, contents, entries, positions, metadata, gathered, origin })
     }
 
     /// The file's path.
@@ -142,7 +172,7 @@ impl TensorFile {
 
     /// The file's length in bytes, header included.
     pub fn file_bytes(&self) -> usize {
-        self.map.len()
+        self.contents.len()
     }
 
     /// Every tensor, in the order of the file.
@@ -191,7 +221,7 @@ impl TensorFile {
 
     fn bytes_of(&self, entry: &TensorEntry) -> &[u8] {
         // The header was checked against the length of the map.
-        let bytes = if entry.is_gathered { self.gathered.as_slice() } else { &self.map };
+        let bytes = if entry.is_gathered { self.gathered.as_slice() } else { &self.contents };
         bytes.get(entry.range.clone()).unwrap_or_default()
     }
 
