@@ -1676,6 +1676,30 @@ mod interruption {
         }
     }
 
+    /// The first asks for the end of the step, the second does not wait for it.
+    #[test]
+    fn twice_stops_at_once() {
+        let place = Workplace::new();
+        let train = "train data --from-scratch --image-size 224 --batch-size 32 --device cpu --out stopped";
+        let mut child = spawn(&place, train);
+        while !place.path("stopped/checkpoint.safetensors").exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        signal(&child, "-INT");
+        let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+        let mut told = String::new();
+        while !told.contains("stopping after this step; once more to stop at once") {
+            assert!(std::io::BufRead::read_line(&mut stderr, &mut told).unwrap() > 0, "{told}");
+        }
+        signal(&child, "-INT");
+        let asked = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        std::io::Read::read_to_string(&mut stderr, &mut told).unwrap();
+        assert!(!told.contains("stopped in epoch"), "the step came to its end: {told}");
+        SafeTensors::deserialize(&place.read("stopped/checkpoint.safetensors")).unwrap();
+    }
+
     #[test]
     fn by_a_kill_at_any_moment_loses_no_more_than_an_epoch() {
         let place = Workplace::new();

@@ -219,7 +219,7 @@ fn pictures() {
     // formats believe more of a header, within limits: of WebP that each of eight parts has up to 16 MiB and a frame up to
     // 16384 x 16384 pixels, of TIFF that a list has up to 256 MiB.
     damage("picture", &sources, |file| match file {
-        [b'R', b'I', b'F', b'F', ..] => (8 * 16 << 20) + 2 * 16384 * 16384,
+        [b'R', b'I', b'F', b'F', ..] => ((8 * 16) << 20) + 2 * 16384 * 16384,
         [b'I', b'I', ..] | [b'M', b'M', ..] => 256 << 20,
         _ => in_proportion(file) + 4 * 8 * (1 << 18),
     });

@@ -16,6 +16,7 @@ use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::model::{Network, ResNet};
+use crate::report::RunRecord;
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe,
     Run, RunFolder, Summary, TensorBoard, copy_head, initialise, load_state_dict, new_head, recognise,
@@ -561,6 +562,16 @@ fn resume<'a>(
             folder.path.display(),
             checkpoint.classes.join(", ")
         )));
+    }
+    if let Ok(RunRecord { config, .. }) = RunRecord::open(&folder) {
+        let (before, now) = ([config.train_images, config.test_images], [splits.train.len(), splits.test.len()]);
+        if before != now {
+            global.note(&format!(
+                "the run began with {} training and {} test pictures, now there are {} and {}: its bits will not be those of \
+                 a run that was not interrupted",
+                before[0], before[1], now[0], now[1]
+            ));
+        }
     }
     let (before, now) = (&checkpoint.precision, device.precision().to_string());
     if *before != now {

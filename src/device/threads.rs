@@ -244,13 +244,16 @@ pub fn wait_until(mut done: impl FnMut() -> bool) {
 mod tests {
     use super::*;
 
+    /// Miri is ten thousand times slower, and tries other orders of the threads itself.
+    const FEWER: usize = if cfg!(miri) { 100 } else { 1 };
+
     /// Every number once, however many take part, and from several callers at once.
     #[test]
     fn all_work_is_done() {
         std::thread::scope(|scope| {
             for caller in 0..3 {
                 scope.spawn(move || {
-                    for round in 0..2000 {
+                    for round in 0..2000 / FEWER {
                         let threads = 1 + (round + caller) % 4;
                         let jobs = round % 7;
                         let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -277,7 +280,7 @@ mod tests {
     fn indices_differ() {
         with(4, || {
             let taken = [const { AtomicUsize::new(0) }; 4];
-            for _ in 0..200 {
+            for _ in 0..200 / FEWER {
                 run(4, |index| {
                     let before = taken[index].fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(Duration::from_micros(20));
@@ -307,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller() {
-        for _ in 0..50 {
+        for _ in 0..50_usize.div_ceil(FEWER) {
             let result = catch_unwind(|| {
                 with(2, || {
                     run(2, |index| {

@@ -1,5 +1,6 @@
 //! What a run measures, one JSON object a line.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,7 @@ pub struct MetricsFile {
     path: PathBuf,
     file: File,
     lines: usize,
+    skipped: HashSet<String>,
 }
 
 impl MetricsFile {
@@ -100,7 +102,16 @@ impl MetricsFile {
         write_atomically(path, |writer| writer.write_all(kept.as_bytes()))?;
         let file = OpenOptions::new().append(true).open(path);
         let file = file.context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count() })
+        let skipped = kept.lines().filter_map(|line| match serde_json::from_str(line) {
+            Ok(Metric::Skipped { path, .. }) => Some(path),
+            _ => None,
+        });
+        Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count(), skipped: skipped.collect() })
+    }
+
+    /// The pictures of which the lines that were kept say that they were left out.
+    pub fn skipped(&self) -> &HashSet<String> {
+        &self.skipped
     }
 
     /// Lines so far.

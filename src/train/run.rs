@@ -1,5 +1,6 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
@@ -237,6 +238,43 @@ impl Clock {
     }
 }
 
+/// Pictures that were left out.
+struct LeftOut {
+    /// Those that have their line in `metrics.jsonl`, by the name that they have there.
+    recorded: HashSet<String>,
+    told: HashSet<PathBuf>,
+}
+
+impl LeftOut {
+    /// Those of the part of the run that is resumed.
+    fn of_earlier(metrics: &MetricsFile) -> Self {
+        Self { recorded: metrics.skipped().clone(), told: HashSet::new() }
+    }
+
+    /// Records and tells what is new of them.
+    fn note(
+        &mut self,
+        samples: &[SkippedSample],
+        metrics: &mut MetricsFile,
+        observe: &mut impl FnMut(Event),
+    ) -> Result<()> {
+        for sample in samples {
+            if self.recorded.insert(sample.path.to_string_lossy().into_owned()) {
+                metrics.append(&sample.into())?;
+            }
+            if self.told.insert(sample.path.clone()) {
+                observe(Event::Skipped(sample));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of these pictures.
+    fn of(&self, folder: &ImageFolder) -> usize {
+        folder.samples.iter().filter(|sample| self.recorded.contains(&*sample.path.to_string_lossy())).count()
+    }
+}
+
 impl Run<'_> {
     /// Plans every batch shape that the run will meet, so that the memory for it is there before anything starts.
     /// Returns the bytes of the arena.
@@ -282,28 +320,23 @@ impl Run<'_> {
         let mut train_batches = Batches::new(train_loader, &store)?;
         let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
         let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
+        let mut left_out = LeftOut::of_earlier(&metrics);
         if self.position == Position::default() {
             // From here on a run can be resumed, whatever happens to it.
             self.save_checkpoint()?;
         }
-        let mut reported = vec![false; self.splits.train.len()];
         let mut clock = Clock::default();
         let mut last = None;
         let mut stored = Stored::default();
         while self.position.epoch < self.recipe.epochs {
             let before = (clock.images, clock.training);
-            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut reported, &mut observe)?;
+            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut left_out, &mut observe)?;
             let (images, training) = (clock.images - before.0, clock.training - before.1);
 
             let batches = test_batches.loader().batch_count();
             let mut batch = 0;
             let tested = evaluate(&mut self.network, &mut test_batches, self.recipe.image_size, |tested| {
-                if self.position.epoch == 0 {
-                    for sample in &tested.skipped {
-                        metrics.append(&sample.into())?;
-                        observe(Event::Skipped(sample));
-                    }
-                }
+                left_out.note(&tested.skipped, &mut metrics, &mut observe)?;
                 batch += 1;
                 observe(Event::Tested { batch, batches });
                 match self.interrupted.load(Ordering::Relaxed) {
@@ -355,7 +388,7 @@ impl Run<'_> {
             images_per_second: clock.images_per_second(),
             waiting_share: clock.waiting.as_secs_f64() / clock.training.as_secs_f64().max(1e-9),
             best,
-            skipped: reported.iter().filter(|&&reported| reported).count(),
+            skipped: left_out.of(&self.splits.train),
         })
     }
 
@@ -364,7 +397,7 @@ impl Run<'_> {
         train_batches: &mut Batches,
         metrics: &mut MetricsFile,
         clock: &mut Clock,
-        reported: &mut [bool],
+        left_out: &mut LeftOut,
         observe: &mut impl FnMut(Event),
     ) -> Result<()> {
         let batches = train_batches.loader().batch_count();
@@ -376,12 +409,7 @@ impl Run<'_> {
             let Some(batch) = epoch.next_batch() else { break };
             let batch = batch?;
             clock.waiting += started.elapsed();
-            for sample in &batch.skipped {
-                if !std::mem::replace(&mut reported[sample.index], true) {
-                    metrics.append(&sample.into())?;
-                    observe(Event::Skipped(sample));
-                }
-            }
+            left_out.note(&batch.skipped, metrics, observe)?;
             let images = batch.targets.len();
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
@@ -417,8 +445,8 @@ impl Run<'_> {
                 };
                 metrics.append(&metric)?;
                 observe(Event::Recorded(&metric));
-                self.position.metrics_lines = metrics.lines();
             }
+            self.position.metrics_lines = metrics.lines();
             if self.interrupted.load(Ordering::Relaxed) {
                 return Err(self.stop(batches));
             }

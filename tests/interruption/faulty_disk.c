@@ -6,6 +6,8 @@
 //   full     from operation N on the disk is full
 //   broken   from operation N on every operation is an input/output error
 //   once     operation N is an input/output error, the others are not
+//   readonly from operation N on nothing can be written, as on a file system that went read-only after an error
+//   slow     every operation takes N milliseconds
 //   short    every write writes only a part of what it is given
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -45,6 +47,11 @@ static int fails(int needs_room) {
     if (is_mode("kill") && number == position) kill(getpid(), SIGKILL);
     if ((is_mode("broken") && number >= position) || (is_mode("once") && number == position)) {
         errno = EIO;
+        return 1;
+    }
+    if (is_mode("slow")) usleep(1000 * (useconds_t)position);
+    if (is_mode("readonly") && number >= position) {
+        errno = EROFS;
         return 1;
     }
     if (is_mode("full") && number >= position && needs_room) {

@@ -318,10 +318,12 @@ fn convolve(
             let scratch = &mut scratch[image * patch_len..][..patch_len];
             patch(stencil, source, &block, block.image + image, scratch)
         };
-        let first = find(0);
         for image in 1..block.images {
             find(image);
         }
+        let Patch { first, pitch } = find(0);
+        // One pointer has to lead to the patches of all images.
+        let first = if stencil.is_inside() { first } else { scratch.as_ptr() };
         let y = placement.first_row + block.row * placement.spacing;
         let x = placement.first_column + block.column * placement.spacing;
         let pixel = (block.image * placement.height + y) * placement.width + x;
@@ -330,7 +332,7 @@ fn convolve(
             columns: block.columns,
             lines: block.rows,
             column: stencil.step * stencil.channels,
-            line: stencil.step * first.pitch,
+            line: stencil.step * pitch,
             image: picture,
         };
         let results = Grid {
@@ -351,9 +353,9 @@ fn convolve(
                         columns: strip.min(placement.channels - channel),
                         segments: stencil.tap_rows,
                         depth: stencil.tap_columns * stencil.channels,
-                        left: first.first,
+                        left: first,
                         left_order: Order::Rows(pixels),
-                        left_segment: first.pitch,
+                        left_segment: pitch,
                         right: packed.as_ptr().add(channel * stencil.depth()),
                         result: destination.at(pixel * placement.channels + channel),
                         result_rows: results,
