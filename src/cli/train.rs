@@ -331,13 +331,13 @@ pub fn train(
     } else {
         begin(global, device, arguments, interrupted)?
     };
-    let arena = run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
+    run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
     if !resumes {
         // Only now: what is refused or does not fit into memory leaves no folder behind.
         create(&run.folder)?;
         write_config(arguments, &run)?;
     }
-    describe(global, &run, arena);
+    describe(global, &run)?;
 
     let folder = run.folder.clone();
     let device = run.network.device().name();
@@ -629,8 +629,9 @@ fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
     write_atomically(&folder.config(), |writer| std::io::Write::write_all(writer, text.as_bytes()))
 }
 
-fn describe(global: &GlobalArguments, run: &Run, arena: usize) {
+fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
     let Recipe { architecture, width, epochs, batch_size, learning_rate, head_lr_multiplier, .. } = &run.recipe;
+    let memory = run.memory(*batch_size)?;
     let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
     global.note(&format!(
         "{architecture}{width} on {} ({}); {} training and {} test pictures of {} classes",
@@ -641,14 +642,16 @@ fn describe(global: &GlobalArguments, run: &Run, arena: usize) {
         run.splits.train.classes.len()
     ));
     global.note(&format!(
-        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {} of activations",
+        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {} of memory, {} of it for activations",
         if *epochs == 1 { "epoch" } else { "epochs" },
         learning_rate * head_lr_multiplier,
-        size(arena)
+        size(memory.on_device()),
+        size(memory.activations)
     ));
     if run.position != Position::default() {
         global.note(&format!("resuming in epoch {} after batch {}", run.position.epoch + 1, run.position.batch));
     }
+    Ok(())
 }
 
 /// Refuses values that no run can have.

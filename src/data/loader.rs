@@ -48,6 +48,15 @@ pub struct LoaderOptions {
     pub strict: bool,
 }
 
+impl LoaderOptions {
+    /// Bytes that the batches of an epoch over so many pictures take at once, when the consumer drops each before the next:
+    /// those that are ready, the one that it works on, and one that is being put together.
+    pub fn bytes_at_once(&self, pictures: usize) -> usize {
+        let picture = (self.image_size as usize).pow(2).saturating_mul(3 * size_of::<f32>());
+        picture.saturating_mul(self.batch_size.min(pictures)).saturating_mul(PREFETCHED_BATCHES + 2)
+    }
+}
+
 /// A picture that was left out of its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedSample {

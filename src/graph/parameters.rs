@@ -80,6 +80,7 @@ pub struct Parameters {
     by_name: BTreeMap<String, usize>,
     groups: Vec<ParameterGroup>,
     batches_tracked: BTreeMap<String, i64>,
+    bytes: usize,
 }
 
 /// Each parameter begins at a multiple of this many elements, so that vector accesses are aligned.
@@ -148,7 +149,18 @@ impl Parameters {
         let batches_tracked = entries.iter().filter_map(|entry| {
             entry.specification.name.strip_suffix(".running_mean").map(|module| (module.to_string(), 0))
         });
-        Ok(Self { by_name: by_name.collect(), batches_tracked: batches_tracked.collect(), entries, groups })
+        let of_group = |group: &ParameterGroup| {
+            let velocity_and_copy = [&group.velocity, &group.copy].into_iter().flatten();
+            [&group.values, &group.gradients].into_iter().chain(velocity_and_copy).map(Tensor::bytes).sum::<usize>()
+        };
+        let fixed_bytes = fixed.bytes() + fixed_copy.as_ref().map_or(0, Tensor::bytes);
+        let bytes = fixed_bytes + groups.iter().map(of_group).sum::<usize>();
+        Ok(Self { by_name: by_name.collect(), batches_tracked: batches_tracked.collect(), entries, groups, bytes })
+    }
+
+    /// Bytes that they take on their device: values, gradients, velocities and copies.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// All specifications, in the graph's order.

@@ -14,7 +14,7 @@ pub use evaluate::{Prediction, batch_shape, evaluate, softmax};
 pub use metrics::{Metric, MetricsFile, Totals};
 pub use model_file::{ModelFile, load_model, save_model};
 pub use recipe::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe};
-pub use run::{CheckpointEvery, Checkpointing, Event, Pace, Run, RunFolder, Summary};
+pub use run::{CheckpointEvery, Checkpointing, Event, MemoryPlan, Pace, Run, RunFolder, Summary};
 pub use state_dict::{
     copy_head, initialise, load_state_dict, load_state_dict_named, new_head, recognise, save_state_dict, state_dict,
 };

@@ -211,6 +211,33 @@ pub struct Run<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
+/// What a run takes at its peak, in bytes, as it is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// On the device: the arena of activations, their gradients and workspaces.
+    pub activations: usize,
+    /// On the device: parameters, their gradients, velocities.
+    pub parameters: usize,
+    /// On the host: batches that wait, pictures that are being decoded, a checkpoint that is being written, the program.
+    pub host: usize,
+    /// Whether the device computes in the host's memory, so that all of it has to fit there together.
+    pub is_shared: bool,
+}
+
+impl MemoryPlan {
+    /// What the device's memory has to hold.
+    pub fn on_device(&self) -> usize {
+        let shared = if self.is_shared { self.host } else { 0 };
+        self.activations.saturating_add(self.parameters).saturating_add(shared)
+    }
+}
+
+/// What the program itself takes: its code, threads, tables.
+const PROGRAM_BYTES: usize = 16 << 20;
+
+/// What a worker takes for a photo while it decodes it.
+const WORKER_BYTES: usize = 4 << 20;
+
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
 
@@ -276,10 +303,42 @@ impl LeftOut {
 }
 
 impl Run<'_> {
+    /// What the run takes with batches of this size. Allocates nothing.
+    pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
+        let network = &self.network;
+        let activations = |images: usize, trains| {
+            let (batch, size) = (images.min(batch_size), self.recipe.image_size);
+            match batch {
+                0 => Ok(0),
+                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, trains),
+            }
+        };
+        let Splits { train, test } = &self.splits;
+        let batches = LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }
+            .bytes_at_once(train.len().max(test.len()));
+        let state =
+            network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
+        let with_velocities = state * if self.recipe.momentum > 0.0 { 2 } else { 1 };
+        Ok(MemoryPlan {
+            activations: activations(train.len(), true)?.max(activations(test.len(), false)?),
+            parameters: network.parameters().bytes(),
+            host: batches.saturating_add(with_velocities + self.workers * WORKER_BYTES + PROGRAM_BYTES),
+            is_shared: !network.device().has_augment(),
+        })
+    }
+
     /// Plans every batch shape that the run will meet, so that the memory for it is there before anything starts.
-    /// Returns the bytes of the arena.
-    pub fn prepare(&mut self) -> Result<usize> {
+    ///
+    /// # Errors
+    /// When the device has not the memory that it takes.
+    pub fn prepare(&mut self) -> Result<()> {
         let Recipe { batch_size, image_size, .. } = self.recipe;
+        let plan = self.memory(batch_size)?;
+        // The parameters are there already, and where this was asked before the arena too.
+        let asked = (plan.on_device() - plan.parameters).saturating_sub(self.network.arena_bytes());
+        if let Some(free) = self.network.device().free_bytes()?.filter(|&free| free < asked) {
+            return Err(Error::out_of_memory(&self.network.device().name(), asked, Some(free)));
+        }
         let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
         for (images, trains) in [(self.splits.train.len(), true), (self.splits.test.len(), false)] {
             for batch in [images.min(batch_size), images % batch_size] {
@@ -288,18 +347,13 @@ impl Run<'_> {
                 }
             }
         }
-        Ok(self.network.arena_bytes())
+        Ok(())
     }
 
-    /// The largest batch, below the recipe's, whose arena takes at most `bytes`; none where a single picture takes more.
+    /// The largest batch, below the recipe's, for which `bytes` more are enough; none where a single picture takes more.
     pub fn largest_batch_within(&self, bytes: usize) -> Result<Option<usize>> {
-        let Recipe { batch_size, image_size, .. } = self.recipe;
-        let takes = |batch| {
-            let shape = BatchShape { batch, height: image_size, width: image_size };
-            let network = &self.network;
-            Ok::<_, Error>(network.arena_bytes_of(shape, true)?.max(network.arena_bytes_of(shape, false)?))
-        };
-        let (mut fits, mut too_many) = (0, batch_size.min(self.splits.train.len()));
+        let takes = |batch| self.memory(batch).map(|plan| plan.on_device() - plan.parameters);
+        let (mut fits, mut too_many) = (0, self.recipe.batch_size.min(self.splits.train.len()));
         while too_many - fits > 1 {
             let batch = fits + (too_many - fits) / 2;
             if takes(batch)? <= bytes { fits = batch } else { too_many = batch }
@@ -500,15 +554,16 @@ impl Run<'_> {
     }
 
     fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {
-        Loader::new(
-            Arc::new(folder.clone()),
-            LoaderOptions {
-                batch_size: self.recipe.batch_size,
-                image_size: self.recipe.image_size as u32,
-                mode,
-                workers: self.workers,
-                strict: self.strict,
-            },
-        )
+        Loader::new(Arc::new(folder.clone()), self.loader_options(mode))
+    }
+
+    fn loader_options(&self, mode: Mode) -> LoaderOptions {
+        LoaderOptions {
+            batch_size: self.recipe.batch_size,
+            image_size: self.recipe.image_size as u32,
+            mode,
+            workers: self.workers,
+            strict: self.strict,
+        }
     }
 }

@@ -28,7 +28,7 @@ const QUESTIONED: usize = 256 << 20;
 
 /// Bytes that this process can still make resident, where the system tells: what Linux takes to be available, and what a control
 /// group leaves. A system that lends more than it has would end the process when it is touched.
-fn available() -> Option<usize> {
+pub(super) fn available() -> Option<usize> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

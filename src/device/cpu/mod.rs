@@ -40,6 +40,10 @@ impl Device for Cpu {
         format!("{threads} {unit}, {}", simd::Level::current())
     }
 
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(memory::available())
+    }
+
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
         memory::allocate(bytes)
     }

@@ -209,15 +209,14 @@ fn a_wrong_length_is_refused() {
     forward(&shape, &[0.0; 31], &[0.0; 36], &mut [0.0; 32], &mut work);
 }
 
-/// A shape for each way of computing, small enough for Miri.
+/// Small enough for Miri: padded and in place, one image in a block and several, few pixels.
 #[test]
 fn the_smallest_of_every_kind() {
     for sizes in [
-        [1, 3, 4, 2, 3, 3, 3, 1, 1],
-        [2, 5, 4, 3, 17, 2, 2, 2, 0],
-        [1, 8, 8, 16, 16, 3, 3, 1, 1],
-        [1, 2, 2, 33, 34, 3, 3, 1, 1],
-        [1, 7, 6, 3, 8, 7, 7, 2, 3],
+        [1, 3, 3, 2, 3, 2, 2, 1, 1],
+        [2, 3, 2, 1, 2, 2, 2, 2, 0],
+        [3, 2, 2, 2, 2, 3, 3, 1, 1],
+        [1, 1, 1, 33, 2, 1, 1, 1, 0],
     ] {
         check_shape(shape(sizes));
     }

@@ -1,0 +1,107 @@
+//! What a run takes of memory: that it does not grow, and that it is what was planned.
+
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+const PAGE: f64 = 4096.0;
+
+/// Two classes of noisy pictures.
+fn drawn(train: usize, test: usize, size: u32) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = 1u64;
+    for (split, count) in [("train", train), ("test", test)] {
+        for class in ["blue", "red"] {
+            let class = folder.path().join("data").join(split).join(class);
+            fs::create_dir_all(&class).unwrap();
+            for number in 0..count {
+                let picture = RgbImage::from_fn(size, size, |_, _| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    Rgb([(state >> 33) as u8, (state >> 41) as u8, (state >> 49) as u8])
+                });
+                picture.save(class.join(format!("{number:03}.jpg"))).unwrap();
+            }
+        }
+    }
+    folder
+}
+
+fn train(folder: &Path, line: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_retune"))
+        .args(format!("train data --from-scratch --device cpu --no-report --out run {line}").split_whitespace())
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// A number of `/proc/PID/status`, in bytes; none when the process has ended.
+fn status(child: &Child, field: &str) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok().map(|kilobytes| kilobytes * 1024.0)
+}
+
+fn epochs_done(folder: &Path) -> usize {
+    let metrics = fs::read_to_string(folder.join("run/metrics.jsonl")).unwrap_or_default();
+    metrics.lines().filter(|line| line.contains(r#""kind":"epoch""#)).count()
+}
+
+/// 2,400 steps in 400 epochs. What is resident moves by some pages with the threads that decode, up and down; a leak of 200 bytes
+/// a step would add 120 pages in the second half.
+#[test]
+fn a_long_run_does_not_grow() {
+    let folder = drawn(18, 3, 40);
+    let mut child = train(folder.path(), "--width 4 --image-size 33 --batch-size 6 --epochs 400 --workers 2");
+    let mut resident: Vec<(usize, f64)> = Vec::new();
+    while child.try_wait().unwrap().is_none() {
+        if let Some(bytes) = status(&child, "VmRSS") {
+            resident.push((epochs_done(folder.path()), bytes / PAGE));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(epochs_done(folder.path()), 400);
+    let most = |epochs: std::ops::Range<usize>| {
+        let pages: Vec<f64> = resident.iter().filter(|(epoch, _)| epochs.contains(epoch)).map(|&(_, p)| p).collect();
+        assert!(pages.len() >= 10, "only {} samples in epochs {epochs:?}", pages.len());
+        pages.into_iter().fold(0.0, f64::max)
+    };
+    let (early, late) = (most(20..200), most(200..400));
+    println!("resident pages: at most {early} in epochs 20 to 200, {late} in epochs 200 to 400");
+    assert!(late - early <= 100.0, "from {early} to {late} pages");
+}
+
+/// A ResNet-18 on 224 x 224 pixels: the peak that the system tells is the memory that the run has announced.
+#[test]
+fn the_plan_is_within_ten_percent_of_the_peak() {
+    let folder = drawn(48, 4, 256);
+    for batch_size in [12, 32] {
+        let mut child = train(folder.path(), &format!("--batch-size {batch_size} --epochs 1 --momentum 0.9"));
+        let mut peak = 0.0;
+        while child.try_wait().unwrap().is_none() {
+            peak = status(&child, "VmHWM").unwrap_or(0.0).max(peak);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        let line = stderr.lines().find(|line| line.contains(" of memory, ")).expect(&stderr);
+        let planned = line.split(" of memory, ").next().unwrap().rsplit(", ").next().unwrap();
+        let (number, unit) = planned.split_once(' ').unwrap();
+        let planned = number.parse::<f64>().unwrap()
+            * [("MiB", 1.0), ("GiB", 1024.0)].iter().find(|(u, _)| *u == unit).unwrap().1;
+        let peak = peak / f64::from(1 << 20);
+        println!("batch {batch_size}: planned {planned:.0} MiB, peak {peak:.0} MiB, {:.3}", planned / peak);
+        assert!((0.9..1.1).contains(&(planned / peak)), "planned {planned} MiB, peak {peak} MiB");
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+    }
+}
