@@ -2,9 +2,14 @@
 //!
 //! Modules depend downwards only: `cli` -> `report` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
 //! `device` -> `tensor`. `ARCHITECTURE.md` has the picture.
+//!
+//! Unsafe code is in `device`, and where a file is mapped; `docs/unsafe.md` lists it.
+
+#![deny(unsafe_code)]
 
 pub mod cli;
 pub mod data;
+#[allow(unsafe_code)]
 pub mod device;
 pub mod drawing;
 pub mod error;

@@ -703,6 +703,7 @@ format      pt
                 "architecture",
                 "bytes",
                 "classes",
+                "exif",
                 "file",
                 "head_parameters",
                 "image_size",

@@ -93,6 +93,7 @@ impl TensorFile {
                 .hint("whatever wrote it did not finish: download or save it again"));
         }
         let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
+        #[allow(unsafe_code)]
         // SAFETY: the map is private to this struct and only read. Another program that shortens the file meanwhile
         // could end this one with a signal; this crate itself never changes a file in place, it renames a new one.
         let map = unsafe { Mmap::map(&file) }.context(|| format!("cannot map {}", path.display()))?;
