@@ -147,6 +147,20 @@ impl Decoder {
         self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
+    /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does. The bytes may be changed.
+    ///
+    /// # Errors
+    /// The same, without the name of a file.
+    pub fn decode_bytes_rows<const BYTES: usize>(
+        &mut self,
+        bytes: &mut [u8],
+        image: &mut Image<BYTES>,
+        rows: impl FnOnce(u32, u32) -> u32,
+    ) -> Result<()> {
+        self.decode_rows(bytes, image, rows)
+            .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
+    }
+
     fn decode_rows<const BYTES: usize>(
         &mut self,
         bytes: &mut [u8],

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use retune::data::decode::DecodeOptions;
-use retune::data::{Decoder, Image};
+use retune::data::{Decoder, Image, PaddedImage};
 use retune::fetch::{Limits, unpack};
 use retune::report::{RunRecord, curves_svg, run_page};
 use retune::train::{Checkpoint, ModelFile, RunFolder};
@@ -86,6 +86,19 @@ fn picture(bytes: &[u8]) -> bool {
         Some(image)
     }
     let (upright, turned) = (decode::<3>(bytes, false), decode::<4>(bytes, true));
+    // As in training: what is below the crop is not decoded.
+    let (mut upper, mut wanted) = (PaddedImage::default(), 0);
+    let half = |_, height| {
+        wanted = height / 2;
+        wanted
+    };
+    let decoded = Decoder::new(DecodeOptions { exif: false, max_pixels: MAX_PIXELS })
+        .decode_bytes_rows(&mut bytes.to_vec(), &mut upper, half)
+        .map_err(one_line);
+    if decoded.is_ok() {
+        assert!(upper.height >= wanted, "{} rows of {wanted}", upper.height);
+        assert_eq!(upper.pixels.len(), upper.width as usize * upper.height as usize * 4);
+    }
     if let (Some(upright), Some(turned)) = (&upright, &turned) {
         assert_eq!(upright.pixels.len() / 3, turned.pixels.len() / 4);
     }
