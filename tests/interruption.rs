@@ -177,21 +177,21 @@ fn faulty_disk(folder: &Path) -> Option<PathBuf> {
     Some(library)
 }
 
-/// Kills before any operation on a file: also while a checkpoint or a model is being written, synced, named.
+/// Kills before every operation on a file: also while a checkpoint or a model is being written, synced, named.
 #[test]
-fn a_kill_at_any_operation_on_a_file_loses_nothing() {
+fn a_kill_at_every_operation_on_a_file_loses_nothing() {
     let place = Place::new("cpu");
     if place.library.is_none() {
         return;
     }
     let (operations, mut random) = (place.operations(), Random::new());
     let line = format!("{TRAIN} --device cpu");
-    for round in 0..50 {
-        let run = format!("killed{round}");
+    for first in 1..=operations {
+        let run = format!("killed{first}");
         let mut kills = Vec::new();
         // Some are killed again when they have been resumed.
-        for _ in 0..1 + round % 3 {
-            let operation = 1 + random.below(operations);
+        for number in 0..1 + first % 3 {
+            let operation = if number == 0 { first } else { 1 + random.below(operations) };
             kills.push(operation);
             let killed = place.run(&format!("{line} --out {run} --resume"), &format!("kill:{operation}"));
             assert!(killed.status.code().is_none_or(|code| code <= 1), "{kills:?}: {}", text(&killed.stderr));
@@ -225,19 +225,20 @@ fn a_kill_at_any_time_loses_nothing() {
     }
 }
 
-/// Full, broken for good, broken once, and read-only, at any operation.
+/// Full, broken for good, broken once, and read-only, from every operation on.
 #[test]
 fn a_disk_that_fails_harms_no_checkpoint() {
     let place = Place::new("cpu");
     if place.library.is_none() {
         return;
     }
-    let (operations, mut random) = (place.operations(), Random::new());
+    let operations = place.operations();
     let line = format!("{TRAIN} --device cpu");
-    let mut failed = 0;
-    for round in 0..64 {
-        let (mode, run) = (["full", "broken", "once", "readonly"][round % 4], format!("failed{round}"));
-        let operation = 1 + random.below(operations);
+    let modes = ["full", "broken", "once", "readonly"];
+    let (mut tried, mut failed) = (0, 0);
+    for (mode, operation) in modes.into_iter().flat_map(|mode| (1..=operations).map(move |at| (mode, at))) {
+        let run = format!("{mode}{operation}");
+        tried += 1;
         let what = format!("{mode} at operation {operation} of {operations}");
         let outcome = place.run(&format!("{line} --out {run} --resume"), &format!("{mode}:{operation}"));
         let stderr = text(&outcome.stderr);
@@ -257,7 +258,8 @@ fn a_disk_that_fails_harms_no_checkpoint() {
         place.finish(&line, &run, &what);
         fs::remove_dir_all(place.path(&run)).unwrap();
     }
-    assert!(failed >= 32, "only {failed} of 64 faults were met");
+    println!("{tried} faults, of which {failed} ended the run");
+    assert!(2 * failed >= tried, "only {failed} of {tried} faults were met");
 }
 
 #[test]

@@ -63,13 +63,18 @@ impl RunFolder {
                 write_atomically(&name, |writer| writer.write_all(&bytes))?;
             }
         }
+        self.remove_older_checkpoints(kept);
+        Ok(())
+    }
+
+    /// Leaves, with the newest, `kept` checkpoints.
+    fn remove_older_checkpoints(&self, kept: usize) {
         let mut older = self.older_checkpoints();
         older.truncate(older.len().saturating_sub(kept.saturating_sub(1)));
         for path in older {
-            // One that cannot be removed only takes room.
+            // One that cannot be removed only takes room, and the next time may be luckier.
             let _ = fs::remove_file(path);
         }
-        Ok(())
     }
 
     /// The checkpoints before the newest, the oldest first.
@@ -432,6 +437,7 @@ impl Run<'_> {
             }
             last = Some((train, test));
         }
+        self.folder.remove_older_checkpoints(self.checkpointing.kept);
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
             return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs)));
         };
