@@ -67,7 +67,8 @@ pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: Option<f64>) -> Res
     let precision = device.precision();
     let nothing_to_judge = |why: &str| {
         Error::new(format!("{}: {why}, so nothing can be judged in {precision}", path.display())).hint(
-            "scripts/make-fixtures.py --add-noise FILE measures PyTorch's own error; or give --floor, the error that              shall pass",
+            "scripts/make-fixtures.py --add-noise FILE measures PyTorch's own error; or give --floor, the error that \
+             shall pass",
         )
     };
     if precision != Precision::Fp32 && floor.is_none() && !reference.has_noise(precision) {

@@ -179,15 +179,16 @@ fn kernels_run_with_their_arguments_and_shared_memory() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(400).unwrap();
         let target = address(memory.clone());
-        // Above 48 KiB the driver wants to be asked; the stand-in refuses a launch that did not.
-        for (value, shared_bytes) in [(7, 0), (8, 100 << 10), (9, 227 << 10), (10, 16)] {
+        // Above 48 KiB, the kernel's own 128 bytes among them, the driver wants to be asked; the stand-in refuses a launch
+        // that did not.
+        for (value, shared_bytes) in [(7, 0), (6, 48 << 10), (8, 100 << 10), (9, (227 << 10) - 128), (10, 16)] {
             launch(&driver, "fill", Fill { target, count: 90, value }, shared_bytes).unwrap();
             assert_eq!(download(&driver, target, 100), [vec![value; 90], vec![0; 10]].concat());
             driver.upload(&[0; 400], target).unwrap();
         }
         let fill = Fill { target, count: 1, value: 1 };
-        let error = launch(&driver, "fill", fill, 228 << 10).unwrap_err();
-        assert!(error.message().contains("fill: 233472 bytes of shared memory are too much"), "{error}");
+        let error = launch(&driver, "fill", fill, 227 << 10).unwrap_err();
+        assert!(error.message().contains("fill: 232448 bytes of shared memory are too much"), "{error}");
         let error = launch(&driver, "nonsense", fill, 0).unwrap_err();
         assert_eq!(error.message(), "cuda:0: this build has no kernel nonsense");
         let taken = driver.time(&mut || launch(&driver, "fill", fill, 0)).unwrap();

@@ -36,9 +36,11 @@ struct FillArguments {
     uint32_t count;
     uint32_t value;
 };
+/* Every kernel has this much of its own, which counts towards its limits. */
+enum { STATIC_SHARED_BYTES = 128 };
 struct Function {
     const char* name;
-    uint32_t shared_bytes;
+    uint32_t shared_bytes; /* dynamic ones that it may be launched with */
 };
 struct Launch {
     struct Function* function;
@@ -68,7 +70,8 @@ struct Allocation {
 static const size_t kTotal = (size_t)1 << 30;
 static size_t used;
 static struct Allocation allocations[4096];
-static struct Function functions[] = {{"fill", 48 << 10}, {"fault", 48 << 10}};
+static struct Function functions[] = {{"fill", (48 << 10) - STATIC_SHARED_BYTES},
+                                      {"fault", (48 << 10) - STATIC_SHARED_BYTES}};
 static struct Work works[4096];
 static uint64_t issued, done;
 static int context, stream, module;
@@ -333,16 +336,17 @@ Result cuModuleGetFunction(void** result, void* handle, const char* name) {
     if (strcmp(name, "missing") == 0) return NOT_FOUND;
     struct Function* function = malloc(sizeof *function);
     function->name = strdup(name);
-    function->shared_bytes = 48 << 10;
+    function->shared_bytes = (48 << 10) - STATIC_SHARED_BYTES;
     *result = function;
     return in_context();
 }
 Result cuFuncGetAttribute(int* value, int attribute, void* function) {
-    *value = 32;
+    if (attribute != 1) return INVALID_VALUE;
+    *value = STATIC_SHARED_BYTES;
     return in_context();
 }
 Result cuFuncSetAttribute(struct Function* function, int attribute, int value) {
-    if (attribute != 8 || value > 227 << 10) return INVALID_VALUE;
+    if (attribute != 8 || value > (227 << 10) - STATIC_SHARED_BYTES) return INVALID_VALUE;
     function->shared_bytes = (uint32_t)value;
     return in_context();
 }

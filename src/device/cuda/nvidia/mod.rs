@@ -70,7 +70,7 @@ const STREAM_SYMBOLS: [&str; 3] = ["cuStreamCreate", "cuStreamDestroy_v2", "cuSt
 /// Waits after every launch, so that a fault is told with its kernel's name.
 const SYNC_VARIABLE: &str = "RETUNE_CUDA_SYNC";
 
-/// Dynamic shared memory that a kernel gets without asking.
+/// Shared memory, static and dynamic together, that a kernel gets without asking.
 const SHARED_BYTES_UNASKED: u32 = 48 << 10;
 
 /// Pinned buffers that uploads go through, in turn: those of two steps, each with pictures and targets.
@@ -408,11 +408,12 @@ impl Nvidia {
                 let found = unsafe { result::module::get_function(handle, name) };
                 let handle = context.check(&doing, found)?;
                 // The driver loads code when it is first asked about, which a launch that is being recorded must not be.
-                let registers = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+                let static_bytes = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found just now.
-                let known = unsafe { result::function::get_function_attribute(handle, registers) };
-                known.map_err(|error| refused(error, module.source))?;
-                functions.insert(kernel, Function { handle, shared_bytes: Cell::new(SHARED_BYTES_UNASKED) });
+                let known = unsafe { result::function::get_function_attribute(handle, static_bytes) };
+                let static_bytes = known.map_err(|error| refused(error, module.source))?;
+                let unasked = SHARED_BYTES_UNASKED.saturating_sub(u32::try_from(static_bytes).unwrap_or(0));
+                functions.insert(kernel, Function { handle, shared_bytes: Cell::new(unasked) });
             }
         }
         Ok(Self { gpu, functions, staging: RefCell::default(), next_staging: Cell::new(0), context: Rc::new(context) })
