@@ -8,8 +8,10 @@
 #                                        the extended regular expression; logs and results.json go to FOLDER
 #                                        (gpu-check-results)
 #
-# The second call needs the NVIDIA driver and Python 3; compute-sanitizer and PyTorch where those checks are to run. A
-# check that could not run is reported as skipped, with the reason, and never as passed. Exit status 1 if any failed.
+# RETUNE_ROUNDS is how often each program is measured in turn with the others (3); RETUNE_SHARED is a folder whose ref/
+# holds more reference files. The second call needs the NVIDIA driver and Python 3; compute-sanitizer and PyTorch where those
+# checks are to run. A check that could not run is reported as skipped, with the reason, and never as passed. Exit status 1 if
+# any failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -100,11 +102,10 @@ for precision in fp32 tf32 bf16; do
     done
 done
 
-# Most of their time is the processor's, for references in float64.
+# One after another: processes that share a GPU wait for each other's turns at every allocation and copy.
 for test in "${tests[@]}"; do
-    check "test-$test" 120 env RETUNE_TEST_CUDA=1 "$prepared/test-$test" --test-threads=1 &
+    check "test-$test" 120 env RETUNE_TEST_CUDA=1 "$prepared/test-$test" --test-threads=8
 done
-wait
 
 for precision in fp32 tf32 bf16; do
     check "kernels-$precision" 60 "$retune" bench --kernels --device cuda:0 --precision $precision --batch-size 128 --json
@@ -137,7 +138,7 @@ for precision in fp32 tf32 bf16; do
 done
 
 if python3 -c 'import torch, torchvision; assert torch.cuda.is_available()' 2>/dev/null; then
-    check pytorch 260 python3 scripts/bench-gpu-vs-pytorch.py --retune "$retune" \
+    check pytorch 260 python3 -u scripts/bench-gpu-vs-pytorch.py --retune "$retune" --rounds "${RETUNE_ROUNDS:-3}" \
         --json "$results/pytorch.json"
     [ ! -e "$results/pytorch.log" ] || cat "$results/pytorch.log"
 else

@@ -1613,6 +1613,22 @@ mod determinism {
         assert!(!outcome.stderr.contains("its bits"), "{}", outcome.stderr);
     }
 
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn a_resumed_run_keeps_its_precision() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --device emulator --precision bf16");
+        place.succeed(&format!("{train} --epochs 2 --out whole"));
+        place.succeed(&format!("{train} --epochs 1 --out parts"));
+        let outcome = place.succeed("train data --resume --epochs 2 --out parts --device emulator");
+        assert!(!outcome.stderr.contains("its bits"), "{}", outcome.stderr);
+        place.assert_same_result("whole", "parts");
+        place.succeed(&format!("{train} --epochs 1 --out parts-in-fp32"));
+        let line = "train data --resume --epochs 2 --out parts-in-fp32 --device emulator --precision fp32";
+        let outcome = place.succeed(line);
+        assert!(outcome.stderr.contains("the run was in bf16 until here and goes on in fp32"), "{}", outcome.stderr);
+    }
+
     #[test]
     fn resuming_a_fine_tuning_gives_the_bits_of_an_uninterrupted_run() {
         let place = Workplace::with_base_model();

@@ -79,8 +79,9 @@ struct GlobalArguments {
     device: String,
 
     /// Number format: fp32, tf32 (of what convolutions multiply) or bf16 (of activations too); the CPU has fp32
-    #[arg(long, global = true, default_value = "fp32")]
-    precision: Precision,
+    /// [default: fp32, or that of the run that is resumed]
+    #[arg(long, global = true)]
+    precision: Option<Precision>,
 
     /// Threads that compute [default: one a core]
     #[arg(long, global = true, value_name = "N")]
@@ -112,10 +113,19 @@ const MOST_THREADS: usize = 4096;
 impl GlobalArguments {
     /// The device that was asked for, with its threads.
     fn open_device(&self) -> Result<Rc<dyn Device>> {
+        self.open_device_in(self.precision())
+    }
+
+    /// As [`GlobalArguments::open_device`], but in `precision` if it is not the CPU.
+    fn open_device_in(&self, precision: crate::device::Precision) -> Result<Rc<dyn Device>> {
         match self.open_driver()? {
-            Some(driver) => Ok(Rc::new(Cuda::new(driver, self.precision.into())?)),
+            Some(driver) => Ok(Rc::new(Cuda::new(driver, precision)?)),
             None => self.open_cpu(),
         }
+    }
+
+    fn precision(&self) -> crate::device::Precision {
+        self.precision.unwrap_or(Precision::Fp32).into()
     }
 
     /// Who runs kernels on the device that was asked for, and its threads; none for the CPU.
@@ -138,9 +148,9 @@ impl GlobalArguments {
     }
 
     fn open_cpu(&self) -> Result<Rc<dyn Device>> {
-        if self.precision != Precision::Fp32 {
-            let name = self.precision.to_possible_value().map_or(String::new(), |value| value.get_name().into());
-            return Err(Error::usage(format!("--precision {name}: the CPU engine computes in fp32 only"))
+        let precision = self.precision();
+        if precision != crate::device::Precision::Fp32 {
+            return Err(Error::usage(format!("--precision {precision}: the CPU engine computes in fp32 only"))
                 .hint("leave --precision out, or use a CUDA device"));
         }
         Level::wanted()?;

@@ -202,6 +202,11 @@ impl TrainArguments {
         (self.weights.is_some() || self.from_scratch) && self.out.as_ref().is_some_and(|out| !is_there(out))
     }
 
+    /// Whether there is a run to go on with.
+    fn resumes(&self) -> bool {
+        self.resume && !self.begins_anew()
+    }
+
     fn checkpointing(&self) -> Result<Checkpointing> {
         match self.keep_checkpoints {
             0 => Err(Error::usage("--keep-checkpoints 0: expected at least 1")),
@@ -291,7 +296,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     if let Some(steps) = arguments.verify_determinism {
         return verify_determinism(global, arguments, steps);
     }
-    let trained = train(global, arguments, global.open_device()?, interruption()?)?;
+    let trained = train(global, arguments, open_device(global, arguments)?, interruption()?)?;
     if global.json {
         let Trained { folder, summary, device, skipped } = &trained;
         print_json(&serde_json::json!({
@@ -314,6 +319,15 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
+/// The device, in the precision that was asked for, or else in that of the run that is resumed.
+fn open_device(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Rc<dyn Device>> {
+    if !arguments.resumes() || global.precision.is_some() {
+        return global.open_device();
+    }
+    let checkpoint = Checkpoint::open(&resumed_folder(arguments)?.checkpoint())?;
+    global.open_device_in(checkpoint.precision)
+}
+
 /// Trains as the arguments say, and tells about it.
 pub fn train(
     global: &GlobalArguments,
@@ -321,7 +335,7 @@ pub fn train(
     device: Rc<dyn Device>,
     interrupted: &AtomicBool,
 ) -> Result<Trained> {
-    let resumes = arguments.resume && !arguments.begins_anew();
+    let resumes = arguments.resumes();
     if arguments.resume && !resumes {
         global.note("there is nothing to resume yet: the run begins");
     }
@@ -364,11 +378,11 @@ pub fn train(
     });
     let skipped = display.finish();
     let summary = result.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => error.hint(format!(
-            "to go on: retune train {} --resume --out {}",
-            arguments.data.display(),
-            folder.path.display()
-        )),
+        ErrorKind::Interrupted => {
+            let device = if global.device == "auto" { String::new() } else { format!(" --device {}", global.device) };
+            let (data, out) = (arguments.data.display(), folder.path.display());
+            error.hint(format!("to go on: retune train {data} --resume --out {out}{device}"))
+        }
         _ => error,
     })?;
     if !skipped.is_empty() {
@@ -516,13 +530,8 @@ fn begin<'a>(
     Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
 }
 
-fn resume<'a>(
-    global: &GlobalArguments,
-    device: Rc<dyn Device>,
-    arguments: &TrainArguments,
-    interrupted: &'a AtomicBool,
-) -> Result<Run<'a>> {
-    let workers = workers(arguments)?;
+/// Where the run is that is resumed.
+fn resumed_folder(arguments: &TrainArguments) -> Result<RunFolder> {
     let folder = match &arguments.out {
         Some(path) => RunFolder { path: path.clone() },
         None => {
@@ -535,6 +544,17 @@ fn resume<'a>(
         let message = format!("--resume: there is no {}", folder.checkpoint().display());
         return Err(Error::new(message).hint("leave --resume out to begin a run there, or name its folder with --out"));
     }
+    Ok(folder)
+}
+
+fn resume<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
+    let workers = workers(arguments)?;
+    let folder = resumed_folder(arguments)?;
     let checkpoint = Checkpoint::open(&folder.checkpoint())?;
     let mut recipe = checkpoint.recipe.clone();
     if arguments.weights.is_some() && recipe.from_scratch {
@@ -573,8 +593,8 @@ fn resume<'a>(
             ));
         }
     }
-    let (before, now) = (&checkpoint.precision, device.precision().to_string());
-    if *before != now {
+    let (before, now) = (checkpoint.precision, device.precision());
+    if before != now {
         global.note(&format!(
             "the run was in {before} until here and goes on in {now}: its bits will be those of neither"
         ));

@@ -52,6 +52,15 @@ impl std::fmt::Display for Precision {
     }
 }
 
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = [Self::Fp32, Self::Tf32, Self::Bf16].into_iter().find(|precision| precision.to_string() == name);
+        named.ok_or_else(|| Error::new(format!("{name:?} is no precision: expected fp32, tf32 or bf16")))
+    }
+}
+
 /// Work that was issued once and can be issued again as a whole.
 pub trait Recording {
     /// Issues all of it, in order.

@@ -124,9 +124,8 @@ pub struct Checkpoint {
     pub classes: Vec<String>,
     /// Where it is.
     pub position: Position,
-    /// The precision of the device that it was on: `fp32`, `tf32` or `bf16`. What is stored here is float32 in all of
-    /// them.
-    pub precision: String,
+    /// The precision of the device that it was on. What is stored here is float32 in all of them.
+    pub precision: Precision,
 }
 
 impl Checkpoint {
@@ -155,7 +154,8 @@ impl Checkpoint {
         let recipe = serde_json::from_str(field("recipe")?).context(|| unreadable("recipe"))?;
         let classes = serde_json::from_str(field("classes")?).context(|| unreadable("classes"))?;
         let position: StoredPosition = serde_json::from_str(field("position")?).context(|| unreadable("position"))?;
-        let precision = file.metadata().get("precision").cloned().unwrap_or_else(|| Precision::Fp32.to_string());
+        let precision = file.metadata().get("precision").map_or(Ok(Precision::Fp32), |name| name.parse());
+        let precision = precision.context(|| unreadable("precision"))?;
         Ok(Self { recipe, classes, position: position.into(), precision, file })
     }
 

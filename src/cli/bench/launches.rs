@@ -3,16 +3,17 @@
 use serde::Serialize;
 
 use super::super::print_result;
-use super::{CLASSES, median, synthetic_pictures};
+use super::median;
+use super::pictures::{Pictures, targets};
+use crate::device::Precision;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::{ArithmeticUnit, Driver, Work};
 use crate::device::cuda::dry_run::{DryRun, LaunchLog, RecordedLaunch, Stopwatch};
 use crate::device::cuda::gpus::{Bound, GPU_MODELS, GpuModel};
-use crate::device::{Augment, Device, PictureView, Precision, Resampling, write_f32};
 use crate::error::{Error, Result};
-use crate::graph::{Executor, Graph, Node, Value};
+use crate::graph::{Graph, Node, Value};
 use crate::model::{BatchShape, Network, ResNet};
-use crate::tensor::{ElementType, Tensor};
+use crate::tensor::Tensor;
 use crate::train::{Recipe, initialise};
 
 /// The GPU that `--gpu` names.
@@ -172,9 +173,9 @@ pub(super) fn plan(
     let device = Cuda::new(Box::new(driver.clone()), precision)?;
     let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
     network.prepare(shape, true)?;
-    let views = Views::new(network.device(), shape)?;
+    let pictures = Pictures::new(network.device(), shape)?;
     log.take();
-    let issued = issue_step(&mut network, shape, &views, &log, |_| Ok(()))?;
+    let issued = issue_step(&mut network, shape, &pictures, &targets(shape), &log)?;
     let mut report = report(&network, shape, &issued, Some(model))?;
     report.allocated_bytes = Some(driver.allocated_bytes());
     report.memory_bytes = Some(model.memory_bytes);
@@ -199,13 +200,11 @@ pub(super) fn measure(
     let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
     initialise(&mut network, 0)?;
     network.prepare(shape, true)?;
-    let views = Views::new(network.device(), shape)?;
-    let images = synthetic_pictures(shape);
-    let targets: Vec<u32> = (0..shape.batch).map(|image| (image % CLASSES) as u32).collect();
+    let pictures = Pictures::new(network.device(), shape)?;
+    let targets = targets(shape);
     let mut runs = Vec::with_capacity(steps + 1);
     for _ in 0..=steps {
-        let fill = |network: &Network| network.fill(shape, true, &images, &targets);
-        runs.push(issue_step(&mut network, shape, &views, &log, fill)?);
+        runs.push(issue_step(&mut network, shape, &pictures, &targets, &log)?);
     }
     // The first is a warm-up.
     let mut issued = runs.swap_remove(0);
@@ -219,54 +218,13 @@ pub(super) fn measure(
     report(&network, shape, &issued, model)
 }
 
-/// What `augment` reads: for every picture of the batch the same crop, half of a photo of 500 x 375.
-struct Views {
-    /// The kernel reads it there.
-    _picture: Tensor,
-    table: Tensor,
-    levels: Tensor,
-    source_pixels: u64,
-}
-
-impl Views {
-    const PHOTO: [usize; 3] = [375, 500, 3];
-    const CROP: u32 = 306;
-
-    fn new(device: &dyn Device, shape: BatchShape) -> Result<Self> {
-        let allocate = |shape: crate::tensor::Shape, element_type: ElementType| -> Result<Tensor> {
-            Ok(Tensor::new(device.allocate(shape.len() * element_type.size())?, 0, shape, element_type))
-        };
-        let picture = allocate(Self::PHOTO.into(), ElementType::U8)?;
-        device.upload(&vec![128; picture.bytes()], &picture)?;
-        let resampling = Resampling {
-            top: 0,
-            left: 0,
-            height: Self::CROP,
-            width: Self::CROP,
-            scaled_height: shape.height as u32,
-            scaled_width: shape.width as u32,
-            window_top: 0,
-            window_left: 0,
-            flip: false,
-        };
-        let view = PictureView { picture: picture.clone(), resampling }.bytes()?;
-        let table = allocate([shape.batch * PictureView::BYTES].into(), ElementType::U8)?;
-        device.upload(&view.repeat(shape.batch), &table)?;
-        let levels = allocate([3, 256].into(), ElementType::F32)?;
-        write_f32(device, &[0.0; 3 * 256], &levels)?;
-        let source_pixels = shape.batch as u64 * u64::from(Self::CROP) * u64::from(Self::CROP);
-        Ok(Self { _picture: picture, table, levels, source_pixels })
-    }
-}
-
-/// One step from `augment` to `sgd`, with the launches of each module. Between `augment` and the rest `fill` may put other
-/// pictures in the place of its grey ones, which would cost a GPU less power than real ones.
+/// One step from `augment` to `sgd`, with the launches of each module.
 fn issue_step(
     network: &mut Network,
     shape: BatchShape,
-    views: &Views,
+    pictures: &Pictures,
+    targets: &[u32],
     log: &LaunchLog,
-    fill: impl Fn(&Network) -> Result<()>,
 ) -> Result<Vec<Issued>> {
     let mut issued = Vec::new();
     let mut keep = |part, module: &str| {
@@ -274,12 +232,8 @@ fn issue_step(
     };
     let executor = network.executor(shape, true)?;
     let device = network.device();
-    if device.has_augment() {
-        let (views, levels, source_pixels) = (&views.table, Some(&views.levels), views.source_pixels);
-        device.augment(&Augment { views, levels, output: images_of(executor)?, source_pixels })?;
-        keep(Part::Augment, "pictures");
-    }
-    fill(network)?;
+    network.fill_by(shape, true, |device, input| pictures.write(device, input), targets)?;
+    keep(Part::Augment, "pictures");
     let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
     for (index, name) in names.iter().enumerate() {
         executor.forward_node(device, index)?;
@@ -293,12 +247,6 @@ fn issue_step(
     network.device().synchronize()?;
     keep(Part::Sgd, "parameters");
     Ok(issued)
-}
-
-fn images_of(executor: &Executor) -> Result<&Tensor> {
-    let is_pictures = |value: &&Value| executor.graph().value(**value).shape.dims().len() == 4;
-    let input = executor.graph().inputs().iter().find(is_pictures);
-    input.map(|&input| executor.value(input)).ok_or_else(|| Error::new("a network without pictures"))
 }
 
 fn report(

@@ -2,6 +2,7 @@
 
 mod data;
 mod launches;
+mod pictures;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,10 +12,12 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{GlobalArguments, print_json, print_result};
-use crate::device::threads;
+use crate::device::{Device, threads};
 use crate::error::{Error, Result};
 use crate::model::{BatchShape, Network, ResNet};
+use crate::tensor::Tensor;
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
+use pictures::{Pictures, targets};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -168,26 +171,30 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
     let trainable = if trains { Some(Recipe::fine_tuning().trainable()?) } else { None };
     let mut network = Network::new(device, resnet, trainable)?;
     initialise(&mut network, 0)?;
-    let images = synthetic_pictures(shape);
-    let targets: Vec<u32> = (0..shape.batch).map(|image| (image % CLASSES) as u32).collect();
+    let pictures = Pictures::new(network.device(), shape)?;
+    let write = |device: &dyn Device, input: &Tensor| pictures.write(device, input);
+    let targets = targets(shape);
     let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
 
     let training = if arguments.mode != Mode::Inference && !arguments.kernels {
         network.prepare(shape, true)?;
-        let step_seconds = time(arguments.steps, || network.step(shape, &images, &targets).map(|_| ()))?;
+        let step_seconds = time(arguments.steps, || network.step_by(shape, write, &targets).map(|_| ()))?;
         Some(Training { images_per_second: rate(&step_seconds), step_seconds })
     } else {
         None
     };
     let inference = if arguments.mode != Mode::Training && !arguments.kernels {
         network.prepare(shape, false)?;
-        let batch_seconds = time(arguments.steps, || network.evaluate(shape, &images, &targets).map(|_| ()))?;
+        let batch_seconds = time(arguments.steps, || network.evaluate_by(shape, write, &targets).map(|_| ()))?;
         Some(Inference { images_per_second: rate(&batch_seconds), batch_seconds })
     } else {
         None
     };
-    let kernels =
-        if arguments.kernels { kernels(&mut network, shape, &images, &targets, arguments.steps)? } else { Vec::new() };
+    let kernels = if arguments.kernels {
+        kernels(&mut network, shape, &pictures, &targets, arguments.steps)?
+    } else {
+        Vec::new()
+    };
     let result = BenchResult {
         device: network.device().name(),
         threads: threads::count(),
@@ -215,7 +222,7 @@ fn report_launches(
     shape: BatchShape,
 ) -> Result<Option<launches::StepReport>> {
     let model = arguments.gpu.as_deref().map(launches::find_model).transpose()?;
-    let precision = global.precision.into();
+    let precision = global.precision();
     if arguments.plan {
         let model = model.map_or_else(|| launches::find_model("h200"), Ok)?;
         return launches::plan(model, precision, resnet, shape).map(Some);
@@ -291,11 +298,11 @@ fn time(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> 
 fn kernels(
     network: &mut Network,
     shape: BatchShape,
-    images: &[f32],
+    pictures: &Pictures,
     targets: &[u32],
     steps: usize,
 ) -> Result<Vec<KernelRow>> {
-    network.gradients(shape, images, targets)?;
+    network.step_by(shape, |device, input| pictures.write(device, input), targets)?;
     let executor = network.executor(shape, true)?;
     let device = network.device();
     let nodes = executor.graph().nodes();
@@ -308,7 +315,7 @@ fn kernels(
         Ok(())
     };
     for _ in 0..steps {
-        network.fill(shape, true, images, targets)?;
+        network.fill_by(shape, true, |device, input| pictures.write(device, input), targets)?;
         for (node, [forward, _]) in seconds.iter_mut().enumerate() {
             timed(&|| executor.forward_node(device, node), forward)?;
         }
@@ -337,17 +344,6 @@ fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Noise that is the same in every run: a linear congruential generator (Knuth's constants).
-fn synthetic_pictures(shape: BatchShape) -> Vec<f32> {
-    let mut state = 1_u64;
-    let len = shape.batch * shape.height * shape.width * 3;
-    let mut next = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| 2.0 * next()).collect()
 }
 
 /// The most memory that this process has had resident, where the system tells.
