@@ -146,7 +146,7 @@ else
 fi
 
 sanitizer=$(find_sanitizer)
-# Side by side too: each is slow by what it does on the processor.
+# Side by side: each is slow by what it does on the processor.
 for tool in memcheck racecheck synccheck initcheck; do
     for precision in fp32 tf32 bf16; do
         if [ -z "$sanitizer" ]; then

@@ -177,6 +177,31 @@ mod decoding {
         assert_eq!(reason("cut.jpg", &whole[..whole.len() - 9]), "truncated JPEG: the data end before the end marker");
     }
 
+    /// Whatever sampling factors a JPEG claims for its components: those that the decoder cannot take are refused before it.
+    #[test]
+    fn any_sampling_of_a_jpeg_is_decoded_or_refused() {
+        for name in ["picture.jpg", "progressive.jpg", "cmyk.jpg", "grey.jpg"] {
+            let mut bytes = fs::read(fixture(name)).unwrap();
+            let frame = bytes.windows(2).position(|marker| matches!(marker, [0xFF, 0xC0 | 0xC2])).unwrap();
+            let components = usize::from(bytes[frame + 9]);
+            let mut counts = [0; 2];
+            for code in 0..1 << (4 * components.min(3)) {
+                let samplings: Vec<[u8; 2]> =
+                    (0..components).map(|c| [2, 0].map(|bit| (code >> (4 * c.min(2) + bit) & 3) as u8 + 1)).collect();
+                for (component, [across, down]) in samplings.iter().enumerate() {
+                    bytes[frame + 11 + 3 * component] = across << 4 | down;
+                }
+                let has_finest_first = samplings.iter().all(|&[a, d]| a <= samplings[0][0] && d <= samplings[0][1]);
+                let result = Decoder::default().decode_bytes(&bytes, &mut RgbImage::default());
+                let reason = result.err().map(|error| error.message().to_string()).unwrap_or_default();
+                assert!(!reason.contains("gave up"), "{name} {samplings:?}: {reason}");
+                assert_eq!(reason.contains("expected the first"), !has_finest_first, "{name} {samplings:?}: {reason}");
+                counts[usize::from(has_finest_first)] += 1;
+            }
+            assert!(counts[1] > 0 && (counts[0] > 0) == (components > 1), "{name}: {counts:?}");
+        }
+    }
+
     #[test]
     fn what_follows_the_end_of_a_jpeg_is_ignored() {
         let mut bytes = fs::read(fixture("picture.jpg")).unwrap();

@@ -4,9 +4,12 @@
 //! 16-bit grey, which Pillow clips to white at 256 instead. The EXIF orientation is ignored unless [`DecodeOptions::exif`]
 //! asks for it; that of a TIFF, which is no EXIF, is followed always, as Pillow does it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
@@ -131,7 +134,7 @@ impl Decoder {
     ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let result = read_file(path, &mut file)
-            .and_then(|()| self.decode_rows(&mut file, image, rows))
+            .and_then(|()| guarded(|| self.decode_rows(&mut file, image, rows)))
             .map_err(|reason| Error::new(format!("cannot decode {}: {reason}", path.display())));
         self.file = file;
         shrink(&mut self.file);
@@ -144,7 +147,8 @@ impl Decoder {
     /// # Errors
     /// The same, without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
-        self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
+        guarded(|| self.decode(bytes, image))
+            .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
     /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does. The bytes may be changed.
@@ -157,7 +161,7 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
-        self.decode_rows(bytes, image, rows)
+        guarded(|| self.decode_rows(bytes, image, rows))
             .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
@@ -273,6 +277,32 @@ impl Decoder {
     }
 }
 
+thread_local! {
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A decoder of others that panics at a broken picture costs that picture, not the run, and writes nothing to the terminal. Fuzzing
+/// is to find such decoders, so there a panic stays one.
+fn guarded(decode: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    static QUIET: Once = Once::new();
+    if cfg!(fuzzing) {
+        return decode();
+    }
+    QUIET.call_once(|| {
+        let tell = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                tell(panic);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
+    // The buffers hold nothing of use after an error, and are written before they are read.
+    let result = catch_unwind(AssertUnwindSafe(decode));
+    IS_GUARDED.set(false);
+    result.unwrap_or_else(|_| Err("broken data, at which its decoder gave up".into()))
+}
+
 fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
     if bytes.is_empty() {
         return Err("the file is empty".into());
@@ -372,4 +402,17 @@ fn padded<const BYTES: usize>(rgb: [u8; 3]) -> [u8; BYTES] {
 /// The decoders give 16-bit samples in the byte order of the machine.
 fn high_byte(pixel: &[u8], channel: usize) -> u8 {
     (u16::from_ne_bytes([pixel[2 * channel], pixel[2 * channel + 1]]) >> 8) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decoder_that_panics_costs_its_picture_only() {
+        let defect = guarded(|| panic!("at this picture"));
+        assert_eq!(defect.unwrap_err(), "broken data, at which its decoder gave up");
+        assert!(!IS_GUARDED.get(), "later panics are told");
+        guarded(|| Ok(())).unwrap();
+    }
 }

@@ -38,20 +38,21 @@ impl Outline {
                     let length =
                         rest.get(..2).map(|l| usize::from(u16::from_be_bytes([l[0], l[1]]))).ok_or(TRUNCATED)?;
                     let segment = rest.get(..length.max(2)).ok_or(TRUNCATED)?;
-                    outline.note(marker, segment, place + 1);
+                    outline.note(marker, segment, place + 1)?;
                     place += 1 + segment.len();
                 }
             }
         }
     }
 
-    fn note(&mut self, marker: u8, segment: &[u8], place: usize) {
+    fn note(&mut self, marker: u8, segment: &[u8], place: usize) -> Result<(), String> {
         match marker {
             // A frame: length, bits of a sample, height, width, number of components, three bytes for each of them. C4,
             // C8 and CC are something else.
             0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => {
                 self.frames += 1;
-                let &[_, _, _, h0, h1, w0, w1, _, ref components @ ..] = segment else { return };
+                let &[_, _, _, h0, h1, w0, w1, _, ref components @ ..] = segment else { return Ok(()) };
+                require_finest_first(components)?;
                 (self.height, self.width) = (u16::from_be_bytes([h0, h1]), u16::from_be_bytes([w0, w1]));
                 self.height_place = place + 3;
                 let rows = components.chunks_exact(3).map(|component| 8 * u32::from(component[1] & 15)).max();
@@ -66,6 +67,7 @@ impl Outline {
             0xDA => self.scans += 1,
             _ => {}
         }
+        Ok(())
     }
 
     /// Width and height.
@@ -94,5 +96,20 @@ impl Outline {
         {
             height.copy_from_slice(&(kept as u16).to_be_bytes());
         }
+    }
+}
+
+/// The decoder takes the first component, which is brightness, to have the most samples, as every camera and program writes it; where it
+/// has not, it writes beyond its buffers' ends and panics. Of each component: its name, samples across and down, and a table's number.
+fn require_finest_first(components: &[u8]) -> Result<(), String> {
+    let sampling = |component: &[u8]| (component[1] >> 4, component[1] & 15);
+    let mut samplings = components.chunks_exact(3).map(sampling);
+    let Some((across, down)) = samplings.next() else { return Ok(()) };
+    match samplings.find(|&(other_across, other_down)| other_across > across || other_down > down) {
+        Some((other_across, other_down)) => Err(format!(
+            "a JPEG whose first component has {across} x {down} samples and another {other_across} x {other_down} is not supported; \
+             expected the first to have the most"
+        )),
+        None => Ok(()),
     }
 }
