@@ -134,7 +134,7 @@ impl Decoder {
     ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let result = read_file(path, &mut file)
-            .and_then(|()| guarded(|| self.decode_rows(&mut file, image, rows)))
+            .and_then(|()| self.decode_rows(&mut file, image, rows))
             .map_err(|reason| Error::new(format!("cannot decode {}: {reason}", path.display())));
         self.file = file;
         shrink(&mut self.file);
@@ -147,8 +147,7 @@ impl Decoder {
     /// # Errors
     /// The same, without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
-        guarded(|| self.decode(bytes, image))
-            .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
+        self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
     /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does. The bytes may be changed.
@@ -161,7 +160,7 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
-        guarded(|| self.decode_rows(bytes, image, rows))
+        self.decode_rows(bytes, image, rows)
             .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
     }
 
@@ -179,12 +178,12 @@ impl Decoder {
             let is_upright = orientation == Orientation::NoTransforms;
             if is_upright && outline.has_rows_in_order() && self.require_pixels(width, height).is_ok() {
                 outline.keep_rows(bytes, rows(width, height));
-                return self.decode_jpeg(bytes, image);
+                return self.decode_as(format, bytes, image);
             }
-            self.decode_jpeg(bytes, image)?;
+            self.decode_as(format, bytes, image)?;
             turn(image, orientation)?;
         } else {
-            self.decode_other(format, bytes, image)?;
+            self.decode_as(format, bytes, image)?;
         }
         rows(image.width, image.height);
         Ok(())
@@ -194,10 +193,22 @@ impl Decoder {
         let format = recognise(bytes)?;
         if format == ImageFormat::Jpeg {
             let orientation = self.orientation_of(Outline::read(bytes)?.exif(bytes));
-            self.decode_jpeg(bytes, image)?;
+            self.decode_as(format, bytes, image)?;
             return turn(image, orientation);
         }
-        self.decode_other(format, bytes, image)
+        self.decode_as(format, bytes, image)
+    }
+
+    fn decode_as<const BYTES: usize>(
+        &mut self,
+        format: ImageFormat,
+        bytes: &[u8],
+        image: &mut Image<BYTES>,
+    ) -> Result<(), String> {
+        guarded(|| match format {
+            ImageFormat::Jpeg => self.decode_jpeg(bytes, image),
+            _ => self.decode_other(format, bytes, image),
+        })
     }
 
     fn orientation_of(&self, exif: Option<&[u8]>) -> Orientation {

@@ -100,7 +100,7 @@ impl Outline {
 }
 
 /// The decoder takes the first component, which is brightness, to have the most samples, as every camera and program writes it; where it
-/// has not, it writes beyond its buffers' ends and panics. Of each component: its name, samples across and down, and a table's number.
+/// has not, it may reach for places beyond its buffers' ends, and panics. Of each component: its name, samples across and down, and a table's number.
 fn require_finest_first(components: &[u8]) -> Result<(), String> {
     let sampling = |component: &[u8]| (component[1] >> 4, component[1] & 15);
     let mut samplings = components.chunks_exact(3).map(sampling);

@@ -33,6 +33,8 @@ fn open(bytes: &[u8]) -> Option<TensorFile> {
 
 fn one_line(error: retune::Error) {
     assert!(!error.message().contains(['\n', '\r', '\x1b']), "{error:?}");
+    // What is said of a picture at which a decoder panicked.
+    assert!(!error.message().contains("its decoder gave up"), "{error:?}");
 }
 
 /// Weights in either format.

@@ -26,6 +26,9 @@ pub(super) enum Pictures {
 const PHOTO: [usize; 3] = [375, 500, 3];
 const CROP: usize = 306;
 
+/// Decoded pictures, at most: 72 MB, more than the second-level cache of a GPU. Larger batches use them again.
+const DECODED: usize = 128;
+
 impl Pictures {
     pub fn new(device: &dyn Device, shape: BatchShape) -> Result<Self> {
         let mut state = 1_u64;
@@ -42,7 +45,8 @@ impl Pictures {
             Ok(Tensor::new(device.allocate(shape.len() * element_type.size())?, 0, shape, element_type))
         };
         let values = PHOTO.iter().product::<usize>();
-        let decoded = allocate([shape.batch * values].into(), ElementType::U8)?;
+        let pictures = shape.batch.min(DECODED);
+        let decoded = allocate([pictures * values].into(), ElementType::U8)?;
         let noise: Vec<u8> = (0..decoded.len()).map(|_| (next() >> 16) as u8).collect();
         device.upload(&noise, &decoded)?;
         let views = (0..shape.batch).map(|place| {
@@ -57,7 +61,7 @@ impl Pictures {
                 window_left: 0,
                 flip: place % 2 == 1,
             };
-            PictureView { picture: decoded.part(place * values, PHOTO.into()), resampling }.bytes()
+            PictureView { picture: decoded.part(place % pictures * values, PHOTO.into()), resampling }.bytes()
         });
         let views = views.collect::<Result<Vec<_>>>()?.concat();
         let table = allocate([views.len()].into(), ElementType::U8)?;
