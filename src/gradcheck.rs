@@ -16,9 +16,9 @@ use serde::Serialize;
 use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::Parameters;
-use crate::model::{BatchShape, Freezing, Network, ResNet, Trainable, is_head};
+use crate::model::{BatchShape, Freezing, ResNet, is_head};
 use crate::optim::GroupSettings;
-use crate::train::load_state_dict_named;
+use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
 
@@ -144,29 +144,29 @@ impl Check<'_> {
             reduction: reference.loss_reduction,
             max_gradient_norm: None,
         };
-        let mut network = Network::new(device, resnet, Some(trainable))?;
-        load_state_dict_named(&mut network, file, "param/")?;
+        let mut trainer = Trainer::new(device, resnet, trainable)?;
+        load_state_dict_named(trainer.network_mut(), file, "param/")?;
 
         if file.contains("eval_logits") {
-            let (_, logits) = network.evaluate(shape, &input, &targets)?;
+            let (_, logits) = trainer.network_mut().evaluate(shape, &input, &targets)?;
             self.compare("eval_logits", &logits, None)?;
         }
         let activations: Vec<String> = reference.activations().map(str::to_string).collect();
-        network.prepare_keeping(shape, true, &activations)?;
-        let result = network.gradients(shape, &input, &targets)?;
-        self.compare("logits", &network.training_logits(shape)?, None)?;
+        trainer.network_mut().prepare_keeping(shape, Purpose::Training, &activations)?;
+        let result = trainer.gradients(shape, &input, &targets)?;
+        self.compare("logits", &trainer.network().logits(shape, Purpose::Training)?, None)?;
         self.compare("loss", &[result.loss], None)?;
-        self.activations(&network, shape, &activations)?;
-        self.gradients(&network)?;
-        self.buffers(network.parameters(), network.device())?;
+        self.activations(trainer.network(), shape, &activations)?;
+        self.gradients(trainer.network())?;
+        self.buffers(trainer.network().parameters(), trainer.network().device())?;
         for step in 1..=3 {
             if step > 1 {
-                network.gradients(shape, &input, &targets)?;
+                trainer.gradients(shape, &input, &targets)?;
             }
-            network.update()?;
+            trainer.update()?;
             match step {
-                1 => self.updated(&network, "step1/", reference.after_one_step())?,
-                3 => self.updated(&network, "step3/", reference.after_three_steps())?,
+                1 => self.updated(trainer.network(), "step1/", reference.after_one_step())?,
+                3 => self.updated(trainer.network(), "step3/", reference.after_three_steps())?,
                 _ => {}
             }
         }
@@ -174,7 +174,7 @@ impl Check<'_> {
     }
 
     fn activations(&mut self, network: &Network, shape: BatchShape, names: &[String]) -> Result<()> {
-        let executor = network.executor(shape, true)?;
+        let executor = network.executor(shape, Purpose::Training)?;
         for name in names {
             let full_name = format!("activation/{name}");
             let Some(value) = executor.graph().find(name) else {

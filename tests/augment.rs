@@ -20,9 +20,9 @@ use retune::data::{
 };
 use retune::device::cpu::Cpu;
 use retune::device::{Device, PictureView, Resampling, read_f32};
-use retune::model::{Network, ResNet};
+use retune::model::ResNet;
 use retune::tensor::{ElementType, Shape, Tensor};
-use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, initialise};
+use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, Trainer, initialise};
 use serde_json::Value;
 
 /// Smooth parts, edges and noise: every channel different.
@@ -595,14 +595,14 @@ impl Training<'_> {
         let out = tempfile::tempdir().unwrap();
         let classes = self.folder.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse().unwrap(), width: recipe.width, classes };
-        let mut network = Network::new(device, resnet, Some(recipe.trainable().unwrap())).unwrap();
-        initialise(&mut network, recipe.seed).unwrap();
+        let mut trainer = Trainer::new(device, resnet, recipe.trainable().unwrap()).unwrap();
+        initialise(trainer.network_mut(), recipe.seed).unwrap();
         let (test, train): (Vec<Sample>, Vec<Sample>) =
             self.folder.samples.iter().cloned().partition(|sample| sample.path.to_string_lossy().ends_with("2.ppm"));
         let split = |samples| ImageFolder { samples, ..self.folder.clone() };
         let interrupted = AtomicBool::new(false);
         let run = Run {
-            network,
+            trainer,
             recipe,
             splits: Splits { train: split(train), test: split(test) },
             folder: RunFolder { path: out.path().to_path_buf() },

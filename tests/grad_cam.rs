@@ -7,9 +7,9 @@ use std::rc::Rc;
 use reference::Random;
 use reference::devices::devices;
 use retune::device::Device;
-use retune::model::{Architecture, BatchShape, LogitGradients, Network, ResNet};
+use retune::model::{Architecture, BatchShape, ResNet};
 use retune::report::attention;
-use retune::train::initialise;
+use retune::train::{LogitGradients, Network, initialise, logit_gradients};
 
 const SHAPE: BatchShape = BatchShape { batch: 3, height: 50, width: 70 };
 const CLASSES: usize = 5;
@@ -23,7 +23,7 @@ impl Bench {
     /// Random weights, and running statistics of a few batches.
     fn new(device: Rc<dyn Device>) -> Self {
         let resnet = ResNet { architecture: Architecture::ResNet18, width: 8, classes: CLASSES };
-        let mut network = Network::new(device, resnet, None).unwrap();
+        let mut network = Network::new(device, resnet).unwrap();
         initialise(&mut network, 3).unwrap();
         let mut random = Random(11);
         let names: Vec<String> =
@@ -42,7 +42,7 @@ impl Bench {
     }
 
     fn gradients(&self, module: &str, class: usize) -> LogitGradients {
-        self.network.logit_gradients(SHAPE, &self.images, module, |_| class).unwrap()
+        logit_gradients(&self.network, SHAPE, &self.images, module, |_| class).unwrap()
     }
 
     fn logits(&mut self) -> Vec<f32> {

@@ -16,11 +16,11 @@ use reference::{Random, relative_error};
 use retune::device::cpu::Cpu;
 use retune::device::{Device, Precision, read_f32, threads};
 use retune::gradcheck::{GradcheckReport, gradcheck};
-use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
+use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
 use retune::optim::GroupSettings;
 use retune::tensor::ElementType;
-use retune::train::load_state_dict_named;
+use retune::train::{Purpose, Trainable, Trainer, load_state_dict_named};
 use retune::weights::layout::from_torch;
 use retune::weights::{OutputTensor, Reference, TensorData, TensorFile, save};
 
@@ -71,9 +71,9 @@ fn every_fixture_passes_on_kernels() {
     }
 }
 
-/// A network with a fixture's parameters and recipe, and the fixture's batch.
+/// A trainer with a fixture's parameters and recipe, and the fixture's batch.
 struct Bench {
-    network: Network,
+    trainer: Trainer,
     shape: BatchShape,
     images: Vec<f32>,
     targets: Vec<u32>,
@@ -96,18 +96,18 @@ impl Bench {
         };
         let (architecture, width) = (reference.arch.parse().unwrap(), reference.width);
         let resnet = ResNet { architecture, width, classes: reference.num_classes };
-        let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
-        load_state_dict_named(&mut network, file, "param/").unwrap();
+        let mut trainer = Trainer::new(device, resnet, trainable).unwrap();
+        load_state_dict_named(trainer.network_mut(), file, "param/").unwrap();
         let [batch, _, height, width] = reference.input_shape();
         let shape = BatchShape { batch, height, width };
         let images = from_torch(file.read_f32("input").unwrap(), &reference.input_shape());
         let targets = file.read_i64("target").unwrap().into_iter().map(|target| target as u32).collect();
-        Self { network, shape, images, targets }
+        Self { trainer, shape, images, targets }
     }
 
     fn parameters(&self) -> Vec<(String, Vec<f32>)> {
-        let parameters = self.network.parameters();
-        let read = |name: &String| parameters.read(self.network.device(), name).unwrap();
+        let parameters = self.trainer.network().parameters();
+        let read = |name: &String| parameters.read(self.trainer.network().device(), name).unwrap();
         parameters.specifications().map(|each| (each.name.clone(), read(&each.name))).collect()
     }
 
@@ -115,17 +115,17 @@ impl Bench {
     /// tensor, named by the module: a bias's is a sum that cancels, and rounds as far as the sum of the same terms
     /// times numbers of unit variance does, which is the weight's.
     fn step(&mut self) -> Vec<(String, Vec<f32>)> {
-        let result = self.network.gradients(self.shape, &self.images, &self.targets).unwrap();
-        let logits = self.network.training_logits(self.shape).unwrap();
-        self.network.update().unwrap();
+        let result = self.trainer.gradients(self.shape, &self.images, &self.targets).unwrap();
+        let logits = self.trainer.network().logits(self.shape, Purpose::Training).unwrap();
+        self.trainer.update().unwrap();
         let mut results = vec![("loss".into(), vec![result.loss]), ("logits".into(), logits)];
         let mut gradients = BTreeMap::<String, Vec<f32>>::new();
         for (name, values) in self.parameters() {
-            if let Some(gradient) = self.network.parameters().gradient_of(&name).unwrap() {
+            if let Some(gradient) = self.trainer.network().parameters().gradient_of(&name).unwrap() {
                 let module = name.strip_suffix(".weight").or(name.strip_suffix(".bias")).unwrap_or(&name);
                 let is_batch_norm = module.contains("bn") || module.ends_with("downsample.1");
                 let tensor = if is_batch_norm { module } else { &name };
-                let values = read_f32(self.network.device(), gradient).unwrap();
+                let values = read_f32(self.trainer.network().device(), gradient).unwrap();
                 gradients.entry(format!("gradient of {tensor}")).or_default().extend(values);
             }
             results.push((format!("{name} after it"), values));
@@ -166,7 +166,7 @@ fn copies_in_bf16_follow_the_weights() {
         bench.step();
         let mut copies = 0;
         for ((name, after), (_, before)) in bench.parameters().into_iter().zip(before) {
-            let copy = bench.network.parameters().factor_of(&name).unwrap();
+            let copy = bench.trainer.network().parameters().factor_of(&name).unwrap();
             if copy.element_type() == ElementType::Bf16 {
                 let rounded: Vec<f32> = after.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
                 assert!(after != before && read_f32(device.as_ref(), copy).unwrap() == rounded, "{name}");
@@ -410,24 +410,25 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         max_gradient_norm: None,
     };
     let resnet = ResNet { architecture: Architecture::ResNet18, width: 32, classes: 3 };
-    let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
+    let mut trainer = Trainer::new(device, resnet, trainable).unwrap();
     let mut random = Random(seed);
-    let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
+    let specifications: Vec<_> = trainer.network().parameters().specifications().cloned().collect();
     for specification in &specifications {
         let size = (specification.shape.len() as f64 / specification.shape.dims()[0] as f64).max(1.0);
         let values: Vec<f32> = match specification.shape.dims().len() {
             1 => random.uniforms(specification.shape.len(), 0.5, 1.5),
             _ => random.normals(specification.shape.len()).iter().map(|v| v / size.sqrt() as f32).collect(),
         };
-        network.write(&specification.name, &values).unwrap();
+        trainer.network_mut().write(&specification.name, &values).unwrap();
     }
     let shape = BatchShape { batch: 5, height: 65, width: 49 };
     let images = random.normals(shape.batch * shape.height * shape.width * 3);
     let mut bits = Vec::new();
     for _ in 0..2 {
-        let result = network.gradients(shape, &images, &[0, 1, 2, 1, 0]).unwrap();
+        let result = trainer.gradients(shape, &images, &[0, 1, 2, 1, 0]).unwrap();
         bits.push(result.loss.to_bits());
-        bits.extend(network.training_logits(shape).unwrap().into_iter().map(f32::to_bits));
+        bits.extend(trainer.network().logits(shape, Purpose::Training).unwrap().into_iter().map(f32::to_bits));
+        let network = trainer.network();
         for specification in &specifications {
             if let Some(gradient) = network.parameters().gradient_of(&specification.name).unwrap() {
                 let gradient = read_f32(network.device(), gradient).unwrap();
@@ -435,7 +436,8 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
                 bits.extend(gradient.into_iter().map(f32::to_bits));
             }
         }
-        network.update().unwrap();
+        trainer.update().unwrap();
+        let network = trainer.network();
         for specification in &specifications {
             let values = network.parameters().read(network.device(), &specification.name).unwrap();
             bits.extend(values.into_iter().map(f32::to_bits));

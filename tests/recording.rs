@@ -9,17 +9,18 @@ use reference::devices::{PRECISIONS, emulator, kernel_devices};
 use reference::recording::RecordingDevice;
 use retune::device::Device;
 use retune::device::cpu::Cpu;
-use retune::model::{Architecture, BatchShape, Freezing, Network, ResNet, Trainable};
+use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
 use retune::optim::GroupSettings;
+use retune::train::{Purpose, Trainable, Trainer};
 
 const CLASSES: usize = 3;
 const FULL: BatchShape = BatchShape { batch: 3, height: 40, width: 33 };
 const SHORT: BatchShape = BatchShape { batch: 2, ..FULL };
 const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
 
-/// A network with parameters that depend on nothing but the seed, and with two learning rates and momentum.
-fn network(device: Rc<dyn Device>) -> Network {
+/// A trainer with parameters that depend on nothing but the seed, and with two learning rates and momentum.
+fn trainer(device: Rc<dyn Device>) -> Trainer {
     let group = |learning_rate| GroupSettings { learning_rate, momentum: 0.9, weight_decay: 1e-3 };
     let trainable = Trainable {
         freezing: Freezing::default(),
@@ -28,7 +29,8 @@ fn network(device: Rc<dyn Device>) -> Network {
         max_gradient_norm: Some(1.0),
     };
     let resnet = ResNet { architecture: Architecture::ResNet18, width: 4, classes: CLASSES };
-    let mut network = Network::new(device, resnet, Some(trainable)).unwrap();
+    let mut trainer = Trainer::new(device, resnet, trainable).unwrap();
+    let network = trainer.network_mut();
     let mut random = Random(7);
     let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
     for specification in specifications {
@@ -40,7 +42,7 @@ fn network(device: Rc<dyn Device>) -> Network {
         };
         network.write(&specification.name, &values).unwrap();
     }
-    network
+    trainer
 }
 
 fn batch(shape: BatchShape, seed: u64) -> (Vec<f32>, Vec<u32>) {
@@ -62,33 +64,33 @@ enum Event {
 
 /// The bits of every loss and logit on the way, and of every parameter and running statistic at the end. `as_a_whole`
 /// asks for steps, otherwise for gradients and then the update.
-fn bits(network: &mut Network, events: &[Event], as_a_whole: bool) -> Vec<u32> {
+fn bits(trainer: &mut Trainer, events: &[Event], as_a_whole: bool) -> Vec<u32> {
     let mut bits = Vec::new();
     for (index, &event) in events.iter().enumerate() {
         match event {
             Event::Step(shape) => {
                 let (images, targets) = batch(shape, index as u64);
                 let result = if as_a_whole {
-                    network.step(shape, &images, &targets).unwrap()
+                    trainer.step(shape, &images, &targets).unwrap()
                 } else {
-                    let result = network.gradients(shape, &images, &targets).unwrap();
-                    network.update().unwrap();
+                    let result = trainer.gradients(shape, &images, &targets).unwrap();
+                    trainer.update().unwrap();
                     result
                 };
                 assert!(result.loss.is_finite() && result.correct <= shape.batch, "{result:?}");
                 bits.extend([result.loss.to_bits(), result.correct as u32]);
-                bits.extend(network.training_logits(shape).unwrap().into_iter().map(f32::to_bits));
+                bits.extend(trainer.network().logits(shape, Purpose::Training).unwrap().into_iter().map(f32::to_bits));
             }
-            Event::Prepare(shape) => network.prepare(shape, true).unwrap(),
+            Event::Prepare(shape) => trainer.network_mut().prepare(shape, Purpose::Training).unwrap(),
             Event::Evaluate(shape) => {
                 let (images, targets) = batch(shape, index as u64);
-                let (result, logits) = network.evaluate(shape, &images, &targets).unwrap();
+                let (result, logits) = trainer.network_mut().evaluate(shape, &images, &targets).unwrap();
                 bits.push(result.loss.to_bits());
                 bits.extend(logits.into_iter().map(f32::to_bits));
             }
         }
     }
-    let (parameters, device) = (network.parameters(), network.device());
+    let (parameters, device) = (trainer.network().parameters(), trainer.network().device());
     for specification in parameters.specifications() {
         let values = parameters.read(device, &specification.name).unwrap();
         bits.extend(values.into_iter().map(f32::to_bits));
@@ -100,19 +102,19 @@ fn bits(network: &mut Network, events: &[Event], as_a_whole: bool) -> Vec<u32> {
 #[test]
 fn steps_are_gradients_and_update() {
     let events = [Event::Step(FULL), Event::Evaluate(FULL), Event::Step(FULL), Event::Step(SHORT), Event::Step(FULL)];
-    let cpu = || network(Rc::new(Cpu));
+    let cpu = || trainer(Rc::new(Cpu));
     let apart = bits(&mut cpu(), &events, false);
     assert!(apart == bits(&mut cpu(), &events, true));
     assert!(apart != bits(&mut cpu(), &events[..4], true), "the last step leaves a trace");
-    let recorded = network(Rc::new(RecordingDevice::new(Rc::new(Cpu))));
+    let recorded = trainer(Rc::new(RecordingDevice::new(Rc::new(Cpu))));
     assert!(apart == bits(&mut { recorded }, &events, true));
 }
 
 #[test]
 fn each_batch_shape_is_recorded_once() {
     let device = Rc::new(RecordingDevice::new(Rc::new(Cpu)));
-    let mut recorded = network(device.clone());
-    recorded.prepare(FULL, true).unwrap();
+    let mut recorded = trainer(device.clone());
+    recorded.network_mut().prepare(FULL, Purpose::Training).unwrap();
     let counts = || (device.recordings.get(), device.replays.get());
     for (shape, expected) in [(FULL, (1, 1)), (FULL, (1, 2)), (SHORT, (2, 3)), (FULL, (2, 4)), (SHORT, (2, 5))] {
         let (images, targets) = batch(shape, 1);
@@ -135,11 +137,11 @@ fn larger_arena_means_new_recordings() {
         Event::Step(FULL),
     ];
     let device = Rc::new(RecordingDevice::new(Rc::new(Cpu)));
-    let mut recorded = network(device.clone());
+    let mut recorded = trainer(device.clone());
     let ours = bits(&mut recorded, &events, true);
     // SHORT once, moved for FULL; FULL once, moved for LARGER; then each of the three.
     assert_eq!((device.recordings.get(), device.replays.get()), (5, 6));
-    assert!(ours == bits(&mut network(Rc::new(Cpu)), &events, false));
+    assert!(ours == bits(&mut trainer(Rc::new(Cpu)), &events, false));
 }
 
 const SEEDS: [u64; 3] = [0, 1, 2];
@@ -149,8 +151,8 @@ const SEEDS: [u64; 3] = [0, 1, 2];
 fn steps_of_kernels_give_the_same_bits_whatever_the_schedule() {
     let events = [Event::Step(FULL), Event::Evaluate(SHORT), Event::Step(SHORT), Event::Step(FULL)];
     for precision in PRECISIONS {
-        let networks = SEEDS.into_iter().filter_map(|seed| emulator(precision, seed)).map(network);
-        let all: Vec<Vec<u32>> = networks.map(|mut network| bits(&mut network, &events, true)).collect();
+        let trainers = SEEDS.into_iter().filter_map(|seed| emulator(precision, seed)).map(trainer);
+        let all: Vec<Vec<u32>> = trainers.map(|mut trainer| bits(&mut trainer, &events, true)).collect();
         assert!(all.iter().all(|bits| *bits == all[0]), "the schedule changes results in {precision}");
     }
 }
@@ -161,9 +163,9 @@ fn recorded_steps_of_kernels_give_the_bits_of_direct_ones() {
     let events = [Event::Step(SHORT), Event::Step(FULL), Event::Prepare(LARGER), Event::Step(FULL), Event::Step(SHORT)];
     for precision in PRECISIONS {
         for device in kernel_devices(precision) {
-            let direct = bits(&mut network(device.clone()), &events, false);
-            assert!(direct == bits(&mut network(device.clone()), &events, true), "{}, {precision}", device.name());
-            let recorded = network(Rc::new(RecordingDevice::new(device)));
+            let direct = bits(&mut trainer(device.clone()), &events, false);
+            assert!(direct == bits(&mut trainer(device.clone()), &events, true), "{}, {precision}", device.name());
+            let recorded = trainer(Rc::new(RecordingDevice::new(device)));
             assert!(direct == bits(&mut { recorded }, &events, true), "{precision}");
         }
     }

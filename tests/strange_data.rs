@@ -12,9 +12,11 @@ use retune::Result;
 use retune::data::{ImageFolder, open_dataset};
 use retune::device::Device;
 use retune::device::cpu::Cpu;
-use retune::model::{Network, ResNet};
+use retune::model::ResNet;
 use retune::report::RunRecord;
-use retune::train::{Checkpoint, Checkpointing, Event, Metric, Position, Recipe, Run, RunFolder, Summary, initialise};
+use retune::train::{
+    Checkpoint, Checkpointing, Event, Metric, Position, Recipe, Run, RunFolder, Summary, Trainer, initialise,
+};
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
@@ -200,11 +202,11 @@ fn small_run<'a>(
     let splits = open_dataset(data, None, 0)?;
     let resnet =
         ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: splits.train.classes.len() };
-    let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
-    initialise(&mut network, recipe.seed)?;
+    let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
+    initialise(trainer.network_mut(), recipe.seed)?;
     fs::create_dir_all(out).unwrap();
     Ok(Run {
-        network,
+        trainer,
         recipe,
         splits,
         folder: RunFolder { path: out.to_path_buf() },

@@ -15,11 +15,11 @@ use crate::data::open_dataset;
 use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
-use crate::model::{Network, ResNet};
+use crate::model::ResNet;
 use crate::report::RunRecord;
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe,
-    Run, RunFolder, Summary, TensorBoard, copy_head, initialise, load_state_dict, new_head, recognise,
+    Run, RunFolder, Summary, TensorBoard, Trainer, copy_head, initialise, load_state_dict, new_head, recognise,
 };
 use crate::weights::{HeadPolicy, TensorFile};
 
@@ -354,7 +354,7 @@ pub fn train(
     describe(global, &run)?;
 
     let folder = run.folder.clone();
-    let device = run.network.device().name();
+    let device = run.trainer.network().device().name();
     let batches = |pictures: usize| pictures.div_ceil(run.recipe.batch_size);
     let workload = Workload {
         epochs: run.recipe.epochs,
@@ -502,14 +502,15 @@ fn begin<'a>(
     let trainable = recipe.trainable()?;
     let specifications = resnet.parameters(device.as_ref())?;
     trainable.freezing.check(&resnet, &specifications).map_err(|error| error.about("--freeze"))?;
-    let mut network = Network::new(device, resnet, Some(trainable))?;
+    let mut trainer = Trainer::new(device, resnet, trainable)?;
+    let network = trainer.network_mut();
     match &file {
         Some(file) => {
-            let report = load_state_dict(&mut network, file, HeadPolicy::Replace)?;
+            let report = load_state_dict(network, file, HeadPolicy::Replace)?;
             report.notices().iter().for_each(|notice| global.note(notice));
             match &recipe.head_from {
                 Some(rows) => {
-                    copy_head(&mut network, file, &report, rows)?;
+                    copy_head(network, file, &report, rows)?;
                     global.note(&format!("the new head begins with rows {rows:?} of the old one"));
                 }
                 None => {
@@ -517,17 +518,17 @@ fn begin<'a>(
                         global
                             .note(&format!("the head was replaced by a new one, though it had {classes} rows as well"));
                     }
-                    new_head(&mut network, recipe.seed)?;
+                    new_head(network, recipe.seed)?;
                 }
             }
         }
-        None => initialise(&mut network, recipe.seed)?,
+        None => initialise(network, recipe.seed)?,
     }
     let position = Position::default();
     let picture_memory = arguments.picture_memory();
     let strict = arguments.strict;
     let checkpointing = arguments.checkpointing()?;
-    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
+    Ok(Run { trainer, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
 }
 
 /// Where the run is that is resumed.
@@ -601,13 +602,13 @@ fn resume<'a>(
     }
     let resnet =
         ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: checkpoint.classes.len() };
-    let mut network = Network::new(device, resnet, Some(recipe.trainable()?))?;
-    checkpoint.restore(&mut network)?;
+    let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
+    checkpoint.restore(trainer.network_mut())?;
     let position = checkpoint.position;
     let picture_memory = arguments.picture_memory();
     let strict = arguments.strict;
     let checkpointing = arguments.checkpointing()?;
-    Ok(Run { network, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
+    Ok(Run { trainer, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
 }
 
 /// Adds to a shortage of memory the batch that would fit.
@@ -638,8 +639,8 @@ fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
         "retune": env!("CARGO_PKG_VERSION"),
         "data": arguments.data.to_string_lossy(),
         "weights": arguments.weights.as_ref().map(|weights| weights.to_string_lossy()),
-        "device": run.network.device().name(),
-        "precision": run.network.device().precision().to_string(),
+        "device": run.trainer.network().device().name(),
+        "precision": run.trainer.network().device().precision().to_string(),
         "classes": splits.train.classes,
         "train_images": splits.train.len(),
         "test_images": splits.test.len(),
@@ -655,8 +656,8 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
     let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
     global.note(&format!(
         "{architecture}{width} on {} ({}); {} training and {} test pictures of {} classes",
-        run.network.device().name(),
-        run.network.device().description(),
+        run.trainer.network().device().name(),
+        run.trainer.network().device().description(),
         run.splits.train.len(),
         run.splits.test.len(),
         run.splits.train.classes.len()

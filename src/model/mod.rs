@@ -1,8 +1,8 @@
 //! Networks: what they consist of, and how their parameters begin.
 
 pub mod init;
-mod network;
+mod parameters;
 mod resnet;
 
-pub use network::{BatchResult, HEAD, LogitGradients, Network, Trainable, is_head};
+pub use parameters::{HEAD, is_head};
 pub use resnet::{Architecture, BatchShape, Freezing, NetworkGraph, Phase, ResNet};

@@ -6,7 +6,8 @@
 
 use super::contact_sheet::Tile;
 use crate::error::Result;
-use crate::model::{BatchShape, Network};
+use crate::model::BatchShape;
+use crate::train::{Network, logit_gradients};
 
 /// A map of fewer rows is too coarse to show anything; small pictures are looked at in an earlier stage.
 const LEAST_ROWS: usize = 6;
@@ -24,7 +25,7 @@ pub fn attention(network: &Network, image: &[f32], image_size: usize) -> Result<
     let rows_of = |stage: usize| image_size.div_ceil(4 << stage);
     let stage = (0..blocks.len()).rev().find(|&stage| rows_of(stage) >= LEAST_ROWS).unwrap_or(0);
     let module = format!("layer{}.{}", stage + 1, blocks[stage] - 1);
-    let found = network.logit_gradients(shape, image, &module, largest)?;
+    let found = logit_gradients(network, shape, image, &module, largest)?;
     let &[_, rows, columns, channels] = found.shape.dims() else { unreachable!("activations have four extents") };
     let places = (rows * columns) as f32;
     let mut weights = vec![0.0; channels];

@@ -17,8 +17,7 @@ use crate::data::{
 };
 use crate::device::{Device, threads};
 use crate::error::{Context, Error, Result};
-use crate::model::Network;
-use crate::train::{Metric, Prediction, Recipe, RunFolder, Totals, evaluate, load_model};
+use crate::train::{Metric, Network, Prediction, Recipe, RunFolder, Totals, evaluate, load_model};
 
 /// Rows and columns of the pictures on a page.
 const TILE: u32 = 160;

@@ -6,11 +6,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Totals;
+use super::network::Network;
 use super::recipe::Recipe;
 use super::state_dict::{load_state_dict_named, state_dict};
 use crate::device::{Precision, read_f32, write_f32};
 use crate::error::{Context, Error, Result};
-use crate::model::Network;
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{OutputTensor, TensorFile, save};
 

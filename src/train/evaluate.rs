@@ -1,10 +1,11 @@
 //! Classifying a set of pictures.
 
 use super::metrics::Totals;
+use super::network::Network;
 use crate::data::{Batches, InputBatch};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::{BatchShape, Network};
+use crate::model::BatchShape;
 use crate::tensor::Tensor;
 
 /// What the network said of one picture.

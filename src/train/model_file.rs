@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{load_state_dict, recognise, save_state_dict};
 use crate::data::transform::test_shorter_side;
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
-use crate::model::{Network, ResNet};
+use crate::model::ResNet;
 use crate::weights::{HeadPolicy, TensorFile};
 
 /// Means of the channels that pretrained networks expect, for pixels from 0 to 1.
@@ -90,7 +91,7 @@ impl ModelFile {
 pub fn load_model(device: Rc<dyn Device>, path: &Path) -> Result<(Network, ModelFile)> {
     let file = TensorFile::open(path)?;
     let model = ModelFile::describe(&file)?;
-    let mut network = Network::new(device, model.resnet, None)?;
+    let mut network = Network::new(device, model.resnet)?;
     load_state_dict(&mut network, &file, HeadPolicy::Exact)?;
     Ok((network, model))
 }

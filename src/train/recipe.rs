@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::trainer::Trainable;
 use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
-use crate::model::{Freezing, Trainable};
+use crate::model::Freezing;
 use crate::ops::LossReduction;
 use crate::optim::GroupSettings;
 

@@ -10,15 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Best, Checkpoint, Position, save_checkpoint};
+use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
+use super::network::{BatchResult, Purpose};
 use super::recipe::Recipe;
+use super::trainer::Trainer;
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, SkippedSample, Splits, Stored};
 use crate::device::Device;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::file::write_atomically;
-use crate::model::{BatchResult, BatchShape, Network};
+use crate::model::BatchShape;
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 
@@ -195,7 +198,7 @@ impl Default for Checkpointing {
 /// Everything that a run needs.
 pub struct Run<'a> {
     /// With its initial parameters, or as a checkpoint left it.
-    pub network: Network,
+    pub trainer: Trainer,
     /// How to train.
     pub recipe: Recipe,
     /// What to train on and what to test on.
@@ -310,12 +313,12 @@ impl LeftOut {
 impl Run<'_> {
     /// What the run takes with batches of this size. Allocates nothing.
     pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
-        let network = &self.network;
-        let activations = |images: usize, trains| {
+        let network = self.trainer.network();
+        let activations = |images: usize, purpose| {
             let (batch, size) = (images.min(batch_size), self.recipe.image_size);
             match batch {
                 0 => Ok(0),
-                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, trains),
+                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, purpose),
             }
         };
         let Splits { train, test } = &self.splits;
@@ -325,7 +328,8 @@ impl Run<'_> {
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
         let with_velocities = state * if self.recipe.momentum > 0.0 { 2 } else { 1 };
         Ok(MemoryPlan {
-            activations: activations(train.len(), true)?.max(activations(test.len(), false)?),
+            activations: activations(train.len(), Purpose::Training)?
+                .max(activations(test.len(), Purpose::Evaluation)?),
             parameters: network.parameters().bytes(),
             host: batches.saturating_add(with_velocities + self.workers * WORKER_BYTES + PROGRAM_BYTES),
             is_shared: !network.device().has_augment(),
@@ -340,15 +344,17 @@ impl Run<'_> {
         let Recipe { batch_size, image_size, .. } = self.recipe;
         let plan = self.memory(batch_size)?;
         // The parameters are there already, and where this was asked before the arena too.
-        let asked = (plan.on_device() - plan.parameters).saturating_sub(self.network.arena_bytes());
-        if let Some(free) = self.network.device().free_bytes()?.filter(|&free| free < asked) {
-            return Err(Error::out_of_memory(&self.network.device().name(), asked, Some(free)));
+        let asked = (plan.on_device() - plan.parameters).saturating_sub(self.trainer.network().arena_bytes());
+        if let Some(free) = self.trainer.network().device().free_bytes()?.filter(|&free| free < asked) {
+            return Err(Error::out_of_memory(&self.trainer.network().device().name(), asked, Some(free)));
         }
         let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
-        for (images, trains) in [(self.splits.train.len(), true), (self.splits.test.len(), false)] {
+        for (images, purpose) in
+            [(self.splits.train.len(), Purpose::Training), (self.splits.test.len(), Purpose::Evaluation)]
+        {
             for batch in [images.min(batch_size), images % batch_size] {
                 if batch > 0 {
-                    self.network.prepare(shape(batch), trains)?;
+                    self.trainer.network_mut().prepare(shape(batch), purpose)?;
                 }
             }
         }
@@ -374,7 +380,7 @@ impl Run<'_> {
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
         self.folder.remove_leftovers();
-        let store = Rc::new(PictureStore::new(self.network.shared_device(), self.picture_memory));
+        let store = Rc::new(PictureStore::new(self.trainer.network().shared_device(), self.picture_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let mut train_batches = Batches::new(train_loader, &store)?;
         let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
@@ -394,7 +400,7 @@ impl Run<'_> {
 
             let batches = test_batches.loader().batch_count();
             let mut batch = 0;
-            let tested = evaluate(&mut self.network, &mut test_batches, self.recipe.image_size, |tested| {
+            let tested = evaluate(self.trainer.network_mut(), &mut test_batches, self.recipe.image_size, |tested| {
                 left_out.note(&tested.skipped, &mut metrics, &mut observe)?;
                 batch += 1;
                 observe(Event::Tested { batch, batches });
@@ -425,7 +431,7 @@ impl Run<'_> {
             if self.position.best.is_none_or(|best| this.beats(&best)) {
                 // What leads to this model: it does not depend on the epochs that may follow.
                 let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
-                save_model(&self.folder.model(), &self.network, &recipe, &self.splits.train.classes)?;
+                save_model(&self.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
                 self.position.best = Some(this);
             }
             self.position =
@@ -474,9 +480,9 @@ impl Run<'_> {
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-                let result = self.network.step_by(shape, write, &batch.targets)?;
+                let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
-                    let place = self.network.find_not_finite(shape, write, &batch.targets)?;
+                    let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
                     return Err(self.not_finite(result, place));
                 }
                 let loss = match self.recipe.reduction()? {
@@ -554,7 +560,7 @@ impl Run<'_> {
     }
 
     fn save_checkpoint(&self) -> Result<()> {
-        let (network, recipe) = (&self.network, &self.recipe);
+        let (network, recipe) = (self.trainer.network(), &self.recipe);
         self.folder.keep_checkpoint(self.checkpointing.kept)?;
         save_checkpoint(&self.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
     }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::network::Network;
 use crate::error::{Error, Result};
 use crate::graph::ParameterRole;
-use crate::model::{Architecture, HEAD, Network, ResNet, init, is_head};
+use crate::model::{Architecture, HEAD, ResNet, init, is_head};
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{
     HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, head_from, match_state_dict, save,

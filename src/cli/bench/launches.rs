@@ -12,9 +12,9 @@ use crate::device::cuda::dry_run::{DryRun, LaunchLog, RecordedLaunch, Stopwatch}
 use crate::device::cuda::gpus::{Bound, GPU_MODELS, GpuModel};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Value};
-use crate::model::{BatchShape, Network, ResNet};
+use crate::model::{BatchShape, ResNet};
 use crate::tensor::Tensor;
-use crate::train::{Recipe, initialise};
+use crate::train::{Network, Purpose, Recipe, Trainer, initialise};
 
 /// The GPU that `--gpu` names.
 pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
@@ -171,12 +171,12 @@ pub(super) fn plan(
     let driver = std::rc::Rc::new(DryRun::new(model));
     let log = driver.log();
     let device = Cuda::new(Box::new(driver.clone()), precision)?;
-    let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
-    network.prepare(shape, true)?;
-    let pictures = Pictures::new(network.device(), shape)?;
+    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
+    trainer.network_mut().prepare(shape, Purpose::Training)?;
+    let pictures = Pictures::new(trainer.network().device(), shape)?;
     log.take();
-    let issued = issue_step(&mut network, shape, &pictures, &targets(shape), &log)?;
-    let mut report = report(&network, shape, &issued, Some(model))?;
+    let issued = issue_step(&mut trainer, shape, &pictures, &targets(shape), &log)?;
+    let mut report = report(trainer.network(), shape, &issued, Some(model))?;
     report.allocated_bytes = Some(driver.allocated_bytes());
     report.memory_bytes = Some(model.memory_bytes);
     report.fits = Some(driver.allocated_bytes() <= model.memory_bytes);
@@ -197,14 +197,14 @@ pub(super) fn measure(
     let stopwatch = Stopwatch::new(driver);
     let log = stopwatch.log();
     let device = Cuda::new(Box::new(stopwatch), precision)?;
-    let mut network = Network::new(std::rc::Rc::new(device), resnet, Some(Recipe::fine_tuning().trainable()?))?;
-    initialise(&mut network, 0)?;
-    network.prepare(shape, true)?;
-    let pictures = Pictures::new(network.device(), shape)?;
+    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
+    initialise(trainer.network_mut(), 0)?;
+    trainer.network_mut().prepare(shape, Purpose::Training)?;
+    let pictures = Pictures::new(trainer.network().device(), shape)?;
     let targets = targets(shape);
     let mut runs = Vec::with_capacity(steps + 1);
     for _ in 0..=steps {
-        runs.push(issue_step(&mut network, shape, &pictures, &targets, &log)?);
+        runs.push(issue_step(&mut trainer, shape, &pictures, &targets, &log)?);
     }
     // The first is a warm-up.
     let mut issued = runs.swap_remove(0);
@@ -215,12 +215,12 @@ pub(super) fn measure(
             issued.launch.duration = Some(std::time::Duration::from_secs_f64(median(&seconds)));
         }
     }
-    report(&network, shape, &issued, model)
+    report(trainer.network(), shape, &issued, model)
 }
 
 /// One step from `augment` to `sgd`, with the launches of each module.
 fn issue_step(
-    network: &mut Network,
+    trainer: &mut Trainer,
     shape: BatchShape,
     pictures: &Pictures,
     targets: &[u32],
@@ -230,9 +230,10 @@ fn issue_step(
     let mut keep = |part, module: &str| {
         issued.extend(log.take().into_iter().map(|launch| Issued { part, module: module.into(), launch }));
     };
-    let executor = network.executor(shape, true)?;
+    let network = trainer.network();
+    let executor = network.executor(shape, Purpose::Training)?;
     let device = network.device();
-    network.fill_by(shape, true, |device, input| pictures.write(device, input), targets)?;
+    network.fill_by(shape, Purpose::Training, |device, input| pictures.write(device, input), targets)?;
     keep(Part::Augment, "pictures");
     let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
     for (index, name) in names.iter().enumerate() {
@@ -243,8 +244,8 @@ fn issue_step(
         executor.backward_node(device, index)?;
         keep(Part::Backward, name);
     }
-    network.update()?;
-    network.device().synchronize()?;
+    trainer.update()?;
+    trainer.network().device().synchronize()?;
     keep(Part::Sgd, "parameters");
     Ok(issued)
 }
@@ -263,7 +264,7 @@ fn report(
         });
         rows[position].add(&one.launch, model);
     }
-    let graph = network.executor(shape, true)?.graph();
+    let graph = network.executor(shape, Purpose::Training)?.graph();
     let least = LeastBytes::new(graph, network);
     let mut totals: Vec<Total> = Part::ALL.iter().map(|&part| total(part, &rows, &least)).collect();
     let step = Total {

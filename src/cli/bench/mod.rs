@@ -14,9 +14,9 @@ use serde::Serialize;
 use super::{GlobalArguments, print_json, print_result};
 use crate::device::{Device, threads};
 use crate::error::{Error, Result};
-use crate::model::{BatchShape, Network, ResNet};
+use crate::model::{BatchShape, ResNet};
 use crate::tensor::Tensor;
-use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, initialise};
+use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Network, Purpose, Recipe, Trainer, initialise};
 use pictures::{Pictures, targets};
 
 const EXAMPLES: &str = "\
@@ -167,45 +167,42 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         return Ok(ExitCode::SUCCESS);
     }
     let device = global.open_device()?;
-    let trains = arguments.mode != Mode::Inference || arguments.kernels;
-    let trainable = if trains { Some(Recipe::fine_tuning().trainable()?) } else { None };
-    let mut network = Network::new(device, resnet, trainable)?;
-    initialise(&mut network, 0)?;
-    let pictures = Pictures::new(network.device(), shape)?;
-    let write = |device: &dyn Device, input: &Tensor| pictures.write(device, input);
-    let targets = targets(shape);
-    let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
-
-    let training = if arguments.mode != Mode::Inference && !arguments.kernels {
-        network.prepare(shape, true)?;
-        let step_seconds = time(arguments.steps, || network.step_by(shape, write, &targets).map(|_| ()))?;
-        Some(Training { images_per_second: rate(&step_seconds), step_seconds })
-    } else {
-        None
-    };
-    let inference = if arguments.mode != Mode::Training && !arguments.kernels {
-        network.prepare(shape, false)?;
-        let batch_seconds = time(arguments.steps, || network.evaluate_by(shape, write, &targets).map(|_| ()))?;
-        Some(Inference { images_per_second: rate(&batch_seconds), batch_seconds })
-    } else {
-        None
-    };
-    let kernels = if arguments.kernels {
-        kernels(&mut network, shape, &pictures, &targets, arguments.steps)?
-    } else {
-        Vec::new()
-    };
-    let result = BenchResult {
-        device: network.device().name(),
+    let mut result = BenchResult {
+        device: device.name(),
         threads: threads::count(),
         batch_size: shape.batch,
         image_size: size,
-        training,
-        inference,
-        kernels,
-        arena_bytes: network.arena_bytes(),
-        peak_resident_bytes: peak_resident_bytes(),
+        training: None,
+        inference: None,
+        kernels: Vec::new(),
+        arena_bytes: 0,
+        peak_resident_bytes: None,
     };
+    let pictures = Pictures::new(device.as_ref(), shape)?;
+    let write = |device: &dyn Device, input: &Tensor| pictures.write(device, input);
+    let targets = targets(shape);
+    let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
+    if arguments.kernels || arguments.mode != Mode::Inference {
+        let mut trainer = Trainer::new(device.clone(), resnet, Recipe::fine_tuning().trainable()?)?;
+        initialise(trainer.network_mut(), 0)?;
+        trainer.network_mut().prepare(shape, Purpose::Training)?;
+        if arguments.kernels {
+            result.kernels = kernels(&mut trainer, shape, &pictures, &targets, arguments.steps)?;
+        } else {
+            let step_seconds = time(arguments.steps, || trainer.step_by(shape, write, &targets).map(|_| ()))?;
+            result.training = Some(Training { images_per_second: rate(&step_seconds), step_seconds });
+        }
+        result.arena_bytes = trainer.network().arena_bytes();
+    }
+    if !arguments.kernels && arguments.mode != Mode::Training {
+        let mut network = Network::new(device, resnet)?;
+        initialise(&mut network, 0)?;
+        network.prepare(shape, Purpose::Evaluation)?;
+        let batch_seconds = time(arguments.steps, || network.evaluate_by(shape, write, &targets).map(|_| ()))?;
+        result.inference = Some(Inference { images_per_second: rate(&batch_seconds), batch_seconds });
+        result.arena_bytes = result.arena_bytes.max(network.arena_bytes());
+    }
+    result.peak_resident_bytes = peak_resident_bytes();
     if global.json {
         print_json(&result)?;
     } else {
@@ -296,14 +293,15 @@ fn time(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> 
 }
 
 fn kernels(
-    network: &mut Network,
+    trainer: &mut Trainer,
     shape: BatchShape,
     pictures: &Pictures,
     targets: &[u32],
     steps: usize,
 ) -> Result<Vec<KernelRow>> {
-    network.step_by(shape, |device, input| pictures.write(device, input), targets)?;
-    let executor = network.executor(shape, true)?;
+    trainer.step_by(shape, |device, input| pictures.write(device, input), targets)?;
+    let network = trainer.network();
+    let executor = network.executor(shape, Purpose::Training)?;
     let device = network.device();
     let nodes = executor.graph().nodes();
     let mut seconds = vec![[Vec::new(), Vec::new()]; nodes.len()];
@@ -315,7 +313,7 @@ fn kernels(
         Ok(())
     };
     for _ in 0..steps {
-        network.fill_by(shape, true, |device, input| pictures.write(device, input), targets)?;
+        network.fill_by(shape, Purpose::Training, |device, input| pictures.write(device, input), targets)?;
         for (node, [forward, _]) in seconds.iter_mut().enumerate() {
             timed(&|| executor.forward_node(device, node), forward)?;
         }

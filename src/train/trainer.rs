@@ -1,0 +1,132 @@
+//! Training on one device: a network with gradients, and what updates its parameters.
+
+use std::rc::Rc;
+
+use super::network::{BatchResult, Network, Prepared, Purpose, TrainingGraph};
+use crate::device::{Device, read_f32, write_f32};
+use crate::error::Result;
+use crate::graph::{Executor, ParameterSpecification, Parameters};
+use crate::model::{BatchShape, Freezing, ResNet, is_head};
+use crate::ops::LossReduction;
+use crate::optim::{GradientClipping, GroupSettings, sgd_step};
+use crate::tensor::Tensor;
+
+/// How the parameters of a network are trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trainable {
+    /// Modules that stay as they are.
+    pub freezing: Freezing,
+    /// Settings of the body and of the head.
+    pub groups: [GroupSettings; 2],
+    /// How the losses of a batch's images become one.
+    pub reduction: LossReduction,
+    /// The largest norm that the gradients of all parameters together may have; larger ones are scaled down.
+    pub max_gradient_norm: Option<f32>,
+}
+
+/// A [`Network`] that is being trained. Nothing in it is shared with another trainer.
+pub struct Trainer {
+    network: Network,
+    groups: [GroupSettings; 2],
+    clipping: Option<GradientClipping>,
+}
+
+impl Trainer {
+    /// Allocates parameters, all zero, with gradients and the optimiser's state.
+    ///
+    /// # Errors
+    /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
+    pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
+        let Trainable { freezing, groups, reduction, max_gradient_norm } = trainable;
+        let specifications = resnet.parameters(device.as_ref())?;
+        freezing.check(&resnet, &specifications)?;
+        let with_velocity = groups.iter().any(|group| group.momentum != 0.0);
+        let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
+            true => None,
+            false => Some(usize::from(is_head(&specification.name))),
+        };
+        let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), with_velocity, group)?;
+        let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
+        let clipping = clipping.transpose()?;
+        let network = Network::with_parameters(device, resnet, parameters, Some(TrainingGraph { freezing, reduction }));
+        Ok(Self { network, groups, clipping })
+    }
+
+    /// The network as it is now.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The network, to be loaded, prepared or evaluated.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
+    /// `images` `[N, H, W, 3]`, one target each.
+    pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
+        self.network.prepare(shape, Purpose::Training)?;
+        self.network.fill(shape, Purpose::Training, images, targets)?;
+        self.issue_gradients(self.network.executor(shape, Purpose::Training)?)?;
+        self.finish_batch(shape)
+    }
+
+    /// Updates the parameters from their gradients.
+    pub fn update(&mut self) -> Result<()> {
+        self.issue_update(None)
+    }
+
+    /// A training step: [`Trainer::gradients`] and [`Trainer::update`]. A device that can record does so the first time
+    /// that it meets a batch shape, and issues the step as a whole then and later. The loss is that of before the
+    /// update; where it is not finite, the parameters stay as they were.
+    pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
+        self.step_by(shape, |device, input| write_f32(device, images, input), targets)
+    }
+
+    /// As [`Trainer::step`]; `write` writes the images to the tensor that it is given.
+    pub fn step_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+        targets: &[u32],
+    ) -> Result<BatchResult> {
+        self.network.prepare(shape, Purpose::Training)?;
+        if self.network.find(shape, Purpose::Training)?.recording.is_none() {
+            let prepared = self.network.find(shape, Purpose::Training)?;
+            let recording = self.network.device().record(&mut || self.issue_step(prepared))?;
+            self.network.set_recording(shape, recording);
+        }
+        self.network.fill_by(shape, Purpose::Training, write, targets)?;
+        let prepared = self.network.find(shape, Purpose::Training)?;
+        match &prepared.recording {
+            Some(recording) => recording.replay()?,
+            None => self.issue_step(prepared)?,
+        }
+        let result = self.finish_batch(shape)?;
+        let norm =
+            self.clipping.as_ref().map(|clipping| read_f32(self.network.device(), clipping.norm())).transpose()?;
+        Ok(BatchResult { gradient_norm: norm.map(|norm| norm[0]), ..result })
+    }
+
+    fn issue_step(&self, prepared: &Prepared) -> Result<()> {
+        self.issue_gradients(&prepared.executor)?;
+        self.issue_update(Some(prepared.loss()))
+    }
+
+    fn issue_gradients(&self, executor: &Executor) -> Result<()> {
+        executor.forward(self.network.device())?;
+        executor.backward(self.network.device())
+    }
+
+    fn issue_update(&self, loss: Option<&Tensor>) -> Result<()> {
+        let (device, parameters) = (self.network.device(), self.network.parameters());
+        sgd_step(device, parameters, &self.groups, loss, self.clipping.as_ref())
+    }
+
+    /// Waits for a training batch and counts it.
+    fn finish_batch(&mut self, shape: BatchShape) -> Result<BatchResult> {
+        let result = self.network.result(shape, Purpose::Training)?;
+        self.network.count_batch(shape)?;
+        Ok(result)
+    }
+}
