@@ -4,16 +4,15 @@
 //! last picture of a batch puts it together. What a batch holds depends on the data set, the options and the epoch;
 //! never on the workers.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
 
 use super::decode::{Decoder, PaddedImage, RgbImage};
 use super::image_folder::ImageFolder;
+use super::pipeline::{Job, Pipeline, lock};
 use super::random::{Purpose, RandomStream};
 use super::transform::{Augmentation, CropBox, Transformer, normalize_pixels};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
 /// How many batches are prepared ahead of the one that the consumer works on.
 const PREFETCHED_BATCHES: usize = 2;
@@ -185,41 +184,6 @@ impl Pool {
     }
 }
 
-/// A worker that panics leaves a consistent state behind and reports itself, so that a poisoned lock says nothing new.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What is done with samples. The tests put another one in the place of pictures.
-trait Job: Send + Sync + 'static {
-    /// What a worker keeps from sample to sample.
-    type Scratch;
-    /// What becomes of one sample.
-    type Sample: Send;
-    /// What becomes of a group of them.
-    type Group: Send;
-
-    fn dataset(&self) -> &ImageFolder;
-
-    fn scratch(&self) -> Self::Scratch;
-
-    /// Samples of a group; the last may have fewer.
-    fn group_size(&self) -> usize;
-
-    /// How many groups may be prepared ahead of the consumer, at least one.
-    fn groups_ahead(&self) -> usize;
-
-    /// Bytes that a sample holds until the consumer takes it, where there may be too many of them.
-    fn bytes(_sample: &Self::Sample) -> usize {
-        0
-    }
-
-    fn prepare(&self, scratch: &mut Self::Scratch, index: usize) -> Result<Self::Sample>;
-
-    /// Puts the samples of a group together; `order` has their indices.
-    fn assemble(&self, order: &[usize], samples: Vec<Result<Self::Sample>>) -> Result<Self::Group>;
-}
-
 /// Batches of normalised pixels.
 struct BatchJob {
     dataset: Arc<ImageFolder>,
@@ -274,12 +238,8 @@ struct Scaled {
 
 impl Job for BatchJob {
     type Scratch = BatchScratch;
-    type Sample = Scaled;
+    type Item = Scaled;
     type Group = Batch;
-
-    fn dataset(&self) -> &ImageFolder {
-        &self.dataset
-    }
 
     fn scratch(&self) -> BatchScratch {
         BatchScratch {
@@ -336,6 +296,10 @@ impl Job for BatchJob {
         }
         Ok(batch)
     }
+
+    fn panicked(&self, index: usize) -> Error {
+        panicked(&self.dataset, index)
+    }
 }
 
 /// Pictures as they are decoded, one by one.
@@ -346,12 +310,8 @@ struct DecodeJob {
 
 impl Job for DecodeJob {
     type Scratch = Decoder;
-    type Sample = RgbImage;
+    type Item = RgbImage;
     type Group = DecodedPicture;
-
-    fn dataset(&self) -> &ImageFolder {
-        &self.dataset
-    }
 
     fn scratch(&self) -> Decoder {
         Decoder::new(self.dataset.decoding)
@@ -363,6 +323,10 @@ impl Job for DecodeJob {
 
     fn groups_ahead(&self) -> usize {
         self.options.batch_size.saturating_mul(PREFETCHED_BATCHES)
+    }
+
+    fn bytes_ahead(&self) -> usize {
+        DECODED_BYTES
     }
 
     fn bytes(picture: &RgbImage) -> usize {
@@ -380,6 +344,16 @@ impl Job for DecodeJob {
         let (&index, sample) = pictures.next().ok_or_else(|| Error::new("no picture was prepared"))?;
         Ok(DecodedPicture { index, image: skip(&self.dataset, &self.options, index, sample)? })
     }
+
+    fn panicked(&self, index: usize) -> Error {
+        panicked(&self.dataset, index)
+    }
+}
+
+/// The error for a worker that panicked on a file.
+fn panicked(dataset: &ImageFolder, index: usize) -> Error {
+    Error::new(format!("a data worker failed on {}", dataset.samples[index].path.display()))
+        .hint("this is a defect of the program; moving the file away avoids it")
 }
 
 /// An unreadable picture is an error or is skipped, as the options say.
@@ -429,254 +403,5 @@ impl Iterator for Epoch {
 
     fn next(&mut self) -> Option<Result<Batch>> {
         self.pipeline.next()
-    }
-}
-
-/// Workers that prepare samples in an order, and the groups of them, in that order, for one consumer.
-struct Pipeline<J: Job> {
-    shared: Arc<Shared<J>>,
-    workers: Vec<JoinHandle<()>>,
-}
-
-struct Shared<J: Job> {
-    job: J,
-    order: Vec<usize>,
-    state: Mutex<State<J>>,
-    /// Signals a group that is complete, or a failure.
-    ready: Condvar,
-    /// Signals that more samples may be prepared, or that none are wanted any more.
-    room: Condvar,
-}
-
-struct State<J: Job> {
-    /// The next position in the order that a worker will take.
-    next_position: usize,
-    /// The number of the group that the consumer gets next.
-    next_group: usize,
-    /// Groups in the making; the first is number `next_group`.
-    assemblies: VecDeque<Assembly<J>>,
-    /// Bytes of the samples in them.
-    bytes: usize,
-    failure: Option<Error>,
-    stopped: bool,
-}
-
-struct Assembly<J: Job> {
-    samples: Vec<Option<Result<J::Sample>>>,
-    missing: usize,
-    bytes: usize,
-    group: Option<Result<J::Group>>,
-}
-
-impl<J: Job> Pipeline<J> {
-    fn start(job: J, order: Vec<usize>, first_group: usize, workers: usize) -> Self {
-        let state = State {
-            next_position: first_group.saturating_mul(job.group_size()).min(order.len()),
-            next_group: first_group,
-            assemblies: VecDeque::new(),
-            bytes: 0,
-            failure: None,
-            stopped: false,
-        };
-        let threads = workers.clamp(1, (order.len() - state.next_position).max(1));
-        let (ready, room) = (Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { job, order, state: Mutex::new(state), ready, room });
-        let mut workers = Vec::with_capacity(threads);
-        for number in 0..threads {
-            let shared_of_worker = Arc::clone(&shared);
-            let spawned = std::thread::Builder::new()
-                .name(format!("data worker {number}"))
-                .spawn(move || work(&shared_of_worker))
-                .context(|| "cannot start a data worker");
-            match spawned {
-                Ok(worker) => workers.push(worker),
-                // Fewer workers give the same groups.
-                Err(error) if workers.is_empty() => lock(&shared.state).failure = Some(error),
-                Err(_) => break,
-            }
-        }
-        Self { shared, workers }
-    }
-
-    fn next(&mut self) -> Option<Result<J::Group>> {
-        let groups = self.shared.order.len().div_ceil(self.shared.job.group_size());
-        let mut state = lock(&self.shared.state);
-        if state.stopped || state.next_group >= groups {
-            return None;
-        }
-        loop {
-            if state.assemblies.front().is_some_and(|assembly| assembly.group.is_some()) {
-                let assembly = state.assemblies.pop_front()?;
-                state.next_group += 1;
-                state.bytes -= assembly.bytes;
-                state.stopped = matches!(assembly.group, Some(Err(_)));
-                self.shared.room.notify_all();
-                return assembly.group;
-            }
-            if let Some(error) = state.failure.take() {
-                state.stopped = true;
-                self.shared.room.notify_all();
-                return Some(Err(error));
-            }
-            state = self.shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl<J: Job> Drop for Pipeline<J> {
-    fn drop(&mut self) {
-        lock(&self.shared.state).stopped = true;
-        self.shared.room.notify_all();
-        for worker in self.workers.drain(..) {
-            // A panic was reported when it happened.
-            let _ = worker.join();
-        }
-    }
-}
-
-/// Turns a panic of its worker into an error for the consumer, who would otherwise wait for ever.
-struct PanicReporter<'a, J: Job> {
-    shared: &'a Shared<J>,
-    doing: PathBuf,
-}
-
-impl<J: Job> Drop for PanicReporter<'_, J> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let error = Error::new(format!("a data worker failed on {}", self.doing.display()))
-                .hint("this is a defect of the program; moving the file away gets round it");
-            lock(&self.shared.state).failure.get_or_insert(error);
-            self.shared.ready.notify_all();
-        }
-    }
-}
-
-fn work<J: Job>(shared: &Shared<J>) {
-    let mut reporter = PanicReporter { shared, doing: PathBuf::new() };
-    let mut scratch = shared.job.scratch();
-    let size = shared.job.group_size();
-    while let Some(position) = shared.claim() {
-        let index = shared.order[position];
-        reporter.doing.clone_from(&shared.job.dataset().samples[index].path);
-        let sample = shared.job.prepare(&mut scratch, index);
-        if let Some(samples) = shared.deliver(position, sample) {
-            let number = position / size;
-            let group = match samples.into_iter().collect::<Option<Vec<_>>>() {
-                Some(samples) => shared.job.assemble(&shared.order[number * size..], samples),
-                None => Err(Error::new(format!("{} was not prepared", reporter.doing.display()))),
-            };
-            shared.complete(number, group);
-        }
-    }
-}
-
-impl<J: Job> Shared<J> {
-    /// The next position in the order, once the consumer is near enough to it; none at the end.
-    fn claim(&self) -> Option<usize> {
-        let size = self.job.group_size();
-        let mut state = lock(&self.state);
-        loop {
-            let position = state.next_position;
-            if state.stopped || state.failure.is_some() || position >= self.order.len() {
-                return None;
-            }
-            let ahead = position / size - state.next_group;
-            // The group that the consumer waits for is never held up.
-            if ahead == 0 || ahead < self.job.groups_ahead() && state.bytes < DECODED_BYTES {
-                if ahead == state.assemblies.len() {
-                    let missing = size.min(self.order.len() - position);
-                    let samples = (0..missing).map(|_| None).collect();
-                    state.assemblies.push_back(Assembly { samples, missing, bytes: 0, group: None });
-                }
-                state.next_position += 1;
-                return Some(position);
-            }
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Puts a sample into its group, and gives back all samples of the group when this was the last.
-    fn deliver(&self, position: usize, sample: Result<J::Sample>) -> Option<Vec<Option<Result<J::Sample>>>> {
-        let size = self.job.group_size();
-        let bytes = sample.as_ref().map_or(0, J::bytes);
-        let mut state = lock(&self.state);
-        let number = position / size - state.next_group;
-        let assembly = state.assemblies.get_mut(number)?;
-        assembly.samples[position % size] = Some(sample);
-        assembly.missing -= 1;
-        assembly.bytes += bytes;
-        let complete = (assembly.missing == 0).then(|| std::mem::take(&mut assembly.samples));
-        state.bytes += bytes;
-        complete
-    }
-
-    fn complete(&self, number: usize, group: Result<J::Group>) {
-        let mut state = lock(&self.state);
-        let ahead = number - state.next_group;
-        if let Some(assembly) = state.assemblies.get_mut(ahead) {
-            assembly.group = Some(group);
-        }
-        self.ready.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::decode::DecodeOptions;
-    use super::super::image_folder::Sample;
-    use super::*;
-
-    /// Panics on one sample.
-    struct PanickingJob {
-        dataset: ImageFolder,
-        fatal: usize,
-    }
-
-    impl Job for PanickingJob {
-        type Scratch = ();
-        type Sample = ();
-        type Group = ();
-
-        fn dataset(&self) -> &ImageFolder {
-            &self.dataset
-        }
-
-        fn scratch(&self) {}
-
-        fn group_size(&self) -> usize {
-            3
-        }
-
-        fn groups_ahead(&self) -> usize {
-            2
-        }
-
-        fn prepare(&self, _: &mut (), index: usize) -> Result<()> {
-            assert_ne!(index, self.fatal, "on purpose");
-            Ok(())
-        }
-
-        fn assemble(&self, _: &[usize], _: Vec<Result<()>>) -> Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_panic_of_a_worker_is_an_error() {
-        for workers in [1, 4] {
-            let samples = (0..20).map(|n| Sample { path: format!("{n}.jpg").into(), class: 0 }).collect();
-            let dataset = ImageFolder {
-                root: "".into(),
-                classes: vec!["only".into()],
-                samples,
-                decoding: DecodeOptions::default(),
-            };
-            let job = PanickingJob { dataset, fatal: 7 };
-            let mut pipeline = Pipeline::start(job, (0..20).collect(), 0, workers);
-            // Groups that were complete before the panic may still come.
-            let error = std::iter::from_fn(|| pipeline.next()).find_map(Result::err).expect("an error");
-            assert_eq!(error.message(), "a data worker failed on 7.jpg");
-            assert!(pipeline.next().is_none());
-        }
     }
 }

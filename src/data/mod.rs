@@ -5,6 +5,7 @@ pub mod decode;
 pub mod image_folder;
 mod jpeg;
 pub mod loader;
+mod pipeline;
 pub mod random;
 pub mod store;
 pub mod transform;
