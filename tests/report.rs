@@ -137,14 +137,15 @@ fn count(page: &str, element: &str) -> usize {
 fn the_page_says_what_was_measured() {
     let place = Workplace::new(&["blue", "red"]);
     let outcome = place.succeed(&format!("train data {SMALL} --epochs 3 --seed 2 --out run"));
-    assert!(outcome.stderr.contains("what it looks like: run/report.html"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("report: run/report.html\n"), "{}", outcome.stderr);
     let (page, last) = (place.read("run/report.html"), place.last_epoch("run"));
     let figure = |name: &str| last[name].as_f64().unwrap();
     for text in [
         format!("{:.1} %", 100.0 * figure("test_acc")),
         format!("train acc {:.3}, test acc {:.3}; ", figure("train_acc"), figure("test_acc")),
-        "saw 20 pictures".into(),
-        "asked about 8 pictures".into(),
+        "on 20 images of 2 classes and tested on 8 other images".into(),
+        "<h2>Confusion matrix</h2>".into(),
+        "EXIF orientation of images is ignored".into(),
         "5e-4".into(),
         "retune predict run/model.safetensors".into(),
     ] {
@@ -168,7 +169,7 @@ fn the_page_says_what_was_measured() {
     assert_eq!(cells, truth);
     assert_eq!(cells.iter().sum::<usize>(), 8);
     let wrong = cells[1] + cells[2];
-    // 16 of the sheet, 16 augmented, the mistakes, and 8 pairs that show where it looked.
+    // 16 on the sheet, 16 augmented, the mistakes, and 8 pairs of an image and its Grad-CAM.
     assert_eq!(count(&page, "img"), 32 + wrong.min(12) + 16);
     assert!(page.len() < 2_000_000);
     assert!(!page.contains("NaN"));
@@ -177,7 +178,7 @@ fn the_page_says_what_was_measured() {
     elements(&svg);
     assert!(svg.starts_with("<svg xmlns=") && !svg.contains("NaN"));
     let dots = svg.matches("<circle").count();
-    assert_eq!(dots, 6, "a test point an epoch in each plot");
+    assert_eq!(dots, 6, "one test point per epoch in each plot");
     let png = image::open(place.path("run/curves.png")).unwrap().to_rgb8();
     assert_eq!((png.width(), png.height()), (1920, 600));
     let ink = png.pixels().filter(|pixel| pixel.0.iter().any(|&channel| channel < 128)).count();
@@ -258,7 +259,7 @@ fn hostile_names_stay_text() {
     let page = place.read("run/report.html");
     assert!(page.contains("&lt;script&gt;alert(1)&lt;"));
     assert!(page.contains("ünïcödé 漢字"));
-    assert!(page.contains("1 picture left out, because unreadable"));
+    assert!(page.contains("1 unreadable image was skipped"));
     assert!(page.contains("broken &quot;&gt;&lt;script&gt;.png"), "what was left out is listed");
 }
 
@@ -270,18 +271,18 @@ fn a_page_without_its_pictures_says_so() {
     fs::rename(place.path("data"), place.path("moved")).unwrap();
     let outcome = place.succeed("report run");
     assert!(
-        outcome.stderr.contains("warning: the page goes without the test pictures: there is no folder data"),
+        outcome.stderr.contains("warning: the report lacks the test images: there is no folder data"),
         "{}",
         outcome.stderr
     );
     let page = place.read("run/report.html");
-    assert!(page.contains("They are not shown: there is no folder data"));
+    assert!(page.contains("The images are not shown: there is no folder data"));
     assert_eq!(count(&page, "img"), 0);
     place.succeed("report run --data moved -o moved.html");
     assert!(count(&place.read("moved.html"), "img") > 30);
     let refused = place.run(&["report", "moved"]);
     assert_eq!(refused.status, 1);
-    assert!(refused.stderr.contains("moved/config.json: there is no run here"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("moved is not a run: cannot read config.json: "), "{}", refused.stderr);
 }
 
 #[test]
@@ -302,7 +303,7 @@ fn a_run_without_an_epoch_and_many_classes_have_pages() {
     place.succeed("report run");
     let page = place.read("run/report.html");
     elements(&page);
-    assert!(page.contains("This run has not finished an epoch yet"));
+    assert!(page.contains("No epoch finished yet"));
     assert!(!place.read("run/curves.svg").contains("NaN"));
 }
 
@@ -317,7 +318,7 @@ fn several_runs_are_compared() {
     let page = place.read("all.html");
     elements(&page);
     for text in
-        ["3 runs compared", "deep/one", "1e-3", "2e-3", "3e-3", "The same for all: network ResNet-18 of width 4"]
+        ["3 runs compared", "deep/one", "1e-3", "2e-3", "3e-3", "The same in all runs: network ResNet-18 (width 4)"]
     {
         assert!(page.contains(text), "{text} is missing");
     }
@@ -334,4 +335,22 @@ fn several_runs_are_compared() {
         let shown = bars.iter().find(|(name, _)| name.ends_with(run)).unwrap().1;
         assert_eq!(*shown, format!("{:.1} %", 100.0 * accuracy), "{run}: {bars:?}");
     }
+}
+
+#[test]
+fn the_page_follows_the_settings_of_the_run() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --arch resnet34 --exif --epochs 1 --no-report --out run"));
+    place.succeed("report run --no-images");
+    let page = place.read("run/report.html");
+    assert!(page.contains("ResNet-34 (width 4)") && !page.contains("torchvision.models"));
+    assert!(page.contains("torchvision has no network of this width"));
+    place.succeed("report run");
+    assert!(place.read("run/report.html").contains("rotated and mirrored as their EXIF orientation says"));
+    // The line for torchvision is that of a network of its width, with the classes of the run.
+    let config = place.read("run/config.json").replace("\"width\": 4", "\"width\": 64");
+    fs::write(place.path("run/config.json"), config).unwrap();
+    place.succeed("report run --no-images");
+    let page = place.read("run/report.html");
+    assert!(page.contains("net = torchvision.models.resnet34(num_classes=2)"), "{page}");
 }

@@ -218,7 +218,7 @@ impl Demo<'_> {
         for (name, trained) in [("fine-tuned", fine_tuned), ("from scratch", from_scratch)] {
             let mut record = RunRecord::open(&trained.folder)?;
             record.name = name.into();
-            report::look(self.global, &mut record, None, &self.device);
+            report::evaluate(self.global, &mut record, None, &self.device);
             records.push(record);
         }
         let [source, target] = [source, target].map(|folder| ImageFolder::open(folder.join("train")));
@@ -244,7 +244,7 @@ impl Demo<'_> {
                          sausages beside bread rolls, eclairs, carrots, pencils.",
                         target.len()
                     ),
-                    pictures: tiles_of_classes(&target, 8, PICTURE_SIZE),
+                    images: tiles_of_classes(&target, 8, PICTURE_SIZE),
                 },
                 Section {
                     heading: "What one of the networks had seen before".into(),
@@ -255,7 +255,7 @@ impl Demo<'_> {
                         source.classes.len(),
                         100.0 * pretrained_accuracy
                     ),
-                    pictures: pairs(tiles_of_classes(&source, 4, PICTURE_SIZE)),
+                    images: pairs(tiles_of_classes(&source, 4, PICTURE_SIZE)),
                 },
             ],
         };

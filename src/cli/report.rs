@@ -15,32 +15,33 @@ use crate::train::RunFolder;
 
 const EXAMPLES: &str = "\
 Examples:
-  retune report runs/1
-Several runs on one page:
-  retune report runs/1 runs/2 runs/3 -o comparison.html";
+  Write the report of a run:
+    retune report runs/1
+  Compare several runs:
+    retune report runs/1 runs/2 runs/3 --output comparison.html";
 
-/// Make the page of a run again, or one that compares several
+/// Write the report of a run, or compare several runs
 ///
-/// The page is one file: curves, results, recipe, pictures, who is taken for whom, the surest mistakes, and where the network
-/// looked. `train` writes it too, with curves.svg and curves.png.
+/// The report is a single HTML file with the results, training curves, confusion matrix, most confident mistakes, Grad-CAM,
+/// data set and settings. `retune train` writes it at the end of a run, along with curves.svg and curves.png.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReportArguments {
-    /// Folders of runs, as `train` writes them
+    /// Folder of a run; with more than one, the runs are compared
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
-    /// Where to write the page [default: report.html in the run's folder; of several runs: comparison.html here]
+    /// File to write [default: report.html in the run's folder, or comparison.html for several runs]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Where the pictures are now, if not where the run had them
+    /// Folder of the data set, if it has moved since the run
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 
-    /// Do not look at the pictures: curves, results and recipe only
-    #[arg(long)]
-    no_pictures: bool,
+    /// Leave out everything that needs the images: confusion matrix, mistakes, Grad-CAM and data set
+    #[arg(long, alias = "no-pictures")]
+    no_images: bool,
 }
 
 pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<ExitCode> {
@@ -48,10 +49,10 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
     for path in &arguments.runs {
         records.push(RunRecord::open(&RunFolder { path: path.clone() })?);
     }
-    name_apart(&mut records);
-    if !arguments.no_pictures {
+    make_names_unique(&mut records);
+    if !arguments.no_images {
         let device = global.open_device()?;
-        records.iter_mut().for_each(|record| look(global, record, arguments.data.as_deref(), &device));
+        records.iter_mut().for_each(|record| evaluate(global, record, arguments.data.as_deref(), &device));
     }
     let page = match records.as_slice() {
         [record] => {
@@ -76,20 +77,20 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Looks at a run's pictures, with a line that tells how far that is.
-pub fn look(global: &GlobalArguments, record: &mut RunRecord, data: Option<&Path>, device: &Rc<dyn Device>) {
-    let progress = Progress::new(global, 1, "batches looked at");
-    record.look_at_pictures(data, device.clone(), |batch, batches| {
+/// Evaluates a run's best model on its test images, with a progress line.
+pub fn evaluate(global: &GlobalArguments, record: &mut RunRecord, data: Option<&Path>, device: &Rc<dyn Device>) {
+    let progress = Progress::new(global, 1, "test batches");
+    record.evaluate(data, device.clone(), |batch, batches| {
         progress.length(batches as u64);
         progress.position(batch as u64);
     });
     progress.finish();
     if let Err(reason) = &record.test {
-        super::warn(&format!("the page goes without the test pictures: {reason}"));
+        super::warn(&format!("the report lacks the test images: {reason}"));
     }
 }
 
-/// Writes the page of a run, and its curves, into the run's folder. Returns the page.
+/// Writes a run's report and curves into its folder. Returns the path of the report.
 pub fn write_page(record: &RunRecord) -> Result<PathBuf> {
     write_curves(record)?;
     let page = record.folder.join("report.html");
@@ -102,13 +103,13 @@ fn write_curves(record: &RunRecord) -> Result<()> {
     write(&record.folder.join("curves.png"), &curves_png(&[record])?)
 }
 
-/// Writes a file in one step.
+/// Writes a file atomically.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, |writer| writer.write_all(bytes))
 }
 
-/// Gives runs whose folders have the same name the names of the folders above as well.
-fn name_apart(records: &mut [RunRecord]) {
+/// Makes the names of runs unique: by the whole path, or by a number for a run that is given twice.
+fn make_names_unique(records: &mut [RunRecord]) {
     let names: Vec<String> = records.iter().map(|record| record.name.clone()).collect();
     for record in records.iter_mut() {
         if names.iter().filter(|name| **name == record.name).count() > 1 {
@@ -123,14 +124,14 @@ fn name_apart(records: &mut [RunRecord]) {
     }
 }
 
-/// What stands in the way of a page must not fail the run that it is about.
+/// Writes the report of a finished run. A failure is only a warning: the run itself succeeded.
 pub fn after_training(global: &GlobalArguments, folder: &RunFolder, data: &Path, device: &Rc<dyn Device>) {
     let page = RunRecord::open(folder).and_then(|mut record| {
-        look(global, &mut record, Some(data), device);
+        evaluate(global, &mut record, Some(data), device);
         write_page(&record)
     });
     match page {
-        Ok(page) => global.note(&format!("what it looks like: {}", page.display())),
-        Err(error) => super::warn(&format!("no page was written: {}", Error::message(&error))),
+        Ok(page) => global.note(&format!("report: {}", page.display())),
+        Err(error) => super::warn(&format!("no report was written: {}", Error::message(&error))),
     }
 }

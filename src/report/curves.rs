@@ -1,6 +1,6 @@
-//! The lesson's plot: loss and accuracy over the epochs, of one run or of several.
+//! Training curves: loss and accuracy over the epochs, of one run or of several.
 //!
-//! The markup names roles by class only; the page, the file and the PNG each bring the colours that suit them.
+//! The SVG markup names CSS classes only; the page, the SVG file and the PNG each add rules with their colours.
 
 use std::fmt::Write;
 
@@ -18,7 +18,7 @@ const TOP: f64 = 34.0;
 const BOTTOM: f64 = 40.0;
 const LABEL_GAP: f64 = 16.0;
 
-/// How many runs have colours of their own.
+/// Number of colours; further runs start again with the first.
 pub(super) const COLOURS: usize = 6;
 
 const LIGHT: [&str; COLOURS] = ["#c2410c", "#1d4ed8", "#047857", "#7e22ce", "#a16207", "#be185d"];
@@ -38,7 +38,7 @@ enum Quantity {
     Accuracy,
 }
 
-/// The plots of one or several runs as fragments of SVG for a page: loss, accuracy.
+/// The plots of loss and accuracy, as SVG fragments.
 pub(super) fn plots(runs: &[&RunRecord]) -> [String; 2] {
     [Quantity::Loss, Quantity::Accuracy].map(|quantity| {
         let mut lines = Vec::new();
@@ -61,7 +61,7 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
     }
     let colour = |role: usize| (if several { index } else { role }) % COLOURS;
     let lines = [
-        // Of several runs only one line each has a name.
+        // With several runs, only the test line is labelled.
         Line {
             label: if several { String::new() } else { "train".into() },
             colour: colour(1),
@@ -83,7 +83,7 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
     lines.filter(|line| !line.points.is_empty()).collect()
 }
 
-/// Round numbers from 0 to beyond `largest`, about `count` of them.
+/// About `count` round numbers from 0 to at least `largest`.
 fn ticks(largest: f64, count: f64) -> Vec<f64> {
     let rough = (largest / count).max(1e-9);
     let power = 10f64.powf(rough.log10().floor());
@@ -142,7 +142,7 @@ fn plot(quantity: Quantity, lines: &[Line]) -> String {
             put(format!(r#"<circle class="dot f{}" cx="{:.1}" cy="{:.1}" r="3"/>"#, line.colour, x(epoch), y(value)));
         }
     }
-    // Each line's name stands at its end, with its last value; names that would overlap are pushed apart.
+    // A label with the last value stands at the end of each line; labels that would overlap are moved apart.
     let named = lines.iter().filter(|line| !line.label.is_empty());
     let mut labels: Vec<(f64, &Line)> = named.map(|line| (y(line.points[line.points.len() - 1].1), line)).collect();
     labels.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -165,7 +165,7 @@ fn plot(quantity: Quantity, lines: &[Line]) -> String {
     svg
 }
 
-/// A plot for a page, which has the styles.
+/// An SVG element for a page that has the rules.
 pub(super) fn inline(plot: &str, description: &str) -> String {
     format!(r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{}">{plot}</svg>"#, escape(description))
 }
@@ -177,12 +177,12 @@ fn rules(ink: &str, faint: &str, colours: &[&str]) -> String {
          .dashed{{stroke-dasharray:5 3;stroke-width:1.5}}"
     );
     for (index, colour) in colours.iter().enumerate() {
-        let _ = write!(rules, ".s{index}{{stroke:{colour}}}.f{index}{{fill:{colour}}}");
+        let _ = write!(rules, ".s{index}{{stroke:{colour}}}.f{index}{{fill:{colour};color:{colour}}}");
     }
     rules
 }
 
-/// The rules of both themes for a page or a file.
+/// The CSS rules of the light and the dark theme.
 pub(super) fn themed_rules() -> String {
     format!(
         "{}@media (prefers-color-scheme:dark){{{}}}",
@@ -199,14 +199,14 @@ fn drawing(runs: &[&RunRecord], style: &str, paper: &str) -> String {
     )
 }
 
-/// Loss and accuracy side by side, as a file that follows the viewer's theme.
+/// Loss and accuracy side by side, as an SVG file that follows the viewer's light or dark theme.
 pub fn curves_svg(runs: &[&RunRecord]) -> String {
     let paper =
         format!(".paper{{fill:#ffffff}}{}@media (prefers-color-scheme:dark){{.paper{{fill:#18181b}}}}", themed_rules());
     drawing(runs, &paper, r#"<rect class="paper" width="100%" height="100%"/>"#) + "\n"
 }
 
-/// The same as PNG, on white.
+/// Loss and accuracy side by side, as a PNG file with a white background.
 pub fn curves_png(runs: &[&RunRecord]) -> Result<Vec<u8>> {
     let style = rules("#3f3f46", "#e4e4e7", &LIGHT);
     raster::png(&drawing(runs, &style, r##"<rect width="100%" height="100%" fill="#ffffff"/>"##), 2.0)

@@ -1,4 +1,4 @@
-//! What a run looks like: curves, contact sheets, where a network looks, and the page that has them all. Nothing here prints.
+//! The report of a run: training curves, contact sheets, Grad-CAM, and the HTML page that shows them. Nothing here prints.
 
 mod confusion;
 mod contact_sheet;
@@ -15,4 +15,4 @@ pub use curves::{curves_png, curves_svg};
 pub use grad_cam::{attention, overlay};
 pub use page::{Introduction, Section, comparison_page, run_page};
 pub use preview::preview;
-pub use record::{Looked, PictureRecord, RunConfig, RunRecord, TestRecord};
+pub use record::{ImageRecord, PredictedImage, RunConfig, RunRecord, TestRecord};

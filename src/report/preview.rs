@@ -1,4 +1,4 @@
-//! A picture in a terminal: with the graphics of kitty or iTerm2 where the terminal has them, else in half blocks.
+//! Images in a terminal: by the graphics protocol of kitty or iTerm2 where the terminal supports one, else as half blocks.
 
 use std::fmt::Write;
 
@@ -8,16 +8,16 @@ use base64::prelude::BASE64_STANDARD;
 use super::contact_sheet::ContactSheet;
 use crate::data::{CropBox, RgbImage, Transformer};
 
-/// Bytes of a piece in kitty's protocol.
-const PIECE: usize = 4096;
+/// The largest chunk of kitty's protocol, in bytes.
+const CHUNK: usize = 4096;
 
-/// What to write to a terminal of so many columns. Asks the environment what the terminal can do.
+/// The bytes that show a contact sheet in a terminal `columns` wide. The environment tells what the terminal supports.
 pub fn preview(sheet: &ContactSheet, columns: usize) -> Vec<u8> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let (program, terminal) = (variable("TERM_PROGRAM"), variable("TERM"));
     let is_kitty = !variable("KITTY_WINDOW_ID").is_empty() || terminal.contains("kitty") || program == "ghostty";
     let is_iterm = ["iTerm.app", "WezTerm"].contains(&program.as_str());
-    // Inside a multiplexer, graphics would not reach the terminal.
+    // A terminal multiplexer does not pass graphics on.
     let has_graphics = variable("TMUX").is_empty() && !terminal.starts_with("screen");
     let has_colours = console::colors_enabled();
     match sheet.png() {
@@ -30,13 +30,13 @@ pub fn preview(sheet: &ContactSheet, columns: usize) -> Vec<u8> {
 
 fn kitty(png: &[u8]) -> Vec<u8> {
     let text = BASE64_STANDARD.encode(png);
-    let pieces: Vec<&[u8]> = text.as_bytes().chunks(PIECE).collect();
+    let chunks: Vec<&[u8]> = text.as_bytes().chunks(CHUNK).collect();
     let mut output = Vec::new();
-    for (index, piece) in pieces.iter().enumerate() {
-        let more = u8::from(index + 1 < pieces.len());
+    for (index, chunk) in chunks.iter().enumerate() {
+        let more = u8::from(index + 1 < chunks.len());
         let keys = if index == 0 { format!("a=T,f=100,m={more}") } else { format!("m={more}") };
         output.extend_from_slice(format!("\x1b_G{keys};").as_bytes());
-        output.extend_from_slice(piece);
+        output.extend_from_slice(chunk);
         output.extend_from_slice(b"\x1b\\");
     }
     output.push(b'\n');
@@ -48,7 +48,7 @@ fn iterm(png: &[u8]) -> Vec<u8> {
     format!("\x1b]1337;File=inline=1;size={};preserveAspectRatio=1:{text}\x07\n", png.len()).into_bytes()
 }
 
-/// Two pixels a letter: the upper one is the ink, the lower one the paper.
+/// Two pixels per character: the upper one is the foreground, the lower one the background.
 fn half_blocks(sheet: &ContactSheet, columns: usize) -> String {
     let width = (columns.clamp(20, 200) as u32).min(sheet.width);
     let height = (u64::from(sheet.height) * u64::from(width) / u64::from(sheet.width)).max(2) as u32 & !1;
@@ -62,11 +62,11 @@ fn half_blocks(sheet: &ContactSheet, columns: usize) -> String {
     let mut text = String::new();
     for lines in pixels.chunks_exact(2 * line) {
         let (upper, lower) = lines.split_at(line);
-        for (ink, paper) in upper.chunks_exact(3).zip(lower.chunks_exact(3)) {
+        for (upper, lower) in upper.chunks_exact(3).zip(lower.chunks_exact(3)) {
             let _ = write!(
                 text,
                 "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m\u{2580}",
-                ink[0], ink[1], ink[2], paper[0], paper[1], paper[2]
+                upper[0], upper[1], upper[2], lower[0], lower[1], lower[2]
             );
         }
         text.push_str("\x1b[0m\n");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn half_blocks_have_the_colours_of_the_picture() {
+    fn half_blocks_have_the_colours_of_the_image() {
         let text = half_blocks(&sheet(), 20);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 10);
@@ -99,12 +99,12 @@ mod tests {
     fn graphics_carry_the_whole_file() {
         let png: Vec<u8> = (0..10_000u32).map(|value| value as u8).collect();
         let text = String::from_utf8(kitty(&png)).unwrap();
-        let pieces = text.split("\x1b_G").skip(1).map(|piece| piece.split_once(';').unwrap());
-        let pieces: Vec<(&str, &str)> = pieces.map(|(keys, rest)| (keys, rest.split_once('\x1b').unwrap().0)).collect();
-        assert!(pieces[0].0.starts_with("a=T,f=100,m=1") && pieces[pieces.len() - 1].0 == "m=0");
-        let joined: String = pieces.iter().map(|piece| piece.1).collect();
+        let chunks = text.split("\x1b_G").skip(1).map(|chunk| chunk.split_once(';').unwrap());
+        let chunks: Vec<(&str, &str)> = chunks.map(|(keys, rest)| (keys, rest.split_once('\x1b').unwrap().0)).collect();
+        assert!(chunks[0].0.starts_with("a=T,f=100,m=1") && chunks[chunks.len() - 1].0 == "m=0");
+        let joined: String = chunks.iter().map(|chunk| chunk.1).collect();
         assert_eq!(BASE64_STANDARD.decode(joined).unwrap(), png);
-        assert!(pieces.iter().all(|piece| piece.1.len() <= PIECE));
+        assert!(chunks.iter().all(|chunk| chunk.1.len() <= CHUNK));
         assert!(String::from_utf8(iterm(&png)).unwrap().contains(&BASE64_STANDARD.encode(&png)));
     }
 }

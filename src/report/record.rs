@@ -1,4 +1,4 @@
-//! What is known of a run: from its folder, and from its pictures where they are still there.
+//! What a report shows of a run: its files, and the results of its best model on the test images.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,22 +19,22 @@ use crate::device::{Device, threads};
 use crate::error::{Context, Error, Result};
 use crate::train::{Metric, Network, Prediction, Recipe, RunFolder, Totals, evaluate, load_model};
 
-/// Rows and columns of the pictures on a page.
+/// Width and height of the images on a page.
 const TILE: u32 = 160;
 const MISTAKES: usize = 12;
-const LOOKS: usize = 8;
+const GRAD_CAMS: usize = 8;
 const SHEET_COLUMNS: usize = 8;
-/// More rows than these say nothing new.
+/// Classes on the contact sheet at most.
 const SHEET_ROWS: usize = 12;
 
 /// `config.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RunConfig {
-    /// The version of the program that began the run.
+    /// The version of the program that started the run.
     pub retune: String,
-    /// Where its pictures were.
+    /// The folder of the data set.
     pub data: PathBuf,
-    /// What it began with, if not from scratch.
+    /// The initial weights; none for a run from scratch.
     pub weights: Option<PathBuf>,
     /// The device's name.
     pub device: String,
@@ -42,153 +42,165 @@ pub struct RunConfig {
     pub precision: String,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// Training pictures.
+    /// Number of training images.
     pub train_images: usize,
-    /// Test pictures.
+    /// Number of test images.
     pub test_images: usize,
-    /// How it trains.
+    /// The settings of the training.
     pub recipe: Recipe,
 }
 
-/// A run as a page shows it.
+/// A run as a report shows it.
 #[derive(Debug, Clone)]
 pub struct RunRecord {
-    /// What the page calls it.
+    /// The name on the page.
     pub name: String,
-    /// Where it is.
+    /// The run's folder.
     pub folder: PathBuf,
-    /// What it was begun with.
+    /// `config.json`.
     pub config: RunConfig,
-    /// What it measured.
+    /// `metrics.jsonl`.
     pub metrics: Vec<Metric>,
-    /// Its pictures, or why there are none.
-    pub pictures: Result<PictureRecord, String>,
-    /// What its best model says of the test pictures, or why nothing can be said.
+    /// Images of its data set, or why they are missing.
+    pub images: Result<ImageRecord, String>,
+    /// The results of its best model on the test images, or why they are missing.
     pub test: Result<TestRecord, String>,
 }
 
-/// The pictures of a run.
+/// Images of a run's data set.
 #[derive(Debug, Clone)]
-pub struct PictureRecord {
-    /// Training pictures of each class.
+pub struct ImageRecord {
+    /// Number of training images of each class.
     pub train_counts: Vec<usize>,
-    /// Test pictures of each class.
+    /// Number of test images of each class.
     pub test_counts: Vec<usize>,
     /// Rows of a contact sheet.
     pub sheet: Vec<Vec<Tile>>,
-    /// Some of the same as the network saw them in the first epoch.
+    /// Rows of training images as the network saw them in the first epoch.
     pub augmented: Vec<Vec<Tile>>,
 }
 
-/// What the best model says of the test pictures.
+/// The results of the best model on the test images.
 #[derive(Debug, Clone)]
 pub struct TestRecord {
     /// Loss and accuracy.
     pub totals: Totals,
-    /// Who is taken for whom.
+    /// Predictions by true class.
     pub confusion: Confusion,
-    /// Wrong answers, the surest first.
-    pub mistakes: Vec<Looked>,
-    /// Where the network looked, on pictures of every class, right ones and wrong ones.
-    pub looks: Vec<Looked>,
+    /// Misclassified images, most confident first.
+    pub mistakes: Vec<PredictedImage>,
+    /// Correctly and wrongly classified images of every class, with Grad-CAM.
+    pub grad_cams: Vec<PredictedImage>,
 }
 
-/// A test picture and what was said of it.
+/// A test image and its prediction.
 #[derive(Debug, Clone)]
-pub struct Looked {
-    /// The picture.
+pub struct PredictedImage {
+    /// The image.
     pub tile: Tile,
-    /// The same, lit where the network looked.
-    pub attention: Option<Tile>,
-    /// The file.
+    /// The image with the areas that influenced the prediction made bright.
+    pub grad_cam: Option<Tile>,
+    /// The image's file.
     pub path: PathBuf,
-    /// What was said.
-    pub said: String,
-    /// How sure that was, from 0 to 1.
+    /// The predicted class.
+    pub predicted: String,
+    /// The probability of the predicted class, from 0 to 1.
     pub probability: f64,
-    /// What is true.
-    pub truth: String,
+    /// The true class.
+    pub actual: String,
+}
+
+impl PredictedImage {
+    /// Whether the predicted class is the true one.
+    pub fn is_correct(&self) -> bool {
+        self.predicted == self.actual
+    }
 }
 
 impl RunRecord {
-    /// Reads a run's folder; no picture.
+    /// Reads the files of a run's folder, without its images.
     ///
     /// # Errors
-    /// When there is no run, or its files cannot be read.
+    /// When the folder holds no run, or its files cannot be read.
     pub fn open(folder: &RunFolder) -> Result<Self> {
         let path = folder.config();
         let text = fs::read_to_string(&path).map_err(|cause| {
-            Error::new(format!("{}: there is no run here: {cause}", path.display()))
-                .hint("give the folder that `train` wrote, such as runs/1")
+            Error::new(format!("{} is not a run: cannot read config.json: {cause}", folder.path.display()))
+                .hint("give a folder that `retune train` wrote, such as runs/1")
         })?;
-        let config = serde_json::from_str(&text).context(|| format!("{}: unreadable", path.display()))?;
+        let config = serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))?;
         let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
-        // A line that was being written when the run was killed is not one yet.
+        // The last line is incomplete where the run was killed while writing it.
         let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let name = folder.path.file_name().unwrap_or(folder.path.as_os_str()).to_string_lossy().into_owned();
-        let not_yet = || "the pictures were not looked at".to_string();
-        Ok(Self { name, folder: folder.path.clone(), config, metrics, pictures: Err(not_yet()), test: Err(not_yet()) })
+        let not_read = || "the images were not read".to_string();
+        Ok(Self { name, folder: folder.path.clone(), config, metrics, images: Err(not_read()), test: Err(not_read()) })
     }
 
-    /// Looks at the pictures, in `data` or where the run's configuration says, and asks the best model about those of the
-    /// test set. What cannot be done is told on the page in the place of its result. `tell` hears of test batches, of how
-    /// many.
-    pub fn look_at_pictures(&mut self, data: Option<&Path>, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) {
+    /// Reads the data set, from `data` or from the folder in the run's configuration, and evaluates the best model on the
+    /// test images. Failures are recorded, so that the page shows them in place of the results. `tell` is called with the
+    /// number of evaluated test batches and their total.
+    pub fn evaluate(&mut self, data: Option<&Path>, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) {
         let data = data.unwrap_or(&self.config.data).to_path_buf();
         let Recipe { test_fraction, seed, image_size, .. } = self.config.recipe;
         let splits = match open_dataset(&data, test_fraction, seed) {
             Ok(splits) => splits.decoded_with(self.config.recipe.decoding()),
             Err(error) => {
-                self.pictures = Err(error.message().to_string());
+                self.images = Err(error.message().to_string());
                 self.test = Err(error.message().to_string());
                 return;
             }
         };
         if splits.train.classes != self.config.classes {
-            let message = format!("{} has other classes than the run", data.display());
-            (self.pictures, self.test) = (Err(message.clone()), Err(message));
+            let message = format!(
+                "{} has the classes {}, the run has {}",
+                data.display(),
+                splits.train.classes.join(", "),
+                self.config.classes.join(", ")
+            );
+            (self.images, self.test) = (Err(message.clone()), Err(message));
             return;
         }
-        self.pictures = Ok(PictureRecord::new(&splits, image_size, seed));
+        self.images = Ok(ImageRecord::new(&splits, image_size, seed));
         self.test = self.test(&splits.test, device, tell).map_err(|error| error.message().to_string());
     }
 
     fn test(&self, folder: &ImageFolder, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) -> Result<TestRecord> {
         let (mut network, model) = load_model(device.clone(), &RunFolder { path: self.folder.clone() }.model())?;
         let (totals, predictions) = predictions(&mut network, folder, model.image_size, device, tell)?;
-        let looked = |prediction: &Prediction, with_attention: bool| -> Option<Looked> {
+        let predicted = |prediction: &Prediction, with_grad_cam: bool| -> Option<PredictedImage> {
             let sample = &folder.samples[prediction.index];
             let probabilities = prediction.probabilities();
-            let mut looked = Looked {
+            let mut image = PredictedImage {
                 tile: tile(&sample.path, folder.decoding, "", TILE).ok()?,
-                attention: None,
+                grad_cam: None,
                 path: sample.path.clone(),
-                said: folder.classes[prediction.class()].clone(),
+                predicted: folder.classes[prediction.class()].clone(),
                 probability: probabilities[prediction.class()],
-                truth: folder.classes[prediction.target].clone(),
+                actual: folder.classes[prediction.target].clone(),
             };
-            if with_attention {
-                // On what the network was shown: the middle of the picture.
+            if with_grad_cam {
+                // The map belongs to what the network sees: the center crop.
                 let seen = seen(&sample.path, folder.decoding, model.image_size).ok()?;
                 let mut input = vec![0.0; seen.pixels.len()];
                 normalize(&seen.pixels, &mut input).ok()?;
                 let (rows, columns, map, _) = attention(&network, &input, model.image_size).ok()?;
-                looked.tile = shrunk(&seen);
-                looked.attention = Some(overlay(&looked.tile, rows, columns, &map));
+                image.tile = shrunk(&seen);
+                image.grad_cam = Some(overlay(&image.tile, rows, columns, &map));
             }
-            Some(looked)
+            Some(image)
         };
         let mut wrong: Vec<&Prediction> =
             predictions.iter().filter(|prediction| prediction.class() != prediction.target).collect();
-        let sureness = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
-        wrong.sort_by(|a, b| sureness(b).total_cmp(&sureness(a)).then(a.index.cmp(&b.index)));
-        let mistakes = wrong.iter().take(MISTAKES).filter_map(|prediction| looked(prediction, false)).collect();
-        let looks = representative(&predictions, folder.classes.len());
-        let looks = looks.into_iter().filter_map(|prediction| looked(prediction, true)).collect();
-        Ok(TestRecord { totals, confusion: Confusion::new(&predictions, folder.classes.len()), mistakes, looks })
+        let confidence = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
+        wrong.sort_by(|a, b| confidence(b).total_cmp(&confidence(a)).then(a.index.cmp(&b.index)));
+        let mistakes = wrong.iter().take(MISTAKES).filter_map(|prediction| predicted(prediction, false)).collect();
+        let grad_cams = representative(&predictions, folder.classes.len());
+        let grad_cams = grad_cams.into_iter().filter_map(|prediction| predicted(prediction, true)).collect();
+        Ok(TestRecord { totals, confusion: Confusion::new(&predictions, folder.classes.len()), mistakes, grad_cams })
     }
 
-    /// The figures of every epoch, in order.
+    /// The metrics of every finished epoch, in order.
     pub fn epochs(&self) -> impl Iterator<Item = &Metric> {
         self.metrics.iter().filter(|metric| matches!(metric, Metric::Epoch { .. }))
     }
@@ -202,7 +214,7 @@ impl RunRecord {
     }
 }
 
-impl PictureRecord {
+impl ImageRecord {
     fn new(splits: &Splits, image_size: usize, seed: u64) -> Self {
         let mut sheet = tiles_of_classes(&splits.train, SHEET_COLUMNS, TILE);
         sheet.truncate(SHEET_ROWS);
@@ -227,7 +239,7 @@ fn predictions(
         workers: threads::count(),
         strict: false,
     };
-    // Every picture is looked at once: none is kept.
+    // Every image is needed once, so none is kept.
     let store = Rc::new(PictureStore::new(device, Some(0)));
     let mut batches = Batches::new(Loader::new(Arc::new(folder.clone()), options)?, &store)?;
     let (mut batch, count) = (0, batches.loader().batch_count());
@@ -238,25 +250,26 @@ fn predictions(
     })
 }
 
-/// Right and wrong answers of every class in turn: for each class the surest right one, then the surest wrong one, ...
+/// Examples for Grad-CAM: the most confident correct prediction of each class, then the most confident wrong one of each,
+/// then the next of both, and so on.
 fn representative(predictions: &[Prediction], classes: usize) -> Vec<&Prediction> {
-    let sureness = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
+    let confidence = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
     let mut kinds: Vec<Vec<&Prediction>> = Vec::new();
-    for is_right in [true, false] {
+    for is_correct in [true, false] {
         for class in 0..classes {
             let of_kind =
-                |prediction: &&Prediction| prediction.target == class && (prediction.class() == class) == is_right;
+                |prediction: &&Prediction| prediction.target == class && (prediction.class() == class) == is_correct;
             let mut kind: Vec<&Prediction> = predictions.iter().filter(of_kind).collect();
-            kind.sort_by(|a, b| sureness(b).total_cmp(&sureness(a)).then(a.index.cmp(&b.index)));
+            kind.sort_by(|a, b| confidence(b).total_cmp(&confidence(a)).then(a.index.cmp(&b.index)));
             kinds.push(kind);
         }
     }
     let longest = kinds.iter().map(Vec::len).max().unwrap_or(0);
     let turns = (0..longest).flat_map(|turn| kinds.iter().filter_map(move |kind| kind.get(turn).copied()));
-    turns.take(LOOKS).collect()
+    turns.take(GRAD_CAMS).collect()
 }
 
-/// What a network is shown of a picture in a test, before it is normalised.
+/// The part of an image that the network sees in a test, before normalisation.
 fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile> {
     let size = image_size as u32;
     let mut image = RgbImage::default();
@@ -266,7 +279,7 @@ fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile>
     Ok(Tile { label: String::new(), size, pixels })
 }
 
-/// The size of a picture on a page.
+/// Scales a tile to the size of images on a page.
 fn shrunk(tile: &Tile) -> Tile {
     let image = RgbImage { width: tile.size, height: tile.size, pixels: tile.pixels.clone() };
     let mut pixels = vec![0; (TILE * TILE * 3) as usize];

@@ -1,0 +1,100 @@
+//! Contact sheets, and the section about the data set.
+
+use maud::{Markup, html};
+
+use super::super::contact_sheet::Tile;
+use super::super::record::RunRecord;
+use super::text::counted;
+use crate::error::Result;
+
+fn gallery(rows: &[Vec<Tile>]) -> Result<Markup> {
+    let mut tiles = Vec::new();
+    for row in rows.iter().filter(|row| !row.is_empty()) {
+        let row: Result<Vec<(&Tile, String)>> = row.iter().map(|tile| Ok((tile, tile.data_uri()?))).collect();
+        tiles.push(row?);
+    }
+    Ok(html! {
+        @for row in &tiles {
+            div.sheet {
+                @for (tile, source) in row {
+                    figure {
+                        img src=(source) alt=(tile.label) width=(tile.size) height=(tile.size);
+                        figcaption { (tile.label) }
+                    }
+                }
+            }
+        }
+    })
+}
+
+pub(super) fn section(heading: &str, text: &str, rows: &[Vec<Tile>]) -> Result<Markup> {
+    let gallery = gallery(rows)?;
+    Ok(html! {
+        section {
+            h2 { (heading) }
+            @if !text.is_empty() { p { (text) } }
+            (gallery)
+        }
+    })
+}
+
+/// Files that could not be read, and why.
+fn unreadable(skipped: &[(&str, &str)]) -> Markup {
+    html! {
+        @if !skipped.is_empty() {
+            h3 { (counted(skipped.len(), "unreadable image was", "unreadable images were")) " skipped" }
+            ul { @for (path, reason) in skipped { li { code { (path) } ": " (reason) } } }
+        }
+    }
+}
+
+pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
+    let skipped: Vec<_> = run.skipped().collect();
+    let images = match &run.images {
+        Ok(images) => images,
+        Err(reason) => {
+            return Ok(html! {
+                section {
+                    h2 { "Data set" }
+                    p.missing { "The images are not shown: " (reason) }
+                    (unreadable(&skipped))
+                }
+            });
+        }
+    };
+    let (sheet, augmented) = (gallery(&images.sheet)?, gallery(&images.augmented)?);
+    let counts = run.config.classes.iter().zip(images.train_counts.iter().zip(&images.test_counts));
+    let is_cut = run.config.classes.len() > images.sheet.len();
+    let size = run.config.recipe.image_size;
+    Ok(html! {
+        section {
+            h2 { "Data set" }
+            div.scroll {
+                table {
+                    thead { tr { th { "class" } th.number { "training images" } th.number { "test images" } } }
+                    tbody {
+                        @for (class, (train, test)) in counts {
+                            tr { td { (class) } td.number { (train) } td.number { (test) } }
+                        }
+                    }
+                }
+            }
+            (sheet)
+            @if is_cut { p.note { "Only the first " (images.sheet.len()) " classes are shown." } }
+            h3 { "Augmented training images" }
+            p {
+                "In each epoch the network sees a different random crop of every training image, scaled to " (size) " x " (size)
+                " pixels and sometimes mirrored. These are crops of the first epoch."
+            }
+            (augmented)
+            (unreadable(&skipped))
+            p.note {
+                @if run.config.recipe.exif {
+                    "Images are rotated and mirrored as their EXIF orientation says."
+                } @else {
+                    "The EXIF orientation of images is ignored, as in torchvision. " code { "retune train --exif" } " applies it."
+                }
+            }
+        }
+    })
+}
