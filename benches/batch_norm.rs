@@ -15,7 +15,7 @@ mod tensors;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
-use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device, Gradient};
+use retune::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device, Gradient};
 use tensors::{filled, workspace};
 
 const BATCH: usize = 32;
@@ -47,7 +47,7 @@ fn layers(criterion: &mut Criterion) {
                 running_variance: &running_variance,
                 normaliser: &normaliser,
                 residual,
-                relu: true,
+                activation: Activation::Relu,
                 output: &output,
                 epsilon: 1e-5,
                 momentum: 0.1,
@@ -59,7 +59,7 @@ fn layers(criterion: &mut Criterion) {
                 mode: BatchNormMode::Training,
                 input: Some(&input),
                 output,
-                relu: true,
+                activation: Activation::Relu,
                 output_gradient: &output_gradient,
                 weight: &weight,
                 bias: &bias,

@@ -10,7 +10,7 @@ use reference::devices::{
     norm, run_at_lower_levels, stored,
 };
 use reference::*;
-use retune::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
+use retune::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
 
 const LIMIT: f64 = 1e-5;
 const EPSILON: f32 = 1e-5;
@@ -20,7 +20,7 @@ const EPSILON: f32 = 1e-5;
 struct Options {
     training: bool,
     residual: bool,
-    relu: bool,
+    activation: Activation,
     momentum: f32,
     input_gradient: bool,
     residual_gradient: bool,
@@ -30,13 +30,17 @@ struct Options {
 }
 
 impl Options {
+    fn has_activation(&self) -> bool {
+        self.activation != Activation::None
+    }
+
     fn mode(&self) -> BatchNormMode {
         if self.training { BatchNormMode::Training } else { BatchNormMode::Running }
     }
 
     /// Whether the backward pass may not be called without the forward pass's input.
     fn needs_input(&self) -> bool {
-        self.weight_gradient || (self.input_gradient && self.training) || (self.relu && !self.residual)
+        self.weight_gradient || (self.input_gradient && self.training) || (self.has_activation() && !self.residual)
     }
 }
 
@@ -146,7 +150,7 @@ impl Case {
             running_variance: &running_variance,
             normaliser: &normaliser,
             residual: residual.as_ref(),
-            relu: options.relu,
+            activation: options.activation,
             output: &output,
             epsilon: EPSILON,
             momentum: options.momentum,
@@ -156,7 +160,7 @@ impl Case {
         let used = self.statistics();
         let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
         let residual = options.residual.then_some(self.residual.as_slice());
-        let truth = reference.forward(&self.input, &used, residual, options.relu);
+        let truth = reference.forward(&self.input, &used, residual, options.activation);
         let what = format!("{dims:?} {options:?}");
         // Behind a ReLU or a small weight little may be left.
         let typical = 0.3 * (truth.len() as f64).sqrt();
@@ -180,7 +184,7 @@ impl Case {
         let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
         let statistics = self.statistics();
         // The mask is the device's own: the forward pass has been checked, and rounding may flip what is near zero.
-        let mask = options.relu.then_some(output);
+        let mask = options.has_activation().then_some(output);
         let without_coupling = reference.frozen_backward(&self.input, &statistics, mask, &self.output_gradient);
         let truth = match options.training {
             true => reference.training_backward(&self.input, mask, &self.output_gradient),
@@ -191,7 +195,7 @@ impl Case {
                 continue;
             }
             let input = with_input.then(|| bench.activation(*dims, &self.input));
-            let output = (options.relu && options.residual).then(|| bench.activation(*dims, output));
+            let output = (options.has_activation() && options.residual).then(|| bench.activation(*dims, output));
             let input_gradient = options.input_gradient.then(|| bench.activation_gradient(*dims, before(0)));
             let residual_gradient =
                 (options.residual && options.residual_gradient).then(|| bench.activation_gradient(*dims, before(1)));
@@ -201,7 +205,7 @@ impl Case {
                 mode: options.mode(),
                 input: input.as_ref(),
                 output: output.as_ref(),
-                relu: options.relu,
+                activation: options.activation,
                 output_gradient: &bench.activation(*dims, &self.output_gradient),
                 weight: &bench.input([channels], &self.weight),
                 bias: &bench.input([channels], &self.bias),
@@ -244,7 +248,7 @@ fn any_options() -> impl Strategy<Value = Options> {
         Options {
             training,
             residual,
-            relu,
+            activation: if relu { Activation::Relu } else { Activation::None },
             momentum,
             input_gradient,
             residual_gradient,
@@ -285,7 +289,7 @@ proptest! {
 const ALL: Options = Options {
     training: true,
     residual: true,
-    relu: true,
+    activation: Activation::Relu,
     momentum: 0.1,
     input_gradient: true,
     residual_gradient: true,
@@ -298,14 +302,15 @@ const OF_RESNETS: [[usize; 4]; 6] =
     [[2, 28, 28, 64], [1, 56, 56, 16], [4, 7, 7, 512], [3, 1, 1, 512], [1, 1, 2, 7], [2, 40, 41, 1]];
 
 /// The three places of a batch norm in a block.
-const PLACES: [(bool, bool); 3] = [(false, true), (false, false), (true, true)];
+const PLACES: [(bool, Activation); 3] =
+    [(false, Activation::Relu), (false, Activation::None), (true, Activation::Relu)];
 
 #[test]
 fn passes_match_at_resnets_shapes() {
     for (seed, dims) in OF_RESNETS.into_iter().enumerate() {
         for training in [true, false] {
-            for (residual, relu) in PLACES {
-                let options = Options { training, residual, relu, ..ALL };
+            for (residual, activation) in PLACES {
+                let options = Options { training, residual, activation, ..ALL };
                 Case::new(dims, options, seed as u64).check();
             }
         }
@@ -316,8 +321,8 @@ fn passes_match_at_resnets_shapes() {
 fn kernels_match_at_resnets_shapes() {
     for (seed, dims) in OF_RESNETS.into_iter().enumerate() {
         for training in [true, false] {
-            for (residual, relu) in PLACES {
-                Case::check_kernels(dims, Options { training, residual, relu, ..ALL }, seed as u64);
+            for (residual, activation) in PLACES {
+                Case::check_kernels(dims, Options { training, residual, activation, ..ALL }, seed as u64);
             }
         }
     }
@@ -331,23 +336,26 @@ fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
     // bf16 cannot tell 1000 from 1001. And sums over the few numbers that it has near 20 are rounded the same way again
     // and again: errors add up that otherwise cancel, to less than what any float32 result may have.
     let (mean, variance_limit) = if precision == Precision::Bf16 { (20.0, 5e-5) } else { (1000.0, LIMIT) };
-    for (dims, relu) in
-        [([2, 60, 60, 3], false), ([2, 9, 9, 64], true), ([1, 1, 2, 5], false), ([1, 180, 181, 1], true)]
-    {
-        let options = Options { residual: false, relu, ..ALL };
+    for (dims, activation) in [
+        ([2, 60, 60, 3], Activation::None),
+        ([2, 9, 9, 64], Activation::Relu),
+        ([1, 1, 2, 5], Activation::None),
+        ([1, 180, 181, 1], Activation::Relu),
+    ] {
+        let options = Options { residual: false, activation, ..ALL };
         let mut case = Case::new(dims, options, 5);
         let (channels, mut random) = (dims[3], Random(6));
         case.input = (0..case.input.len()).map(|_| (mean + random.normal()) as f32).collect();
         case = case.stored(precision);
         let statistics = case.statistics();
         let reference = BatchNorm { gamma: &case.weight, beta: &case.bias, epsilon: EPSILON.into() };
-        let truth = reference.forward(&case.input, &statistics, None, relu);
+        let truth = reference.forward(&case.input, &statistics, None, activation);
         let in_float32 = (0..case.input.len()).map(|index| {
             let channel = index % channels;
             let inverse = 1.0 / (statistics.variance[channel] + f64::from(EPSILON)).sqrt();
             let scale = case.weight[channel] * inverse as f32;
             let value = case.input[index] * scale + (case.bias[channel] - statistics.mean[channel] as f32 * scale);
-            if relu { value.max(0.0) } else { value }
+            if activation == Activation::Relu { value.max(0.0) } else { value }
         });
         let noise = relative_error(&in_float32.collect::<Vec<_>>(), &truth);
         let limit = (4.0 * noise).max(LIMIT);
@@ -369,7 +377,7 @@ fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
                 running_variance: &running_variance,
                 normaliser: &normaliser,
                 residual: None,
-                relu,
+                activation,
                 output: &output,
                 epsilon: EPSILON,
                 momentum: 1.0,
@@ -441,7 +449,7 @@ fn not_a_number_passes_the_relu() {
                 running_variance: &bench.input([3], &case.running[1]),
                 normaliser: &bench.output([4, 3]),
                 residual: residual.as_ref(),
-                relu: true,
+                activation: Activation::Relu,
                 output: &output,
                 epsilon: EPSILON,
                 momentum: 0.1,

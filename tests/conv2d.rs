@@ -12,8 +12,8 @@ use reference::devices::{
 };
 use reference::*;
 use retune::device::{
-    BatchNormForward, BatchNormMode, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dWeightGradient, Device,
-    Precision,
+    Activation, BatchNormForward, BatchNormMode, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dWeightGradient,
+    Device, Precision,
 };
 use retune::tensor::Tensor;
 
@@ -187,7 +187,7 @@ impl Case {
                 running_variance: &bench.variable([channels], &ones),
                 normaliser: &normaliser,
                 residual: None,
-                relu: false,
+                activation: Activation::None,
                 output: &bench.activation_output(output_dims(shape)),
                 epsilon: 1e-5,
                 momentum: 0.1,
@@ -425,10 +425,13 @@ fn with_a_batch_norm_behind_it() {
             [9, 7, 7, 96, 40, 3, 3, 2, 1],
             [2, 4, 4, 33, 31, 1, 1, 1, 0],
         ] {
-            for (with_residual, relu) in [(false, true), (true, true), (false, false), (true, false)] {
+            let activations = [Activation::None, Activation::Relu];
+            for (with_residual, activation) in [false, true].into_iter().flat_map(|with| activations.map(|a| (with, a)))
+            {
+                let shape = shape(sizes);
                 let bits =
-                    |in_one_pass| after_batch_norm(device.as_ref(), &shape(sizes), with_residual, relu, in_one_pass);
-                assert_eq!(bits(true), bits(false), "{sizes:?}, residual {with_residual}, ReLU {relu}");
+                    |in_one_pass| after_batch_norm(device.as_ref(), &shape, with_residual, activation, in_one_pass);
+                assert_eq!(bits(true), bits(false), "{sizes:?}, residual {with_residual}, {activation:?}");
                 finished += 1;
             }
         }
@@ -440,13 +443,14 @@ fn after_batch_norm(
     device: &dyn Device,
     shape: &Conv2dShape,
     with_residual: bool,
-    relu: bool,
+    activation: Activation,
     in_one_pass: bool,
 ) -> Vec<u32> {
     let (bench, mut random) = (Workbench::new(device), Random(11));
     let (channels, dims) = (shape.output_channels, output_dims(shape));
-    let mut activation = |dims: [usize; 4]| bench.activation(dims, &random.normals(dims.iter().product()));
-    let (input, weight, residual) = (activation(input_dims(shape)), activation(weight_dims(shape)), activation(dims));
+    let mut random_activation = |dims: [usize; 4]| bench.activation(dims, &random.normals(dims.iter().product()));
+    let (input, weight, residual) =
+        (random_activation(input_dims(shape)), random_activation(weight_dims(shape)), random_activation(dims));
     let mut vector = |low, high| bench.variable([channels], &random.uniforms(channels, low, high));
     let output = bench.activation_output(dims);
     let between = if in_one_pass { output.clone() } else { bench.activation_output(dims) };
@@ -467,7 +471,7 @@ fn after_batch_norm(
         running_variance: &vector(0.1, 4.0),
         normaliser: &bench.output([4, channels]),
         residual: with_residual.then_some(&residual),
-        relu,
+        activation,
         output: &output,
         epsilon: 1e-5,
         momentum: 0.1,

@@ -15,7 +15,9 @@ use reference::Random;
 use reference::devices::{PRECISIONS, devices, kernel_devices, run_at_lower_levels};
 use reference::recorder::{GradientCall, Recorder};
 use retune::device::cpu::Cpu;
-use retune::device::{BatchNormMode, Device, Gradient, MaxPoolWindow, read_f32, threads, write_f32, write_i32};
+use retune::device::{
+    Activation, BatchNormMode, Device, Gradient, MaxPoolWindow, read_f32, threads, write_f32, write_i32,
+};
 use retune::graph::{
     Arena, BufferKind, ConvolutionOptions, Executor, GraphBuilder, ParameterRole, Parameters, Plan, Value,
 };
@@ -96,7 +98,8 @@ fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
                 let fits: Vec<Value> = values.iter().copied().filter(|&value| builder.shape(value) == shape).collect();
                 let residual = (!fits.is_empty() && random.below(4) > 0).then(|| fits[random.below(fits.len())]);
                 let names = [&*format!("{name}.conv"), &*format!("{name}.norm")];
-                builder.conv2d_batch_norm(from, names, options, mode, residual, random.below(2) == 0)
+                let activation = if random.below(2) == 0 { Activation::Relu } else { Activation::None };
+                builder.conv2d_batch_norm(from, names, options, mode, residual, activation)
             }
         };
         values.push(value.expect("the shapes fit"));
@@ -419,7 +422,8 @@ fn gradients_of_a_value_with_two_readers_add_up() {
         let options = ConvolutionOptions { channels: 4, kernel: 3, stride: 1, padding: 1 };
         let stem = builder.conv2d(input, "stem", options).unwrap();
         let mode = BatchNormMode::Training;
-        let block = builder.conv2d_batch_norm(stem, ["conv", "norm"], options, mode, Some(stem), false).unwrap();
+        let block =
+            builder.conv2d_batch_norm(stem, ["conv", "norm"], options, mode, Some(stem), Activation::None).unwrap();
         let pooled = builder.avg_pool(block, "pool").unwrap();
         let logits = builder.linear(pooled, "fc", 3).unwrap();
         let loss = builder.cross_entropy(logits, targets, LossReduction::Sum);
@@ -517,7 +521,7 @@ fn values_that_no_gradient_reads_are_freed() {
         let end_of_forward = network.graph.nodes().len();
         let mut freed = 0;
         for buffer in plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Value) {
-            // Partial statistics serve the forward pass only; a shortcut's batch norm has no ReLU to undo; max pooling
+            // Partial statistics serve the forward pass only; a shortcut's batch norm has no activation to undo; max pooling
             // keeps positions instead of its input.
             let expected =
                 buffer.name.ends_with("statistics") || buffer.name.ends_with("downsample.1") || buffer.name == "bn1";

@@ -4,6 +4,7 @@
 mod reference;
 
 use reference::*;
+use retune::device::Activation;
 
 const STEP: f64 = 1e-5;
 
@@ -104,6 +105,7 @@ fn batch_norm_gradients_are_slopes() {
         [(12, 3, false, false), (9, 2, false, true), (10, 3, true, true), (7, 1, true, false), (2, 2, false, false)]
     {
         let count = pixels * channels;
+        let activation = if relu { Activation::Relu } else { Activation::None };
         let input = values(&mut random, count);
         let added = values(&mut random, count);
         let residual = with_residual.then_some(added.as_slice());
@@ -120,9 +122,9 @@ fn batch_norm_gradients_are_slopes() {
         for training in [true, false] {
             let statistics = |x: &[f64]| if training { batch_statistics(x, channels) } else { running.clone() };
             let loss = |norm: &BatchNorm<f64>, x: &[f64], residual: Option<&[f64]>| {
-                dot(&norm.forward(x, &statistics(x), residual, relu), &upstream)
+                dot(&norm.forward(x, &statistics(x), residual, activation), &upstream)
             };
-            let output = norm.forward(&input, &statistics(&input), residual, relu);
+            let output = norm.forward(&input, &statistics(&input), residual, activation);
             let mask = relu.then_some(output.as_slice());
             let gradients = if training {
                 norm.training_backward(&input, mask, &upstream)
@@ -148,7 +150,7 @@ fn batch_norm_is_pytorchs() {
     let input = pattern(48, 7, 11, 1.0);
     let norm = BatchNorm { gamma: &[1.5, -0.5], beta: &[0.25, 0.5], epsilon: 1e-5 };
     let statistics = batch_statistics(&input, 2);
-    let output = norm.forward(&input, &statistics, None, true);
+    let output = norm.forward(&input, &statistics, None, Activation::Relu);
     assert_close(&output[..6], &[0.0, 0.2337233889320718, 0.0, 0.0, 0.8539932885199346, 1.0130695676674715]);
 
     let initial = Statistics { mean: vec![0.0; 2], variance: vec![1.0; 2] };

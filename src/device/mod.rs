@@ -8,11 +8,13 @@ pub mod cpu;
 pub mod cuda;
 pub mod threads;
 
+mod activation;
 mod augment;
 mod conv2d;
 
 use std::rc::Rc;
 
+pub use activation::Activation;
 pub use augment::{Augment, PictureView, Resampling};
 pub use conv2d::{Conv2dPass, Conv2dShape};
 use half::bf16;
@@ -124,7 +126,8 @@ pub enum BatchNormMode {
     Running,
 }
 
-/// Arguments of [`Device::batch_norm_forward`]: normalise, scale and shift, then add `residual`, then ReLU.
+/// Arguments of [`Device::batch_norm_forward`]: normalise, scale and shift, then add `residual`, then
+/// apply the activation.
 pub struct BatchNormForward<'a> {
     /// What to normalise by.
     pub mode: BatchNormMode,
@@ -145,8 +148,8 @@ pub struct BatchNormForward<'a> {
     pub normaliser: &'a Tensor,
     /// `[N, H, W, C]`, added after the shift.
     pub residual: Option<&'a Tensor>,
-    /// Whether negative results become zero.
-    pub relu: bool,
+    /// Applied last.
+    pub activation: Activation,
     /// `[N, H, W, C]`
     pub output: &'a Tensor,
     /// Added to the variance before its root.
@@ -159,14 +162,14 @@ pub struct BatchNormForward<'a> {
 pub struct BatchNormBackward<'a> {
     /// As in the forward pass.
     pub mode: BatchNormMode,
-    /// The forward pass's input, `[N, H, W, C]`. May be absent where only masked gradients are passed on: in running
-    /// mode, with no gradient of the weight wanted and no mask to compute from it.
+    /// The forward pass's input, `[N, H, W, C]`. May be absent where it is not needed: in running mode, with no
+    /// gradient of the weight wanted and no argument of the activation to compute from it.
     pub input: Option<&'a Tensor>,
-    /// The forward pass's output: needed where there was a ReLU after an added residual, whose sign decides the mask.
-    /// Without a residual the mask is computed again from `input`.
+    /// The forward pass's output: needed where an activation followed an added residual, to find the activation's
+    /// derivative. Without a residual the activation's argument is computed again from `input`.
     pub output: Option<&'a Tensor>,
-    /// Whether there was a ReLU.
-    pub relu: bool,
+    /// As in the forward pass.
+    pub activation: Activation,
     /// `[N, H, W, C]`
     pub output_gradient: &'a Tensor,
     /// `[C]`

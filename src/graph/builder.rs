@@ -1,7 +1,7 @@
 //! Writes a graph as a sequence of calls, checking shapes as it goes.
 
 use super::{Graph, Node, ParameterId, ParameterRole, ParameterSpecification, Value, ValueInfo};
-use crate::device::{BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
+use crate::device::{Activation, BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::ops::{
     AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, LossReduction, MaxPool, Operation,
@@ -70,7 +70,7 @@ impl<'a> GraphBuilder<'a> {
         options: ConvolutionOptions,
         mode: BatchNormMode,
         residual: Option<Value>,
-        relu: bool,
+        activation: Activation,
     ) -> Result<Value> {
         let shape = self.conv2d_shape(input, names[0], options)?;
         let output = [shape.batch, shape.output_height(), shape.output_width(), shape.output_channels];
@@ -79,7 +79,7 @@ impl<'a> GraphBuilder<'a> {
             BatchNormMode::Running => 0,
         };
         let outputs = self.push_conv2d(input, names[0], shape, statistics_rows);
-        self.batch_norm(outputs[0], names[1], mode, outputs.get(1).copied(), residual, relu)
+        self.batch_norm(outputs[0], names[1], mode, outputs.get(1).copied(), residual, activation)
     }
 
     /// The same by running statistics, and with no backward pass: one node, on a device that can.
@@ -89,10 +89,10 @@ impl<'a> GraphBuilder<'a> {
         names: [&str; 2],
         options: ConvolutionOptions,
         residual: Option<Value>,
-        relu: bool,
+        activation: Activation,
     ) -> Result<Value> {
         if !self.device.has_conv2d_batch_norm() {
-            return self.conv2d_batch_norm(input, names, options, BatchNormMode::Running, residual, relu);
+            return self.conv2d_batch_norm(input, names, options, BatchNormMode::Running, residual, activation);
         }
         let convolution = self.conv2d_shape(input, names[0], options)?;
         let element_type = self.graph.value(input).element_type;
@@ -102,7 +102,7 @@ impl<'a> GraphBuilder<'a> {
         let mut parameters = vec![self.conv2d_parameter(names[0], &convolution.shape)];
         parameters.extend(self.batch_norm_parameters(names[1], shape.channels()));
         let mode = BatchNormMode::Running;
-        let batch_norm = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
+        let batch_norm = BatchNorm { shape, element_type, mode, residual: residual.is_some(), activation };
         let inputs = [Some(input), residual].into_iter().flatten().collect();
         Ok(self.push(names[1], Conv2dBatchNorm { convolution, batch_norm }, inputs, parameters)[0])
     }
@@ -154,7 +154,7 @@ impl<'a> GraphBuilder<'a> {
         mode: BatchNormMode,
         statistics: Option<Value>,
         residual: Option<Value>,
-        relu: bool,
+        activation: Activation,
     ) -> Result<Value> {
         let shape = self.shape(input);
         self.check_residual(name, residual, shape)?;
@@ -168,7 +168,7 @@ impl<'a> GraphBuilder<'a> {
         let parameters = self.batch_norm_parameters(name, shape.channels());
         let inputs = [Some(input), statistics, residual].into_iter().flatten().collect();
         let element_type = self.graph.value(input).element_type;
-        let operation = BatchNorm { shape, element_type, mode, residual: residual.is_some(), relu };
+        let operation = BatchNorm { shape, element_type, mode, residual: residual.is_some(), activation };
         Ok(self.push(name, operation, inputs, parameters)[0])
     }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::device::{BatchNormMode, Device, MaxPoolWindow};
+use crate::device::{Activation, BatchNormMode, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::graph::{ConvolutionOptions, Graph, GraphBuilder, Value};
 use crate::ops::LossReduction;
@@ -128,7 +128,7 @@ impl ResNet {
         let targets = builder.input("target", [shape.batch], ElementType::I32);
         let mut network = Writer { builder: &mut builder, phase };
         let stem = ConvolutionOptions { channels: self.width, kernel: 7, stride: 2, padding: 3 };
-        let mut value = network.convolution(input, ["conv1", "bn1"], stem, None, true)?;
+        let mut value = network.convolution(input, ["conv1", "bn1"], stem, None, Activation::Relu)?;
         value = network.builder.max_pool(value, "maxpool", MaxPoolWindow { size: 3, stride: 2, padding: 1 })?;
         for (stage, blocks) in self.architecture.blocks().into_iter().enumerate() {
             let channels = self.width << stage;
@@ -171,16 +171,16 @@ impl Writer<'_, '_> {
         names: [&str; 2],
         options: ConvolutionOptions,
         residual: Option<Value>,
-        relu: bool,
+        activation: Activation,
     ) -> Result<Value> {
         let mode = match self.phase {
             Phase::Evaluation => {
-                return self.builder.evaluated_conv2d_batch_norm(input, names, options, residual, relu);
+                return self.builder.evaluated_conv2d_batch_norm(input, names, options, residual, activation);
             }
             Phase::Training(freezing) if freezing.batch_norm && freezing.covers(names[1]) => BatchNormMode::Running,
             Phase::Training(_) => BatchNormMode::Training,
         };
-        self.builder.conv2d_batch_norm(input, names, options, mode, residual, relu)
+        self.builder.conv2d_batch_norm(input, names, options, mode, residual, activation)
     }
 
     fn basic_block(&mut self, input: Value, name: &str, channels: usize, stride: usize) -> Result<Value> {
@@ -190,12 +190,14 @@ impl Writer<'_, '_> {
             input
         } else {
             let names = [&*part("downsample.0"), &*part("downsample.1")];
-            self.convolution(input, names, options(1, stride), None, false)?
+            self.convolution(input, names, options(1, stride), None, Activation::None)?
         };
         // After the shortcut, so that in the backward pass its gradient comes first and writes all of the input's, and
         // the shortcut, a quarter of whose taps exist, adds to it.
-        let inner = self.convolution(input, [&part("conv1"), &part("bn1")], options(3, stride), None, true)?;
-        let output = self.convolution(inner, [&part("conv2"), &part("bn2")], options(3, 1), Some(shortcut), true)?;
+        let inner =
+            self.convolution(input, [&part("conv1"), &part("bn1")], options(3, stride), None, Activation::Relu)?;
+        let output =
+            self.convolution(inner, [&part("conv2"), &part("bn2")], options(3, 1), Some(shortcut), Activation::Relu)?;
         self.builder.rename(output, name);
         Ok(output)
     }

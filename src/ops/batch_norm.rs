@@ -1,8 +1,8 @@
-//! Batch normalisation, with an added residual and a ReLU in the same node (`torch.nn.BatchNorm2d`; Ioffe and Szegedy,
+//! Batch normalisation, with an added residual and an activation in the same node (`torch.nn.BatchNorm2d`; Ioffe and Szegedy,
 //! 2015).
 
 use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
-use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Device};
+use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
@@ -20,10 +20,10 @@ pub struct BatchNorm {
     pub element_type: ElementType,
     /// What to normalise by.
     pub mode: BatchNormMode,
-    /// Whether the last input is added before the ReLU.
+    /// Whether the last input is added before the activation.
     pub residual: bool,
-    /// Whether negative results become zero.
-    pub relu: bool,
+    /// Applied last.
+    pub activation: Activation,
 }
 
 impl BatchNorm {
@@ -53,7 +53,7 @@ impl BatchNorm {
             running_variance,
             normaliser,
             residual,
-            relu: self.relu,
+            activation: self.activation,
             output,
             epsilon: EPSILON,
             momentum: MOMENTUM,
@@ -87,13 +87,14 @@ impl Operation for BatchNorm {
     }
 
     fn backward_reads(&self, wanted: &Wanted) -> Reads {
+        let has_activation = self.activation != Activation::None;
         let mut inputs = vec![false; self.inputs()];
-        // The input serves the normalised value (gradients of weight and, in training mode, of the input) and, where
-        // there is no residual, the mask.
+        // The input gives the normalised value (gradients of weight and, in training mode, of the input) and, where
+        // there is no residual, the argument of the activation.
         inputs[0] = wanted.parameters[0]
             || (wanted.inputs[0] && self.mode == BatchNormMode::Training)
-            || (self.relu && !self.residual);
-        Reads { inputs, outputs: vec![self.relu && self.residual] }
+            || (has_activation && !self.residual);
+        Reads { inputs, outputs: vec![has_activation && self.residual] }
     }
 
     fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()> {
@@ -114,7 +115,7 @@ impl Operation for BatchNorm {
             mode: self.mode,
             input: buffers.inputs[0].as_ref(),
             output: buffers.outputs[0].as_ref(),
-            relu: self.relu,
+            activation: self.activation,
             output_gradient: buffers.output_gradient(),
             weight: &buffers.parameters[0],
             bias: &buffers.parameters[1],

@@ -12,6 +12,7 @@ pub mod recording;
 pub mod resampling;
 pub mod rounding;
 
+use retune::device::Activation;
 pub use retune::device::Conv2dShape;
 
 /// A number that these functions read: `f32` or `f64`.
@@ -194,8 +195,14 @@ impl<T: Number> BatchNorm<'_, T> {
     }
 
     /// The output by given statistics: the batch's own in training, the running ones when frozen and in evaluation.
-    /// Then the residual is added, then the ReLU taken.
-    pub fn forward(&self, input: &[T], statistics: &Statistics, residual: Option<&[T]>, relu: bool) -> Vec<f64> {
+    /// Then the residual is added, then the activation applied.
+    pub fn forward(
+        &self,
+        input: &[T],
+        statistics: &Statistics,
+        residual: Option<&[T]>,
+        activation: Activation,
+    ) -> Vec<f64> {
         let channels = self.gamma.len();
         let mut output = self.normalised(input, statistics);
         for (i, y) in output.iter_mut().enumerate() {
@@ -203,7 +210,7 @@ impl<T: Number> BatchNorm<'_, T> {
             if let Some(residual) = residual {
                 *y += residual[i].into();
             }
-            if relu && *y <= 0.0 {
+            if activation == Activation::Relu && *y <= 0.0 {
                 *y = 0.0;
             }
         }

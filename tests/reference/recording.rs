@@ -180,7 +180,7 @@ impl Device for RecordingDevice {
     }
 
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
-        let &BatchNormForward { mode, relu, epsilon, momentum, .. } = arguments;
+        let &BatchNormForward { mode, activation, epsilon, momentum, .. } = arguments;
         let [input, weight, bias, running_mean, running_variance, normaliser, output] = [
             arguments.input,
             arguments.weight,
@@ -203,7 +203,7 @@ impl Device for RecordingDevice {
                 running_variance: &running_variance,
                 normaliser: &normaliser,
                 residual: residual.as_ref(),
-                relu,
+                activation,
                 output: &output,
                 epsilon,
                 momentum,
@@ -212,7 +212,7 @@ impl Device for RecordingDevice {
     }
 
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
-        let &BatchNormBackward { mode, relu, .. } = arguments;
+        let &BatchNormBackward { mode, activation, .. } = arguments;
         let [output_gradient, weight, bias, normaliser, workspace] =
             [arguments.output_gradient, arguments.weight, arguments.bias, arguments.normaliser, arguments.workspace]
                 .map(Tensor::clone);
@@ -226,7 +226,7 @@ impl Device for RecordingDevice {
                 mode,
                 input: input.as_ref(),
                 output: output.as_ref(),
-                relu,
+                activation,
                 output_gradient: &output_gradient,
                 weight: &weight,
                 bias: &bias,

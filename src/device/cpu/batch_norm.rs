@@ -5,10 +5,11 @@
 //! deviations from it, which loses no digits however far the mean is from zero. Blocks are combined in float64 by
 //! Chan, Golub and LeVeque (1983). Blocks depend on the shape alone, so results do not depend on the number of threads.
 
+use super::activation::{Function, with_function};
 use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
-use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
+use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
 use crate::tensor::{Shape, Tensor};
 
 /// Elements of a block of pixels.
@@ -90,7 +91,7 @@ fn combine(statistics: &[f32], channels: usize, channel: usize, pixels: usize) -
 }
 
 pub(super) fn forward(arguments: &BatchNormForward) {
-    let BatchNormForward { mode, relu, epsilon, momentum, .. } = *arguments;
+    let BatchNormForward { mode, activation, epsilon, momentum, .. } = *arguments;
     let shape = arguments.input.shape();
     let (channels, pixels) = (shape.channels(), shape.rows());
     let mut views = Views::default();
@@ -123,13 +124,14 @@ pub(super) fn forward(arguments: &BatchNormForward) {
         }
     }
     let (scale, shift) = factors(normaliser, weight, bias);
-    let floor = floor(relu);
     let block = block_pixels(channels) * channels;
     jobs::for_each_piece(output, block, |index, output| {
         let range = index * block..index * block + output.len();
         match residual {
-            Some(residual) => normalise_and_add(output, &input[range.clone()], &residual[range], scale, shift, floor),
-            None => normalise(output, &input[range], scale, shift, floor),
+            Some(residual) => {
+                normalise_and_add(output, &input[range.clone()], &residual[range], scale, shift, activation)
+            }
+            None => normalise(output, &input[range], scale, shift, activation),
         }
     });
 }
@@ -155,16 +157,12 @@ fn factors<'a>(normaliser: &'a mut [f32], weight: &[f32], bias: &[f32]) -> (&'a 
     (scale, shift)
 }
 
-fn floor(relu: bool) -> f32 {
-    if relu { 0.0 } else { f32::NEG_INFINITY }
-}
-
 /// What is done to a convolution's output while it is still in the cache: the batch norm behind it, in running mode.
 pub struct Finish<'a> {
     scale: &'a [f32],
     shift: &'a [f32],
     residual: Option<&'a [f32]>,
-    floor: f32,
+    activation: Activation,
 }
 
 impl<'a> Finish<'a> {
@@ -175,7 +173,7 @@ impl<'a> Finish<'a> {
         running_moments(running, arguments.epsilon, normaliser);
         let (scale, shift) = factors(normaliser, views.read(arguments.weight), views.read(arguments.bias));
         let residual = arguments.residual.map(|tensor| views.read(tensor));
-        Finish { scale, shift, residual, floor: floor(arguments.relu) }
+        Finish { scale, shift, residual, activation: arguments.activation }
     }
 
     /// Whole pixels, the first of which begins at `place` of the tensor.
@@ -183,16 +181,17 @@ impl<'a> Finish<'a> {
         match self.residual {
             Some(residual) => {
                 let residual = &residual[place..place + values.len()];
-                normalise_in_place_and_add(values, residual, self.scale, self.shift, self.floor);
+                normalise_in_place_and_add(values, residual, self.scale, self.shift, self.activation);
             }
-            None => normalise_in_place(values, self.scale, self.shift, self.floor),
+            None => normalise_in_place(values, self.scale, self.shift, self.activation),
         }
     }
 
     /// One value, at `place` of the tensor.
     pub(super) fn value(&self, value: f32, channel: usize, place: usize) -> f32 {
         let value = affine(value, self.scale[channel], self.shift[channel]);
-        at_least(self.floor, self.residual.map_or(value, |residual| value + residual[place]))
+        let value = self.residual.map_or(value, |residual| value + residual[place]);
+        with_function!(self.activation, |function| function.apply(value))
     }
 }
 
@@ -202,39 +201,45 @@ fn affine(value: f32, scale: f32, shift: f32) -> f32 {
     value * scale + shift
 }
 
-/// NaN passes, as in torch.
-#[inline(always)]
-fn at_least(floor: f32, value: f32) -> f32 {
-    if value < floor { floor } else { value }
-}
-
 vectorised! {
-    fn normalise(output: &mut [f32], input: &[f32], scale: &[f32], shift: &[f32], floor: f32) {
+    fn normalise(output: &mut [f32], input: &[f32], scale: &[f32], shift: &[f32], activation: Activation) {
         let channels = scale.len();
-        for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
-            for channel in 0..channels {
-                output[channel] = at_least(floor, affine(input[channel], scale[channel], shift[channel]));
+        with_function!(activation, |function| {
+            for (output, input) in output.chunks_exact_mut(channels).zip(input.chunks_exact(channels)) {
+                for channel in 0..channels {
+                    output[channel] = function.apply(affine(input[channel], scale[channel], shift[channel]));
+                }
             }
-        }
+        });
     }
 
-    fn normalise_in_place(values: &mut [f32], scale: &[f32], shift: &[f32], floor: f32) {
+    fn normalise_in_place(values: &mut [f32], scale: &[f32], shift: &[f32], activation: Activation) {
         let channels = scale.len();
-        for pixel in values.chunks_exact_mut(channels) {
-            for channel in 0..channels {
-                pixel[channel] = at_least(floor, affine(pixel[channel], scale[channel], shift[channel]));
+        with_function!(activation, |function| {
+            for pixel in values.chunks_exact_mut(channels) {
+                for channel in 0..channels {
+                    pixel[channel] = function.apply(affine(pixel[channel], scale[channel], shift[channel]));
+                }
             }
-        }
+        });
     }
 
-    fn normalise_in_place_and_add(values: &mut [f32], residual: &[f32], scale: &[f32], shift: &[f32], floor: f32) {
+    fn normalise_in_place_and_add(
+        values: &mut [f32],
+        residual: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        activation: Activation,
+    ) {
         let channels = scale.len();
-        for (pixel, residual) in values.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)) {
-            for channel in 0..channels {
-                let value = affine(pixel[channel], scale[channel], shift[channel]) + residual[channel];
-                pixel[channel] = at_least(floor, value);
+        with_function!(activation, |function| {
+            for (pixel, residual) in values.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)) {
+                for channel in 0..channels {
+                    let value = affine(pixel[channel], scale[channel], shift[channel]) + residual[channel];
+                    pixel[channel] = function.apply(value);
+                }
             }
-        }
+        });
     }
 
     fn normalise_and_add(
@@ -243,35 +248,35 @@ vectorised! {
         residual: &[f32],
         scale: &[f32],
         shift: &[f32],
-        floor: f32,
+        activation: Activation,
     ) {
         let channels = scale.len();
-        let pixels = output.chunks_exact_mut(channels).zip(input.chunks_exact(channels));
-        for ((output, input), residual) in pixels.zip(residual.chunks_exact(channels)) {
-            for channel in 0..channels {
-                let value = affine(input[channel], scale[channel], shift[channel]) + residual[channel];
-                output[channel] = at_least(floor, value);
+        with_function!(activation, |function| {
+            let pixels = output.chunks_exact_mut(channels).zip(input.chunks_exact(channels));
+            for ((output, input), residual) in pixels.zip(residual.chunks_exact(channels)) {
+                for channel in 0..channels {
+                    let value = affine(input[channel], scale[channel], shift[channel]) + residual[channel];
+                    output[channel] = function.apply(value);
+                }
             }
-        }
+        });
     }
 }
 
-/// What decides whether a gradient passes the ReLU.
+/// Where the backward pass finds the value that decides the activation's derivative.
 #[derive(Clone, Copy)]
-enum Mask<'a> {
-    /// There was no ReLU.
-    None,
-    /// The sign of the normalised input, computed again.
-    Input,
-    /// The sign of the output, `[pixels, channels]`.
+enum Decisive<'a> {
+    /// In the activation's argument, computed again from the input.
+    Argument,
+    /// In the output, `[pixels, channels]`.
     Output(&'a [f32]),
 }
 
-impl<'a> Mask<'a> {
+impl<'a> Decisive<'a> {
     fn block(self, range: std::ops::Range<usize>) -> Self {
         match self {
             Self::Output(output) => Self::Output(&output[range]),
-            other => other,
+            Self::Argument => Self::Argument,
         }
     }
 }
@@ -286,10 +291,10 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     let weight = views.read::<f32>(arguments.weight);
     let normaliser = views.read::<f32>(arguments.normaliser);
     let workspace = views.workspace(arguments.workspace);
-    let mask = match (arguments.relu, arguments.output) {
-        (false, _) => Mask::None,
-        (true, Some(output)) => Mask::Output(views.read(output)),
-        (true, None) => Mask::Input,
+    let activation = arguments.activation;
+    let decisive = match arguments.output {
+        Some(output) => Decisive::Output(views.read(output)),
+        None => Decisive::Argument,
     };
     let block = block_pixels(channels) * channels;
     let range = |index: usize| index * block..(index * block + block).min(input.len());
@@ -305,7 +310,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
             let (biases, weights) = row.split_at_mut(channels);
             let range = range(index);
             let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
-            block_sums(input, gradient, mask.block(range), normaliser, biases, weights);
+            block_sums(input, gradient, activation, decisive.block(range), normaliser, biases, weights);
         });
     }
     let mut weight_gradient = arguments.weight_gradient.map(|tensor| views.write::<f32>(tensor));
@@ -340,38 +345,42 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     jobs::for_each(targets, |index| {
         let range = range(index);
         let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
-        let mask = mask.block(range);
+        let decisive = decisive.block(range);
         if let Some((pieces, accumulate)) = &residuals {
             // SAFETY: each job has an index of its own.
-            masked(unsafe { pieces.piece(index) }, *accumulate, input, gradient, mask, normaliser);
+            let target = unsafe { pieces.piece(index) };
+            residual_gradients(target, *accumulate, input, gradient, activation, decisive, normaliser);
         }
         if let Some((pieces, accumulate)) = &inputs {
             // SAFETY: as above.
             let target = unsafe { pieces.piece(index) };
-            input_gradients(target, *accumulate, input, gradient, mask, normaliser, coefficients);
+            input_gradients(target, *accumulate, input, gradient, activation, decisive, normaliser, coefficients);
         }
     });
 }
 
-/// Calls `function(output, opens, arguments...)`, where `opens(channel, input, output)` says whether the ReLU let an
-/// element of a pixel through: one copy of the loop for each kind of mask, so that each becomes vector code.
-macro_rules! behind_relu {
-    ($mask:ident, $normaliser:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
-        match $mask {
-            Mask::None => $function($gradient, |_, _, _| true, $($argument),*),
-            Mask::Input => {
+/// Calls `function(output, backward, arguments...)`, where `backward(channel, gradient, input, output)` is the gradient
+/// of the activation's argument at a channel of a pixel: one copy of the loop for each activation and place, so that
+/// each becomes vector code.
+macro_rules! behind_activation {
+    ($activation:expr, $decisive:expr, $normaliser:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
+        with_function!($activation, |activation| match $decisive {
+            Decisive::Argument => {
                 let channels = $normaliser.len() / 4;
                 let scale = &$normaliser[2 * channels..][..channels];
                 let shift = &$normaliser[3 * channels..][..channels];
-                let opens = |channel: usize, input: &[f32], _: &[f32]| {
-                    affine(input[channel], scale[channel], shift[channel]) > 0.0
+                let backward = |channel: usize, gradient: &[f32], input: &[f32], _: &[f32]| {
+                    activation.backward(affine(input[channel], scale[channel], shift[channel]), gradient[channel])
                 };
-                $function($gradient, opens, $($argument),*)
+                $function($gradient, backward, $($argument),*)
             }
-            Mask::Output(output) => {
-                $function(output, |channel: usize, _: &[f32], output: &[f32]| output[channel] > 0.0, $($argument),*)
+            Decisive::Output(output) => {
+                let backward = |channel: usize, gradient: &[f32], _: &[f32], output: &[f32]| {
+                    activation.backward(output[channel], gradient[channel])
+                };
+                $function(output, backward, $($argument),*)
             }
-        }
+        })
     };
 }
 
@@ -379,12 +388,19 @@ vectorised! {
     fn block_sums(
         input: &[f32],
         gradient: &[f32],
-        mask: Mask,
+        activation: Activation,
+        decisive: Decisive,
         normaliser: &[f32],
         biases: &mut [f32],
         weights: &mut [f32],
     ) {
-        behind_relu!(mask, normaliser, gradient, add_sums(input, gradient, normaliser, biases, weights));
+        behind_activation!(
+            activation,
+            decisive,
+            normaliser,
+            gradient,
+            add_sums(input, gradient, normaliser, biases, weights)
+        );
     }
 
     fn input_gradients(
@@ -392,22 +408,25 @@ vectorised! {
         accumulate: bool,
         input: &[f32],
         gradient: &[f32],
-        mask: Mask,
+        activation: Activation,
+        decisive: Decisive,
         normaliser: &[f32],
         coefficients: &[f32],
     ) {
         if accumulate {
             let put = |target: &mut f32, value: f32| *target += value;
-            behind_relu!(
-                mask,
+            behind_activation!(
+                activation,
+                decisive,
                 normaliser,
                 gradient,
                 put_input_gradients(target, put, input, gradient, normaliser, coefficients)
             );
         } else {
             let put = |target: &mut f32, value: f32| *target = value;
-            behind_relu!(
-                mask,
+            behind_activation!(
+                activation,
+                decisive,
                 normaliser,
                 gradient,
                 put_input_gradients(target, put, input, gradient, normaliser, coefficients)
@@ -415,13 +434,33 @@ vectorised! {
         }
     }
 
-    fn masked(target: &mut [f32], accumulate: bool, input: &[f32], gradient: &[f32], mask: Mask, normaliser: &[f32]) {
+    fn residual_gradients(
+        target: &mut [f32],
+        accumulate: bool,
+        input: &[f32],
+        gradient: &[f32],
+        activation: Activation,
+        decisive: Decisive,
+        normaliser: &[f32],
+    ) {
         if accumulate {
             let put = |target: &mut f32, value: f32| *target += value;
-            behind_relu!(mask, normaliser, gradient, put_masked(target, put, input, gradient, normaliser));
+            behind_activation!(
+                activation,
+                decisive,
+                normaliser,
+                gradient,
+                put_residual_gradients(target, put, input, gradient, normaliser)
+            );
         } else {
             let put = |target: &mut f32, value: f32| *target = value;
-            behind_relu!(mask, normaliser, gradient, put_masked(target, put, input, gradient, normaliser));
+            behind_activation!(
+                activation,
+                decisive,
+                normaliser,
+                gradient,
+                put_residual_gradients(target, put, input, gradient, normaliser)
+            );
         }
     }
 }
@@ -429,7 +468,7 @@ vectorised! {
 #[inline(always)]
 fn add_sums(
     output: &[f32],
-    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    backward: impl Fn(usize, &[f32], &[f32], &[f32]) -> f32,
     input: &[f32],
     gradient: &[f32],
     normaliser: &[f32],
@@ -444,7 +483,7 @@ fn add_sums(
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for ((gradient, input), output) in pixels {
         for channel in 0..channels {
-            let gradient = if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+            let gradient = backward(channel, gradient, input, output);
             biases[channel] += gradient;
             weights[channel] += gradient * (input[channel] - mean[channel]) * inverse_deviation[channel];
         }
@@ -455,7 +494,7 @@ fn add_sums(
 #[allow(clippy::too_many_arguments)]
 fn put_input_gradients(
     output: &[f32],
-    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    backward: impl Fn(usize, &[f32], &[f32], &[f32]) -> f32,
     target: &mut [f32],
     put: impl Fn(&mut f32, f32),
     input: &[f32],
@@ -469,7 +508,7 @@ fn put_input_gradients(
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
         for channel in 0..channels {
-            let gradient = if opens(channel, input, output) { gradient[channel] } else { 0.0 };
+            let gradient = backward(channel, gradient, input, output);
             let deviation = input[channel] - mean[channel];
             let centred = gradient - bias_share[channel] - deviation * weight_share[channel];
             put(&mut target[channel], scale[channel] * centred);
@@ -478,9 +517,9 @@ fn put_input_gradients(
 }
 
 #[inline(always)]
-fn put_masked(
+fn put_residual_gradients(
     output: &[f32],
-    opens: impl Fn(usize, &[f32], &[f32]) -> bool,
+    backward: impl Fn(usize, &[f32], &[f32], &[f32]) -> f32,
     target: &mut [f32],
     put: impl Fn(&mut f32, f32),
     input: &[f32],
@@ -491,7 +530,7 @@ fn put_masked(
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
         for channel in 0..channels {
-            put(&mut target[channel], if opens(channel, input, output) { gradient[channel] } else { 0.0 });
+            put(&mut target[channel], backward(channel, gradient, input, output));
         }
     }
 }

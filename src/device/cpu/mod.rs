@@ -1,5 +1,6 @@
 //! The CPU back end: native Rust, float32, all cores.
 
+mod activation;
 mod avg_pool;
 mod batch_norm;
 pub mod conv2d;

@@ -22,7 +22,7 @@ macro_rules! kernel_arguments {
 
         const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())+, "a kernel's arguments have no padding");
 
-        // SAFETY: `repr(C)`, of numbers only, and as large as its fields together.
+        // SAFETY: `repr(C)`, of numbers and enums of a fixed size, and as large as its fields together.
         unsafe impl crate::device::cuda::arguments::KernelArguments for $name {}
     };
 }

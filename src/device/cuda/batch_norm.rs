@@ -4,7 +4,7 @@ use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
 use super::statistics::{self, rows_of, total};
 use super::{Cuda, group_length, of_type};
-use crate::device::{BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
+use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -36,7 +36,7 @@ kernel_arguments! {
         channels: i32,
         epsilon: f32,
         momentum: f32,
-        relu: i32,
+        activation: Activation,
         vectorised: i32,
         pixels_per_block: i32,
         padding: i32,
@@ -65,7 +65,7 @@ kernel_arguments! {
         counters: u64,
         pixels: i32,
         channels: i32,
-        relu: i32,
+        activation: Activation,
         vectorised: i32,
         pixels_per_block: i32,
         padding: i32,
@@ -83,7 +83,7 @@ kernel_arguments! {
         residual_gradient: u64,
         pixels: i32,
         channels: i32,
-        relu: i32,
+        activation: Activation,
         vectorised: i32,
         accumulate_input: i32,
         accumulate_residual: i32,
@@ -190,7 +190,7 @@ pub(super) fn forward(cuda: &Cuda, arguments: &BatchNormForward) -> Result<()> {
             channels: channels as i32,
             epsilon: arguments.epsilon,
             momentum: arguments.momentum,
-            relu: i32::from(arguments.relu),
+            activation: arguments.activation,
             vectorised: i32::from(length > 1),
             pixels_per_block: pixels_per_block as i32,
             padding: 0,
@@ -211,17 +211,19 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
     let bytes = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::bytes) as u64;
     let training = arguments.mode == BatchNormMode::Training;
-    // The mask is the output's sign where something was added before the ReLU; else it is computed from the input.
-    let output = arguments.output.filter(|_| arguments.relu);
+    // Where a residual was added before the activation, the output decides its derivative; else its argument does,
+    // computed again from the input.
+    let has_activation = arguments.activation != Activation::None;
+    let output = arguments.output.filter(|_| has_activation);
     let has_slope = training && arguments.input_gradient.is_some();
     let wants_sums = arguments.weight_gradient.is_some() || arguments.bias_gradient.is_some() || has_slope;
-    let masks_by_input = arguments.relu && output.is_none();
+    let reads_argument = has_activation && output.is_none();
     let sums_need_input = arguments.weight_gradient.is_some() || has_slope;
-    if arguments.input.is_none() && (masks_by_input || sums_need_input) {
+    if arguments.input.is_none() && (reads_argument || sums_need_input) {
         return Err(Error::new("batch_norm: these gradients need the input"));
     }
     if wants_sums {
-        let input = arguments.input.filter(|_| masks_by_input || sums_need_input);
+        let input = arguments.input.filter(|_| reads_argument || sums_need_input);
         let Reduction { pixels_per_block, blocks } = Reduction::new(shape);
         cuda.launch(
             of_type(gradient.element_type(), "batch_norm_reduce_fp32", "batch_norm_reduce_bf16"),
@@ -239,7 +241,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
                 counters: cuda.counters_for(statistics::counters(blocks))?,
                 pixels: pixel_count(gradient)?,
                 channels: channels as i32,
-                relu: i32::from(arguments.relu),
+                activation: arguments.activation,
                 vectorised: i32::from(group_length(gradient) > 1),
                 pixels_per_block: pixels_per_block as i32,
                 padding: 0,
@@ -263,8 +265,8 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let written: usize = targets.iter().flatten().map(|gradient| gradient.tensor.bytes()).sum();
     let added: usize =
         targets.iter().flatten().filter(|gradient| gradient.accumulate).map(|gradient| gradient.tensor.bytes()).sum();
-    // The input is read where the mask is computed from it, or where the sums of training mode want the normalised value.
-    let input = arguments.input.filter(|_| has_slope || masks_by_input);
+    // The input is read for the activation's argument, and in training mode for the normalised value.
+    let input = arguments.input.filter(|_| has_slope || reads_argument);
     let Pass { length, pixels_per_block, grid } = Pass::new(shape, BACKWARD_LENGTH);
     cuda.launch(
         of_type(gradient.element_type(), "batch_norm_backward_fp32", "batch_norm_backward_bf16"),
@@ -281,7 +283,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
             residual_gradient: target(arguments.residual_gradient),
             pixels: pixel_count(gradient)?,
             channels: channels as i32,
-            relu: i32::from(arguments.relu),
+            activation: arguments.activation,
             vectorised: i32::from(length > 1),
             accumulate_input: i32::from(accumulates(arguments.input_gradient)),
             accumulate_residual: i32::from(accumulates(arguments.residual_gradient)),
