@@ -32,10 +32,23 @@ EXACT_LIMIT, RESIZED_LIMIT = 1e-4, 5e-3
 def load_network(weights):
     """torchvision's network with these weights, in evaluation mode and float64: the truth."""
     state = load_file(weights)
-    arch = "resnet34" if "layer3.5.conv1.weight" in state else "resnet18"
-    net = getattr(torchvision.models, arch)(num_classes=state["fc.weight"].shape[0])
+    classes = state["fc.weight"].shape[0]
+    arch = architecture(state, classes)
+    net = getattr(torchvision.models, arch)(num_classes=classes)
     net.load_state_dict(state, strict=True)
     return arch, net.double().eval()
+
+
+def architecture(state, classes):
+    """The torchvision ResNet that has these keys and shapes."""
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    names = [name for name in torchvision.models.list_models(module=torchvision.models) if "resnet" in name]
+    for name in names:
+        with torch.device("meta"):
+            net = getattr(torchvision.models, name)(num_classes=classes)
+        if {name: tensor.shape for name, tensor in net.state_dict().items()} == shapes:
+            return name
+    sys.exit(f"none of torchvision's {', '.join(names)} has these keys and shapes")
 
 
 def torchvision_logits(net, picture, resize, crop):

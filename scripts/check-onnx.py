@@ -2,11 +2,14 @@
 """Checks that onnxruntime gives the logits of `retune predict` for what `retune convert` made of the same model.
 
     scripts/check-onnx.py target/release/retune runs/1/model.safetensors one.png two.png
+    scripts/check-onnx.py target/release/retune tests/fixtures/resnet50.safetensors
 
+The model may also be a reference file, whose parameters become a model, and the images may be left out: then they are noise.
 The ONNX file is checked by onnx itself (shapes inferred, every operator checked), and is told by its own metadata how a picture
 becomes its input. All pictures go through it at once as well as one by one. A picture passes if no logit differs by
 more than 1e-4 of the largest (--limit). Use PNG whose shorter side is the model's resize: other pictures are scaled, and
-may then differ by 1 of 255. Exits 1 if any picture fails. Needs onnx, onnxruntime, numpy and pillow.
+may then differ by 1 of 255. Exits 1 if any picture fails. Needs onnx, onnxruntime,
+numpy, safetensors and pillow.
 """
 
 import argparse
@@ -20,6 +23,8 @@ import numpy
 import onnx
 import onnxruntime
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 
 def pixels(path, preprocessing):
@@ -36,28 +41,57 @@ def pixels(path, preprocessing):
     return ((values - mean) / deviation).transpose(2, 0, 1)
 
 
+def model_of_reference(path, folder):
+    """A model file with the parameters of a reference file; the path itself if it is none."""
+    with safe_open(path, "numpy") as file:
+        if (file.metadata() or {}).get("format") != "retune-reference-1":
+            return path
+        names = [name for name in file.keys() if name.startswith("param/")]
+        tensors = {name.removeprefix("param/"): file.get_tensor(name) for name in names}
+    classes = [f"class {index}" for index in range(len(tensors["fc.bias"]))]
+    metadata = {"format": "pt", "classes": json.dumps(classes), "transform": json.dumps({"center_crop": 48})}
+    model = str(pathlib.Path(folder) / "model.safetensors")
+    save_file(tensors, model, metadata)
+    return model
+
+
+def noise(folder, side, count=4):
+    """PNGs of random pixels whose shorter side is `side`."""
+    random = numpy.random.default_rng(0)
+    paths = [str(pathlib.Path(folder) / f"{index}.png") for index in range(count)]
+    for index, path in enumerate(paths):
+        pixels = random.integers(0, 256, (side, side + 7 * index, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("retune")
     parser.add_argument("model")
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", nargs="*")
     parser.add_argument("--limit", type=float, default=1e-4)
     arguments = parser.parse_args()
-    command = [arguments.retune, "predict", arguments.model, *arguments.images, "--json", "--logits", "--device", "cpu"]
-    predictions = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    by_path = {prediction["path"]: numpy.array(prediction["logits"]) for prediction in predictions}
     with tempfile.TemporaryDirectory() as folder:
-        path = str(pathlib.Path(folder) / "model.onnx")
-        subprocess.run([arguments.retune, "convert", arguments.model, path, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-        model = onnx.load(path)
-        onnx.checker.check_model(model, full_check=True)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        check(arguments, folder)
+
+
+def check(arguments, folder):
+    source, path = model_of_reference(arguments.model, folder), str(pathlib.Path(folder) / "model.onnx")
+    subprocess.run([arguments.retune, "convert", source, path, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     classes, preprocessing = json.loads(metadata["classes"]), json.loads(metadata["preprocessing"])
-    inputs = numpy.stack([pixels(path, preprocessing) for path in arguments.images])
+    images = arguments.images or noise(folder, preprocessing["resize"])
+    command = [arguments.retune, "predict", source, *images, "--json", "--logits", "--device", "cpu"]
+    predictions = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    by_path = {prediction["path"]: numpy.array(prediction["logits"]) for prediction in predictions}
+    inputs = numpy.stack([pixels(path, preprocessing) for path in images])
     together = session.run(["logits"], {"input": inputs})[0]
     failed = 0
-    for index, path in enumerate(arguments.images):
+    for index, path in enumerate(images):
         alone = session.run(["logits"], {"input": inputs[index : index + 1]})[0][0]
         ours = by_path[path]
         difference = max(abs(ours - alone).max(), abs(ours - together[index]).max()) / max(abs(alone).max(), 1e-6)
@@ -65,7 +99,7 @@ def main():
         failed += not passed
         print(f"{path}: {classes[int(alone.argmax())]}, largest difference {difference:.1e}{'' if passed else '  TOO LARGE'}")
     producer = f"{model.producer_name} {model.producer_version}"
-    print(f"{len(arguments.images) - failed} of {len(arguments.images)} agree; {producer}, opset {model.opset_import[0].version}")
+    print(f"{len(images) - failed} of {len(images)} agree; {producer}, opset {model.opset_import[0].version}")
     sys.exit(failed > 0)
 
 

@@ -73,6 +73,7 @@ class Case:
 
 
 SOME_OF_EACH = ("conv1", "bn1", "layer1", "layer2.0.downsample", "layer3.0.bn", "layer4.1.bn", "fc")
+SOME_OF_A_BOTTLENECK = ("conv1", "bn1", "layer1.0", "layer2.0.downsample", "layer3.0.bn", "layer4.2.bn", "fc")
 BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1))
 
 CASES = [
@@ -101,6 +102,15 @@ CASES = [
     # one of those with little noise in bf16.
     Case("separated", seed=147, width=4, classes=3, batch=4, size=(48, 64), lr=1e-2, head_lr=2e-2, separated=True,
          step1=SOME_OF_EACH, step3=("bn1", "fc")),
+    # Bottlenecks, of sizes and channel counts that nothing divides; every convolution's output is there to be compared.
+    Case("resnet50", seed=0, arch="resnet50", width=3, classes=5, size=(57, 49), reduction="mean", lr=0.02, head_lr=0.2,
+         momentum=0.9, step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK,
+         activations=("bn1", "maxpool", "layer1.0.bn1", "layer1.0.bn2", "layer1.0", "layer2.0.conv2", "layer4.2")),
+    # Channels that tensor cores take. The gradient passes through layer4, whose own are not needed.
+    Case("resnet50-frozen", seed=0, arch="resnet50", width=8, size=(48, 40), freeze=("conv1", "bn1", "layer1", "layer4"),
+         freeze_batch_norm=True, step1=("layer2.0", "fc"), step3=("layer2.0.bn3", "fc")),
+    Case("wide-resnet50-2", seed=0, arch="wide_resnet50_2", width=2, classes=3, size=(48, 64), step1=("bn1", "fc"),
+         step3=SOME_OF_A_BOTTLENECK),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -170,11 +180,13 @@ def separate(net, random):
     lean(net.bn1, path)
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in stage:
+            *inner, last = [module for name, module in block.named_children() if name.startswith("bn")]
             if block.downsample is not None:
-                path = signs(block.bn2)
+                path = signs(last)
                 lean(block.downsample[1], path)
-            lean(block.bn1, signs(block.bn1))
-            lean(block.bn2, path)
+            for batch_norm in inner:
+                lean(batch_norm, signs(batch_norm))
+            lean(last, path)
 
 
 def belongs(name, modules):
@@ -341,7 +353,8 @@ class Experiment:
         return out, margin
 
     def watch_activations(self, net, out):
-        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, torchvision.models.resnet.BasicBlock)
+        kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, torchvision.models.resnet.BasicBlock,
+                 torchvision.models.resnet.Bottleneck)
         hooks = []
         for name, module in net.named_modules():
             if isinstance(module, kinds) and name in self.case.activations:

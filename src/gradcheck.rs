@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
-use crate::graph::Parameters;
+use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
 use crate::optim::GroupSettings;
 use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
@@ -131,8 +131,10 @@ impl Check<'_> {
             .map(|target| u32::try_from(target).map_err(|_| Error::new(format!("target {target} is no class"))))
             .collect::<Result<_>>()?;
 
-        let resnet =
-            ResNet { architecture: reference.arch.parse()?, width: reference.width, classes: reference.num_classes };
+        let unknown =
+            |error: Error| Error::new(format!("{}: metadata field arch: {}", file.path().display(), error.message()));
+        let architecture = reference.arch.parse().map_err(unknown)?;
+        let resnet = ResNet { architecture, width: reference.width, classes: reference.num_classes };
         let group = |learning_rate: f64| GroupSettings {
             learning_rate: learning_rate as f32,
             momentum: reference.momentum as f32,
@@ -175,6 +177,7 @@ impl Check<'_> {
 
     fn activations(&mut self, network: &Network, shape: BatchShape, names: &[String]) -> Result<()> {
         let executor = network.executor(shape, Purpose::Training)?;
+        let specification = network.resnet().specification();
         for name in names {
             let full_name = format!("activation/{name}");
             let Some(value) = executor.graph().find(name) else {
@@ -184,8 +187,8 @@ impl Check<'_> {
             let truth_shape = &self.reference.file().entry(&full_name)?.shape;
             let ours = to_torch(read_f32(network.device(), executor.value(value))?, truth_shape);
             // A batch norm and the ReLU behind it are one node here.
-            let has_relu =
-                !name.contains("downsample") && name.rsplit('.').next().is_some_and(|part| part.starts_with("bn"));
+            let layer = specification.layer(name).map(|layer| layer.layer);
+            let has_relu = matches!(layer, Some(Layer::BatchNorm { activation: Activation::Relu, .. }));
             self.compare(&full_name, &ours, if has_relu { Some(Truth::Rectified) } else { None })?;
         }
         Ok(())

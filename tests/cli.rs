@@ -515,7 +515,7 @@ hint: download the file itself, not the page about it
 exit status 1
 
 $ retune train data --weights other.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: other.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+error: other.safetensors: these are not the weights of a known network: there is no conv1.weight
 hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 
@@ -674,7 +674,7 @@ error: --batch-size 0: expected at least 1
 exit status 2
 
 $ retune eval base/checkpoint.safetensors colours
-error: base/checkpoint.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+error: base/checkpoint.safetensors: these are not the weights of a known network: there is no conv1.weight
 hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
@@ -798,7 +798,7 @@ hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, 
 exit status 2
 
 $ retune inspect base/checkpoint.safetensors --plan
-error: base/checkpoint.safetensors: these are not the weights of a ResNet-18 or ResNet-34
+error: base/checkpoint.safetensors: these are not the weights of a known network: there is no conv1.weight
 hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
@@ -911,7 +911,7 @@ exit status 2
             "bench --image-size 0",
             "bench --width 0",
             "bench --width 1000000000000",
-            "bench --arch resnet50",
+            "bench --arch resnet99",
             "bench --mode nonsense",
             "bench --mode data",
             "bench --mode data --data photos --workers 0",
@@ -940,8 +940,9 @@ $ retune bench --width 1000000000000
 error: --width 1000000000000: expected 1 to 4096
 exit status 2
 
-$ retune bench --arch resnet50
-error: unknown architecture "resnet50": expected resnet18 or resnet34
+$ retune bench --arch resnet99
+error: invalid value 'resnet99' for '--arch <NAME>' [possible values: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2]
+hint: see `retune bench --help`
 exit status 2
 
 $ retune bench --mode nonsense
@@ -1221,7 +1222,7 @@ exit status 1
             format!("{base} --width 4 --image-size 32 --batch-size 1"),
             format!("{base} --width 0"),
             format!("{base} --width 100000"),
-            format!("{base} --arch resnet50"),
+            format!("{base} --arch resnet99"),
             format!("{base} --freeze nonsense"),
             format!("{base} --freeze conv1,,bn1"),
             format!("{base} --head-from 0,1"),
@@ -1347,8 +1348,9 @@ $ retune train data --from-scratch --out run --width 100000
 error: --width 100000: expected 1 to 4096
 exit status 2
 
-$ retune train data --from-scratch --out run --arch resnet50
-error: unknown architecture "resnet50": expected resnet18 or resnet34
+$ retune train data --from-scratch --out run --arch resnet99
+error: invalid value 'resnet99' for '--arch <NAME>' [possible values: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2]
+hint: see `retune train --help`
 exit status 2
 
 $ retune train data --from-scratch --out run --freeze nonsense

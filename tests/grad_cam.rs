@@ -22,7 +22,7 @@ struct Bench {
 impl Bench {
     /// Random weights, and running statistics of a few batches.
     fn new(device: Rc<dyn Device>) -> Self {
-        let resnet = ResNet { architecture: Architecture::ResNet18, width: 8, classes: CLASSES };
+        let resnet = ResNet { architecture: Architecture::default(), width: 8, classes: CLASSES };
         let mut network = Network::new(device, resnet).unwrap();
         initialise(&mut network, 3).unwrap();
         let mut random = Random(11);

@@ -323,7 +323,7 @@ fn wrong_metadata_is_refused() {
     }
     for (key, value) in [
         ("format", "retune-reference-9"),
-        ("arch", "resnet50"),
+        ("arch", "resnet99"),
         ("width", "0"),
         ("width", "eight"),
         ("lr", "-1"),
@@ -409,7 +409,7 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         reduction: LossReduction::Sum,
         max_gradient_norm: None,
     };
-    let resnet = ResNet { architecture: Architecture::ResNet18, width: 32, classes: 3 };
+    let resnet = ResNet { architecture: Architecture::default(), width: 32, classes: 3 };
     let mut trainer = Trainer::new(device, resnet, trainable).unwrap();
     let mut random = Random(seed);
     let specifications: Vec<_> = trainer.network().parameters().specifications().cloned().collect();

@@ -15,13 +15,12 @@ use reference::Random;
 use reference::devices::{PRECISIONS, devices, kernel_devices, run_at_lower_levels};
 use reference::recorder::{GradientCall, Recorder};
 use retune::device::cpu::Cpu;
-use retune::device::{
-    Activation, BatchNormMode, Device, Gradient, MaxPoolWindow, read_f32, threads, write_f32, write_i32,
-};
+use retune::device::{Device, Gradient, read_f32, threads, write_f32, write_i32};
 use retune::graph::{
-    Arena, BufferKind, ConvolutionOptions, Executor, GraphBuilder, ParameterRole, Parameters, Plan, Value,
+    Activation, Arena, BatchShape, BufferKind, ConvolutionOptions, Executor, Freezing, MaxPoolWindow, NetworkGraph,
+    ParameterRole, Parameters, Phase, Plan, Source, Specification, Value,
 };
-use retune::model::{Architecture, BatchShape, Freezing, NetworkGraph, Phase, ResNet};
+use retune::model::{Architecture, ResNet};
 use retune::ops::{BackwardBuffers, ForwardBuffers, LossReduction, Wanted};
 use retune::optim::{GroupSettings, sgd_step};
 use retune::tensor::{ElementType, Shape, Tensor};
@@ -73,42 +72,47 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 /// A small network with shortcuts, several readers of one value, and parts that lead nowhere.
 fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
     let batch = 2 + random.below(2);
-    let mut builder = GraphBuilder::new(device);
-    let dims = [batch, 5 + random.below(5), 5 + random.below(5), 3];
-    let input = builder.input("input", dims, device.precision().activation_type());
-    let targets = builder.input("target", [batch], ElementType::I32);
-    let mut values = vec![input];
+    let mut network = Specification::new("random", 3);
+    let image = [5 + random.below(5), 5 + random.below(5)];
+    let mut frozen = Vec::new();
+    // Each value with its rows and columns.
+    let mut values = vec![(Source::Pixels, image)];
     for index in 0..3 + random.below(8) {
         let last = values.len() - 1;
-        let from = values[if random.below(4) == 0 { random.below(values.len()) } else { last }];
+        let (from, extents) = values[if random.below(4) == 0 { random.below(values.len()) } else { last }];
         let name = format!("node{index}");
-        let &[batch, height, width, _] = builder.shape(from).dims() else { unreachable!("all are activations") };
         let channels = [4, 4, 5][random.below(3)];
         let kernel = [1, 3][random.below(2)];
         let options = ConvolutionOptions { channels, kernel, stride: 1, padding: kernel / 2 };
         let value = match random.below(8) {
             0 => {
                 let window = MaxPoolWindow { size: 3, stride: 1 + random.below(2), padding: 1 };
-                builder.max_pool(from, &name, window)
+                let pooled = extents.map(|extent| (extent - 1) / window.stride + 1);
+                (network.max_pool(from, &name, window), pooled)
             }
-            1 => builder.conv2d(from, &name, options),
+            1 => (network.conv2d(from, &name, options), extents),
             _ => {
-                let mode = [BatchNormMode::Training, BatchNormMode::Training, BatchNormMode::Running][random.below(3)];
-                let shape = Shape::from([batch, height, width, channels]);
-                let fits: Vec<Value> = values.iter().copied().filter(|&value| builder.shape(value) == shape).collect();
-                let residual = (!fits.is_empty() && random.below(4) > 0).then(|| fits[random.below(fits.len())]);
                 let names = [&*format!("{name}.conv"), &*format!("{name}.norm")];
+                if random.below(3) == 0 {
+                    frozen.push(names[1].to_string());
+                }
+                let fits = |(source, of): &(Source, [usize; 2])| {
+                    (network.channels(*source) == channels && *of == extents).then_some(*source)
+                };
+                let fits: Vec<Source> = values.iter().filter_map(fits).collect();
+                let residual = (!fits.is_empty() && random.below(4) > 0).then(|| fits[random.below(fits.len())]);
                 let activation = if random.below(2) == 0 { Activation::Relu } else { Activation::None };
-                builder.conv2d_batch_norm(from, names, options, mode, residual, activation)
+                (network.conv2d_batch_norm(from, names, options, residual, activation), extents)
             }
         };
-        values.push(value.expect("the shapes fit"));
+        values.push(value);
     }
-    let last = values[values.len() - 1 - random.below(2)];
-    let pooled = builder.avg_pool(last, "pool").expect("an activation");
-    let logits = builder.linear(pooled, "fc", 3).expect("a row a picture");
-    let loss = builder.cross_entropy(logits, targets, LossReduction::Sum);
-    NetworkGraph { graph: builder.finish(&[logits, loss]), input, targets, logits, loss }
+    let (last, _) = values[values.len() - 1 - random.below(2)];
+    let pooled = network.avg_pool(last, "pool");
+    network.linear(pooled, "fc", 3);
+    let shape = BatchShape { batch, height: image[0], width: image[1] };
+    let phase = Phase::Training(Freezing { modules: frozen, batch_norm: true });
+    network.graph(device, shape, &phase, LossReduction::Sum, &[]).expect("the shapes fit")
 }
 
 /// A network's parameters with random values; those that `is_trainable` refuses are fixed.
@@ -310,11 +314,11 @@ fn assert_no_shared_bytes(plan: &Plan) {
 }
 
 fn resnet(width: usize) -> ResNet {
-    ResNet { architecture: Architecture::ResNet18, width, classes: 3 }
+    ResNet { architecture: Architecture::default(), width, classes: 3 }
 }
 
 fn resnet_graph(device: &dyn Device, resnet: &ResNet, shape: BatchShape, phase: &Phase) -> NetworkGraph {
-    resnet.graph(device, shape, phase, LossReduction::Sum, &[]).unwrap()
+    resnet.specification().graph(device, shape, phase, LossReduction::Sum, &[]).unwrap()
 }
 
 const SMALL: BatchShape = BatchShape { batch: 3, height: 40, width: 49 };
@@ -416,18 +420,15 @@ fn planned_run_matches_for_resnets() {
 #[test]
 fn gradients_of_a_value_with_two_readers_add_up() {
     for device in devices() {
-        let mut builder = GraphBuilder::new(device.as_ref());
-        let input = builder.input("input", [2, 4, 4, 3], ElementType::F32);
-        let targets = builder.input("target", [2], ElementType::I32);
+        let mut specification = Specification::new("two readers", 3);
         let options = ConvolutionOptions { channels: 4, kernel: 3, stride: 1, padding: 1 };
-        let stem = builder.conv2d(input, "stem", options).unwrap();
-        let mode = BatchNormMode::Training;
-        let block =
-            builder.conv2d_batch_norm(stem, ["conv", "norm"], options, mode, Some(stem), Activation::None).unwrap();
-        let pooled = builder.avg_pool(block, "pool").unwrap();
-        let logits = builder.linear(pooled, "fc", 3).unwrap();
-        let loss = builder.cross_entropy(logits, targets, LossReduction::Sum);
-        let network = NetworkGraph { graph: builder.finish(&[logits, loss]), input, targets, logits, loss };
+        let stem = specification.conv2d(Source::Pixels, "stem", options);
+        let block = specification.conv2d_batch_norm(stem, ["conv", "norm"], options, Some(stem), Activation::None);
+        let pooled = specification.avg_pool(block, "pool");
+        specification.linear(pooled, "fc", 3);
+        let shape = BatchShape { batch: 2, height: 4, width: 4 };
+        let phase = Phase::Training(Freezing::default());
+        let network = specification.graph(device.as_ref(), shape, &phase, LossReduction::Sum, &[]).unwrap();
         let mut parameters = parameters(device.as_ref(), &network, |_| true);
         let recorder = Rc::new(Recorder::new(device.clone()));
         let bound = Bound::new(recorder.clone(), network, &parameters, None);
@@ -521,7 +522,7 @@ fn values_that_no_gradient_reads_are_freed() {
         let end_of_forward = network.graph.nodes().len();
         let mut freed = 0;
         for buffer in plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Value) {
-            // Partial statistics serve the forward pass only; a shortcut's batch norm has no activation to undo; max pooling
+            // Partial statistics serve the forward pass only; a shortcut's batch norm has no ReLU to undo; max pooling
             // keeps positions instead of its input.
             let expected =
                 buffer.name.ends_with("statistics") || buffer.name.ends_with("downsample.1") || buffer.name == "bn1";

@@ -28,7 +28,7 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
         reduction: LossReduction::Sum,
         max_gradient_norm: Some(1.0),
     };
-    let resnet = ResNet { architecture: Architecture::ResNet18, width: 4, classes: CLASSES };
+    let resnet = ResNet { architecture: Architecture::default(), width: 4, classes: CLASSES };
     let mut trainer = Trainer::new(device, resnet, trainable).unwrap();
     let network = trainer.network_mut();
     let mut random = Random(7);

@@ -747,7 +747,6 @@ mod reference {
     fn each_bad_field_is_named_with_what_was_found() {
         let bad = [
             ("format", "retune-reference-2"),
-            ("arch", "resnet50"),
             ("width", "0"),
             ("width", "5"),
             ("num_classes", "-2"),

@@ -181,8 +181,9 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
     let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
     let freezing = Freezing { modules: arguments.freeze.clone(), batch_norm: arguments.freeze_batch_norm };
     let phase = if arguments.inference { Phase::Evaluation } else { Phase::Training(freezing.clone()) };
-    let graph = model.resnet.graph(device, shape, &phase, LossReduction::Sum, &[])?.graph;
-    freezing.check(&model.resnet, graph.parameters()).map_err(|error| error.about("--freeze"))?;
+    let specification = model.resnet.specification();
+    let graph = specification.graph(device, shape, &phase, LossReduction::Sum, &[])?.graph;
+    freezing.check(&specification).map_err(|error| error.about("--freeze"))?;
     let plan = match arguments.inference {
         true => Plan::inference(&graph, device),
         false => Plan::training(&graph, device, |id| {

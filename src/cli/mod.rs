@@ -22,6 +22,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::rc::Rc;
 
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind as ParseErrorKind;
 use clap::{Parser, Subcommand, ValueEnum};
 use console::Color;
@@ -34,6 +35,7 @@ use crate::device::cuda::driver::Driver;
 use crate::device::cuda::emulator::Emulator;
 use crate::device::{Device, threads};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::model::Architecture;
 
 const FIRST_STEPS: &str = "\
 First steps:
@@ -225,6 +227,11 @@ fn size(bytes: usize) -> String {
         mebibytes @ 0..1024 => format!("{mebibytes} MiB"),
         _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
     }
+}
+
+/// What `--arch` takes: the names of the table of architectures.
+fn architecture_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
 /// Prints a result, and ends the line.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, print_json, print_result, say, size, warn_of_left_out};
+use super::{GlobalArguments, architecture_names, print_json, print_result, say, size, warn_of_left_out};
 use super::{fetch, report};
 use crate::data::open_dataset;
 use crate::device::Device;
@@ -86,8 +86,8 @@ pub struct TrainArguments {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "The run")]
     keep_checkpoints: usize,
 
-    /// Network to train from scratch; otherwise the weights decide [default: resnet18]
-    #[arg(long, value_name = "NAME", help_heading = "The network")]
+    /// Architecture of a network trained from scratch; otherwise the weights decide [default: resnet18]
+    #[arg(long, value_name = "NAME", value_parser = architecture_names(), help_heading = "The network")]
     arch: Option<String>,
 
     /// Channels of the first stage of a network from scratch; a small one trains fast [default: 64]
@@ -500,8 +500,7 @@ fn begin<'a>(
     let classes = splits.train.classes.len();
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
     let trainable = recipe.trainable()?;
-    let specifications = resnet.parameters(device.as_ref())?;
-    trainable.freezing.check(&resnet, &specifications).map_err(|error| error.about("--freeze"))?;
+    trainable.freezing.check(&resnet.specification()).map_err(|error| error.about("--freeze"))?;
     let mut trainer = Trainer::new(device, resnet, trainable)?;
     let network = trainer.network_mut();
     match &file {

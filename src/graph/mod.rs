@@ -1,15 +1,22 @@
-//! The static autograd graph: written once with a [`GraphBuilder`], planned once for its batch shape by [`Plan`], run
-//! many times by an [`Executor`] without allocating.
+//! The static autograd graph: made once from a [`Specification`], planned once for its batch shape by [`Plan`], run many
+//! times by an [`Executor`] without allocating.
 
-mod builder;
 mod executor;
+mod freezing;
 mod parameters;
 mod plan;
+mod specification;
 
-pub use builder::{ConvolutionOptions, GraphBuilder};
 pub use executor::Executor;
+pub use freezing::Freezing;
 pub use parameters::{ParameterGroup, ParameterRole, ParameterSpecification, Parameters};
 pub use plan::{Arena, BufferKind, Plan, PlannedBuffer};
+pub use specification::{
+    BatchShape, ConvolutionOptions, Initialisation, Layer, LayerSpecification, NetworkGraph, Phase, Source,
+    Specification,
+};
+
+pub use crate::device::{Activation, MaxPoolWindow};
 
 use crate::ops::Operation;
 use crate::tensor::{ElementType, Shape};
@@ -50,6 +57,7 @@ pub struct Node {
 }
 
 /// A network for one batch shape, in an order in which it can be computed.
+#[derive(Default)]
 pub struct Graph {
     nodes: Vec<Node>,
     values: Vec<ValueInfo>,

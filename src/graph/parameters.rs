@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::ParameterId;
+use super::{Initialisation, ParameterId};
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Shape, Tensor};
 
-/// What a parameter is, which decides how it is initialised and whether it can be trained.
+/// What a parameter is, which decides whether it can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterRole {
     /// `[K, R, S, C]`
@@ -42,6 +42,8 @@ pub struct ParameterSpecification {
     pub shape: Shape,
     /// What it is.
     pub role: ParameterRole,
+    /// How it begins in a network that is trained from scratch.
+    pub initialisation: Initialisation,
 }
 
 impl ParameterSpecification {

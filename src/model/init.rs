@@ -8,6 +8,8 @@ use std::f64::consts::TAU;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::graph::{Initialisation, ParameterRole, ParameterSpecification};
+
 /// Keeps these streams apart from those that other parts draw from the same seed.
 const PURPOSE: &[u8; 16] = b"retune parameter";
 
@@ -20,6 +22,31 @@ pub fn parameter_stream(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
+/// The values of a parameter in a network that is trained from scratch, in this crate's layout.
+pub fn initial_values(parameter: &ParameterSpecification, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; parameter.shape.len()];
+    let random = &mut parameter_stream(seed, &parameter.name);
+    match parameter.initialisation {
+        Initialisation::Zeros => {}
+        Initialisation::Ones => values.fill(1.0),
+        Initialisation::KaimingNormal { fan_out } => kaiming_normal(fan_out, &mut values, random),
+        Initialisation::Uniform { fan_in } => uniform_fan_in(fan_in, &mut values, random),
+    }
+    values
+}
+
+/// The values of a parameter of a new head for fine-tuning: a weight is Xavier-uniform, a bias begins as from scratch.
+pub fn head_values(parameter: &ParameterSpecification, seed: u64) -> Vec<f32> {
+    match (parameter.role, parameter.shape.dims()) {
+        (ParameterRole::LinearWeight, &[outputs, inputs]) => {
+            let mut values = vec![0.0; outputs * inputs];
+            xavier_uniform(inputs, outputs, &mut values, &mut parameter_stream(seed, &parameter.name));
+            values
+        }
+        _ => initial_values(parameter, seed),
+    }
+}
+
 /// A number in [0, 1), of 53 random bits.
 pub fn uniform(rng: &mut impl Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
@@ -30,10 +57,10 @@ pub fn xavier_uniform(fan_in: usize, fan_out: usize, values: &mut [f32], rng: &m
     fill_uniform((6.0 / (fan_in + fan_out) as f64).sqrt(), values, rng);
 }
 
-/// Kaiming: normal with deviation `sqrt(2 / (output_channels * kernel_area))`, as
-/// `torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")` on a convolution.
-pub fn kaiming_normal_fan_out(output_channels: usize, kernel_area: usize, values: &mut [f32], rng: &mut impl Rng) {
-    let deviation = (2.0 / (output_channels * kernel_area) as f64).sqrt();
+/// Kaiming: normal with deviation `sqrt(2 / fan_out)`, as `torch.nn.init.kaiming_normal_(mode="fan_out",
+/// nonlinearity="relu")`.
+pub fn kaiming_normal(fan_out: usize, values: &mut [f32], rng: &mut impl Rng) {
+    let deviation = (2.0 / fan_out as f64).sqrt();
     for pair in values.chunks_mut(2) {
         let (first, second) = normal_pair(rng);
         for (value, normal) in pair.iter_mut().zip([first, second]) {
@@ -42,14 +69,9 @@ pub fn kaiming_normal_fan_out(output_channels: usize, kernel_area: usize, values
     }
 }
 
-/// PyTorch's default weight of a linear layer: Kaiming-uniform with `a = sqrt(5)`, that is, within `1 / sqrt(inputs)`.
-pub fn linear_weight_default(inputs: usize, values: &mut [f32], rng: &mut impl Rng) {
-    fill_uniform(1.0 / (inputs as f64).sqrt(), values, rng);
-}
-
-/// PyTorch's default bias of a linear layer: uniform within `1 / sqrt(inputs)`.
-pub fn linear_bias_default(inputs: usize, values: &mut [f32], rng: &mut impl Rng) {
-    fill_uniform(1.0 / (inputs as f64).sqrt(), values, rng);
+/// Uniform within `1 / sqrt(fan_in)`: PyTorch's default for weight and bias of a linear layer.
+pub fn uniform_fan_in(fan_in: usize, values: &mut [f32], rng: &mut impl Rng) {
+    fill_uniform(1.0 / (fan_in as f64).sqrt(), values, rng);
 }
 
 fn fill_uniform(bound: f64, values: &mut [f32], rng: &mut impl Rng) {
@@ -115,16 +137,16 @@ mod tests {
     #[test]
     fn linear_defaults_have_their_bound() {
         let mut values = vec![0.0; COUNT];
-        linear_bias_default(512, &mut values, &mut stream());
+        uniform_fan_in(512, &mut values, &mut stream());
         assert_uniform(&values, 1.0 / 512f64.sqrt());
-        linear_weight_default(100, &mut values, &mut stream());
+        uniform_fan_in(100, &mut values, &mut stream());
         assert_uniform(&values, 0.1);
     }
 
     #[test]
     fn kaiming_normal_has_its_deviation() {
         let mut values = vec![0.0; COUNT + 1];
-        kaiming_normal_fan_out(64, 9, &mut values, &mut stream());
+        kaiming_normal(576, &mut values, &mut stream());
         let variance = 2.0 / 576.0;
         assert_moments(&values, variance, 3.0);
         let deviation = variance.sqrt();

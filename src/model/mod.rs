@@ -1,8 +1,11 @@
-//! Networks: what they consist of, and how their parameters begin.
+//! What networks are, without a device: the table of architectures, the layers that follow from a row of it, and how
+//! parameters begin.
 
+mod architecture;
 pub mod init;
-mod parameters;
 mod resnet;
 
-pub use parameters::{HEAD, is_head};
-pub use resnet::{Architecture, BatchShape, Freezing, NetworkGraph, Phase, ResNet};
+pub use architecture::{Architecture, Block, Recognised, recognise};
+pub use resnet::{FULL_WIDTH, HEAD, ResNet, is_head};
+
+pub use crate::graph::{BatchShape, Freezing, NetworkGraph, Phase};

@@ -1,12 +1,12 @@
 //! A trained model as ONNX, for runtimes that know nothing of this program.
 //!
-//! The graph is torchvision's: convolutions, batch norms, ReLUs, additions, the pools and the head, in float32, of any
-//! number of pictures at a time. Classes and what has to be done to a picture first are in the file's metadata.
+//! The graph follows from the network's specification, layer by layer, in float32, for any number of images at a time. The
+//! classes, and how an image becomes the input, are in the file's metadata.
 
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
-use crate::device::cpu::Cpu;
 use crate::error::Result;
-use crate::model::ResNet;
+use crate::graph::{Activation, ConvolutionOptions, Layer, LayerSpecification, MaxPoolWindow, Source, Specification};
+use crate::ops::batch_norm::EPSILON;
 use crate::protobuf::Message;
 use crate::train::ModelFile;
 use crate::weights::{HeadPolicy, MatchReport, NamedShape, TensorFile, match_state_dict};
@@ -22,28 +22,25 @@ const ATTRIBUTE_FLOAT: i64 = 1;
 const ATTRIBUTE_INTEGER: i64 = 2;
 const ATTRIBUTE_INTEGERS: i64 = 7;
 
+/// The name of the graph's input.
+const INPUT: &str = "input";
+/// The name of the graph's output.
+const OUTPUT: &str = "logits";
+
 /// The bytes of an ONNX file of the model in `file`.
 ///
-/// The input is `input`, `[batch, 3, size, size]` normalised pixels; the output is `logits`, `[batch, classes]`. Metadata:
+/// The input is `input`: `[batch, 3, size, size]`, normalised pixels; the output is `logits`, `[batch, classes]`. Metadata:
 /// `classes` and `preprocessing`, both JSON.
 ///
 /// # Errors
-/// When the file does not hold a ResNet of basic blocks with its head.
+/// When the file does not hold a known network with its head.
 pub fn export(file: &TensorFile) -> Result<Vec<u8>> {
     let model = ModelFile::describe(file)?;
-    let specifications = model.resnet.parameters(&Cpu)?;
-    let expected: Vec<NamedShape> = specifications
-        .iter()
-        .map(|specification| NamedShape { name: specification.name.clone(), shape: specification.torch_shape() })
-        .chain(specifications.iter().filter_map(|specification| {
-            let module = specification.name.strip_suffix(".running_var")?;
-            Some(NamedShape { name: format!("{module}.num_batches_tracked"), shape: Vec::new() })
-        }))
-        .collect();
+    let expected = model.resnet.state_dict();
     let report = match_state_dict(&expected, file, HeadPolicy::Exact);
-    report.check(&model.resnet.architecture.to_string()).map_err(|error| error.with_details(report.to_string()))?;
+    report.check(&model.resnet.to_string()).map_err(|error| error.with_details(report.to_string()))?;
     let mut writer = Writer { graph: Message::new(), file, report: &report };
-    writer.network(&model.resnet)?;
+    writer.network(&model.resnet.specification());
     for NamedShape { name, shape } in expected.iter().filter(|expected| !expected.shape.is_empty()) {
         writer.initializer(name, shape)?;
     }
@@ -51,8 +48,8 @@ pub fn export(file: &TensorFile) -> Result<Vec<u8>> {
     let classes = model.resnet.classes as i64;
     let extent = |value: i64| Message::new().integer(1, value);
     let batch = Message::new().bytes(2, "batch");
-    let input = tensor("input", [batch.clone(), extent(3), extent(size), extent(size)]);
-    let output = tensor("logits", [batch, extent(classes)]);
+    let input = tensor(INPUT, [batch.clone(), extent(3), extent(size), extent(size)]);
+    let output = tensor(OUTPUT, [batch, extent(classes)]);
     let graph = writer.graph.bytes(2, model.resnet.architecture.to_string()).message(11, input).message(12, output);
     let shorter_side = test_shorter_side(model.image_size as u32);
     let preprocessing = serde_json::json!({
@@ -112,59 +109,73 @@ impl Attribute<'_> {
 }
 
 impl Writer<'_> {
-    fn network(&mut self, resnet: &ResNet) -> Result<()> {
-        self.convolution("input", "conv1", "bn1", 7, 2);
-        self.relu("bn1", "relu");
-        let window = [
-            Attribute::Integers("kernel_shape", &[3, 3]),
-            Attribute::Integers("strides", &[2, 2]),
-            Attribute::Integers("pads", &[1, 1, 1, 1]),
-        ];
-        self.node("MaxPool", &["relu"], "maxpool", &window);
-        let mut value = "maxpool".to_string();
-        for (stage, blocks) in resnet.architecture.blocks().into_iter().enumerate() {
-            for block in 0..blocks {
-                let stride = if stage > 0 && block == 0 { 2 } else { 1 };
-                value = self.basic_block(&value, &format!("layer{}.{block}", stage + 1), stride);
+    /// The layers of the specification, in its order. A node and its output are named by the module.
+    fn network(&mut self, specification: &Specification) {
+        let mut outputs: Vec<String> = Vec::new();
+        for layer in specification.layers() {
+            let name_of = |source: &Source| match source {
+                Source::Pixels => INPUT,
+                Source::Layer(index) => outputs[*index].as_str(),
+            };
+            let inputs: Vec<&str> = layer.inputs.iter().map(name_of).collect();
+            let is_last = outputs.len() + 1 == specification.layers().len();
+            let output = if is_last { OUTPUT } else { layer.output.as_str() };
+            outputs.push(self.layer(layer, &inputs, output));
+        }
+    }
+
+    /// Writes a layer and returns the name of its output: `output`, or a longer one where that names the output of a part.
+    fn layer(&mut self, layer: &LayerSpecification, inputs: &[&str], output: &str) -> String {
+        let name = layer.name.as_str();
+        let distinct = |part: &str| if output == name { format!("{name}.{part}") } else { output.to_string() };
+        let parameters = layer.parameters();
+        let with_parameters: Vec<&str> =
+            [inputs[0]].into_iter().chain(parameters.iter().map(|parameter| parameter.name.as_str())).collect();
+        match layer.layer {
+            Layer::Conv2d(ConvolutionOptions { kernel, stride, padding, .. }) => {
+                self.windowed("Conv", &with_parameters, output, [kernel, stride, padding]);
+            }
+            Layer::BatchNorm { activation, .. } => {
+                self.node("BatchNormalization", &with_parameters, name, &[Attribute::Float("epsilon", EPSILON)]);
+                let mut value = name.to_string();
+                if let Some(residual) = inputs.get(1) {
+                    let sum = if activation != Activation::None { format!("{name}.add") } else { distinct("add") };
+                    self.node("Add", &[&value, residual], &sum, &[]);
+                    value = sum;
+                }
+                return match activation {
+                    Activation::None => value,
+                    Activation::Relu => {
+                        let rectified = distinct("relu");
+                        self.node("Relu", &[&value], &rectified, &[]);
+                        rectified
+                    }
+                };
+            }
+            Layer::MaxPool(MaxPoolWindow { size, stride, padding }) => {
+                self.windowed("MaxPool", &inputs[..1], output, [size, stride, padding]);
+            }
+            Layer::AvgPool => {
+                self.node("GlobalAveragePool", &inputs[..1], name, &[]);
+                let flat = distinct("flatten");
+                self.node("Flatten", &[name], &flat, &[Attribute::Integer("axis", 1)]);
+                return flat;
+            }
+            Layer::Linear { .. } => {
+                self.node("Gemm", &with_parameters, output, &[Attribute::Integer("transB", 1)]);
             }
         }
-        self.node("GlobalAveragePool", &[&value], "avgpool", &[]);
-        self.node("Flatten", &["avgpool"], "flatten", &[Attribute::Integer("axis", 1)]);
-        self.node("Gemm", &["flatten", "fc.weight", "fc.bias"], "logits", &[Attribute::Integer("transB", 1)]);
-        Ok(())
+        output.to_string()
     }
 
-    fn basic_block(&mut self, input: &str, name: &str, stride: i64) -> String {
-        let part = |part: &str| format!("{name}.{part}");
-        self.convolution(input, &part("conv1"), &part("bn1"), 3, stride);
-        self.relu(&part("bn1"), &part("relu1"));
-        self.convolution(&part("relu1"), &part("conv2"), &part("bn2"), 3, 1);
-        let shortcut = if stride == 1 {
-            input.to_string()
-        } else {
-            self.convolution(input, &part("downsample.0"), &part("downsample.1"), 1, stride);
-            part("downsample.1")
-        };
-        self.node("Add", &[&part("bn2"), &shortcut], &part("add"), &[]);
-        self.relu(&part("add"), name);
-        name.into()
-    }
-
-    fn convolution(&mut self, input: &str, convolution: &str, normalization: &str, kernel: i64, stride: i64) {
-        let padding = kernel / 2;
+    fn windowed(&mut self, operator: &str, inputs: &[&str], output: &str, window: [usize; 3]) {
+        let [size, stride, padding] = window.map(|extent| extent as i64);
         let attributes = [
-            Attribute::Integers("kernel_shape", &[kernel, kernel]),
-            Attribute::Integers("strides", &[stride, stride]),
-            Attribute::Integers("pads", &[padding, padding, padding, padding]),
+            Attribute::Integers("kernel_shape", &[size; 2]),
+            Attribute::Integers("strides", &[stride; 2]),
+            Attribute::Integers("pads", &[padding; 4]),
         ];
-        self.node("Conv", &[input, &format!("{convolution}.weight")], convolution, &attributes);
-        let parts = ["weight", "bias", "running_mean", "running_var"].map(|part| format!("{normalization}.{part}"));
-        let inputs = [convolution, &parts[0], &parts[1], &parts[2], &parts[3]];
-        self.node("BatchNormalization", &inputs, normalization, &[Attribute::Float("epsilon", 1e-5)]);
-    }
-
-    fn relu(&mut self, input: &str, output: &str) {
-        self.node("Relu", &[input], output, &[]);
+        self.node(operator, inputs, output, &attributes);
     }
 
     /// A node with the name of its only output.

@@ -1,7 +1,7 @@
 //! The operations of the graph, one file each: shapes, what the backward pass will need, and the calls on the device.
 
 mod avg_pool;
-mod batch_norm;
+pub mod batch_norm;
 mod conv2d;
 mod cross_entropy;
 mod linear;

@@ -34,8 +34,9 @@ pub fn logit_gradients(
     choose: impl Fn(&[f32]) -> usize,
 ) -> Result<LogitGradients> {
     let (device, resnet) = (network.device(), network.resnet());
-    let phase = Phase::Training(Freezing { modules: resnet.modules(), batch_norm: true });
-    let graph = resnet.graph(device, shape, &phase, LossReduction::Sum, &[module.to_string()])?;
+    let specification = resnet.specification();
+    let phase = Phase::Training(Freezing { modules: specification.modules(), batch_norm: true });
+    let graph = specification.graph(device, shape, &phase, LossReduction::Sum, &[module.to_string()])?;
     let watched = graph.graph.find(module).ok_or_else(|| Error::new(format!("there is no module {module}")))?;
     let plan = Plan::gradient_of(&graph.graph, device, watched);
     let arena = Arena::new(device, plan.arena_bytes())?;

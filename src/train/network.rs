@@ -69,7 +69,7 @@ pub struct Network {
 impl Network {
     /// Allocates the parameters, all zero, without gradients: the network can only evaluate.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet) -> Result<Self> {
-        let specifications = resnet.parameters(device.as_ref())?;
+        let specifications = resnet.parameters();
         let parameters = Parameters::new(device.as_ref(), &specifications, 0, false, |_| None)?;
         Ok(Self::with_parameters(device, resnet, parameters, None))
     }
@@ -152,7 +152,7 @@ impl Network {
             (Purpose::Training, Some(training)) => Phase::Training(training.freezing.clone()),
             (Purpose::Training, None) => return Err(Error::new("this network was loaded for evaluation only")),
         };
-        let network = self.resnet.graph(device, shape, &phase, reduction, kept)?;
+        let network = self.resnet.specification().graph(device, shape, &phase, reduction, kept)?;
         let plan = match purpose {
             Purpose::Training => Plan::training(&network.graph, device, |id| self.parameters.is_trainable(id)),
             Purpose::Evaluation => Plan::inference(&network.graph, device),

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::trainer::Trainable;
 use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
-use crate::model::Freezing;
+use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
 use crate::optim::GroupSettings;
 
@@ -13,7 +13,7 @@ use crate::optim::GroupSettings;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// `resnet18` or `resnet34`.
+    /// The name of an [`Architecture`].
     pub architecture: String,
     /// Channels of the first stage.
     pub width: usize,
@@ -62,7 +62,7 @@ impl Recipe {
     /// The lesson's: 5 epochs of batches of 128, summed loss, the head at ten times the rate.
     pub fn fine_tuning() -> Self {
         Self {
-            architecture: "resnet18".into(),
+            architecture: Architecture::default().to_string(),
             width: 64,
             from_scratch: false,
             epochs: 5,

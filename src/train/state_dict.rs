@@ -5,30 +5,18 @@ use std::path::Path;
 
 use super::network::Network;
 use crate::error::{Error, Result};
-use crate::graph::ParameterRole;
-use crate::model::{Architecture, HEAD, ResNet, init, is_head};
+use crate::model::{self, HEAD, ResNet, init, is_head};
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{
     HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, head_from, match_state_dict, save,
 };
 
-/// Every key of the network's state dict with its shape, in torch's order and layout.
-fn expected(network: &Network) -> Vec<NamedShape> {
-    let mut expected = Vec::new();
-    for specification in network.parameters().specifications() {
-        let name = &specification.name;
-        expected.push(NamedShape { name: name.clone(), shape: specification.torch_shape() });
-        if let Some(module) = name.strip_suffix(".running_var") {
-            expected.push(NamedShape { name: format!("{module}.num_batches_tracked"), shape: Vec::new() });
-        }
-    }
-    expected
-}
-
 /// The whole state dict of the network: what torch's `state_dict()` would hold.
 pub fn state_dict(network: &Network) -> Result<Vec<OutputTensor<'static>>> {
     let parameters = network.parameters();
-    expected(network)
+    network
+        .resnet()
+        .state_dict()
         .into_iter()
         .map(|NamedShape { name, shape }| match name.strip_suffix(".num_batches_tracked") {
             Some(module) => {
@@ -53,9 +41,9 @@ pub fn save_state_dict(network: &Network, path: &Path, metadata: &BTreeMap<Strin
 /// # Errors
 /// When a key is missing, unexpected or wrongly shaped; the network is then untouched.
 pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolicy) -> Result<MatchReport> {
-    let expected = expected(network);
+    let expected = network.resnet().state_dict();
     let report = match_state_dict(&expected, file, head);
-    report.check(&describe(network.resnet())).map_err(|error| error.with_details(report.to_string()))?;
+    report.check(&network.resnet().to_string()).map_err(|error| error.with_details(report.to_string()))?;
     for NamedShape { name, shape } in expected {
         if head == HeadPolicy::Replace && is_head(&name) {
             continue;
@@ -78,7 +66,7 @@ pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolic
 /// # Errors
 /// When a key is missing or wrongly shaped. Keys with other prefixes are left alone.
 pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &str) -> Result<()> {
-    for NamedShape { name, shape } in expected(network) {
+    for NamedShape { name, shape } in network.resnet().state_dict() {
         let key = format!("{prefix}{name}");
         let entry = file.entry(&key)?;
         if entry.shape != shape {
@@ -86,7 +74,7 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
                 "{}: {key} has shape {:?}, expected {shape:?} for {}",
                 file.path().display(),
                 entry.shape,
-                describe(network.resnet())
+                network.resnet()
             )));
         }
         match name.strip_suffix(".num_batches_tracked") {
@@ -100,53 +88,31 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
     Ok(())
 }
 
-fn describe(resnet: &ResNet) -> String {
-    match resnet.width {
-        64 => resnet.architecture.to_string(),
-        width => format!("{} of width {width}", resnet.architecture),
-    }
-}
-
 /// The network that a file of weights belongs to, with the head that it has.
 ///
 /// # Errors
-/// When the keys are not those of a ResNet of basic blocks.
+/// When no architecture of the table has these keys.
 pub fn recognise(file: &TensorFile) -> Result<ResNet> {
     let prefix = ["", "module.", "model."]
         .into_iter()
         .find(|prefix| file.contains(&format!("{prefix}conv1.weight")))
         .unwrap_or_default();
-    let first_extent = |name: &str| file.get(&format!("{prefix}{name}")).and_then(|entry| entry.shape.first().copied());
-    let architectures = [Architecture::ResNet34, Architecture::ResNet18];
-    let fits =
-        |architecture: &Architecture| {
-            architecture.blocks().into_iter().enumerate().all(|(stage, blocks)| {
-                first_extent(&format!("layer{}.{}.conv2.weight", stage + 1, blocks - 1)).is_some()
-            })
-        };
-    let bottleneck = first_extent("layer1.0.conv3.weight").is_some();
-    match (architectures.into_iter().find(fits), first_extent("conv1.weight"), first_extent("fc.weight")) {
-        (Some(architecture), Some(width), Some(classes)) if !bottleneck && width > 0 && classes > 0 => {
-            Ok(ResNet { architecture, width, classes })
-        }
-        _ => {
-            Err(Error::new(format!("{}: these are not the weights of a ResNet-18 or ResNet-34", file.path().display()))
-                .hint("expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight"))
-        }
-    }
+    let shape_of = |name: &str| file.get(&format!("{prefix}{name}")).map(|entry| entry.shape.as_slice());
+    let refused = |reason: String| {
+        Error::new(format!("{}: these are not the weights of a known network: {reason}", file.path().display()))
+            .hint("expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
+    };
+    let found = model::recognise(shape_of).map_err(refused)?;
+    let classes = found.classes.ok_or_else(|| refused("there is no fc.weight".into()))?;
+    Ok(found.resnet(classes))
 }
 
 /// Replaces the head by a fresh one: weight Xavier-uniform, bias as PyTorch begins it.
 pub fn new_head(network: &mut Network, seed: u64) -> Result<()> {
-    let (weight, bias) = (format!("{HEAD}.weight"), format!("{HEAD}.bias"));
-    let classes = network.resnet().classes;
-    let inputs = network.parameters().value_of(&weight)?.shape().channels();
-    let mut values = vec![0.0; classes * inputs];
-    init::xavier_uniform(inputs, classes, &mut values, &mut init::parameter_stream(seed, &weight));
-    network.write(&weight, &values)?;
-    let mut values = vec![0.0; classes];
-    init::linear_bias_default(inputs, &mut values, &mut init::parameter_stream(seed, &bias));
-    network.write(&bias, &values)
+    for parameter in network.resnet().parameters().iter().filter(|parameter| is_head(&parameter.name)) {
+        network.write(&parameter.name, &init::head_values(parameter, seed))?;
+    }
+    Ok(())
 }
 
 /// Replaces the head by rows of the file's.
@@ -156,26 +122,11 @@ pub fn copy_head(network: &mut Network, file: &TensorFile, report: &MatchReport,
     network.write(&format!("{HEAD}.bias"), &head.bias)
 }
 
-/// Begins every parameter as PyTorch does for a network from scratch: Kaiming-normal convolutions (fan-out), batch
-/// norms 1 and 0, linear layers by default.
+/// Begins every parameter as torchvision does for a network from scratch: Kaiming-normal convolutions (fan-out), batch norms
+/// 1 and 0, linear layers by PyTorch's default.
 pub fn initialise(network: &mut Network, seed: u64) -> Result<()> {
-    let specifications: Vec<_> = network.parameters().specifications().cloned().collect();
-    for specification in specifications {
-        let mut values = vec![0.0; specification.shape.len()];
-        let random = &mut init::parameter_stream(seed, &specification.name);
-        match (specification.role, specification.shape.dims()) {
-            (ParameterRole::ConvolutionWeight, &[outputs, height, width, _]) => {
-                init::kaiming_normal_fan_out(outputs, height * width, &mut values, random);
-            }
-            (ParameterRole::LinearWeight, &[_, inputs]) => init::linear_weight_default(inputs, &mut values, random),
-            (ParameterRole::LinearBias, _) => {
-                let weight = network.parameters().value_of(&format!("{HEAD}.weight"))?;
-                init::linear_bias_default(weight.shape().channels(), &mut values, random);
-            }
-            (ParameterRole::BatchNormWeight | ParameterRole::RunningVariance, _) => values.fill(1.0),
-            _ => {}
-        }
-        network.write(&specification.name, &values)?;
+    for parameter in network.resnet().parameters() {
+        network.write(&parameter.name, &init::initial_values(&parameter, seed))?;
     }
     Ok(())
 }

@@ -38,8 +38,9 @@ impl Trainer {
     /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
         let Trainable { freezing, groups, reduction, max_gradient_norm } = trainable;
-        let specifications = resnet.parameters(device.as_ref())?;
-        freezing.check(&resnet, &specifications)?;
+        let specification = resnet.specification();
+        freezing.check(&specification)?;
+        let specifications = specification.parameters();
         let with_velocity = groups.iter().any(|group| group.momentum != 0.0);
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
             true => None,

@@ -11,10 +11,10 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{GlobalArguments, print_json, print_result};
+use super::{GlobalArguments, architecture_names, print_json, print_result};
 use crate::device::{Device, threads};
 use crate::error::{Error, Result};
-use crate::model::{BatchShape, ResNet};
+use crate::model::{Architecture, BatchShape, ResNet};
 use crate::tensor::Tensor;
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Network, Purpose, Recipe, Trainer, initialise};
 use pictures::{Pictures, targets};
@@ -45,8 +45,8 @@ pub struct BenchArguments {
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
 
-    /// resnet18 or resnet34
-    #[arg(long, default_value = "resnet18", value_name = "NAME")]
+    /// Architecture
+    #[arg(long, default_value_t = Architecture::default().to_string(), value_name = "NAME", value_parser = architecture_names())]
     arch: String,
 
     /// Channels of the first stage

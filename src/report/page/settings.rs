@@ -3,19 +3,14 @@
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
+use crate::model::{Architecture, FULL_WIDTH, ResNet};
 use crate::train::Recipe;
-
-/// Channels of the first stage of torchvision's networks.
-const TORCHVISION_WIDTH: usize = 64;
 
 /// `ResNet-18`, with its width where that is not torchvision's.
 pub(super) fn network_name(recipe: &Recipe) -> String {
-    let name = match recipe.architecture.as_str() {
-        "resnet18" => "ResNet-18",
-        "resnet34" => "ResNet-34",
-        other => other,
-    };
-    if recipe.width == TORCHVISION_WIDTH { name.into() } else { format!("{name} (width {})", recipe.width) }
+    let title = |architecture: Architecture| architecture.title().to_string();
+    let name = recipe.architecture.parse().map_or_else(|_| recipe.architecture.clone(), title);
+    if recipe.width == FULL_WIDTH { name } else { format!("{name} (width {})", recipe.width) }
 }
 
 /// Name, value and meaning of every setting.
@@ -108,7 +103,9 @@ pub(super) fn differences(runs: &[&RunRecord]) -> Markup {
 
 pub(super) fn usage(run: &RunRecord) -> Markup {
     let model = run.folder.join("model.safetensors");
-    let recipe = &run.config.recipe;
+    let (recipe, classes) = (&run.config.recipe, run.config.classes.len());
+    let resnet = recipe.architecture.parse().map(|architecture| ResNet { architecture, width: recipe.width, classes });
+    let torchvision = resnet.ok().and_then(|resnet| resnet.torchvision_call());
     html! {
         section {
             h2 { "Using the model" }
@@ -117,10 +114,10 @@ pub(super) fn usage(run: &RunRecord) -> Markup {
                 "retune eval " (model.display()) " more-photos\n"
                 "retune convert " (model.display()) " model.onnx"
             } }
-            @if recipe.width == TORCHVISION_WIDTH {
+            @if let Some(torchvision) = torchvision {
                 p { "In Python:" }
                 pre { code {
-                    "net = torchvision.models." (recipe.architecture) "(num_classes=" (run.config.classes.len()) ")\n"
+                    "net = " (torchvision) "\n"
                     "net.load_state_dict(safetensors.torch.load_file(\"model.safetensors\"))"
                 } }
             } @else {

@@ -1,0 +1,42 @@
+//! Which modules stay as they are in training.
+
+use super::{ParameterSpecification, Specification};
+use crate::error::{Error, Result};
+
+/// Modules whose parameters are fixed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Freezing {
+    /// torch's module names: `conv1`, `layer2`, `layer3.0`. A module's parts are fixed with it.
+    pub modules: Vec<String>,
+    /// Whether the batch norms among them normalise by their running statistics and leave them as they are.
+    pub batch_norm: bool,
+}
+
+impl Freezing {
+    /// Whether the parameter or module of this name is fixed.
+    pub fn covers(&self, name: &str) -> bool {
+        self.modules.iter().any(|module| {
+            name.strip_prefix(module.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
+    }
+
+    /// Refuses names that are no modules of the network, and names that leave nothing to train.
+    ///
+    /// # Errors
+    /// A usage error that names the module, with the network's modules as a hint.
+    pub fn check(&self, specification: &Specification) -> Result<()> {
+        let parameters = specification.parameters();
+        for module in &self.modules {
+            let one = Freezing { modules: vec![module.clone()], batch_norm: false };
+            if !parameters.iter().any(|parameter| one.covers(&parameter.name)) {
+                return Err(Error::usage(format!("{} has no module {module:?}", specification.name()))
+                    .hint(format!("its modules are {}", specification.modules().join(", "))));
+            }
+        }
+        let trains = |parameter: &ParameterSpecification| !parameter.role.is_buffer() && !self.covers(&parameter.name);
+        if !parameters.iter().any(trains) {
+            return Err(Error::usage("every module is frozen, nothing is left to train"));
+        }
+        Ok(())
+    }
+}
