@@ -1,22 +1,22 @@
-//! The one error type: what is wrong with which file or flag, and how to mend it.
+//! The crate's error type: what is wrong with which file or flag, and a hint with the fix.
 
 use std::fmt;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// How a program that meets the error should end.
+/// The kind of an error, which decides the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The work could not be done (exit status 1).
+    /// The command failed (exit status 1).
     Failure,
-    /// The request itself was wrong: a flag, or flags that contradict each other (exit status 2).
+    /// The command line is wrong: an invalid value, or flags that contradict each other (exit status 2).
     Usage,
-    /// The user stopped it (exit status 130).
+    /// The user interrupted the command (exit status 130).
     Interrupted,
 }
 
-/// A message of one line, and optionally a hint that tells the mend.
+/// A message of one line, and optionally a hint with the fix.
 #[derive(Debug, Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -26,18 +26,18 @@ pub struct Error {
     shortage: Option<MemoryShortage>,
 }
 
-/// Memory that a device did not have.
+/// An allocation that failed for lack of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryShortage {
-    /// Bytes that were asked for.
+    /// Requested bytes.
     pub asked: usize,
-    /// Bytes that were free, where the device tells.
+    /// Free bytes, if the device reports them.
     pub free: Option<usize>,
 }
 
 impl Error {
-    /// A failure: the message names the file or value, what was expected and what was found. What a name or a file's
-    /// content brings along that would move a terminal's cursor, or end the line, is replaced.
+    /// A failure. The message names the file or value, what was expected and what was found. Control characters, which may
+    /// come from file names and file contents, are replaced: the message stays on one line.
     pub fn new(message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.contains(char::is_control) {
@@ -46,42 +46,42 @@ impl Error {
         Self { kind: ErrorKind::Failure, message, hint: None, details: None, shortage: None }
     }
 
-    /// A wrong request.
+    /// A wrong command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Usage, ..Self::new(message) }
     }
 
-    /// The user asked to stop.
+    /// An interruption by the user.
     pub fn interrupted(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Interrupted, ..Self::new(message) }
     }
 
-    /// A device without enough memory.
+    /// A failed allocation: bytes requested, and bytes free if known.
     pub fn out_of_memory(device: &str, asked: usize, free: Option<usize>) -> Self {
         let size = |bytes: usize| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64);
-        let there = free.map_or(String::new(), |free| format!(", {} are free", size(free)));
-        let message = format!("{device}: out of memory: {} are needed{there}", size(asked));
-        let error = Self::new(message).hint("a smaller batch or smaller pictures need less");
+        let available = free.map_or(String::new(), |free| format!(", {} is free", size(free)));
+        let message = format!("{device}: out of memory: {} is needed{available}", size(asked));
+        let error = Self::new(message).hint("use a smaller batch size or image size");
         Self { shortage: Some(MemoryShortage { asked, free }), ..error }
     }
 
-    /// How much memory was missing, where that was the failure.
+    /// The failed allocation, if that is the error.
     pub fn shortage(&self) -> Option<MemoryShortage> {
         self.shortage
     }
 
-    /// Adds the mend, printed on a line of its own as `hint: ...`.
+    /// Adds a hint with the fix, printed on its own line as `hint: ...`.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Says first what the error is about: the flag that named a value, say.
+    /// Puts the subject in front of the message, such as the flag that an invalid value belongs to.
     pub fn about(self, subject: &str) -> Self {
         Self { message: format!("{subject}: {}", self.message), ..self }
     }
 
-    /// Adds a long report, for those who ask for it.
+    /// Adds a long report, shown with `--verbose`.
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = Some(details.into());
         self
@@ -92,12 +92,12 @@ impl Error {
         self.details.as_deref()
     }
 
-    /// How the program should end.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The mend, where there is one.
+    /// The hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -120,9 +120,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Turns any error into [`Error`], saying what was being done.
+/// Converts any error into [`Error`] and adds what was attempted.
 pub trait Context<T> {
-    /// `doing` reads like `cannot read photos/a.jpg`; the cause follows after a colon.
+    /// `doing` reads like `cannot read photos/a.jpg`; the cause follows a colon.
     fn context<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T>;
 }
 

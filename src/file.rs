@@ -1,4 +1,4 @@
-//! Writing files so that a reader never sees half of one.
+//! Atomic writing: a reader never sees an incomplete file.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// Writes `path` in one step: a temporary file in the same folder is filled by `write`, synced, and renamed.
+/// Writes `path` atomically: `write` fills a temporary file in the same folder, which is then synced and renamed.
 ///
-/// A file that was at `path` keeps its permissions, and a symbolic link keeps pointing where it did.
+/// An existing file keeps its permissions, and a symbolic link keeps its target.
 ///
 /// # Errors
-/// When the folder cannot be written, when `write` fails, or when the disk is full. The temporary file is then removed
-/// and whatever was at `path` before is untouched.
+/// When the folder is not writable, when `write` fails, or when the disk is full. The temporary file is then removed, and a
+/// previous file at `path` is untouched.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> Result<()> {
     let previous = fs::metadata(path).ok();
     if let Some(previous) = &previous
@@ -24,7 +24,7 @@ pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File
     {
         let kind = if previous.is_dir() { "a folder" } else { "a device or pipe" };
         return Err(Error::new(format!("cannot write {}: it is {kind}, expected a file", path.display()))
-            .hint("name another file to write"));
+            .hint("choose another file name"));
     }
     try_write(path, previous.as_ref().map(fs::Metadata::permissions), write)
         .map_err(|cause| failure(path, previous.is_some(), &cause))
@@ -47,13 +47,13 @@ fn try_write(
     }
     temporary.as_file().sync_all()?;
     temporary.persist(&target).map_err(|failure| failure.error)?;
-    // The new file is complete and in place; some file systems refuse to sync a folder, which is no reason to fail.
+    // The new file is in place. Some file systems cannot sync a folder; that is not an error.
     #[cfg(unix)]
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
 }
 
-/// Where a rename has to land so that a symbolic link at `path` survives it.
+/// The target of a rename that preserves a symbolic link at `path`.
 fn link_target(path: &Path) -> io::Result<PathBuf> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_symlink() => fs::canonicalize(path),
@@ -66,11 +66,11 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn temporary_file(target: &Path, folder: &Path) -> io::Result<NamedTempFile> {
-    let name = target.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    let name = target.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let prefix = format!(".{}.", name.to_string_lossy());
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".tmp");
-    // Temporary files are private by default; this one becomes a file like any other (the umask still applies).
+    // Temporary files are private by default; this one gets the usual permissions, limited by the umask.
     #[cfg(unix)]
     let builder = {
         use std::os::unix::fs::PermissionsExt;
@@ -80,16 +80,14 @@ fn temporary_file(target: &Path, folder: &Path) -> io::Result<NamedTempFile> {
 }
 
 fn failure(path: &Path, existed: bool, cause: &io::Error) -> Error {
-    let state = if existed { "the previous file is untouched" } else { "nothing was left behind" };
+    let state = if existed { "the previous file is untouched" } else { "no file was written" };
     let error = Error::new(format!("cannot write {}: {cause}; {state}", path.display()));
     match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            error.hint("free some space on that disk, or write to another one")
+            error.hint("free some space on the disk, or write to another one")
         }
-        io::ErrorKind::NotFound => error.hint("create the folder first, or write to another one"),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            error.hint("write to a folder that you may write in")
-        }
+        io::ErrorKind::NotFound => error.hint("create the folder first"),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => error.hint("choose a writable folder"),
         _ => error,
     }
 }

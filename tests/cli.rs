@@ -373,17 +373,17 @@ red        0      6
 
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --quiet --out run"));
         assert_snapshot!(outcome.stderr, @r##"
-warning: left out: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu"
-warning: left out: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
-warning: 2 pictures could not be read and were left out
+warning: skipped: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu"
+warning: skipped: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
+warning: 2 unreadable images were skipped
 "##);
         let run = place.json(&format!("train data {SMALL} --epochs 1 --quiet --json --out other"));
         assert_eq!(run["skipped"], serde_json::json!(["data/train/red/text.jpg", "data/test/red/cut.jpg"]));
         let eval = place.run("eval run/model.safetensors data --json");
         assert_eq!(eval.status, 0);
         assert_snapshot!(eval.stderr, @r##"
-warning: left out: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
-warning: 1 picture could not be read and was left out
+warning: skipped: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
+warning: 1 unreadable image was skipped
 "##);
         assert_eq!(serde_json::from_str::<Value>(&eval.stdout).unwrap()["skipped"], 1);
 
@@ -537,7 +537,7 @@ error: --freeze: every module is frozen, nothing is left to train
 exit status 2
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze-batch-norm
-error: the following required arguments were not provided: --freeze <NAMES>
+error: the following required arguments were not provided: --freeze <MODULES>
 hint: see `retune train --help`
 exit status 2
 
@@ -604,7 +604,7 @@ mod other_commands {
         let answered: Vec<&str> = outcome.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
         assert_eq!(answered, ["data/test/red/00.png", "data/test/red/01.png"]);
         assert_snapshot!(outcome.stderr, @r##"
-warning: left out: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: skipped: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
 error: 1 of 3 pictures could not be read
 "##);
         let model = "base/model.safetensors";
@@ -864,11 +864,11 @@ hint: a reference file says `format` = `retune-reference-1` and tells its whole 
 exit status 1
 
 $ retune gradcheck broken.safetensors --floor -1
-error: --floor -1: expected a number that is not negative
+error: --floor -1: expected a number of at least 0
 exit status 2
 
 $ retune gradcheck broken.safetensors --floor nan
-error: --floor NaN: expected a number that is not negative
+error: --floor NaN: expected a number of at least 0
 exit status 2
 "##);
     }
@@ -893,7 +893,7 @@ exit status 2
             assert!(operations.contains(&operation), "{operation} in {operations:?}");
         }
         let text = place.succeed(&format!("{tiny} --kernels --threads 1")).stdout;
-        assert!(text.contains("on cpu with 1 threads"), "{text}");
+        assert!(text.contains("device: cpu, threads: 1, activations: "), "{text}");
 
         place.draw("photos/red", [200, 60, 40], 3);
         let data = "bench --mode data --data photos --workers 1 --image-size 33 --batch-size 2 --steps 2";
@@ -946,7 +946,7 @@ hint: see `retune bench --help`
 exit status 2
 
 $ retune bench --mode nonsense
-error: invalid value 'nonsense' for '--mode <WHAT>' [possible values: training, inference, both, data]
+error: invalid value 'nonsense' for '--mode <MODE>' [possible values: training, inference, both, data]
 hint: see `retune bench --help`
 exit status 2
 
@@ -965,7 +965,7 @@ hint: check the spelling of the path
 exit status 1
 
 $ retune bench --data photos
-error: --data is for `--mode data`; the other modes draw their pictures
+error: --data requires --mode data; the other modes use synthetic images
 exit status 2
 
 $ retune bench --workers 1
@@ -1169,8 +1169,8 @@ exit status 2
         let outcome = place.run(&format!("train bad {SMALL} --quiet --out run"));
         assert_eq!(outcome.status, 1);
         assert_snapshot!(outcome.stderr, @r##"
-warning: left out: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
-warning: left out: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
 error: not one of the training pictures could be read
 "##);
         // Whoever mends the data can give the same command again.
@@ -1377,8 +1377,8 @@ error: --device nonsense: expected auto, cpu, cuda, cuda:N or emulator
 exit status 2
 
 $ retune train data --from-scratch --out run --precision bf16
-error: --precision bf16: the CPU engine computes in fp32 only
-hint: leave --precision out, or use a CUDA device
+error: --precision bf16: the CPU supports only fp32
+hint: remove --precision, or use a CUDA device
 exit status 2
 
 $ retune train data --from-scratch --out run --precision fp8
@@ -1453,10 +1453,7 @@ hint: use a smaller learning rate, or --clip-gradient-norm 1
             place.run("train data --from-scratch --width 4 --image-size 30000 --batch-size 14 --quiet --out run");
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         let lines: Vec<&str> = outcome.stderr.lines().collect();
-        assert!(
-            lines[0].starts_with("error: cpu: out of memory: ") && lines[0].ends_with(" GiB are free"),
-            "{lines:?}"
-        );
+        assert!(lines[0].starts_with("error: cpu: out of memory: ") && lines[0].ends_with(" GiB is free"), "{lines:?}");
         assert!(lines[1].starts_with("hint: ") && lines[1].contains("--batch-size "), "{lines:?}");
         assert!(!place.path("run").exists(), "nothing was begun");
     }
@@ -1789,7 +1786,7 @@ mod full_disk {
         let train = format!("train data {SMALL} --epochs 1 --quiet");
         let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
         assert_eq!(outcome.status, 1, "{}", outcome.stderr);
-        assert!(outcome.stderr.contains("nothing was left behind"), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("no file was written"), "{}", outcome.stderr);
         assert_eq!(place.names("run"), ["config.json", "metrics.jsonl"]);
         place.succeed(&format!("{train} --out run"));
         place.succeed(&format!("{train} --out other"));
@@ -1832,7 +1829,7 @@ mod full_disk {
         ));
         assert_snapshot!(outcome.stderr, @r##"
 error: cannot write disk/run/checkpoint.safetensors: No space left on device (os error 28); the previous file is untouched
-hint: free some space on that disk, or write to another one
+hint: free some space on the disk, or write to another one
 "##);
         assert_eq!((outcome.status, whole), (1, [true, true]));
         assert_eq!(names, place.names("whole"), "no temporary file is left");

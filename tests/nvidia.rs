@@ -290,7 +290,7 @@ fn too_little_memory_is_told_in_figures() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let _half = driver.allocate(512 << 20).unwrap();
         let error = driver.allocate(768 << 20).err().unwrap();
-        assert_eq!(error.message(), "cuda:0: out of memory: 0.75 GiB are needed, 0.50 GiB are free");
+        assert_eq!(error.message(), "cuda:0: out of memory: 0.75 GiB is needed, 0.50 GiB is free");
         let shortage = error.shortage().unwrap();
         assert_eq!((shortage.asked, shortage.free), (768 << 20, Some(512 << 20)));
     });
@@ -316,7 +316,7 @@ fn drivers_that_do_not_work_are_told_apart() {
         let Some(text) = devices(mode) else { return };
         let cuda: Vec<&str> = text.lines().filter(|line| line.starts_with("cuda")).collect();
         assert_eq!(cuda.len(), 1, "{text}");
-        assert!(cuda[0].contains("not available: ") && cuda[0].contains(reason), "{mode}: {text}");
+        assert!(cuda[0].contains("unavailable: ") && cuda[0].contains(reason), "{mode}: {text}");
         assert!(text.contains("hint: ") && text.contains(hint), "{mode}: {text}");
     }
 }
@@ -344,7 +344,7 @@ fn the_command_line_says_what_is_missing() {
         assert!(text.starts_with("error: --device cuda: this build has no CUDA kernels\nhint: "), "{text}");
         let text = devices("").unwrap();
         assert!(text.contains("cuda:1    Fake GPU 1, "), "{text}");
-        assert!(text.contains("not available: this build has no CUDA kernels"), "{text}");
+        assert!(text.contains("unavailable: this build has no CUDA kernels"), "{text}");
         return;
     }
     let Some(text) = error("old-driver", &format!("{bench} --device cuda")) else { return };
@@ -357,12 +357,12 @@ fn the_command_line_says_what_is_missing() {
     assert!(text.contains("bf16: needs compute capability 8.0 or later, cuda:0 has 7.5"), "{text}");
     let text = devices("").unwrap();
     assert!(text.contains("cuda:1    Fake GPU 1, compute capability 9.0, 1.0 GiB, driver for CUDA 13.1\n"), "{text}");
-    assert!(devices("old-driver").unwrap().contains("not available: the driver is too old"));
+    assert!(devices("old-driver").unwrap().contains("unavailable: the driver is too old"));
     // One that cannot be used is no reason not to compute, but to say so.
     let output = retune("old-driver", bench).unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("warning: computing on the CPU: the driver is too old"), "{text}");
+    assert!(text.contains("warning: using the CPU: the driver is too old"), "{text}");
 }
 
 /// The error of a run that does not fit names a batch that does, and no smaller one than need be.
@@ -392,7 +392,7 @@ fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
         String::from_utf8(output.stderr).unwrap()
     };
     let text = train(24);
-    assert!(text.contains("error: cuda:0: out of memory: ") && text.contains(" GiB are free\n"), "{text}");
+    assert!(text.contains("error: cuda:0: out of memory: ") && text.contains(" GiB is free\n"), "{text}");
     assert!(!place.path().join("run24").exists());
     let batch = text.split_once("hint: --batch-size ").unwrap_or_else(|| panic!("{text}")).1;
     let batch: usize = batch.split_once(" fits").unwrap().0.parse().unwrap();

@@ -357,9 +357,7 @@ mod atomic_writing {
             shown(error.unwrap_err(), &folder)
         };
         let full = fail(io::ErrorKind::StorageFull);
-        assert!(
-            full.starts_with("cannot write model.safetensors: no storage space; nothing was left behind\nhint: free")
-        );
+        assert!(full.starts_with("cannot write model.safetensors: no storage space; no file was written\nhint: free"));
         assert_eq!(left_in(&folder), Vec::<String>::new());
         fill("precious", &path);
         let full = fail(io::ErrorKind::StorageFull);
@@ -374,7 +372,7 @@ mod atomic_writing {
         let path = folder.path().join("absent/model.safetensors");
         let error = shown(write_atomically(&path, |_| Ok(())).unwrap_err(), &folder);
         assert!(error.starts_with("cannot write absent/model.safetensors: "), "{error}");
-        assert!(error.ends_with("hint: create the folder first, or write to another one"), "{error}");
+        assert!(error.ends_with("hint: create the folder first"), "{error}");
     }
 
     #[test]

@@ -13,11 +13,11 @@ Examples:
   retune completions zsh > ~/.zfunc/_retune
   retune completions fish > ~/.config/fish/completions/retune.fish";
 
-/// Print what makes a shell complete retune's commands and options
+/// Generate shell completions
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CompletionsArguments {
-    /// The shell
+    /// Shell to generate completions for
     shell: Shell,
 }
 

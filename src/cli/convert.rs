@@ -16,17 +16,17 @@ Examples:
 
 /// Convert weights to safetensors, or a trained model to ONNX
 ///
-/// Reads safetensors and torch's .pth (of which nothing is run). To safetensors every tensor goes as it is, under torchvision's key
-/// names. An ONNX file is a whole network: input `input`, normalised pixels [batch, 3, size, size]; output `logits`; the names of
-/// the classes and what has to be done to a picture first are in its metadata.
+/// Reads safetensors and PyTorch .pth files; code in a .pth file is never run. A safetensors file gets the same tensors with
+/// torchvision's key names. An ONNX file contains the whole network, with the input `input` (normalised pixels, [batch, 3, size,
+/// size]) and the output `logits`; its metadata holds the class names and the preprocessing.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ConvertArguments {
-    /// What to read: a .safetensors or .pth file, or a model on the hub
+    /// File to read (.safetensors or .pth), or a model on the Hugging Face Hub
     #[arg(value_name = "IN")]
     input: PathBuf,
 
-    /// What to write: a name that ends in .safetensors or .onnx
+    /// File to write; its extension, .safetensors or .onnx, determines the format
     #[arg(value_name = "OUT")]
     output: PathBuf,
 }

@@ -23,43 +23,41 @@ use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, compar
 const EXAMPLES: &str = "\
 Examples:
   retune demo
-  Another experiment, elsewhere:
-    retune demo --seed 7 --out lesson";
+  retune demo --seed 7 --out runs/other";
 
-/// Show in a few minutes what fine-tuning does, with pictures that are drawn here
+/// Show what fine-tuning does, in a few minutes and offline
 ///
-/// Draws two sets of pictures: many of twelve kinds of things, and a few of hot dogs and their look-alikes. Trains a small
-/// network on the first set; fine-tunes it on the second, with the head at ten times the rate; and trains the same network on the
-/// second set from random weights, in as many steps. One page then compares the two. Nothing is downloaded, every step is a
-/// command that it prints before it runs it, and another --seed is another experiment.
+/// Draws a large data set of twelve kinds of things and a small one of hot dogs and their look-alikes. Pretrains a small network
+/// on the large data set and fine-tunes it on the small one; then trains the same network on the small data set from random
+/// weights, for the same number of steps. A report compares the two. The command of every step is printed.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArguments {
-    /// Where to write pictures, runs and page [default: the next of runs/demo, runs/demo-2, ...]
+    /// Folder to write the data sets, runs and report to [default: the next of runs/demo, runs/demo-2, ...]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 
-    /// Decides what is drawn and how training goes
+    /// Seed of the drawings and of training
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Training pictures of each class of the large set
+    /// Number of training images per class in the large data set
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(2..=100_000))]
     source_per_class: u64,
 
-    /// Training pictures of each class of the small set
+    /// Number of training images per class in the small data set
     #[arg(long, value_name = "N", default_value_t = 48, value_parser = clap::value_parser!(u64).range(2..=100_000))]
     target_per_class: u64,
 
-    /// Passes over the large set
+    /// Number of epochs of pretraining on the large data set
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pretraining_epochs: u64,
 
-    /// Passes over the small set, from pretrained and from random weights
+    /// Number of epochs on the small data set, from pretrained and from random weights
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     epochs: u64,
 
-    /// Draw the pictures and stop there
+    /// Draw the data sets without training
     #[arg(long)]
     only_draw: bool,
 }

@@ -1,4 +1,4 @@
-//! From the value of `--device` to a CUDA device, and what keeps it from being one.
+//! Opens the CUDA device of `--device`, and explains why one is unavailable.
 
 use super::warn;
 use crate::device::Precision;
@@ -17,7 +17,7 @@ impl From<super::Precision> for Precision {
     }
 }
 
-/// The number of the GPU that `cuda` or `cuda:N` names; none for other names.
+/// The index of the GPU in `cuda` or `cuda:N`; `None` for other names.
 pub(super) fn cuda_index(name: &str) -> Option<usize> {
     match name.strip_prefix("cuda")? {
         "" => Some(0),
@@ -28,7 +28,7 @@ pub(super) fn cuda_index(name: &str) -> Option<usize> {
     }
 }
 
-/// The driver of the GPU that `--device cuda:N` asks for.
+/// Opens the GPU of `--device cuda:N`.
 pub(super) fn open_cuda(name: &str, index: usize) -> Result<Box<dyn Driver>> {
     let about = format!("--device {name}");
     require_kernels().map_err(|error| error.about(&about))?;
@@ -36,7 +36,7 @@ pub(super) fn open_cuda(name: &str, index: usize) -> Result<Box<dyn Driver>> {
     Ok(Box::new(driver))
 }
 
-/// The driver of the first GPU, if there is one and all that it needs. Who has a GPU that cannot be used is told why.
+/// Opens the first GPU; `None` if there is none. Warns if there is a GPU that cannot be used.
 pub(super) fn first_cuda() -> Result<Option<Box<dyn Driver>>> {
     if MODULES.is_empty() || !nvidia::is_driver_present() {
         return Ok(None);
@@ -49,7 +49,7 @@ pub(super) fn first_cuda() -> Result<Option<Box<dyn Driver>>> {
     match opened {
         Ok(driver) => Ok(Some(Box::new(driver))),
         Err(error) => {
-            warn(&format!("computing on the CPU: {}", error.message()));
+            warn(&format!("using the CPU: {}", error.message()));
             Ok(None)
         }
     }
@@ -57,26 +57,27 @@ pub(super) fn first_cuda() -> Result<Option<Box<dyn Driver>>> {
 
 fn require_kernels() -> Result<()> {
     match MODULES.is_empty() {
-        true => Err(Error::new("this build has no CUDA kernels")
-            .hint("scripts/install-nvcc.sh brings the compiler, without root; then cargo build --release")),
+        true => Err(Error::new("this build has no CUDA kernels").hint(
+            "run scripts/install-nvcc.sh, which installs the CUDA compiler without root, then `cargo build --release`",
+        )),
         false => Ok(()),
     }
 }
 
-/// A GPU, or what stands in its place, and all that is missing to compute on it.
+/// A GPU and the reasons why it is unavailable; without a GPU, `description` is `None`.
 pub(super) struct CudaState {
     pub name: String,
     pub description: Option<String>,
     pub missing: Vec<Error>,
 }
 
-/// What there is for `--device cuda`: every GPU, or one entry that says why there is none.
+/// The state of every GPU, or one entry that explains why there is none.
 pub(super) fn cuda_states() -> Vec<CudaState> {
     let kernels = require_kernels().err();
     let state = |gpu: Gpu| {
         let missing = match &kernels {
             Some(error) => Some(error.clone()),
-            // Only the driver knows whether it takes the kernels.
+            // Only the driver knows whether it can load the kernels.
             None => Nvidia::open(gpu.index, MODULES).err(),
         };
         let description = Some(gpu.description());

@@ -10,7 +10,7 @@ use crate::device::cpu::Cpu;
 use crate::device::cpu::simd::Level;
 use crate::error::{Error, Result};
 
-/// List what there is to compute on, and why not what is missing
+/// List available devices, and why others are unavailable
 #[derive(clap::Args)]
 pub struct DevicesArguments {}
 
@@ -19,7 +19,7 @@ struct Row {
     name: String,
     available: bool,
     description: String,
-    /// How to mend what is missing.
+    /// How to make the device available.
     hints: Vec<String>,
 }
 
@@ -28,16 +28,16 @@ impl Row {
         Self { name, available: true, description, hints: Vec::new() }
     }
 
-    fn missing(name: &str, reason: &str) -> Self {
-        Self { name: name.into(), available: false, description: format!("not available: {reason}"), hints: Vec::new() }
+    fn unavailable(name: &str, reason: &str) -> Self {
+        Self { name: name.into(), available: false, description: format!("unavailable: {reason}"), hints: Vec::new() }
     }
 }
 
-/// The GPUs, or what is missing for one.
+/// One row per GPU, or one that explains why there is none.
 fn cuda_rows() -> impl Iterator<Item = Row> {
     device::cuda_states().into_iter().map(|state| {
         let reasons: Vec<&str> = state.missing.iter().map(Error::message).collect();
-        let reasons = (!reasons.is_empty()).then(|| format!("not available: {}", reasons.join("; ")));
+        let reasons = (!reasons.is_empty()).then(|| format!("unavailable: {}", reasons.join("; ")));
         let description: Vec<String> = state.description.into_iter().chain(reasons).collect();
         let hints = state.missing.iter().filter_map(Error::hint_text).map(String::from).collect();
         Row { name: state.name, available: state.missing.is_empty(), description: description.join("; "), hints }
@@ -49,9 +49,9 @@ pub fn run(global: &GlobalArguments, _arguments: &DevicesArguments) -> Result<Ex
     let mut rows = vec![Row::available(Cpu.name(), Cpu.description())];
     rows.extend(cuda_rows());
     rows.push(if cfg!(feature = "emulator") {
-        Row::available("emulator".into(), "the CUDA kernels on the CPU, for tests".into())
+        Row::available("emulator".into(), "runs the CUDA kernels on the CPU, for tests".into())
     } else {
-        Row::missing("emulator", "this build has no emulator; build with `--features emulator`")
+        Row::unavailable("emulator", "this build has no emulator; build with `--features emulator`")
     });
     if global.json {
         print_json(&rows)?;

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::fetch;
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, warn_of_left_out};
+use super::{GlobalArguments, print_json, print_result, warn_of_skipped};
 use crate::data::{Batches, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -21,29 +21,31 @@ Examples:
   retune eval runs/1/model.safetensors photos
   retune eval runs/1/model.safetensors more-photos --json | jq .accuracy";
 
-/// Measure a model on a folder of labelled pictures: accuracy, loss, each class, who is taken for whom
+/// Evaluate a model on labelled images
+///
+/// Prints accuracy, loss, per-class results and the confusion matrix.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArguments {
-    /// model.safetensors, as `train` writes it
+    /// Model to evaluate: model.safetensors of a run
     model: PathBuf,
 
-    /// Folder with one folder of pictures per class, or with a `test/` (or `val/`) that has them
+    /// Folder with one folder of images per class, or with a `test` or `val` folder that contains them
     data: PathBuf,
 
-    /// Pictures at a time
+    /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N")]
     batch_size: usize,
 
-    /// Threads that decode pictures [default: one a core]
+    /// Number of threads that decode images [default: one per core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 
-    /// Turn pictures as their EXIF says, even if the model was trained without that
+    /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
     exif: bool,
 
-    /// A picture that cannot be read is an error
+    /// Stop at an unreadable image instead of skipping it with a warning
     #[arg(long)]
     strict: bool,
 }
@@ -85,7 +87,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let (mut done, mut skipped) = (0, 0);
     let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         for sample in &batch.skipped {
-            progress.warn(&format!("left out: {}", sample.reason));
+            progress.warn(&format!("skipped: {}", sample.reason));
         }
         skipped += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();
@@ -94,7 +96,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     })?;
     progress.finish();
     if skipped > 0 {
-        warn_of_left_out(skipped);
+        warn_of_skipped(skipped);
     }
     let confusion = Confusion::new(&predictions, model.classes.len());
     let result = EvalResult {

@@ -1,4 +1,4 @@
-//! `retune fetch`, and weights that are named by where they come from.
+//! `retune fetch`, and weights that are given as the name of a model on the Hugging Face Hub.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,32 +14,33 @@ use crate::fetch::{Limits, Source, Transfer, download, unpack};
 
 const EXAMPLES: &str = "\
 Examples:
-  retune fetch resnet18
-  retune fetch hotdog
-  retune train data/hotdog --weights weights/resnet18-f37072fd.pth";
+  Fine-tune torchvision's ResNet-18 on the hot dog images:
+    retune fetch resnet18
+    retune fetch hotdog
+    retune train data/hotdog --weights weights/resnet18-f37072fd.pth";
 
-/// Download the lesson's pictures, or ImageNet weights to begin with
+/// Download pretrained weights or the hot dog data set
 ///
-/// What was cut off goes on where it was. A file gets its name when it is whole and its checksum right. The environment variable
-/// RETUNE_FETCH_BASE names a mirror that has the files under their names.
+/// Interrupted downloads resume, and checksums are verified. Set the environment variable RETUNE_FETCH_BASE to the URL of a
+/// mirror to download from there.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct FetchArguments {
     /// What to download
     what: What,
 
-    /// The folder to put it into [default: data for pictures, weights for weights]
+    /// Folder to download to [default: data for the data set, weights for weights]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// 2800 pictures of hot dogs and other food, of the lesson in Dive into Deep Learning
+    /// 2800 images of hot dogs and other food, from the fine-tuning chapter of Dive into Deep Learning
     Hotdog,
-    /// torchvision's ResNet-18
+    /// ImageNet weights of torchvision's ResNet-18
     Resnet18,
-    /// torchvision's ResNet-34
+    /// ImageNet weights of torchvision's ResNet-34
     Resnet34,
 }
 
@@ -74,8 +75,8 @@ pub fn run(global: &GlobalArguments, arguments: &FetchArguments) -> Result<ExitC
 
 fn weights(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
     if path.exists() {
-        source.digest.check(path).map_err(|error| error.hint("remove it, and fetch it again"))?;
-        global.note(&format!("{} is there already, and right", path.display()));
+        source.digest.check(path).map_err(|error| error.hint("remove it and run the command again"))?;
+        global.note(&format!("{} already exists, and its checksum is correct", path.display()));
         return Ok(());
     }
     get(global, source, path)
@@ -85,11 +86,11 @@ fn hotdog(global: &GlobalArguments, source: &Source, folder: &Path) -> Result<Pa
     let data = folder.join("hotdog");
     if data.exists() {
         let splits = open_dataset(&data, None, 0).map_err(|error| {
-            Error::new(format!("{} is there, but not whole: {}", data.display(), error.message()))
-                .hint("remove it, and fetch it again")
+            Error::new(format!("{} exists, but is incomplete: {}", data.display(), error.message()))
+                .hint("remove it and run the command again")
         })?;
-        let pictures = splits.train.len() + splits.test.len();
-        global.note(&format!("{} is there already, with {pictures} pictures", data.display()));
+        let images = splits.train.len() + splits.test.len();
+        global.note(&format!("{} already exists, with {images} images", data.display()));
         return Ok(data);
     }
     let archive = folder.join(source.file);
@@ -97,15 +98,15 @@ fn hotdog(global: &GlobalArguments, source: &Source, folder: &Path) -> Result<Pa
         get(global, source, &archive)?;
     }
     let files = unpack(&archive, &data, Limits::default())?;
-    global.note(&format!("{files} files unpacked"));
-    // It is of no more use; one that cannot be removed only takes room.
+    global.note(&format!("unpacked {files} files"));
+    // The archive is no longer needed; if it cannot be removed, it only takes space.
     let _ = std::fs::remove_file(&archive);
     Ok(data)
 }
 
 fn get(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
     let url = source.url();
-    global.note(&format!("{url} to {}", path.display()));
+    global.note(&format!("downloading {url} to {}", path.display()));
     let progress = Progress::of_bytes(global);
     let transfer = Transfer { url: &url, token: None, digest: Some(source.digest) };
     let result = download(transfer, path, |done, total| progress.bytes(done, total));
@@ -113,14 +114,14 @@ fn get(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
     result
 }
 
-/// The file of weights that a name stands for: a file that is there, or else a model on the hub, which is then fetched into
-/// its cache.
+/// The file of weights for a path or a name. A name that is not an existing file but looks like OWNER/NAME is a model on the
+/// Hugging Face Hub, which is downloaded into the Hub's cache.
 pub fn resolve(global: &GlobalArguments, name: &Path) -> Result<PathBuf> {
     let hub_name = name.to_str().and_then(HubName::parse);
     let Some(hub_name) = hub_name.filter(|_| !name.exists()) else { return Ok(name.to_path_buf()) };
     let hub = Hub::from_environment()?;
     if hub.cached(&hub_name).is_none() {
-        global.note(&format!("{} is no file here: asking {} for it", name.display(), hub.endpoint));
+        global.note(&format!("downloading {} from {}", name.display(), hub.endpoint));
     }
     let progress = Progress::of_bytes(global);
     let path = hub.get(&hub_name, |done, total| progress.bytes(done, total));

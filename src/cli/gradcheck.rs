@@ -10,20 +10,21 @@ use crate::gradcheck::gradcheck;
 const EXAMPLES: &str = "\
 Examples:
   retune gradcheck tests/fixtures/odd.safetensors
-  retune gradcheck FILE --device cuda --precision bf16";
+  retune gradcheck tests/fixtures/odd.safetensors --device cuda --precision bf16";
 
-/// Check logits, gradients, running statistics and updates against a reference file
+/// Compare gradients and updates with a PyTorch reference file
 ///
-/// The error of a tensor is ||ours - truth|| / ||truth||. It passes up to four times the error that PyTorch itself makes
-/// on that tensor in the same precision (the file tells), or the floor. Exit status 1 if any tensor is over its limit.
+/// Compares logits, gradients, running statistics and updated parameters. The relative error of a tensor is ||a - b|| / ||b||,
+/// where b is the reference. Its limit is four times PyTorch's own error for that tensor and precision, which is recorded in
+/// the file, but at least the floor. The exit status is 1 if the error of any tensor exceeds its limit.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct GradcheckArguments {
-    /// A safetensors file of format retune-reference-1
+    /// Reference file: safetensors in the format retune-reference-1
     file: PathBuf,
 
-    /// The smallest limit; raise it for files made without a ReLU margin. In tf32 and bf16 also the limit of tensors
-    /// whose error in PyTorch the file does not tell: without it they are not compared [default: 0.00005]
+    /// Smallest limit of the relative error; raise it for files made without a ReLU margin. In tf32 and bf16 it is also the
+    /// limit of tensors without a recorded PyTorch error, which are otherwise not compared [default: 0.00005]
     #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
     floor: Option<f64>,
 }
@@ -32,7 +33,7 @@ pub fn run(global: &GlobalArguments, arguments: &GradcheckArguments) -> Result<E
     if let Some(floor) = arguments.floor
         && !(floor.is_finite() && floor >= 0.0)
     {
-        return Err(Error::usage(format!("--floor {floor}: expected a number that is not negative")));
+        return Err(Error::usage(format!("--floor {floor}: expected a number of at least 0")));
     }
     let report = gradcheck(global.open_device()?, &arguments.file, arguments.floor)?;
     if global.json {

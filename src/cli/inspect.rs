@@ -16,39 +16,39 @@ use crate::weights::TensorFile;
 const EXAMPLES: &str = "\
 Examples:
   retune inspect runs/1/model.safetensors
-  How much memory would a batch of 64 take?
+  Show the memory use at batch size 64:
     retune inspect runs/1/model.safetensors --plan --batch-size 64";
 
-/// Show what a safetensors file holds: layers, shapes, parameter counts, the head, metadata
+/// Show the contents of a weights file: layers, shapes, parameter counts, metadata
 ///
-/// With --plan: how the network in it would run at a batch size, with every buffer and the peak of memory.
+/// With --plan, shows the execution plan of the network at a given batch size, with all buffers and the peak memory use.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct InspectArguments {
-    /// Weights, a trained model, a checkpoint or a reference file
+    /// File to inspect: weights, a model, a checkpoint or a reference file
     file: PathBuf,
 
-    /// Show the plan of a training step: nodes, buffers, memory
+    /// Show the execution plan of a training step: nodes, buffers, memory
     #[arg(long)]
     plan: bool,
 
-    /// With --plan: of an evaluation instead
+    /// With --plan, plan inference instead of a training step
     #[arg(long, requires = "plan")]
     inference: bool,
 
-    /// With --plan: pictures in the batch
+    /// With --plan, the batch size
     #[arg(long, default_value_t = 128, value_name = "N")]
     batch_size: usize,
 
-    /// With --plan: rows and columns of the pictures [default: what the model was trained at, or 224]
+    /// With --plan, the width and height of the images [default: that of the model's training, or 224]
     #[arg(long, value_name = "PIXELS")]
     image_size: Option<usize>,
 
-    /// With --plan: modules that stay as they are, e.g. conv1,bn1,layer1
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    /// With --plan, the modules to freeze, e.g. conv1,bn1,layer1
+    #[arg(long, value_name = "MODULES", value_delimiter = ',')]
     freeze: Vec<String>,
 
-    /// With --plan: frozen batch norms use their running statistics
+    /// With --plan, frozen batch norms use their running statistics
     #[arg(long, requires = "freeze")]
     freeze_batch_norm: bool,
 }

@@ -16,14 +16,14 @@ Examples:
   retune man train | man -l -
   retune man --out ~/.local/share/man/man1";
 
-/// Print the manual page of a command, or write all of them
+/// Print the manual page of a command, or write all manual pages
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ManArguments {
-    /// The command [default: retune itself]
+    /// Command to print the page of [default: retune itself]
     command: Option<String>,
 
-    /// Write the pages of all commands into this folder instead
+    /// Write the pages of all commands to this folder
     #[arg(long, value_name = "FOLDER", conflicts_with = "command")]
     out: Option<PathBuf>,
 }
@@ -45,13 +45,13 @@ pub fn run(arguments: &ManArguments) -> Result<ExitCode> {
     let name = arguments.command.as_deref().unwrap_or("retune");
     let found = commands().find(|command| command.get_name() == name).ok_or_else(|| {
         let names: Vec<&str> = commands().map(Command::get_name).collect();
-        Error::usage(format!("there is no command {name:?}")).hint(format!("one of {}", names.join(", ")))
+        Error::usage(format!("unknown command {name:?}")).hint(format!("expected one of {}", names.join(", ")))
     })?;
     print_bytes(&page(found)?.1)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A manual page and its name, as `retune-train`.
+/// A manual page and its name, such as `retune-train`.
 fn page(command: &Command) -> Result<(String, Vec<u8>)> {
     let name = match command.get_name() {
         "retune" => "retune".to_string(),
@@ -62,6 +62,6 @@ fn page(command: &Command) -> Result<(String, Vec<u8>)> {
         .title(name.to_uppercase())
         .source(concat!("retune ", env!("CARGO_PKG_VERSION")))
         .manual("retune");
-    man.render(&mut page).context(|| format!("cannot write the page {name}"))?;
+    man.render(&mut page).context(|| format!("cannot write the manual page {name}"))?;
     Ok((name, page))
 }

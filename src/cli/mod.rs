@@ -1,4 +1,4 @@
-//! The command line: one file a command, with its arguments and its `run`. Results go to stdout, all else to stderr.
+//! The command line: one file per command, with its arguments and its `run`. Results go to stdout, everything else to stderr.
 
 mod bench;
 mod completions;
@@ -37,16 +37,18 @@ use crate::device::{Device, threads};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::Architecture;
 
-const FIRST_STEPS: &str = "\
-First steps:
-  retune demo                                  what fine-tuning does, in a few minutes, offline
-  retune fetch resnet18                        ImageNet weights to begin with
-  retune train photos --weights weights/resnet18-f37072fd.pth
-  retune predict runs/1/model.safetensors new.jpg";
+const EXAMPLES: &str = "\
+Examples:
+  See in a few minutes, offline, what fine-tuning does:
+    retune demo
+  Fine-tune a ResNet-18 on your own photos and classify a new one:
+    retune fetch resnet18
+    retune train photos --weights weights/resnet18-f37072fd.pth
+    retune predict runs/1/model.safetensors new.jpg";
 
-/// Fine-tunes an ImageNet ResNet on a folder of pictures.
+/// Fine-tune an ImageNet ResNet on a folder of images
 #[derive(Parser)]
-#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, after_help = FIRST_STEPS)]
+#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, after_help = EXAMPLES)]
 struct Arguments {
     #[command(flatten)]
     global: GlobalArguments,
@@ -72,20 +74,20 @@ enum Command {
     Man(man::ManArguments),
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 struct GlobalArguments {
-    /// Where to compute: auto, cpu, cuda, cuda:N or emulator
-    #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
+    /// Device to use: auto, cpu, cuda, cuda:N or emulator
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: String,
 
-    /// Number format: fp32, tf32 (of what convolutions multiply) or bf16 (of activations too); the CPU has fp32
-    /// [default: fp32, or that of the run that is resumed]
+    /// Numeric precision: fp32, tf32 (in convolutions) or bf16 (in convolutions and activations); the CPU supports only fp32
+    /// [default: fp32, or that of the resumed run]
     #[arg(long, global = true)]
     precision: Option<Precision>,
 
-    /// Threads that compute [default: one a core]
+    /// Number of compute threads [default: one per core]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
 
@@ -93,11 +95,11 @@ struct GlobalArguments {
     #[arg(long, global = true)]
     json: bool,
 
-    /// Say less: no progress, no notes; warnings and results stay
+    /// Print only results, warnings and errors
     #[arg(short, long, global = true)]
     quiet: bool,
 
-    /// Say more
+    /// Print more details
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
 }
@@ -109,16 +111,16 @@ enum Precision {
     Bf16,
 }
 
-/// More threads than any machine has cores; a slip of the finger shall not start a million.
+/// The upper limit of `--threads`: a typing error must not start a million threads.
 const MOST_THREADS: usize = 4096;
 
 impl GlobalArguments {
-    /// The device that was asked for, with its threads.
+    /// Opens the device of `--device`, with `--threads`.
     fn open_device(&self) -> Result<Rc<dyn Device>> {
         self.open_device_in(self.precision())
     }
 
-    /// As [`GlobalArguments::open_device`], but in `precision` if it is not the CPU.
+    /// Like [`GlobalArguments::open_device`], but a CUDA device uses `precision`.
     fn open_device_in(&self, precision: crate::device::Precision) -> Result<Rc<dyn Device>> {
         match self.open_driver()? {
             Some(driver) => Ok(Rc::new(Cuda::new(driver, precision)?)),
@@ -130,7 +132,7 @@ impl GlobalArguments {
         self.precision.unwrap_or(Precision::Fp32).into()
     }
 
-    /// Who runs kernels on the device that was asked for, and its threads; none for the CPU.
+    /// Sets the number of threads and opens the driver of the requested device; `None` for the CPU.
     fn open_driver(&self) -> Result<Option<Box<dyn Driver>>> {
         if let Some(threads) = self.threads {
             if !(1..=MOST_THREADS).contains(&threads) {
@@ -152,8 +154,8 @@ impl GlobalArguments {
     fn open_cpu(&self) -> Result<Rc<dyn Device>> {
         let precision = self.precision();
         if precision != crate::device::Precision::Fp32 {
-            return Err(Error::usage(format!("--precision {precision}: the CPU engine computes in fp32 only"))
-                .hint("leave --precision out, or use a CUDA device"));
+            return Err(Error::usage(format!("--precision {precision}: the CPU supports only fp32"))
+                .hint("remove --precision, or use a CUDA device"));
         }
         Level::wanted()?;
         Ok(Rc::new(Cpu))
@@ -162,9 +164,9 @@ impl GlobalArguments {
     #[cfg(feature = "emulator")]
     fn open_emulator() -> Result<Box<dyn Driver>> {
         let seed = match std::env::var("RETUNE_EMULATOR_SEED") {
-            Ok(seed) => seed.parse().map_err(|_| {
-                Error::usage(format!("RETUNE_EMULATOR_SEED={seed}: expected a number, which chooses the schedule"))
-            })?,
+            Ok(seed) => {
+                seed.parse().map_err(|_| Error::usage(format!("RETUNE_EMULATOR_SEED={seed}: expected a number")))?
+            }
             Err(_) => 0,
         };
         Ok(Box::new(Emulator::new(seed)?))
@@ -176,39 +178,39 @@ impl GlobalArguments {
             .hint("build with `cargo build --release --features emulator`, which needs a C++ compiler"))
     }
 
-    /// Tells the user something that is not a result.
+    /// Prints a message that is not a result, unless `--quiet` is given.
     fn note(&self, text: &str) {
         if !self.quiet {
             say(text);
         }
     }
 
-    /// Whether a live progress line makes sense.
+    /// Whether to show a live progress line.
     fn shows_progress(&self) -> bool {
         !self.quiet && std::io::stderr().is_terminal()
     }
 }
 
-/// Tells the user about something that is wrong but was dealt with.
+/// Prints a warning: a problem that does not stop the command.
 fn warn(text: &str) {
     say(&format!("warning: {text}"));
 }
 
-/// Tells how many pictures a command went without.
-fn warn_of_left_out(pictures: usize) {
-    warn(&match pictures {
-        1 => "1 picture could not be read and was left out".to_string(),
-        _ => format!("{pictures} pictures could not be read and were left out"),
+/// Warns about images that a command skipped.
+fn warn_of_skipped(images: usize) {
+    warn(&match images {
+        1 => "1 unreadable image was skipped".to_string(),
+        _ => format!("{images} unreadable images were skipped"),
     });
 }
 
-/// Writes a line to standard error. `eprintln!` would panic where that is closed or full, and end the work.
+/// Writes a line to standard error. `eprintln!` would panic where standard error is closed or full.
 fn say(text: &str) {
     let text = if console::colors_enabled_stderr() { coloured(text) } else { text.into() };
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// The words that lines of this kind begin with, in the colour that says how serious it is.
+/// Colours the word that a line starts with, such as `error:`.
 fn coloured(text: &str) -> String {
     let words = [("error:", Color::Red), ("warning:", Color::Yellow), ("hint:", Color::Cyan)];
     let lines = text.lines().map(|line| {
@@ -220,7 +222,7 @@ fn coloured(text: &str) -> String {
     lines.collect::<Vec<String>>().join("\n")
 }
 
-/// Bytes as people say them.
+/// A size in the unit that suits it.
 fn size(bytes: usize) -> String {
     match bytes >> 20 {
         0 => format!("{} KiB", bytes >> 10),
@@ -229,17 +231,17 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// What `--arch` takes: the names of the table of architectures.
+/// The values of `--arch`: the names in the table of architectures.
 fn architecture_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
-/// Prints a result, and ends the line.
+/// Prints a result and a newline.
 fn print_result(text: &str) -> Result<()> {
     print_bytes(format!("{text}\n").as_bytes())
 }
 
-/// Prints a result as it is. A reader that has gone away (`retune inspect ... | head`) is no error.
+/// Prints a result. A closed pipe (`retune inspect ... | head`) is not an error.
 fn print_bytes(bytes: &[u8]) -> Result<()> {
     match std::io::stdout().write_all(bytes).and_then(|()| std::io::stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -249,17 +251,17 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Prints a result as JSON, one value on one line.
+/// Prints a result as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print_result(&serde_json::to_string(value).context(|| "cannot write JSON")?)
 }
 
-/// The whole command line as clap knows it.
+/// The whole command line, for completions and manual pages.
 fn command_line() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
-/// Parses the command line, runs the command and says how it ended: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+/// Parses the command line and runs the command. Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
 pub fn main() -> ExitCode {
     let Arguments { global, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -287,7 +289,7 @@ pub fn main() -> ExitCode {
             let mut tip = "";
             match (error.details(), global.verbose) {
                 (Some(details), true) => say(details.trim_end()),
-                (Some(_), false) => tip = "\nhint: --verbose lists everything",
+                (Some(_), false) => tip = "\nhint: use --verbose for the full list",
                 (None, _) => {}
             }
             say(&format!("error: {error}{tip}"));
@@ -300,7 +302,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints the help that was asked for, or what is wrong with the arguments in the form of every other error.
+/// Prints the requested help, or an error about the arguments in the form of every other error.
 fn refuse(refusal: &clap::Error) -> ExitCode {
     let whole_help = [
         ParseErrorKind::DisplayHelp,
@@ -308,7 +310,7 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         ParseErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
     ];
     if whole_help.contains(&refusal.kind()) {
-        // A reader that has gone away is no error.
+        // A closed pipe is not an error.
         let _ = refusal.print();
         return if refusal.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
     }

@@ -21,30 +21,32 @@ Examples:
   retune predict runs/1/model.safetensors new.jpg
   retune predict runs/1/model.safetensors holiday/ 'more/*.png' --top 1";
 
-/// Say what is on pictures: classes with their probabilities
+/// Classify images
+///
+/// Prints the most probable classes of every image.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PredictArguments {
-    /// model.safetensors, as `train` writes it, or any ResNet-18 or -34 in torchvision's key names
+    /// Model to use: model.safetensors of a run, or the weights of any supported network
     model: PathBuf,
 
-    /// Pictures, folders of pictures, or patterns such as 'photos/*.jpg'
+    /// Images, folders of images, or patterns such as 'photos/*.jpg'
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
 
-    /// How many classes to tell, the likeliest first
+    /// Number of classes to print, most probable first
     #[arg(long, default_value_t = 3, value_name = "N")]
     top: usize,
 
-    /// With --json: also the network's raw outputs, one a class
+    /// With --json, include the logits of all classes
     #[arg(long, requires = "json")]
     logits: bool,
 
-    /// Turn pictures as their EXIF says, even if the model was trained without that
+    /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
     exif: bool,
 
-    /// Pictures at a time
+    /// Batch size
     #[arg(long, default_value_t = 16, value_name = "N")]
     batch_size: usize,
 }
@@ -91,7 +93,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let progress = Progress::new(global, dataset.len() as u64, "pictures");
     let (mut done, mut failed) = (0, 0);
     let (_, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
-        batch.skipped.iter().for_each(|sample| progress.warn(&format!("left out: {}", sample.reason)));
+        batch.skipped.iter().for_each(|sample| progress.warn(&format!("skipped: {}", sample.reason)));
         failed += batch.skipped.len();
         done += batch.targets.len() + batch.skipped.len();
         progress.position(done as u64);

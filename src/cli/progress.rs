@@ -1,4 +1,4 @@
-//! The live progress line on standard error; nothing where that is no terminal.
+//! The live progress line on standard error, shown only on a terminal.
 
 use std::time::Duration;
 
@@ -6,30 +6,30 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{GlobalArguments, say, warn};
 
-/// A line that is drawn over and over; nothing at all when quiet or when standard error is no terminal.
+/// A progress line; hidden with `--quiet` or when standard error is not a terminal.
 pub struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// A line of so many steps.
+    /// Progress in steps.
     pub fn new(global: &GlobalArguments, steps: u64, unit: &str) -> Self {
         let template = format!("[{{bar:24.green}}] {{pos}}/{{len}} {unit}  {{eta}} left");
         Self::with_template(global, steps, &template)
     }
 
-    /// A line of so much work, whose units mean nothing to a reader.
+    /// Progress in units that are not shown.
     pub fn of_work(global: &GlobalArguments, work: u64) -> Self {
         Self::with_template(global, work, "{prefix:.bold} [{bar:10.green}] {eta} left  {wide_msg}")
     }
 
-    /// A line of bytes that arrive.
+    /// Progress of a download.
     pub fn of_bytes(global: &GlobalArguments) -> Self {
         let template = "[{bar:24.green}] {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
         Self::with_template(global, 1, template)
     }
 
-    /// Bytes that are there, of how many.
+    /// Sets the bytes received and their total, if known.
     pub fn bytes(&self, done: u64, total: Option<u64>) {
         self.bar.set_length(total.unwrap_or(done.max(1)));
         self.bar.set_position(done);
@@ -45,32 +45,32 @@ impl Progress {
         Self { bar }
     }
 
-    /// What comes before the bar.
+    /// Sets the text before the bar.
     pub fn prefix(&self, text: String) {
         self.bar.set_prefix(text);
     }
 
-    /// What comes behind the bar.
+    /// Sets the text after the bar.
     pub fn message(&self, text: String) {
         self.bar.set_message(text);
     }
 
-    /// How many steps there are, where that is known only later.
+    /// Sets the number of steps.
     pub fn length(&self, steps: u64) {
         self.bar.set_length(steps);
     }
 
-    /// Steps that are done.
+    /// Sets the number of finished steps.
     pub fn position(&self, done: u64) {
         self.bar.set_position(done);
     }
 
-    /// One more step is done.
+    /// Counts one more finished step.
     pub fn advance(&self) {
         self.bar.inc(1);
     }
 
-    /// Steps that were done before this process began: they say nothing about its speed.
+    /// Sets the number of steps that finished before this process started, which do not count towards its speed.
     pub fn begin_at(&self, done: u64) {
         self.bar.set_position(done);
         self.bar.reset_eta();
@@ -86,13 +86,13 @@ impl Progress {
         self.bar.suspend(|| warn(text));
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// A time as people say it: `8s`, `3m 20s`, `2h 5m`.
+/// A duration in one or two units: `8s`, `3m 20s`, `2h 5m`.
 pub fn duration(duration: Duration) -> String {
     match duration.as_secs_f64().round() as u64 {
         seconds @ 0..60 => format!("{seconds}s"),

@@ -12,41 +12,42 @@ use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_class
 
 const EXAMPLES: &str = "\
 Examples:
-  retune show photos -o sheet.png
-What a network sees of them in the first epoch:
-  retune show photos --augmented -o seen.png";
+  Write a contact sheet:
+    retune show photos --output sheet.png
+  Show the images as the network sees them in the first epoch:
+    retune show photos --augmented --output seen.png";
 
-/// Look at the data: a contact sheet of every class
+/// Show a contact sheet of a data set
 ///
-/// Of two classes the first pictures of one and the last of the other; of more classes the first of each. In a terminal the sheet
-/// is also shown.
+/// Shows the first images of every class; with two classes, the last images of the second class. In a terminal, the contact
+/// sheet is also displayed.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ShowArguments {
-    /// Folder of pictures: one folder per class, or `train/` and `test/` that hold them
+    /// Folder with one folder of images per class, or with `train` and `test` folders that contain them
     data: PathBuf,
 
-    /// Where to write the sheet, a PNG file [default: only in the terminal]
+    /// PNG file to write [default: only display in the terminal]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Pictures of each class
+    /// Number of images per class
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1000))]
     per_class: u64,
 
-    /// Rows and columns of each
+    /// Width and height of each image
     #[arg(long, value_name = "PIXELS", default_value_t = 160, value_parser = clap::value_parser!(u32).range(8..=1024))]
     image_size: u32,
 
-    /// Turn and mirror pictures as their EXIF orientation says
+    /// Apply the EXIF orientation of images
     #[arg(long)]
     exif: bool,
 
-    /// As the network sees them in training: cropped at random, scaled, perhaps mirrored
+    /// Show the images as the network sees them in training, with random augmentation
     #[arg(long)]
     augmented: bool,
 
-    /// With --augmented: the seed of the run
+    /// With --augmented, the seed of the run
     #[arg(long, value_name = "N", default_value_t = 0, requires = "augmented")]
     seed: u64,
 }

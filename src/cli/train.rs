@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, architecture_names, print_json, print_result, say, size, warn_of_left_out};
+use super::{GlobalArguments, architecture_names, print_json, print_result, say, size, warn_of_skipped};
 use super::{fetch, report};
 use crate::data::open_dataset;
 use crate::device::Device;
@@ -28,143 +28,144 @@ Examples:
   Fine-tune torchvision's ResNet-18:
     retune fetch resnet18
     retune train photos --weights weights/resnet18-f37072fd.pth
-  A few pictures only, no test folder: keep the lower layers, hold a fifth out for testing
+  Freeze the lower layers for a small data set, and hold out a fifth of it for testing:
     retune train photos --weights FILE --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
-  From random weights, small and fast:
+  Train a small network from random weights:
     retune train photos --from-scratch --width 16 --image-size 64 --epochs 20
-  Go on after Ctrl-C or a power cut, or for more epochs:
+  Resume an interrupted run, or train for more epochs:
     retune train photos --resume --out runs/1 --epochs 10";
 
-/// Fine-tune a network on a folder of pictures
+/// Fine-tune a network on a folder of images
 ///
-/// DATA holds `train/` and `test/` (or `val/`), each with one folder of pictures per class; or just one folder per
-/// class, and --test-fraction says how much of each is kept for testing. The defaults are the lesson's recipe: 5 epochs,
-/// batches of 128, a summed loss at a learning rate of 5e-5, ten times that for the new head.
+/// DATA contains the folders `train` and `test` (or `val`), each with one folder of images per class. If it contains only the
+/// class folders, --test-fraction holds out part of each class for testing. The default settings are those of the fine-tuning
+/// chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss, learning rate 5e-5, and ten times that for the
+/// final layer.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArguments {
-    /// Folder of pictures
+    /// Folder of images
     data: PathBuf,
 
-    /// Trained weights to begin with: a safetensors file or a .pth of torch, with torchvision's key names or those of Hugging
-    /// Face's transformers; or a model on the hub, as timm/resnet18.tv_in1k
-    #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "The network")]
+    /// Pretrained weights: a safetensors or PyTorch .pth file with the key names of torchvision or Hugging Face transformers, or
+    /// a model on the Hugging Face Hub such as timm/resnet18.tv_in1k
+    #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
     weights: Option<PathBuf>,
 
-    /// Begin with random weights instead (learning rate 5e-4 for all layers)
-    #[arg(long, help_heading = "The network")]
+    /// Start from random weights; the default learning rate is then 5e-4 for all layers
+    #[arg(long, help_heading = "Network options")]
     from_scratch: bool,
 
-    /// Where to write the run: model, checkpoint, metrics [default: the next of runs/1, runs/2, ...]
-    #[arg(long, value_name = "FOLDER", help_heading = "The run")]
+    /// Folder to write the model, checkpoints and metrics to [default: the next of runs/1, runs/2, ...]
+    #[arg(long, value_name = "FOLDER", help_heading = "Run options")]
     out: Option<PathBuf>,
 
-    /// Go on with the run in --out, with its recipe; its checkpoint takes the place of --weights. With all that beginning a
-    /// run takes (--weights or --from-scratch, --out), the run begins where it has no checkpoint yet: one command for both
-    #[arg(long, help_heading = "The run")]
+    /// Resume the run in --out from its checkpoint, with its settings. If there is no checkpoint yet and --weights or
+    /// --from-scratch is given, start the run, so that the same command starts and resumes it
+    #[arg(long, help_heading = "Run options")]
     resume: bool,
 
-    /// Save a checkpoint that often, besides after each epoch: after so many steps (500), or when the last is that old
-    /// (90s, 10m, 2h)
-    #[arg(long, value_name = "WHEN", default_value = "10m", value_parser = checkpoint_every, help_heading = "The run")]
+    /// Interval of checkpoints, in steps (500) or time (90s, 10m, 2h); a checkpoint is also saved after every epoch
+    #[arg(long, value_name = "INTERVAL", default_value = "10m", value_parser = checkpoint_every, help_heading = "Run options")]
     checkpoint_every: CheckpointEvery,
 
-    /// Also write event files for TensorBoard into the run's folder
-    #[arg(long, help_heading = "The run")]
+    /// Write TensorBoard event files to the run's folder
+    #[arg(long, help_heading = "Run options")]
     tensorboard: bool,
 
-    /// Train so many steps twice, with other numbers of workers, compare all bits, and write nothing
+    /// Train this many steps twice with different numbers of workers, check that the results are identical, and write nothing
     #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "10", conflicts_with = "resume",
-          value_parser = clap::value_parser!(u64).range(1..), help_heading = "The run")]
+          value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run options")]
     verify_determinism: Option<u64>,
 
-    /// Write no report.html and no curves at the end
-    #[arg(long, help_heading = "The run")]
+    /// Do not write report.html, curves.svg and curves.png at the end
+    #[arg(long, help_heading = "Run options")]
     no_report: bool,
 
-    /// How many checkpoints stay in the run's folder: the newest, and older ones as checkpoint-EPOCH-BATCH.safetensors
-    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "The run")]
+    /// Number of checkpoints to keep; older ones are named checkpoint-EPOCH-BATCH.safetensors
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run options")]
     keep_checkpoints: usize,
 
     /// Architecture of a network trained from scratch; otherwise the weights decide [default: resnet18]
-    #[arg(long, value_name = "NAME", value_parser = architecture_names(), help_heading = "The network")]
+    #[arg(long, value_name = "NAME", value_parser = architecture_names(), help_heading = "Network options")]
     arch: Option<String>,
 
-    /// Channels of the first stage of a network from scratch; a small one trains fast [default: 64]
-    #[arg(long, value_name = "N", help_heading = "The network")]
+    /// Number of channels of the first stage of a network trained from scratch [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Network options")]
     width: Option<usize>,
 
-    /// Passes over the training pictures [default: 5]
-    #[arg(long, value_name = "N", help_heading = "The recipe")]
+    /// Number of passes over the training images [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
     epochs: Option<usize>,
 
-    /// Pictures a step [default: 128]
-    #[arg(long, value_name = "N", help_heading = "The recipe")]
+    /// Batch size [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
     batch_size: Option<usize>,
 
-    /// Learning rate of the body, for the loss as reduced [default: 5e-5, from scratch 5e-4]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "The recipe")]
+    /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
+    /// 5e-4 from scratch]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training options")]
     lr: Option<f64>,
 
-    /// Learning rate of the head, in rates of the body [default: 10, from scratch 1]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
+    /// Learning rate of the final layer, as a multiple of --lr [default: 10, or 1 from scratch]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
     head_lr_multiplier: Option<f64>,
 
-    /// Weight decay, added to the gradient [default: 1e-3]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
+    /// Weight decay (L2 penalty) [default: 1e-3]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
     weight_decay: Option<f64>,
 
     /// Momentum [default: 0]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "The recipe")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
     momentum: Option<f64>,
 
-    /// How a batch's losses become one: sum (the lesson) or mean (PyTorch's default) [default: sum]
-    #[arg(long, value_name = "sum|mean", help_heading = "The recipe")]
+    /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
+    #[arg(long, value_name = "sum|mean", help_heading = "Training options")]
     loss_reduction: Option<String>,
 
-    /// Shorten the gradients of all parameters together to this norm, where they are longer
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "The recipe")]
+    /// Clip the gradients of all parameters together to this norm [default: off]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training options")]
     clip_gradient_norm: Option<f64>,
 
-    /// Modules that stay as they are, e.g. conv1,bn1,layer1
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "The network")]
+    /// Modules to freeze, e.g. conv1,bn1,layer1
+    #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "Network options")]
     freeze: Option<Vec<String>>,
 
-    /// Frozen batch norms normalise by their running statistics, and leave them as they are
-    #[arg(long, requires = "freeze", help_heading = "The network")]
+    /// Frozen batch norms use their running statistics and do not update them
+    #[arg(long, requires = "freeze", help_heading = "Network options")]
     freeze_batch_norm: bool,
 
-    /// Begin the new head with these rows of the old one, one for each class in order, e.g. 934,713
-    #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "The network")]
+    /// Initialise the final layer with these rows of the pretrained one, one per class in order, e.g. 934,713
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "Network options")]
     head_from: Option<Vec<usize>>,
 
-    /// Rows and columns of the pictures that the network sees [default: that of the weights, or 224]
-    #[arg(long, value_name = "PIXELS", help_heading = "The pictures")]
+    /// Width and height of the images that the network sees [default: that of the weights, or 224]
+    #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
 
-    /// Turn and mirror pictures as their EXIF orientation says; torchvision ignores it
-    #[arg(long, help_heading = "The pictures")]
+    /// Apply the EXIF orientation of images, which torchvision ignores
+    #[arg(long, help_heading = "Image options")]
     exif: bool,
 
-    /// Part of each class that is kept for testing, where there is no test folder
-    #[arg(long, value_name = "PART", allow_negative_numbers = true, help_heading = "The pictures")]
+    /// Fraction of each class to hold out for testing, if DATA has no test folder
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
     test_fraction: Option<f64>,
 
-    /// Decides the order of the pictures, their augmentation, and the new parameters [default: 0]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "The recipe")]
+    /// Seed of the order of images, augmentation and new parameters [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training options")]
     seed: Option<u64>,
 
-    /// Threads that decode pictures; results do not depend on it [default: one a core]
-    #[arg(long, value_name = "N", help_heading = "The pictures")]
+    /// Number of threads that decode images; it does not affect the result [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "Image options")]
     workers: Option<usize>,
 
-    /// Memory of a GPU for decoded pictures, which it then keeps; the rest are decoded in every epoch [default: what is
-    /// free]
-    #[arg(long, value_name = "MIB", help_heading = "The pictures")]
+    /// GPU memory for caching decoded images, in MiB; images that do not fit are decoded again in every epoch [default: all
+    /// free memory]
+    #[arg(long = "image-memory", alias = "picture-memory", value_name = "MIB", help_heading = "Image options")]
     picture_memory: Option<usize>,
 
-    /// A picture that cannot be read ends the run, instead of being left out with a warning
-    #[arg(long, help_heading = "The pictures")]
+    /// Stop at an unreadable image instead of skipping it with a warning
+    #[arg(long, help_heading = "Image options")]
     strict: bool,
 }
 
@@ -386,7 +387,7 @@ pub fn train(
         _ => error,
     })?;
     if !skipped.is_empty() {
-        warn_of_left_out(skipped.len());
+        warn_of_skipped(skipped.len());
     }
     if summary.waiting_share > 0.1 {
         let share = summary.waiting_share * 100.0;

@@ -97,7 +97,7 @@ impl TrainingDisplay {
                 size(stored.bytes)
             )),
             Event::Skipped(sample) => {
-                self.progress.warn(&format!("left out: {}", sample.reason));
+                self.progress.warn(&format!("skipped: {}", sample.reason));
                 self.skipped.push(sample.path.clone());
             }
         }

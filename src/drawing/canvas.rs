@@ -1,28 +1,28 @@
-//! Painting with shapes that are given by their distance, and the camera that looks at the result.
+//! Paints shapes given by signed distance functions, and simulates a camera.
 
 use crate::data::random::RandomStream;
 
 /// Red, green, blue; 0 to 1.
 pub type Colour = [f32; 3];
 
-/// Where an object lies. In its own coordinates it reaches from about -1 to 1; `bend` makes its long axis a parabola.
+/// The place of an object. In its own coordinates it extends from about -1 to 1; `bend` makes its long axis a parabola.
 #[derive(Clone, Copy)]
 pub struct Frame {
     pub centre: [f32; 2],
     pub angle: f32,
-    /// Pixels a unit.
+    /// Pixels per unit.
     pub scale: f32,
     pub bend: f32,
-    /// Units from the centre within which all of the object lies.
+    /// Radius that contains the whole object, in units.
     pub reach: f32,
 }
 
 impl Frame {
-    /// Somewhere on the canvas, in any direction; `scale` as a part of the canvas.
+    /// A random place and direction on the canvas; `scale` is a range relative to the canvas.
     pub fn random(canvas: &Canvas, scale: (f32, f32), random: &mut RandomStream) -> Self {
         let size = canvas.size as f32;
         let scale = size * between(scale.0, scale.1, random);
-        // The middle of the object stays on the picture, and most of the object with it.
+        // The centre of the object, and most of the object, stays on the picture.
         let room = (0.5 * size - 0.95 * scale).max(0.04 * size);
         Self {
             centre: [0; 2].map(|_| 0.5 * size + between(-room, room, random)),
@@ -45,14 +45,14 @@ impl Frame {
         Self { scale: self.scale * by, ..self }
     }
 
-    /// The same object, moved by so many units of its own along both of its axes.
+    /// Moves the object along its two axes, in its own units.
     pub fn shifted(self, along: f32, across: f32) -> Self {
         let (sine, cosine) = self.angle.sin_cos();
         let by = [along * cosine - across * sine, along * sine + across * cosine];
         Self { centre: [self.centre[0] + by[0] * self.scale, self.centre[1] + by[1] * self.scale], ..self }
     }
 
-    /// Where its shadow falls: the light comes from the upper left.
+    /// The frame of its shadow; the light comes from the upper left.
     pub fn shadow(self, height: f32) -> Self {
         Self { centre: self.centre.map(|coordinate| coordinate + height * self.scale), ..self }
     }
@@ -82,7 +82,7 @@ impl Canvas {
         }
     }
 
-    /// Covers all of it. `surface(u, v)` tells the colour there.
+    /// Covers the whole canvas with the colours `surface(u, v)`.
     pub fn cover(&mut self, frame: Frame, surface: impl Fn(f32, f32) -> Colour) {
         self.each(|x, y, pixel| {
             let [u, v] = frame.to_object(x, y);
@@ -90,8 +90,8 @@ impl Canvas {
         });
     }
 
-    /// Mixes in an object. `object(u, v)` tells the distance to its edge, negative inside, and its colour there.
-    /// `softness` is the width of the edge in pixels.
+    /// Paints an object. `object(u, v)` returns the distance to its edge, negative inside, and its colour. `softness` is the width
+    /// of the edge in pixels.
     pub fn paint(&mut self, frame: Frame, opacity: f32, softness: f32, object: impl Fn(f32, f32) -> (f32, Colour)) {
         let radius = frame.reach * frame.scale + softness;
         let range = |centre: f32| {
@@ -112,13 +112,13 @@ impl Canvas {
         }
     }
 
-    /// The shadow of an object of this outline.
+    /// Paints the shadow of an object with this outline.
     pub fn shade(&mut self, frame: Frame, height: f32, outline: impl Fn(f32, f32) -> f32) {
         let softness = (0.1 * frame.scale).max(2.0);
         self.paint(frame.shadow(height), 0.42, softness, |u, v| (outline(u, v), [0.0; 3]));
     }
 
-    /// A rod with round ends, lit from one side, with its shadow.
+    /// Paints a rod with round ends and its shadow.
     pub fn rod(&mut self, frame: Frame, half_length: f32, radius: f32, colour: Colour) {
         let straight = half_length - radius;
         self.shade(frame, 0.06, |u, v| segment(u, v, straight) - radius);
@@ -129,7 +129,7 @@ impl Canvas {
         });
     }
 
-    /// The camera's part: brightness, tint, a darker side, noise. Returns bytes, `[size, size, 3]`.
+    /// Simulates the camera: brightness, tint, a darker side, noise. Returns RGB bytes, `[size, size, 3]`.
     pub fn photograph(mut self, random: &mut RandomStream) -> Vec<u8> {
         let size = self.size as f32;
         let brightness = between(0.6, 1.15, random);
@@ -147,7 +147,7 @@ impl Canvas {
     }
 }
 
-/// Uniform.
+/// A uniform random number.
 pub fn between(low: f32, high: f32, random: &mut RandomStream) -> f32 {
     random.uniform(low.into(), high.into()) as f32
 }
@@ -156,7 +156,7 @@ pub fn chance(probability: f64, random: &mut RandomStream) -> bool {
     random.unit() < probability
 }
 
-/// A colour near this one.
+/// A random colour near `colour`.
 pub fn near(colour: Colour, spread: f32, random: &mut RandomStream) -> Colour {
     colour.map(|channel| channel + between(-spread, spread, random))
 }
@@ -169,12 +169,12 @@ pub fn mix(from: Colour, to: Colour, share: f32) -> Colour {
     std::array::from_fn(|channel| from[channel] + (to[channel] - from[channel]) * share)
 }
 
-/// The colour in that much light.
+/// The colour at this brightness.
 pub fn lit(colour: Colour, light: f32) -> Colour {
     colour.map(|channel| channel * light)
 }
 
-/// Distance from a point to a segment of the u axis, `half_length` to both sides.
+/// Distance from a point to the segment of the u axis from `-half_length` to `half_length`.
 pub fn segment(u: f32, v: f32, half_length: f32) -> f32 {
     (u.abs() - half_length).max(0.0).hypot(v)
 }

@@ -1,8 +1,8 @@
-//! Two picture sets that are drawn, not downloaded: many classes to learn from, and the small question of the lesson, hot
-//! dog or not.
+//! The two data sets of the demo, which are drawn instead of downloaded: a large one for pretraining, and a small one for
+//! fine-tuning with the classes `hotdog` and `not-hotdog`.
 //!
-//! Every picture has random numbers of its own, named by seed, set, class and number: asking for more leaves the others
-//! as they were.
+//! Every picture has its own random numbers, derived from seed, data set, class and index. A larger set therefore contains the
+//! smaller one.
 
 mod canvas;
 mod things;
@@ -20,17 +20,17 @@ use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use canvas::Canvas;
 
-/// Rows and columns of a drawn picture.
+/// Width and height of a drawn picture.
 pub const PICTURE_SIZE: u32 = 128;
 
 const JPEG_QUALITY: u8 = 90;
 
-/// What a set is about.
+/// A data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// Twelve classes of things that lie on tables, none of them a hot dog.
+    /// Twelve classes of things on tables, none of them a hot dog.
     Source,
-    /// `hotdog` and `not-hotdog`; what is none shares its parts, shapes and colours.
+    /// `hotdog` and `not-hotdog`, which shows things with the parts, shapes and colours of a hot dog.
     Target,
 }
 
@@ -79,7 +79,7 @@ impl Subject {
     }
 }
 
-/// Pictures of each class.
+/// Number of pictures per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// In `train/`.
@@ -88,12 +88,12 @@ pub struct Counts {
     pub test: u64,
 }
 
-/// Draws a set: `folder/train/<class>/0000.jpg` and so on, and the same in `folder/test`.
+/// Draws a data set: `folder/train/<class>/0000.jpg` and so on, and likewise in `folder/test`.
 ///
-/// `drawn` hears of every picture, from any thread; where it returns false, no more are drawn.
+/// `drawn` is called after every picture, from any thread; drawing stops when it returns false.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// When the folder is not writable.
 pub fn draw_set(
     subject: Subject,
     folder: &Path,
@@ -135,7 +135,7 @@ fn draw_jpeg(subject: Subject, split: u64, class: usize, index: u64, seed: u64) 
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
         .write_image(&pixels, PICTURE_SIZE, PICTURE_SIZE, image::ExtendedColorType::Rgb8)
-        .context(|| "cannot write a picture as JPEG")?;
+        .context(|| "cannot encode a JPEG")?;
     Ok(bytes)
 }
 

@@ -1,4 +1,4 @@
-//! What lies on the tables. Each thing draws itself somewhere on a canvas, with sizes, colours and details by chance.
+//! The things in the pictures. Each function draws one at a random place, with random size, colours and details.
 
 use super::canvas::{Canvas, Colour, Frame, any_colour, between, chance, lit, mix, near, segment};
 use crate::data::random::RandomStream;
@@ -19,10 +19,10 @@ const YOLK: Colour = [0.97, 0.70, 0.10];
 const WHITE: Colour = [0.96, 0.95, 0.92];
 const SCALES: Colour = [0.45, 0.58, 0.68];
 
-/// Scale of a thing, as a part of the canvas.
+/// Range of the scale of a thing, relative to the canvas.
 const THING: (f32, f32) = (0.27, 0.46);
 
-/// A surface: two colours that run into each other, with stripes, checks or boards, or plain.
+/// A table: two blended colours with stripes, checks, boards or no pattern.
 pub fn table(canvas: &mut Canvas, random: &mut RandomStream) {
     let base = any_colour(random);
     let (other, pattern) = (near(base, 0.2, random), near(base, 0.3, random));
@@ -39,7 +39,7 @@ pub fn table(canvas: &mut Canvas, random: &mut RandomStream) {
     });
 }
 
-/// Things that lie around on pictures of all classes: a plate, crumbs, sticks, balls.
+/// Things in the background of pictures of all classes: a plate, crumbs, sticks, balls.
 pub fn clutter(canvas: &mut Canvas, random: &mut RandomStream) {
     if chance(0.45, random) {
         let plate = Frame::random(canvas, (0.42, 0.6), random);
@@ -55,7 +55,7 @@ pub fn clutter(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Something small of any colour that may hide a part of what the picture is about.
+/// Small things of any colour that may hide part of the subject.
 pub fn in_front(canvas: &mut Canvas, random: &mut RandomStream) {
     for _ in 0..random.below(3) {
         odd_thing(canvas, (0.02, 0.07), random);
@@ -88,7 +88,7 @@ pub fn hot_dog(canvas: &mut Canvas, random: &mut RandomStream) {
     let bread = near(BREAD, 0.09, random);
     let width = between(0.30, 0.42, random);
     canvas.rod(frame, between(0.85, 1.0, random), width, bread);
-    // The cut, and in it the sausage.
+    // The cut with the sausage in it.
     canvas.paint(frame, 0.6, 3.0, |u, v| (segment(u, v, 0.7) - 0.6 * width, lit(bread, 0.5)));
     if chance(0.3, random) {
         let side = width * between(0.25, 0.4, random);
@@ -101,7 +101,7 @@ pub fn hot_dog(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Salad that looks out on one side.
+/// Salad that shows on one side.
 fn leafy(canvas: &mut Canvas, frame: Frame, across: f32, random: &mut RandomStream) {
     let colour = near(LETTUCE, 0.08, random);
     canvas.paint(frame, 1.0, 1.5, |u, v| (segment(u, v - across - 0.04 * (15.0 * u).sin(), 0.7) - 0.12, colour));
@@ -138,7 +138,7 @@ pub fn sausage(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// All that a hot dog takes, not put together.
+/// The parts of a hot dog side by side.
 pub fn sausage_beside_bread(canvas: &mut Canvas, random: &mut RandomStream) {
     let frame = Frame::random(canvas, (THING.0, 0.38), random).bent(between(-0.2, 0.2, random));
     let width = between(0.28, 0.38, random);
@@ -174,7 +174,7 @@ pub fn bread_roll(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Choux pastry of the shape of a roll, with icing where a hot dog has its sausage.
+/// Choux pastry in the shape of a roll, with icing in place of the sausage.
 pub fn eclair(canvas: &mut Canvas, random: &mut RandomStream) {
     let frame = Frame::random(canvas, THING, random).bent(between(-0.15, 0.15, random));
     let width = between(0.28, 0.4, random);
@@ -318,7 +318,7 @@ pub fn doughnut(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Fried, with a yolk somewhere near its middle.
+/// A fried egg with its yolk near the middle.
 pub fn egg(canvas: &mut Canvas, random: &mut RandomStream) {
     let frame = Frame::random(canvas, THING, random);
     let waves: [f32; 3] = std::array::from_fn(|_| between(0.0, std::f32::consts::TAU, random));
@@ -383,7 +383,7 @@ pub fn mushroom(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// A slice, its tip to one side.
+/// A slice of pizza.
 pub fn pizza(canvas: &mut Canvas, random: &mut RandomStream) {
     let frame = Frame::random(canvas, THING, random);
     let opening = between(0.32, 0.5, random);

@@ -1,4 +1,4 @@
-//! What a file has to come to.
+//! Checksums of files.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -10,17 +10,17 @@ use sha2::Sha256;
 
 use crate::error::{Context, Error, Result};
 
-/// The digest of a file, in hexadecimal digits.
+/// An expected checksum, in hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Digest<'a> {
-    /// All of its SHA-1.
+    /// A SHA-1.
     Sha1(&'a str),
-    /// All of its SHA-256, or how that begins.
+    /// A SHA-256, or its first digits.
     Sha256Start(&'a str),
 }
 
 impl Digest<'_> {
-    /// What the file comes to.
+    /// The checksum of a file.
     fn of(self, path: &Path) -> Result<String> {
         match self {
             Self::Sha1(_) => hash::<Sha1>(path),
@@ -28,10 +28,10 @@ impl Digest<'_> {
         }
     }
 
-    /// Checks a file.
+    /// Verifies a file.
     ///
     /// # Errors
-    /// When it cannot be read, or comes to something else; the message has both.
+    /// When the file cannot be read, or its checksum is another one; the message has both checksums.
     pub fn check(self, path: &Path) -> Result<()> {
         let found = self.of(path)?;
         let (name, expected, fits) = match self {
@@ -40,7 +40,7 @@ impl Digest<'_> {
         };
         match fits {
             true => Ok(()),
-            false => Err(Error::new(format!("{}: its {name} is {found}, expected {expected}", path.display()))),
+            false => Err(Error::new(format!("{}: the {name} is {found}, expected {expected}", path.display()))),
         }
     }
 }

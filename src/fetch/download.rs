@@ -1,4 +1,4 @@
-//! One file from a server: resumed where it was cut off, checked, and only then named.
+//! Downloads one file: interrupted downloads resume, and the file gets its name once its checksum is verified.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -13,17 +13,17 @@ use super::digest::Digest;
 use crate::error::{Context, Error, Result};
 
 const ATTEMPTS: u32 = 4;
-/// Before the second attempt; twice as long before the next, and so on.
+/// The pause before the second attempt; it doubles before every further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 
-/// A file to be had.
+/// A file to download.
 #[derive(Debug, Clone, Copy)]
 pub struct Transfer<'a> {
-    /// Where it is.
+    /// Its URL.
     pub url: &'a str,
-    /// Sent to that server only, never to one that it redirects to.
+    /// A bearer token, sent to the server of `url` only and never to one that it redirects to.
     pub token: Option<&'a str>,
-    /// What it has to come to, where that is known.
+    /// The expected checksum, if known.
     pub digest: Option<Digest<'a>>,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn agent(redirects: u32) -> Agent {
 
 /// Why an attempt ended.
 enum Failure {
-    /// Another attempt may go better.
+    /// Another attempt may succeed.
     Transient(Error),
     Final(Error),
 }
@@ -52,11 +52,12 @@ impl From<Error> for Failure {
     }
 }
 
-/// Downloads to `target`, telling of bytes that are there, of how many. What an earlier attempt left is not fetched again.
+/// Downloads to `target`, and resumes an interrupted download. `tell` is called with the bytes received and their total, if
+/// the server reports it.
 ///
 /// # Errors
-/// When the server cannot be reached, has no such file or another one, or when the disk is full. Without a digest that does not
-/// fit, what has come so far stays beside the target under a temporary name, and the next attempt goes on from there.
+/// When the server cannot be reached, when it does not have the file, when the checksum is wrong, or when the disk is full. The
+/// bytes received so far stay beside the target under a temporary name, unless their checksum is wrong.
 pub fn download(transfer: Transfer, target: &Path, mut tell: impl FnMut(u64, Option<u64>)) -> Result<()> {
     let partial = Partial::beside(target)?;
     let mut pause = FIRST_PAUSE;
@@ -69,9 +70,9 @@ pub fn download(transfer: Transfer, target: &Path, mut tell: impl FnMut(u64, Opt
                 Err(error) => {
                     partial.remove();
                     let url = transfer.url;
-                    let message = format!("{url} is not the file that was expected: {}", error.message());
-                    let error = Error::new(message).hint("nothing was kept; another mirror may have the right one");
-                    // Two halves of different files look like that too: once more, from the beginning.
+                    let message = format!("{url}: unexpected content: {}", error.message());
+                    let error = Error::new(message).hint("the download was discarded; try again, or another mirror");
+                    // The server may have replaced the file between two attempts: download it again from the start.
                     Err(if begun_at > 0 { Failure::Transient(error) } else { Failure::Final(error) })
                 }
             }
@@ -100,7 +101,7 @@ fn attempt_once(
     let begun_at = partial.length();
     if begun_at > 0 {
         request = request.header("Range", format!("bytes={begun_at}-"));
-        // Without it the server sends a part even where the file is another one by now.
+        // With If-Range the server sends the whole file if it has changed in the meantime.
         if let Some(tag) = partial.tag() {
             request = request.header("If-Range", tag);
         }
@@ -116,10 +117,10 @@ fn attempt_once(
             partial.begin(header(&response, "etag"))?;
             (partial.open_at_end()?, 0, content_length(&response))
         }
-        // All of it is there already, or more than there is.
+        // The partial file is already as long as the file, or longer.
         206 | 416 if begun_at > 0 => {
             partial.remove();
-            return Err(Failure::Transient(Error::new(format!("{url}: the server cannot go on at byte {begun_at}"))));
+            return Err(Failure::Transient(Error::new(format!("{url}: the server cannot resume at byte {begun_at}"))));
         }
         _ => return Err(refused(url, status)),
     };
@@ -132,8 +133,10 @@ fn attempt_once(
             Ok(read) => read,
             Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
             Err(cause) => {
-                let message = format!("{url}: cut off after {done} bytes: {cause}");
-                return Err(Failure::Transient(Error::new(message).hint("try again: what has come is kept")));
+                let message = format!("{url}: interrupted after {done} bytes: {cause}");
+                return Err(Failure::Transient(
+                    Error::new(message).hint("run the command again to resume the download"),
+                ));
             }
         };
         file.write_all(&buffer[..read]).map_err(|cause| Failure::Final(partial.cannot_write(&cause)))?;
@@ -141,8 +144,8 @@ fn attempt_once(
         tell(done, total);
     }
     if let Some(total) = total.filter(|&total| total != done) {
-        let message = format!("{url}: cut off after {done} of {total} bytes");
-        return Err(Failure::Transient(Error::new(message).hint("try again: what has come is kept")));
+        let message = format!("{url}: interrupted after {done} of {total} bytes");
+        return Err(Failure::Transient(Error::new(message).hint("run the command again to resume the download")));
     }
     file.sync_all().map_err(|cause| Failure::Final(partial.cannot_write(&cause)))?;
     Ok(())
@@ -150,7 +153,7 @@ fn attempt_once(
 
 fn unreachable(url: &str, cause: &RequestError) -> Failure {
     let error = Error::new(format!("cannot reach {url}: {cause}"))
-        .hint("check the network, or the proxy in HTTPS_PROXY; or copy the file here by other means");
+        .hint("check the network and the proxy in HTTPS_PROXY, or download the file by other means");
     match cause {
         RequestError::BadUri(_) | RequestError::TooManyRedirects => Failure::Final(error),
         _ => Failure::Transient(error),
@@ -158,10 +161,10 @@ fn unreachable(url: &str, cause: &RequestError) -> Failure {
 }
 
 fn refused(url: &str, status: u16) -> Failure {
-    let error = Error::new(format!("{url}: the server answers {status}"));
+    let error = Error::new(format!("{url}: the server responded with status {status}"));
     match status {
-        404 | 410 => Failure::Final(error.hint("the file is not there any more: look for another source")),
-        401 | 403 => Failure::Final(error.hint("the file is not public: a token or another source is needed")),
+        404 | 410 => Failure::Final(error.hint("the file does not exist on this server")),
+        401 | 403 => Failure::Final(error.hint("the file is not public: a token is needed")),
         429 | 500..=599 => Failure::Transient(error.hint("try again later")),
         _ => Failure::Final(error),
     }
@@ -179,7 +182,7 @@ fn content_range_start(response: &Response<Body>) -> Option<u64> {
     header(response, "content-range")?.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
 }
 
-/// What is there of a file that is on its way.
+/// An incomplete download beside its target.
 struct Partial {
     path: PathBuf,
     tag: PathBuf,
@@ -189,7 +192,7 @@ impl Partial {
     fn beside(target: &Path) -> Result<Self> {
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
-        let name = target.file_name().ok_or_else(|| Error::new(format!("{} names no file", target.display())))?;
+        let name = target.file_name().ok_or_else(|| Error::new(format!("{} has no file name", target.display())))?;
         let name = name.to_string_lossy();
         Ok(Self { path: folder.join(format!(".{name}.part")), tag: folder.join(format!(".{name}.part.etag")) })
     }
@@ -199,7 +202,7 @@ impl Partial {
     }
 
     fn tag(&self) -> Option<String> {
-        // A weak tag does not promise the same bytes.
+        // A weak tag does not identify the bytes.
         fs::read_to_string(&self.tag).ok().filter(|tag| tag.starts_with('"'))
     }
 
@@ -217,13 +220,13 @@ impl Partial {
     }
 
     fn remove(&self) {
-        // They may not be there.
+        // The files may not exist.
         let _ = fs::remove_file(&self.path);
         let _ = fs::remove_file(&self.tag);
     }
 
     fn finish(&self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).context(|| format!("cannot name {}", target.display()))?;
+        fs::rename(&self.path, target).context(|| format!("cannot create {}", target.display()))?;
         let _ = fs::remove_file(&self.tag);
         Ok(())
     }
@@ -232,7 +235,7 @@ impl Partial {
         let error = Error::new(format!("cannot write {}: {cause}", self.path.display()));
         match cause.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                error.hint("free some space on that disk, or give another folder; what has come is kept")
+                error.hint("free some space on the disk, or choose another folder; the download resumes")
             }
             _ => error,
         }

@@ -1,4 +1,4 @@
-//! Weights from the Hugging Face hub, in the cache folder that its own programs use:
+//! Weights from the Hugging Face Hub, in the cache folder of its own programs:
 //! `models--OWNER--NAME/{refs,blobs,snapshots}`.
 
 use std::env;
@@ -14,7 +14,7 @@ const FILE: &str = "model.safetensors";
 const ENDPOINT: &str = "https://huggingface.co";
 const MOST_REDIRECTS: usize = 5;
 
-/// A model on the hub.
+/// A model on the Hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// `owner/name`
@@ -24,7 +24,7 @@ pub struct HubName {
 }
 
 impl HubName {
-    /// Reads `owner/name` or `owner/name@revision`; none where it is something else.
+    /// Parses `owner/name` or `owner/name@revision`; `None` for anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let (repository, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, name) = repository.split_once('/')?;
@@ -38,21 +38,21 @@ impl HubName {
     }
 }
 
-/// What the hub's own programs look at, and this one too.
+/// The configuration that all programs of the Hub share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hub {
     /// The server: `HF_ENDPOINT`.
     pub endpoint: String,
     /// The cache: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `~/.cache/huggingface/hub`.
     pub cache: PathBuf,
-    /// `HF_TOKEN`, else what `huggingface-cli login` left.
+    /// `HF_TOKEN`, else the token saved by `huggingface-cli login`.
     pub token: Option<String>,
-    /// `HF_HUB_OFFLINE`: nothing is asked of the server.
+    /// `HF_HUB_OFFLINE`: no request is sent.
     pub offline: bool,
 }
 
 impl Hub {
-    /// As the environment says.
+    /// Reads the environment variables.
     pub fn from_environment() -> Result<Self> {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
         let is_set = |name: &str| {
@@ -63,7 +63,8 @@ impl Hub {
             let cache = cache.or_else(|| env::home_dir().map(|home| home.join(".cache")));
             variable("HF_HOME").map(PathBuf::from).or_else(|| cache.map(|cache| cache.join("huggingface")))
         };
-        let no_home = || Error::new("there is no home folder for the hub's cache").hint("set HF_HOME to a folder");
+        let no_home =
+            || Error::new("no home folder for the cache of the Hugging Face Hub").hint("set HF_HOME to a folder");
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(variable).map(PathBuf::from);
         let cache = match cache {
             Some(cache) => cache,
@@ -94,12 +95,12 @@ impl Hub {
         path.is_file().then_some(path)
     }
 
-    /// The model's weights: from the cache, without a question to the server, or else downloaded into it. `tell` hears of bytes
-    /// that are there, of how many.
+    /// The path of the model's weights in the cache. Weights that are not cached are downloaded; `tell` is called with the
+    /// bytes received and their total.
     ///
     /// # Errors
-    /// When they are not cached and the hub cannot be reached, does not know the model, the revision or the file, or asks for a
-    /// token that is missing or not enough.
+    /// When the weights are not cached and the Hub cannot be reached, does not have the model, the revision or the file, or
+    /// denies access.
     pub fn get(&self, name: &HubName, tell: impl FnMut(u64, Option<u64>)) -> Result<PathBuf> {
         if let Some(path) = self.cached(name) {
             return Ok(path);
@@ -107,17 +108,17 @@ impl Hub {
         let HubName { repository, revision } = name;
         if self.offline {
             return Err(Error::new(format!(
-                "{repository}: not in {}, and HF_HUB_OFFLINE is set",
+                "{repository}: not cached in {}, and HF_HUB_OFFLINE is set",
                 self.cache.display()
             ))
-            .hint("unset it once to download the model"));
+            .hint("unset HF_HUB_OFFLINE to download the model"));
         }
         let url = format!("{}/{repository}/resolve/{revision}/{FILE}", self.endpoint);
         let Found { url, commit, tag } = self.find(name, url)?;
         let folder = self.folder(name);
         let blob = folder.join("blobs").join(&tag);
         if !blob.is_file() {
-            // Of large files the hub's tag is their SHA-256.
+            // The Hub's tag of a large file is its SHA-256.
             let digest = (tag.len() == 64).then_some(Digest::Sha256Start(&tag));
             let token = self.token.as_deref();
             download(Transfer { url: &url, token, digest }, &blob, tell).map_err(|error| error.about(repository))?;
@@ -135,7 +136,7 @@ impl Hub {
         Ok(path)
     }
 
-    /// Asks for the file's commit and tag.
+    /// Requests the file's commit and tag.
     fn find(&self, name: &HubName, mut url: String) -> Result<Found> {
         let HubName { repository, revision } = name;
         for _ in 0..MOST_REDIRECTS {
@@ -145,7 +146,7 @@ impl Hub {
             }
             let response = request.call().map_err(|cause| {
                 Error::new(format!("cannot reach {url}: {cause}"))
-                    .hint("check the network, or give a file: once a model is cached, no network is needed")
+                    .hint("check the network, or give the path of a file; a cached model needs no network")
             })?;
             let status = response.status().as_u16();
             let commit = header(&response, "x-repo-commit").filter(|commit| is_hexadecimal(commit));
@@ -155,7 +156,7 @@ impl Hub {
                 (200 | 302 | 307, Some(commit), Some(tag), _) => {
                     return Ok(Found { url, commit: commit.into(), tag: tag.into() });
                 }
-                // A model that has another name by now: on the same server, so that the token goes nowhere else.
+                // A renamed model. Only redirects to the same server are followed, so that the token goes nowhere else.
                 (301 | 302 | 307 | 308, _, _, Some(location))
                     if location.starts_with('/') && !location.starts_with("//") =>
                 {
@@ -163,32 +164,33 @@ impl Hub {
                 }
                 (401 | 403, ..) => {
                     let error = Error::new(format!(
-                        "{repository}: the hub answers {status}: it is private, gated, or not there"
+                        "{repository}: the Hub responded with status {status}: the model is private, gated, or does not exist"
                     ));
                     return Err(error.hint(match &self.token {
-                        None => "check the name; for a model that asks for it, accept its terms and set HF_TOKEN",
-                        Some(_) => "check the name, and that the token may read it and its terms were accepted",
+                        None => "check the name; for a private or gated model, accept its terms and set HF_TOKEN",
+                        Some(_) => {
+                            "check the name, the permissions of the token, and that the model's terms are accepted"
+                        }
                     }));
                 }
                 (404, ..) => {
                     return Err(match header(&response, "x-error-code") {
-                        Some("RevisionNotFound") => {
-                            Error::new(format!("{repository}: there is no revision {revision:?}"))
-                        }
-                        Some("EntryNotFound") => Error::new(format!("{repository} has no {FILE}"))
-                            .hint("take another model, or convert its weights and give the file"),
-                        _ => Error::new(format!("{repository}: the hub has no such model")).hint("check the name"),
+                        Some("RevisionNotFound") => Error::new(format!("{repository}: no revision {revision:?}")),
+                        Some("EntryNotFound") => Error::new(format!("{repository}: no file {FILE}")).hint(
+                            "choose another model, or convert its weights to safetensors and give the path of the file",
+                        ),
+                        _ => Error::new(format!("{repository}: no such model on the Hub")).hint("check the name"),
                     });
                 }
                 _ => {
                     return Err(Error::new(format!(
-                        "{url}: the hub answers {status}, without saying which file it has"
+                        "{url}: the Hub responded with status {status} and without the file's commit and tag"
                     ))
                     .hint("try again later"));
                 }
             }
         }
-        Err(Error::new(format!("{repository}: the hub redirects in circles")))
+        Err(Error::new(format!("{repository}: too many redirects")))
     }
 }
 
@@ -198,14 +200,14 @@ struct Found {
     tag: String,
 }
 
-/// So that what a server says can be the name of a file.
+/// Whether a server's text can safely name a file.
 fn is_hexadecimal(text: &str) -> bool {
     (8..=64).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit())
 }
 
-/// As the hub's own programs do it: a relative link, or a copy where there are no links.
+/// Links as the Hub's own programs do: a relative link, or a copy on file systems without links.
 fn link(tag: &str, blob: &Path, path: &Path) -> Result<()> {
-    // What an interrupted attempt left.
+    // An interrupted attempt may have left a link.
     let _ = fs::remove_file(path);
     #[cfg(unix)]
     let linked = std::os::unix::fs::symlink(Path::new("../../blobs").join(tag), path);

@@ -1,4 +1,4 @@
-//! Files from the network: data sets and weights that people begin with. Everything is checked before it gets its name.
+//! Downloads data sets and pretrained weights, and verifies their checksums.
 
 mod digest;
 mod download;
@@ -9,22 +9,23 @@ pub use digest::Digest;
 pub use download::{Transfer, download};
 pub use unpack::{Limits, unpack};
 
-/// Replaces the servers of all [`Source`]s: a mirror that has their files under their names.
+/// The environment variable with the URL of a mirror that replaces the servers of all [`Source`]s.
 pub const MIRROR_VARIABLE: &str = "RETUNE_FETCH_BASE";
 
-/// A file that is known by name.
+/// A known file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     /// The file's name.
     pub file: &'static str,
-    /// The folder of its server.
+    /// The URL of its folder.
     pub base: &'static str,
-    /// What it has to come to.
+    /// Its checksum.
     pub digest: Digest<'static>,
 }
 
 impl Source {
-    /// The lesson's pictures (*Dive into Deep Learning*): `hotdog/train/hotdog/*.png` and so on, in a zip archive.
+    /// The images of the fine-tuning chapter of *Dive into Deep Learning*: a zip archive with `hotdog/train/hotdog/*.png` and
+    /// so on.
     pub const HOTDOG: Self = Self {
         file: "hotdog.zip",
         base: "https://d2l-data.s3-accelerate.amazonaws.com",
@@ -45,7 +46,7 @@ impl Source {
         digest: Digest::Sha256Start("b627a593"),
     };
 
-    /// Where the file is: on its server, or on the mirror that the environment names.
+    /// The file's URL on its server, or on the mirror in [`MIRROR_VARIABLE`].
     pub fn url(&self) -> String {
         let base = std::env::var(MIRROR_VARIABLE).ok().filter(|base| !base.is_empty());
         format!("{}/{}", base.as_deref().unwrap_or(self.base).trim_end_matches('/'), self.file)

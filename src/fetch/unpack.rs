@@ -1,4 +1,4 @@
-//! Zip archives of others, which may be hostile: nothing lands outside the folder, and nothing grows without bound.
+//! Unpacks zip archives that are not trusted: no file lands outside the folder, and the unpacked size is limited.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use zip::ZipArchive;
 
 use crate::error::{Context, Error, Result};
 
-/// How much an archive may become.
+/// The largest archive that is unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Files and folders.
@@ -24,21 +24,21 @@ impl Default for Limits {
     }
 }
 
-/// Unpacks an archive to `folder`, which must not be there yet. Where all of it lies in one top folder, that folder's content is
-/// what `folder` gets. Returns the number of files.
+/// Unpacks an archive to `folder`, which must not exist. A single top-level folder of the archive becomes `folder` itself.
+/// Returns the number of files.
 ///
 /// # Errors
-/// When the archive is damaged, encrypted or larger than `limits`; when a name is absolute, leaves the folder, is there twice, or
-/// is a link. Nothing is left behind then.
+/// When the archive is damaged, encrypted or larger than `limits`, or when an entry is a link, occurs twice, or has a path
+/// that is absolute or leads out of the folder. Nothing is written then.
 pub fn unpack(archive: &Path, folder: &Path, limits: Limits) -> Result<usize> {
     let shown = archive.display();
     if folder.exists() {
         return Err(
-            Error::new(format!("{} is there already", folder.display())).hint("remove it, or give another folder")
+            Error::new(format!("{} already exists", folder.display())).hint("remove it, or choose another folder")
         );
     }
     let damaged = |cause: &dyn std::fmt::Display| {
-        Error::new(format!("{shown}: the archive is damaged: {cause}")).hint("remove it and fetch it again")
+        Error::new(format!("{shown}: the archive is damaged: {cause}")).hint("remove it and download it again")
     };
     let file = File::open(archive).context(|| format!("cannot open {shown}"))?;
     let mut zip = ZipArchive::new(io::BufReader::new(file)).map_err(|cause| damaged(&cause))?;
@@ -58,11 +58,11 @@ pub fn unpack(archive: &Path, folder: &Path, limits: Limits) -> Result<usize> {
         let name = entry.name().map_err(|cause| damaged(&cause))?.into_owned();
         let path = safe_path(&name).map_err(|reason| {
             Error::new(format!("{shown}: the entry {name:?} {reason}; nothing was unpacked"))
-                .hint("do not trust this archive")
+                .hint("the archive may be malicious")
         })?;
         if entry.is_symlink() {
             return Err(Error::new(format!("{shown}: the entry {name:?} is a link; nothing was unpacked"))
-                .hint("do not trust this archive"));
+                .hint("the archive may be malicious"));
         }
         let is_litter = |component: Component| {
             let name = component.as_os_str().to_string_lossy().into_owned();
@@ -75,7 +75,7 @@ pub fn unpack(archive: &Path, folder: &Path, limits: Limits) -> Result<usize> {
         let cannot_write = |cause: io::Error| {
             let error = Error::new(format!("cannot unpack {name:?} to {}: {cause}", parent.display()));
             match cause.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.hint("free some space on that disk"),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => error.hint("free some space on the disk"),
                 _ => error,
             }
         };
@@ -83,15 +83,15 @@ pub fn unpack(archive: &Path, folder: &Path, limits: Limits) -> Result<usize> {
             fs::create_dir_all(&target).map_err(cannot_write)?;
             continue;
         }
-        // Some file systems take names that differ in case for one.
+        // Some file systems ignore case.
         if !names.insert(path.to_string_lossy().to_lowercase()) {
-            return Err(Error::new(format!("{shown}: the entry {name:?} is there twice; nothing was unpacked")));
+            return Err(Error::new(format!("{shown}: the entry {name:?} occurs twice; nothing was unpacked")));
         }
         if let Some(above) = target.parent() {
             fs::create_dir_all(above).map_err(cannot_write)?;
         }
         let mut output = File::create_new(&target).map_err(cannot_write)?;
-        // Headers may lie about sizes: what counts is what comes out.
+        // The sizes in the headers may be wrong: count the bytes that are unpacked.
         let mut buffer = vec![0; 1 << 16];
         loop {
             let read = entry.read(&mut buffer).map_err(|cause| damaged(&cause))?;
@@ -99,26 +99,26 @@ pub fn unpack(archive: &Path, folder: &Path, limits: Limits) -> Result<usize> {
                 break;
             }
             left = left.checked_sub(read as u64).ok_or_else(|| {
-                Error::new(format!("{shown}: it becomes more than {} bytes; nothing was unpacked", limits.bytes))
-                    .hint("do not trust this archive")
+                Error::new(format!("{shown}: more than {} bytes when unpacked; nothing was unpacked", limits.bytes))
+                    .hint("the archive may be malicious")
             })?;
             io::Write::write_all(&mut output, &buffer[..read]).map_err(cannot_write)?;
         }
         files += 1;
     }
     if files == 0 {
-        return Err(Error::new(format!("{shown}: there is no file in the archive")));
+        return Err(Error::new(format!("{shown}: the archive contains no files")));
     }
     let root = single_folder(staging.path());
-    make_like_any_other(&root);
-    fs::rename(&root, folder).context(|| format!("cannot name {}", folder.display()))?;
+    make_readable(&root);
+    fs::rename(&root, folder).context(|| format!("cannot create {}", folder.display()))?;
     Ok(files)
 }
 
-/// The path of an entry, if it stays inside.
+/// The relative path of an entry, or why it is refused.
 fn safe_path(name: &str) -> Result<PathBuf, &'static str> {
     if name.contains(['\\', '\0', ':']) {
-        return Err("has a character that paths of archives do not have");
+        return Err("contains a character that is not allowed in paths of archives");
     }
     let path = Path::new(name);
     for component in path.components() {
@@ -131,7 +131,7 @@ fn safe_path(name: &str) -> Result<PathBuf, &'static str> {
     Ok(path.components().filter(|component| matches!(component, Component::Normal(_))).collect())
 }
 
-/// The only folder in a folder, or that folder.
+/// The single folder in `folder`, or else `folder` itself.
 fn single_folder(folder: &Path) -> PathBuf {
     let entries: Vec<PathBuf> =
         fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
@@ -141,12 +141,12 @@ fn single_folder(folder: &Path) -> PathBuf {
     }
 }
 
-/// Temporary folders are private.
-fn make_like_any_other(folder: &Path) {
+/// Gives a temporary folder, which is private, the usual permissions.
+fn make_readable(folder: &Path) {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        // One that stays private can still be read by its owner.
+        // If this fails, the owner can still read the folder.
         let _ = fs::set_permissions(folder, fs::Permissions::from_mode(0o755));
     }
     #[cfg(not(unix))]

@@ -1,4 +1,4 @@
-//! Every kernel launch of a training step, against a roofline: planned for a GPU that is not there, or timed one by one.
+//! Every kernel launch of a training step, compared with a roofline: planned without a GPU, or timed one by one.
 
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::model::{BatchShape, ResNet};
 use crate::tensor::Tensor;
 use crate::train::{Network, Purpose, Recipe, Trainer, initialise};
 
-/// The GPU that `--gpu` names.
+/// The GPU model of `--gpu`.
 pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
     GpuModel::find(name).ok_or_else(|| {
         let names: Vec<&str> = GPU_MODELS.iter().map(|model| model.name).collect();
@@ -24,7 +24,7 @@ pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
     })
 }
 
-/// A part of the step.
+/// A part of a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Part {
@@ -53,18 +53,18 @@ struct Issued {
     launch: RecordedLaunch,
 }
 
-/// Launches that differ in nothing but their module.
+/// Launches that are alike except for their module.
 #[derive(Serialize)]
 struct Row {
     part: Part,
     kernel: &'static str,
-    /// The first.
+    /// The module of the first launch.
     module: String,
     launches: usize,
     grid: [u32; 3],
     threads: u32,
     dynamic_shared_bytes: u32,
-    /// Of all the launches, as everything below.
+    /// The sum over all launches, as are the fields below.
     operations: u64,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -137,11 +137,11 @@ struct Total {
     seconds: Option<f64>,
 }
 
-/// Every launch of a training step, grouped, and the sums.
+/// The launches of a training step in groups, and their sums.
 #[derive(Serialize)]
 pub(super) struct StepReport {
     device: String,
-    /// The one whose ceilings the rooflines are of.
+    /// The GPU model of the roofline.
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<&'static str>,
     precision: String,
@@ -152,7 +152,7 @@ pub(super) struct StepReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     roofline_images_per_second: Option<f64>,
     arena_bytes: usize,
-    /// With parameters, gradients and what else is allocated; known where nothing is.
+    /// All device memory including parameters and gradients; known for a plan only.
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,7 +161,7 @@ pub(super) struct StepReport {
     fits: Option<bool>,
 }
 
-/// Plans a step for a GPU that need not be there.
+/// Plans a training step without a GPU.
 pub(super) fn plan(
     model: &'static GpuModel,
     precision: Precision,
@@ -183,8 +183,8 @@ pub(super) fn plan(
     Ok(report)
 }
 
-/// Times every launch of a step by itself, `steps` times, and reports the medians. `model` has the ceilings; without one
-/// they are those of the GPU that the driver describes, if the table has it.
+/// Times every launch of a training step separately, `steps` times, and reports the medians. Without `model`, the roofline is
+/// that of the GPU that the driver describes, if it is known.
 pub(super) fn measure(
     driver: Box<dyn Driver>,
     model: Option<&'static GpuModel>,
@@ -206,7 +206,7 @@ pub(super) fn measure(
     for _ in 0..=steps {
         runs.push(issue_step(&mut trainer, shape, &pictures, &targets, &log)?);
     }
-    // The first is a warm-up.
+    // The first run is a warm-up.
     let mut issued = runs.swap_remove(0);
     for (index, issued) in issued.iter_mut().enumerate() {
         let durations = runs.iter().filter_map(|run| run.get(index)?.launch.duration);
@@ -218,7 +218,7 @@ pub(super) fn measure(
     report(trainer.network(), shape, &issued, model)
 }
 
-/// One step from `augment` to `sgd`, with the launches of each module.
+/// Runs one training step from augmentation to update, and returns the launches of each module.
 fn issue_step(
     trainer: &mut Trainer,
     shape: BatchShape,
@@ -234,7 +234,7 @@ fn issue_step(
     let executor = network.executor(shape, Purpose::Training)?;
     let device = network.device();
     network.fill_by(shape, Purpose::Training, |device, input| pictures.write(device, input), targets)?;
-    keep(Part::Augment, "pictures");
+    keep(Part::Augment, "images");
     let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
     for (index, name) in names.iter().enumerate() {
         executor.forward_node(device, index)?;
@@ -296,7 +296,7 @@ fn report(
     })
 }
 
-/// The sum of those that are known; none where none is.
+/// The sum of the known values; `None` if there are none.
 fn sum(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     values.flatten().fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
@@ -322,22 +322,22 @@ fn total(part: Part, rows: &[Row], least: &LeastBytes) -> Total {
     }
 }
 
-/// The fewest bytes that a step moves when each of its passes reads each activation once and writes each once, and nothing
-/// stays in a cache from one pass to the next. The passes, all parameters being trained:
+/// The fewest bytes that a training step moves if each pass reads and writes each activation once and no data stays in a cache
+/// between passes. With all parameters trained, the passes are:
 ///
 /// | pass | reads | writes |
 /// |---|---|---|
-/// | convolution, max and average pool, linear forward | input, weight | output, positions of maxima |
-/// | normalise, add, ReLU | convolution's output, residual | output |
+/// | convolution, max and average pool, linear forward | input, weight | output, argmax indices |
+/// | normalisation, addition, ReLU | convolution's output, residual | output |
 /// | loss | logits | gradient of the logits |
-/// | batch norm backward, sums | output's gradient, convolution's output, output where a residual was added | the masked gradient for the residual |
+/// | batch norm backward, sums | output's gradient, convolution's output, output where a residual was added | masked gradient of the residual |
 /// | batch norm backward, gradient | the same gradient, convolution's output | its gradient |
-/// | input gradient | output's gradient, weight, what is there where it is added to | input's gradient |
+/// | input gradient | output's gradient, weight, the previous value where it is added to | input's gradient |
 /// | weight gradient | output's gradient, input | weight's gradient |
 /// | update | parameters, gradients, velocity | parameters, velocity, bf16 copy |
 ///
-/// Of a convolution whose filter is smaller than its step only what a window covers counts. Statistics and other vectors a
-/// channel are not counted. `augment` is taken at its own word: source pixels once, output once.
+/// Where a convolution's stride exceeds its filter, only the input covered by windows counts. Statistics and other
+/// per-channel vectors do not count. `augment` counts source pixels and output once.
 struct LeastBytes {
     forward: u64,
     backward: u64,
@@ -351,7 +351,7 @@ impl LeastBytes {
             (info.shape.len() * info.element_type.size()) as u64
         };
         let (mut forward, mut backward) = (0, 0);
-        // The last consumer's backward pass is the first to write a gradient; the others add to it.
+        // Of the consumers of a value, the last in forward order writes its gradient first; the others add to it.
         let mut has_gradient = std::collections::BTreeSet::new();
         for node in graph.nodes().iter().rev() {
             let name = node.operation.name();
@@ -377,9 +377,9 @@ impl LeastBytes {
                     backward += 2 * (size(output) + size(inputs[0])) + masked + gradient_of(inputs[0]);
                 }
                 "max_pool" => {
-                    let positions = graph.value(output).shape.len() as u64;
-                    forward += read + size(output) + positions;
-                    backward += size(output) + positions + gradient_of(inputs[0]);
+                    let indices = graph.value(output).shape.len() as u64;
+                    forward += read + size(output) + indices;
+                    backward += size(output) + indices + gradient_of(inputs[0]);
                 }
                 "cross_entropy" => forward += read + size(inputs[0]),
                 "conv2d" | "linear" => {
@@ -387,7 +387,7 @@ impl LeastBytes {
                     let read = read - unread;
                     forward += read + size(output) + elements * factor;
                     let gradient = match gradient_of(inputs[0]) {
-                        // What the convolution does not read is zero, or is left alone.
+                        // The gradient of input that no window covers is zero, or unchanged.
                         added if added == 2 * size(inputs[0]) => added - 2 * unread,
                         written => written,
                     };
@@ -412,7 +412,7 @@ impl LeastBytes {
     }
 }
 
-/// Bytes of a convolution's input that no window covers: a filter smaller than its step leaves gaps.
+/// Bytes of a convolution's input that no window covers, because the stride exceeds the filter.
 fn unread_bytes(graph: &Graph, node: &Node) -> u64 {
     let input = graph.value(node.inputs[0]);
     let weight = node.parameters.first().map(|&id| graph.parameter(id).shape);
@@ -431,7 +431,7 @@ pub(super) fn print_table(report: &StepReport) -> Result<()> {
     let peaks = report.gpu.and_then(GpuModel::find);
     let columns = match timed {
         true => format!("{:>9}  {:>9}  {:>8}  {:>8}", "us", "GB/s", "TFLOP/s", "roofline"),
-        false => format!("{:>9}  {:<10}", "least us", "bound by"),
+        false => format!("{:>9}  {:<10}", "min us", "bound by"),
     };
     print_result(&format!(
         "{:<8}  {:<36}  {:<26}  {:>8}  {:>14}  {:>7}  {:>7}  {:>8}  {:>8}  {columns}",
@@ -462,7 +462,7 @@ pub(super) fn print_table(report: &StepReport) -> Result<()> {
             seconds.map_or(String::new(), |seconds| format!(", {what} {:.3} ms", seconds * 1e3))
         };
         print_result(&format!(
-            "{:<8}  {:>4} launches, {:>8.1} GFLOP, {:>8.1} MB, of at least {:>8.1} MB ({:.2} x){}{}",
+            "{:<8}  {:>4} launches, {:>8.1} GFLOP, {:>8.1} MB, minimum {:>8.1} MB ({:.2} x){}{}",
             total.part,
             total.launches,
             total.operations as f64 / 1e9,
@@ -474,14 +474,14 @@ pub(super) fn print_table(report: &StepReport) -> Result<()> {
         ))?;
     }
     if let (Some(model), Some(rate)) = (peaks, report.roofline_images_per_second) {
-        print_result(&format!("at the roofline {rate:.0} images/s on {} ({})", model.name, ceilings(model)))?;
+        print_result(&format!("roofline: {rate:.0} images/s on {} ({})", model.name, ceilings(model)))?;
     }
     let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
     let memory = match (report.allocated_bytes, report.memory_bytes, report.fits) {
         (Some(allocated), Some(memory), Some(fits)) => format!(
-            "; {:.2} GiB in all, which {} in the {:.0} GiB of the GPU",
+            "; {:.2} GiB in total, which {} the {:.0} GiB of the GPU",
             gib(allocated),
-            if fits { "fits" } else { "does not fit" },
+            if fits { "fits in" } else { "exceeds" },
             gib(memory)
         ),
         _ => String::new(),

@@ -21,69 +21,76 @@ use pictures::{Pictures, targets};
 
 const EXAMPLES: &str = "\
 Examples:
-  retune bench --batch-size 32
-  retune bench --mode data --data photos/train
-  Every kernel of a training step, and what each would take at least on an H200:
+  Measure training and inference:
+    retune bench --batch-size 32
+  Measure how fast images are decoded and transformed:
+    retune bench --mode data --data photos/train
+  Time every kernel of a training step:
     retune bench --kernels
+  Estimate the time of every kernel on an H200, without a GPU:
     retune bench --kernels --plan --gpu h200 --precision bf16 --batch-size 128";
 
-/// Measure training and inference on synthetic pictures, or how fast pictures are read
+/// Measure the speed of training, inference or image loading
 ///
-/// The first step is a warm-up and is not counted; the rate is that of the median step.
+/// Training and inference run on synthetic images. The first step is a warm-up and is not counted; the rate is that of the
+/// median step.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BenchArguments {
-    /// Pictures a step
+    /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N")]
     batch_size: usize,
 
-    /// Rows and columns of the pictures
+    /// Width and height of the images
     #[arg(long, default_value_t = 224, value_name = "PIXELS")]
     image_size: usize,
 
-    /// Steps to measure; in `--mode data` passes over the folder
+    /// Number of steps to measure; with --mode data, of passes over the folder
     #[arg(long, default_value_t = 5, value_name = "N")]
     steps: usize,
 
-    /// Architecture
+    /// Network architecture
     #[arg(long, default_value_t = Architecture::default().to_string(), value_name = "NAME", value_parser = architecture_names())]
     arch: String,
 
-    /// Channels of the first stage
+    /// Number of channels of the first stage
     #[arg(long, default_value_t = 64, value_name = "N")]
     width: usize,
 
-    /// What to measure: steps on synthetic pictures, or `data`: the pictures of a folder on their way from files to
-    /// batches, with the training and with the test transform
-    #[arg(long, default_value = "both", value_name = "WHAT")]
+    /// What to measure
+    #[arg(long, default_value = "both", value_name = "MODE")]
     mode: Mode,
 
-    /// Folder with one folder of pictures per class, for `--mode data`
+    /// Folder with one folder of images per class, for --mode data
     #[arg(long, value_name = "FOLDER", required_if_eq("mode", "data"))]
     data: Option<PathBuf>,
 
-    /// Threads that decode pictures in `--mode data` [default: one a core]
+    /// Number of threads that decode images, for --mode data [default: one per core]
     #[arg(long, requires = "data", value_name = "N")]
     workers: Option<usize>,
 
-    /// Time every kernel of a training step alone; on the CPU every node
+    /// Time every kernel of a training step separately; on the CPU, every graph node
     #[arg(long, conflicts_with = "data")]
     kernels: bool,
 
-    /// Run nothing: every launch of a training step with its least time on a GPU that need not be there
+    /// List every kernel launch of a training step with its roofline time, without running it; needs no GPU
     #[arg(long, requires = "kernels")]
     plan: bool,
 
-    /// Whose ceilings to compare with: h200, h100, a100, rtx4090 or t4 [default: h200, or the GPU that is there]
+    /// GPU model of the roofline: h200, h100, a100, rtx4090 or t4 [default: the GPU in use; h200 with --plan]
     #[arg(long, requires = "kernels", value_name = "NAME")]
     gpu: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
+    /// Training steps on synthetic images
     Training,
+    /// Inference on synthetic images
     Inference,
+    /// Training and inference
     Both,
+    /// Loading the images of a folder into batches, with the training and the test transform
     Data,
 }
 
@@ -104,7 +111,7 @@ struct KernelRow {
     node: String,
     operation: &'static str,
     forward_milliseconds: f64,
-    /// Multiplications and additions a second; none for what is bound by memory.
+    /// Multiplications and additions per second; `None` for operations without any.
     forward_gflops: Option<f64>,
     backward_milliseconds: f64,
     backward_gflops: Option<f64>,
@@ -126,7 +133,7 @@ struct BenchResult {
     peak_resident_bytes: Option<u64>,
 }
 
-/// Enough classes to be a network of some use, few enough not to matter.
+/// The number of classes hardly affects the speed.
 const CLASSES: usize = 2;
 
 pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitCode> {
@@ -144,7 +151,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
     }
     if let Some(folder) = &arguments.data {
         if arguments.mode != Mode::Data {
-            return Err(Error::usage("--data is for `--mode data`; the other modes draw their pictures"));
+            return Err(Error::usage("--data requires --mode data; the other modes use synthetic images"));
         }
         let BenchArguments { workers, batch_size, image_size, steps, .. } = *arguments;
         let result = data::measure(folder, workers, batch_size, image_size, steps)?;
@@ -211,7 +218,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// What `--kernels` shows of a device that launches kernels, or of one that is only planned for; none for the CPU.
+/// The report of `--kernels` for a CUDA device or for `--plan`; `None` for the CPU.
 fn report_launches(
     global: &GlobalArguments,
     arguments: &BenchArguments,
@@ -234,7 +241,7 @@ fn print_table(result: &BenchResult) -> Result<()> {
     let line = |what: &str, rate: f64, seconds: &[f64]| {
         let (fastest, slowest) = seconds.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), &s| (a.min(s), b.max(s)));
         print_result(&format!(
-            "{what:<10} {rate:>8.1} images/s  ({:.0} ms a batch of {}; {:.0} to {:.0} ms)",
+            "{what:<10} {rate:>8.1} images/s  ({:.0} ms per batch of {}; {:.0} to {:.0} ms)",
             median(seconds) * 1e3,
             result.batch_size,
             fastest * 1e3,
@@ -265,22 +272,22 @@ fn print_table(result: &BenchResult) -> Result<()> {
         }
         let sum = |part: fn(&KernelRow) -> f64| result.kernels.iter().map(part).sum::<f64>();
         let (forward, backward) = (sum(|row| row.forward_milliseconds), sum(|row| row.backward_milliseconds));
-        print_result(&format!("{:<13}  {:<22}  {forward:>11.2}  {:>8}  {backward:>11.2}", "all", "", ""))?;
+        print_result(&format!("{:<13}  {:<22}  {forward:>11.2}  {:>8}  {backward:>11.2}", "total", "", ""))?;
     }
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
     let resident = match result.peak_resident_bytes {
-        Some(bytes) => format!(", {:.0} MiB resident at most", mib(bytes)),
+        Some(bytes) => format!(", peak resident memory: {:.0} MiB", mib(bytes)),
         None => String::new(),
     };
     print_result(&format!(
-        "on {} with {} threads; {:.0} MiB of activations{resident}",
+        "device: {}, threads: {}, activations: {:.0} MiB{resident}",
         result.device,
         result.threads,
         mib(result.arena_bytes as u64)
     ))
 }
 
-/// Seconds of each of `steps` runs, after one that is not counted.
+/// Runs `step` once as a warm-up and then `steps` times; returns the seconds of each.
 fn time(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     step()?;
     (0..steps)
@@ -324,7 +331,7 @@ fn kernels(
     let rows = nodes.iter().zip(&seconds).enumerate().map(|(index, (node, [forward, backward]))| {
         let operations = 2.0 * node.operation.multiply_adds() as f64;
         let rate = |operations: f64, seconds: f64| (operations > 0.0).then(|| operations / seconds / 1e9);
-        // The stem has no gradient of its input, every other layer has two products.
+        // The stem needs no input gradient; every other layer computes two products.
         let backward_operations = if index == 0 { operations } else { 2.0 * operations };
         KernelRow {
             node: node.name.clone(),
@@ -344,7 +351,7 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// The most memory that this process has had resident, where the system tells.
+/// The peak resident memory of this process, if the system reports it.
 fn peak_resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;

@@ -21,6 +21,9 @@ pub fn no_device() -> Error {
     Error::new("NVIDIA's driver finds no GPU").hint("CUDA_VISIBLE_DEVICES hides GPUs that it does not list; is it set?")
 }
 
+/// The oldest version of NVIDIA's driver that runs the kernels of CUDA 13, with which release builds are made.
+pub(super) const CUDA_13_DRIVER: u32 = 580;
+
 /// 13000 is CUDA 13.0.
 pub(super) fn split_version(version: i32) -> (u32, u32) {
     let version = u32::try_from(version).unwrap_or(0);
@@ -64,7 +67,7 @@ pub(super) fn load_failure(code: CUresult, description: &str, source: &str, gpu:
             version(built)
         ))
         .hint(match built.0 {
-            13 => "update NVIDIA's driver to 580 or later, or build with an older nvcc ($NVCC)".to_string(),
+            13 => format!("update NVIDIA's driver to {CUDA_13_DRIVER} or later, or build with an older nvcc ($NVCC)"),
             _ => format!(
                 "update NVIDIA's driver to one for CUDA {}, or build with an older nvcc ($NVCC)",
                 version(built)

@@ -22,8 +22,8 @@ use crate::error::{Error, Result};
 use crate::tensor::Memory;
 pub use failures::no_device;
 use failures::{
-    Build, describe, failure, initialisation_failure, is_fault, kernel_fault, load_failure, no_such_device,
-    split_version,
+    Build, CUDA_13_DRIVER, describe, failure, initialisation_failure, is_fault, kernel_fault, load_failure,
+    no_such_device, split_version,
 };
 
 /// What this file, or cudarc on its behalf, calls. cudarc panics when one is missing, so they are looked for first.
@@ -130,7 +130,7 @@ pub fn gpus() -> Result<Vec<Gpu>> {
     });
     if let Some(symbol) = missing {
         return Err(Error::new(format!("the NVIDIA driver is too old: it has no {symbol}"))
-            .hint("update NVIDIA's driver to one for CUDA 12.0 or later (525)"));
+            .hint(format!("update NVIDIA's driver to {CUDA_13_DRIVER} or later")));
     }
     match result::init() {
         Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(Vec::new()),
