@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compares `retune bench --device cuda` with PyTorch on the same GPU: ResNet-18, training and inference.
+"""Compares `retune bench --device cuda` with PyTorch on the same GPU, in training and inference.
 
     scripts/bench-gpu-vs-pytorch.py --retune target/release/retune --rounds 3
+    scripts/bench-gpu-vs-pytorch.py --arch resnet50
 
-PyTorch runs in one process that stays, so that torch.compile compiles once; in each round every variant of both programs
-is measured in turn, so that a GPU that slows down does so for all. Steps are timed on the host around a synchronisation,
-many steps at a time; the pictures lie on the GPU, for both programs. Needs torch and torchvision with CUDA.
+PyTorch runs in one process throughout, so that torch.compile compiles once. Each round measures every variant of both
+programs in turn, so that a slow phase of the GPU affects all of them. Many steps are timed at once, on the host, around a
+synchronisation. The images are on the GPU for both programs. Needs torch and torchvision with CUDA.
 """
 
 import argparse
@@ -27,7 +28,7 @@ VARIANTS = {
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-def make_step(mode, variant, batch, size):
+def make_step(architecture, mode, variant, batch, size):
     """A function that issues one training step or inference batch."""
     import torch
     import torchvision
@@ -36,7 +37,8 @@ def make_step(mode, variant, batch, size):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    net, images = torchvision.models.resnet18(num_classes=2).cuda(), torch.randn(batch, 3, size, size, device="cuda")
+    net = torchvision.models.get_model(architecture, num_classes=2).cuda()
+    images = torch.randn(batch, 3, size, size, device="cuda")
     if channels_last:
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     target = torch.randint(0, 2, (batch,), device="cuda")
@@ -60,7 +62,7 @@ def make_step(mode, variant, batch, size):
     return training_step if mode == "training" else inference_batch
 
 
-def serve_pytorch():
+def serve_pytorch(architecture):
     """Runs in its own process: each line of standard input asks for one measurement."""
     import torch
 
@@ -75,7 +77,7 @@ def serve_pytorch():
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             step = steps_made.get((mode, variant))
             if step is None:
-                step = steps_made[mode, variant] = make_step(mode, variant, batch, size)
+                step = steps_made[mode, variant] = make_step(architecture, mode, variant, batch, size)
                 for _ in range(5):
                     step()
             torch.cuda.synchronize()
@@ -101,9 +103,9 @@ def ask(server, request):
 
 
 def run_retune(arguments, mode, precision):
-    command = [arguments.retune, "bench", "--device", arguments.device, "--precision", precision, "--batch-size",
-               arguments.batch_size, "--image-size", arguments.image_size, "--steps", arguments.steps, "--mode", mode,
-               "--json"]
+    command = [arguments.retune, "bench", "--device", arguments.device, "--arch", arguments.arch, "--precision", precision,
+               "--batch-size", arguments.batch_size, "--image-size", arguments.image_size, "--steps", arguments.steps,
+               "--mode", mode, "--json"]
     run = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, text=True)
     if run.returncode != 0:
         return {"error": f"retune bench ended with {run.returncode}"}
@@ -116,6 +118,8 @@ def main():
     parser.add_argument("--retune", default="target/release/retune", metavar="PATH")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="a Python that has torch (this one)")
     parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--arch", default="resnet18", metavar="NAME",
+                        help="architecture, by its name in torchvision (resnet18)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=30, help="steps of a measurement, after a warm-up")
@@ -124,14 +128,15 @@ def main():
     parser.add_argument("--serve-pytorch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_pytorch:
-        serve_pytorch()
+        serve_pytorch(arguments.arch)
         return
-    server = subprocess.Popen([arguments.python, __file__, "--serve-pytorch"], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([arguments.python, __file__, "--serve-pytorch", "--arch", arguments.arch],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     hello = server.stdout.readline()
     if not hello:
         sys.exit("PyTorch could not be started: does this Python have torch with CUDA?")
-    result = {"pytorch": json.loads(hello), "batch_size": arguments.batch_size, "image_size": arguments.image_size}
+    result = {"pytorch": json.loads(hello), "architecture": arguments.arch, "batch_size": arguments.batch_size,
+              "image_size": arguments.image_size}
     failed = False
     for mode in ("training", "inference"):
         rounds = {name: [] for name in (*(f"retune {precision}" for precision in PRECISIONS), *VARIANTS)}
@@ -149,7 +154,7 @@ def main():
                     errors[name] = answer["error"]
                 else:
                     rounds[name].append(answer)
-        print(f"\n{mode}: ResNet-18, batch {arguments.batch_size}, {arguments.image_size} x {arguments.image_size}, "
+        print(f"\n{mode}: {arguments.arch}, batch {arguments.batch_size}, {arguments.image_size} x {arguments.image_size}, "
               f"{result['pytorch']['gpu']}, PyTorch {result['pytorch']['version']}, medians of {arguments.rounds} rounds")
         table = {}
         for name, answers in rounds.items():

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Compares retune with PyTorch on this machine's CPU: ResNet-18, float32, same batches, picture size and threads.
+"""Compares retune with PyTorch on this machine's CPU, in float32, with the same batches, image size and threads.
 
     scripts/bench-vs-pytorch.py --retune target/release/retune --rounds 5
     scripts/bench-vs-pytorch.py --work latency,start --check
+    scripts/bench-vs-pytorch.py --arch resnet50 --batch-size 8 --work training,inference
 
-training   steps of fine-tuning, and the memory that they take
+training   steps of fine-tuning, and the memory that they need
 inference  batches
-latency    batches of one picture
-start      from nothing to what is on one JPEG of 500 x 375: `retune predict` against a Python script that does the same
+latency    batches of one image
+start      from the start of the process to a prediction for a JPEG of 500 x 375 pixels: `retune predict` and a Python
+           script that does the same
 
-Each round runs PyTorch (default layout, then channels_last) and retune, one process after the other, so that a machine
-that slows down does so for both. PyTorch's figure of a round is that of its faster layout; so a ratio is taken of two
-neighbours, and the table shows the median of the rounds' ratios, the least and the most. Every measurement is a
-process of its own, and peak memory is what the kernel says of that process (ru_maxrss). For `start` each program runs
-once without being timed, which leaves its files in the system's cache. Needs torch, torchvision and Pillow.
+Each round runs PyTorch (default layout, then channels_last) and retune, one process after the other, so that a slow
+phase of the machine affects all of them. PyTorch's figure of a round is that of its faster layout. Each round gives a
+ratio, and the table shows the median, the least and the greatest of them. Every measurement is a process of its own;
+peak memory is what the kernel reports for it (ru_maxrss). For `start`, each program runs once without being timed, so
+that its files are cached. Needs torch, torchvision and Pillow.
 """
 
 import argparse
@@ -30,27 +32,30 @@ LAYOUTS = ("default", "channels_last")
 
 WORKS = ("training", "inference", "latency", "start")
 
-# What retune promises: so much faster at least, or so large a share of PyTorch's time or memory at most.
-REQUIRED = {"training": 1.8, "memory": 0.6, "inference": 2.0, "latency": 1.2, "start": 0.1}
+# What retune promises for each architecture: at least this speed-up, or at most this share of PyTorch's time or memory.
+REQUIRED = {
+    "resnet18": {"training": 1.8, "memory": 0.6, "inference": 2.0, "latency": 1.2, "start": 0.1},
+    "resnet50": {"training": 1.3, "inference": 1.3},
+}
 AT_MOST = ("memory", "start")
 
-# What one writes to learn what is on one picture. `python -c` runs it with the model, the picture and how many
+# A script that classifies one image. `python -c` runs it with the architecture, the model, the image and the number of
 # threads.
 PREDICT = """
 import sys
 import torch
 from PIL import Image
 from torchvision import transforms
-from torchvision.models import resnet18
+from torchvision.models import get_model
 
-model, picture, threads = sys.argv[1:]
+architecture, model, image, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 try:
     from safetensors.torch import load_file
     weights = load_file(model)
 except ImportError:
     weights = torch.load(model.replace(".safetensors", ".pth"), weights_only=True)
-net = resnet18()
+net = get_model(architecture)
 net.load_state_dict(weights)
 net.eval()
 transform = transforms.Compose([
@@ -60,10 +65,10 @@ transform = transforms.Compose([
     transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 ])
 with torch.inference_mode():
-    logits = net(transform(Image.open(picture).convert("RGB")).unsqueeze(0))
+    logits = net(transform(Image.open(image).convert("RGB")).unsqueeze(0))
 probabilities, classes = logits.softmax(1)[0].topk(3)
 answers = zip(classes.tolist(), probabilities.tolist())
-print(picture + ": " + ", ".join(f"{name} {probability:.3f}" for name, probability in answers))
+print(image + ": " + ", ".join(f"{name} {probability:.3f}" for name, probability in answers))
 """
 
 
@@ -75,7 +80,8 @@ def measure_pytorch(settings):
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     batch, size = settings["batch_size"], settings["image_size"]
-    net, images = torchvision.models.resnet18(num_classes=2), torch.randn(batch, 3, size, size)
+    net = torchvision.models.get_model(settings["architecture"], num_classes=2)
+    images = torch.randn(batch, 3, size, size)
     if settings["layout"] == "channels_last":
         net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     target = torch.randint(0, 2, (batch,))
@@ -105,13 +111,13 @@ def measure_pytorch(settings):
     print(json.dumps(seconds))
 
 
-def prepare_start(folder):
-    """Runs in its own process: makes the model and the picture that both programs read."""
+def prepare_start(folder, architecture):
+    """Runs in its own process: makes the model and the image that both programs read."""
     import torch
     import torchvision
 
     torch.manual_seed(0)
-    weights = torchvision.models.resnet18().state_dict()
+    weights = torchvision.models.get_model(architecture).state_dict()
     # One class is far likelier than the others, so that two right programs name the same.
     weights["fc.weight"] *= 100
     header, offset = {}, 0
@@ -128,7 +134,7 @@ def prepare_start(folder):
             file.write(tensor.numpy().tobytes())
     torch.save(weights, folder / "model.pth")
     clouds = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16), size=(375, 500), mode="bilinear")[0]
-    torchvision.transforms.functional.to_pil_image(clouds).save(folder / "picture.jpg", quality=90)
+    torchvision.transforms.functional.to_pil_image(clouds).save(folder / "image.jpg", quality=90)
 
 
 def run_process(command, environment):
@@ -155,15 +161,15 @@ def pytorch_environment(arguments):
 
 
 def batches_and_steps(arguments, work):
-    """Pictures a step, and how many steps are measured: more where they are short."""
+    """Batch size and number of measured steps: more steps where they are short."""
     return (1, 6 * arguments.steps) if work == "latency" else (arguments.batch_size, arguments.steps)
 
 
 def run_pytorch(arguments, work, layout):
     """Seconds of a step and the most memory held."""
     batch, steps = batches_and_steps(arguments, work)
-    settings = {"mode": work, "layout": layout, "threads": arguments.threads, "batch_size": batch,
-                "image_size": arguments.image_size, "steps": steps, "warm_up": max(1, steps // 5)}
+    settings = {"architecture": arguments.arch, "mode": work, "layout": layout, "threads": arguments.threads,
+                "batch_size": batch, "image_size": arguments.image_size, "steps": steps, "warm_up": max(1, steps // 5)}
     command = [arguments.python, __file__, "--measure-pytorch", json.dumps(settings)]
     output, peak, _ = run_process(command, pytorch_environment(arguments))
     return statistics.median(json.loads(output)), peak
@@ -173,8 +179,8 @@ def run_retune(arguments, work):
     """Seconds of a step and the most memory held."""
     batch, steps = batches_and_steps(arguments, work)
     mode = "training" if work == "training" else "inference"
-    command = [arguments.retune, "bench", "--device", "cpu", "--threads", arguments.threads, "--batch-size", batch,
-               "--image-size", arguments.image_size, "--steps", steps, "--mode", mode, "--json"]
+    command = [arguments.retune, "bench", "--device", "cpu", "--arch", arguments.arch, "--threads", arguments.threads,
+               "--batch-size", batch, "--image-size", arguments.image_size, "--steps", steps, "--mode", mode, "--json"]
     output, peak, _ = run_process(command, {})
     seconds = json.loads(output)[mode]["step_seconds" if mode == "training" else "batch_seconds"]
     return statistics.median(seconds), peak
@@ -193,16 +199,17 @@ def compare_steps(arguments, work):
 def compare_start(arguments, work):
     """All rounds of `start`: whole processes, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        run_process([arguments.python, __file__, "--prepare-start", folder], {})
-        files = [pathlib.Path(folder) / "model.safetensors", pathlib.Path(folder) / "picture.jpg"]
+        run_process([arguments.python, __file__, "--prepare-start", folder, "--arch", arguments.arch], {})
+        files = [pathlib.Path(folder) / "model.safetensors", pathlib.Path(folder) / "image.jpg"]
         programs = {
-            "PyTorch": ([arguments.python, "-c", PREDICT, *files, arguments.threads], pytorch_environment(arguments)),
+            "PyTorch": ([arguments.python, "-c", PREDICT, arguments.arch, *files, arguments.threads],
+                        pytorch_environment(arguments)),
             "retune": ([arguments.retune, "predict", *files, "--device", "cpu", "--threads", arguments.threads], {}),
         }
         answers = {name: run_process(*program)[0].strip() for name, program in programs.items()}
         likeliest = {name: answer.rpartition(": ")[2].split()[0] for name, answer in answers.items()}
         if likeliest["PyTorch"] != likeliest["retune"]:
-            sys.exit(f"the two see different things: {answers}")
+            sys.exit(f"the predictions differ: {answers}")
         runs = {name: [] for name in programs}
         for number in range(1, arguments.rounds + 1):
             measured = {name: [] for name in programs}
@@ -221,10 +228,10 @@ def report_round(arguments, work, number, seconds):
     print(f"{work}, round {number} of {arguments.rounds}: {figures} ms", file=sys.stderr, flush=True)
 
 
-def judge(name, values):
-    """The median of what the rounds found, with its spread, and whether that is what was promised."""
-    median, required = statistics.median(values), REQUIRED[name]
-    met = median <= required if name in AT_MOST else median >= required
+def judge(required, name, values):
+    """The median of the rounds with its range, and whether it meets the requirement, if there is one."""
+    median, required = statistics.median(values), required.get(name)
+    met = required is None or (median <= required if name in AT_MOST else median >= required)
     return {"median": median, "least": min(values), "most": max(values), "required": required, "met": met}
 
 
@@ -236,34 +243,39 @@ def summarise(arguments, work, runs, rivals):
     faster = min(rivals, key=lambda name: statistics.median(seconds[name]))
     fastest = [min(values) for values in zip(*(seconds[name] for name in rivals))]
     speedups = [theirs / ours for ours, theirs in zip(seconds["retune"], fastest)]
+    required = REQUIRED.get(arguments.arch, {})
     result = {
+        "architecture": arguments.arch,
         "work": work,
         "batch_size": batch,
         "pytorch_version": arguments.pytorch_version,
         "pytorch_faster_layout": faster,
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "images_per_second": {name: batch / statistics.median(values) for name, values in seconds.items()},
-        "ratio": judge(work, [1 / speedup for speedup in speedups] if work in AT_MOST else speedups),
+        "ratio": judge(required, work, [1 / speedup for speedup in speedups] if work in AT_MOST else speedups),
         "peak_resident_bytes": {name: statistics.median(values) for name, values in peaks.items()},
         "rounds": {"seconds": seconds, "peak_resident_bytes": peaks},
     }
     if work == "training":
-        result["memory"] = judge("memory", [ours / theirs for ours, theirs in zip(peaks["retune"], peaks[faster])])
+        shares = [ours / theirs for ours, theirs in zip(peaks["retune"], peaks[faster])]
+        result["memory"] = judge(required, "memory", shares)
     return result
 
 
 def show(arguments, results):
-    """One table of all that was measured."""
-    print(f"ResNet-18, float32, {arguments.image_size} x {arguments.image_size}, {arguments.threads} threads, PyTorch "
-          f"{arguments.pytorch_version}; medians of {arguments.rounds} rounds of {arguments.steps} steps")
+    """One table of everything that was measured."""
+    print(f"{arguments.arch}, float32, {arguments.image_size} x {arguments.image_size}, {arguments.threads} threads, "
+          f"PyTorch {arguments.pytorch_version}; medians of {arguments.rounds} rounds of {arguments.steps} steps")
     print(f"{'work':24}{'retune':>16}{'PyTorch':>16}    {'ratio':26}required")
     for result in results:
         work, faster = result["work"], result["pytorch_faster_layout"]
 
         def row(title, figure, verdict, sign):
             ratio = f"{verdict['median']:.2f} ({verdict['least']:.2f}..{verdict['most']:.2f})"
-            required = f"{sign} {verdict['required']}{'' if verdict['met'] else '  missed'}"
-            print(f"{title:24}{figure('retune'):>16}{figure(faster):>16}    {ratio:26}{required}")
+            required = ""
+            if verdict["required"] is not None:
+                required = f"{sign} {verdict['required']}{'' if verdict['met'] else '  missed'}"
+            print(f"{title:24}{figure('retune'):>16}{figure(faster):>16}    {ratio:26}{required}".rstrip())
 
         def images(name):
             return f"{result['images_per_second'][name]:.2f} images/s"
@@ -279,7 +291,7 @@ def show(arguments, results):
         elif work == "latency":
             row("inference, batch 1", milliseconds, result["ratio"], ">=")
         else:
-            row("start to first answer", milliseconds, result["ratio"], "<=")
+            row("start to prediction", milliseconds, result["ratio"], "<=")
         if "memory" in result:
             row("  memory", memory, result["memory"], "<=")
 
@@ -295,6 +307,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--retune", default="target/release/retune", metavar="PATH")
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="a Python that has torch (this one)")
+    parser.add_argument("--arch", default="resnet18", metavar="NAME",
+                        help="architecture, by its name in torchvision (resnet18)")
     parser.add_argument("--work", type=chosen_works, default=list(WORKS), metavar="LIST",
                         help=f"some of {','.join(WORKS)} (all)")
     parser.add_argument("--batch-size", type=int, default=32, help="of training and inference (32)")
@@ -307,7 +321,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep-freed-memory", action="store_true",
                         help="keep PyTorch's allocator (glibc's) from giving pages back: faster, and more memory")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a median misses what is required")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a median misses a requirement")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--measure-pytorch", metavar="SETTINGS", help=argparse.SUPPRESS)
     parser.add_argument("--prepare-start", metavar="FOLDER", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -316,7 +330,7 @@ def main():
         measure_pytorch(json.loads(arguments.measure_pytorch))
         return
     if arguments.prepare_start:
-        prepare_start(arguments.prepare_start)
+        prepare_start(arguments.prepare_start, arguments.arch)
         return
     if arguments.cores:
         os.sched_setaffinity(0, [int(core) for core in arguments.cores.split(",")])
