@@ -22,7 +22,7 @@ use retune::device::cpu::Cpu;
 use retune::device::{Device, PictureView, Resampling, read_f32};
 use retune::model::ResNet;
 use retune::tensor::{ElementType, Shape, Tensor};
-use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, Trainer, initialise};
+use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, RunOptions, Trainer, initialise};
 use serde_json::Value;
 
 /// Smooth parts, edges and noise: every channel different.
@@ -605,15 +605,17 @@ impl Training<'_> {
             trainer,
             recipe,
             splits: Splits { train: split(train), test: split(test) },
-            folder: RunFolder { path: out.path().to_path_buf() },
             position: Position::default(),
-            workers: self.workers,
-            picture_memory: self.picture_memory,
-            strict: true,
-            checkpointing: Checkpointing::default(),
-            interrupted: &interrupted,
+            options: RunOptions {
+                folder: RunFolder { path: out.path().to_path_buf() },
+                workers: self.workers,
+                picture_memory: self.picture_memory,
+                strict: true,
+                checkpointing: Checkpointing::default(),
+                interrupted: &interrupted,
+            },
         };
-        let checkpoint = run.folder.checkpoint();
+        let checkpoint = run.options.folder.checkpoint();
         let mut told = Vec::new();
         run.train(|event| {
             if let Event::Stored(stored, of) = event {

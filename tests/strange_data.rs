@@ -9,14 +9,11 @@ use std::sync::atomic::AtomicBool;
 
 use image::{Rgb, RgbImage};
 use retune::Result;
-use retune::data::{ImageFolder, open_dataset};
+use retune::data::ImageFolder;
 use retune::device::Device;
 use retune::device::cpu::Cpu;
-use retune::model::ResNet;
 use retune::report::RunRecord;
-use retune::train::{
-    Checkpoint, Checkpointing, Event, Metric, Position, Recipe, Run, RunFolder, Summary, Trainer, initialise,
-};
+use retune::train::{Checkpoint, Checkpointing, Event, Metric, Recipe, Run, RunFolder, RunOptions, Start, Summary};
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
@@ -199,24 +196,16 @@ fn small_run<'a>(
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
     let recipe = Recipe { width: 4, image_size: 64, batch_size: 4, epochs, ..Recipe::from_scratch() };
-    let splits = open_dataset(data, None, 0)?;
-    let resnet =
-        ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: splits.train.classes.len() };
-    let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
-    initialise(trainer.network_mut(), recipe.seed)?;
     fs::create_dir_all(out).unwrap();
-    Ok(Run {
-        trainer,
-        recipe,
-        splits,
+    let options = RunOptions {
         folder: RunFolder { path: out.to_path_buf() },
-        position: Position::default(),
         workers: 2,
         picture_memory: Some(0),
         strict: false,
         checkpointing: Checkpointing::default(),
         interrupted,
-    })
+    };
+    Start::FromScratch.run(device, recipe, data, options, &mut |_| {})
 }
 
 /// Trains, and does something to the files after each epoch; returns what was left out, and how it ended.

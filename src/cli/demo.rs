@@ -7,18 +7,20 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use clap::{Args, FromArgMatches};
+use clap::Args;
 use serde::Serialize;
 
 use super::progress::{Progress, duration};
-use super::report;
-use super::train::{TrainArguments, Trained, interruption, train};
-use super::{GlobalArguments, print_json, print_result};
+use super::train::command_words;
+use super::training::{Trained, Training, interruption};
+use super::{GlobalArguments, print_json, print_result, report};
 use crate::data::ImageFolder;
-use crate::device::Device;
+use crate::device::{Device, threads};
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
+use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start};
+use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,29 +180,46 @@ impl Demo<'_> {
     }
 
     fn pretrain(&self, source: &Path) -> Result<Trained> {
-        let title = "a network learns to see, from many pictures of other things";
-        let epochs = self.arguments.pretraining_epochs.to_string();
-        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "32", "--lr", "0.02"];
-        let loss = ["--momentum", "0.9", "--weight-decay", "5e-4", "--loss-reduction", "mean", "--epochs", &epochs];
-        self.train(title, source, "pretrained", &[&recipe[..], &loss].concat())
+        let recipe = Recipe {
+            batch_size: 32,
+            learning_rate: 0.02,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            loss_reduction: "mean".into(),
+            epochs: self.arguments.pretraining_epochs as usize,
+            ..self.small_from_scratch()
+        };
+        let title = "pretraining: a network learns to see from many pictures of other things";
+        self.train(title, source, "pretrained", Start::FromScratch, recipe, None)
     }
 
     fn fine_tune(&self, target: &Path, pretrained: &Trained) -> Result<Trained> {
-        let title = "fine-tuning: what it has learnt serves a new question, of which there are few pictures";
-        let weights = pretrained.folder.model();
-        let weights = weights.to_str().ok_or_else(|| {
-            Error::new(format!("{} is not Unicode", weights.display())).hint("give a folder with a plainer name: --out")
-        })?;
-        let epochs = self.arguments.epochs.to_string();
-        let recipe = ["--weights", weights, "--batch-size", "16", "--lr", "1e-3", "--epochs", &epochs];
-        self.train(title, target, "fine-tuned", &recipe)
+        let path = pretrained.folder.model();
+        let weights = TensorFile::open(&path)?;
+        let recipe = Recipe {
+            batch_size: 16,
+            learning_rate: 1e-3,
+            epochs: self.arguments.epochs as usize,
+            seed: self.arguments.seed,
+            ..Recipe::fine_tuning().for_weights(&weights)?
+        };
+        let title = "fine-tuning: the pretrained network learns a new task from few pictures";
+        self.train(title, target, "fine-tuned", Start::FineTune(weights), recipe, Some(&path))
     }
 
     fn train_from_scratch(&self, target: &Path) -> Result<Trained> {
-        let title = "the same network, the same few pictures and as many steps, from random weights";
-        let epochs = self.arguments.epochs.to_string();
-        let recipe = ["--from-scratch", "--width", "16", "--image-size", "64", "--batch-size", "16", "--lr", "2e-3"];
-        self.train(title, target, "from-scratch", &[&recipe[..], &["--epochs", &epochs]].concat())
+        let recipe = Recipe {
+            batch_size: 16,
+            learning_rate: 2e-3,
+            epochs: self.arguments.epochs as usize,
+            ..self.small_from_scratch()
+        };
+        let title = "from scratch: the same network, pictures and number of steps, but random initial weights";
+        self.train(title, target, "from-scratch", Start::FromScratch, recipe, None)
+    }
+
+    fn small_from_scratch(&self) -> Recipe {
+        Recipe { width: 16, image_size: 64, seed: self.arguments.seed, ..Recipe::from_scratch() }
     }
 
     /// Writes the page of all three runs; returns where it is.
@@ -263,19 +282,35 @@ impl Demo<'_> {
         Ok(page)
     }
 
-    /// Runs a training as if its command had been typed.
-    fn train(&self, title: &str, data: &Path, out: &str, recipe: &[&str]) -> Result<Trained> {
-        let seed = self.arguments.seed.to_string();
-        let out = self.folder.join(out);
-        let mut words = vec![data.as_os_str().to_owned()];
-        words.extend(recipe.iter().map(Into::into));
-        words.extend(["--seed".into(), seed.into(), "--out".into(), out.into_os_string()]);
-        let shown: Vec<String> = words.iter().map(|word| shell_word(&word.to_string_lossy())).collect();
-        self.global.note(&format!("\n{title}\n$ retune train {}", shown.join(" ")));
-        let command = TrainArguments::augment_args(clap::Command::new("train").no_binary_name(true));
-        let matches = command.try_get_matches_from(words).context(|| "the demo's own recipe")?;
-        let arguments = TrainArguments::from_arg_matches(&matches).context(|| "the demo's own recipe")?;
-        train(self.global, &arguments, self.device.clone(), self.interrupted)
+    /// Trains, and prints the command that would do the same.
+    fn train(
+        &self,
+        title: &str,
+        data: &Path,
+        out: &str,
+        start: Start,
+        recipe: Recipe,
+        weights: Option<&Path>,
+    ) -> Result<Trained> {
+        let folder = RunFolder { path: self.folder.join(out) };
+        let words = command_words(&recipe, data, weights, &folder.path);
+        let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
+        self.global.note(&format!("\n{title}\n$ {}", words.join(" ")));
+        let options = RunOptions {
+            folder,
+            workers: threads::count(),
+            picture_memory: None,
+            strict: false,
+            checkpointing: Checkpointing::default(),
+            interrupted: self.interrupted,
+        };
+        let mut tell = |event: Event| {
+            if let Event::Notice(text) = event {
+                self.global.note(text);
+            }
+        };
+        let run = start.run(self.device.clone(), recipe, data, options, &mut tell)?;
+        Training { data, weights, resumes: false, tensorboard: false, report: true }.complete(self.global, run)
     }
 }
 

@@ -16,6 +16,7 @@ mod progress;
 mod report;
 mod show;
 mod train;
+mod training;
 mod training_display;
 
 use std::io::{IsTerminal, Write};

@@ -1,27 +1,23 @@
 //! `retune train`
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::progress::Progress;
-use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, architecture_names, print_json, print_result, say, size, warn_of_skipped};
-use super::{fetch, report};
-use crate::data::open_dataset;
+use super::training::{Trained, Training, interruption};
+use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
 use crate::device::Device;
-use crate::error::{Context, Error, ErrorKind, Result};
-use crate::file::write_atomically;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::ResNet;
-use crate::report::RunRecord;
 use crate::train::{
-    Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, ModelFile, Position, Recipe,
-    Run, RunFolder, Summary, TensorBoard, Trainer, copy_head, initialise, load_state_dict, new_head, recognise,
+    Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run, RunFolder,
+    RunOptions, Start,
 };
-use crate::weights::{HeadPolicy, TensorFile};
+use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -170,21 +166,17 @@ pub struct TrainArguments {
 }
 
 impl TrainArguments {
-    /// The recipe that the flags ask for, with the network and the picture size of the weights.
+    /// The recipe that the flags ask for, with the network and the image size of the weights.
     fn recipe(&self, weights: Option<&TensorFile>) -> Result<Recipe> {
         let mut recipe = if self.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
         if let Some(file) = weights {
-            let resnet = recognise(file)?;
-            let found = resnet.architecture.to_string();
-            if self.arch.as_ref().is_some_and(|arch| *arch != found) {
-                return Err(Error::usage(format!("--arch {}: the weights are those of a {found}", self.given_arch())));
+            recipe = recipe.for_weights(file)?;
+            if let Some(arch) = self.arch.as_ref().filter(|arch| **arch != recipe.architecture) {
+                let found = &recipe.architecture;
+                return Err(Error::usage(format!("--arch {arch}: the weights are those of a {found}")));
             }
-            if self.width.is_some_and(|width| width != resnet.width) {
-                return Err(Error::usage(format!("--width: the weights have a width of {}", resnet.width)));
-            }
-            (recipe.architecture, recipe.width) = (found, resnet.width);
-            if let Ok(model) = ModelFile::describe(file) {
-                recipe.image_size = model.image_size;
+            if self.width.is_some_and(|width| width != recipe.width) {
+                return Err(Error::usage(format!("--width: the weights have a width of {}", recipe.width)));
             }
         }
         self.overlay(&mut recipe, |_| Ok(()))?;
@@ -192,34 +184,32 @@ impl TrainArguments {
         Ok(recipe)
     }
 
-    /// In bytes.
-    fn picture_memory(&self) -> Option<usize> {
-        self.picture_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20))
-    }
-
-    /// Whether --resume names a run that never came to its first checkpoint, and says all that beginning it takes.
-    fn begins_anew(&self) -> bool {
+    /// Whether --resume names a run without a checkpoint, and the flags are enough to start it.
+    fn starts_anew(&self) -> bool {
         let is_there = |path: &PathBuf| RunFolder { path: path.clone() }.checkpoint().exists();
         (self.weights.is_some() || self.from_scratch) && self.out.as_ref().is_some_and(|out| !is_there(out))
     }
 
-    /// Whether there is a run to go on with.
+    /// Whether there is a run to resume.
     fn resumes(&self) -> bool {
-        self.resume && !self.begins_anew()
+        self.resume && !self.starts_anew()
     }
 
-    fn checkpointing(&self) -> Result<Checkpointing> {
-        match self.keep_checkpoints {
-            0 => Err(Error::usage("--keep-checkpoints 0: expected at least 1")),
-            kept => Ok(Checkpointing { every: self.checkpoint_every, kept }),
-        }
+    fn options<'a>(&self, folder: RunFolder, interrupted: &'a AtomicBool) -> Result<RunOptions<'a>> {
+        let workers = match self.workers {
+            Some(0) => return Err(Error::usage("--workers 0: expected at least 1")),
+            Some(workers) => workers,
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        let checkpointing = match self.keep_checkpoints {
+            0 => return Err(Error::usage("--keep-checkpoints 0: expected at least 1")),
+            kept => Checkpointing { every: self.checkpoint_every, kept },
+        };
+        let picture_memory = self.picture_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
+        Ok(RunOptions { folder, workers, picture_memory, strict: self.strict, checkpointing, interrupted })
     }
 
-    fn given_arch(&self) -> &str {
-        self.arch.as_deref().unwrap_or_default()
-    }
-
-    /// Puts every given flag into the recipe; `changed` hears the name of each flag that makes a difference.
+    /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.
     fn overlay(&self, recipe: &mut Recipe, mut changed: impl FnMut(&'static str) -> Result<()>) -> Result<()> {
         let mut set = |flag, differs: bool| if differs { changed(flag) } else { Ok(()) };
         macro_rules! overlay {
@@ -254,6 +244,36 @@ impl TrainArguments {
     }
 }
 
+/// The command that trains by `recipe`: the flags in which it differs from the default recipe.
+pub fn command_words(recipe: &Recipe, data: &Path, weights: Option<&Path>, out: &Path) -> Vec<String> {
+    let mut words = vec!["retune".to_string(), "train".to_string(), data.display().to_string()];
+    let mut add = |flag: &str, value: String| words.extend([flag.to_string(), value]);
+    if let Some(weights) = weights {
+        add("--weights", weights.display().to_string());
+    }
+    let default = if recipe.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
+    macro_rules! differing {
+        ($($flag:literal $field:ident),* $(,)?) => {$(
+            if recipe.$field != default.$field {
+                add($flag, format!("{}", recipe.$field));
+            }
+        )*};
+    }
+    if weights.is_none() {
+        differing! { "--arch" architecture, "--width" width, "--image-size" image_size }
+    }
+    differing! {
+        "--epochs" epochs, "--batch-size" batch_size, "--lr" learning_rate, "--head-lr-multiplier" head_lr_multiplier,
+        "--weight-decay" weight_decay, "--momentum" momentum, "--loss-reduction" loss_reduction,
+    }
+    add("--seed", recipe.seed.to_string());
+    add("--out", out.display().to_string());
+    if recipe.from_scratch {
+        words.insert(3, "--from-scratch".into());
+    }
+    words
+}
+
 /// `500` steps, `90s`, `10m`, `2h`.
 fn checkpoint_every(text: &str) -> Result<CheckpointEvery, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
@@ -269,35 +289,11 @@ fn checkpoint_every(text: &str) -> Result<CheckpointEvery, String> {
     every.ok_or_else(|| "expected a number of steps, or a time such as 90s, 10m or 2h".into())
 }
 
-/// What a finished run left.
-pub struct Trained {
-    /// Where.
-    pub folder: RunFolder,
-    /// Its last figures, and the best.
-    pub summary: Summary,
-    /// The device's name.
-    pub device: String,
-    /// Pictures that could not be read.
-    pub skipped: Vec<PathBuf>,
-}
-
-impl Trained {
-    /// The lesson's last line.
-    pub fn line(&self) -> String {
-        let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
-        format!(
-            "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} \
-             examples/sec on {}",
-            self.device
-        )
-    }
-}
-
 pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitCode> {
     if let Some(steps) = arguments.verify_determinism {
         return verify_determinism(global, arguments, steps);
     }
-    let trained = train(global, arguments, open_device(global, arguments)?, interruption()?)?;
+    let trained = train(global, arguments)?;
     if global.json {
         let Trained { folder, summary, device, skipped } = &trained;
         print_json(&serde_json::json!({
@@ -320,6 +316,35 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
+fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained> {
+    let device = open_device(global, arguments)?;
+    let interrupted = interruption()?;
+    let resumes = arguments.resumes();
+    if arguments.resume && !resumes {
+        global.note("there is nothing to resume yet: the run starts");
+    }
+    let run = if resumes {
+        resume(global, device, arguments, interrupted)?
+    } else {
+        let folder = match &arguments.out {
+            Some(path) => RunFolder { path: path.clone() },
+            None => {
+                let free = RunFolder::numbered().find(|folder| !folder.is_taken());
+                free.ok_or_else(|| Error::new("runs/ is full"))?
+            }
+        };
+        begin(global, device, arguments, folder, interrupted)?
+    };
+    let training = Training {
+        data: &arguments.data,
+        weights: arguments.weights.as_deref(),
+        resumes,
+        tensorboard: arguments.tensorboard,
+        report: !arguments.no_report,
+    };
+    training.complete(global, run)
+}
+
 /// The device, in the precision that was asked for, or else in that of the run that is resumed.
 fn open_device(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Rc<dyn Device>> {
     if !arguments.resumes() || global.precision.is_some() {
@@ -329,84 +354,86 @@ fn open_device(global: &GlobalArguments, arguments: &TrainArguments) -> Result<R
     global.open_device_in(checkpoint.precision)
 }
 
-/// Trains as the arguments say, and tells about it.
-pub fn train(
-    global: &GlobalArguments,
-    arguments: &TrainArguments,
-    device: Rc<dyn Device>,
-    interrupted: &AtomicBool,
-) -> Result<Trained> {
-    let resumes = arguments.resumes();
-    if arguments.resume && !resumes {
-        global.note("there is nothing to resume yet: the run begins");
-    }
-    let shared = device.clone();
-    let mut run = if resumes {
-        resume(global, device, arguments, interrupted)?
-    } else {
-        begin(global, device, arguments, interrupted)?
-    };
-    run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
-    if !resumes {
-        // Only now: what is refused or does not fit into memory leaves no folder behind.
-        create(&run.folder)?;
-        write_config(arguments, &run)?;
-    }
-    describe(global, &run)?;
-
-    let folder = run.folder.clone();
-    let device = run.trainer.network().device().name();
-    let batches = |pictures: usize| pictures.div_ceil(run.recipe.batch_size);
-    let workload = Workload {
-        epochs: run.recipe.epochs,
-        train_batches: batches(run.splits.train.len()),
-        test_batches: batches(run.splits.test.len()),
-    };
-    let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
-    let mut board = match arguments.tensorboard {
-        true => Some(TensorBoard::create(&folder.path, workload.train_batches)?),
-        false => None,
-    };
-    let result = run.train(|event| {
-        if let (Some(open), Event::Recorded(metric) | Event::Epoch(metric)) = (&mut board, &event)
-            && let Err(error) = open.add(metric)
-        {
-            // Pictures of the run must not end it.
-            display.warn(&format!("no more TensorBoard events: {}", error.message()));
-            board = None;
+/// Prints the notices of a run that starts.
+fn tell(global: &GlobalArguments) -> impl FnMut(Event) {
+    move |event| {
+        if let Event::Notice(text) = event {
+            global.note(text);
         }
-        display.observe(event);
-    });
-    let skipped = display.finish();
-    let summary = result.map_err(|error| match error.kind() {
-        ErrorKind::Interrupted => {
-            let device = if global.device == "auto" { String::new() } else { format!(" --device {}", global.device) };
-            let (data, out) = (arguments.data.display(), folder.path.display());
-            error.hint(format!("to go on: retune train {data} --resume --out {out}{device}"))
-        }
-        _ => error,
-    })?;
-    if !skipped.is_empty() {
-        warn_of_skipped(skipped.len());
     }
-    if summary.waiting_share > 0.1 {
-        let share = summary.waiting_share * 100.0;
-        global.note(&format!("{share:.0} % of the training time was spent waiting for pictures to be decoded"));
-    }
-    let best = summary.best;
-    global.note(&format!(
-        "best test accuracy {:.3} in epoch {}: {}",
-        best.test_acc,
-        best.epoch,
-        folder.model().display()
-    ));
-    if !arguments.no_report {
-        report::after_training(global, &folder, &arguments.data, &shared);
-    }
-    Ok(Trained { folder, summary, device, skipped })
 }
 
-/// Trains a few steps twice and compares what a checkpoint would hold.
+fn begin<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    folder: RunFolder,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
+    if arguments.weights.is_none() && !arguments.from_scratch {
+        return Err(Error::usage("neither --weights nor --from-scratch is given")
+            .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
+    }
+    let options = arguments.options(folder, interrupted)?;
+    options.folder.require_free().map_err(|error| error.about("--out"))?;
+    let weights = arguments.weights.as_deref().map(|weights| fetch::resolve(global, weights)).transpose()?;
+    let file = weights.as_deref().map(TensorFile::open).transpose()?;
+    if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
+        global.note(&format!("the weights are {origin}"));
+    }
+    let recipe = arguments.recipe(file.as_ref())?;
+    check_freezing(&recipe)?;
+    let start = file.map_or(Start::FromScratch, Start::FineTune);
+    start.run(device, recipe, &arguments.data, options, &mut tell(global))
+}
+
+/// The folder of the run to resume.
+fn resumed_folder(arguments: &TrainArguments) -> Result<RunFolder> {
+    let folder = match &arguments.out {
+        Some(path) => RunFolder { path: path.clone() },
+        None => {
+            let last = RunFolder::numbered().take_while(RunFolder::is_taken).last();
+            let none = || Error::new("--resume: there is no numbered run in runs/").hint("name its folder with --out");
+            last.ok_or_else(none)?
+        }
+    };
+    if !folder.checkpoint().exists() {
+        let message = format!("--resume: there is no {}", folder.checkpoint().display());
+        return Err(Error::new(message).hint("leave --resume out to start a run there, or name its folder with --out"));
+    }
+    Ok(folder)
+}
+
+fn resume<'a>(
+    global: &GlobalArguments,
+    device: Rc<dyn Device>,
+    arguments: &TrainArguments,
+    interrupted: &'a AtomicBool,
+) -> Result<Run<'a>> {
+    let options = arguments.options(resumed_folder(arguments)?, interrupted)?;
+    let checkpoint = Checkpoint::open(&options.folder.checkpoint())?;
+    let out = options.folder.path.display();
+    const WAY_OUT: &str = "leave it out to resume, or start another run with another --out";
+    let mut recipe = checkpoint.recipe.clone();
+    if arguments.weights.is_some() && recipe.from_scratch {
+        return Err(Error::usage(format!("--weights: the run in {out} was started from scratch")).hint(WAY_OUT));
+    }
+    arguments.overlay(&mut recipe, |flag| match flag {
+        "--epochs" => Ok(()),
+        _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
+    })?;
+    check(&recipe)?;
+    Start::Resume(checkpoint).run(device, recipe, &arguments.data, options, &mut tell(global))
+}
+
+/// Refuses a `--freeze` that the network cannot follow.
+fn check_freezing(recipe: &Recipe) -> Result<()> {
+    let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: 1 };
+    let freezing = recipe.trainable()?.freezing;
+    freezing.check(&resnet.specification()).map_err(|error| error.about("--freeze"))
+}
+
+/// Trains a few steps twice and compares the checkpoints.
 fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, steps: u64) -> Result<ExitCode> {
     let device = global.open_device()?;
     let interrupted = interruption()?;
@@ -416,10 +443,11 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
         let folder =
             folder.as_ref().map_err(|cause| Error::new(format!("cannot create a temporary folder: {cause}")))?;
         let stop = AtomicBool::new(false);
-        let mut run = begin(global, device.clone(), arguments, &stop)?;
-        run.folder = RunFolder { path: folder.path().to_path_buf() };
-        run.workers = if number == 0 { 1 } else { run.workers.max(2) };
-        run.checkpointing = Checkpointing { every: CheckpointEvery::Steps(usize::MAX), kept: 1 };
+        let folder_of_run = RunFolder { path: folder.path().to_path_buf() };
+        let mut run = begin(global, device.clone(), arguments, folder_of_run, &stop)?;
+        let options = &mut run.options;
+        options.workers = if number == 0 { 1 } else { options.workers.max(2) };
+        options.checkpointing = Checkpointing { every: CheckpointEvery::Steps(usize::MAX), kept: 1 };
         let progress = Progress::new(global, steps, "steps");
         let mut done = 0;
         let result = run.train(|event| {
@@ -434,15 +462,15 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
         progress.finish();
         match result {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
-            _ if interrupted.load(Ordering::Relaxed) => return Err(Error::interrupted("stopped; nothing was written")),
+            _ if interrupted.load(Ordering::Relaxed) => return Err(Error::interrupted("stopped; no file was written")),
             _ => checkpoints.push((TensorFile::open(&RunFolder { path: folder.path().into() }.checkpoint())?, done)),
         }
     }
     let [(first, steps), (second, _)] = checkpoints.as_slice() else { unreachable!("two runs were made") };
     for name in first.names() {
         if first.bytes(name)? != second.bytes(name)? {
-            return Err(Error::new(format!("after {steps} steps, {name} is not the same in both runs"))
-                .hint("this is a fault of the program or of the machine: please report it, with the device"));
+            return Err(Error::new(format!("after {steps} steps, {name} differs between the two runs"))
+                .hint("this is a bug in the program or a fault of the machine: please report it, with the device"));
         }
     }
     let (tensors, device) = (first.entries().len(), device.name());
@@ -452,227 +480,6 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
         print_result(&format!("{steps} steps twice on {device}: all bits of {tensors} tensors are the same"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
-pub fn interruption() -> Result<&'static AtomicBool> {
-    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        say("\nstopping after this step; once more to stop at once");
-    })
-    .context(|| "cannot listen for Ctrl-C")?;
-    Ok(&INTERRUPTED)
-}
-
-fn workers(arguments: &TrainArguments) -> Result<usize> {
-    match arguments.workers {
-        Some(0) => Err(Error::usage("--workers 0: expected at least 1")),
-        Some(workers) => Ok(workers),
-        None => Ok(std::thread::available_parallelism().map_or(1, NonZeroUsize::get)),
-    }
-}
-
-fn begin<'a>(
-    global: &GlobalArguments,
-    device: Rc<dyn Device>,
-    arguments: &TrainArguments,
-    interrupted: &'a AtomicBool,
-) -> Result<Run<'a>> {
-    let workers = workers(arguments)?;
-    if arguments.weights.is_none() && !arguments.from_scratch {
-        return Err(Error::usage("there is nothing to begin with: neither --weights nor --from-scratch is given")
-            .hint("give --weights FILE to fine-tune a trained network, or --from-scratch to train a new one"));
-    }
-    let folder = match &arguments.out {
-        Some(path) => RunFolder { path: path.clone() },
-        None => numbered_folders().find(|folder| !is_taken(folder)).ok_or_else(|| Error::new("runs/ is full"))?,
-    };
-    require_free(&folder)?;
-    let weights = arguments.weights.as_deref().map(|weights| fetch::resolve(global, weights)).transpose()?;
-    let file = weights.as_deref().map(TensorFile::open).transpose()?;
-    if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
-        global.note(&format!("the weights are {origin}"));
-    }
-    let recipe = arguments.recipe(file.as_ref())?;
-    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
-    let classes = splits.train.classes.len();
-    let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
-    let trainable = recipe.trainable()?;
-    trainable.freezing.check(&resnet.specification()).map_err(|error| error.about("--freeze"))?;
-    let mut trainer = Trainer::new(device, resnet, trainable)?;
-    let network = trainer.network_mut();
-    match &file {
-        Some(file) => {
-            let report = load_state_dict(network, file, HeadPolicy::Replace)?;
-            report.notices().iter().for_each(|notice| global.note(notice));
-            match &recipe.head_from {
-                Some(rows) => {
-                    copy_head(network, file, &report, rows)?;
-                    global.note(&format!("the new head begins with rows {rows:?} of the old one"));
-                }
-                None => {
-                    if report.replaced_head.is_none() {
-                        global
-                            .note(&format!("the head was replaced by a new one, though it had {classes} rows as well"));
-                    }
-                    new_head(network, recipe.seed)?;
-                }
-            }
-        }
-        None => initialise(network, recipe.seed)?,
-    }
-    let position = Position::default();
-    let picture_memory = arguments.picture_memory();
-    let strict = arguments.strict;
-    let checkpointing = arguments.checkpointing()?;
-    Ok(Run { trainer, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
-}
-
-/// Where the run is that is resumed.
-fn resumed_folder(arguments: &TrainArguments) -> Result<RunFolder> {
-    let folder = match &arguments.out {
-        Some(path) => RunFolder { path: path.clone() },
-        None => {
-            let last = numbered_folders().take_while(is_taken).last();
-            let none = || Error::new("--resume: there is no numbered run in runs/").hint("name its folder with --out");
-            last.ok_or_else(none)?
-        }
-    };
-    if !folder.checkpoint().exists() {
-        let message = format!("--resume: there is no {}", folder.checkpoint().display());
-        return Err(Error::new(message).hint("leave --resume out to begin a run there, or name its folder with --out"));
-    }
-    Ok(folder)
-}
-
-fn resume<'a>(
-    global: &GlobalArguments,
-    device: Rc<dyn Device>,
-    arguments: &TrainArguments,
-    interrupted: &'a AtomicBool,
-) -> Result<Run<'a>> {
-    let workers = workers(arguments)?;
-    let folder = resumed_folder(arguments)?;
-    let checkpoint = Checkpoint::open(&folder.checkpoint())?;
-    let mut recipe = checkpoint.recipe.clone();
-    if arguments.weights.is_some() && recipe.from_scratch {
-        return Err(Error::usage(format!("--weights: the run in {} was begun from scratch", folder.path.display()))
-            .hint("leave it out to resume, or begin another run with another --out"));
-    }
-    arguments.overlay(&mut recipe, |flag| match flag {
-        "--epochs" => Ok(()),
-        _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", folder.path.display()))
-            .hint("leave it out to resume, or begin another run with another --out")),
-    })?;
-    check(&recipe)?;
-    let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
-    if done >= wanted {
-        let epochs = if done == 1 { "1 epoch".to_string() } else { format!("{done} epochs") };
-        return Err(Error::new(format!("the run in {} has done {epochs}, of {wanted}", folder.path.display()))
-            .hint("give a larger --epochs to go on, or another --out to begin another run"));
-    }
-    let splits = open_dataset(&arguments.data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
-    if splits.train.classes != checkpoint.classes {
-        return Err(Error::new(format!(
-            "{} has the classes {}, but the run in {} was about {}",
-            arguments.data.display(),
-            splits.train.classes.join(", "),
-            folder.path.display(),
-            checkpoint.classes.join(", ")
-        )));
-    }
-    if let Ok(RunRecord { config, .. }) = RunRecord::open(&folder) {
-        let (before, now) = ([config.train_images, config.test_images], [splits.train.len(), splits.test.len()]);
-        if before != now {
-            global.note(&format!(
-                "the run began with {} training and {} test pictures, now there are {} and {}: its bits will not be those of \
-                 a run that was not interrupted",
-                before[0], before[1], now[0], now[1]
-            ));
-        }
-    }
-    let (before, now) = (checkpoint.precision, device.precision());
-    if before != now {
-        global.note(&format!(
-            "the run was in {before} until here and goes on in {now}: its bits will be those of neither"
-        ));
-    }
-    let resnet =
-        ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: checkpoint.classes.len() };
-    let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
-    checkpoint.restore(trainer.network_mut())?;
-    let position = checkpoint.position;
-    let picture_memory = arguments.picture_memory();
-    let strict = arguments.strict;
-    let checkpointing = arguments.checkpointing()?;
-    Ok(Run { trainer, recipe, splits, folder, position, workers, picture_memory, strict, checkpointing, interrupted })
-}
-
-/// Adds to a shortage of memory the batch that would fit.
-fn with_fitting_batch(error: Error, run: &Run) -> Error {
-    // Devices hand out whole pages, of 2 MiB at most.
-    let free = error.shortage().and_then(|shortage| shortage.free).map(|free| free.saturating_sub(2 << 20));
-    match free.map(|free| run.largest_batch_within(free)) {
-        Some(Ok(Some(batch))) => error.hint(format!("--batch-size {batch} fits")),
-        Some(Ok(None)) => error.hint("not even --batch-size 1 fits: give a smaller --image-size, or --device cpu"),
-        // What the device told stands by itself.
-        Some(Err(_)) | None => error,
-    }
-}
-
-/// `runs/1`, `runs/2`, ...
-fn numbered_folders() -> impl Iterator<Item = RunFolder> {
-    (1..100_000).map(|number| RunFolder { path: PathBuf::from(format!("runs/{number}")) })
-}
-
-/// Whether a run has left something to lose.
-fn is_taken(folder: &RunFolder) -> bool {
-    folder.checkpoint().exists() || folder.model().exists()
-}
-
-fn write_config(arguments: &TrainArguments, run: &Run) -> Result<()> {
-    let Run { recipe, splits, folder, .. } = run;
-    let config = serde_json::json!({
-        "retune": env!("CARGO_PKG_VERSION"),
-        "data": arguments.data.to_string_lossy(),
-        "weights": arguments.weights.as_ref().map(|weights| weights.to_string_lossy()),
-        "device": run.trainer.network().device().name(),
-        "precision": run.trainer.network().device().precision().to_string(),
-        "classes": splits.train.classes,
-        "train_images": splits.train.len(),
-        "test_images": splits.test.len(),
-        "recipe": recipe,
-    });
-    let text = serde_json::to_string_pretty(&config).context(|| "cannot write config.json")? + "\n";
-    write_atomically(&folder.config(), |writer| std::io::Write::write_all(writer, text.as_bytes()))
-}
-
-fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
-    let Recipe { architecture, width, epochs, batch_size, learning_rate, head_lr_multiplier, .. } = &run.recipe;
-    let memory = run.memory(*batch_size)?;
-    let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
-    global.note(&format!(
-        "{architecture}{width} on {} ({}); {} training and {} test pictures of {} classes",
-        run.trainer.network().device().name(),
-        run.trainer.network().device().description(),
-        run.splits.train.len(),
-        run.splits.test.len(),
-        run.splits.train.classes.len()
-    ));
-    global.note(&format!(
-        "{epochs} {}, batch {batch_size}, lr {learning_rate:e} (head {:e}), {} of memory, {} of it for activations",
-        if *epochs == 1 { "epoch" } else { "epochs" },
-        learning_rate * head_lr_multiplier,
-        size(memory.on_device()),
-        size(memory.activations)
-    ));
-    if run.position != Position::default() {
-        global.note(&format!("resuming in epoch {} after batch {}", run.position.epoch + 1, run.position.batch));
-    }
-    Ok(())
 }
 
 /// Refuses values that no run can have.
@@ -712,29 +519,4 @@ fn check(recipe: &Recipe) -> Result<()> {
         "sum" | "mean" => Ok(()),
         other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),
     }
-}
-
-/// Refuses a folder in which a run has left something to lose. The notes of one that never came to its first checkpoint
-/// are nothing.
-fn require_free(folder: &RunFolder) -> Result<()> {
-    let out = folder.path.display();
-    let has_begun =
-        || Checkpoint::open(&folder.checkpoint()).map_or(true, |checkpoint| checkpoint.position != Position::default());
-    if folder.checkpoint().exists() && has_begun() {
-        return Err(Error::new(format!("--out {out}: another run is there"))
-            .hint("give --resume to go on with it, or another folder"));
-    }
-    if folder.model().exists() {
-        return Err(Error::new(format!("--out {out}: another model is there")).hint("give another folder"));
-    }
-    Ok(())
-}
-
-/// Creates the folder of a new run.
-fn create(folder: &RunFolder) -> Result<()> {
-    require_free(folder)?;
-    std::fs::create_dir_all(&folder.path).map_err(|cause| {
-        Error::new(format!("--out {}: cannot create the folder: {cause}", folder.path.display()))
-            .hint("name a folder that can be made and written")
-    })
 }

@@ -1,5 +1,5 @@
-//! What a person sees of a training run: one live line, and a line of its own for each epoch; or plain lines where standard
-//! error is no terminal.
+//! How a training run is shown: one live line and a line for each epoch, or plain lines if standard error is not a
+//! terminal.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use super::progress::{Progress, duration};
 use super::{GlobalArguments, size};
 use crate::train::{Event, Metric, Pace, Position};
 
-/// A test picture takes about a third of a training picture's work.
+/// A training image takes about three times the work of a test image.
 const TRAINING_WORK: usize = 3;
 
-/// Where standard error is no terminal, how long it stays silent at least between two lines within an epoch.
+/// If standard error is not a terminal: the least time between two lines within an epoch.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// Reading pictures that takes more than this part of the time is worth a word.
+/// Waiting for images is shown if it takes more than this fraction of the time.
 const NOTABLE_WAITING: f64 = 0.1;
 
 /// How much there is to do.
@@ -37,7 +37,7 @@ impl Workload {
     }
 }
 
-/// Listens to a run and shows it.
+/// Shows a run.
 pub struct TrainingDisplay {
     progress: Progress,
     workload: Workload,
@@ -52,7 +52,7 @@ pub struct TrainingDisplay {
 }
 
 impl TrainingDisplay {
-    /// Shows a run that begins at `position` on the device of that name.
+    /// Shows a run that starts at `position` on the device of that name.
     pub fn new(global: &GlobalArguments, workload: Workload, position: &Position, device: String) -> Self {
         let progress = Progress::of_work(global, workload.done(workload.epochs, 0, 0));
         let begun_at = workload.done(position.epoch, position.batch, 0);
@@ -88,10 +88,10 @@ impl TrainingDisplay {
                 let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
                 self.show(done, format!("testing {batch}/{batches}"));
             }
-            Event::Recorded(_) => {}
+            Event::Recorded(_) | Event::Notice(_) => {}
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
-                "{} of {of} pictures stay on {} as they were decoded: {}",
+                "{} of {of} images stay decoded on {}: {}",
                 stored.pictures,
                 self.device,
                 size(stored.bytes)
@@ -136,7 +136,7 @@ impl TrainingDisplay {
         self.progress.warn(text);
     }
 
-    /// Takes the live line away. Returns the pictures that could not be read.
+    /// Removes the live line. Returns the images that could not be read.
     pub fn finish(self) -> Vec<PathBuf> {
         self.progress.finish();
         self.skipped

@@ -15,4 +15,4 @@ pub use curves::{curves_png, curves_svg};
 pub use grad_cam::{attention, overlay};
 pub use page::{Introduction, Section, comparison_page, run_page};
 pub use preview::preview;
-pub use record::{ImageRecord, PredictedImage, RunConfig, RunRecord, TestRecord};
+pub use record::{ImageRecord, PredictedImage, RunRecord, TestRecord};

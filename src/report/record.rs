@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde::Deserialize;
-
 use super::confusion::Confusion;
 use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
 use super::grad_cam::{attention, overlay};
@@ -16,8 +14,8 @@ use crate::data::{
     Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
-use crate::error::{Context, Error, Result};
-use crate::train::{Metric, Network, Prediction, Recipe, RunFolder, Totals, evaluate, load_model};
+use crate::error::Result;
+use crate::train::{Metric, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model};
 
 /// Width and height of the images on a page.
 const TILE: u32 = 160;
@@ -26,29 +24,6 @@ const GRAD_CAMS: usize = 8;
 const SHEET_COLUMNS: usize = 8;
 /// Classes on the contact sheet at most.
 const SHEET_ROWS: usize = 12;
-
-/// `config.json`.
-#[derive(Debug, Clone, Deserialize)]
-pub struct RunConfig {
-    /// The version of the program that started the run.
-    pub retune: String,
-    /// The folder of the data set.
-    pub data: PathBuf,
-    /// The initial weights; none for a run from scratch.
-    pub weights: Option<PathBuf>,
-    /// The device's name.
-    pub device: String,
-    /// The device's precision.
-    pub precision: String,
-    /// Names of the classes.
-    pub classes: Vec<String>,
-    /// Number of training images.
-    pub train_images: usize,
-    /// Number of test images.
-    pub test_images: usize,
-    /// The settings of the training.
-    pub recipe: Recipe,
-}
 
 /// A run as a report shows it.
 #[derive(Debug, Clone)]
@@ -123,12 +98,7 @@ impl RunRecord {
     /// # Errors
     /// When the folder holds no run, or its files cannot be read.
     pub fn open(folder: &RunFolder) -> Result<Self> {
-        let path = folder.config();
-        let text = fs::read_to_string(&path).map_err(|cause| {
-            Error::new(format!("{} is not a run: cannot read config.json: {cause}", folder.path.display()))
-                .hint("give a folder that `retune train` wrote, such as runs/1")
-        })?;
-        let config = serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))?;
+        let config = RunConfig::open(folder)?;
         let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
         // The last line is incomplete where the run was killed while writing it.
         let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();

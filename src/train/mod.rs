@@ -1,27 +1,37 @@
-//! Training: the recipe, the loop, what it measures and what it saves. Nothing here prints.
+//! Training: how a run starts, its loop, what it measures and what it saves. Nothing here prints.
 
 mod checkpoint;
+mod config;
 mod diagnose;
 mod evaluate;
+mod events;
+mod folder;
 mod logit_gradients;
+mod memory;
 mod metrics;
 mod model_file;
 mod network;
 mod recipe;
 mod run;
+mod start;
 mod state_dict;
 mod tensorboard;
 mod trainer;
 
 pub use checkpoint::{Best, Checkpoint, Position, save_checkpoint};
+pub use config::RunConfig;
 pub use diagnose::find_not_finite;
 pub use evaluate::{Prediction, batch_shape, evaluate, softmax};
+pub use events::{Event, Pace, Summary};
+pub use folder::RunFolder;
 pub use logit_gradients::{LogitGradients, logit_gradients};
+pub use memory::MemoryPlan;
 pub use metrics::{Metric, MetricsFile, Totals};
 pub use model_file::{ModelFile, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
 pub use recipe::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe};
-pub use run::{CheckpointEvery, Checkpointing, Event, MemoryPlan, Pace, Run, RunFolder, Summary};
+pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};
+pub use start::Start;
 pub use state_dict::{
     copy_head, initialise, load_state_dict, load_state_dict_named, new_head, recognise, save_state_dict, state_dict,
 };

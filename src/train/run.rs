@@ -1,186 +1,38 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Best, Checkpoint, Position, save_checkpoint};
+use super::checkpoint::{Best, Position, save_checkpoint};
 use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
+use super::events::{Event, Pace, Summary};
+use super::folder::RunFolder;
 use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
-use super::network::{BatchResult, Purpose};
+use super::network::BatchResult;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
 use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, SkippedSample, Splits, Stored};
 use crate::device::Device;
-use crate::error::{Context, Error, ErrorKind, Result};
-use crate::file::write_atomically;
-use crate::model::BatchShape;
+use crate::error::{Error, ErrorKind, Result};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 
-/// The files of a run's folder.
-#[derive(Debug, Clone)]
-pub struct RunFolder {
-    /// The folder itself.
-    pub path: PathBuf,
-}
-
-impl RunFolder {
-    /// The best model.
-    pub fn model(&self) -> PathBuf {
-        self.path.join("model.safetensors")
-    }
-
-    /// All that resuming needs.
-    pub fn checkpoint(&self) -> PathBuf {
-        self.path.join("checkpoint.safetensors")
-    }
-
-    /// The recipe and where everything came from.
-    pub fn config(&self) -> PathBuf {
-        self.path.join("config.json")
-    }
-
-    /// What was measured, one JSON object a line.
-    pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
-    }
-
-    /// Gives the newest checkpoint a second name, `checkpoint-EPOCH-BATCH.safetensors` after its position, so that it
-    /// survives the next; and removes older ones until, with the next, `kept` are there.
-    fn keep_checkpoint(&self, kept: usize) -> Result<()> {
-        let newest = self.checkpoint();
-        if kept > 1 && newest.exists() {
-            let Position { epoch, batch, .. } = Checkpoint::open(&newest)?.position;
-            let name = self.path.join(format!("checkpoint-{epoch:05}-{batch:06}.safetensors"));
-            // Some file systems know no hard links. The copy is only a copy: the checkpoint itself stays where it is.
-            if !name.exists() && fs::hard_link(&newest, &name).is_err() {
-                let bytes = fs::read(&newest).context(|| format!("cannot read {}", newest.display()))?;
-                write_atomically(&name, |writer| writer.write_all(&bytes))?;
-            }
-        }
-        self.remove_older_checkpoints(kept);
-        Ok(())
-    }
-
-    /// Leaves, with the newest, `kept` checkpoints.
-    fn remove_older_checkpoints(&self, kept: usize) {
-        let mut older = self.older_checkpoints();
-        older.truncate(older.len().saturating_sub(kept.saturating_sub(1)));
-        for path in older {
-            // One that cannot be removed only takes room, and the next time may be luckier.
-            let _ = fs::remove_file(path);
-        }
-    }
-
-    /// The checkpoints before the newest, the oldest first.
-    pub fn older_checkpoints(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(&self.path) else { return Vec::new() };
-        let is_older = |path: &PathBuf| {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let position = name.strip_prefix("checkpoint-").and_then(|name| name.strip_suffix(".safetensors"));
-            position.is_some_and(|position| position.chars().all(|c| c.is_ascii_digit() || c == '-'))
-        };
-        let mut older: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_older).collect();
-        older.sort();
-        older
-    }
-
-    /// Removes the temporary files of a run that was killed while it wrote.
-    pub fn remove_leftovers(&self) {
-        const OURS: [&str; 6] =
-            [".model.safetensors.", ".checkpoint", ".config.json.", ".metrics.jsonl.", ".report.html.", ".curves."];
-        let Ok(entries) = fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".tmp") && OURS.iter().any(|ours| name.starts_with(ours)) {
-                // One that cannot be removed only takes room.
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-}
-
-/// What a run tells while it goes on.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A step was made.
-    Step {
-        /// Counted from 1.
-        epoch: usize,
-        /// Batches done in this epoch, of how many.
-        batch: usize,
-        /// Batches of an epoch.
-        batches: usize,
-        /// Over the epoch so far.
-        totals: Totals,
-        /// How fast it goes.
-        pace: Pace,
-    },
-    /// A part of an epoch was recorded.
-    Recorded(&'a Metric),
-    /// A batch of test pictures was classified.
-    Tested {
-        /// How many batches so far.
-        batch: usize,
-        /// Batches of the test set.
-        batches: usize,
-    },
-    /// An epoch was completed and saved.
-    Epoch(&'a Metric),
-    /// Pictures stay in the device's memory from here on, of so many in all.
-    Stored(Stored, usize),
-    /// A picture could not be read and was left out; told once a picture.
-    Skipped(&'a SkippedSample),
-}
-
-/// How fast a run goes, since it began or resumed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pace {
-    /// Training pictures a second.
-    pub images_per_second: f64,
-    /// How long a batch waits for its pictures, on average.
-    pub data: Duration,
-    /// How long a step then takes, on average.
-    pub compute: Duration,
-}
-
-/// What a completed run ends with.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
-    /// Mean loss a training picture, over the last epoch.
-    pub train_loss: f64,
-    /// Share of correct training pictures, over the last epoch.
-    pub train_acc: f64,
-    /// Share of correct test pictures, after the last epoch.
-    pub test_acc: f64,
-    /// Training pictures a second.
-    pub images_per_second: f64,
-    /// Of that, the share of time that was spent waiting for pictures.
-    pub waiting_share: f64,
-    /// The epoch whose model was kept.
-    pub best: Best,
-    /// Training pictures that could not be read.
-    pub skipped: usize,
-}
-
-/// When a checkpoint is written, besides at the beginning and after each epoch.
+/// When a checkpoint is saved, besides at the start and after each epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointEvery {
-    /// After so many steps of an epoch, and so many more.
+    /// After every so many steps of an epoch.
     Steps(usize),
     /// When the last one is this old.
     Time(Duration),
 }
 
-/// What is saved of a run while it goes on.
+/// When checkpoints are saved, and how many are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpointing {
     /// How often.
@@ -195,7 +47,23 @@ impl Default for Checkpointing {
     }
 }
 
-/// Everything that a run needs.
+/// How a run is carried out. Nothing here changes its results.
+pub struct RunOptions<'a> {
+    /// Where to write.
+    pub folder: RunFolder,
+    /// Threads that decode images.
+    pub workers: usize,
+    /// Bytes that decoded images may take on a device that keeps them; without a limit, what is free.
+    pub picture_memory: Option<usize>,
+    /// Whether an unreadable image ends the run.
+    pub strict: bool,
+    /// When checkpoints are saved, and how many are kept.
+    pub checkpointing: Checkpointing,
+    /// Set when the user wants to stop; the run then saves a checkpoint and ends.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// Everything that a run needs; made by [`super::Start::run`].
 pub struct Run<'a> {
     /// With its initial parameters, or as a checkpoint left it.
     pub trainer: Trainer,
@@ -203,53 +71,16 @@ pub struct Run<'a> {
     pub recipe: Recipe,
     /// What to train on and what to test on.
     pub splits: Splits,
-    /// Where to write.
-    pub folder: RunFolder,
     /// Where to begin.
     pub position: Position,
-    /// Threads that decode pictures.
-    pub workers: usize,
-    /// Bytes that decoded pictures may take on a device that keeps them; without a limit, what is free.
-    pub picture_memory: Option<usize>,
-    /// Whether an unreadable picture ends the run.
-    pub strict: bool,
-    /// What is saved on the way.
-    pub checkpointing: Checkpointing,
-    /// Set when the user wants to stop; the run saves a checkpoint and ends.
-    pub interrupted: &'a AtomicBool,
+    /// How it is carried out.
+    pub options: RunOptions<'a>,
 }
-
-/// What a run takes at its peak, in bytes, as it is planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryPlan {
-    /// On the device: the arena of activations, their gradients and workspaces.
-    pub activations: usize,
-    /// On the device: parameters, their gradients, velocities.
-    pub parameters: usize,
-    /// On the host: batches that wait, pictures that are being decoded, a checkpoint that is being written, the program.
-    pub host: usize,
-    /// Whether the device computes in the host's memory, so that all of it has to fit there together.
-    pub is_shared: bool,
-}
-
-impl MemoryPlan {
-    /// What the device's memory has to hold.
-    pub fn on_device(&self) -> usize {
-        let shared = if self.is_shared { self.host } else { 0 };
-        self.activations.saturating_add(self.parameters).saturating_add(shared)
-    }
-}
-
-/// What the program itself takes: its code, threads, tables.
-const PROGRAM_BYTES: usize = 16 << 20;
-
-/// What a worker takes for a photo while it decodes it.
-const WORKER_BYTES: usize = 4 << 20;
 
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
 
-/// What took how long, since the run began or resumed.
+/// How long what took, since the run started or was resumed.
 #[derive(Default)]
 struct Clock {
     training: Duration,
@@ -273,20 +104,20 @@ impl Clock {
     }
 }
 
-/// Pictures that were left out.
+/// Images that were left out.
 struct LeftOut {
-    /// Those that have their line in `metrics.jsonl`, by the name that they have there.
+    /// Those with a line in `metrics.jsonl`, by their name there.
     recorded: HashSet<String>,
     told: HashSet<PathBuf>,
 }
 
 impl LeftOut {
-    /// Those of the part of the run that is resumed.
+    /// Those of the part of the run before it was resumed.
     fn of_earlier(metrics: &MetricsFile) -> Self {
         Self { recorded: metrics.skipped().clone(), told: HashSet::new() }
     }
 
-    /// Records and tells what is new of them.
+    /// Records and reports those that are new.
     fn note(
         &mut self,
         samples: &[SkippedSample],
@@ -304,90 +135,29 @@ impl LeftOut {
         Ok(())
     }
 
-    /// How many of these pictures.
+    /// How many images of the folder were left out.
     fn of(&self, folder: &ImageFolder) -> usize {
         folder.samples.iter().filter(|sample| self.recorded.contains(&*sample.path.to_string_lossy())).count()
     }
 }
 
 impl Run<'_> {
-    /// What the run takes with batches of this size. Allocates nothing.
-    pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
-        let network = self.trainer.network();
-        let activations = |images: usize, purpose| {
-            let (batch, size) = (images.min(batch_size), self.recipe.image_size);
-            match batch {
-                0 => Ok(0),
-                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, purpose),
-            }
-        };
-        let Splits { train, test } = &self.splits;
-        let batches = LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }
-            .bytes_at_once(train.len().max(test.len()));
-        let state =
-            network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
-        let with_velocities = state * if self.recipe.momentum > 0.0 { 2 } else { 1 };
-        Ok(MemoryPlan {
-            activations: activations(train.len(), Purpose::Training)?
-                .max(activations(test.len(), Purpose::Evaluation)?),
-            parameters: network.parameters().bytes(),
-            host: batches.saturating_add(with_velocities + self.workers * WORKER_BYTES + PROGRAM_BYTES),
-            is_shared: !network.device().has_augment(),
-        })
-    }
-
-    /// Plans every batch shape that the run will meet, so that the memory for it is there before anything starts.
-    ///
-    /// # Errors
-    /// When the device has not the memory that it takes.
-    pub fn prepare(&mut self) -> Result<()> {
-        let Recipe { batch_size, image_size, .. } = self.recipe;
-        let plan = self.memory(batch_size)?;
-        // The parameters are there already, and where this was asked before the arena too.
-        let asked = (plan.on_device() - plan.parameters).saturating_sub(self.trainer.network().arena_bytes());
-        if let Some(free) = self.trainer.network().device().free_bytes()?.filter(|&free| free < asked) {
-            return Err(Error::out_of_memory(&self.trainer.network().device().name(), asked, Some(free)));
-        }
-        let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
-        for (images, purpose) in
-            [(self.splits.train.len(), Purpose::Training), (self.splits.test.len(), Purpose::Evaluation)]
-        {
-            for batch in [images.min(batch_size), images % batch_size] {
-                if batch > 0 {
-                    self.trainer.network_mut().prepare(shape(batch), purpose)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The largest batch, below the recipe's, for which `bytes` more are enough; none where a single picture takes more.
-    pub fn largest_batch_within(&self, bytes: usize) -> Result<Option<usize>> {
-        let takes = |batch| self.memory(batch).map(|plan| plan.on_device() - plan.parameters);
-        let (mut fits, mut too_many) = (0, self.recipe.batch_size.min(self.splits.train.len()));
-        while too_many - fits > 1 {
-            let batch = fits + (too_many - fits) / 2;
-            if takes(batch)? <= bytes { fits = batch } else { too_many = batch }
-        }
-        Ok((fits > 0).then_some(fits))
-    }
-
-    /// Trains to the end, telling `observe` about it.
+    /// Trains to the end, reporting to `observe`.
     ///
     /// # Errors
     /// When the user interrupts it: a checkpoint has then been saved. When a loss is not finite. When a file cannot be
     /// written; the last checkpoint is then as it was.
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
-        self.folder.remove_leftovers();
-        let store = Rc::new(PictureStore::new(self.trainer.network().shared_device(), self.picture_memory));
+        self.options.folder.remove_leftovers();
+        let store = Rc::new(PictureStore::new(self.trainer.network().shared_device(), self.options.picture_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let mut train_batches = Batches::new(train_loader, &store)?;
         let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
-        let mut metrics = MetricsFile::open(&self.folder.metrics(), self.position.metrics_lines)?;
+        let mut metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
         let mut left_out = LeftOut::of_earlier(&metrics);
         if self.position == Position::default() {
-            // From here on a run can be resumed, whatever happens to it.
+            // From here on the run can be resumed, whatever happens to it.
             self.save_checkpoint()?;
         }
         let mut clock = Clock::default();
@@ -404,7 +174,7 @@ impl Run<'_> {
                 left_out.note(&tested.skipped, &mut metrics, &mut observe)?;
                 batch += 1;
                 observe(Event::Tested { batch, batches });
-                match self.interrupted.load(Ordering::Relaxed) {
+                match self.options.interrupted.load(Ordering::Relaxed) {
                     true => Err(Error::interrupted("stopped while testing")),
                     false => Ok(()),
                 }
@@ -431,7 +201,7 @@ impl Run<'_> {
             if self.position.best.is_none_or(|best| this.beats(&best)) {
                 // What leads to this model: it does not depend on the epochs that may follow.
                 let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
-                save_model(&self.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
+                save_model(&self.options.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
                 self.position.best = Some(this);
             }
             self.position =
@@ -443,7 +213,7 @@ impl Run<'_> {
             }
             last = Some((train, test));
         }
-        self.folder.remove_older_checkpoints(self.checkpointing.kept);
+        self.options.folder.remove_older_checkpoints(self.options.checkpointing.kept);
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
             return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs)));
         };
@@ -513,10 +283,10 @@ impl Run<'_> {
                 observe(Event::Recorded(&metric));
             }
             self.position.metrics_lines = metrics.lines();
-            if self.interrupted.load(Ordering::Relaxed) {
+            if self.options.interrupted.load(Ordering::Relaxed) {
                 return Err(self.stop(batches));
             }
-            let is_due = match self.checkpointing.every {
+            let is_due = match self.options.checkpointing.every {
                 CheckpointEvery::Steps(steps) => self.position.batch.is_multiple_of(steps),
                 CheckpointEvery::Time(time) => saved.elapsed() >= time,
             };
@@ -526,12 +296,12 @@ impl Run<'_> {
             }
         }
         if self.position.totals.images == 0 {
-            return Err(Error::new("not one of the training pictures could be read"));
+            return Err(Error::new("none of the training images could be read"));
         }
         Ok(())
     }
 
-    /// What is told when numbers ran away.
+    /// The error of a run whose numbers are no longer finite.
     fn not_finite(&self, result: BatchResult, place: Option<String>) -> Error {
         let what = match result.loss.is_finite() {
             true => format!("the norm of the gradients became {}", result.gradient_norm.unwrap_or(f32::NAN)),
@@ -540,20 +310,20 @@ impl Run<'_> {
         let place = place.map_or(String::new(), |place| format!("; the first value that is not finite is in {place}"));
         let Recipe { learning_rate, .. } = self.recipe;
         Error::new(format!(
-            "{what} in epoch {}, batch {}, at a learning rate of {learning_rate:e}{place}; the last checkpoint is as it was",
+            "{what} in epoch {}, batch {}, at a learning rate of {learning_rate:e}{place}; the last checkpoint is unchanged",
             self.position.epoch + 1,
             self.position.batch + 1
         ))
         .hint("use a smaller learning rate, or --clip-gradient-norm 1")
     }
 
-    /// Saves where the run is, and tells how to go on.
+    /// Saves a checkpoint; returns the error of an interrupted run.
     fn stop(&self, batches: usize) -> Error {
         let (epoch, batch) = (self.position.epoch + 1, self.position.batch);
         match self.save_checkpoint() {
             Ok(()) => Error::interrupted(format!(
-                "stopped in epoch {epoch} after batch {batch} of {batches}; {} holds everything",
-                self.folder.checkpoint().display()
+                "stopped in epoch {epoch} after batch {batch} of {batches}; everything is saved in {}",
+                self.options.folder.checkpoint().display()
             )),
             Err(error) => error,
         }
@@ -561,21 +331,21 @@ impl Run<'_> {
 
     fn save_checkpoint(&self) -> Result<()> {
         let (network, recipe) = (self.trainer.network(), &self.recipe);
-        self.folder.keep_checkpoint(self.checkpointing.kept)?;
-        save_checkpoint(&self.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
+        self.options.folder.keep_checkpoint(self.options.checkpointing.kept)?;
+        save_checkpoint(&self.options.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
     }
 
     fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {
         Loader::new(Arc::new(folder.clone()), self.loader_options(mode))
     }
 
-    fn loader_options(&self, mode: Mode) -> LoaderOptions {
+    pub(super) fn loader_options(&self, mode: Mode) -> LoaderOptions {
         LoaderOptions {
             batch_size: self.recipe.batch_size,
             image_size: self.recipe.image_size as u32,
             mode,
-            workers: self.workers,
-            strict: self.strict,
+            workers: self.options.workers,
+            strict: self.options.strict,
         }
     }
 }

@@ -1,0 +1,165 @@
+//! What the commands that train share: a run from its preparation to its report, shown as it goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::training_display::{TrainingDisplay, Workload};
+use super::{GlobalArguments, report, say, size, warn_of_skipped};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::train::{Event, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
+
+/// What a run writes besides its model, checkpoint and metrics, and what `config.json` says of it.
+pub struct Training<'a> {
+    /// The folder of the data set.
+    pub data: &'a Path,
+    /// The weights that it starts from, as the user named them.
+    pub weights: Option<&'a Path>,
+    /// Whether the run has a folder and a configuration already.
+    pub resumes: bool,
+    /// Whether event files for TensorBoard are written.
+    pub tensorboard: bool,
+    /// Whether `report.html` and the curves are written.
+    pub report: bool,
+}
+
+/// What a finished run left.
+pub struct Trained {
+    /// Where.
+    pub folder: RunFolder,
+    /// Its last figures, and the best.
+    pub summary: Summary,
+    /// The device's name.
+    pub device: String,
+    /// Images that could not be read.
+    pub skipped: Vec<PathBuf>,
+}
+
+impl Trained {
+    /// The last line of the lesson that the default recipe comes from.
+    pub fn line(&self) -> String {
+        let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
+        format!(
+            "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} \
+             examples/sec on {}",
+            self.device
+        )
+    }
+}
+
+impl Training<'_> {
+    /// Trains `run` to its end.
+    pub fn complete(&self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
+        run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
+        let folder = run.options.folder.clone();
+        if !self.resumes {
+            // Only now: what is refused or does not fit into memory leaves no folder behind.
+            folder.create()?;
+            RunConfig::new(&run, self.data, self.weights).save(&folder)?;
+        }
+        describe(global, &run)?;
+
+        let shared = run.trainer.network().shared_device();
+        let device = shared.name();
+        let batches = |images: usize| images.div_ceil(run.recipe.batch_size);
+        let workload = Workload {
+            epochs: run.recipe.epochs,
+            train_batches: batches(run.splits.train.len()),
+            test_batches: batches(run.splits.test.len()),
+        };
+        let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
+        let mut board = match self.tensorboard {
+            true => Some(TensorBoard::create(&folder.path, workload.train_batches)?),
+            false => None,
+        };
+        let result = run.train(|event| {
+            if let (Some(open), Event::Recorded(metric) | Event::Epoch(metric)) = (&mut board, &event)
+                && let Err(error) = open.add(metric)
+            {
+                // A failed plot must not end the run.
+                display.warn(&format!("no more TensorBoard events: {}", error.message()));
+                board = None;
+            }
+            display.observe(event);
+        });
+        let skipped = display.finish();
+        let summary = result.map_err(|error| match error.kind() {
+            ErrorKind::Interrupted => {
+                let device =
+                    if global.device == "auto" { String::new() } else { format!(" --device {}", global.device) };
+                let (data, out) = (self.data.display(), folder.path.display());
+                error.hint(format!("to continue: retune train {data} --resume --out {out}{device}"))
+            }
+            _ => error,
+        })?;
+        if !skipped.is_empty() {
+            warn_of_skipped(skipped.len());
+        }
+        if summary.waiting_share > 0.1 {
+            let share = summary.waiting_share * 100.0;
+            global.note(&format!("{share:.0} % of the training time was spent waiting for images to be decoded"));
+        }
+        let best = summary.best;
+        global.note(&format!(
+            "best test accuracy {:.3} in epoch {}: {}",
+            best.test_acc,
+            best.epoch,
+            folder.model().display()
+        ));
+        if self.report {
+            report::after_training(global, &folder, self.data, &shared);
+        }
+        Ok(Trained { folder, summary, device, skipped })
+    }
+}
+
+/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
+pub fn interruption() -> Result<&'static AtomicBool> {
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        say("\nstopping after this step; press Ctrl-C again to stop at once");
+    })
+    .context(|| "cannot listen for Ctrl-C")?;
+    Ok(&INTERRUPTED)
+}
+
+/// Adds to a shortage of memory the batch that would fit.
+fn with_fitting_batch(error: Error, run: &Run) -> Error {
+    // Devices hand out whole pages, of 2 MiB at most.
+    let free = error.shortage().and_then(|shortage| shortage.free).map(|free| free.saturating_sub(2 << 20));
+    match free.map(|free| run.largest_batch_within(free)) {
+        Some(Ok(Some(batch))) => error.hint(format!("--batch-size {batch} fits")),
+        Some(Ok(None)) => error.hint("not even --batch-size 1 fits: give a smaller --image-size, or --device cpu"),
+        // The device's own message is enough.
+        Some(Err(_)) | None => error,
+    }
+}
+
+fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
+    let Recipe { architecture, width, epochs, batch_size, learning_rate, head_lr_multiplier, .. } = &run.recipe;
+    let memory = run.memory(*batch_size)?;
+    let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
+    let device = run.trainer.network().device();
+    global.note(&format!(
+        "{architecture}{width} on {} ({}); {} training and {} test images in {} classes",
+        device.name(),
+        device.description(),
+        run.splits.train.len(),
+        run.splits.test.len(),
+        run.splits.train.classes.len()
+    ));
+    global.note(&format!(
+        "{epochs} {}, batch size {batch_size}, learning rate {learning_rate:e} (head {:e}), {} of memory, {} of it for \
+         activations",
+        if *epochs == 1 { "epoch" } else { "epochs" },
+        learning_rate * head_lr_multiplier,
+        size(memory.on_device()),
+        size(memory.activations)
+    ));
+    if run.position != Position::default() {
+        global.note(&format!("resuming in epoch {} after batch {}", run.position.epoch + 1, run.position.batch));
+    }
+    Ok(())
+}

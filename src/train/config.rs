@@ -1,0 +1,78 @@
+//! `config.json`: what a run was started with.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::folder::RunFolder;
+use super::recipe::Recipe;
+use super::run::Run;
+use crate::error::{Context, Error, Result};
+use crate::file::write_atomically;
+
+/// See the module. Figures and names are those of the start; a resumed run leaves them as they are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// The version of the program that started the run.
+    pub retune: String,
+    /// The folder of the data set.
+    pub data: PathBuf,
+    /// The weights that it started from, if any.
+    pub weights: Option<PathBuf>,
+    /// The device's name.
+    pub device: String,
+    /// The device's precision.
+    pub precision: String,
+    /// Names of the classes.
+    pub classes: Vec<String>,
+    /// Training images.
+    pub train_images: usize,
+    /// Test images.
+    pub test_images: usize,
+    /// How it trains.
+    pub recipe: Recipe,
+}
+
+impl RunConfig {
+    /// That of a run on the images in `data`, started from `weights`.
+    pub fn new(run: &Run, data: &Path, weights: Option<&Path>) -> Self {
+        let device = run.trainer.network().device();
+        // Names that are not Unicode have no place in JSON.
+        let unicode = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
+        Self {
+            retune: env!("CARGO_PKG_VERSION").into(),
+            data: unicode(data),
+            weights: weights.map(unicode),
+            device: device.name(),
+            precision: device.precision().to_string(),
+            classes: run.splits.train.classes.clone(),
+            train_images: run.splits.train.len(),
+            test_images: run.splits.test.len(),
+            recipe: run.recipe.clone(),
+        }
+    }
+
+    /// Reads that of a run.
+    ///
+    /// # Errors
+    /// When there is no run in the folder, or the file cannot be read.
+    pub fn open(folder: &RunFolder) -> Result<Self> {
+        let path = folder.config();
+        let text = fs::read_to_string(&path).map_err(|cause| {
+            Error::new(format!("{} is not a run: cannot read config.json: {cause}", folder.path.display()))
+                .hint("give a folder that `retune train` wrote, such as runs/1")
+        })?;
+        serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Writes it, in one step.
+    pub fn save(&self, folder: &RunFolder) -> Result<()> {
+        let doing = || "cannot write config.json";
+        // By way of a value, which sorts the keys.
+        let value = serde_json::to_value(self).context(doing)?;
+        let text = serde_json::to_string_pretty(&value).context(doing)? + "\n";
+        write_atomically(&folder.config(), |writer| writer.write_all(text.as_bytes()))
+    }
+}

@@ -1,0 +1,98 @@
+//! How much memory a run takes, before it takes it.
+
+use super::network::Purpose;
+use super::recipe::Recipe;
+use super::run::Run;
+use crate::data::{LoaderOptions, Mode, Splits};
+use crate::error::{Error, Result};
+use crate::model::BatchShape;
+
+/// What a run takes at its peak, in bytes, as it is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// On the device: the arena of activations, their gradients and workspaces.
+    pub activations: usize,
+    /// On the device: parameters, their gradients, velocities.
+    pub parameters: usize,
+    /// On the host: batches that wait, images that are being decoded, a checkpoint that is being written, the program.
+    pub host: usize,
+    /// Whether the device computes in the host's memory, so that all of it has to fit there together.
+    pub is_shared: bool,
+}
+
+impl MemoryPlan {
+    /// What the device's memory has to hold.
+    pub fn on_device(&self) -> usize {
+        let shared = if self.is_shared { self.host } else { 0 };
+        self.activations.saturating_add(self.parameters).saturating_add(shared)
+    }
+}
+
+/// What the program itself takes: its code, threads, tables.
+const PROGRAM_BYTES: usize = 16 << 20;
+
+/// What a worker takes to decode a photo.
+const WORKER_BYTES: usize = 4 << 20;
+
+impl Run<'_> {
+    /// What the run takes with batches of this size. Allocates nothing.
+    pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
+        let network = self.trainer.network();
+        let activations = |images: usize, purpose| {
+            let (batch, size) = (images.min(batch_size), self.recipe.image_size);
+            match batch {
+                0 => Ok(0),
+                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, purpose),
+            }
+        };
+        let Splits { train, test } = &self.splits;
+        let batches = LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }
+            .bytes_at_once(train.len().max(test.len()));
+        let state =
+            network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
+        let with_velocities = state * if self.recipe.momentum > 0.0 { 2 } else { 1 };
+        Ok(MemoryPlan {
+            activations: activations(train.len(), Purpose::Training)?
+                .max(activations(test.len(), Purpose::Evaluation)?),
+            parameters: network.parameters().bytes(),
+            host: batches.saturating_add(with_velocities + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
+            is_shared: !network.device().has_augment(),
+        })
+    }
+
+    /// Plans every batch shape that the run will meet, so that the memory for it is allocated before anything starts.
+    ///
+    /// # Errors
+    /// When the device does not have that much memory.
+    pub fn prepare(&mut self) -> Result<()> {
+        let Recipe { batch_size, image_size, .. } = self.recipe;
+        let plan = self.memory(batch_size)?;
+        // The parameters are allocated already; so is the arena, if this was called before.
+        let asked = (plan.on_device() - plan.parameters).saturating_sub(self.trainer.network().arena_bytes());
+        if let Some(free) = self.trainer.network().device().free_bytes()?.filter(|&free| free < asked) {
+            return Err(Error::out_of_memory(&self.trainer.network().device().name(), asked, Some(free)));
+        }
+        let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
+        for (images, purpose) in
+            [(self.splits.train.len(), Purpose::Training), (self.splits.test.len(), Purpose::Evaluation)]
+        {
+            for batch in [images.min(batch_size), images % batch_size] {
+                if batch > 0 {
+                    self.trainer.network_mut().prepare(shape(batch), purpose)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The largest batch, below the recipe's, for which `bytes` more are enough; none where a single image takes more.
+    pub fn largest_batch_within(&self, bytes: usize) -> Result<Option<usize>> {
+        let takes = |batch| self.memory(batch).map(|plan| plan.on_device() - plan.parameters);
+        let (mut fits, mut too_many) = (0, self.recipe.batch_size.min(self.splits.train.len()));
+        while too_many - fits > 1 {
+            let batch = fits + (too_many - fits) / 2;
+            if takes(batch)? <= bytes { fits = batch } else { too_many = batch }
+        }
+        Ok((fits > 0).then_some(fits))
+    }
+}
