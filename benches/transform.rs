@@ -1,6 +1,6 @@
-//! Pictures a second on one core: decoding, and the training and test transform of a decoded picture.
+//! Images a second on one core: decoding, and the training and test transform of a decoded image.
 //!
-//! `cargo bench --bench transform` draws its own picture of 500 x 375 and stores it as JPEG. With
+//! `cargo bench --bench transform` draws its own image of 500 x 375 and stores it as JPEG. With
 //! `RETUNE_BENCH_FOLDER=FOLDER` (one folder per class) it measures whole epochs over those files instead.
 
 use std::hint::black_box;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::Criterion;
-use retune::data::{Augmentation, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, Transformer};
+use retune::data::{Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, Transform, Transformer};
 
 const IMAGE_SIZE: u32 = 224;
 
@@ -18,7 +18,7 @@ fn drawn(width: u32, height: u32) -> Vec<u8> {
     (0..height).flat_map(|y| (0..width).flat_map(move |x| [0, 1, 2].map(|c| level(x, y, c)))).collect()
 }
 
-fn one_picture(criterion: &mut Criterion) {
+fn one_image(criterion: &mut Criterion) {
     let mut jpeg = Vec::new();
     let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 90);
     image::ImageEncoder::write_image(encoder, &drawn(500, 375), 500, 375, image::ExtendedColorType::Rgb8)
@@ -30,17 +30,16 @@ fn one_picture(criterion: &mut Criterion) {
     });
     decoder.decode_bytes(&jpeg, &mut image).expect("what was just encoded");
     let mut transformer = Transformer::default();
-    let mut output = vec![0; (IMAGE_SIZE * IMAGE_SIZE * 4) as usize];
+    let (training, test) = (Transform::training(IMAGE_SIZE), Transform::test(IMAGE_SIZE));
     let mut index = 0;
     criterion.bench_function("training transform", |bencher| {
         bencher.iter(|| {
             index += 1;
-            let augmentation = Augmentation::sample(0, 0, index, image.width, image.height);
-            transformer.augment(&image, &augmentation, IMAGE_SIZE, &mut output)
+            transformer.transform(&image, &training, Draw { index, ..Draw::default() })
         });
     });
     criterion.bench_function("test transform", |bencher| {
-        bencher.iter(|| transformer.resize_and_center_crop(&image, IMAGE_SIZE, &mut output));
+        bencher.iter(|| transformer.transform(&image, &test, Draw::default()));
     });
 }
 
@@ -77,7 +76,7 @@ fn main() {
         }
         Err(_) => {
             let mut criterion = Criterion::default().configure_from_args();
-            one_picture(&mut criterion);
+            one_image(&mut criterion);
             criterion.final_summary();
         }
     }

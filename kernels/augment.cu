@@ -1,8 +1,8 @@
-// From decoded pictures, each of its own size, to the batch that the network takes:
+// From decoded images, each of its own size, to the batch that the network takes:
 //
-//   pictures (height, width, 3) uint8, wherever they lie -> output (N, S, S, 3), normalised float32 or bf16, or uint8
+//   images (height, width, 3) uint8, wherever they lie -> output (N, S, S, 3), normalised float32 or bf16, or uint8
 //
-// A view says of each picture: which rectangle of it is scaled to how many pixels, which S x S of those are wanted
+// A view says of each image: which rectangle of it is scaled to how many pixels, which S x S of those are wanted
 // (black where there are none), and whether they are mirrored. The training transform scales its crop to S x S; the
 // test transform scales the whole picture and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as
 // wide as two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised;
@@ -14,11 +14,11 @@
 //
 // Bytes: every pixel that is used once, every output once. Batch 128, 224 x 224, from crops of half of a 500 x 375
 // photo: 36 MB read, 39 MB (bf16) or 77 MB (float32) written, 17 or 26 us at 4.3 TB/s. Operations: a source pixel
-// takes part in two target pixels an axis, about 1.0 M multiply-adds a picture, 0.25 G operations a batch, 4 us of a
+// takes part in two target pixels an axis, about 1.0 M multiply-adds an image, 0.25 G operations a batch, 4 us of a
 // float32 unit; with the loads and the unpacking of bytes around each, four times as many instructions. So it is bound
 // by bytes and by issuing instructions about equally, and is below 1 % of a training step either way.
 //
-// Tiles: a block of 256 threads makes 32 x 32 pixels of one picture (seven tiles are 224), a warp a row of 32, so that
+// Tiles: a block of 256 threads makes 32 x 32 pixels of one image (seven tiles are 224), a warp a row of 32, so that
 // everything that depends on a row is uniform in a warp, a warp's reads are one or two lines of memory, and shared
 // memory does not grow with S. Source rows come in chunks of 32: a thread scales one column of up to four of them, in
 // registers, to bytes in shared memory; then they are added to the four output pixels of the thread, in registers.
@@ -26,14 +26,14 @@
 // too large. Rows at the edges of tiles are scaled in both: 6 % more than once at a factor of 1.4.
 //
 // Coefficients are computed by each block: a photo shrunk by 18 has 66 KB of them, 128 of those are more than a step
-// should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes a picture.
+// should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes an image.
 //
 // An H100 takes 0.14 ms, four (float32) to seven (bf16) times what its bytes would take.
 #include "common.cuh"
 
-struct PictureView {
+struct ImageView {
     const uint8_t* pixels;   // the first pixel of the rectangle
-    uint32_t row_pixels;     // pixels from one row of the picture to the next
+    uint32_t row_pixels;     // pixels from one row of the image to the next
     uint32_t height;         // rows of the rectangle
     uint32_t width;          // columns of the rectangle
     uint32_t scaled_height;  // rows to which they are scaled
@@ -44,11 +44,11 @@ struct PictureView {
 };
 
 struct AugmentArguments {
-    const PictureView* views;  // (N)
-    const float* levels;       // (3, 256): what each byte of each channel becomes; unused for uint8
-    void* output;              // (N, S, S, 3)
-    int32_t image_size;        // S
-    int32_t tiles;             // tiles along an axis: S / 32, rounded up
+    const ImageView* views;      // (N)
+    const float* lookup_table;   // (3, 256): what each byte of each channel becomes; unused for uint8
+    void* output;                // (N, S, S, 3)
+    int32_t image_size;          // S
+    int32_t tiles;               // tiles along an axis: S / 32, rounded up
 };
 
 namespace {
@@ -59,7 +59,7 @@ constexpr int kTile = kWarp;
 constexpr int kRowsPerThread = kTile / kWarps;
 constexpr int kTaps = 32;
 constexpr int kChannels = 3;
-constexpr int kLevels = 256;
+constexpr int kBytes = 256;
 constexpr int kPrecisionBits = 22;
 constexpr int kHalf = 1 << (kPrecisionBits - 1);
 
@@ -94,7 +94,7 @@ __device__ __forceinline__ long long weight(const Axis& axis, long long centre, 
     return height > 0 ? height : 0;
 }
 
-// Empty for a pixel outside of the scaled picture.
+// Empty for a pixel outside of the scaled image.
 __device__ __forceinline__ Window make_window(const Axis& axis, long long pixel) {
     if (pixel < 0 || pixel >= axis.scaled) return {0, 1, 0, 0};
     Window window;
@@ -124,13 +124,13 @@ __device__ __forceinline__ uint32_t pack_pixel(const int (&sums)[kChannels]) {
 }
 
 template <class T>
-__device__ __forceinline__ T from_level(const float* levels, int channel, uint32_t level) {
-    return from_float<T>(levels[channel * kLevels + static_cast<int>(level)]);
+__device__ __forceinline__ T from_byte(const float* table, int channel, uint32_t byte) {
+    return from_float<T>(table[channel * kBytes + static_cast<int>(byte)]);
 }
 
 template <>
-__device__ __forceinline__ uint8_t from_level<uint8_t>(const float*, int, uint32_t level) {
-    return static_cast<uint8_t>(level);
+__device__ __forceinline__ uint8_t from_byte<uint8_t>(const float*, int, uint32_t byte) {
+    return static_cast<uint8_t>(byte);
 }
 
 template <class T>
@@ -140,19 +140,19 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
     __shared__ int column_coefficients[kTaps][kTile];
     __shared__ int row_coefficients[kTile][kTile];  // of an output row and a source row of the chunk
     __shared__ uint32_t pixels[kTile][kTile];       // a source row of the chunk, scaled; in the end an output row
-    __shared__ float levels[kChannels * kLevels];
+    __shared__ float lookup_table[kChannels * kBytes];
 
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
     const int size = arguments.image_size;
     const int tiles = arguments.tiles;
-    const int picture = static_cast<int>(blockIdx.x) / (tiles * tiles);
+    const int image = static_cast<int>(blockIdx.x) / (tiles * tiles);
     const int tile = static_cast<int>(blockIdx.x) % (tiles * tiles);
     const int top = tile / tiles * kTile;
     const int left = tile % tiles * kTile;
     const int tile_rows = min(kTile, size - top);
     const int tile_columns = min(kTile, size - left);
-    const PictureView view = arguments.views[picture];
+    const ImageView view = arguments.views[image];
     const Axis across = {view.width, view.scaled_width};
     const Axis down = {view.height, view.scaled_height};
     const long long scaled_top = static_cast<long long>(view.window_top) + top;
@@ -165,8 +165,8 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
         rows[lane] = make_window(down, lane < tile_rows ? scaled_top + lane : -1);
     }
     if constexpr (sizeof(T) > 1) {
-        for (int i = static_cast<int>(threadIdx.x); i < kChannels * kLevels; i += kThreads) {
-            levels[i] = arguments.levels[i];
+        for (int i = static_cast<int>(threadIdx.x); i < kChannels * kBytes; i += kThreads) {
+            lookup_table[i] = arguments.lookup_table[i];
         }
     }
     __syncthreads();
@@ -251,13 +251,13 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; i++) pixels[warp + i * kWarps][lane] = pack_pixel(totals[i]);
     __syncthreads();
-    const size_t first_pixel = (static_cast<size_t>(picture) * size + top) * size + left;
+    const size_t first_pixel = (static_cast<size_t>(image) * size + top) * size + left;
     T* output = static_cast<T*>(arguments.output) + first_pixel * kChannels;
     for (int row = warp; row < tile_rows; row += kWarps) {
         for (int i = lane; i < tile_columns * kChannels; i += kWarp) {
             const int channel = i % kChannels;
-            const uint32_t level = pixels[row][i / kChannels] >> (8 * channel) & 0xffu;
-            output[static_cast<size_t>(row) * size * kChannels + i] = from_level<T>(levels, channel, level);
+            const uint32_t byte = pixels[row][i / kChannels] >> (8 * channel) & 0xffu;
+            output[static_cast<size_t>(row) * size * kChannels + i] = from_byte<T>(lookup_table, channel, byte);
         }
     }
 }

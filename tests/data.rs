@@ -8,10 +8,11 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use retune::data::image_folder::EXTENSIONS;
 use retune::data::random::{Purpose, RandomStream};
-use retune::data::transform::{central_crop, normalize, resized_size, sample_random_resized_crop, test_shorter_side};
+use retune::data::transform::{central_crop, resized_size, sample_random_resized_crop, test_shorter_side};
+use retune::data::transformer::normalize;
 use retune::data::{
-    Augmentation, Batch, CropBox, DecodeOptions, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage,
-    RgbImage, Transformer, decode_file, epoch_order, open_dataset,
+    Batch, CropBox, DecodeOptions, Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, Operation, PaddedImage,
+    RgbImage, Transform, Transformer, decode_file, epoch_order, open_dataset,
 };
 use serde_json::Value;
 
@@ -241,7 +242,14 @@ mod decoding {
 }
 
 mod transforming {
+    use retune::device::Resampling;
+
     use super::*;
+
+    fn crop(draw: Draw, width: u32, height: u32) -> CropBox {
+        let Resampling { top, left, height, width, .. } = Transform::training(224).draw(draw, width, height);
+        CropBox { top, left, height, width }
+    }
 
     #[test]
     fn crops_resize_as_pillow_resizes_them() {
@@ -269,8 +277,8 @@ mod transforming {
             let (source, expected) = (picture(&case["input"]), picture(&case["expected"]));
             let shorter_side = case["shorter_side"].as_u64().unwrap() as u32;
             let image_size = case["image_size"].as_u64().unwrap() as u32;
-            let mut ours = vec![7; expected.pixels.len()];
-            transformer.resize_shorter_side_and_center_crop(&source, shorter_side, image_size, &mut ours).unwrap();
+            let transform = Transform::resize_and_center_crop(shorter_side, image_size);
+            let ours = transformer.transform(&source, &transform, Draw::default()).unwrap();
             let worst = worst_difference(&ours, &expected.pixels);
             assert!(worst <= 1, "{case}: {worst} levels off");
         }
@@ -279,12 +287,9 @@ mod transforming {
     #[test]
     fn the_test_transform_scales_by_256_to_224() {
         assert_eq!([224, 32, 64, 1, 7].map(test_shorter_side), [256, 37, 73, 1, 8]);
-        let source = drawn(90, 70);
-        let (mut ours, mut same) = (vec![0; 32 * 32 * 3], vec![0; 32 * 32 * 3]);
-        let mut transformer = Transformer::default();
-        transformer.resize_and_center_crop(&source, 32, &mut ours).unwrap();
-        transformer.resize_shorter_side_and_center_crop(&source, 37, 32, &mut same).unwrap();
-        assert_eq!(ours, same);
+        assert_eq!(Transform::test(32), Transform::resize_and_center_crop(37, 32));
+        let operations = [Operation::Resize { shorter_side: 37 }, Operation::CenterCrop { size: 32 }];
+        assert_eq!(Transform::test(32).operations(), operations);
     }
 
     #[test]
@@ -306,7 +311,7 @@ mod transforming {
     #[test]
     fn a_ribbon_always_falls_back() {
         for index in 0..100 {
-            let crop = Augmentation::sample(0, 0, index, 20000, 10).crop;
+            let crop = crop(Draw { index, ..Draw::default() }, 20000, 10);
             assert_eq!(crop, CropBox { top: 0, left: 9993, height: 10, width: 13 });
         }
     }
@@ -346,7 +351,7 @@ mod transforming {
 
         #[test]
         fn crops_lie_inside_and_keep_their_bounds(width in 1u32..3000, height in 1u32..3000, seed: u64) {
-            let crop = Augmentation::sample(seed, 1, 2, width, height).crop;
+            let crop = crop(Draw { seed, epoch: 1, index: 2 }, width, height);
             prop_assert!(crop.width >= 1 && crop.left + crop.width <= width);
             prop_assert!(crop.height >= 1 && crop.top + crop.height <= height);
             if crop != central_crop(width, height) {
@@ -364,33 +369,33 @@ mod transforming {
         ) {
             let source = drawn(width, height);
             let mut transformer = Transformer::default();
-            let mut output = vec![0; size as usize * size as usize * 3];
-            let augmentation = Augmentation::sample(seed, 0, 0, width, height);
-            prop_assert!(transformer.augment(&source, &augmentation, size, &mut output).is_ok());
-            let tested = transformer.resize_shorter_side_and_center_crop(&source, shorter_side, size, &mut output);
-            prop_assert!(tested.is_ok());
+            for transform in [Transform::training(size), Transform::resize_and_center_crop(shorter_side, size)] {
+                let draw = Draw { seed, ..Draw::default() };
+                prop_assert!(transformer.transform(&source, &transform, draw).is_ok());
+            }
         }
     }
 
     #[test]
     fn augmentations_are_independent_and_half_of_them_flip() {
-        let all: Vec<Augmentation> = (0..4000).map(|index| Augmentation::sample(5, 0, index, 400, 300)).collect();
-        let flips = all.iter().filter(|augmentation| augmentation.flip).count();
+        let drawn = |seed, epoch, index| Transform::training(224).draw(Draw { seed, epoch, index }, 400, 300);
+        let crop = |seed, epoch, index| crop(Draw { seed, epoch, index }, 400, 300);
+        let all: Vec<Resampling> = (0..4000).map(|index| drawn(5, 0, index)).collect();
+        let flips = all.iter().filter(|drawn| drawn.flip).count();
         assert!((1800..2200).contains(&flips), "{flips}");
-        assert_eq!(all[17], Augmentation::sample(5, 0, 17, 400, 300));
-        assert_ne!(all[17].crop, Augmentation::sample(5, 1, 17, 400, 300).crop);
-        assert_ne!(all[17].crop, Augmentation::sample(6, 0, 17, 400, 300).crop);
-        assert_ne!(all[17].crop, all[18].crop);
+        assert_eq!(all[17], drawn(5, 0, 17));
+        for other in [crop(5, 1, 17), crop(6, 0, 17), crop(5, 0, 18)] {
+            assert_ne!(crop(5, 0, 17), other);
+        }
     }
 
     #[test]
     fn a_flip_exchanges_left_and_right() {
         let source = drawn(5, 4);
-        let whole = CropBox { top: 0, left: 0, height: 4, width: 4 };
-        let (mut straight, mut flipped) = (vec![0; 48], vec![0; 48]);
+        let whole = Resampling::whole(4, 4);
         let mut transformer = Transformer::default();
-        transformer.augment(&source, &Augmentation { crop: whole, flip: false }, 4, &mut straight).unwrap();
-        transformer.augment(&source, &Augmentation { crop: whole, flip: true }, 4, &mut flipped).unwrap();
+        let straight = transformer.apply(&source, &whole, 4).unwrap();
+        let flipped = transformer.apply(&source, &Resampling { flip: true, ..whole }, 4).unwrap();
         for y in 0..4 {
             for x in 0..4 {
                 let (a, b) = ((y * 4 + x) * 3, (y * 4 + 3 - x) * 3);
@@ -418,10 +423,14 @@ mod transforming {
         assert!(transformer.resized_crop(&source, outside, 2, 2, &mut [0; 12]).is_err());
         let overflowing = CropBox { top: u32::MAX, left: u32::MAX, height: 2, width: 2 };
         assert!(transformer.resized_crop(&source, overflowing, 2, 2, &mut [0; 12]).is_err());
-        assert!(transformer.resize_and_center_crop(&source, 2, &mut [0; 11]).is_err());
-        assert!(transformer.resize_and_center_crop(&source, 0, &mut []).is_err());
-        assert!(transformer.resize_shorter_side_and_center_crop(&source, 0, 2, &mut [0; 12]).is_err());
-        assert!(transformer.resize_and_center_crop(&RgbImage::default(), 2, &mut [0; 12]).is_err());
+        let whole = CropBox { top: 0, left: 0, height: 4, width: 5 };
+        assert!(transformer.resized_crop(&source, whole, 2, 2, &mut [0; 11]).is_err());
+        let mut refuse = |image: &RgbImage, transform: &Transform| {
+            assert!(transformer.transform(image, transform, Draw::default()).is_err(), "{transform:?}");
+        };
+        refuse(&source, &Transform::test(0));
+        refuse(&source, &Transform::resize_and_center_crop(0, 2));
+        refuse(&RgbImage::default(), &Transform::test(2));
         assert!(normalize(&[0; 6], &mut [0.0; 3]).is_err());
     }
 }
@@ -723,15 +732,12 @@ mod loading {
                     let sample = &folder.samples[index];
                     assert_eq!(target as usize, sample.class);
                     let image = decode_file(&sample.path).unwrap();
-                    let mut bytes = vec![0; values];
-                    let mut transformer = Transformer::default();
-                    match mode {
-                        Mode::Train { seed } => {
-                            let augmentation = Augmentation::sample(seed, 4, index, image.width, image.height);
-                            transformer.augment(&image, &augmentation, SIZE, &mut bytes).unwrap();
-                        }
-                        Mode::Evaluate => transformer.resize_and_center_crop(&image, SIZE, &mut bytes).unwrap(),
-                    }
+                    let (transform, seed) = match mode {
+                        Mode::Train { seed } => (Transform::training(SIZE), seed),
+                        Mode::Evaluate => (Transform::test(SIZE), 0),
+                    };
+                    let draw = Draw { seed, epoch: 4, index };
+                    let bytes = Transformer::default().transform(&image, &transform, draw).unwrap();
                     let mut expected = vec![0.0; values];
                     normalize(&bytes, &mut expected).unwrap();
                     assert_eq!(pixels, expected);

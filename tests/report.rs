@@ -197,12 +197,11 @@ fn what_was_seen_is_what_training_saw() {
     assert_ne!(read("seen.png"), read("other.png"));
     assert_ne!(read("seen.png"), read("plain.png"));
 
-    use retune::data::{Augmentation, ImageFolder, Transformer, decode_file};
+    use retune::data::{Draw, ImageFolder, Transform, Transformer, decode_file};
     let folder = ImageFolder::open(place.path("data/train")).unwrap();
     let image = decode_file(&folder.samples[0].path).unwrap();
-    let mut truth = vec![0; 32 * 32 * 3];
-    let augmentation = Augmentation::sample(5, 0, 0, image.width, image.height);
-    Transformer::default().augment(&image, &augmentation, 32, &mut truth).unwrap();
+    let draw = Draw { seed: 5, epoch: 0, index: 0 };
+    let truth = Transformer::default().transform(&image, &Transform::training(32), draw).unwrap();
     let sheet = image::open(place.path("seen.png")).unwrap().to_rgb8();
     let tile = image::imageops::crop_imm(&sheet, 8, 8, 32, 32).to_image();
     assert_eq!(tile.into_raw(), truth);
@@ -220,10 +219,8 @@ fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
     };
     let picture = |class: &str, number: usize| {
         let image = retune::data::decode_file(place.path(&format!("data/train/{class}/{number:02}.png"))).unwrap();
-        let mut pixels = vec![0; 40 * 40 * 3];
-        let mut transformer = retune::data::Transformer::default();
-        transformer.resize_shorter_side_and_center_crop(&image, 40, 40, &mut pixels).unwrap();
-        pixels
+        let transform = retune::data::Transform::resize_and_center_crop(40, 40);
+        retune::data::Transformer::default().transform(&image, &transform, Default::default()).unwrap()
     };
     for column in 0..3 {
         assert!(tile(0, column) == picture("blue", column as usize));

@@ -200,7 +200,7 @@ fn small_run<'a>(
     let options = RunOptions {
         folder: RunFolder { path: out.to_path_buf() },
         workers: 2,
-        picture_memory: Some(0),
+        image_memory: Some(0),
         strict: false,
         checkpointing: Checkpointing::default(),
         interrupted,

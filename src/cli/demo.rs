@@ -299,7 +299,7 @@ impl Demo<'_> {
         let options = RunOptions {
             folder,
             workers: threads::count(),
-            picture_memory: None,
+            image_memory: None,
             strict: false,
             checkpointing: Checkpointing::default(),
             interrupted: self.interrupted,

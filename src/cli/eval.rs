@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_skipped};
-use crate::data::{Batches, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, PictureStore};
+use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
 use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::report::{ClassResult, Confusion};
@@ -70,7 +70,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     }
     let device = global.open_device()?;
     // Every picture is looked at once: none is kept.
-    let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
+    let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
     let mut folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
     folder.decoding = DecodeOptions::with_exif(model.exif || arguments.exif);

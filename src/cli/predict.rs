@@ -11,7 +11,7 @@ use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
-use crate::data::{Batches, DecodeOptions, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, Sample};
+use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, Sample};
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
@@ -76,7 +76,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let paths = pictures(&arguments.images)?;
     let device = global.open_device()?;
     // Every picture is looked at once: none is kept.
-    let store = Rc::new(PictureStore::new(device.clone(), Some(0)));
+    let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
     let options = LoaderOptions {

@@ -157,8 +157,8 @@ pub struct TrainArguments {
 
     /// GPU memory for caching decoded images, in MiB; images that do not fit are decoded again in every epoch [default: all
     /// free memory]
-    #[arg(long = "image-memory", alias = "picture-memory", value_name = "MIB", help_heading = "Image options")]
-    picture_memory: Option<usize>,
+    #[arg(long, alias = "picture-memory", value_name = "MIB", help_heading = "Image options")]
+    image_memory: Option<usize>,
 
     /// Stop at an unreadable image instead of skipping it with a warning
     #[arg(long, help_heading = "Image options")]
@@ -205,8 +205,8 @@ impl TrainArguments {
             0 => return Err(Error::usage("--keep-checkpoints 0: expected at least 1")),
             kept => Checkpointing { every: self.checkpoint_every, kept },
         };
-        let picture_memory = self.picture_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
-        Ok(RunOptions { folder, workers, picture_memory, strict: self.strict, checkpointing, interrupted })
+        let image_memory = self.image_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
+        Ok(RunOptions { folder, workers, image_memory, strict: self.strict, checkpointing, interrupted })
     }
 
     /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.

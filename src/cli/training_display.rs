@@ -92,7 +92,7 @@ impl TrainingDisplay {
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
                 "{} of {of} images stay decoded on {}: {}",
-                stored.pictures,
+                stored.images,
                 self.device,
                 size(stored.bytes)
             )),

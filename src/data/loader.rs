@@ -1,8 +1,6 @@
 //! Batches of normalised pixels, prepared by worker threads ahead of the computation.
 //!
-//! Workers take single pictures, in the order of the epoch, so that all of them share one batch. Whoever finishes the
-//! last picture of a batch puts it together. What a batch holds depends on the data set, the options and the epoch;
-//! never on the workers.
+//! What a batch holds depends on the data set, the options and the epoch, never on the workers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,16 +9,18 @@ use super::decode::{Decoder, PaddedImage, RgbImage};
 use super::image_folder::ImageFolder;
 use super::pipeline::{Job, Pipeline, lock};
 use super::random::{Purpose, RandomStream};
-use super::transform::{Augmentation, CropBox, Transformer, normalize_pixels};
+use super::transform::{Draw, Transform};
+use super::transformer::{Transformer, normalize_pixels};
+use crate::device::Resampling;
 use crate::error::{Error, Result};
 
 /// How many batches are prepared ahead of the one that the consumer works on.
 const PREFETCHED_BATCHES: usize = 2;
 
-/// No picture is decoded while those that wait for the consumer have more bytes.
+/// No image is decoded while those that wait for the consumer have more bytes.
 const DECODED_BYTES: usize = 512 << 20;
 
-/// What the pictures are for.
+/// What the images are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// The training transform, in an order that each epoch shuffles anew.
@@ -35,28 +35,28 @@ pub enum Mode {
 /// How a [`Loader`] makes batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderOptions {
-    /// Pictures in a batch, at least one; the last batch of an epoch may be shorter.
+    /// Images in a batch, at least one; the last batch of an epoch may be shorter.
     pub batch_size: usize,
     /// Height and width of the network's input in pixels, at least one.
     pub image_size: u32,
-    /// What the pictures are for.
+    /// What the images are for.
     pub mode: Mode,
     /// Threads that decode and transform; zero counts as one.
     pub workers: usize,
-    /// Whether a picture that cannot be decoded is an error. Otherwise it is skipped and reported.
+    /// Whether an image that cannot be decoded is an error. Otherwise it is skipped and reported.
     pub strict: bool,
 }
 
 impl LoaderOptions {
-    /// Bytes that the batches of an epoch over so many pictures take at once, when the consumer drops each before the next:
-    /// those that are ready, the one that it works on, and one that is being put together.
-    pub fn bytes_at_once(&self, pictures: usize) -> usize {
-        let picture = (self.image_size as usize).pow(2).saturating_mul(3 * size_of::<f32>());
-        picture.saturating_mul(self.batch_size.min(pictures)).saturating_mul(PREFETCHED_BATCHES + 2)
+    /// Bytes that the batches of an epoch over so many images take at once, when the consumer drops each before the next:
+    /// those that are ready, the one that it works on, and one that is being assembled.
+    pub fn bytes_at_once(&self, images: usize) -> usize {
+        let image = (self.image_size as usize).pow(2).saturating_mul(3 * size_of::<f32>());
+        image.saturating_mul(self.batch_size.min(images)).saturating_mul(PREFETCHED_BATCHES + 2)
     }
 }
 
-/// A picture that was left out of its batch.
+/// An image that was left out of its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedSample {
     /// An index into [`ImageFolder::samples`].
@@ -67,16 +67,16 @@ pub struct SkippedSample {
     pub reason: String,
 }
 
-/// Pictures for one step. Its buffer goes back to the loader when it is dropped.
+/// The images of one step. Its buffer goes back to the loader when it is dropped.
 #[derive(Debug)]
 pub struct Batch {
-    /// Normalised pixels, [n, image_size, image_size, 3]; n is `targets.len()`, and zero if every picture was skipped.
+    /// Normalised pixels, [n, image_size, image_size, 3]; n is `targets.len()`, and zero if every image was skipped.
     pub images: Vec<f32>,
-    /// The class of each picture, `[n]`.
+    /// The class of each image, `[n]`.
     pub targets: Vec<u32>,
-    /// The index of each picture in [`ImageFolder::samples`], `[n]`.
+    /// The index of each image in [`ImageFolder::samples`], `[n]`.
     pub indices: Vec<usize>,
-    /// What was left out.
+    /// The images that were left out.
     pub skipped: Vec<SkippedSample>,
     pool: Arc<Pool>,
 }
@@ -88,10 +88,11 @@ impl Drop for Batch {
 }
 
 /// Makes the batches of a data set, epoch after epoch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Loader {
     dataset: Arc<ImageFolder>,
     options: LoaderOptions,
+    transform: Arc<Transform>,
     pool: Arc<Pool>,
 }
 
@@ -107,10 +108,14 @@ impl Loader {
         if options.image_size == 0 {
             return Err(Error::usage("the image size is 0; expected at least 1 pixel"));
         }
-        Ok(Self { dataset, options, pool: Arc::default() })
+        let transform = match options.mode {
+            Mode::Train { .. } => Transform::training(options.image_size),
+            Mode::Evaluate => Transform::test(options.image_size),
+        };
+        Ok(Self { dataset, options, transform: Arc::new(transform), pool: Arc::default() })
     }
 
-    /// The pictures.
+    /// The images.
     pub fn dataset(&self) -> &Arc<ImageFolder> {
         &self.dataset
     }
@@ -118,6 +123,15 @@ impl Loader {
     /// How batches are made.
     pub fn options(&self) -> &LoaderOptions {
         &self.options
+    }
+
+    /// What is done to this image of the data set in this epoch.
+    pub(super) fn draw(&self, epoch: u64, index: usize, width: u32, height: u32) -> Resampling {
+        let seed = match self.options.mode {
+            Mode::Train { seed } => seed,
+            Mode::Evaluate => 0,
+        };
+        self.transform.draw(Draw { seed, epoch, index }, width, height)
     }
 
     /// Batches in an epoch.
@@ -133,16 +147,15 @@ impl Loader {
 
     /// The batches of an epoch from number `first_batch` on, the same as [`Loader::epoch`] gives there.
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
-        let pool = Arc::clone(&self.pool);
-        let job = BatchJob { dataset: Arc::clone(&self.dataset), options: self.options, epoch, pool };
+        let job = BatchJob { loader: self.clone(), epoch };
         let order = epoch_order(self.dataset.len(), self.options.mode, epoch);
         Epoch { pipeline: Pipeline::start(job, order, first_batch, self.options.workers) }
     }
 
     /// These samples as they are decoded, in this order. Workers begin at once.
-    pub(super) fn decode(&self, samples: Vec<usize>) -> Pictures {
-        let job = DecodeJob { dataset: Arc::clone(&self.dataset), options: self.options };
-        Pictures { pipeline: Pipeline::start(job, samples, 0, self.options.workers) }
+    pub(super) fn decode(&self, samples: Vec<usize>) -> DecodedImages {
+        let job = DecodeJob { loader: self.clone() };
+        DecodedImages { pipeline: Pipeline::start(job, samples, 0, self.options.workers) }
     }
 }
 
@@ -175,7 +188,7 @@ impl Pool {
         lock(&self.images).pop().unwrap_or_default()
     }
 
-    /// Keeps as many as are in use when the consumer drops each batch before the next; a hoarder's surplus is freed.
+    /// Keeps as many as are in use when the consumer drops each batch before the next, and frees any others.
     fn return_images(&self, buffer: Vec<f32>) {
         let mut kept = lock(&self.images);
         if kept.len() <= PREFETCHED_BATCHES {
@@ -186,10 +199,8 @@ impl Pool {
 
 /// Batches of normalised pixels.
 struct BatchJob {
-    dataset: Arc<ImageFolder>,
-    options: LoaderOptions,
+    loader: Loader,
     epoch: u64,
-    pool: Arc<Pool>,
 }
 
 struct BatchScratch {
@@ -199,41 +210,31 @@ struct BatchScratch {
 }
 
 impl BatchJob {
-    fn picture_pixels(&self) -> usize {
-        self.options.image_size as usize * self.options.image_size as usize
+    fn image_pixels(&self) -> usize {
+        (self.loader.options.image_size as usize).pow(2)
     }
 
-    /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and says whether they are still to be flipped.
-    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<bool> {
+    /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and returns what was drawn. Its flips are still to be done.
+    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<Resampling> {
         let BatchScratch { decoder, image, transformer } = scratch;
-        let path = &self.dataset.samples[index].path;
-        let size = self.options.image_size;
-        let mut flip = false;
-        let result = match self.options.mode {
-            Mode::Train { seed } => {
-                let mut crop = CropBox { top: 0, left: 0, height: 0, width: 0 };
-                decoder.decode_file_rows(path, image, |width, height| {
-                    Augmentation { crop, flip } = Augmentation::sample(seed, self.epoch, index, width, height);
-                    crop.top + crop.height
-                })?;
-                transformer.resized_crop(image, crop, size, size, pixels)
-            }
-            Mode::Evaluate => {
-                decoder.decode_file(path, image)?;
-                transformer.resize_and_center_crop(image, size, pixels)
-            }
-        };
+        let loader = &self.loader;
+        let mut drawn = Resampling::whole(0, 0);
+        decoder.decode_file_rows(&loader.dataset.samples[index].path, image, |width, height| {
+            drawn = loader.draw(self.epoch, index, width, height);
+            drawn.top + drawn.height
+        })?;
+        let result = transformer.resample(image, &drawn, loader.options.image_size, pixels);
         image.give_back_large_buffer();
-        result.map(|()| flip)
+        result.map(|()| drawn)
     }
 }
 
-/// A picture of a batch before it is normalised.
+/// An image of a batch before it is normalised.
 struct Scaled {
     /// Padded RGB, [image_size, image_size, 4].
     pixels: Vec<u8>,
-    /// Whether left and right are to change places.
-    flip: bool,
+    /// Of which the flips are still to be done.
+    drawn: Resampling,
 }
 
 impl Job for BatchJob {
@@ -243,14 +244,14 @@ impl Job for BatchJob {
 
     fn scratch(&self) -> BatchScratch {
         BatchScratch {
-            decoder: Decoder::new(self.dataset.decoding),
+            decoder: Decoder::new(self.loader.dataset.decoding),
             image: PaddedImage::default(),
             transformer: Transformer::default(),
         }
     }
 
     fn group_size(&self) -> usize {
-        self.options.batch_size
+        self.loader.options.batch_size
     }
 
     fn groups_ahead(&self) -> usize {
@@ -258,12 +259,12 @@ impl Job for BatchJob {
     }
 
     fn prepare(&self, scratch: &mut BatchScratch, index: usize) -> Result<Scaled> {
-        let mut pixels = self.pool.take_pixels();
-        pixels.resize(self.picture_pixels() * 4, 0);
+        let mut pixels = self.loader.pool.take_pixels();
+        pixels.resize(self.image_pixels() * 4, 0);
         match self.transform(scratch, index, &mut pixels) {
-            Ok(flip) => Ok(Scaled { pixels, flip }),
+            Ok(drawn) => Ok(Scaled { pixels, drawn }),
             Err(error) => {
-                self.pool.return_pixels(pixels);
+                self.loader.pool.return_pixels(pixels);
                 Err(error)
             }
         }
@@ -271,24 +272,24 @@ impl Job for BatchJob {
 
     fn assemble(&self, order: &[usize], samples: Vec<Result<Scaled>>) -> Result<Batch> {
         let present = samples.iter().filter(|sample| sample.is_ok()).count();
-        let values = self.picture_pixels() * 3;
-        let mut images = self.pool.take_images();
+        let values = self.image_pixels() * 3;
+        let mut images = self.loader.pool.take_images();
         images.resize(present * values, 0.0);
         let mut batch = Batch {
             images,
             targets: Vec::with_capacity(present),
             indices: Vec::with_capacity(present),
             skipped: Vec::new(),
-            pool: Arc::clone(&self.pool),
+            pool: Arc::clone(&self.loader.pool),
         };
         for (&index, sample) in order.iter().zip(samples) {
-            match skip(&self.dataset, &self.options, index, sample)? {
-                Ok(Scaled { pixels, flip }) => {
+            match skip(&self.loader, index, sample)? {
+                Ok(Scaled { pixels, drawn }) => {
                     let start = batch.indices.len() * values;
                     let normalized = &mut batch.images[start..start + values];
-                    normalize_pixels::<4>(&pixels, self.options.image_size as usize, flip, normalized)?;
-                    self.pool.return_pixels(pixels);
-                    batch.targets.push(self.dataset.samples[index].class as u32);
+                    normalize_pixels::<4>(&pixels, self.loader.options.image_size as usize, drawn.flip, normalized)?;
+                    self.loader.pool.return_pixels(pixels);
+                    batch.targets.push(self.loader.dataset.samples[index].class as u32);
                     batch.indices.push(index);
                 }
                 Err(skipped) => batch.skipped.push(skipped),
@@ -298,23 +299,22 @@ impl Job for BatchJob {
     }
 
     fn panicked(&self, index: usize) -> Error {
-        panicked(&self.dataset, index)
+        panicked(&self.loader.dataset, index)
     }
 }
 
-/// Pictures as they are decoded, one by one.
+/// Images as they are decoded, one by one.
 struct DecodeJob {
-    dataset: Arc<ImageFolder>,
-    options: LoaderOptions,
+    loader: Loader,
 }
 
 impl Job for DecodeJob {
     type Scratch = Decoder;
     type Item = RgbImage;
-    type Group = DecodedPicture;
+    type Group = DecodedImage;
 
     fn scratch(&self) -> Decoder {
-        Decoder::new(self.dataset.decoding)
+        Decoder::new(self.loader.dataset.decoding)
     }
 
     fn group_size(&self) -> usize {
@@ -322,31 +322,31 @@ impl Job for DecodeJob {
     }
 
     fn groups_ahead(&self) -> usize {
-        self.options.batch_size.saturating_mul(PREFETCHED_BATCHES)
+        self.loader.options.batch_size.saturating_mul(PREFETCHED_BATCHES)
     }
 
     fn bytes_ahead(&self) -> usize {
         DECODED_BYTES
     }
 
-    fn bytes(picture: &RgbImage) -> usize {
-        picture.pixels.len()
+    fn bytes(image: &RgbImage) -> usize {
+        image.pixels.len()
     }
 
     fn prepare(&self, decoder: &mut Decoder, index: usize) -> Result<RgbImage> {
         let mut image = RgbImage::default();
-        decoder.decode_file(&self.dataset.samples[index].path, &mut image)?;
+        decoder.decode_file(&self.loader.dataset.samples[index].path, &mut image)?;
         Ok(image)
     }
 
-    fn assemble(&self, order: &[usize], samples: Vec<Result<RgbImage>>) -> Result<DecodedPicture> {
-        let mut pictures = order.iter().zip(samples);
-        let (&index, sample) = pictures.next().ok_or_else(|| Error::new("no picture was prepared"))?;
-        Ok(DecodedPicture { index, image: skip(&self.dataset, &self.options, index, sample)? })
+    fn assemble(&self, order: &[usize], samples: Vec<Result<RgbImage>>) -> Result<DecodedImage> {
+        let mut images = order.iter().zip(samples);
+        let (&index, sample) = images.next().ok_or_else(|| Error::new("no image was prepared"))?;
+        Ok(DecodedImage { index, image: skip(&self.loader, index, sample)? })
     }
 
     fn panicked(&self, index: usize) -> Error {
-        panicked(&self.dataset, index)
+        panicked(&self.loader.dataset, index)
     }
 }
 
@@ -356,39 +356,34 @@ fn panicked(dataset: &ImageFolder, index: usize) -> Error {
         .hint("this is a defect of the program; moving the file away avoids it")
 }
 
-/// An unreadable picture is an error or is skipped, as the options say.
-fn skip<T>(
-    dataset: &ImageFolder,
-    options: &LoaderOptions,
-    index: usize,
-    sample: Result<T>,
-) -> Result<Result<T, SkippedSample>> {
+/// An unreadable image is an error or is skipped, as the options say.
+fn skip<T>(loader: &Loader, index: usize, sample: Result<T>) -> Result<Result<T, SkippedSample>> {
     match sample {
         Ok(sample) => Ok(Ok(sample)),
-        Err(error) if options.strict => Err(error),
+        Err(error) if loader.options.strict => Err(error),
         Err(error) => {
-            let path = dataset.samples[index].path.clone();
+            let path = loader.dataset.samples[index].path.clone();
             Ok(Err(SkippedSample { index, path, reason: error.message().to_owned() }))
         }
     }
 }
 
-/// A picture of a data set as it was decoded, or why it could not be.
-pub(super) struct DecodedPicture {
+/// An image of a data set as it was decoded, or why it could not be.
+pub(super) struct DecodedImage {
     /// An index into [`ImageFolder::samples`].
     pub(super) index: usize,
     pub(super) image: Result<RgbImage, SkippedSample>,
 }
 
 /// See [`Loader::decode`].
-pub(super) struct Pictures {
+pub(super) struct DecodedImages {
     pipeline: Pipeline<DecodeJob>,
 }
 
-impl Iterator for Pictures {
-    type Item = Result<DecodedPicture>;
+impl Iterator for DecodedImages {
+    type Item = Result<DecodedImage>;
 
-    fn next(&mut self) -> Option<Result<DecodedPicture>> {
+    fn next(&mut self) -> Option<Result<DecodedImage>> {
         self.pipeline.next()
     }
 }

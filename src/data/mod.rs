@@ -1,5 +1,6 @@
-//! Pictures: folders of them, decoding, transforms, batches.
+//! Images: folders of them, decoding, transforms, batches.
 
+pub mod augmenter;
 pub mod batches;
 pub mod decode;
 pub mod image_folder;
@@ -7,12 +8,16 @@ mod jpeg;
 pub mod loader;
 mod pipeline;
 pub mod random;
+mod resident;
 pub mod store;
 pub mod transform;
+pub mod transformer;
 
-pub use batches::{BatchEpoch, Batches, InputBatch};
+pub use augmenter::Augmenter;
+pub use batches::{BatchEpoch, Batches, InputBatch, Placement};
 pub use decode::{DecodeOptions, Decoder, Image, PaddedImage, RgbImage, decode_file};
 pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
-pub use store::{PictureStore, Stored};
-pub use transform::{Augmentation, CropBox, Transformer};
+pub use store::{ImageStore, Stored};
+pub use transform::{CropBox, Draw, Operation, Transform};
+pub use transformer::Transformer;

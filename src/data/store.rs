@@ -1,4 +1,4 @@
-//! Decoded pictures that stay in the memory of a device, so that later epochs neither decode nor copy them.
+//! Decoded images that stay in the memory of a device, so that later epochs neither decode nor copy them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -8,27 +8,26 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{ElementType, Memory, Tensor};
 
-/// Pictures lie one after another in pieces of this many bytes; a larger one has a piece of its own.
+/// Images lie one after another in pieces of this many bytes; a larger image has a piece of its own.
 const PIECE_BYTES: usize = 64 << 20;
 
-/// What is left free on a device: for the pictures that find no room, which pass through it one by one, and for the
-/// driver.
+/// What is left free on a device: for the images that find no room, which pass through it one by one, and for the driver.
 const RESERVED_BYTES: usize = 1 << 30;
 
-/// Pictures begin at multiples of this.
+/// Images begin at multiples of this.
 const ALIGNMENT: usize = 16;
 
-/// How much a [`PictureStore`] holds.
+/// How much a [`ImageStore`] holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// Pictures.
-    pub pictures: usize,
+    /// Images.
+    pub images: usize,
     /// Their bytes.
     pub bytes: usize,
 }
 
-/// Memory of a device for decoded pictures of one or several data sets. Who comes first is kept; nothing is removed.
-pub struct PictureStore {
+/// Memory of a device for decoded images of one or several data sets. The first that come are kept; nothing is removed.
+pub struct ImageStore {
     device: Rc<dyn Device>,
     /// Bytes that may still be allocated.
     allowed: Cell<usize>,
@@ -41,9 +40,9 @@ struct Piece {
     used: usize,
 }
 
-impl PictureStore {
-    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when a picture comes,
-    /// but for a reserve.
+impl ImageStore {
+    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when an image
+    /// comes, except for a reserve.
     pub fn new(device: Rc<dyn Device>, limit: Option<usize>) -> Self {
         Self {
             device,
@@ -53,7 +52,7 @@ impl PictureStore {
         }
     }
 
-    /// Where the pictures are kept.
+    /// Where the images are kept.
     pub fn device(&self) -> &Rc<dyn Device> {
         &self.device
     }
@@ -63,17 +62,17 @@ impl PictureStore {
         self.stored.get()
     }
 
-    /// Copies a picture to the device, to stay there as long as the tensor, `[height, width, 3]`. None where no room is
-    /// left for it.
+    /// Copies an image to the device, where it stays as long as the tensor, `[height, width, 3]`. None if there is no room
+    /// for it.
     pub(super) fn keep(&self, image: &RgbImage) -> Result<Option<Tensor>> {
         let bytes = image.pixels.len();
         let Some((memory, offset)) = self.place(bytes)? else { return Ok(None) };
         let shape = [image.height as usize, image.width as usize, 3].into();
-        let picture = Tensor::new(memory, offset, shape, ElementType::U8);
-        self.device.upload(&image.pixels, &picture)?;
-        let Stored { pictures, bytes: before } = self.stored.get();
-        self.stored.set(Stored { pictures: pictures + 1, bytes: before + bytes });
-        Ok(Some(picture))
+        let kept = Tensor::new(memory, offset, shape, ElementType::U8);
+        self.device.upload(&image.pixels, &kept)?;
+        let Stored { images, bytes: before } = self.stored.get();
+        self.stored.set(Stored { images: images + 1, bytes: before + bytes });
+        Ok(Some(kept))
     }
 
     fn place(&self, bytes: usize) -> Result<Option<(Rc<Memory>, usize)>> {
@@ -90,7 +89,7 @@ impl PictureStore {
         if size < bytes {
             return Ok(None);
         }
-        // What is free in sum need not be so in one piece, or another program was quicker: that is no room either.
+        // What is free need not be in one piece, or another program was quicker: then there is no room either.
         let Ok(memory) = self.device.allocate(size) else { return Ok(None) };
         self.allowed.set(self.allowed.get() - size);
         let left = |piece: &Piece| piece.memory.bytes() - piece.used;

@@ -1,13 +1,13 @@
-//! What [`Device::augment`](super::Device::augment) does to each picture, and the table of it that a kernel reads.
+//! What [`Device::augment`](super::Device::augment) does to each image, and the table of it that a kernel reads.
 
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
-/// Which part of a picture becomes which output pixels: a rectangle is scaled, as Pillow's `BILINEAR` does it, and a
+/// Which part of an image becomes which output pixels: a rectangle is scaled, as Pillow's `BILINEAR` does it, and a
 /// square of the scaled pixels is the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resampling {
-    /// Rows of the picture above the rectangle.
+    /// Rows of the image above the rectangle.
     pub top: u32,
     /// Columns to the left of it.
     pub left: u32,
@@ -27,40 +27,48 @@ pub struct Resampling {
     pub flip: bool,
 }
 
-/// A picture in device memory, and what is to become of it.
+impl Resampling {
+    /// An image of this size as it is.
+    pub fn whole(width: u32, height: u32) -> Self {
+        let (scaled_height, scaled_width) = (height, width);
+        Self { top: 0, left: 0, height, width, scaled_height, scaled_width, window_top: 0, window_left: 0, flip: false }
+    }
+}
+
+/// An image in device memory, and what is to be done to it.
 #[derive(Debug, Clone)]
-pub struct PictureView {
+pub struct ImageView {
     /// `[height, width, 3]`, bytes.
-    pub picture: Tensor,
-    /// How.
+    pub image: Tensor,
+    /// What is done to it.
     pub resampling: Resampling,
 }
 
-impl PictureView {
+impl ImageView {
     /// Bytes of a view in the table that [`super::Augment::views`] is.
     pub const BYTES: usize = 40;
 
-    /// Its entry in the table. The table does not keep the picture's memory alive.
+    /// Its entry in the table. The table does not keep the image's memory alive.
     ///
     /// # Errors
-    /// When the rectangle is empty, is scaled to nothing, or lies outside of the picture.
+    /// When the rectangle is empty, is scaled to nothing, or lies outside of the image.
     pub fn bytes(&self) -> Result<[u8; Self::BYTES]> {
         let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip } =
             self.resampling;
-        let inside = match *self.picture.shape().dims() {
-            [rows, columns, 3] if self.picture.element_type() == ElementType::U8 => {
+        let inside = match *self.image.shape().dims() {
+            [rows, columns, 3] if self.image.element_type() == ElementType::U8 => {
                 let fits = |first: u32, count: u32, all: usize| u64::from(first) + u64::from(count) <= all as u64;
                 fits(top, height, rows) && fits(left, width, columns) && rows.max(columns) < 1 << 28
             }
             _ => false,
         };
         if !inside || [height, width, scaled_height, scaled_width].contains(&0) {
-            return Err(Error::new(format!("{:?} of {:?}: no such part of a picture", self.resampling, self.picture)));
+            return Err(Error::new(format!("{:?} of {:?}: not a part of the image", self.resampling, self.image)));
         }
-        let columns = self.picture.shape().dims()[1];
+        let columns = self.image.shape().dims()[1];
         let first_pixel = top as usize * columns + left as usize;
         let mut bytes = [0; Self::BYTES];
-        bytes[..8].copy_from_slice(&(self.picture.address() + first_pixel as u64 * 3).to_ne_bytes());
+        bytes[..8].copy_from_slice(&(self.image.address() + first_pixel as u64 * 3).to_ne_bytes());
         let rest = [
             (columns as u32).to_ne_bytes(),
             height.to_ne_bytes(),
@@ -78,11 +86,11 @@ impl PictureView {
 
 /// Arguments of [`super::Device::augment`].
 pub struct Augment<'a> {
-    /// One [`PictureView::bytes`] after the other, `[N * PictureView::BYTES]` bytes. A recording reads what is there
+    /// One [`ImageView::bytes`] after the other, `[N * ImageView::BYTES]` bytes. A recording reads what is there
     /// when it is replayed.
     pub views: &'a Tensor,
-    /// `[3, 256]`, float32: what each byte of red, green and blue becomes. None for an output of bytes, which stay.
-    pub levels: Option<&'a Tensor>,
+    /// `[3, 256]`, float32: what each byte of red, green and blue becomes. None for an output of bytes, which are not changed.
+    pub lookup_table: Option<&'a Tensor>,
     /// `[N, S, S, 3]`, of the type of activations, or bytes.
     pub output: &'a Tensor,
     /// Pixels of the views' rectangles together, for the roofline.

@@ -15,7 +15,7 @@ mod conv2d;
 use std::rc::Rc;
 
 pub use activation::Activation;
-pub use augment::{Augment, PictureView, Resampling};
+pub use augment::{Augment, ImageView, Resampling};
 pub use conv2d::{Conv2dPass, Conv2dShape};
 use half::bf16;
 
@@ -298,13 +298,13 @@ pub trait Device {
         Ok(None)
     }
 
-    /// Whether it has [`Device::augment`]. Elsewhere pictures become pixels in [`crate::data`], on the threads that
-    /// decode them.
+    /// Whether it has [`Device::augment`]. Otherwise images become pixels on the host, on the threads that decode
+    /// them.
     fn has_augment(&self) -> bool {
         false
     }
 
-    /// From decoded pictures to the pixels that the network takes: crops, scales, flips, normalises.
+    /// From decoded images to the pixels that the network takes: crops, scales, flips, normalises.
     fn augment(&self, _arguments: &Augment) -> Result<()> {
         Err(Error::new(format!("{} has no augment", self.name())))
     }

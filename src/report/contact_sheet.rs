@@ -1,4 +1,4 @@
-//! Pictures side by side, with what they are.
+//! Images side by side, with their labels.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,15 +10,15 @@ use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::raster;
-use crate::data::{Augmentation, DecodeOptions, Decoder, ImageFolder, RgbImage, Transformer};
+use crate::data::{DecodeOptions, Decoder, Draw, ImageFolder, RgbImage, Transform, Transformer};
 use crate::error::{Context, Result};
 
 const JPEG_QUALITY: u8 = 82;
 
-/// A square picture and its label.
+/// A square image and its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tile {
-    /// What stands below it.
+    /// The text below it.
     pub label: String,
     /// Rows and columns.
     pub size: u32,
@@ -27,26 +27,26 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// As a JPEG that stands in the page itself.
+    /// As a JPEG in a `data:` address.
     pub fn data_uri(&self) -> Result<String> {
         let mut bytes = Vec::new();
         JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
             .write_image(&self.pixels, self.size, self.size, ExtendedColorType::Rgb8)
-            .context(|| "cannot write a picture as JPEG")?;
+            .context(|| "cannot write an image as JPEG")?;
         Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
     }
 }
 
-/// The middle of a picture, scaled.
+/// The middle of an image, scaled.
 pub fn tile(path: &Path, decoding: DecodeOptions, label: &str, size: u32) -> Result<Tile> {
     let mut image = RgbImage::default();
     Decoder::new(decoding).decode_file(path, &mut image)?;
-    let mut pixels = vec![0; (size * size * 3) as usize];
-    Transformer::default().resize_shorter_side_and_center_crop(&image, size, size, &mut pixels)?;
+    let transform = Transform::resize_and_center_crop(size, size);
+    let pixels = Transformer::default().transform(&image, &transform, Draw::default())?;
     Ok(Tile { label: label.into(), size, pixels })
 }
 
-/// The lesson's look at the data, as indices of samples: the first `count` of the first class, then the last `count` of the
+/// A first look at the data, as indices of samples: the first `count` of the first class, then the last `count` of the
 /// last.
 pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
     let of = |class: usize| {
@@ -57,8 +57,8 @@ pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
     [first[..first.len().min(count)].to_vec(), last[last.len() - last.len().min(count)..].to_vec()]
 }
 
-/// Rows of a contact sheet: of two classes the first of one and the last of the other, as the lesson looks at its data;
-/// of more classes the first of each. Pictures that cannot be read are left out.
+/// Rows of a contact sheet: of two classes the first images of one and the last of the other; of
+/// more classes the first of each. Images that cannot be read are left out.
 pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Vec<Tile>> {
     let rows: Vec<Vec<usize>> = if folder.classes.len() <= 2 {
         first_and_last(folder, count).to_vec()
@@ -78,16 +78,15 @@ pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Ve
     rows.iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
 }
 
-/// The same pictures as a network meets them in the first epoch of a run with this seed: cropped, scaled, perhaps flipped.
+/// The same images as the network sees them in the first epoch of a run with this seed.
 pub fn augmented_tiles(folder: &ImageFolder, count: usize, size: u32, seed: u64) -> Vec<Vec<Tile>> {
     let (mut decoder, mut transformer) = (Decoder::new(folder.decoding), Transformer::default());
+    let transform = Transform::training(size);
     let mut tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
         let mut image = RgbImage::default();
         decoder.decode_file(&sample.path, &mut image).ok()?;
-        let augmentation = Augmentation::sample(seed, 0, *index, image.width, image.height);
-        let mut pixels = vec![0; (size * size * 3) as usize];
-        transformer.augment(&image, &augmentation, size, &mut pixels).ok()?;
+        let pixels = transformer.transform(&image, &transform, Draw { seed, epoch: 0, index: *index }).ok()?;
         Some(Tile { label: folder.classes[sample.class].clone(), size, pixels })
     };
     first_and_last(folder, count).iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()

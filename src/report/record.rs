@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::confusion::Confusion;
 use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
 use super::grad_cam::{attention, overlay};
-use crate::data::transform::normalize;
+use crate::data::transformer::normalize;
 use crate::data::{
-    Batches, DecodeOptions, Decoder, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, RgbImage, Splits,
-    Transformer, open_dataset,
+    Batches, DecodeOptions, Decoder, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, RgbImage, Splits,
+    Transform, Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
 use crate::error::Result;
@@ -210,7 +210,7 @@ fn predictions(
         strict: false,
     };
     // Every image is needed once, so none is kept.
-    let store = Rc::new(PictureStore::new(device, Some(0)));
+    let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut batches = Batches::new(Loader::new(Arc::new(folder.clone()), options)?, &store)?;
     let (mut batch, count) = (0, batches.loader().batch_count());
     evaluate(network, &mut batches, image_size, |_| {
@@ -244,17 +244,15 @@ fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile>
     let size = image_size as u32;
     let mut image = RgbImage::default();
     Decoder::new(decoding).decode_file(path, &mut image)?;
-    let mut pixels = vec![0; image_size * image_size * 3];
-    Transformer::default().resize_and_center_crop(&image, size, &mut pixels)?;
+    let pixels = Transformer::default().transform(&image, &Transform::test(size), Draw::default())?;
     Ok(Tile { label: String::new(), size, pixels })
 }
 
 /// Scales a tile to the size of images on a page.
 fn shrunk(tile: &Tile) -> Tile {
     let image = RgbImage { width: tile.size, height: tile.size, pixels: tile.pixels.clone() };
-    let mut pixels = vec![0; (TILE * TILE * 3) as usize];
-    match Transformer::default().resize_shorter_side_and_center_crop(&image, TILE, TILE, &mut pixels) {
-        Ok(()) => Tile { label: tile.label.clone(), size: TILE, pixels },
+    match Transformer::default().transform(&image, &Transform::resize_and_center_crop(TILE, TILE), Draw::default()) {
+        Ok(pixels) => Tile { label: tile.label.clone(), size: TILE, pixels },
         Err(_) => tile.clone(),
     }
 }

@@ -17,7 +17,7 @@ use super::model_file::save_model;
 use super::network::BatchResult;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
-use crate::data::{Batches, ImageFolder, Loader, LoaderOptions, Mode, PictureStore, SkippedSample, Splits, Stored};
+use crate::data::{Batches, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, SkippedSample, Splits, Stored};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::LossReduction;
@@ -54,7 +54,7 @@ pub struct RunOptions<'a> {
     /// Threads that decode images.
     pub workers: usize,
     /// Bytes that decoded images may take on a device that keeps them; without a limit, what is free.
-    pub picture_memory: Option<usize>,
+    pub image_memory: Option<usize>,
     /// Whether an unreadable image ends the run.
     pub strict: bool,
     /// When checkpoints are saved, and how many are kept.
@@ -150,7 +150,7 @@ impl Run<'_> {
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
         self.options.folder.remove_leftovers();
-        let store = Rc::new(PictureStore::new(self.trainer.network().shared_device(), self.options.picture_memory));
+        let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let mut train_batches = Batches::new(train_loader, &store)?;
         let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use retune::data::RgbImage;
 use retune::device::{
     Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, PictureView, Precision, Recording, Resampling,
+    Conv2dWeightGradient, CrossEntropy, Device, Gradient, ImageView, MaxPoolWindow, Precision, Recording, Resampling,
     SgdStep, read_f32, write_f32,
 };
 use retune::error::Result;
@@ -80,7 +80,7 @@ impl Recorder {
         let mut table = vec![0; arguments.views.bytes()];
         self.device.download(arguments.views, &mut table)?;
         let mut pixels = Vec::new();
-        for view in table.as_chunks::<{ PictureView::BYTES }>().0 {
+        for view in table.as_chunks::<{ ImageView::BYTES }>().0 {
             let number = |index: usize| u32::from_ne_bytes(view[8 + 4 * index..][..4].try_into().expect("four bytes"));
             let [row_pixels, height, width, scaled_height, scaled_width] = [0, 1, 2, 3, 4].map(number);
             let (window_top, window_left, flip) = (number(5) as i32, number(6) as i32, number(7) != 0);
@@ -94,9 +94,9 @@ impl Recorder {
                 Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip };
             pixels.extend(resample(&image, &resampling, size));
         }
-        let Some(levels) = arguments.levels else { return self.device.upload(&pixels, arguments.output) };
-        let levels = read_f32(self.device.as_ref(), levels)?;
-        let values = pixels.iter().enumerate().map(|(i, &byte)| levels[i % 3 * 256 + usize::from(byte)]);
+        let Some(table) = arguments.lookup_table else { return self.device.upload(&pixels, arguments.output) };
+        let table = read_f32(self.device.as_ref(), table)?;
+        let values = pixels.iter().enumerate().map(|(i, &byte)| table[i % 3 * 256 + usize::from(byte)]);
         write_f32(self.device.as_ref(), &values.collect::<Vec<_>>(), arguments.output)
     }
 

@@ -1,4 +1,4 @@
-//! How fast pictures become batches.
+//! How fast images become batches.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::super::print_result;
+use super::images::{Images, targets};
 use super::median;
-use super::pictures::{Pictures, targets};
 use crate::device::Precision;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::{ArithmeticUnit, Driver, Work};
@@ -173,9 +173,9 @@ pub(super) fn plan(
     let device = Cuda::new(Box::new(driver.clone()), precision)?;
     let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
     trainer.network_mut().prepare(shape, Purpose::Training)?;
-    let pictures = Pictures::new(trainer.network().device(), shape)?;
+    let images = Images::new(trainer.network().device(), shape)?;
     log.take();
-    let issued = issue_step(&mut trainer, shape, &pictures, &targets(shape), &log)?;
+    let issued = issue_step(&mut trainer, shape, &images, &targets(shape), &log)?;
     let mut report = report(trainer.network(), shape, &issued, Some(model))?;
     report.allocated_bytes = Some(driver.allocated_bytes());
     report.memory_bytes = Some(model.memory_bytes);
@@ -200,11 +200,11 @@ pub(super) fn measure(
     let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
     initialise(trainer.network_mut(), 0)?;
     trainer.network_mut().prepare(shape, Purpose::Training)?;
-    let pictures = Pictures::new(trainer.network().device(), shape)?;
+    let images = Images::new(trainer.network().device(), shape)?;
     let targets = targets(shape);
     let mut runs = Vec::with_capacity(steps + 1);
     for _ in 0..=steps {
-        runs.push(issue_step(&mut trainer, shape, &pictures, &targets, &log)?);
+        runs.push(issue_step(&mut trainer, shape, &images, &targets, &log)?);
     }
     // The first run is a warm-up.
     let mut issued = runs.swap_remove(0);
@@ -222,7 +222,7 @@ pub(super) fn measure(
 fn issue_step(
     trainer: &mut Trainer,
     shape: BatchShape,
-    pictures: &Pictures,
+    images: &Images,
     targets: &[u32],
     log: &LaunchLog,
 ) -> Result<Vec<Issued>> {
@@ -233,7 +233,7 @@ fn issue_step(
     let network = trainer.network();
     let executor = network.executor(shape, Purpose::Training)?;
     let device = network.device();
-    network.fill_by(shape, Purpose::Training, |device, input| pictures.write(device, input), targets)?;
+    network.fill_by(shape, Purpose::Training, |device, input| images.write(device, input), targets)?;
     keep(Part::Augment, "images");
     let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
     for (index, name) in names.iter().enumerate() {

@@ -1,8 +1,8 @@
 //! `retune bench`
 
 mod data;
+mod images;
 mod launches;
-mod pictures;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::{Architecture, BatchShape, ResNet};
 use crate::tensor::Tensor;
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Network, Purpose, Recipe, Trainer, initialise};
-use pictures::{Pictures, targets};
+use images::{Images, targets};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -185,8 +185,8 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         arena_bytes: 0,
         peak_resident_bytes: None,
     };
-    let pictures = Pictures::new(device.as_ref(), shape)?;
-    let write = |device: &dyn Device, input: &Tensor| pictures.write(device, input);
+    let images = Images::new(device.as_ref(), shape)?;
+    let write = |device: &dyn Device, input: &Tensor| images.write(device, input);
     let targets = targets(shape);
     let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
     if arguments.kernels || arguments.mode != Mode::Inference {
@@ -194,7 +194,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         initialise(trainer.network_mut(), 0)?;
         trainer.network_mut().prepare(shape, Purpose::Training)?;
         if arguments.kernels {
-            result.kernels = kernels(&mut trainer, shape, &pictures, &targets, arguments.steps)?;
+            result.kernels = kernels(&mut trainer, shape, &images, &targets, arguments.steps)?;
         } else {
             let step_seconds = time(arguments.steps, || trainer.step_by(shape, write, &targets).map(|_| ()))?;
             result.training = Some(Training { images_per_second: rate(&step_seconds), step_seconds });
@@ -302,11 +302,11 @@ fn time(steps: usize, mut step: impl FnMut() -> Result<()>) -> Result<Vec<f64>> 
 fn kernels(
     trainer: &mut Trainer,
     shape: BatchShape,
-    pictures: &Pictures,
+    images: &Images,
     targets: &[u32],
     steps: usize,
 ) -> Result<Vec<KernelRow>> {
-    trainer.step_by(shape, |device, input| pictures.write(device, input), targets)?;
+    trainer.step_by(shape, |device, input| images.write(device, input), targets)?;
     let network = trainer.network();
     let executor = network.executor(shape, Purpose::Training)?;
     let device = network.device();
@@ -320,7 +320,7 @@ fn kernels(
         Ok(())
     };
     for _ in 0..steps {
-        network.fill_by(shape, Purpose::Training, |device, input| pictures.write(device, input), targets)?;
+        network.fill_by(shape, Purpose::Training, |device, input| images.write(device, input), targets)?;
         for (node, [forward, _]) in seconds.iter_mut().enumerate() {
             timed(&|| executor.forward_node(device, node), forward)?;
         }

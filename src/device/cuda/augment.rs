@@ -3,7 +3,7 @@
 use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use crate::device::{Augment, PictureView};
+use crate::device::{Augment, ImageView};
 use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 
@@ -14,7 +14,7 @@ const THREADS: usize = 256;
 kernel_arguments! {
     struct AugmentArguments {
         views: u64,
-        levels: u64,
+        lookup_table: u64,
         output: u64,
         image_size: i32,
         tiles: i32,
@@ -22,23 +22,23 @@ kernel_arguments! {
 }
 
 pub(super) fn run(cuda: &Cuda, arguments: &Augment) -> Result<()> {
-    let Augment { views, levels, output, source_pixels } = *arguments;
-    let &[pictures, height, width, 3] = output.shape().dims() else {
-        return Err(Error::new(format!("augment: {output:?} is no batch of pictures")));
+    let Augment { views, lookup_table, output, source_pixels } = *arguments;
+    let &[images, height, width, 3] = output.shape().dims() else {
+        return Err(Error::new(format!("augment: {output:?} is not a batch of images")));
     };
-    let kernel = match (output.element_type(), levels) {
+    let kernel = match (output.element_type(), lookup_table) {
         (ElementType::F32, Some(_)) => "augment_fp32",
         (ElementType::Bf16, Some(_)) => "augment_bf16",
         (ElementType::U8, None) => "augment_bytes",
-        _ => return Err(Error::new(format!("augment: {output:?} with levels {levels:?}"))),
+        _ => return Err(Error::new(format!("augment: {output:?} with lookup table {lookup_table:?}"))),
     };
     let fits = height == width
         && i32::try_from(height).is_ok()
-        && views.bytes() == pictures * PictureView::BYTES
+        && views.bytes() == images * ImageView::BYTES
         && views.address().is_multiple_of(8)
-        && levels.is_none_or(|levels| levels.element_type() == ElementType::F32 && levels.len() == 3 * 256);
+        && lookup_table.is_none_or(|table| table.element_type() == ElementType::F32 && table.len() == 3 * 256);
     if !fits {
-        return Err(Error::new(format!("augment: {views:?} and {levels:?} do not belong to {output:?}")));
+        return Err(Error::new(format!("augment: {views:?} and {lookup_table:?} do not belong to {output:?}")));
     }
     if output.is_empty() {
         return Ok(());
@@ -49,12 +49,12 @@ pub(super) fn run(cuda: &Cuda, arguments: &Augment) -> Result<()> {
     let multiply_adds = 2 * read + 2 * output.len() as u64;
     cuda.launch(
         kernel,
-        [pictures * tiles * tiles, 1, 1],
+        [images * tiles * tiles, 1, 1],
         THREADS,
         0,
         &AugmentArguments {
             views: views.address(),
-            levels: levels.map_or(0, |levels| levels.address()),
+            lookup_table: lookup_table.map_or(0, |table| table.address()),
             output: output.address(),
             image_size: height as i32,
             tiles: tiles as i32,

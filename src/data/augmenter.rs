@@ -1,0 +1,45 @@
+//! Executes transforms on a device, by its `augment`.
+
+use crate::data::transform::lookup_table;
+use crate::device::{Augment, Device, ImageView, write_f32};
+use crate::error::Result;
+use crate::tensor::{ElementType, Shape, Tensor};
+
+/// Device memory that a batch's transform needs.
+pub struct Augmenter {
+    /// What each byte becomes, `[3, 256]`.
+    lookup_table: Tensor,
+    /// The views of a batch.
+    views: Tensor,
+}
+
+impl Augmenter {
+    /// For batches of at most so many images.
+    ///
+    /// # Errors
+    /// When the device has no memory for it.
+    pub fn new(device: &dyn Device, batch_size: usize) -> Result<Self> {
+        let table = allocate(device, [3, 256].into(), ElementType::F32)?;
+        write_f32(device, lookup_table().as_flattened(), &table)?;
+        let views = allocate(device, [batch_size * ImageView::BYTES].into(), ElementType::U8)?;
+        Ok(Self { lookup_table: table, views })
+    }
+
+    /// Writes the normalised pixels of these views, `[n, image_size, image_size, 3]`.
+    ///
+    /// # Errors
+    /// When a view is not inside its image.
+    pub fn augment(&self, device: &dyn Device, views: &[ImageView], output: &Tensor) -> Result<()> {
+        let entries = views.iter().map(ImageView::bytes).collect::<Result<Vec<_>>>()?;
+        let table = self.views.part(0, [entries.len() * ImageView::BYTES].into());
+        device.upload(entries.as_flattened(), &table)?;
+        let pixels = |view: &ImageView| u64::from(view.resampling.height) * u64::from(view.resampling.width);
+        let source_pixels = views.iter().map(pixels).sum();
+        device.augment(&Augment { views: &table, lookup_table: Some(&self.lookup_table), output, source_pixels })
+    }
+}
+
+/// Memory of a device for a tensor.
+pub(super) fn allocate(device: &dyn Device, shape: Shape, element_type: ElementType) -> Result<Tensor> {
+    Ok(Tensor::new(device.allocate(shape.len() * element_type.size())?, 0, shape, element_type))
+}

@@ -1,0 +1,179 @@
+//! The images of a data set on a device, which makes the pixels of each batch from them.
+//!
+//! The device receives each image once, as it was decoded, and keeps it while there is room; a step then uploads only which
+//! part of which image it takes. An image for which there is no room is decoded in every epoch, copied to the device, and
+//! scaled there by the same kernel to bytes that wait for their batch: the pixels do not depend on how much memory was free.
+
+use std::rc::Rc;
+
+use super::augmenter::{Augmenter, allocate};
+use super::decode::RgbImage;
+use super::loader::{DecodedImages, Loader, SkippedSample, epoch_order};
+use super::store::ImageStore;
+use crate::device::{Augment, Device, ImageView, Resampling};
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Tensor};
+
+/// See the module.
+pub(super) struct ResidentImages {
+    store: Rc<ImageStore>,
+    /// By index in the data set.
+    images: Vec<Option<Tensor>>,
+    batch_size: usize,
+    image_size: usize,
+    augmenter: Augmenter,
+    transit: Option<Transit>,
+}
+
+/// For images that find no room in the store.
+struct Transit {
+    /// One image as it was decoded.
+    decoded: Tensor,
+    /// Its view.
+    view: Tensor,
+    /// The scaled images of a batch, `[batch_size, image_size, image_size, 3]`, bytes.
+    scaled: Tensor,
+}
+
+/// An epoch's batches.
+pub(super) struct ResidentEpoch<'a> {
+    images: &'a mut ResidentImages,
+    loader: &'a Loader,
+    epoch: u64,
+    order: Vec<usize>,
+    position: usize,
+    /// Those that are not on the device, in the same order.
+    decoded: Option<DecodedImages>,
+}
+
+/// A batch of which the device is still to make the pixels.
+pub(super) struct ResidentBatch<'a> {
+    /// The class of each image.
+    pub(super) targets: Vec<u32>,
+    /// The index of each image in the data set.
+    pub(super) indices: Vec<usize>,
+    /// The images that were left out.
+    pub(super) skipped: Vec<SkippedSample>,
+    images: &'a ResidentImages,
+    views: Vec<ImageView>,
+}
+
+impl ResidentBatch<'_> {
+    /// Writes the normalised pixels.
+    pub(super) fn write(&self, input: &Tensor) -> Result<()> {
+        self.images.augmenter.augment(self.images.device(), &self.views, input)
+    }
+}
+
+impl<'a> ResidentEpoch<'a> {
+    /// From batch number `first_batch` on.
+    pub(super) fn new(images: &'a mut ResidentImages, loader: &'a Loader, epoch: u64, first_batch: usize) -> Self {
+        let options = loader.options();
+        let order = epoch_order(loader.dataset().len(), options.mode, epoch);
+        let position = first_batch.saturating_mul(options.batch_size).min(order.len());
+        let absent = |index: &usize| images.images[*index].is_none();
+        let absent: Vec<usize> = order[position..].iter().copied().filter(absent).collect();
+        let decoded = (!absent.is_empty()).then(|| loader.decode(absent));
+        Self { images, loader, epoch, order, position, decoded }
+    }
+
+    /// The next batch; None at the end and after an error.
+    pub(super) fn next_batch(&mut self) -> Option<Result<ResidentBatch<'_>>> {
+        let end = (self.position + self.loader.options().batch_size).min(self.order.len());
+        let indices = self.order.get(self.position..end).filter(|indices| !indices.is_empty())?;
+        let batch = self.images.batch(self.loader, self.epoch, indices, self.decoded.as_mut());
+        self.position = if batch.is_ok() { end } else { self.order.len() };
+        Some(batch)
+    }
+}
+
+impl ResidentImages {
+    pub(super) fn new(loader: &Loader, store: &Rc<ImageStore>) -> Result<Self> {
+        let images = loader.dataset().len();
+        let image_size = loader.options().image_size as usize;
+        let batch_size = loader.options().batch_size.min(images);
+        let augmenter = Augmenter::new(store.device().as_ref(), batch_size)?;
+        Ok(Self { store: store.clone(), images: vec![None; images], batch_size, image_size, augmenter, transit: None })
+    }
+
+    fn device(&self) -> &dyn Device {
+        self.store.device().as_ref()
+    }
+
+    /// Makes the batch of these samples. `decoded` yields those of them that are not on the device.
+    fn batch(
+        &mut self,
+        loader: &Loader,
+        epoch: u64,
+        samples: &[usize],
+        mut decoded: Option<&mut DecodedImages>,
+    ) -> Result<ResidentBatch<'_>> {
+        let (mut targets, mut indices, mut skipped, mut views) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for &index in samples {
+            let view = match &self.images[index] {
+                Some(image) => {
+                    let &[height, width, _] = image.shape().dims() else {
+                        return Err(Error::new(format!("{image:?} is not an image")));
+                    };
+                    let resampling = loader.draw(epoch, index, width as u32, height as u32);
+                    ImageView { image: image.clone(), resampling }
+                }
+                None => {
+                    let next = decoded.as_mut().and_then(|decoded| decoded.next()).transpose()?;
+                    let next = next.filter(|next| next.index == index);
+                    match next.ok_or_else(|| Error::new(format!("sample {index} was not decoded")))?.image {
+                        Ok(image) => {
+                            let resampling = loader.draw(epoch, index, image.width, image.height);
+                            match self.store.keep(&image)? {
+                                Some(kept) => {
+                                    self.images[index] = Some(kept.clone());
+                                    ImageView { image: kept, resampling }
+                                }
+                                None => self.scale(views.len(), &image, resampling)?,
+                            }
+                        }
+                        Err(reason) => {
+                            skipped.push(reason);
+                            continue;
+                        }
+                    }
+                }
+            };
+            targets.push(loader.dataset().samples[index].class as u32);
+            indices.push(index);
+            views.push(view);
+        }
+        Ok(ResidentBatch { targets, indices, skipped, images: self, views })
+    }
+
+    /// Scales an image that is not kept, and returns a view of the result, which is place `place` of the batch.
+    fn scale(&mut self, place: usize, image: &RgbImage, resampling: Resampling) -> Result<ImageView> {
+        let device = self.store.device().as_ref();
+        let size = self.image_size;
+        let (pixels, bytes) = (&image.pixels, image.pixels.len());
+        let mut transit = match self.transit.take() {
+            Some(transit) => transit,
+            None => Transit {
+                decoded: allocate(device, [bytes].into(), ElementType::U8)?,
+                view: allocate(device, [ImageView::BYTES].into(), ElementType::U8)?,
+                scaled: allocate(device, [self.batch_size, size, size, 3].into(), ElementType::U8)?,
+            },
+        };
+        if transit.decoded.bytes() < bytes {
+            // The old memory is freed first: both would not always fit.
+            let Transit { decoded, view, scaled } = transit;
+            drop(decoded);
+            transit = Transit { decoded: allocate(device, [bytes].into(), ElementType::U8)?, view, scaled };
+        }
+        let Transit { decoded, view, scaled } = self.transit.insert(transit);
+        let image = decoded.part(0, [image.height as usize, image.width as usize, 3].into());
+        device.upload(pixels, &image)?;
+        device.upload(&ImageView { image, resampling }.bytes()?, view)?;
+        let values = size * size * 3;
+        let source_pixels = u64::from(resampling.height) * u64::from(resampling.width);
+        let output = &scaled.part(place * values, [1, size, size, 3].into());
+        device.augment(&Augment { views: view, lookup_table: None, output, source_pixels })?;
+        let image = scaled.part(place * values, [size, size, 3].into());
+        Ok(ImageView { image, resampling: Resampling::whole(size as u32, size as u32) })
+    }
+}
