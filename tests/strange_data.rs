@@ -157,7 +157,11 @@ fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
             assert!(stderr.contains(&format!("skipped: cannot decode {path}")), "{stderr}");
             assert!(page.contains(&path), "{path} is not on the page");
         }
-        assert!(page.contains(if exif.is_empty() { "ignored, as torchvision does" } else { "followed" }));
+        assert!(page.contains(if exif.is_empty() {
+            "is ignored, as in torchvision"
+        } else {
+            "rotated and mirrored as their EXIF"
+        }));
     }
     // Of those that are turned the network saw something else.
     let model = |out: &str| fs::read(root.join(out).join("model.safetensors")).unwrap();
@@ -255,7 +259,7 @@ fn a_data_set_that_vanishes_ends_the_run_and_its_checkpoint_stays() {
         }
     });
     assert_eq!(left_out.len(), 10);
-    assert_eq!(result.unwrap_err().message(), "not one of the training pictures could be read");
+    assert_eq!(result.unwrap_err().message(), "none of the training images could be read");
     let checkpoint = Checkpoint::open(&folder.path().join("run/checkpoint.safetensors")).unwrap();
     assert_eq!(checkpoint.position.epoch, 2);
 }
@@ -266,10 +270,10 @@ fn a_resumed_run_says_that_its_pictures_are_others() {
     let train = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --device cpu --no-report --out run";
     succeed(folder.path(), &format!("{train} --epochs 1"));
     let resumed = String::from_utf8(succeed(folder.path(), &format!("{train} --epochs 2 --resume")).stderr).unwrap();
-    assert!(!resumed.contains("the run began with"), "{resumed}");
+    assert!(!resumed.contains("the run started with"), "{resumed}");
     fs::remove_file(folder.path().join("data/train/red/01.png")).unwrap();
     let resumed = String::from_utf8(succeed(folder.path(), &format!("{train} --epochs 3 --resume")).stderr).unwrap();
-    let expected = "the run began with 10 training and 6 test pictures, now there are 9 and 6";
+    let expected = "the run started with 10 training and 6 test images, now there are 9 and 6";
     assert!(resumed.contains(expected), "{resumed}");
 }
 
