@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs `retune demo` with several seeds: each has to end in time, and fine-tuning has to win clearly.
+"""Runs `retune demo` with several seeds and checks that each finishes in time and that fine-tuning wins clearly.
 
     scripts/check-demo.py target/release/retune [--seeds 5] [--seconds 240] [--points 10] [--keep FOLDER]
 
-Prints one row a seed. Where there is a browser, the pages are opened too (scripts/check-page.py). Exits 1 if a demo failed,
-took longer, if the fine-tuned network's last test accuracy was not that many points above that of the network from scratch, or
-if a page does not come out well.
+Prints one row per seed. If there is a browser, the reports are checked too (scripts/check-page.py). The exit status is 1 if a
+demo fails or takes longer, if the final test accuracy of the fine-tuned network is not that many points above that of the
+network trained from scratch, or if a report fails its check.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--points", type=float, default=10)
-    parser.add_argument("--keep", type=pathlib.Path, help="where to leave the demos")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder to keep the demos in")
     arguments = parser.parse_args()
     retune = pathlib.Path(arguments.retune).resolve()
     failed = False
@@ -36,7 +36,7 @@ def main():
             command = [retune, "demo", "--device", "cpu", "--seed", str(seed), "--out", out, "--json", "--quiet"]
             result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
             if result.returncode != 0:
-                sys.exit(f"seed {seed}: the demo ended with {result.returncode}")
+                sys.exit(f"seed {seed}: the demo failed with exit status {result.returncode}")
             found = json.loads(result.stdout)
             fine_tuned, from_scratch = found["fine_tuned"]["test_acc"], found["from_scratch"]["test_acc"]
             points = 100 * (fine_tuned - from_scratch)
@@ -47,7 +47,7 @@ def main():
             pages = [out / "report.html", *(out / run / "report.html" for run in ("pretrained", "fine-tuned", "from-scratch"))]
             looked = subprocess.run([sys.executable, CHECK_PAGE, *pages], stdout=subprocess.PIPE, text=True, check=False)
             if looked.returncode == NO_BROWSER:
-                print("SKIPPED: the pages were not opened")
+                print("SKIPPED: no browser to check the reports")
             elif looked.returncode != 0:
                 print(looked.stdout)
                 passed = False

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Opens pages in a headless browser and checks how they come out, at 390 and 1280 pixels, in the light and the dark theme.
+"""Opens reports in a headless browser, 390 and 1280 pixels wide, in the light and the dark theme, and checks them.
 
     scripts/check-page.py runs/demo/report.html
 
-A page fails if it is wider than the window, if a picture is missing, or if the browser's console has an error. Exits 1 if one
-fails, 2 where there is no browser (chromium or google-chrome on PATH, or $BROWSER). Needs nothing but Python.
+A page fails if it is wider than the window, if an image is missing, or if the browser's console shows an error. The exit status
+is 1 if a page fails, and 2 without a browser (chromium or google-chrome on PATH, or $BROWSER). Needs only Python.
 """
 
 import base64
@@ -30,14 +30,14 @@ MEASURE = """JSON.stringify({
             if (['auto', 'hidden', 'scroll'].includes(getComputedStyle(up).overflowX) && up !== document.documentElement) return false;
         return element.getBoundingClientRect().right > window.innerWidth + 1;
     }).slice(0, 3).map(element => element.outerHTML.slice(0, 80)),
-    pictures: document.images.length,
+    images: document.images.length,
     missing: [...document.images].filter(image => !(image.complete && image.naturalWidth > 0)).length,
     text: document.body.innerText.length,
 })"""
 
 
 class Browser:
-    """Chromium, spoken to over its DevTools protocol by a WebSocket client of just enough."""
+    """Chromium, controlled by its DevTools protocol over a minimal WebSocket client."""
 
     def __init__(self, program, folder):
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
@@ -48,7 +48,7 @@ class Browser:
         deadline = time.monotonic() + PATIENCE
         while not (port_file.exists() and port_file.read_text().count("\n")):
             if time.monotonic() > deadline or self.process.poll() is not None:
-                sys.exit(f"{program} does not start")
+                sys.exit(f"{program} did not start")
             time.sleep(0.05)
         port = int(port_file.read_text().split("\n")[0])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE) as answer:
@@ -75,7 +75,7 @@ class Browser:
             while len(data) < count:
                 piece = self.socket.recv(count - len(data))
                 if not piece:
-                    sys.exit("the browser has closed the connection")
+                    sys.exit("the browser closed the connection")
                 data += piece
             return data
 
@@ -119,7 +119,7 @@ class Browser:
 
 
 def complaint_of(event):
-    """What an event of the browser complains of, if it does."""
+    """The error that an event of the browser reports, if any."""
     parameters = event.get("params", {})
     if event["method"] == "Runtime.exceptionThrown":
         return parameters["exceptionDetails"].get("text", "exception")
@@ -152,11 +152,11 @@ def main():
                         if measured["wide"] > width or measured["culprits"]:
                             complaints.append(f"{measured['wide']} pixels wide: {' '.join(measured['culprits'])}")
                         if measured["missing"]:
-                            complaints.append(f"{measured['missing']} of {measured['pictures']} pictures are missing")
+                            complaints.append(f"{measured['missing']} of {measured['images']} images are missing")
                         if measured["text"] == 0:
-                            complaints.append("there is no text")
+                            complaints.append("the page has no text")
                         theme = "dark" if dark else "light"
-                        print(f"{page} at {width}, {theme}: {'; '.join(complaints) or 'ok'}, {measured['pictures']} pictures")
+                        print(f"{page} at {width}, {theme}: {'; '.join(complaints) or 'ok'}, {measured['images']} images")
                         failed |= bool(complaints)
         finally:
             browser.close()
