@@ -789,7 +789,7 @@ exit status 2
 
 $ retune inspect base/model.safetensors --plan --image-size 1 --batch-size 1
 error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
-hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
+hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
 $ retune inspect base/model.safetensors --plan --freeze nonsense
@@ -942,7 +942,7 @@ exit status 2
 
 $ retune bench --arch resnet99
 error: invalid value 'resnet99' for '--arch <NAME>' [possible values: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2]
-hint: see `retune bench --help`
+hint: a similar value exists: 'resnet50'
 exit status 2
 
 $ retune bench --mode nonsense
@@ -1327,17 +1327,17 @@ exit status 2
 
 $ retune train data --from-scratch --out run --width 4 --image-size 1 --batch-size 9
 error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
-hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
+hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 9
 error: layer4.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 32]
-hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
+hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 1
 error: layer4.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 32]
-hint: batch norm cannot train on a single pixel: use larger batches or larger pictures
+hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
 $ retune train data --from-scratch --out run --width 0
@@ -1350,7 +1350,7 @@ exit status 2
 
 $ retune train data --from-scratch --out run --arch resnet99
 error: invalid value 'resnet99' for '--arch <NAME>' [possible values: resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2]
-hint: see `retune train --help`
+hint: a similar value exists: 'resnet50'
 exit status 2
 
 $ retune train data --from-scratch --out run --freeze nonsense
