@@ -29,7 +29,7 @@ fn layers(criterion: &mut Criterion) {
         let statistics = filled([Cpu.statistics_rows(input.shape()), 2, channels]);
         let [weight, bias, running_mean, running_variance] = std::array::from_fn(|_| filled([channels]));
         let (weight_gradient, bias_gradient) = (filled([channels]), filled([channels]));
-        let normaliser = filled([4, channels]);
+        let saved_statistics = filled([4, channels]);
         let workspace = workspace(Cpu.batch_norm_workspace(input.shape()));
         let input_gradient = Gradient { tensor: activation(), accumulate: false };
         let residual_gradient = Gradient { tensor: other, accumulate: false };
@@ -45,7 +45,7 @@ fn layers(criterion: &mut Criterion) {
                 bias: &bias,
                 running_mean: &running_mean,
                 running_variance: &running_variance,
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 residual,
                 activation: Activation::Relu,
                 output: &output,
@@ -63,7 +63,7 @@ fn layers(criterion: &mut Criterion) {
                 output_gradient: &output_gradient,
                 weight: &weight,
                 bias: &bias,
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 input_gradient: Some(&input_gradient),
                 residual_gradient,
                 weight_gradient: Some(&weight_gradient),

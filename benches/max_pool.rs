@@ -14,17 +14,17 @@ use tensors::{filled, zeroed};
 fn max_pool(criterion: &mut Criterion) {
     let window = MaxPoolWindow { size: 3, stride: 2, padding: 1 };
     let (input, output) = (filled([32, 112, 112, 64]), filled([32, 56, 56, 64]));
-    let positions = zeroed([32, 56, 56, 64], ElementType::U8);
+    let indices = zeroed([32, 56, 56, 64], ElementType::U8);
     let mut group = criterion.benchmark_group("max_pool");
-    group.throughput(Throughput::Bytes((input.bytes() + output.bytes() + positions.bytes()) as u64));
+    group.throughput(Throughput::Bytes((input.bytes() + output.bytes() + indices.bytes()) as u64));
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| Cpu.max_pool_forward(window, &input, &output, Some(&positions)).unwrap());
+        bencher.iter(|| Cpu.max_pool_forward(window, &input, &output, Some(&indices)).unwrap());
     });
-    // The positions that the backward pass follows, whatever was chosen to run.
-    Cpu.max_pool_forward(window, &input, &output, Some(&positions)).unwrap();
+    // The indices that the backward pass follows, whatever was chosen to run.
+    Cpu.max_pool_forward(window, &input, &output, Some(&indices)).unwrap();
     let gradient = Gradient { tensor: input, accumulate: false };
     group.bench_function("backward", |bencher| {
-        bencher.iter(|| Cpu.max_pool_backward(window, &positions, &output, &gradient).unwrap());
+        bencher.iter(|| Cpu.max_pool_backward(window, &indices, &output, &gradient).unwrap());
     });
 }
 

@@ -6,6 +6,7 @@
 //! fills.
 //! `RETUNE_CUDA_ARCHS` ("80 90", or "none") replaces the list of architectures. Nothing is downloaded, and no GPU is asked.
 
+use crate::arguments::{Declarations, INCLUDES};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ struct Compiler {
 
 struct Kernels {
     source: PathBuf,
+    /// What nvcc compiles: includes the source, then asserts that its structs are those of the Rust side.
+    unit: PathBuf,
+    unit_text: String,
     fatbin: PathBuf,
     /// What the compiler printed, so that a build that finds the fatbin repeats the warnings.
     log: PathBuf,
@@ -45,13 +49,12 @@ fn fail(message: &str) -> ! {
     process::exit(0)
 }
 
-pub fn build() {
+pub fn build(declarations: &Declarations) {
     println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
     for variable in ["NVCC", "CUDA_HOME", "RETUNE_CUDA_ARCHS"].iter().chain(&NVCC_VARIABLES) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=build/cuda.rs");
-    println!("cargo::rerun-if-changed=kernels");
     let asked = env::var("RETUNE_CUDA_ARCHS").ok().filter(|archs| !archs.trim().is_empty());
     if asked.as_deref().is_some_and(|archs| archs.trim() == "none") {
         return;
@@ -70,7 +73,7 @@ pub fn build() {
     let created = fs::create_dir_all(&folder);
     created.unwrap_or_else(|cause| fail(&format!("cannot create {}: {cause}", folder.display())));
     let compiler = Compiler::new(nvcc, asked.as_deref());
-    let mut kernels = compiler.plan(&folder, &headers, sources);
+    let mut kernels = compiler.plan(&folder, &headers, sources, declarations);
 
     let missing: Vec<&Kernels> = kernels.iter().filter(|kernels| !kernels.fatbin.exists()).collect();
     compiler.compile_all(&missing);
@@ -151,7 +154,14 @@ impl Compiler {
 
     /// What is to be there in the end, the longest file first, so that no core waits for it. The names of the results
     /// hold a hash of all that went into them: what is there already need not be compiled.
-    fn plan(&self, folder: &Path, headers: &[PathBuf], sources: Vec<PathBuf>) -> Vec<Kernels> {
+    fn plan(
+        &self,
+        folder: &Path,
+        headers: &[PathBuf],
+        sources: Vec<PathBuf>,
+        declarations: &Declarations,
+    ) -> Vec<Kernels> {
+        let root = env::current_dir().unwrap_or_else(|cause| fail(&format!("there is no current folder: {cause}")));
         let headers = headers.iter().flat_map(|header| [name(header).into_bytes(), read(header)]);
         let invocation = [self.version.clone().into_bytes(), self.flags.join(" ").into_bytes()];
         let variables = NVCC_VARIABLES.map(|variable| env::var_os(variable).unwrap_or_default().into_encoded_bytes());
@@ -161,9 +171,12 @@ impl Compiler {
             .map(|source| {
                 let content = read(&source);
                 let length = content.len();
-                let key = hash([shared.to_ne_bytes().to_vec(), content]);
+                let assertions = declarations.assertions(&source);
+                let include = format!("#include \"{}\"\n", root.join(&source).display());
+                let unit_text = format!("{INCLUDES}{include}\n{assertions}");
+                let key = hash([shared.to_ne_bytes().to_vec(), content, unit_text.clone().into_bytes()]);
                 let path = |extension| folder.join(format!("{}-{key:016x}.{extension}", stem(&source)));
-                (length, Kernels { fatbin: path("fatbin"), log: path("log"), source })
+                (length, Kernels { fatbin: path("fatbin"), log: path("log"), unit: path("cu"), unit_text, source })
             })
             .collect();
         kernels.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
@@ -195,9 +208,11 @@ impl Compiler {
     }
 
     fn compile(&self, kernels: &Kernels, threads: usize) -> Result<(), String> {
+        let written = fs::write(&kernels.unit, &kernels.unit_text);
+        written.map_err(|cause| format!("cannot write {}: {cause}", kernels.unit.display()))?;
         let unfinished = kernels.fatbin.with_extension("unfinished");
         let mut command = Command::new(&self.nvcc);
-        command.args(&self.flags).arg(format!("--threads={threads}")).arg("-o").arg(&unfinished).arg(&kernels.source);
+        command.args(&self.flags).arg(format!("--threads={threads}")).arg("-o").arg(&unfinished).arg(&kernels.unit);
         let output = command.output().map_err(|cause| format!("cannot run {}: {cause}", self.nvcc.display()))?;
         let said = [output.stdout, output.stderr].concat();
         if !output.status.success() {
@@ -209,7 +224,6 @@ impl Compiler {
     }
 }
 
-/// `release 13.0, V13.0.88` says 13 and 0.
 /// The virtual architecture from whose PTX the code for a real one is made. The kernels know two kinds: with tensor
 /// cores and without. So the C++ is compiled twice and not once for each, which is most of nvcc's time.
 fn virtual_of(architecture: &str) -> &'static str {
@@ -217,6 +231,7 @@ fn virtual_of(architecture: &str) -> &'static str {
     if newer { "80" } else { "75" }
 }
 
+/// `release 13.0, V13.0.88` says 13 and 0.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (_, rest) = text.split_once("release ")?;
     let (major, minor) = rest.split(',').next()?.split_once('.')?;
@@ -263,7 +278,8 @@ fn hash(parts: impl IntoIterator<Item = Vec<u8>>) -> u64 {
 
 /// Removes what earlier versions of the kernels left.
 fn remove_others(folder: &Path, kernels: &[Kernels]) {
-    let kept: BTreeSet<&PathBuf> = kernels.iter().flat_map(|kernels| [&kernels.fatbin, &kernels.log]).collect();
+    let kept: BTreeSet<&PathBuf> =
+        kernels.iter().flat_map(|kernels| [&kernels.fatbin, &kernels.log, &kernels.unit]).collect();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !kept.contains(&entry.path()) {
             // One that stays does no harm.

@@ -5,6 +5,7 @@
 //! the tables. `RETUNE_EMULATOR_FLAGS` holds further flags for the compiler, `-fsanitize=address,undefined` for
 //! example.
 
+use crate::arguments::{Declarations, INCLUDES};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -69,7 +70,7 @@ fn fail(message: &str) -> ! {
     process::exit(0)
 }
 
-pub fn build() {
+pub fn build(declarations: &Declarations) {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(variable("OUT_DIR")).join("emulator");
     println!("cargo::rerun-if-env-changed=RETUNE_EMULATOR_FLAGS");
@@ -136,7 +137,7 @@ pub fn build() {
             }
             let namespace = format!("{prefix}kernels_of_{}", file_stem(&source).replace(['-', '.'], "_"));
             let wrapper = out.join(format!("{namespace}.cpp"));
-            write(&wrapper, &wrapped(&namespace, &source, &root, &kernels));
+            write(&wrapper, &wrapped(&namespace, &source, &root, &kernels, declarations));
             units.push(unit(wrapper, &out, key, instrumented));
             tables.push((namespace, kernels.len()));
         }
@@ -249,9 +250,9 @@ fn first_operand(operands: &str) -> &str {
     &operands[..end.unwrap_or(operands.len())]
 }
 
-/// A C++ file that includes a `.cu` and describes its kernels.
-fn wrapped(namespace: &str, source: &Path, root: &Path, kernels: &[Kernel]) -> String {
-    let mut text = format!("#include \"{}\"\n\n", root.join("kernels/emulator/emulator.h").display());
+/// A C++ file that includes a `.cu`, checks its structs and describes its kernels.
+fn wrapped(namespace: &str, source: &Path, root: &Path, kernels: &[Kernel], declarations: &Declarations) -> String {
+    let mut text = format!("{INCLUDES}#include \"{}\"\n\n", root.join("kernels/emulator/emulator.h").display());
     // The names of C functions are the same in every namespace.
     for Kernel { name, .. } in kernels {
         text += &format!("#define {name} {name}__{namespace}\n");
@@ -260,6 +261,7 @@ fn wrapped(namespace: &str, source: &Path, root: &Path, kernels: &[Kernel]) -> S
     // What a kernel declares `extern` within this namespace is the machine's array.
     text += "extern thread_local unsigned char shared_memory[] __asm__(\"retune_emulator_shared_memory\");\n";
     text += &format!("#include \"{}\"\n\n", source.display());
+    text += &declarations.assertions(source);
     text += "extern const emulator::Kernel table[];\nconst emulator::Kernel table[] = {\n";
     for Kernel { name, most_threads } in kernels {
         let most_threads = most_threads.as_deref().unwrap_or("1024");

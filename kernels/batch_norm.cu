@@ -1,19 +1,19 @@
-// Batch normalisation of [pixels, C] (NHWC with pixels = N H W), float32 or bf16, with the residual and the ReLU that
-// follow it (Ioffe and Szegedy, 2015).
+// Batch normalisation of [pixels, C] (NHWC with pixels = N H W), float32 or bf16, with the residual and the activation
+// that follow it (Ioffe and Szegedy, 2015).
 //
 //   mean = sum x / pixels, variance = sum (x - mean)^2 / pixels       (training; else the running statistics)
 //   factor = weight / sqrt(variance + epsilon), summand = bias - mean factor
-//   output = relu(factor x + summand + residual)
+//   output = activation(factor x + summand + residual)
 //
-// and backward, with g the output's gradient where the ReLU let the value through and 0 elsewhere, and
-// n = (x - mean) / sqrt(variance + epsilon):
+// and backward, with g the gradient of the activation's argument (for ReLU the output's gradient where the output is
+// positive, else 0) and n = (x - mean) / sqrt(variance + epsilon):
 //
 //   weight' = sum g n, bias' = sum g, residual' = g
 //   x' = factor (g - bias' / pixels - n weight' / pixels)             (training; else factor g)
 //
 // All of it is bound by memory. Floors at batch 128 and 224 x 224 in bf16, where layer 1 has 401408 x 64 (51 MB):
 // forward reads x (and the residual) and writes the output, 103 (154) MB, 24 (36) us at 4.3 TB/s; backward reads x and
-// the gradient twice and writes x', 257 MB, 60 us; with a residual the output, for the mask, twice as well, and g.
+// the gradient twice and writes x', 257 MB, 60 us; with a residual it also reads the output twice and writes g.
 // The arithmetic is 10 operations an element.
 //
 // Three kernels. The statistics of the forward pass come from the convolution (statistics.cuh), so forward is one pass.
@@ -37,6 +37,7 @@
 //
 // dynamic shared memory: batch_norm_reduce_fp32 4096
 // dynamic shared memory: batch_norm_reduce_bf16 8192
+#include "activation.cuh"
 #include "statistics.cuh"
 
 constexpr int kThreads = 256;
@@ -84,12 +85,12 @@ struct BatchNormForwardArguments {
     const float* bias;         // [C]
     float* running_mean;       // [C]
     float* running_variance;   // [C]
-    float* normaliser;         // [4, C]: mean, 1 / standard deviation, factor, summand
+    float* saved_statistics;         // [4, C]: mean, 1 / standard deviation, scale, shift
     int pixels;
     int channels;
     float epsilon;
     float momentum;
-    int relu;
+    Activation activation;
     int vectorised;            // whether 16 bytes divide the channels
     int pixels_per_block;
     int padding;
@@ -126,10 +127,10 @@ __device__ __forceinline__ void prepare(const BatchNormForwardArguments& argumen
         factors[i] = factor;
         summands[i] = summand;
         if (blockIdx.x == 0) {
-            arguments.normaliser[channel] = mean;
-            arguments.normaliser[channels + channel] = inverse;
-            arguments.normaliser[2 * channels + channel] = factor;
-            arguments.normaliser[3 * channels + channel] = summand;
+            arguments.saved_statistics[channel] = mean;
+            arguments.saved_statistics[channels + channel] = inverse;
+            arguments.saved_statistics[2 * channels + channel] = factor;
+            arguments.saved_statistics[3 * channels + channel] = summand;
         }
     }
     __syncthreads();
@@ -174,9 +175,7 @@ __device__ __forceinline__ void normalise(const BatchNormForwardArguments& argum
             if (residual != nullptr) unpack(added, residuals[round]);
 #pragma unroll
             for (int i = 0; i < Length; i++) {
-                const float value = fmaf(values[i], factor[i], summand[i]) + added[i];
-                // Not fmaxf: a NaN stays a NaN.
-                values[i] = arguments.relu != 0 && value < 0 ? 0 : value;
+                values[i] = activate(arguments.activation, fmaf(values[i], factor[i], summand[i]) + added[i]);
             }
             store_floats<T, Length>(output + pixel * channels, values);
         }
@@ -255,28 +254,29 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 struct BatchNormReduceArguments {
-    const void* input;             // [pixels, C], or null where only the bias gradient and no mask wants it
-    const void* output;            // [pixels, C]: its sign is the mask; null where that is computed or there is none
+    const void* input;             // [pixels, C], or null where neither weight gradient nor activation needs it
+    const void* output;            // [pixels, C] where it decides the activation's derivative; else null
     const void* output_gradient;   // [pixels, C]
-    const float* normaliser;       // [4, C]
+    const float* saved_statistics;       // [4, C]
     float* rows;                   // [1 + groups + blocks, 2, C]: sums of g and of g n
     float* weight_gradient;        // [C] or null
     float* bias_gradient;          // [C] or null
     unsigned* counters;
     int pixels;
     int channels;
-    int relu;
+    Activation activation;
     int vectorised;
     int pixels_per_block;
     int padding;
 };
 
-// The gradient that passes the ReLU. `output` is the forward result where `has_output`, else it is computed again.
-__device__ __forceinline__ float masked(float gradient, bool relu, bool has_output, float output, float input,
-                                        float factor, float summand) {
-    if (!relu) return gradient;
+// The gradient of the activation's argument. `output` is the forward result where `has_output`; else the argument is
+// computed again.
+__device__ __forceinline__ float before_activation(float gradient, Activation activation, bool has_output,
+                                                   float output, float input, float factor, float summand) {
+    if (activation == Activation::kNone) return gradient;
     const float value = has_output ? output : fmaf(input, factor, summand);
-    return value > 0 ? gradient : 0;
+    return activate_backward(activation, value, gradient);
 }
 
 template <class T, int Length>
@@ -302,9 +302,9 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
             float mean[Length], factor[Length], summand[Length];
 #pragma unroll
             for (int i = 0; i < Length; i++) {
-                mean[i] = arguments.normaliser[channel + i];
-                factor[i] = arguments.normaliser[2 * channels + channel + i];
-                summand[i] = arguments.normaliser[3 * channels + channel + i];
+                mean[i] = arguments.saved_statistics[channel + i];
+                factor[i] = arguments.saved_statistics[2 * channels + channel + i];
+                summand[i] = arguments.saved_statistics[3 * channels + channel + i];
             }
 #pragma unroll 2
             for (int pixel = first_pixel + lane; pixel < end; pixel += lanes) {
@@ -317,14 +317,14 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
                 if (output != nullptr) load_floats<T, Length>(z, output + element);
 #pragma unroll
                 for (int i = 0; i < Length; i++) {
-                    const float gradient =
-                        masked(g[i], arguments.relu != 0, output != nullptr, z[i], x[i], factor[i], summand[i]);
+                    const float gradient = before_activation(g[i], arguments.activation, output != nullptr, z[i], x[i],
+                                                             factor[i], summand[i]);
                     gradients[i] += gradient;
                     products[i] = fmaf(gradient, x[i] - mean[i], products[i]);
                 }
             }
 #pragma unroll
-            for (int i = 0; i < Length; i++) products[i] *= arguments.normaliser[channels + channel + i];
+            for (int i = 0; i < Length; i++) products[i] *= arguments.saved_statistics[channels + channel + i];
         }
         // [lane][column][Length] in shared memory, first of the gradients and then of the products; lanes in order.
         for (int which = 0; which < 2; which++) {
@@ -377,13 +377,13 @@ struct BatchNormBackwardArguments {
     const void* input;               // [pixels, C] or null where nothing needs it
     const void* output;              // as for the reduction
     const void* output_gradient;     // [pixels, C]
-    const float* normaliser;         // [4, C]
+    const float* saved_statistics;         // [4, C]
     const float* sums;               // [2, C]: sums of g and of g n, in training mode; else null
     void* input_gradient;            // [pixels, C] or null
     void* residual_gradient;         // [pixels, C] or null
     int pixels;
     int channels;
-    int relu;
+    Activation activation;
     int vectorised;
     int accumulate_input;
     int accumulate_residual;
@@ -414,9 +414,9 @@ __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments
     float mean[Length], factor[Length], summand[Length];
     float slope[Length] = {};
     float offset[Length] = {};
-    load_floats<float, Length>(mean, arguments.normaliser + tile.channel);
-    load_floats<float, Length>(factor, arguments.normaliser + 2 * channels + tile.channel);
-    load_floats<float, Length>(summand, arguments.normaliser + 3 * channels + tile.channel);
+    load_floats<float, Length>(mean, arguments.saved_statistics + tile.channel);
+    load_floats<float, Length>(factor, arguments.saved_statistics + 2 * channels + tile.channel);
+    load_floats<float, Length>(summand, arguments.saved_statistics + 3 * channels + tile.channel);
     if (arguments.sums != nullptr) {
         const float inverse_pixels = 1.0f / static_cast<float>(arguments.pixels);
         load_floats<float, Length>(offset, arguments.sums + tile.channel);
@@ -424,7 +424,7 @@ __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments
 #pragma unroll
         for (int i = 0; i < Length; i++) {
             const float share = -factor[i] * inverse_pixels;
-            slope[i] *= share * arguments.normaliser[channels + tile.channel + i];
+            slope[i] *= share * arguments.saved_statistics[channels + tile.channel + i];
             offset[i] *= share;
         }
     }
@@ -457,7 +457,8 @@ __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments
             unpack(z, outputs[round]);
 #pragma unroll
             for (int i = 0; i < Length; i++) {
-                g[i] = masked(g[i], arguments.relu != 0, output != nullptr, z[i], x[i], factor[i], summand[i]);
+                g[i] = before_activation(g[i], arguments.activation, output != nullptr, z[i], x[i], factor[i],
+                                         summand[i]);
             }
             if (input_gradient != nullptr) {
                 float values[Length];

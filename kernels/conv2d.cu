@@ -55,7 +55,7 @@
 // combined.
 
 #include "common.cuh"
-#include "statistics.cuh"
+#include "conv2d.cuh"
 
 template <class T>
 struct Conv2dForwardArguments {
@@ -64,17 +64,7 @@ struct Conv2dForwardArguments {
     T* output;              // [N, OH, OW, K]
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
-    int batch;              // N
-    int height;             // H
-    int width;              // W
-    int input_channels;     // C
-    int output_height;      // OH
-    int output_width;       // OW
-    int output_channels;    // K
-    int kernel_height;      // R
-    int kernel_width;       // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int column_tiles;      // tiles over the output channels; blockIdx.x counts them first
     int vectors;           // four input channels may be read at once
     int result_vectors;    // four output channels may be written at once
@@ -85,17 +75,7 @@ struct Conv2dInputGradientArguments {
     const T* output_gradient;    // [N, OH, OW, K]
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
-    int batch;                   // N
-    int height;                  // H
-    int width;                   // W
-    int input_channels;          // C
-    int output_height;           // OH
-    int output_width;            // OW
-    int output_channels;         // K
-    int kernel_height;           // R
-    int kernel_width;            // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int column_tiles;      // tiles over the input channels; blockIdx.x counts them first
     int accumulate;        // add to what is in `input_gradient`
     int vectors;           // four output channels may be read at once
@@ -110,17 +90,7 @@ struct Conv2dWeightGradientArguments {
     float* weight_gradient;      // [K, R, S, C]
     float* partial;              // [splits, K, R, S, C], unused where there is one split
     unsigned* counters;          // zeros, one a tile
-    int batch;                   // N
-    int height;                  // H
-    int width;                   // W
-    int input_channels;          // C
-    int output_height;           // OH
-    int output_width;            // OW
-    int output_channels;         // K
-    int kernel_height;           // R
-    int kernel_width;            // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int column_tiles;        // tiles over the output channels; blockIdx.x counts them first
     int pixels_per_split;    // blockIdx.y is the split
     int vectors;             // four input channels may be read, and four of the result written, at once
@@ -444,27 +414,28 @@ __device__ __forceinline__ void write_statistics(const Sums& sums, int count, fl
 
 template <class T, int kVector>
 __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles, int& flag) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
     const int pixel_tile = static_cast<int>(blockIdx.x) / arguments.column_tiles;
     const int first_channel = (static_cast<int>(blockIdx.x) - pixel_tile * arguments.column_tiles) * kColumns;
     const int first_pixel = pixel_tile * kRows;
-    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    const int pixels = geometry.batch * geometry.output_height * geometry.output_width;
     const int count = min(pixels - first_pixel, kRows);
-    const int channels = arguments.output_channels;
-    const int depths = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
+    const int channels = geometry.output_channels;
+    const int depths = geometry.kernel_height * geometry.kernel_width * geometry.input_channels;
 
     ForwardLoader<T, kVector> loader;
-    const int output_row = (first_pixel + thread) / arguments.output_width;
-    const int picture = output_row / arguments.output_height;
+    const int output_row = (first_pixel + thread) / geometry.output_width;
+    const int picture = output_row / geometry.output_height;
     loader.left.source = arguments.input;
-    loader.left.height = arguments.height;
-    loader.left.width = arguments.width;
-    loader.left.channels = arguments.input_channels;
-    loader.left.tap_rows = arguments.kernel_height;
-    loader.left.tap_columns = arguments.kernel_width;
-    const int y = (output_row - picture * arguments.output_height) * arguments.stride - arguments.padding;
-    const int x = (first_pixel + thread - output_row * arguments.output_width) * arguments.stride - arguments.padding;
-    loader.left.pixel = thread < count ? (picture * arguments.height + y) * arguments.width + x : 0;
+    loader.left.height = geometry.height;
+    loader.left.width = geometry.width;
+    loader.left.channels = geometry.input_channels;
+    loader.left.tap_rows = geometry.kernel_height;
+    loader.left.tap_columns = geometry.kernel_width;
+    const int y = (output_row - picture * geometry.output_height) * geometry.stride - geometry.padding;
+    const int x = (first_pixel + thread - output_row * geometry.output_width) * geometry.stride - geometry.padding;
+    loader.left.pixel = thread < count ? (picture * geometry.height + y) * geometry.width + x : 0;
     loader.left.y = thread < count ? y : kNowhere;
     loader.left.x = x;
     loader.left.tap = {0, 0, 0};
@@ -505,29 +476,30 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
 
 template <class T, int kVector>
 __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArguments<T>& arguments, Tiles& tiles) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
-    const int stride = arguments.stride;
+    const int stride = geometry.stride;
     // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
     const int parity_column = parity - parity_row * stride;
-    const int class_height = divide_up(arguments.height - parity_row, stride);
-    const int class_width = divide_up(arguments.width - parity_column, stride);
-    const int pixels = arguments.batch * class_height * class_width;
+    const int class_height = divide_up(geometry.height - parity_row, stride);
+    const int class_width = divide_up(geometry.width - parity_column, stride);
+    const int pixels = geometry.batch * class_height * class_width;
     const int pixel_tile = static_cast<int>(blockIdx.x) / arguments.column_tiles;
     const int first_channel = (static_cast<int>(blockIdx.x) - pixel_tile * arguments.column_tiles) * kColumns;
     const int first_pixel = pixel_tile * kRows;
     if (first_pixel >= pixels) return;
     const int count = min(pixels - first_pixel, kRows);
-    const int channels = arguments.input_channels;
-    const int origin_row = (parity_row + arguments.padding) / stride;
-    const int origin_column = (parity_column + arguments.padding) / stride;
+    const int channels = geometry.input_channels;
+    const int origin_row = (parity_row + geometry.padding) / stride;
+    const int origin_column = (parity_column + geometry.padding) / stride;
 
     InputGradientLoader<T, kVector> loader;
-    loader.first_row = parity_row + arguments.padding - origin_row * stride;
-    loader.first_column = parity_column + arguments.padding - origin_column * stride;
-    loader.left.tap_rows = max(divide_up(arguments.kernel_height - loader.first_row, stride), 0);
-    loader.left.tap_columns = max(divide_up(arguments.kernel_width - loader.first_column, stride), 0);
+    loader.first_row = parity_row + geometry.padding - origin_row * stride;
+    loader.first_column = parity_column + geometry.padding - origin_column * stride;
+    loader.left.tap_rows = max(divide_up(geometry.kernel_height - loader.first_row, stride), 0);
+    loader.left.tap_columns = max(divide_up(geometry.kernel_width - loader.first_column, stride), 0);
     const int taps = loader.left.tap_rows * loader.left.tap_columns;
     if (arguments.accumulate != 0 && taps == 0) return;
     const int class_row = (first_pixel + thread) / class_width;
@@ -535,10 +507,10 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
     const int y = class_row - picture * class_height + origin_row;
     const int x = first_pixel + thread - class_row * class_width + origin_column;
     loader.left.source = arguments.output_gradient;
-    loader.left.height = arguments.output_height;
-    loader.left.width = arguments.output_width;
-    loader.left.channels = arguments.output_channels;
-    loader.left.pixel = thread < count ? (picture * arguments.output_height + y) * arguments.output_width + x : 0;
+    loader.left.height = geometry.output_height;
+    loader.left.width = geometry.output_width;
+    loader.left.channels = geometry.output_channels;
+    loader.left.pixel = thread < count ? (picture * geometry.output_height + y) * geometry.output_width + x : 0;
     loader.left.y = thread < count ? y : kNowhere;
     loader.left.x = x;
     loader.left.tap = {0, 0, 0};
@@ -548,13 +520,13 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
     loader.vectors = arguments.result_vectors != 0;
     loader.tap = {0, 0, 0};
     loader.stride = stride;
-    loader.kernel_width = arguments.kernel_width;
-    loader.kernel_positions = arguments.kernel_height * arguments.kernel_width;
+    loader.kernel_width = geometry.kernel_width;
+    loader.kernel_positions = geometry.kernel_height * geometry.kernel_width;
     loader.channels = channels;
 
     Sums sums = {};
-    if (taps > 0) loader.tap.advance(thread / 16, arguments.output_channels, loader.left.tap_columns);
-    multiply(loader, divide_up(taps * arguments.output_channels, kDepth), tiles, sums);
+    if (taps > 0) loader.tap.advance(thread / 16, geometry.output_channels, loader.left.tap_columns);
+    multiply(loader, divide_up(taps * geometry.output_channels, kDepth), tiles, sums);
 
     const bool vectors = arguments.result_vectors != 0;
 #pragma unroll
@@ -565,7 +537,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
         const int target_picture = row / class_height;
         const int target_y = (row - target_picture * class_height) * stride + parity_row;
         const int target_x = (pixel - row * class_width) * stride + parity_column;
-        const int place = (target_picture * arguments.height + target_y) * arguments.width + target_x;
+        const int place = (target_picture * geometry.height + target_y) * geometry.width + target_x;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int channel = first_channel + column_of(half * 4);
@@ -582,39 +554,40 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
 template <class T, int kVector>
 __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArguments<T>& arguments, Tiles& tiles,
                                                 int& flag) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     constexpr int chunks = kRows / kVector;
     const int thread = threadIdx.x;
     const int tile = static_cast<int>(blockIdx.x);
     const int row_tile = tile / arguments.column_tiles;
     const int first_row = row_tile * kRows;
     const int first_channel = (tile - row_tile * arguments.column_tiles) * kColumns;
-    const int rows = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
-    const int channels = arguments.output_channels;
-    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    const int rows = geometry.kernel_height * geometry.kernel_width * geometry.input_channels;
+    const int channels = geometry.output_channels;
+    const int pixels = geometry.batch * geometry.output_height * geometry.output_width;
     const int split = static_cast<int>(blockIdx.y);
     const int first_pixel = split * arguments.pixels_per_split;
     const int split_pixels = min(pixels - first_pixel, arguments.pixels_per_split);
 
     WeightGradientLoader<T, kVector> loader;
     const int row = first_row + thread % chunks * kVector;
-    const int position = row / arguments.input_channels;
-    const int kernel_row = position / arguments.kernel_width;
-    loader.input = arguments.input + (row - position * arguments.input_channels);
+    const int position = row / geometry.input_channels;
+    const int kernel_row = position / geometry.kernel_width;
+    loader.input = arguments.input + (row - position * geometry.input_channels);
     loader.exists = row < rows;
-    loader.height = arguments.height;
-    loader.width = arguments.width;
-    loader.input_channels = arguments.input_channels;
-    loader.output_height = arguments.output_height;
-    loader.output_width = arguments.output_width;
+    loader.height = geometry.height;
+    loader.width = geometry.width;
+    loader.input_channels = geometry.input_channels;
+    loader.output_height = geometry.output_height;
+    loader.output_width = geometry.output_width;
     loader.output_channels = channels;
-    loader.stride = arguments.stride;
-    loader.top = kernel_row - arguments.padding;
-    loader.left_edge = position - kernel_row * arguments.kernel_width - arguments.padding;
+    loader.stride = geometry.stride;
+    loader.top = kernel_row - geometry.padding;
+    loader.left_edge = position - kernel_row * geometry.kernel_width - geometry.padding;
     const int pixel = first_pixel + thread / chunks;
-    const int output_row = pixel / arguments.output_width;
-    loader.picture = output_row / arguments.output_height;
-    loader.row = output_row - loader.picture * arguments.output_height;
-    loader.column = pixel - output_row * arguments.output_width;
+    const int output_row = pixel / geometry.output_width;
+    loader.picture = output_row / geometry.output_height;
+    loader.row = output_row - loader.picture * geometry.output_height;
+    loader.column = pixel - output_row * geometry.output_width;
     loader.remaining = split_pixels - thread / chunks;
     const int column = first_channel + thread % 16 * 4;
     loader.output_gradient = arguments.output_gradient + column;

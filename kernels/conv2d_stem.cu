@@ -69,7 +69,7 @@
 // dynamic shared memory: conv2d_stem_weight_gradient_sum_bf16 0
 // dynamic shared memory: conv2d_stem_weight_gradient_sum_tf32 0
 
-#include "statistics.cuh"
+#include "conv2d.cuh"
 
 template <class T>
 struct Conv2dStemForwardArguments {
@@ -78,13 +78,7 @@ struct Conv2dStemForwardArguments {
     T* output;             // [N, OH, OW, K]
     float* statistics;     // [rows, 2, K] or null
     unsigned* counters;    // zeros: for each tile of channels one and one for each group of tiles
-    int batch;             // N
-    int height;            // H
-    int width;             // W
-    int output_height;     // OH
-    int output_width;      // OW
-    int output_channels;   // K
-    int padding;
+    Conv2dGeometry geometry;
     int patch_pitch;       // words from one row of the patch to the next
 };
 
@@ -93,13 +87,7 @@ struct Conv2dStemWeightGradientArguments {
     const T* input;              // [N, H, W, 3]
     const T* output_gradient;    // [N, OH, OW, K]
     float* workspace;            // [splits, tiles of channels, fragments, threads, 4]
-    int batch;                   // N
-    int height;                  // H
-    int width;                   // W
-    int output_height;           // OH
-    int output_width;            // OW
-    int output_channels;         // K
-    int padding;
+    Conv2dGeometry geometry;
     int patch_pitch;             // words from one row of the patch to the next
     int split_tiles;             // tiles of pixels of a split (blockIdx.x); the last may have fewer
     int reserved;
@@ -180,10 +168,11 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
 // the last are told the first one's place.
 template <class T, class Arguments>
 __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile, uint32_t* patch, int* places) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     using Words = Format<T>;
-    const int width = arguments.output_width;
+    const int width = geometry.output_width;
     const int first_pixel = tile * kPixels;
-    const int count = min(arguments.batch * arguments.output_height * width - first_pixel, kPixels);
+    const int count = min(geometry.batch * geometry.output_height * width - first_pixel, kPixels);
     const int first_row = first_pixel / width;
     const int first_column = first_pixel - first_row * width;
     const int first_length = min(width - first_column, count);
@@ -193,22 +182,22 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
     places[pixel] = pixel < count ? pixel * Words::kPixelWords + run_of_pixel * Words::kRunWords : 0;
 
     const int runs = 1 + divide_up(count - first_length, width);
-    const int input_row = arguments.width * kInputChannels;
+    const int input_row = geometry.width * kInputChannels;
     for (int line = threadIdx.x / kWarp; line < runs * kFilter; line += kThreads / kWarp) {
         const int run = line / kFilter;
         const int filter_row = line - run * kFilter;
         const int run_pixel = run == 0 ? 0 : first_length + (run - 1) * width;
         const int length = run == 0 ? first_length : min(width, count - run_pixel);
-        const int picture = (first_row + run) / arguments.output_height;
-        const int output_row = first_row + run - picture * arguments.output_height;
-        const int row = output_row * kStride - arguments.padding + filter_row;
-        const bool inside = row >= 0 && row < arguments.height;
-        const T* source = arguments.input + static_cast<long long>(picture * arguments.height + row) * input_row;
+        const int picture = (first_row + run) / geometry.output_height;
+        const int output_row = first_row + run - picture * geometry.output_height;
+        const int row = output_row * kStride - geometry.padding + filter_row;
+        const bool inside = row >= 0 && row < geometry.height;
+        const T* source = arguments.input + static_cast<long long>(picture * geometry.height + row) * input_row;
         uint32_t* target =
             patch + filter_row * arguments.patch_pitch + run_pixel * Words::kPixelWords + run * Words::kRunWords;
         const int words = length * Words::kPixelWords + Words::kRunWords;
         const int first_element =
-            ((run == 0 ? first_column : 0) * kStride - arguments.padding) * kInputChannels - Words::kLead;
+            ((run == 0 ? first_column : 0) * kStride - geometry.padding) * kInputChannels - Words::kLead;
         const auto valid = [=](int element) { return inside && element >= 0 && element < input_row; };
         // With rows of even length that begin an even distance away, words are aligned, and inside or outside as a
         // whole.
@@ -234,6 +223,7 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
 template <class T>
 __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>& arguments, int first_channel,
                                              uint32_t* weights) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     using Words = Format<T>;
     constexpr int depth_row = Words::kRowWords * Words::kElements;
     for (int index = threadIdx.x; index < kChannels * kDepthWords<T>; index += kThreads) {
@@ -243,7 +233,7 @@ __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>
         const auto weight = [&](int depth) {
             const int row = depth / depth_row;
             const int element = depth - row * depth_row - Words::kLead;
-            const bool valid = channel < arguments.output_channels && row < kFilter && element >= 0;
+            const bool valid = channel < geometry.output_channels && row < kFilter && element >= 0;
             return valid ? to_float(arguments.weight[channel * kFilterLength + row * kFilterRow + element]) : 0.0f;
         };
         uint32_t packed;
@@ -350,6 +340,7 @@ __device__ __forceinline__ Statistics tile_statistics(const ForwardSums& sums, i
 
 template <class T>
 __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arguments) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     __shared__ float partial[2][kChannels];
     __shared__ float means[kChannels];
@@ -358,9 +349,9 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
     int* places = reinterpret_cast<int*>(weights + kChannels * kWeightPitch<T>);
     uint32_t* patch = reinterpret_cast<uint32_t*>(places + kPixels);
 
-    const int channels = arguments.output_channels;
+    const int channels = geometry.output_channels;
     const int first_channel = static_cast<int>(blockIdx.y) * kChannels;
-    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    const int pixels = geometry.batch * geometry.output_height * geometry.output_width;
     const int tiles = divide_up(pixels, kPixels);
     const int lane = threadIdx.x % kWarp;
     const int warp = threadIdx.x / kWarp;
@@ -456,25 +447,27 @@ constexpr int kWarpWords = kGradientColumnFragments * 8 / Format<T>::kElements;
 template <class T>
 __device__ __forceinline__ void fill_gradient(const Conv2dStemWeightGradientArguments<T>& arguments, int tile,
                                               int first_channel, unsigned char* gradient) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     constexpr int row_bytes = kChannels * static_cast<int>(sizeof(T));
     constexpr int chunks = row_bytes / 16;
-    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    const int pixels = geometry.batch * geometry.output_height * geometry.output_width;
     const int chunk = threadIdx.x % chunks;
     const int channel = first_channel + chunk * kVectorLength<T>;
 #pragma unroll
     for (int i = 0; i < kPixels * chunks / kThreads; i++) {
         const int row = threadIdx.x / chunks + i * (kThreads / chunks);
         const int pixel = tile * kPixels + row;
-        const bool valid = pixel < pixels && channel < arguments.output_channels;
+        const bool valid = pixel < pixels && channel < geometry.output_channels;
         const int place = chunk ^ (sizeof(T) == 2 ? row % 8 : row % 4 * 2);
         const T* source =
-            arguments.output_gradient + static_cast<long long>(pixel) * arguments.output_channels + channel;
+            arguments.output_gradient + static_cast<long long>(pixel) * geometry.output_channels + channel;
         copy_async_16(gradient + row * row_bytes + place * 16, valid ? source : arguments.output_gradient, valid);
     }
 }
 
 template <class T>
 __device__ __forceinline__ void weight_gradient(const Conv2dStemWeightGradientArguments<T>& arguments) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     constexpr int row_bytes = kChannels * static_cast<int>(sizeof(T));
     constexpr int groups = kWarpWords<T> / 8;
@@ -485,7 +478,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dStemWeightGradientAr
     const int warp = threadIdx.x / kWarp;
     const int warp_channel = warp / 2 * 32;
     const int first_channel = static_cast<int>(blockIdx.y) * kChannels;
-    const int tiles = divide_up(arguments.batch * arguments.output_height * arguments.output_width, kPixels);
+    const int tiles = divide_up(geometry.batch * geometry.output_height * geometry.output_width, kPixels);
     const int first_tile = static_cast<int>(blockIdx.x) * arguments.split_tiles;
     const int end_tile = min(first_tile + arguments.split_tiles, tiles);
 

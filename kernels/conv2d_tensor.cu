@@ -69,7 +69,7 @@
 // dynamic shared memory: conv2d_input_gradient_128_tf32 49664
 // dynamic shared memory: conv2d_input_gradient_64_tf32 37376
 
-#include "statistics.cuh"
+#include "conv2d.cuh"
 
 template <class T>
 struct Conv2dTensorForwardArguments {
@@ -78,17 +78,7 @@ struct Conv2dTensorForwardArguments {
     T* output;              // [N, OH, OW, K]
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
-    int batch;              // N
-    int height;             // H
-    int width;              // W
-    int input_channels;     // C
-    int output_height;      // OH
-    int output_width;       // OW
-    int output_channels;    // K
-    int kernel_height;      // R
-    int kernel_width;       // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int channel_tiles;      // tiles over the output channels; blockIdx.x counts them first
 };
 
@@ -97,17 +87,7 @@ struct Conv2dTensorInputGradientArguments {
     const T* output_gradient;    // [N, OH, OW, K]
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
-    int batch;                   // N
-    int height;                  // H
-    int width;                   // W
-    int input_channels;          // C
-    int output_height;           // OH
-    int output_width;            // OW
-    int output_channels;         // K
-    int kernel_height;           // R
-    int kernel_width;            // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int channel_tiles;           // tiles over the input channels; blockIdx.x counts them first
     int accumulate;              // add to what is in `input_gradient`
     int reserved;
@@ -539,6 +519,7 @@ __device__ __forceinline__ Statistics block_statistics(const Sums<kChannels>& su
 
 template <class T, int kChannels>
 __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& arguments) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     const int tile = static_cast<int>(blockIdx.x) / arguments.channel_tiles;
     const int first_pixel = tile * kPixels;
@@ -546,23 +527,23 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     Product<T> product;
     product.source = arguments.input;
     product.weight = arguments.weight;
-    product.channels = arguments.output_channels;
-    product.pixels = arguments.batch * arguments.output_height * arguments.output_width;
-    product.target_height = arguments.output_height;
-    product.target_width = arguments.output_width;
-    product.origin_step = arguments.stride;
-    product.origin_row = -arguments.padding;
-    product.origin_column = -arguments.padding;
-    product.source_height = arguments.height;
-    product.source_width = arguments.width;
-    product.source_channels = arguments.input_channels;
-    product.tap_rows = arguments.kernel_height;
-    product.tap_columns = arguments.kernel_width;
+    product.channels = geometry.output_channels;
+    product.pixels = geometry.batch * geometry.output_height * geometry.output_width;
+    product.target_height = geometry.output_height;
+    product.target_width = geometry.output_width;
+    product.origin_step = geometry.stride;
+    product.origin_row = -geometry.padding;
+    product.origin_column = -geometry.padding;
+    product.source_height = geometry.height;
+    product.source_width = geometry.width;
+    product.source_channels = geometry.input_channels;
+    product.tap_rows = geometry.kernel_height;
+    product.tap_columns = geometry.kernel_width;
     product.first_row = 0;
     product.first_column = 0;
     product.filter_step = 1;
-    product.kernel_positions = arguments.kernel_height * arguments.kernel_width;
-    product.kernel_width = arguments.kernel_width;
+    product.kernel_positions = geometry.kernel_height * geometry.kernel_width;
+    product.kernel_width = geometry.kernel_width;
 
     Sums<kChannels> sums = {};
     multiply<T, false, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
@@ -593,9 +574,10 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
 
 template <class T, int kChannels>
 __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
-    const int stride = arguments.stride;
+    const int stride = geometry.stride;
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
     const int parity_column = parity - parity_row * stride;
@@ -605,23 +587,23 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     Product<T> product;
     product.source = arguments.output_gradient;
     product.weight = arguments.weight;
-    product.channels = arguments.input_channels;
-    product.target_height = divide_up(arguments.height - parity_row, stride);
-    product.target_width = divide_up(arguments.width - parity_column, stride);
-    product.pixels = arguments.batch * product.target_height * product.target_width;
+    product.channels = geometry.input_channels;
+    product.target_height = divide_up(geometry.height - parity_row, stride);
+    product.target_width = divide_up(geometry.width - parity_column, stride);
+    product.pixels = geometry.batch * product.target_height * product.target_width;
     product.origin_step = 1;
-    product.origin_row = (parity_row + arguments.padding) / stride;
-    product.origin_column = (parity_column + arguments.padding) / stride;
-    product.source_height = arguments.output_height;
-    product.source_width = arguments.output_width;
-    product.source_channels = arguments.output_channels;
-    product.first_row = parity_row + arguments.padding - product.origin_row * stride;
-    product.first_column = parity_column + arguments.padding - product.origin_column * stride;
-    product.tap_rows = max(divide_up(arguments.kernel_height - product.first_row, stride), 0);
-    product.tap_columns = max(divide_up(arguments.kernel_width - product.first_column, stride), 0);
+    product.origin_row = (parity_row + geometry.padding) / stride;
+    product.origin_column = (parity_column + geometry.padding) / stride;
+    product.source_height = geometry.output_height;
+    product.source_width = geometry.output_width;
+    product.source_channels = geometry.output_channels;
+    product.first_row = parity_row + geometry.padding - product.origin_row * stride;
+    product.first_column = parity_column + geometry.padding - product.origin_column * stride;
+    product.tap_rows = max(divide_up(geometry.kernel_height - product.first_row, stride), 0);
+    product.tap_columns = max(divide_up(geometry.kernel_width - product.first_column, stride), 0);
     product.filter_step = stride;
-    product.kernel_positions = arguments.kernel_height * arguments.kernel_width;
-    product.kernel_width = arguments.kernel_width;
+    product.kernel_positions = geometry.kernel_height * geometry.kernel_width;
+    product.kernel_width = geometry.kernel_width;
     if (first_pixel >= product.pixels) return;
     const bool accumulate = arguments.accumulate != 0;
     if (accumulate && product.tap_rows * product.tap_columns == 0) return;
@@ -633,7 +615,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     const int picture = target_row / product.target_height;
     const int y = (target_row - picture * product.target_height) * stride + parity_row;
     const int x = (pixel - target_row * product.target_width) * stride + parity_column;
-    rows[threadIdx.x] = pixel < product.pixels ? (picture * arguments.height + y) * arguments.width + x : -1;
+    rows[threadIdx.x] = pixel < product.pixels ? (picture * geometry.height + y) * geometry.width + x : -1;
 
     Sums<kChannels> sums = {};
     multiply<T, true, kChannels>(product, first_pixel, first_channel, shared_memory, sums);

@@ -61,7 +61,7 @@
 // dynamic shared memory: conv2d_weight_gradient_128x128_tf32 49152
 // dynamic shared memory: conv2d_weight_gradient_64x192_tf32 49152
 
-#include "common.cuh"
+#include "conv2d.cuh"
 
 template <class T>
 struct Conv2dTensorWeightGradientArguments {
@@ -70,17 +70,7 @@ struct Conv2dTensorWeightGradientArguments {
     float* weight_gradient;      // [K, R, S, C]
     float* workspace;            // [splits, tiles, fragments, threads, 4]; none with one split
     unsigned* counters;          // zeros: for each tile one of groups and one for each group of splits
-    int batch;                   // N
-    int height;                  // H
-    int width;                   // W
-    int input_channels;          // C
-    int output_height;           // OH
-    int output_width;            // OW
-    int output_channels;         // K
-    int kernel_height;           // R
-    int kernel_width;            // S
-    int stride;
-    int padding;
+    Conv2dGeometry geometry;
     int channel_tiles;           // tiles over K; blockIdx.x counts them first, then column tiles, then splits
     int column_tiles;            // tiles over R S C
     int splits;
@@ -151,31 +141,32 @@ struct Copies {
     __device__ __forceinline__ Copies(const Conv2dTensorWeightGradientArguments<T>& arguments, int first_step,
                                       int first_channel, int first_column)
         : arguments(arguments), first_channel(first_channel + chunk() * Sizes::kVector) {
-        const int picture_pixels = arguments.output_height * arguments.output_width;
-        pixels = arguments.batch * picture_pixels;
+        const Conv2dGeometry& geometry = arguments.geometry;
+        const int picture_pixels = geometry.output_height * geometry.output_width;
+        pixels = geometry.batch * picture_pixels;
         pixel = first_step * Sizes::kStep + static_cast<int>(threadIdx.x) / kChunksAtOnce;
 #pragma unroll
         for (int i = 0; i < Sizes::kPixelCopies; i++) {
             const int index = pixel + i * (kThreads / kChunksAtOnce);
             picture[i] = index / picture_pixels;
             const int rest = index - picture[i] * picture_pixels;
-            row[i] = rest / arguments.output_width;
-            column[i] = rest - row[i] * arguments.output_width;
+            row[i] = rest / geometry.output_width;
+            column[i] = rest - row[i] * geometry.output_width;
         }
         step_pictures = Sizes::kStep / picture_pixels;
         const int rest = Sizes::kStep - step_pictures * picture_pixels;
-        step_rows = rest / arguments.output_width;
-        step_columns = rest - step_rows * arguments.output_width;
+        step_rows = rest / geometry.output_width;
+        step_columns = rest - step_rows * geometry.output_width;
 
-        const int columns = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
+        const int columns = geometry.kernel_height * geometry.kernel_width * geometry.input_channels;
 #pragma unroll
         for (int j = 0; j < Sizes::kColumnCopies; j++) {
             const int index = first_column + (chunk() + j * kChunksAtOnce) * Sizes::kVector;
-            const int tap = index / arguments.input_channels;
-            const int filter_row = tap / arguments.kernel_width;
-            const int filter_column = tap - filter_row * arguments.kernel_width;
-            offset[j] = (filter_row * arguments.width + filter_column) * arguments.input_channels + index -
-                        tap * arguments.input_channels;
+            const int tap = index / geometry.input_channels;
+            const int filter_row = tap / geometry.kernel_width;
+            const int filter_column = tap - filter_row * geometry.kernel_width;
+            offset[j] = (filter_row * geometry.width + filter_column) * geometry.input_channels + index -
+                        tap * geometry.input_channels;
             position[j] = index < columns ? 1u << filter_row | kColumnBit << filter_column : kNowhere;
         }
     }
@@ -186,6 +177,7 @@ struct Copies {
 
     // Begins to copy a step and goes on to the next.
     __device__ __forceinline__ void copy(unsigned char* stage) {
+        const Conv2dGeometry& geometry = arguments.geometry;
 #pragma unroll
         for (int i = 0; i < Sizes::kPixelCopies; i++) {
             constexpr int distance = kThreads / kChunksAtOnce;
@@ -195,24 +187,24 @@ struct Copies {
 
             unsigned char* channels = stage + stage_pixel * Sizes::kChannelRow;
             const T* gradient =
-                arguments.output_gradient + static_cast<long long>(index) * arguments.output_channels + first_channel;
+                arguments.output_gradient + static_cast<long long>(index) * geometry.output_channels + first_channel;
 #pragma unroll
             for (int j = 0; j < Sizes::kChannelCopies; j++) {
                 const int shift = j * kChunksAtOnce * Sizes::kVector;
-                const bool valid = inside && first_channel + shift < arguments.output_channels;
+                const bool valid = inside && first_channel + shift < geometry.output_channels;
                 copy_async_16(channels + chunk_offset<T>(chunk() + j * kChunksAtOnce, stage_pixel),
                               valid ? gradient + shift : arguments.output_gradient, valid);
             }
 
             unsigned char* columns = stage + Sizes::kStep * Sizes::kChannelRow + stage_pixel * Sizes::kColumnRow;
-            const int origin_row = row[i] * arguments.stride - arguments.padding;
-            const int origin_column = column[i] * arguments.stride - arguments.padding;
+            const int origin_row = row[i] * geometry.stride - geometry.padding;
+            const int origin_column = column[i] * geometry.stride - geometry.padding;
             const unsigned reached =
-                inside ? positions_inside(origin_row, arguments.height, arguments.kernel_height) |
-                             positions_inside(origin_column, arguments.width, arguments.kernel_width) * kColumnBit
+                inside ? positions_inside(origin_row, geometry.height, geometry.kernel_height) |
+                             positions_inside(origin_column, geometry.width, geometry.kernel_width) * kColumnBit
                        : 0u;
-            const int origin = (picture[i] * arguments.height + origin_row) * arguments.width + origin_column;
-            const T* window = arguments.input + static_cast<long long>(origin) * arguments.input_channels;
+            const int origin = (picture[i] * geometry.height + origin_row) * geometry.width + origin_column;
+            const T* window = arguments.input + static_cast<long long>(origin) * geometry.input_channels;
 #pragma unroll
             for (int j = 0; j < Sizes::kColumnCopies; j++) {
                 const bool valid = (reached & position[j]) == position[j];
@@ -221,11 +213,11 @@ struct Copies {
             }
 
             column[i] += step_columns;
-            const bool next_row = column[i] >= arguments.output_width;
-            if (next_row) column[i] -= arguments.output_width;
+            const bool next_row = column[i] >= geometry.output_width;
+            if (next_row) column[i] -= geometry.output_width;
             row[i] += step_rows + (next_row ? 1 : 0);
-            const bool next_picture = row[i] >= arguments.output_height;
-            if (next_picture) row[i] -= arguments.output_height;
+            const bool next_picture = row[i] >= geometry.output_height;
+            if (next_picture) row[i] -= geometry.output_height;
             picture[i] += step_pictures + (next_picture ? 1 : 0);
         }
         pixel += Sizes::kStep;
@@ -329,6 +321,7 @@ __device__ __forceinline__ void add_stored(typename Sizes::Sums& sums, const flo
 
 template <class T, int kChannels, int kColumns>
 __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradientArguments<T>& arguments) {
+    const Conv2dGeometry& geometry = arguments.geometry;
     using Sizes = Tile<T, kChannels, kColumns>;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     __shared__ int flag;
@@ -338,15 +331,15 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
     const int column_tile = tile / arguments.channel_tiles;
     const int first_channel = (tile - column_tile * arguments.channel_tiles) * kChannels;
     const int first_column = column_tile * kColumns;
-    const int columns = arguments.kernel_height * arguments.kernel_width * arguments.input_channels;
-    const int pixels = arguments.batch * arguments.output_height * arguments.output_width;
+    const int columns = geometry.kernel_height * geometry.kernel_width * geometry.input_channels;
+    const int pixels = geometry.batch * geometry.output_height * geometry.output_width;
 
     const int warp = threadIdx.x / kWarp;
     const int warp_channel = warp % Sizes::kWarpRows * kWarpChannels;
     const int warp_column = warp / Sizes::kWarpRows * Sizes::kWarpColumns;
     // A warp past the end of the gradient copies but has nothing to multiply, store or add.
     const bool active =
-        first_channel + warp_channel < arguments.output_channels && first_column + warp_column < columns;
+        first_channel + warp_channel < geometry.output_channels && first_column + warp_column < columns;
 
     const int first_step = split * arguments.split_steps;
     const int steps = min(divide_up(pixels, Sizes::kStep) - first_step, arguments.split_steps);
@@ -402,7 +395,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int channel = first_channel + warp_channel + i * 16 + half * 8 + lane / 4;
-            if (channel >= arguments.output_channels) continue;
+            if (channel >= geometry.output_channels) continue;
             float* row = arguments.weight_gradient + static_cast<long long>(channel) * columns;
 #pragma unroll
             for (int j = 0; j < Sizes::kColumnFragments; j++) {

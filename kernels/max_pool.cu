@@ -1,13 +1,13 @@
 // Maximum over windows, NHWC, and its gradient:
 //
-//   input (N, H, W, C) -> output (N, OH, OW, C), positions (N, OH, OW, C) uint8
-//   output gradient (N, OH, OW, C), positions -> input gradient (N, H, W, C)
+//   input (N, H, W, C) -> output (N, OH, OW, C), indices (N, OH, OW, C) uint8
+//   output gradient (N, OH, OW, C), indices -> input gradient (N, H, W, C)
 //
-// A position is the index in the window of its first maximum in scan order; a NaN counts as larger than any number, and
+// An argmax index is the place in the window of its first maximum in scan order; a NaN counts as larger than any number, and
 // the last NaN wins. Padding never wins.
 //
 // Bound by memory. ResNet's pool at batch 128 takes 112 x 112 x 64 to 56 x 56 x 64 with 3 x 3 windows at stride 2: in
-// bf16 it reads 206 MB and writes 51 MB and 26 MB of positions, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The
+// bf16 it reads 206 MB and writes 51 MB and 26 MB of argmax indices, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The
 // backward pass moves the same bytes the other way. Comparisons: nine an output element, 0.2 G.
 //
 // A thread makes 16 bytes of channels of one output pixel, so a warp reads whole lines, and each input line is read
@@ -18,11 +18,7 @@
 // float32 (2.1 and 2.5 TB/s), backward 0.32 and 0.42 ms (0.9 and 1.3 TB/s).
 #include "common.cuh"
 
-struct MaxPoolForwardArguments {
-    const void* input;   // (N, H, W, C)
-    void* output;        // (N, OH, OW, C)
-    uint8_t* positions;  // (N, OH, OW, C) or null
-    uint32_t groups;     // of vector length or one elements in the output
+struct MaxPoolGeometry {
     int32_t height;
     int32_t width;
     int32_t channels;
@@ -31,22 +27,23 @@ struct MaxPoolForwardArguments {
     int32_t size;
     int32_t stride;
     int32_t padding;
+};
+
+struct MaxPoolForwardArguments {
+    const void* input;   // (N, H, W, C)
+    void* output;        // (N, OH, OW, C)
+    uint8_t* indices;    // (N, OH, OW, C) or null
+    uint32_t groups;     // of vector length or one elements in the output
+    MaxPoolGeometry geometry;
     int32_t vectorised;
 };
 
 struct MaxPoolBackwardArguments {
-    const uint8_t* positions;     // (N, OH, OW, C)
+    const uint8_t* indices;       // (N, OH, OW, C)
     const void* output_gradient;  // (N, OH, OW, C)
     void* input_gradient;         // (N, H, W, C)
     uint32_t groups;              // of vector length or one elements in the input
-    int32_t height;
-    int32_t width;
-    int32_t channels;
-    int32_t output_height;
-    int32_t output_width;
-    int32_t size;
-    int32_t stride;
-    int32_t padding;
+    MaxPoolGeometry geometry;
     int32_t vectorised;
     int32_t accumulate;
     int32_t unused;
@@ -80,11 +77,12 @@ __device__ __forceinline__ size_t element_of(int image, int row, int column, int
 // `kSize` is the window's size where it is known, else 0.
 template <class T, int kLength, int kSize>
 __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arguments, uint32_t group) {
-    const int size = kSize != 0 ? kSize : arguments.size;
-    const int height = arguments.height, width = arguments.width, channels = arguments.channels;
-    const Place place = place_of(group, kLength, channels, arguments.output_height, arguments.output_width);
-    const int first_row = place.row * arguments.stride - arguments.padding;
-    const int first_column = place.column * arguments.stride - arguments.padding;
+    const MaxPoolGeometry& geometry = arguments.geometry;
+    const int size = kSize != 0 ? kSize : geometry.size;
+    const int height = geometry.height, width = geometry.width, channels = geometry.channels;
+    const Place place = place_of(group, kLength, channels, geometry.output_height, geometry.output_width);
+    const int first_row = place.row * geometry.stride - geometry.padding;
+    const int first_column = place.column * geometry.stride - geometry.padding;
     const T* input = static_cast<const T*>(arguments.input) + place.channel;
 
     float best[kLength];
@@ -113,11 +111,11 @@ __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arg
     }
     const size_t element = static_cast<size_t>(group) * kLength;
     store_floats<T, kLength>(static_cast<T*>(arguments.output) + element, best);
-    if (arguments.positions != nullptr) {
+    if (arguments.indices != nullptr) {
         Vector<uint8_t, kLength> bytes;
 #pragma unroll
         for (int i = 0; i < kLength; i++) bytes.elements[i] = static_cast<uint8_t>(position[i]);
-        *reinterpret_cast<Vector<uint8_t, kLength>*>(arguments.positions + element) = bytes;
+        *reinterpret_cast<Vector<uint8_t, kLength>*>(arguments.indices + element) = bytes;
     }
 }
 
@@ -127,7 +125,7 @@ __device__ __forceinline__ void forward(const MaxPoolForwardArguments& arguments
     if (group >= arguments.groups) return;
     if (arguments.vectorised == 0) {
         forward_group<T, 1, 0>(arguments, group);
-    } else if (arguments.size == 3) {
+    } else if (arguments.geometry.size == 3) {
         forward_group<T, kVectorLength<T>, 3>(arguments, group);
     } else {
         forward_group<T, kVectorLength<T>, 0>(arguments, group);
@@ -136,16 +134,17 @@ __device__ __forceinline__ void forward(const MaxPoolForwardArguments& arguments
 
 template <class T, int kLength>
 __device__ __forceinline__ void backward_group(const MaxPoolBackwardArguments& arguments, uint32_t group) {
-    const int size = arguments.size, stride = arguments.stride, channels = arguments.channels;
-    const Place place = place_of(group, kLength, channels, arguments.height, arguments.width);
+    const MaxPoolGeometry& geometry = arguments.geometry;
+    const int size = geometry.size, stride = geometry.stride, channels = geometry.channels;
+    const Place place = place_of(group, kLength, channels, geometry.height, geometry.width);
     // In padded rows: output row `o` has the input rows o stride .. o stride + size.
-    const int row = place.row + arguments.padding, column = place.column + arguments.padding;
+    const int row = place.row + geometry.padding, column = place.column + geometry.padding;
     const int first_row = row < size ? 0 : (row - size) / stride + 1;
     const int first_column = column < size ? 0 : (column - size) / stride + 1;
-    const int last_row = min(row / stride, arguments.output_height - 1);
-    const int last_column = min(column / stride, arguments.output_width - 1);
+    const int last_row = min(row / stride, geometry.output_height - 1);
+    const int last_column = min(column / stride, geometry.output_width - 1);
     const T* gradients = static_cast<const T*>(arguments.output_gradient) + place.channel;
-    const uint8_t* positions = arguments.positions + place.channel;
+    const uint8_t* indices = arguments.indices + place.channel;
     T* target = static_cast<T*>(arguments.input_gradient) + static_cast<size_t>(group) * kLength;
 
     float sums[kLength] = {};
@@ -153,11 +152,11 @@ __device__ __forceinline__ void backward_group(const MaxPoolBackwardArguments& a
     for (int output_row = first_row; output_row <= last_row; output_row++) {
         for (int output_column = first_column; output_column <= last_column; output_column++) {
             const int tap = (row - output_row * stride) * size + column - output_column * stride;
-            const size_t source = element_of(place.image, output_row, output_column, arguments.output_height,
-                                             arguments.output_width, channels);
+            const size_t source = element_of(place.image, output_row, output_column, geometry.output_height,
+                                             geometry.output_width, channels);
             float values[kLength];
             load_floats<T, kLength>(values, gradients + source);
-            const auto bytes = *reinterpret_cast<const Vector<uint8_t, kLength>*>(positions + source);
+            const auto bytes = *reinterpret_cast<const Vector<uint8_t, kLength>*>(indices + source);
 #pragma unroll
             for (int i = 0; i < kLength; i++) sums[i] += bytes.elements[i] == tap ? values[i] : 0.0f;
         }

@@ -121,12 +121,12 @@ impl Case {
 
     fn check_on(&self, device: &dyn Device) {
         let bench = Workbench::new(device);
-        let (output, normaliser) = self.check_forward(device, &bench, LIMIT);
-        self.check_backward(device, &bench, &output, &normaliser);
+        let (output, saved_statistics) = self.check_forward(device, &bench, LIMIT);
+        self.check_backward(device, &bench, &output, &saved_statistics);
         bench.finish();
     }
 
-    /// Returns output and normaliser.
+    /// Returns output and saved_statistics.
     fn check_forward(&self, device: &dyn Device, bench: &Workbench, limit: f64) -> (Vec<f32>, Vec<f32>) {
         let (Self { dims, options, .. }, channels) = (self, self.channels());
         let pixels = self.input.len() / channels;
@@ -137,7 +137,7 @@ impl Case {
             statistics
         });
         let output = bench.activation_output(*dims);
-        let normaliser = bench.output([4, channels]);
+        let saved_statistics = bench.output([4, channels]);
         let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &self.running[index]));
         let residual = options.residual.then(|| bench.activation(*dims, &self.residual));
         let arguments = BatchNormForward {
@@ -148,7 +148,7 @@ impl Case {
             bias: &bench.input([channels], &self.bias),
             running_mean: &running_mean,
             running_variance: &running_variance,
-            normaliser: &normaliser,
+            saved_statistics: &saved_statistics,
             residual: residual.as_ref(),
             activation: options.activation,
             output: &output,
@@ -175,10 +175,10 @@ impl Case {
         } else {
             assert_eq!(running, self.running, "running statistics of {what} changed");
         }
-        (ours, bench.read(&normaliser))
+        (ours, bench.read(&saved_statistics))
     }
 
-    fn check_backward(&self, device: &dyn Device, bench: &Workbench, output: &[f32], normaliser: &[f32]) {
+    fn check_backward(&self, device: &dyn Device, bench: &Workbench, output: &[f32], saved_statistics: &[f32]) {
         let (Self { dims, options, .. }, channels) = (self, self.channels());
         let before = |index: usize| options.accumulate.then_some(self.before[index].as_slice());
         let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
@@ -209,7 +209,7 @@ impl Case {
                 output_gradient: &bench.activation(*dims, &self.output_gradient),
                 weight: &bench.input([channels], &self.weight),
                 bias: &bench.input([channels], &self.bias),
-                normaliser: &bench.input([4, channels], normaliser),
+                saved_statistics: &bench.input([4, channels], saved_statistics),
                 input_gradient: input_gradient.as_ref(),
                 residual_gradient: residual_gradient.as_ref(),
                 weight_gradient: weight_gradient.as_ref(),
@@ -365,7 +365,7 @@ fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
             let input = bench.activation(dims, &case.input);
             let partial = bench.output([device.statistics_rows(input.shape()), 2, channels]);
             device.batch_norm_statistics(&input, &partial).unwrap();
-            let (output, normaliser) = (bench.activation_output(dims), bench.output([4, channels]));
+            let (output, saved_statistics) = (bench.activation_output(dims), bench.output([4, channels]));
             let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &case.running[index]));
             let arguments = BatchNormForward {
                 mode: BatchNormMode::Training,
@@ -375,7 +375,7 @@ fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
                 bias: &bench.input([channels], &case.bias),
                 running_mean: &running_mean,
                 running_variance: &running_variance,
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 residual: None,
                 activation,
                 output: &output,
@@ -447,7 +447,7 @@ fn not_a_number_passes_the_relu() {
                 bias: &bench.input([3], &case.bias),
                 running_mean: &bench.input([3], &case.running[0]),
                 running_variance: &bench.input([3], &case.running[1]),
-                normaliser: &bench.output([4, 3]),
+                saved_statistics: &bench.output([4, 3]),
                 residual: residual.as_ref(),
                 activation: Activation::Relu,
                 output: &output,

@@ -175,7 +175,7 @@ impl Case {
         let ours = assert_nearest(&format!("output of {shape:?}"), &bench, &output, all, limit(shape));
         // What the statistics say is what batch norm reads from them. They are of the output as it is stored.
         if let Some(statistics) = statistics.filter(|_| ours.len() > channels) {
-            let normaliser = bench.output([4, channels]);
+            let saved_statistics = bench.output([4, channels]);
             let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
             let arguments = BatchNormForward {
                 mode: BatchNormMode::Training,
@@ -185,7 +185,7 @@ impl Case {
                 bias: &bench.input([channels], &zeros),
                 running_mean: &bench.variable([channels], &zeros),
                 running_variance: &bench.variable([channels], &ones),
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 residual: None,
                 activation: Activation::None,
                 output: &bench.activation_output(output_dims(shape)),
@@ -193,13 +193,13 @@ impl Case {
                 momentum: 0.1,
             };
             device.batch_norm_forward(&arguments).unwrap();
-            let normaliser = bench.read(&normaliser);
+            let saved_statistics = bench.read(&saved_statistics);
             let expected = batch_statistics(&ours, channels);
             let deviation: Vec<f64> = expected.variance.iter().map(|variance| variance.sqrt()).collect();
             let inverse: Vec<f64> = expected.variance.iter().map(|variance| 1.0 / (variance + 1e-5).sqrt()).collect();
             let what = format!("statistics of {shape:?}");
-            assert_near(&what, &normaliser[..channels], &expected.mean, norm(&deviation), 1e-5);
-            assert_near(&what, &normaliser[channels..2 * channels], &inverse, 0.0, 1e-5);
+            assert_near(&what, &saved_statistics[..channels], &expected.mean, norm(&deviation), 1e-5);
+            assert_near(&what, &saved_statistics[channels..2 * channels], &inverse, 0.0, 1e-5);
         }
         bench.finish();
     }
@@ -415,7 +415,7 @@ fn lower_levels() {
 fn with_a_batch_norm_behind_it() {
     let devices = PRECISIONS.into_iter().flat_map(kernel_devices).chain(devices());
     let mut finished = 0;
-    for device in devices.filter(|device| device.has_conv2d_batch_norm()) {
+    for device in devices.filter(|device| device.features().conv2d_batch_norm) {
         for sizes in [
             [3, 29, 30, 3, 64, 7, 7, 2, 3],
             [4, 14, 15, 32, 48, 3, 3, 1, 1],
@@ -469,7 +469,7 @@ fn after_batch_norm(
         bias: &vector(-1.0, 1.0),
         running_mean: &vector(-1.0, 1.0),
         running_variance: &vector(0.1, 4.0),
-        normaliser: &bench.output([4, channels]),
+        saved_statistics: &bench.output([4, channels]),
         residual: with_residual.then_some(&residual),
         activation,
         output: &output,

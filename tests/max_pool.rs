@@ -50,7 +50,7 @@ fn check_on(precision: Precision, devices: &[Rc<dyn Device>], shape: &PoolShape,
     let output_dims = [batch, shape.output_height(), shape.output_width(), channels];
     let (truth, indices) = max_pool(shape, input);
     let truth = comparable(truth.into_iter().map(|value| value as f32));
-    let truth_positions: Vec<u8> =
+    let truth_indices: Vec<u8> =
         indices.iter().enumerate().map(|(output, &index)| position(shape, output, index)).collect();
     let gradient_truth = max_pool_backward(shape, input, &output_gradient);
     for device in devices {
@@ -58,16 +58,16 @@ fn check_on(precision: Precision, devices: &[Rc<dyn Device>], shape: &PoolShape,
         let bench = Workbench::new(device);
         let input = bench.activation(dims, input);
         let (output, output_alone) = (bench.activation_output(output_dims), bench.activation_output(output_dims));
-        let positions = bench.byte_output(output_dims);
-        device.max_pool_forward(window, &input, &output, Some(&positions)).unwrap();
+        let indices = bench.byte_output(output_dims);
+        device.max_pool_forward(window, &input, &output, Some(&indices)).unwrap();
         device.max_pool_forward(window, &input, &output_alone, None).unwrap();
         assert_eq!(comparable(bench.read(&output)), truth, "{shape:?}");
-        assert_eq!(comparable(bench.read(&output_alone)), truth, "without positions, {shape:?}");
-        assert_eq!(bench.read_bytes(&positions), truth_positions, "positions, {shape:?}");
+        assert_eq!(comparable(bench.read(&output_alone)), truth, "without indices, {shape:?}");
+        assert_eq!(bench.read_bytes(&indices), truth_indices, "indices, {shape:?}");
         for before in [None, Some(before.as_slice())] {
             let gradient = bench.activation_gradient(dims, before);
             let output_gradient = bench.activation(output_dims, &output_gradient);
-            device.max_pool_backward(window, &positions, &output_gradient, &gradient).unwrap();
+            device.max_pool_backward(window, &indices, &output_gradient, &gradient).unwrap();
             let what = format!("input gradient, accumulate {}, {shape:?}", gradient.accumulate);
             let truth = added(before, gradient_truth.clone());
             assert_stored_near(&what, &bench, &gradient.tensor, &truth, 0.0, 1e-6);

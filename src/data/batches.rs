@@ -21,7 +21,7 @@ pub enum Placement<H, D> {
 impl Placement<(), ()> {
     /// The device, if it can.
     pub fn of(device: &dyn Device) -> Self {
-        match device.has_augment() {
+        match device.features().augment {
             true => Self::Device(()),
             false => Self::Host(()),
         }

@@ -398,7 +398,7 @@ impl Lowering<'_> {
             BatchNormMode::Running => 0,
         };
         let operation = Conv2d { shape: conv2d_shape, element_type, statistics_rows };
-        if matches!(self.phase, Phase::Evaluation) && self.device.has_conv2d_batch_norm() {
+        if matches!(self.phase, Phase::Evaluation) && self.device.features().conv2d_batch_norm {
             let mut parameters = self.parameters(convolution);
             parameters.extend(self.parameters(norm));
             let operation = Conv2dBatchNorm { convolution: operation, batch_norm };

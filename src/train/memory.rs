@@ -56,7 +56,7 @@ impl Run<'_> {
                 .max(activations(test.len(), Purpose::Evaluation)?),
             parameters: network.parameters().bytes(),
             host: batches.saturating_add(with_velocities + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
-            is_shared: !network.device().has_augment(),
+            is_shared: network.device().features().shares_host_memory,
         })
     }
 

@@ -6,6 +6,8 @@
 // Each test binary compiles this module and uses its own part of it.
 #![allow(dead_code)]
 
+#[macro_use]
+pub mod delegate;
 pub mod devices;
 pub mod recorder;
 pub mod recording;

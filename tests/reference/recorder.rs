@@ -6,13 +6,13 @@ use std::rc::Rc;
 
 use retune::data::RgbImage;
 use retune::device::{
-    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, ImageView, MaxPoolWindow, Precision, Recording, Resampling,
-    SgdStep, read_f32, write_f32,
+    Augment, BatchNormBackward, Conv2dInputGradient, Conv2dShape, Device, Features, Gradient, ImageView, MaxPoolWindow,
+    Precision, Resampling, read_f32, write_f32,
 };
 use retune::error::Result;
-use retune::tensor::{ElementType, Memory, Shape, Tensor};
+use retune::tensor::{ElementType, Memory, Tensor};
 
+use super::delegate::Delegate;
 use super::resampling::resample;
 
 /// A gradient of an activation that a kernel was asked to write.
@@ -118,13 +118,17 @@ impl Recorder {
     }
 }
 
-impl Device for Recorder {
-    fn name(&self) -> String {
-        self.device.name()
+delegate_device!(Recorder);
+
+impl Delegate for Recorder {
+    fn inner(&self) -> &dyn Device {
+        self.device.as_ref()
     }
 
-    fn description(&self) -> String {
-        self.device.description()
+    fn features(&self) -> Features {
+        let features = self.device.features();
+        // One call for two operations would hide one of them.
+        Features { augment: self.augments || features.augment, conv2d_batch_norm: false, ..features }
     }
 
     fn precision(&self) -> Precision {
@@ -145,26 +149,6 @@ impl Device for Recorder {
         Ok(memory)
     }
 
-    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
-        self.device.upload(source, target)
-    }
-
-    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
-        self.device.download(source, target)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()
-    }
-
-    fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
-        self.device.record(step)
-    }
-
-    fn has_augment(&self) -> bool {
-        self.augments || self.device.has_augment()
-    }
-
     fn augment(&self, arguments: &Augment) -> Result<()> {
         match self.augments {
             true => self.augment_by_reference(arguments),
@@ -172,37 +156,9 @@ impl Device for Recorder {
         }
     }
 
-    fn statistics_rows(&self, shape: Shape) -> usize {
-        self.device.statistics_rows(shape)
-    }
-
-    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-        self.device.conv2d_workspace(shape, pass)
-    }
-
-    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
-        self.device.conv2d_forward(shape, arguments)
-    }
-
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         self.note("conv2d", [arguments.input_gradient]);
         self.device.conv2d_input_gradient(shape, arguments)
-    }
-
-    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
-        self.device.conv2d_weight_gradient(shape, arguments)
-    }
-
-    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()> {
-        self.device.batch_norm_statistics(input, statistics)
-    }
-
-    fn batch_norm_workspace(&self, shape: Shape) -> usize {
-        self.device.batch_norm_workspace(shape)
-    }
-
-    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
-        self.device.batch_norm_forward(arguments)
     }
 
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
@@ -210,49 +166,20 @@ impl Device for Recorder {
         self.device.batch_norm_backward(arguments)
     }
 
-    fn max_pool_forward(
-        &self,
-        window: MaxPoolWindow,
-        input: &Tensor,
-        output: &Tensor,
-        positions: Option<&Tensor>,
-    ) -> Result<()> {
-        self.device.max_pool_forward(window, input, output, positions)
-    }
-
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
-        positions: &Tensor,
+        indices: &Tensor,
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()> {
         self.note("max_pool", [input_gradient]);
-        self.device.max_pool_backward(window, positions, output_gradient, input_gradient)
-    }
-
-    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
-        self.device.avg_pool_forward(input, output)
+        self.device.max_pool_backward(window, indices, output_gradient, input_gradient)
     }
 
     fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
         self.note("avg_pool", [input_gradient]);
         self.device.avg_pool_backward(output_gradient, input_gradient)
-    }
-
-    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
-        self.device.linear_workspace(batch, inputs, outputs, pass)
-    }
-
-    fn linear_forward(
-        &self,
-        input: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        output: &Tensor,
-        workspace: &Tensor,
-    ) -> Result<()> {
-        self.device.linear_forward(input, weight, bias, output, workspace)
     }
 
     fn linear_input_gradient(
@@ -264,32 +191,5 @@ impl Device for Recorder {
     ) -> Result<()> {
         self.note("linear", [input_gradient]);
         self.device.linear_input_gradient(output_gradient, weight, input_gradient, workspace)
-    }
-
-    fn linear_weight_gradient(
-        &self,
-        input: Option<&Tensor>,
-        output_gradient: &Tensor,
-        weight_gradient: Option<&Tensor>,
-        bias_gradient: Option<&Tensor>,
-        workspace: &Tensor,
-    ) -> Result<()> {
-        self.device.linear_weight_gradient(input, output_gradient, weight_gradient, bias_gradient, workspace)
-    }
-
-    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
-        self.device.cross_entropy(arguments)
-    }
-
-    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
-        self.device.gradient_norm_sums(gradients)
-    }
-
-    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
-        self.device.gradient_norm(gradients, sums, norm)
-    }
-
-    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
-        self.device.sgd(arguments)
     }
 }

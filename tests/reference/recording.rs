@@ -4,11 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+    BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient,
+    CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, SgdStep,
 };
 use retune::error::Result;
-use retune::tensor::{Memory, Shape, Tensor};
+use retune::tensor::{Memory, Tensor};
+
+use super::delegate::Delegate;
 
 type Call = Box<dyn Fn(&dyn Device) -> Result<()>>;
 
@@ -65,17 +67,16 @@ impl RecordingDevice {
     }
 }
 
-impl Device for RecordingDevice {
-    fn name(&self) -> String {
-        self.device.name()
+delegate_device!(RecordingDevice);
+
+impl Delegate for RecordingDevice {
+    fn inner(&self) -> &dyn Device {
+        self.device.as_ref()
     }
 
-    fn description(&self) -> String {
-        self.device.description()
-    }
-
-    fn precision(&self) -> Precision {
-        self.device.precision()
+    fn features(&self) -> Features {
+        // What it does not keep it does not have.
+        Features { augment: false, conv2d_batch_norm: false, ..self.device.features() }
     }
 
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
@@ -107,14 +108,6 @@ impl Device for RecordingDevice {
         self.recordings.set(self.recordings.get() + 1);
         let (device, replays) = (self.device.clone(), self.replays.clone());
         Ok(Some(Rc::new(Recorded { device, calls, replays })))
-    }
-
-    fn statistics_rows(&self, shape: Shape) -> usize {
-        self.device.statistics_rows(shape)
-    }
-
-    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-        self.device.conv2d_workspace(shape, pass)
     }
 
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
@@ -175,19 +168,15 @@ impl Device for RecordingDevice {
         self.issue(move |device| device.batch_norm_statistics(&input, &statistics))
     }
 
-    fn batch_norm_workspace(&self, shape: Shape) -> usize {
-        self.device.batch_norm_workspace(shape)
-    }
-
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
         let &BatchNormForward { mode, activation, epsilon, momentum, .. } = arguments;
-        let [input, weight, bias, running_mean, running_variance, normaliser, output] = [
+        let [input, weight, bias, running_mean, running_variance, saved_statistics, output] = [
             arguments.input,
             arguments.weight,
             arguments.bias,
             arguments.running_mean,
             arguments.running_variance,
-            arguments.normaliser,
+            arguments.saved_statistics,
             arguments.output,
         ]
         .map(Tensor::clone);
@@ -201,7 +190,7 @@ impl Device for RecordingDevice {
                 bias: &bias,
                 running_mean: &running_mean,
                 running_variance: &running_variance,
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 residual: residual.as_ref(),
                 activation,
                 output: &output,
@@ -213,9 +202,14 @@ impl Device for RecordingDevice {
 
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
         let &BatchNormBackward { mode, activation, .. } = arguments;
-        let [output_gradient, weight, bias, normaliser, workspace] =
-            [arguments.output_gradient, arguments.weight, arguments.bias, arguments.normaliser, arguments.workspace]
-                .map(Tensor::clone);
+        let [output_gradient, weight, bias, saved_statistics, workspace] = [
+            arguments.output_gradient,
+            arguments.weight,
+            arguments.bias,
+            arguments.saved_statistics,
+            arguments.workspace,
+        ]
+        .map(Tensor::clone);
         let [input, output, weight_gradient, bias_gradient] =
             [arguments.input, arguments.output, arguments.weight_gradient, arguments.bias_gradient]
                 .map(Option::<&Tensor>::cloned);
@@ -230,7 +224,7 @@ impl Device for RecordingDevice {
                 output_gradient: &output_gradient,
                 weight: &weight,
                 bias: &bias,
-                normaliser: &normaliser,
+                saved_statistics: &saved_statistics,
                 input_gradient: input_gradient.as_ref(),
                 residual_gradient: residual_gradient.as_ref(),
                 weight_gradient: weight_gradient.as_ref(),
@@ -245,22 +239,22 @@ impl Device for RecordingDevice {
         window: MaxPoolWindow,
         input: &Tensor,
         output: &Tensor,
-        positions: Option<&Tensor>,
+        indices: Option<&Tensor>,
     ) -> Result<()> {
-        let ([input, output], positions) = ([input, output].map(Tensor::clone), positions.cloned());
-        self.issue(move |device| device.max_pool_forward(window, &input, &output, positions.as_ref()))
+        let ([input, output], indices) = ([input, output].map(Tensor::clone), indices.cloned());
+        self.issue(move |device| device.max_pool_forward(window, &input, &output, indices.as_ref()))
     }
 
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
-        positions: &Tensor,
+        indices: &Tensor,
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()> {
-        let [positions, output_gradient] = [positions, output_gradient].map(Tensor::clone);
+        let [indices, output_gradient] = [indices, output_gradient].map(Tensor::clone);
         let input_gradient = input_gradient.clone();
-        self.issue(move |device| device.max_pool_backward(window, &positions, &output_gradient, &input_gradient))
+        self.issue(move |device| device.max_pool_backward(window, &indices, &output_gradient, &input_gradient))
     }
 
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
@@ -271,10 +265,6 @@ impl Device for RecordingDevice {
     fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()> {
         let (output_gradient, input_gradient) = (output_gradient.clone(), input_gradient.clone());
         self.issue(move |device| device.avg_pool_backward(&output_gradient, &input_gradient))
-    }
-
-    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
-        self.device.linear_workspace(batch, inputs, outputs, pass)
     }
 
     fn linear_forward(
@@ -335,10 +325,6 @@ impl Device for RecordingDevice {
                 scale,
             })
         })
-    }
-
-    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
-        self.device.gradient_norm_sums(gradients)
     }
 
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {

@@ -1,16 +1,15 @@
 //! A device in tf32 or bf16, made of the CPU: factors of convolutions and whatever is stored in bf16 are rounded, all
 //! else is the CPU's float32. What a tensor-core engine has to do, as plainly as it can be said.
 
-use std::rc::Rc;
-
 use retune::device::cpu::Cpu;
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, SgdStep, read_f32, write_f32,
+    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient, Device,
+    Features, Gradient, MaxPoolWindow, Precision, SgdStep, read_f32, write_f32,
 };
 use retune::error::Result;
-use retune::tensor::{ElementType, Memory, Shape, Tensor};
+use retune::tensor::{ElementType, Tensor};
 
+use super::delegate::Delegate;
 use super::devices::factors;
 use super::{conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 
@@ -80,41 +79,23 @@ fn write_sums(mut sums: Vec<f64>, accumulate: bool, target: &Tensor) -> Result<(
     write_f32(&Cpu, &rounded, target)
 }
 
-impl Device for RoundingDevice {
+delegate_device!(RoundingDevice);
+
+impl Delegate for RoundingDevice {
+    fn inner(&self) -> &dyn Device {
+        &Cpu
+    }
+
     fn name(&self) -> String {
         format!("cpu in {}", self.precision)
     }
 
-    fn description(&self) -> String {
-        Cpu.description()
+    fn features(&self) -> Features {
+        Features { conv2d_batch_norm: false, ..Cpu.features() }
     }
 
     fn precision(&self) -> Precision {
         self.precision
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
-        Cpu.allocate(bytes)
-    }
-
-    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()> {
-        Cpu.upload(source, target)
-    }
-
-    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()> {
-        Cpu.download(source, target)
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Cpu.synchronize()
-    }
-
-    fn statistics_rows(&self, shape: Shape) -> usize {
-        Cpu.statistics_rows(shape)
-    }
-
-    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-        Cpu.conv2d_workspace(shape, pass)
     }
 
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
@@ -136,7 +117,7 @@ impl Device for RoundingDevice {
         }
         self.store(&output, arguments.output)?;
         match arguments.statistics {
-            Some(statistics) => self.batch_norm_statistics(arguments.output, statistics),
+            Some(statistics) => Device::batch_norm_statistics(self, arguments.output, statistics),
             None => Ok(()),
         }
     }
@@ -181,10 +162,6 @@ impl Device for RoundingDevice {
         Cpu.batch_norm_statistics(&self.widened(input)?, statistics)
     }
 
-    fn batch_norm_workspace(&self, shape: Shape) -> usize {
-        Cpu.batch_norm_workspace(shape)
-    }
-
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
         let output = self.widened(arguments.output)?;
         Cpu.batch_norm_forward(&BatchNormForward {
@@ -220,22 +197,22 @@ impl Device for RoundingDevice {
         window: MaxPoolWindow,
         input: &Tensor,
         output: &Tensor,
-        positions: Option<&Tensor>,
+        indices: Option<&Tensor>,
     ) -> Result<()> {
         let result = self.widened(output)?;
-        Cpu.max_pool_forward(window, &self.widened(input)?, &result, positions)?;
+        Cpu.max_pool_forward(window, &self.widened(input)?, &result, indices)?;
         self.store(&result, output)
     }
 
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
-        positions: &Tensor,
+        indices: &Tensor,
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()> {
         let result = self.widened_gradient(input_gradient)?;
-        Cpu.max_pool_backward(window, positions, &self.widened(output_gradient)?, &result)?;
+        Cpu.max_pool_backward(window, indices, &self.widened(output_gradient)?, &result)?;
         self.store(&result.tensor, &input_gradient.tensor)
     }
 
@@ -247,54 +224,6 @@ impl Device for RoundingDevice {
         let result = self.widened_gradient(input_gradient)?;
         Cpu.avg_pool_backward(output_gradient, &result)?;
         self.store(&result.tensor, &input_gradient.tensor)
-    }
-
-    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize {
-        Cpu.linear_workspace(batch, inputs, outputs, pass)
-    }
-
-    fn linear_forward(
-        &self,
-        input: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        output: &Tensor,
-        workspace: &Tensor,
-    ) -> Result<()> {
-        Cpu.linear_forward(input, weight, bias, output, workspace)
-    }
-
-    fn linear_input_gradient(
-        &self,
-        output_gradient: &Tensor,
-        weight: &Tensor,
-        input_gradient: &Gradient,
-        workspace: &Tensor,
-    ) -> Result<()> {
-        Cpu.linear_input_gradient(output_gradient, weight, input_gradient, workspace)
-    }
-
-    fn linear_weight_gradient(
-        &self,
-        input: Option<&Tensor>,
-        output_gradient: &Tensor,
-        weight_gradient: Option<&Tensor>,
-        bias_gradient: Option<&Tensor>,
-        workspace: &Tensor,
-    ) -> Result<()> {
-        Cpu.linear_weight_gradient(input, output_gradient, weight_gradient, bias_gradient, workspace)
-    }
-
-    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
-        Cpu.cross_entropy(arguments)
-    }
-
-    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
-        Cpu.gradient_norm_sums(gradients)
-    }
-
-    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
-        Cpu.gradient_norm(gradients, sums, norm)
     }
 
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {

@@ -46,11 +46,11 @@ impl Function for Relu {
 macro_rules! with_function {
     ($activation:expr, |$function:ident| $body:expr) => {
         match $activation {
-            $crate::device::Activation::None => {
+            $crate::device::interface::Activation::None => {
                 let $function = $crate::device::cpu::activation::Identity;
                 $body
             }
-            $crate::device::Activation::Relu => {
+            $crate::device::interface::Activation::Relu => {
                 let $function = $crate::device::cpu::activation::Relu;
                 $body
             }

@@ -2,7 +2,7 @@
 
 use super::jobs;
 use super::memory::Views;
-use crate::device::Gradient;
+use crate::device::interface::Gradient;
 use crate::tensor::Tensor;
 
 pub(super) fn forward(input: &Tensor, output: &Tensor) {

@@ -9,7 +9,7 @@ use super::activation::{Function, with_function};
 use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
-use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
+use crate::device::interface::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
 use crate::tensor::{Shape, Tensor};
 
 /// Elements of a block of pixels.
@@ -97,7 +97,7 @@ pub(super) fn forward(arguments: &BatchNormForward) {
     let mut views = Views::default();
     let input = views.read::<f32>(arguments.input);
     let (weight, bias) = (views.read::<f32>(arguments.weight), views.read::<f32>(arguments.bias));
-    let normaliser = views.write::<f32>(arguments.normaliser);
+    let saved_statistics = views.write::<f32>(arguments.saved_statistics);
     let output = views.write::<f32>(arguments.output);
     let residual = arguments.residual.map(|tensor| views.read::<f32>(tensor));
     match (mode, arguments.statistics) {
@@ -107,8 +107,8 @@ pub(super) fn forward(arguments: &BatchNormForward) {
             let running_variance = views.write::<f32>(arguments.running_variance);
             for channel in 0..channels {
                 let (mean, variance) = combine(statistics, channels, channel, pixels);
-                normaliser[channel] = mean as f32;
-                normaliser[channels + channel] = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
+                saved_statistics[channel] = mean as f32;
+                saved_statistics[channels + channel] = (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32;
                 let unbiased = variance * pixels as f64 / (pixels - 1) as f64;
                 let update = |running: &mut f32, value: f64| {
                     *running = (f64::from(*running) * (1.0 - f64::from(momentum)) + value * f64::from(momentum)) as f32;
@@ -120,10 +120,10 @@ pub(super) fn forward(arguments: &BatchNormForward) {
         (BatchNormMode::Training, None) => panic!("batch_norm in training mode needs statistics"),
         (BatchNormMode::Running, _) => {
             let running = (views.read(arguments.running_mean), views.read(arguments.running_variance));
-            running_moments(running, epsilon, normaliser);
+            running_moments(running, epsilon, saved_statistics);
         }
     }
-    let (scale, shift) = factors(normaliser, weight, bias);
+    let (scale, shift) = factors(saved_statistics, weight, bias);
     let block = block_pixels(channels) * channels;
     jobs::for_each_piece(output, block, |index, output| {
         let range = index * block..index * block + output.len();
@@ -137,18 +137,18 @@ pub(super) fn forward(arguments: &BatchNormForward) {
 }
 
 /// Mean and reciprocal standard deviation in running mode.
-fn running_moments((mean, variance): (&[f32], &[f32]), epsilon: f32, normaliser: &mut [f32]) {
-    let (means, rest) = normaliser.split_at_mut(mean.len());
+fn running_moments((mean, variance): (&[f32], &[f32]), epsilon: f32, saved_statistics: &mut [f32]) {
+    let (means, rest) = saved_statistics.split_at_mut(mean.len());
     means.copy_from_slice(mean);
     for (inverse_deviation, &variance) in rest.iter_mut().zip(variance) {
         *inverse_deviation = (1.0 / (f64::from(variance) + f64::from(epsilon)).sqrt()) as f32;
     }
 }
 
-/// What a value is multiplied by, and what is then added, from the moments in `normaliser`, and written there.
-fn factors<'a>(normaliser: &'a mut [f32], weight: &[f32], bias: &[f32]) -> (&'a [f32], &'a [f32]) {
+/// What a value is multiplied by, and what is then added, from the moments in `saved_statistics`, and written there.
+fn factors<'a>(saved_statistics: &'a mut [f32], weight: &[f32], bias: &[f32]) -> (&'a [f32], &'a [f32]) {
     let channels = weight.len();
-    let (moments, affine) = normaliser.split_at_mut(2 * channels);
+    let (moments, affine) = saved_statistics.split_at_mut(2 * channels);
     let (scale, shift) = affine.split_at_mut(channels);
     for channel in 0..channels {
         scale[channel] = weight[channel] * moments[channels + channel];
@@ -168,10 +168,10 @@ pub struct Finish<'a> {
 impl<'a> Finish<'a> {
     pub(super) fn new(arguments: &BatchNormForward<'a>, views: &mut Views) -> Self {
         assert!(arguments.mode == BatchNormMode::Running, "statistics of a batch need all of it");
-        let normaliser = views.write::<f32>(arguments.normaliser);
+        let saved_statistics = views.write::<f32>(arguments.saved_statistics);
         let running = (views.read(arguments.running_mean), views.read(arguments.running_variance));
-        running_moments(running, arguments.epsilon, normaliser);
-        let (scale, shift) = factors(normaliser, views.read(arguments.weight), views.read(arguments.bias));
+        running_moments(running, arguments.epsilon, saved_statistics);
+        let (scale, shift) = factors(saved_statistics, views.read(arguments.weight), views.read(arguments.bias));
         let residual = arguments.residual.map(|tensor| views.read(tensor));
         Finish { scale, shift, residual, activation: arguments.activation }
     }
@@ -289,7 +289,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     // Where the plan kept no input, nothing below reads more than its length.
     let input = arguments.input.map_or(output_gradient, |tensor| views.read(tensor));
     let weight = views.read::<f32>(arguments.weight);
-    let normaliser = views.read::<f32>(arguments.normaliser);
+    let saved_statistics = views.read::<f32>(arguments.saved_statistics);
     let workspace = views.workspace(arguments.workspace);
     let activation = arguments.activation;
     let decisive = match arguments.output {
@@ -310,7 +310,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
             let (biases, weights) = row.split_at_mut(channels);
             let range = range(index);
             let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
-            block_sums(input, gradient, activation, decisive.block(range), normaliser, biases, weights);
+            block_sums(input, gradient, activation, decisive.block(range), saved_statistics, biases, weights);
         });
     }
     let mut weight_gradient = arguments.weight_gradient.map(|tensor| views.write::<f32>(tensor));
@@ -324,7 +324,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
             }
         }
         let [bias_sum, weight_sum] = sums;
-        let inverse_deviation = f64::from(normaliser[channels + channel]);
+        let inverse_deviation = f64::from(saved_statistics[channels + channel]);
         if let Some(gradient) = &mut weight_gradient {
             gradient[channel] = weight_sum as f32;
         }
@@ -349,12 +349,12 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
         if let Some((pieces, accumulate)) = &residuals {
             // SAFETY: each job has an index of its own.
             let target = unsafe { pieces.piece(index) };
-            residual_gradients(target, *accumulate, input, gradient, activation, decisive, normaliser);
+            residual_gradients(target, *accumulate, input, gradient, activation, decisive, saved_statistics);
         }
         if let Some((pieces, accumulate)) = &inputs {
             // SAFETY: as above.
             let target = unsafe { pieces.piece(index) };
-            input_gradients(target, *accumulate, input, gradient, activation, decisive, normaliser, coefficients);
+            input_gradients(target, *accumulate, input, gradient, activation, decisive, saved_statistics, coefficients);
         }
     });
 }
@@ -363,12 +363,12 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
 /// of the activation's argument at a channel of a pixel: one copy of the loop for each activation and place, so that
 /// each becomes vector code.
 macro_rules! behind_activation {
-    ($activation:expr, $decisive:expr, $normaliser:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
+    ($activation:expr, $decisive:expr, $saved_statistics:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
         with_function!($activation, |activation| match $decisive {
             Decisive::Argument => {
-                let channels = $normaliser.len() / 4;
-                let scale = &$normaliser[2 * channels..][..channels];
-                let shift = &$normaliser[3 * channels..][..channels];
+                let channels = $saved_statistics.len() / 4;
+                let scale = &$saved_statistics[2 * channels..][..channels];
+                let shift = &$saved_statistics[3 * channels..][..channels];
                 let backward = |channel: usize, gradient: &[f32], input: &[f32], _: &[f32]| {
                     activation.backward(affine(input[channel], scale[channel], shift[channel]), gradient[channel])
                 };
@@ -390,16 +390,16 @@ vectorised! {
         gradient: &[f32],
         activation: Activation,
         decisive: Decisive,
-        normaliser: &[f32],
+        saved_statistics: &[f32],
         biases: &mut [f32],
         weights: &mut [f32],
     ) {
         behind_activation!(
             activation,
             decisive,
-            normaliser,
+            saved_statistics,
             gradient,
-            add_sums(input, gradient, normaliser, biases, weights)
+            add_sums(input, gradient, saved_statistics, biases, weights)
         );
     }
 
@@ -410,7 +410,7 @@ vectorised! {
         gradient: &[f32],
         activation: Activation,
         decisive: Decisive,
-        normaliser: &[f32],
+        saved_statistics: &[f32],
         coefficients: &[f32],
     ) {
         if accumulate {
@@ -418,18 +418,18 @@ vectorised! {
             behind_activation!(
                 activation,
                 decisive,
-                normaliser,
+                saved_statistics,
                 gradient,
-                put_input_gradients(target, put, input, gradient, normaliser, coefficients)
+                put_input_gradients(target, put, input, gradient, saved_statistics, coefficients)
             );
         } else {
             let put = |target: &mut f32, value: f32| *target = value;
             behind_activation!(
                 activation,
                 decisive,
-                normaliser,
+                saved_statistics,
                 gradient,
-                put_input_gradients(target, put, input, gradient, normaliser, coefficients)
+                put_input_gradients(target, put, input, gradient, saved_statistics, coefficients)
             );
         }
     }
@@ -441,25 +441,25 @@ vectorised! {
         gradient: &[f32],
         activation: Activation,
         decisive: Decisive,
-        normaliser: &[f32],
+        saved_statistics: &[f32],
     ) {
         if accumulate {
             let put = |target: &mut f32, value: f32| *target += value;
             behind_activation!(
                 activation,
                 decisive,
-                normaliser,
+                saved_statistics,
                 gradient,
-                put_residual_gradients(target, put, input, gradient, normaliser)
+                put_residual_gradients(target, put, input, gradient, saved_statistics)
             );
         } else {
             let put = |target: &mut f32, value: f32| *target = value;
             behind_activation!(
                 activation,
                 decisive,
-                normaliser,
+                saved_statistics,
                 gradient,
-                put_residual_gradients(target, put, input, gradient, normaliser)
+                put_residual_gradients(target, put, input, gradient, saved_statistics)
             );
         }
     }
@@ -471,12 +471,12 @@ fn add_sums(
     backward: impl Fn(usize, &[f32], &[f32], &[f32]) -> f32,
     input: &[f32],
     gradient: &[f32],
-    normaliser: &[f32],
+    saved_statistics: &[f32],
     biases: &mut [f32],
     weights: &mut [f32],
 ) {
-    let channels = normaliser.len() / 4;
-    let (mean, inverse_deviation) = (&normaliser[..channels], &normaliser[channels..][..channels]);
+    let channels = saved_statistics.len() / 4;
+    let (mean, inverse_deviation) = (&saved_statistics[..channels], &saved_statistics[channels..][..channels]);
     let (biases, weights) = (&mut biases[..channels], &mut weights[..channels]);
     biases.fill(0.0);
     weights.fill(0.0);
@@ -499,11 +499,11 @@ fn put_input_gradients(
     put: impl Fn(&mut f32, f32),
     input: &[f32],
     gradient: &[f32],
-    normaliser: &[f32],
+    saved_statistics: &[f32],
     coefficients: &[f32],
 ) {
-    let channels = normaliser.len() / 4;
-    let mean = &normaliser[..channels];
+    let channels = saved_statistics.len() / 4;
+    let mean = &saved_statistics[..channels];
     let [scale, bias_share, weight_share] = [0, 1, 2].map(|part| &coefficients[part * channels..][..channels]);
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
@@ -524,9 +524,9 @@ fn put_residual_gradients(
     put: impl Fn(&mut f32, f32),
     input: &[f32],
     gradient: &[f32],
-    normaliser: &[f32],
+    saved_statistics: &[f32],
 ) {
-    let channels = normaliser.len() / 4;
+    let channels = saved_statistics.len() / 4;
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
         for channel in 0..channels {

@@ -6,12 +6,12 @@
 //! allocated; scratch memory comes from the caller's workspace, whose contents don't matter before and mean nothing
 //! after.
 
-use super::super::conv2d::{Conv2dPass, Conv2dShape};
 use super::batch_norm::Finish;
 use super::jobs::{LINE, aligned};
 use super::simd::Level;
 use super::winograd::Direction;
 use super::{direct, few_pixels, winograd};
+use crate::device::conv2d::{Conv2dPass, Conv2dShape};
 
 /// Floats of workspace that a pass needs, with as many threads as take part now.
 pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {

@@ -1,7 +1,7 @@
 //! Softmax cross entropy over at most a few thousand classes: small enough for float64 throughout.
 
 use super::memory::Views;
-use crate::device::CrossEntropy;
+use crate::device::interface::CrossEntropy;
 
 pub(super) fn run(arguments: &CrossEntropy) {
     let classes = arguments.logits.shape().channels();

@@ -21,11 +21,11 @@
 //! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used `taps *
 //! output_channels / step^2` times.
 
-use super::super::conv2d::Conv2dShape;
 use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
+use crate::device::conv2d::Conv2dShape;
 
 /// Output pixels of a job, at most: enough to use each packed weight often, few enough for the second-level cache.
 const PIXELS: usize = 224;

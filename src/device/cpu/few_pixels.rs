@@ -8,11 +8,11 @@
 //! Bound by reading the weights once: 9.4 MB at the memory's speed. Groups of channels small enough for the second-level
 //! cache are multiplied by every strip before the next group.
 
-use super::super::conv2d::Conv2dShape;
 use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, Shared, lines};
 use super::simd::Level;
+use crate::device::conv2d::Conv2dShape;
 
 /// Output pixels of the batch, at most: beyond, copying the weights pays.
 const PIXELS: usize = 224;

@@ -2,7 +2,7 @@
 
 use super::conv2d;
 use super::memory::Views;
-use crate::device::{Conv2dPass, Conv2dShape, Gradient};
+use crate::device::interface::{Conv2dPass, Conv2dShape, Gradient};
 use crate::tensor::Tensor;
 
 fn shape(batch: usize, inputs: usize, outputs: usize) -> Conv2dShape {

@@ -6,7 +6,7 @@
 use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
-use crate::device::{Gradient, MaxPoolWindow};
+use crate::device::interface::{Gradient, MaxPoolWindow};
 use crate::tensor::Tensor;
 
 /// Channels that are kept in registers together.
@@ -41,14 +41,14 @@ fn windows(window: MaxPoolWindow, input: usize, outputs: usize) -> impl Iterator
     (first..last).map(move |output| (input + window.padding - output * window.stride, output))
 }
 
-pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, positions: Option<&Tensor>) {
+pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, indices: Option<&Tensor>) {
     let [_, height, width, channels] = activation(input);
     let [_, output_height, output_width, _] = activation(output);
     let mut views = Views::default();
     let input = views.read::<f32>(input);
     let output = views.write::<f32>(output);
     let row_length = output_width * channels;
-    let run = |index: usize, output: &mut [f32], positions: &mut [u8]| {
+    let run = |index: usize, output: &mut [f32], indices: &mut [u8]| {
         let (image, output_row) = (index / output_height, index % output_height);
         let mut found = [Tap::default(); MOST_TAPS];
         for output_column in 0..output_width {
@@ -61,24 +61,24 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, po
                 }
             }
             let range = output_column * channels..(output_column + 1) * channels;
-            let positions = if positions.is_empty() { &mut [] } else { &mut positions[range.clone()] };
-            largest(input, &found[..count], &mut output[range], positions);
+            let indices = if indices.is_empty() { &mut [] } else { &mut indices[range.clone()] };
+            largest(input, &found[..count], &mut output[range], indices);
         }
     };
-    match positions.map(|tensor| Pieces::new(views.write::<u8>(tensor), row_length)) {
-        Some(positions) => jobs::for_each_piece(output, row_length, |index, output| {
+    match indices.map(|tensor| Pieces::new(views.write::<u8>(tensor), row_length)) {
+        Some(indices) => jobs::for_each_piece(output, row_length, |index, output| {
             // SAFETY: each job has an index of its own.
-            run(index, output, unsafe { positions.piece(index) });
+            run(index, output, unsafe { indices.piece(index) });
         }),
         None => jobs::for_each_piece(output, row_length, |index, output| run(index, output, &mut [])),
     }
 }
 
-pub(super) fn backward(window: MaxPoolWindow, positions: &Tensor, output_gradient: &Tensor, target: &Gradient) {
+pub(super) fn backward(window: MaxPoolWindow, indices: &Tensor, output_gradient: &Tensor, target: &Gradient) {
     let [_, height, width, channels] = activation(&target.tensor);
     let [_, output_height, output_width, _] = activation(output_gradient);
     let mut views = Views::default();
-    let positions = views.read::<u8>(positions);
+    let indices = views.read::<u8>(indices);
     let gradient = views.read::<f32>(output_gradient);
     let accumulate = target.accumulate;
     jobs::for_each_piece(views.write::<f32>(&target.tensor), width * channels, |index, target_row| {
@@ -96,32 +96,32 @@ pub(super) fn backward(window: MaxPoolWindow, positions: &Tensor, output_gradien
             if !accumulate {
                 pixel.fill(0.0);
             }
-            collect(gradient, positions, &found[..count], pixel);
+            collect(gradient, indices, &found[..count], pixel);
         }
     });
 }
 
 vectorised! {
-    /// The largest value under the taps and, unless `positions` is empty, the index of the first tap that has it. A NaN
+    /// The largest value under the taps and, unless `indices` is empty, the index of the first tap that has it. A NaN
     /// wins and stays, as in torch.
-    fn largest(input: &[f32], taps: &[Tap], output: &mut [f32], positions: &mut [u8]) {
+    fn largest(input: &[f32], taps: &[Tap], output: &mut [f32], indices: &mut [u8]) {
         let whole = output.len() / GROUP * GROUP;
         for channel in (0..whole).step_by(GROUP) {
-            largest_of_group::<GROUP>(input, taps, channel, output, positions);
+            largest_of_group::<GROUP>(input, taps, channel, output, indices);
         }
         for channel in whole..output.len() {
-            largest_of_group::<1>(input, taps, channel, output, positions);
+            largest_of_group::<1>(input, taps, channel, output, indices);
         }
     }
 
     /// Adds the gradient of those outputs whose maximum was this pixel.
-    fn collect(gradient: &[f32], positions: &[u8], windows: &[Tap], target: &mut [f32]) {
+    fn collect(gradient: &[f32], indices: &[u8], windows: &[Tap], target: &mut [f32]) {
         let whole = target.len() / GROUP * GROUP;
         for channel in (0..whole).step_by(GROUP) {
-            collect_group::<GROUP>(gradient, positions, windows, channel, target);
+            collect_group::<GROUP>(gradient, indices, windows, channel, target);
         }
         for channel in whole..target.len() {
-            collect_group::<1>(gradient, positions, windows, channel, target);
+            collect_group::<1>(gradient, indices, windows, channel, target);
         }
     }
 }
@@ -137,7 +137,7 @@ fn largest_of_group<const SIZE: usize>(
     taps: &[Tap],
     channel: usize,
     output: &mut [f32],
-    positions: &mut [u8],
+    indices: &mut [u8],
 ) {
     let mut best = [f32::NEG_INFINITY; SIZE];
     // Where nothing is larger than minus infinity, the first pixel is the maximum.
@@ -153,15 +153,15 @@ fn largest_of_group<const SIZE: usize>(
         }
     }
     output[channel..channel + SIZE].copy_from_slice(&best);
-    if !positions.is_empty() {
-        positions[channel..channel + SIZE].copy_from_slice(&position.map(|position| position as u8));
+    if !indices.is_empty() {
+        indices[channel..channel + SIZE].copy_from_slice(&position.map(|position| position as u8));
     }
 }
 
 #[inline(always)]
 fn collect_group<const SIZE: usize>(
     gradient: &[f32],
-    positions: &[u8],
+    indices: &[u8],
     windows: &[Tap],
     channel: usize,
     target: &mut [f32],
@@ -169,9 +169,9 @@ fn collect_group<const SIZE: usize>(
     let mut sums: [f32; SIZE] = group(target, channel);
     for window in windows {
         let gradients: [f32; SIZE] = group(gradient, window.start + channel);
-        let positions: [u8; SIZE] = group(positions, window.start + channel);
+        let indices: [u8; SIZE] = group(indices, window.start + channel);
         for lane in 0..SIZE {
-            sums[lane] += if u32::from(positions[lane]) == window.index { gradients[lane] } else { 0.0 };
+            sums[lane] += if u32::from(indices[lane]) == window.index { gradients[lane] } else { 0.0 };
         }
     }
     target[channel..channel + SIZE].copy_from_slice(&sums);

@@ -19,15 +19,16 @@ mod winograd;
 
 use std::rc::Rc;
 
-use super::{
+use crate::device::interface::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, SgdStep, threads,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, SgdStep,
 };
+use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
 use memory::Views;
 
-/// The processor of this machine. Work is spread over the team of [`threads`]; results do not depend on how many there are.
+/// The processor of this machine. Work is spread over the thread pool of [`threads`]; results do not depend on how many there are.
 pub struct Cpu;
 
 impl Device for Cpu {
@@ -39,6 +40,10 @@ impl Device for Cpu {
         let threads = threads::count();
         let unit = if threads == 1 { "thread" } else { "threads" };
         format!("{threads} {unit}, {}", simd::Level::current())
+    }
+
+    fn features(&self) -> Features {
+        Features { conv2d_batch_norm: true, shares_host_memory: true, ..Features::default() }
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
@@ -82,10 +87,6 @@ impl Device for Cpu {
             batch_norm::statistics(output, shape.output_channels, views.write(statistics));
         }
         Ok(())
-    }
-
-    fn has_conv2d_batch_norm(&self) -> bool {
-        true
     }
 
     fn conv2d_batch_norm(
@@ -146,20 +147,20 @@ impl Device for Cpu {
         window: MaxPoolWindow,
         input: &Tensor,
         output: &Tensor,
-        positions: Option<&Tensor>,
+        indices: Option<&Tensor>,
     ) -> Result<()> {
-        max_pool::forward(window, input, output, positions);
+        max_pool::forward(window, input, output, indices);
         Ok(())
     }
 
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
-        positions: &Tensor,
+        indices: &Tensor,
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()> {
-        max_pool::backward(window, positions, output_gradient, input_gradient);
+        max_pool::backward(window, indices, output_gradient, input_gradient);
         Ok(())
     }
 

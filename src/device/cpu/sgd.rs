@@ -4,7 +4,7 @@
 use super::jobs::{self, Pieces};
 use super::memory::Views;
 use super::vectorised::vectorised;
-use crate::device::{Clip, SgdStep};
+use crate::device::interface::{Clip, SgdStep};
 use crate::tensor::Tensor;
 
 const BLOCK: usize = 64 * 1024;

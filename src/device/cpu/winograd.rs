@@ -24,11 +24,11 @@
 //! picture; with AVX2 they take 40 % of a forward pass at 64 channels and 15 % at 256. At 512 channels reading the 36 / 9
 //! times larger filters weighs as much.
 
-use super::super::conv2d::Conv2dShape;
 use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
 use super::jobs::{self, LINE, Shared, lines};
 use super::simd::{Level, Vector, instantiate};
+use crate::device::conv2d::Conv2dShape;
 use crate::device::threads;
 
 /// Points in a tile.

@@ -1,6 +1,9 @@
-//! Kernel parameters: plain structs that a `.cu` file declares once more.
+//! Kernel parameters: plain structs that a kernel's source declares as well.
+//!
+//! The build reads every `kernel_arguments!` and has the C++ compilers assert that the struct of the same name in
+//! `kernels/` has the same fields, of the same types, at the same offsets (`build/arguments.rs`).
 
-/// A struct that a kernel takes by value, field for field as its `.cu` file declares it.
+/// A struct that a kernel takes by value, or a part of one.
 ///
 /// # Safety
 /// The type must be `repr(C)` without padding, so that all its bytes are initialised.
@@ -12,17 +15,18 @@ pub(super) unsafe trait KernelArguments: Copy {
     }
 }
 
-/// Declares a kernel's parameter struct and proves at compile time that it has no padding.
+/// Declares a kernel's parameter struct, or a part of one, and proves at compile time that it has no padding. Fields are
+/// `u64` (addresses and counts), `u32`, `i32`, `f32`, enums of `repr(i32)`, or other such structs.
 macro_rules! kernel_arguments {
-    ($(#[$attribute:meta])* struct $name:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)+ }) => {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($(#[$field_attribute:meta])* $field:ident: $type:ty,)+ }) => {
         $(#[$attribute])*
         #[repr(C)]
         #[derive(Debug, Clone, Copy)]
-        struct $name { $($(#[$field_attribute])* $field: $type,)+ }
+        $visibility struct $name { $($(#[$field_attribute])* $field: $type,)+ }
 
         const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())+, "a kernel's arguments have no padding");
 
-        // SAFETY: `repr(C)`, of numbers and enums of a fixed size, and as large as its fields together.
+        // SAFETY: `repr(C)`, of numbers, enums of a fixed size and structs of those, and as large as its fields together.
         unsafe impl crate::device::cuda::arguments::KernelArguments for $name {}
     };
 }

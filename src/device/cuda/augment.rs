@@ -1,9 +1,9 @@
 //! Launches of `kernels/augment.cu`.
 
-use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use crate::device::{Augment, ImageView};
+use super::engine::Cuda;
+use crate::device::interface::{Augment, ImageView};
 use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 

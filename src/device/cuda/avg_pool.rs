@@ -2,8 +2,8 @@
 
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use super::{Cuda, group_count, group_length, of_type};
-use crate::device::Gradient;
+use super::engine::{Cuda, group_count, group_length, of_type};
+use crate::device::interface::Gradient;
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -2,9 +2,9 @@
 
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
+use super::engine::{Cuda, group_length, of_type};
 use super::statistics::{self, rows_of, total};
-use super::{Cuda, group_length, of_type};
-use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
+use crate::device::interface::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
@@ -31,7 +31,7 @@ kernel_arguments! {
         bias: u64,
         running_mean: u64,
         running_variance: u64,
-        normaliser: u64,
+        saved_statistics: u64,
         pixels: i32,
         channels: i32,
         epsilon: f32,
@@ -58,7 +58,7 @@ kernel_arguments! {
         input: u64,
         output: u64,
         output_gradient: u64,
-        normaliser: u64,
+        saved_statistics: u64,
         rows: u64,
         weight_gradient: u64,
         bias_gradient: u64,
@@ -77,7 +77,7 @@ kernel_arguments! {
         input: u64,
         output: u64,
         output_gradient: u64,
-        normaliser: u64,
+        saved_statistics: u64,
         sums: u64,
         input_gradient: u64,
         residual_gradient: u64,
@@ -185,7 +185,7 @@ pub(super) fn forward(cuda: &Cuda, arguments: &BatchNormForward) -> Result<()> {
             bias: arguments.bias.address(),
             running_mean: arguments.running_mean.address(),
             running_variance: arguments.running_variance.address(),
-            normaliser: arguments.normaliser.address(),
+            saved_statistics: arguments.saved_statistics.address(),
             pixels: pixel_count(input)?,
             channels: channels as i32,
             epsilon: arguments.epsilon,
@@ -234,7 +234,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
                 input: address(input),
                 output: address(output),
                 output_gradient: gradient.address(),
-                normaliser: arguments.normaliser.address(),
+                saved_statistics: arguments.saved_statistics.address(),
                 rows: arguments.workspace.address(),
                 weight_gradient: address(arguments.weight_gradient),
                 bias_gradient: address(arguments.bias_gradient),
@@ -277,7 +277,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
             input: address(input),
             output: address(output),
             output_gradient: gradient.address(),
-            normaliser: arguments.normaliser.address(),
+            saved_statistics: arguments.saved_statistics.address(),
             sums: if has_slope { arguments.workspace.address() } else { 0 },
             input_gradient: target(arguments.input_gradient),
             residual_gradient: target(arguments.residual_gradient),

@@ -1,9 +1,9 @@
 //! Launches of `kernels/cross_entropy.cu`.
 
-use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use crate::device::CrossEntropy;
+use super::engine::Cuda;
+use crate::device::interface::CrossEntropy;
 use crate::error::Result;
 use crate::tensor::Tensor;
 

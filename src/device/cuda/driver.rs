@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::device::Recording;
+use crate::device::interface::Recording;
 use crate::error::Result;
 use crate::tensor::Memory;
 

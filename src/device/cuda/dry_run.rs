@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::driver::{Capabilities, Driver, Launch, Work};
 use super::gpus::GpuModel;
-use crate::device::Recording;
+use crate::device::interface::Recording;
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::driver::{Capabilities, Driver, Launch};
-use crate::device::{Recording, threads};
+use crate::device::interface::Recording;
+use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 

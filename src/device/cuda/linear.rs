@@ -1,9 +1,9 @@
 //! Launches of `kernels/linear.cu`.
 
-use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use crate::device::Gradient;
+use super::engine::Cuda;
+use crate::device::interface::Gradient;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 

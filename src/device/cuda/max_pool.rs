@@ -2,19 +2,15 @@
 
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use super::{Cuda, group_count, group_length, of_type};
-use crate::device::{Gradient, MaxPoolWindow};
+use super::engine::{Cuda, group_count, group_length, of_type};
+use crate::device::interface::{Gradient, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 const THREADS: usize = 256;
 
 kernel_arguments! {
-    struct MaxPoolForwardArguments {
-        input: u64,
-        output: u64,
-        positions: u64,
-        groups: u32,
+    struct MaxPoolGeometry {
         height: i32,
         width: i32,
         channels: i32,
@@ -23,27 +19,47 @@ kernel_arguments! {
         size: i32,
         stride: i32,
         padding: i32,
+    }
+}
+
+kernel_arguments! {
+    struct MaxPoolForwardArguments {
+        input: u64,
+        output: u64,
+        indices: u64,
+        groups: u32,
+        geometry: MaxPoolGeometry,
         vectorised: i32,
     }
 }
 
 kernel_arguments! {
     struct MaxPoolBackwardArguments {
-        positions: u64,
+        indices: u64,
         output_gradient: u64,
         input_gradient: u64,
         groups: u32,
-        height: i32,
-        width: i32,
-        channels: i32,
-        output_height: i32,
-        output_width: i32,
-        size: i32,
-        stride: i32,
-        padding: i32,
+        geometry: MaxPoolGeometry,
         vectorised: i32,
         accumulate: i32,
         unused: i32,
+    }
+}
+
+impl MaxPoolGeometry {
+    fn new(window: MaxPoolWindow, input: &Tensor, output: &Tensor) -> Result<Self> {
+        let [_, height, width, channels] = activation(input)?;
+        let [_, output_height, output_width, _] = activation(output)?;
+        Ok(Self {
+            height: height as i32,
+            width: width as i32,
+            channels: channels as i32,
+            output_height: output_height as i32,
+            output_width: output_width as i32,
+            size: window.size as i32,
+            stride: window.stride as i32,
+            padding: window.padding as i32,
+        })
     }
 }
 
@@ -57,10 +73,9 @@ pub(super) fn forward(
     window: MaxPoolWindow,
     input: &Tensor,
     output: &Tensor,
-    positions: Option<&Tensor>,
+    indices: Option<&Tensor>,
 ) -> Result<()> {
-    let [_, height, width, channels] = activation(input)?;
-    let [_, output_height, output_width, _] = activation(output)?;
+    let geometry = MaxPoolGeometry::new(window, input, output)?;
     let length = group_length(input);
     let groups = group_count(output, length)?;
     cuda.launch(
@@ -71,23 +86,16 @@ pub(super) fn forward(
         &MaxPoolForwardArguments {
             input: input.address(),
             output: output.address(),
-            positions: positions.map_or(0, Tensor::address),
+            indices: indices.map_or(0, Tensor::address),
             groups,
-            height: height as i32,
-            width: width as i32,
-            channels: channels as i32,
-            output_height: output_height as i32,
-            output_width: output_width as i32,
-            size: window.size as i32,
-            stride: window.stride as i32,
-            padding: window.padding as i32,
+            geometry,
             vectorised: i32::from(length > 1),
         },
         Work {
             operations: (output.len() * window.size * window.size) as u64,
             unit: ArithmeticUnit::Float32,
             bytes_read: input.bytes() as u64,
-            bytes_written: (output.bytes() + positions.map_or(0, Tensor::bytes)) as u64,
+            bytes_written: (output.bytes() + indices.map_or(0, Tensor::bytes)) as u64,
         },
     )
 }
@@ -95,13 +103,12 @@ pub(super) fn forward(
 pub(super) fn backward(
     cuda: &Cuda,
     window: MaxPoolWindow,
-    positions: &Tensor,
+    indices: &Tensor,
     output_gradient: &Tensor,
     input_gradient: &Gradient,
 ) -> Result<()> {
     let Gradient { tensor, accumulate } = input_gradient;
-    let [_, height, width, channels] = activation(tensor)?;
-    let [_, output_height, output_width, _] = activation(output_gradient)?;
+    let geometry = MaxPoolGeometry::new(window, tensor, output_gradient)?;
     let length = group_length(tensor);
     let groups = group_count(tensor, length)?;
     let before = if *accumulate { tensor.bytes() } else { 0 };
@@ -111,18 +118,11 @@ pub(super) fn backward(
         THREADS,
         0,
         &MaxPoolBackwardArguments {
-            positions: positions.address(),
+            indices: indices.address(),
             output_gradient: output_gradient.address(),
             input_gradient: tensor.address(),
             groups,
-            height: height as i32,
-            width: width as i32,
-            channels: channels as i32,
-            output_height: output_height as i32,
-            output_width: output_width as i32,
-            size: window.size as i32,
-            stride: window.stride as i32,
-            padding: window.padding as i32,
+            geometry,
             vectorised: i32::from(length > 1),
             accumulate: i32::from(*accumulate),
             unused: 0,
@@ -130,7 +130,7 @@ pub(super) fn backward(
         Work {
             operations: (output_gradient.len() * window.size * window.size) as u64,
             unit: ArithmeticUnit::Float32,
-            bytes_read: (positions.bytes() + output_gradient.bytes() + before) as u64,
+            bytes_read: (indices.bytes() + output_gradient.bytes() + before) as u64,
             bytes_written: tensor.bytes() as u64,
         },
     )

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod dry_run;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod engine;
 pub mod gpus;
 mod linear;
 mod max_pool;
@@ -20,88 +21,13 @@ mod statistics;
 
 use std::rc::Rc;
 
-use super::{
+use crate::device::interface::{
     Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
 };
 use crate::error::{Error, Result};
-use crate::tensor::{ElementType, Memory, Shape, Tensor};
-use arguments::KernelArguments;
-use driver::{Capabilities, Driver, Launch, Work};
-
-/// Counters of arrived blocks. Zero between launches: the last block to arrive sets its counter back.
-const COUNTERS: usize = 1 << 16;
-
-/// A device that runs the kernels of `kernels/`.
-pub struct Cuda {
-    driver: Box<dyn Driver>,
-    capabilities: Capabilities,
-    precision: Precision,
-    counters: Tensor,
-}
-
-impl Cuda {
-    /// Kernels in this precision on this driver.
-    ///
-    /// # Errors
-    /// When the hardware has no tensor cores for the precision, or no memory is left.
-    pub fn new(driver: Box<dyn Driver>, precision: Precision) -> Result<Self> {
-        let capabilities = driver.capabilities();
-        if precision != Precision::Fp32 && capabilities.compute_capability < 80 {
-            let (major, minor) = (capabilities.compute_capability / 10, capabilities.compute_capability % 10);
-            return Err(Error::new(format!(
-                "precision {precision}: needs compute capability 8.0 or later, {} has {major}.{minor}",
-                driver.name()
-            ))
-            .hint("use fp32"));
-        }
-        let counters = Tensor::new(driver.allocate(COUNTERS * 4)?, 0, [COUNTERS].into(), ElementType::I32);
-        // An emulator may fill fresh memory otherwise.
-        driver.upload(&vec![0; counters.bytes()], counters.address())?;
-        Ok(Self { driver, capabilities, precision, counters })
-    }
-
-    /// Who runs the kernels.
-    pub fn driver(&self) -> &dyn Driver {
-        self.driver.as_ref()
-    }
-
-    /// Counters of arrived blocks for one launch, all zero: so many of them.
-    fn counters_for(&self, count: usize) -> Result<u64> {
-        match count <= COUNTERS {
-            true => Ok(self.counters.address()),
-            false => {
-                Err(Error::new(format!("{count} groups of blocks, of at most {COUNTERS}")).hint("use smaller batches"))
-            }
-        }
-    }
-
-    fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [usize; 3],
-        block: usize,
-        shared_bytes: usize,
-        arguments: &impl KernelArguments,
-        work: Work,
-    ) -> Result<()> {
-        let extent = |extent: usize| {
-            u32::try_from(extent).map_err(|_| Error::new(format!("{kernel}: a grid of {grid:?} blocks is too large")))
-        };
-        let grid = [extent(grid[0])?, extent(grid[1])?, extent(grid[2])?];
-        if grid[1].max(grid[2]) > 65535 {
-            return Err(Error::new(format!("{kernel}: a grid of {grid:?} blocks is too large")));
-        }
-        self.driver.launch(&Launch {
-            kernel,
-            grid,
-            block: [extent(block)?, 1, 1],
-            shared_bytes: extent(shared_bytes)?,
-            arguments: arguments.as_bytes(),
-            work,
-        })
-    }
-}
+use crate::tensor::{Memory, Shape, Tensor};
+pub use engine::Cuda;
 
 impl Device for Cuda {
     fn name(&self) -> String {
@@ -110,6 +36,10 @@ impl Device for Cuda {
 
     fn description(&self) -> String {
         self.driver.description()
+    }
+
+    fn features(&self) -> Features {
+        Features { augment: true, ..Features::default() }
     }
 
     fn precision(&self) -> Precision {
@@ -143,10 +73,6 @@ impl Device for Cuda {
             true => self.driver.record(step).map(Some),
             false => Ok(None),
         }
-    }
-
-    fn has_augment(&self) -> bool {
-        true
     }
 
     fn augment(&self, arguments: &Augment) -> Result<()> {
@@ -194,19 +120,19 @@ impl Device for Cuda {
         window: MaxPoolWindow,
         input: &Tensor,
         output: &Tensor,
-        positions: Option<&Tensor>,
+        indices: Option<&Tensor>,
     ) -> Result<()> {
-        max_pool::forward(self, window, input, output, positions)
+        max_pool::forward(self, window, input, output, indices)
     }
 
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
-        positions: &Tensor,
+        indices: &Tensor,
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()> {
-        max_pool::backward(self, window, positions, output_gradient, input_gradient)
+        max_pool::backward(self, window, indices, output_gradient, input_gradient)
     }
 
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {
@@ -268,26 +194,6 @@ impl Device for Cuda {
     fn sgd(&self, arguments: &SgdStep) -> Result<()> {
         sgd::step(self, arguments)
     }
-}
-
-/// The kernel for this element type.
-fn of_type(element_type: ElementType, fp32: &'static str, bf16: &'static str) -> &'static str {
-    if element_type == ElementType::Bf16 { bf16 } else { fp32 }
-}
-
-/// Elements of 16 bytes, where groups of so many do not cross a pixel; else 1.
-fn group_length(tensor: &Tensor) -> usize {
-    let length = 16 / tensor.element_type().size();
-    if tensor.shape().channels().is_multiple_of(length) { length } else { 1 }
-}
-
-/// How many groups of `length` elements a tensor has. Kernels that find their place by division count them in 32 bits,
-/// because 64-bit divisions would take longer than the memory.
-fn group_count(tensor: &Tensor, length: usize) -> Result<u32> {
-    u32::try_from(tensor.len() / length)
-        .ok()
-        .filter(|&count| count <= u32::MAX - 1024)
-        .ok_or_else(|| Error::new(format!("{tensor:?} has too many elements")).hint("use smaller batches"))
 }
 
 fn check_copy(bytes: usize, tensor: &Tensor) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Launches of `kernels/sgd.cu`.
 
-use super::Cuda;
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
-use crate::device::SgdStep;
+use super::engine::Cuda;
+use crate::device::interface::SgdStep;
 use crate::error::Result;
 use crate::tensor::Tensor;
 

@@ -2,14 +2,15 @@
 //! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and
 //! `kernels/conv2d_stem.cu`.
 
+mod geometry;
 mod plain;
 mod stem;
 mod tensor;
 mod tensor_weight;
 
-use super::Cuda;
+use super::engine::Cuda;
 use super::statistics::{PIXELS_PER_BLOCK, rows_of};
-use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
+use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
 use crate::error::Result;
 use crate::tensor::Shape;
 

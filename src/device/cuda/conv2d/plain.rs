@@ -1,10 +1,11 @@
 //! Launches of `kernels/conv2d.cu`: float32 arithmetic on either storage type, any shape.
 
-use super::PIXELS_PER_BLOCK;
+use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda, of_type, statistics};
-use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
+use crate::device::cuda::engine::{COUNTERS, Cuda, of_type};
+use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
+use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
@@ -22,23 +23,13 @@ const MOST_SPLITS: usize = 64;
 const LEAST_PIXELS_PER_SPLIT: usize = 128;
 
 kernel_arguments! {
-    struct ForwardArguments {
+    struct Conv2dForwardArguments {
         input: u64,
         weight: u64,
         output: u64,
         statistics: u64,
         counters: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         column_tiles: i32,
         vectors: i32,
         result_vectors: i32,
@@ -46,21 +37,11 @@ kernel_arguments! {
 }
 
 kernel_arguments! {
-    struct InputGradientArguments {
+    struct Conv2dInputGradientArguments {
         output_gradient: u64,
         weight: u64,
         input_gradient: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         column_tiles: i32,
         accumulate: i32,
         vectors: i32,
@@ -70,23 +51,13 @@ kernel_arguments! {
 }
 
 kernel_arguments! {
-    struct WeightGradientArguments {
+    struct Conv2dWeightGradientArguments {
         input: u64,
         output_gradient: u64,
         weight_gradient: u64,
         partial: u64,
         counters: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         column_tiles: i32,
         pixels_per_split: i32,
         vectors: i32,
@@ -177,23 +148,13 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
         [pixel_blocks * column_tiles, 1, 1],
         THREADS,
         0,
-        &ForwardArguments {
+        &Conv2dForwardArguments {
             input: input.address(),
             weight: weight.address(),
             output: output.address(),
             statistics: arguments.statistics.map_or(0, Tensor::address),
             counters,
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             column_tiles: column_tiles as i32,
             vectors: i32::from(vectors(shape.input_channels, &[input, weight])),
             result_vectors: i32::from(vectors(shape.output_channels, &[output])),
@@ -223,21 +184,11 @@ pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2
         [pixels.div_ceil(ROWS) * column_tiles, 1, shape.stride * shape.stride],
         THREADS,
         0,
-        &InputGradientArguments {
+        &Conv2dInputGradientArguments {
             output_gradient: output_gradient.address(),
             weight: weight.address(),
             input_gradient: input_gradient.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             column_tiles: column_tiles as i32,
             accumulate: i32::from(accumulate),
             vectors: i32::from(vectors(shape.output_channels, &[output_gradient])),
@@ -271,23 +222,13 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
         [tiles, splits, 1],
         THREADS,
         0,
-        &WeightGradientArguments {
+        &Conv2dWeightGradientArguments {
             input: input.address(),
             output_gradient: output_gradient.address(),
             weight_gradient: weight_gradient.address(),
             partial: workspace.address(),
             counters: cuda.counters.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             column_tiles: shape.output_channels.div_ceil(COLUMNS) as i32,
             pixels_per_split: pixels_per_split(output_pixels(shape), splits) as i32,
             vectors: i32::from(input_vectors),

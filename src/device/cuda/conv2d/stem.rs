@@ -1,11 +1,12 @@
 //! Launches of `kernels/conv2d_stem.cu`: a 7 x 7 convolution with stride 2 of three channels, and its weight gradient,
 //! on tensor cores.
 
-use super::PIXELS_PER_BLOCK;
+use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda, statistics};
-use crate::device::{Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision};
+use crate::device::cuda::engine::{COUNTERS, Cuda};
+use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
+use crate::device::interface::{Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision};
 use crate::error::Result;
 
 const THREADS: usize = 128;
@@ -22,35 +23,23 @@ const SUM_THREADS: usize = 256;
 const SUMS_PER_BLOCK: usize = 32 * 4;
 
 kernel_arguments! {
-    struct ForwardArguments {
+    struct Conv2dStemForwardArguments {
         input: u64,
         weight: u64,
         output: u64,
         statistics: u64,
         counters: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         patch_pitch: i32,
     }
 }
 
 kernel_arguments! {
-    struct WeightGradientArguments {
+    struct Conv2dStemWeightGradientArguments {
         input: u64,
         output_gradient: u64,
         workspace: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         patch_pitch: i32,
         split_tiles: i32,
         reserved: i32,
@@ -58,7 +47,7 @@ kernel_arguments! {
 }
 
 kernel_arguments! {
-    struct SumArguments {
+    struct Conv2dStemWeightGradientSumArguments {
         workspace: u64,
         weight_gradient: u64,
         output_channels: i32,
@@ -193,19 +182,13 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
         [pixel_blocks(cuda, shape), channel_tiles(shape), 1],
         THREADS,
         format.forward_bytes(shape),
-        &ForwardArguments {
+        &Conv2dStemForwardArguments {
             input: arguments.input.address(),
             weight: arguments.weight.address(),
             output: arguments.output.address(),
             statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
             counters: cuda.counters.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             patch_pitch: format.patch_pitch(shape) as i32,
         },
         Work {
@@ -235,17 +218,11 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
         [splits, channel_tiles(shape), 1],
         THREADS,
         format.weight_gradient_bytes(cuda, shape),
-        &WeightGradientArguments {
+        &Conv2dStemWeightGradientArguments {
             input: arguments.input.address(),
             output_gradient: arguments.output_gradient.address(),
             workspace: arguments.workspace.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             patch_pitch: format.patch_pitch(shape) as i32,
             split_tiles: split_tiles as i32,
             reserved: 0,
@@ -262,7 +239,7 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
         [GRADIENT_SUMS / SUMS_PER_BLOCK, channel_tiles(shape), 1],
         SUM_THREADS,
         0,
-        &SumArguments {
+        &Conv2dStemWeightGradientSumArguments {
             workspace: arguments.workspace.address(),
             weight_gradient: arguments.weight_gradient.address(),
             output_channels: shape.output_channels as i32,

@@ -1,10 +1,11 @@
 //! Launches of `kernels/conv2d_tensor.cu`: forward and gradient of the input on tensor cores.
 
-use super::PIXELS_PER_BLOCK;
+use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda, statistics};
-use crate::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision};
+use crate::device::cuda::engine::{COUNTERS, Cuda};
+use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
+use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision};
 use crate::error::Result;
 
 const THREADS: usize = 128;
@@ -15,43 +16,23 @@ const STAGES: usize = 3;
 const LARGEST_FILTER: usize = 16;
 
 kernel_arguments! {
-    struct ForwardArguments {
+    struct Conv2dTensorForwardArguments {
         input: u64,
         weight: u64,
         output: u64,
         statistics: u64,
         counters: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         channel_tiles: i32,
     }
 }
 
 kernel_arguments! {
-    struct InputGradientArguments {
+    struct Conv2dTensorInputGradientArguments {
         output_gradient: u64,
         weight: u64,
         input_gradient: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         channel_tiles: i32,
         accumulate: i32,
         reserved: i32,
@@ -130,23 +111,13 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
         [pixel_blocks * channel_tiles, 1, 1],
         THREADS,
         ring_bytes(channels),
-        &ForwardArguments {
+        &Conv2dTensorForwardArguments {
             input: arguments.input.address(),
             weight: arguments.weight.address(),
             output: arguments.output.address(),
             statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
             counters: cuda.counters.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             channel_tiles: channel_tiles as i32,
         },
         Work {
@@ -181,21 +152,11 @@ pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2
         [pixel_blocks * channel_tiles, 1, classes],
         THREADS,
         ring_bytes(channels) + PIXELS_PER_BLOCK * size_of::<i32>(),
-        &InputGradientArguments {
+        &Conv2dTensorInputGradientArguments {
             output_gradient: arguments.output_gradient.address(),
             weight: arguments.weight.address(),
             input_gradient: arguments.input_gradient.tensor.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             channel_tiles: channel_tiles as i32,
             accumulate: i32::from(accumulate),
             reserved: 0,

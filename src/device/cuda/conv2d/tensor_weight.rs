@@ -1,9 +1,10 @@
 //! Launches of `kernels/conv2d_weight_gradient.cu`: gradient of the weight on tensor cores.
 
+use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::{COUNTERS, Cuda};
-use crate::device::{Conv2dShape, Conv2dWeightGradient, Precision};
+use crate::device::cuda::engine::{COUNTERS, Cuda};
+use crate::device::interface::{Conv2dShape, Conv2dWeightGradient, Precision};
 use crate::error::Result;
 
 const THREADS: usize = 128;
@@ -14,23 +15,13 @@ const STAGES: usize = 3;
 const LARGEST_FILTER: usize = 15;
 
 kernel_arguments! {
-    struct WeightGradientArguments {
+    struct Conv2dTensorWeightGradientArguments {
         input: u64,
         output_gradient: u64,
         weight_gradient: u64,
         workspace: u64,
         counters: u64,
-        batch: i32,
-        height: i32,
-        width: i32,
-        input_channels: i32,
-        output_height: i32,
-        output_width: i32,
-        output_channels: i32,
-        kernel_height: i32,
-        kernel_width: i32,
-        stride: i32,
-        padding: i32,
+        geometry: Conv2dGeometry,
         channel_tiles: i32,
         column_tiles: i32,
         splits: i32,
@@ -176,23 +167,13 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
         [cut.tiles() * cut.splits, 1, 1],
         THREADS,
         STAGES * STEP_BYTES * (cut.tile.channels + cut.tile.columns),
-        &WeightGradientArguments {
+        &Conv2dTensorWeightGradientArguments {
             input: arguments.input.address(),
             output_gradient: arguments.output_gradient.address(),
             weight_gradient: arguments.weight_gradient.address(),
             workspace: if cut.splits > 1 { arguments.workspace.address() } else { 0 },
             counters: cuda.counters.address(),
-            batch: shape.batch as i32,
-            height: shape.height as i32,
-            width: shape.width as i32,
-            input_channels: shape.input_channels as i32,
-            output_height: shape.output_height() as i32,
-            output_width: shape.output_width() as i32,
-            output_channels: shape.output_channels as i32,
-            kernel_height: shape.kernel_height as i32,
-            kernel_width: shape.kernel_width as i32,
-            stride: shape.stride as i32,
-            padding: shape.padding as i32,
+            geometry: Conv2dGeometry::new(shape),
             channel_tiles: cut.channel_tiles as i32,
             column_tiles: cut.column_tiles as i32,
             splits: cut.splits as i32,

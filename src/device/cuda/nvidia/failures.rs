@@ -1,11 +1,11 @@
-//! What the driver's answers mean, in a sentence with its mend.
+//! What the driver's answers mean, each with a hint how to fix it.
 
 use std::ffi::CStr;
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::{Gpu, SYNC_VARIABLE};
+use super::gpu::{Gpu, SYNC_VARIABLE};
 use crate::error::Error;
 
 pub(super) fn no_such_device(index: usize, all: &[Gpu]) -> Error {

@@ -5,6 +5,7 @@
 //! second opinion about who owns memory.
 
 mod failures;
+mod gpu;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -17,7 +18,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::driver::{Capabilities, Driver, Launch};
 use super::modules::{CODES, CUDA_VERSION, Module};
-use crate::device::Recording;
+use crate::device::interface::Recording;
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 pub use failures::no_device;
@@ -25,6 +26,8 @@ use failures::{
     Build, CUDA_13_DRIVER, describe, failure, initialisation_failure, is_fault, kernel_fault, load_failure,
     no_such_device, split_version,
 };
+pub use gpu::Gpu;
+use gpu::SYNC_VARIABLE;
 
 /// What this file, or cudarc on its behalf, calls. cudarc panics when one is missing, so they are looked for first.
 const SYMBOLS: [&str; 36] = [
@@ -67,9 +70,6 @@ const SYMBOLS: [&str; 36] = [
 ];
 const STREAM_SYMBOLS: [&str; 3] = ["cuStreamCreate", "cuStreamDestroy_v2", "cuStreamSynchronize"];
 
-/// Waits after every launch, so that a fault is told with its kernel's name.
-const SYNC_VARIABLE: &str = "RETUNE_CUDA_SYNC";
-
 /// Shared memory, static and dynamic together, that a kernel gets without asking.
 const SHARED_BYTES_UNASKED: u32 = 48 << 10;
 
@@ -80,33 +80,6 @@ const STAGING_BYTES: usize = 256 << 20;
 
 /// Kernels whose names are kept until they are known to have run.
 const REMEMBERED_LAUNCHES: usize = 1024;
-
-/// A GPU that the driver lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gpu {
-    /// Its number, as in `cuda:0`.
-    pub index: usize,
-    /// The vendor's name of it.
-    pub name: String,
-    /// 90 for compute capability 9.0.
-    pub compute_capability: u32,
-    /// Bytes of memory, those in use included.
-    pub bytes: usize,
-    /// The newest CUDA version whose programs the driver runs.
-    pub driver: (u32, u32),
-    capabilities: Capabilities,
-}
-
-impl Gpu {
-    /// One line about it.
-    pub fn description(&self) -> String {
-        let Self { name, compute_capability, bytes, driver, .. } = self;
-        let (major, minor) = (compute_capability / 10, compute_capability % 10);
-        let memory = *bytes as f64 / (1u64 << 30) as f64;
-        let (cuda, point) = driver;
-        format!("{name}, compute capability {major}.{minor}, {memory:.1} GiB, driver for CUDA {cuda}.{point}")
-    }
-}
 
 /// Whether libcuda can be loaded.
 pub fn is_driver_present() -> bool {

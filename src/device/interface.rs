@@ -1,0 +1,414 @@
+//! The trait that every device implements, and the arguments of its methods.
+
+use std::rc::Rc;
+
+pub use super::activation::Activation;
+pub use super::augment::{Augment, ImageView, Resampling};
+pub use super::conv2d::{Conv2dPass, Conv2dShape};
+use crate::error::{Error, Result};
+use crate::tensor::{ElementType, Memory, Shape, Tensor};
+
+/// The number format of a device's multiplications. Accumulation, statistics, gradients of parameters and the parameters
+/// themselves are float32 in all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// IEEE single precision throughout.
+    Fp32,
+    /// Factors of convolutions are rounded to ten bits of mantissa; storage is float32.
+    Tf32,
+    /// Activations, their gradients, and the convolutions' copies of the weights are stored as bf16.
+    Bf16,
+}
+
+impl Precision {
+    /// What activations and their gradients are stored as.
+    pub fn activation_type(self) -> ElementType {
+        match self {
+            Self::Fp32 | Self::Tf32 => ElementType::F32,
+            Self::Bf16 => ElementType::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = [Self::Fp32, Self::Tf32, Self::Bf16].into_iter().find(|precision| precision.to_string() == name);
+        named.ok_or_else(|| Error::new(format!("{name:?} is no precision: expected fp32, tf32 or bf16")))
+    }
+}
+
+/// Work that was issued once and can be issued again as a whole.
+pub trait Recording {
+    /// Issues all of it, in order.
+    fn replay(&self) -> Result<()>;
+}
+
+/// Where a gradient goes.
+#[derive(Debug, Clone)]
+pub struct Gradient {
+    /// The buffer of the gradient.
+    pub tensor: Tensor,
+    /// Whether to add to what is there (a value with several consumers) or to overwrite it.
+    pub accumulate: bool,
+}
+
+/// Arguments of [`Device::conv2d_forward`].
+pub struct Conv2dForward<'a> {
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight: &'a Tensor,
+    /// `[N, OH, OW, K]`
+    pub output: &'a Tensor,
+    /// `[rows, 2, K]`: for each block of output pixels, per channel, the sum and the sum of squared deviations from the
+    /// block's own mean, of the output as it is stored. `rows` is [`Device::statistics_rows`].
+    pub statistics: Option<&'a Tensor>,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Arguments of [`Device::conv2d_input_gradient`].
+pub struct Conv2dInputGradient<'a> {
+    /// `[N, OH, OW, K]`
+    pub output_gradient: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight: &'a Tensor,
+    /// `[N, H, W, C]`
+    pub input_gradient: &'a Gradient,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Arguments of [`Device::conv2d_weight_gradient`].
+pub struct Conv2dWeightGradient<'a> {
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// `[N, OH, OW, K]`
+    pub output_gradient: &'a Tensor,
+    /// `[K, R, S, C]`
+    pub weight_gradient: &'a Tensor,
+    /// As large as [`Device::conv2d_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// What batch normalisation normalises by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BatchNormMode {
+    /// The batch's own mean and biased variance; the running statistics are updated (torch's training mode).
+    Training,
+    /// The running statistics, which stay as they are (torch's evaluation mode, and frozen layers).
+    Running,
+}
+
+/// Arguments of [`Device::batch_norm_forward`]: normalise, scale and shift, then add `residual`, then
+/// apply the activation.
+pub struct BatchNormForward<'a> {
+    /// What to normalise by.
+    pub mode: BatchNormMode,
+    /// `[N, H, W, C]`
+    pub input: &'a Tensor,
+    /// In training mode the partial sums of [`Conv2dForward::statistics`] or of [`Device::batch_norm_statistics`].
+    pub statistics: Option<&'a Tensor>,
+    /// `[C]`
+    pub weight: &'a Tensor,
+    /// `[C]`
+    pub bias: &'a Tensor,
+    /// `[C]`, updated in training mode.
+    pub running_mean: &'a Tensor,
+    /// `[C]`, updated in training mode with the unbiased variance.
+    pub running_variance: &'a Tensor,
+    /// `[4, C]`, written for the backward pass: the mean and the reciprocal standard deviation that were used, and the
+    /// factor and the summand that they make together with weight and bias.
+    pub saved_statistics: &'a Tensor,
+    /// `[N, H, W, C]`, added after the shift.
+    pub residual: Option<&'a Tensor>,
+    /// Applied last.
+    pub activation: Activation,
+    /// `[N, H, W, C]`
+    pub output: &'a Tensor,
+    /// Added to the variance before its root.
+    pub epsilon: f32,
+    /// Weight of the new value in the running statistics.
+    pub momentum: f32,
+}
+
+/// Arguments of [`Device::batch_norm_backward`].
+pub struct BatchNormBackward<'a> {
+    /// As in the forward pass.
+    pub mode: BatchNormMode,
+    /// The forward pass's input, `[N, H, W, C]`. May be absent where it is not needed: in running mode, with no
+    /// gradient of the weight wanted and no argument of the activation to compute from it.
+    pub input: Option<&'a Tensor>,
+    /// The forward pass's output: needed where an activation followed an added residual, to find the activation's
+    /// derivative. Without a residual the activation's argument is computed again from `input`.
+    pub output: Option<&'a Tensor>,
+    /// As in the forward pass.
+    pub activation: Activation,
+    /// `[N, H, W, C]`
+    pub output_gradient: &'a Tensor,
+    /// `[C]`
+    pub weight: &'a Tensor,
+    /// `[C]`
+    pub bias: &'a Tensor,
+    /// From the forward pass.
+    pub saved_statistics: &'a Tensor,
+    /// Gradient of `input`.
+    pub input_gradient: Option<&'a Gradient>,
+    /// Gradient of the residual: the masked output gradient.
+    pub residual_gradient: Option<&'a Gradient>,
+    /// `[C]`
+    pub weight_gradient: Option<&'a Tensor>,
+    /// `[C]`
+    pub bias_gradient: Option<&'a Tensor>,
+    /// As large as [`Device::batch_norm_workspace`] says.
+    pub workspace: &'a Tensor,
+}
+
+/// Sizes of a pooling window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MaxPoolWindow {
+    /// Rows and columns of the window; at most 15.
+    pub size: usize,
+    /// Step of the window.
+    pub stride: usize,
+    /// Padding, which never wins.
+    pub padding: usize,
+}
+
+impl MaxPoolWindow {
+    /// Extent of the output for an extent of the input.
+    pub fn output_extent(&self, extent: usize) -> usize {
+        (extent + 2 * self.padding - self.size) / self.stride + 1
+    }
+}
+
+/// Arguments of [`Device::cross_entropy`].
+pub struct CrossEntropy<'a> {
+    /// `[N, classes]`
+    pub logits: &'a Tensor,
+    /// `[N]`, int32.
+    pub targets: &'a Tensor,
+    /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the
+    /// target.
+    pub result: &'a Tensor,
+    /// `[N, classes]`: gradient of the reduced loss.
+    pub logits_gradient: Option<&'a Tensor>,
+    /// What every row's loss is multiplied by: 1 for a sum, 1/N for a mean.
+    pub scale: f32,
+}
+
+/// Arguments of [`Device::sgd`], all flat and equally long.
+pub struct SgdStep<'a> {
+    /// Updated.
+    pub values: &'a Tensor,
+    /// Read only.
+    pub gradients: &'a Tensor,
+    /// Velocity, where momentum is used; zeros before the first step, which makes the first velocity the gradient.
+    pub velocity: Option<&'a Tensor>,
+    /// Where a bf16 copy of the new values goes, on devices whose convolutions read one.
+    pub copy: Option<&'a Tensor>,
+    /// Step size.
+    pub learning_rate: f32,
+    /// Factor of the velocity.
+    pub momentum: f32,
+    /// Added to the gradient, times the value.
+    pub weight_decay: f32,
+    /// The loss, first of its values: where it is not finite, nothing is updated.
+    pub loss: Option<&'a Tensor>,
+    /// How long the gradients may be, all of a step together.
+    pub clip: Option<Clip<'a>>,
+}
+
+/// Gradients that are longer are shortened, as by `torch.nn.utils.clip_grad_norm_`.
+#[derive(Clone, Copy)]
+pub struct Clip<'a> {
+    /// `[1]`: their norm, from [`Device::gradient_norm`]. Where it is not finite, nothing is updated.
+    pub norm: &'a Tensor,
+    /// The longest that they may be.
+    pub max_norm: f32,
+}
+
+impl Clip<'_> {
+    /// What gradients of this norm are multiplied by.
+    pub fn factor(max_norm: f32, norm: f32) -> f32 {
+        (max_norm / (norm + 1e-6)).min(1.0)
+    }
+}
+
+/// What differs between devices besides their speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// [`Device::augment`]. Without it images become pixels in [`crate::data`], on the threads that decode them.
+    pub augment: bool,
+    /// [`Device::conv2d_batch_norm`].
+    pub conv2d_batch_norm: bool,
+    /// Whether [`Device::free_bytes`] is memory of the host, which loading data needs as well.
+    pub shares_host_memory: bool,
+}
+
+/// A device and its kernels. All methods are called from one thread, in order; results of a kernel are visible to the
+/// next. Implementations may run asynchronously until [`Device::download`] or [`Device::synchronize`].
+pub trait Device {
+    /// Short name as on the command line: `cpu`, `cuda:0`.
+    fn name(&self) -> String;
+
+    /// One line about the hardware.
+    fn description(&self) -> String;
+
+    /// Which of the optional operations it has, and what its memory is.
+    fn features(&self) -> Features;
+
+    /// The number format that it computes in.
+    fn precision(&self) -> Precision {
+        Precision::Fp32
+    }
+
+    /// Bytes that can still be allocated, where the device tells.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    /// Zeroed memory, aligned to at least 256 bytes.
+    fn allocate(&self, bytes: usize) -> Result<Rc<Memory>>;
+
+    /// Copies from the host. `source` must be as large as `target`.
+    fn upload(&self, source: &[u8], target: &Tensor) -> Result<()>;
+
+    /// Copies to the host and waits for it. `target` must be as large as `source`.
+    fn download(&self, source: &Tensor, target: &mut [u8]) -> Result<()>;
+
+    /// Waits for everything issued so far.
+    fn synchronize(&self) -> Result<()>;
+
+    /// Collects the work that `step` issues, to be issued later as a whole; `step` may neither copy nor synchronise.
+    /// None where the device cannot: then `step` was not called.
+    fn record(&self, _step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
+        Ok(None)
+    }
+
+    /// From decoded images to the pixels that the network takes: crops, scales, flips, normalises. Only where
+    /// [`Features::augment`] says so.
+    fn augment(&self, _arguments: &Augment) -> Result<()> {
+        Err(Error::new(format!("{} has no augment", self.name())))
+    }
+
+    /// Rows of the partial statistics of an activation of `shape`. How the pixels are divided is the device's own affair.
+    fn statistics_rows(&self, shape: Shape) -> usize;
+
+    /// Bytes of workspace that a pass needs.
+    fn conv2d_workspace(&self, shape: &Conv2dShape, pass: Conv2dPass) -> usize;
+
+    /// Convolution: cross-correlation with zero padding, as `torch.nn.functional.conv2d`.
+    fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()>;
+
+    /// [`Device::conv2d_forward`], then [`Device::batch_norm_forward`] in running mode, in one pass: the convolution's
+    /// output, the batch norm's input and its output are one tensor, which only ever holds the last. Only where
+    /// [`Features::conv2d_batch_norm`] says so.
+    fn conv2d_batch_norm(
+        &self,
+        _shape: &Conv2dShape,
+        _convolution: &Conv2dForward,
+        _batch_norm: &BatchNormForward,
+    ) -> Result<()> {
+        Err(Error::new(format!("{} has no conv2d_batch_norm", self.name())))
+    }
+
+    /// Its gradient with respect to the input.
+    fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
+
+    /// Its gradient with respect to the weight.
+    fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()>;
+
+    /// Partial sums as in [`Conv2dForward::statistics`], for an input that no convolution wrote.
+    fn batch_norm_statistics(&self, input: &Tensor, statistics: &Tensor) -> Result<()>;
+
+    /// Bytes of workspace that [`Device::batch_norm_backward`] needs for an activation of `shape`.
+    fn batch_norm_workspace(&self, shape: Shape) -> usize;
+
+    /// Batch normalisation, as `torch.nn.functional.batch_norm`.
+    fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()>;
+
+    /// Its gradients.
+    fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()>;
+
+    /// Maximum over windows, as `torch.nn.functional.max_pool2d`. `indices` (one byte an output element, where the
+    /// backward pass will want it) is the index in the window of the first maximum in scan order.
+    fn max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        input: &Tensor,
+        output: &Tensor,
+        indices: Option<&Tensor>,
+    ) -> Result<()>;
+
+    /// Its gradient: each output's goes to its maximum.
+    fn max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        indices: &Tensor,
+        output_gradient: &Tensor,
+        input_gradient: &Gradient,
+    ) -> Result<()>;
+
+    /// Mean over the picture: `[N, H, W, C]` to `[N, C]`.
+    fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()>;
+
+    /// Its gradient.
+    fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()>;
+
+    /// Bytes of workspace that the passes of `linear` need.
+    fn linear_workspace(&self, batch: usize, inputs: usize, outputs: usize, pass: Conv2dPass) -> usize;
+
+    /// `output = input * weight^T + bias`; weight `[outputs, inputs]`.
+    fn linear_forward(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        output: &Tensor,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Gradient of `linear` with respect to its input.
+    fn linear_input_gradient(
+        &self,
+        output_gradient: &Tensor,
+        weight: &Tensor,
+        input_gradient: &Gradient,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Gradients of `linear` with respect to its weight, which needs the input, and its bias.
+    fn linear_weight_gradient(
+        &self,
+        input: Option<&Tensor>,
+        output_gradient: &Tensor,
+        weight_gradient: Option<&Tensor>,
+        bias_gradient: Option<&Tensor>,
+        workspace: &Tensor,
+    ) -> Result<()>;
+
+    /// Softmax cross entropy with its gradient.
+    fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
+
+    /// Elements of float32 that [`Device::gradient_norm`] needs for its sums, for so many gradients at a time.
+    fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;
+
+    /// The Euclidean norm of all `gradients` together, to `norm` `[1]`. `sums` has [`Device::gradient_norm_sums`] elements.
+    fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
+
+    /// One step of stochastic gradient descent as `torch.optim.SGD` makes it.
+    fn sgd(&self, arguments: &SgdStep) -> Result<()>;
+}
