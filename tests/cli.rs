@@ -323,14 +323,15 @@ mod training {
         // The folder of the classes does as well as the one above it.
         assert_eq!(place.json("eval run/model.safetensors data/test --json"), eval);
         assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("loss").next().unwrap(), @r##"
-class  images  recall  precision      f1
-blue        6   1.000      1.000   1.000
-red         6   1.000      1.000   1.000
+class   images  recall  precision      f1
+blue         6   1.000      1.000   1.000
+red          6   1.000      1.000   1.000
 
-       taken for
-        blue    red
-blue       6      0
-red        0      6
+Confusion matrix
+        predicted
+actual    blue     red
+blue         6       0
+red          0       6
 "##);
     }
 
@@ -407,8 +408,8 @@ mod fine_tuning {
     fn replaces_the_head_and_says_so() {
         let place = Workplace::with_base_model();
         let outcome = place.succeed(&format!("{FINE} --out run"));
-        let said = outcome.stderr.lines().find(|line| line.contains("head was replaced")).unwrap();
-        assert_snapshot!(said, @r##"the head was replaced: fc.weight [2, 32], fc.bias [2] instead of fc.weight [3, 32], fc.bias [3]"##);
+        let said = outcome.stderr.lines().find(|line| line.contains("new final layer")).unwrap();
+        assert_snapshot!(said, @r##"new final layer for 2 classes (the weights had 3)"##);
         let inspected = place.json("inspect run/model.safetensors --json");
         assert_eq!(inspected["classes"], serde_json::json!(["blue", "red"]));
         // The same number of classes does not make it the same head.
@@ -542,12 +543,12 @@ hint: see `retune train --help`
 exit status 2
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0
-error: cannot take rows of the head of base/model.safetensors: expected 2 rows, one for each class, found 1
-hint: name the rows in the order of the classes, which is that of the folders' names
+error: cannot copy rows of the final layer of base/model.safetensors: expected 2 rows, one per class, found 1
+hint: list the rows in the order of the classes: folder names, sorted
 exit status 1
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,3
-error: cannot take rows of the head of base/model.safetensors: it has no row 3, expected 0 to 2 of its 3 rows
+error: cannot copy rows of the final layer of base/model.safetensors: it has no row 3, expected 0 to 2 of its 3 rows
 exit status 1
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,-1
@@ -605,7 +606,7 @@ mod other_commands {
         assert_eq!(answered, ["data/test/red/00.png", "data/test/red/01.png"]);
         assert_snapshot!(outcome.stderr, @r##"
 warning: skipped: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
-error: 1 of 3 pictures could not be read
+error: 1 of 3 images could not be read
 "##);
         let model = "base/model.safetensors";
         fs::create_dir(place.path("empty")).unwrap();
@@ -625,16 +626,16 @@ error: 1 of 3 pictures could not be read
         ]), @r##"
 $ retune predict base/model.safetensors missing.png
 error: missing.png: no such file
-hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: images are files ending in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors empty
-error: empty: no pictures in this folder
-hint: pictures are files that end in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+error: empty: no images in this folder
+hint: images are files ending in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors data/[
-error: data/[: not a pattern: Pattern syntax error near position 5: invalid range pattern
+error: data/[: invalid pattern: Pattern syntax error near position 5: invalid range pattern
 exit status 1
 
 $ retune predict base/model.safetensors data/test --top 0
@@ -651,7 +652,7 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune predict data/test/red/00.png data/test/red/00.png
-error: data/test/red/00.png is no safetensors file: it looks like a PNG picture
+error: data/test/red/00.png is no safetensors file: it looks like a PNG image
 hint: give a file of weights
 exit status 1
 
@@ -692,7 +693,7 @@ fc.bias                                    f32   3                         3
 
 network     resnet18, width 4
 parameters  44871, of which 99 in the head
-pictures    33 x 33
+images      33 x 33
 classes     3: green, purple, yellow
 format      pt
 "##);
@@ -710,6 +711,7 @@ format      pt
                 "metadata",
                 "origin",
                 "parameters",
+                "prefix",
                 "tensors",
                 "width"
             ]
@@ -765,7 +767,7 @@ error: data is a folder, expected a safetensors file
 exit status 1
 
 $ retune inspect data/test/red/00.png
-error: data/test/red/00.png is no safetensors file: it looks like a PNG picture
+error: data/test/red/00.png is no safetensors file: it looks like a PNG image
 hint: give a file of weights
 exit status 1
 

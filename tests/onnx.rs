@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use retune::onnx::export;
+use retune::train::ModelFile;
 use retune::weights::{OutputTensor, TensorFile, save};
 
 /// A field of a message.
@@ -125,7 +126,7 @@ fn the_graph_is_whole_and_has_the_models_values() {
     for (reference, convolutions, wrapper) in [("odd.safetensors", 20, ""), ("resnet34.safetensors", 36, "module.")] {
         let path = model(folder.path(), reference, wrapper);
         let file = TensorFile::open(&path).unwrap();
-        let bytes = export(&file).unwrap();
+        let bytes = export(&ModelFile::describe(&file).unwrap()).unwrap();
         let onnx = Message::read(&bytes);
         assert_eq!((onnx.integers(1), onnx.text(2)), (vec![8], "retune".to_string()));
         assert_eq!(onnx.messages(8)[0].integers(2), [17]);
@@ -333,6 +334,8 @@ fn key_names_of_transformers_are_the_same_network() {
     let other = folder.path().join("transformers.safetensors");
     save(&other, &tensors, file.metadata()).unwrap();
     let theirs = TensorFile::open(&other).unwrap();
-    assert_eq!(theirs.origin(), Some("the key names of Hugging Face's transformers"));
-    assert!(export(&theirs).unwrap() == export(&file).unwrap());
+    let (ours, theirs) = (ModelFile::describe(&file).unwrap(), ModelFile::describe(&theirs).unwrap());
+    let notice = "the weights have the key names of Hugging Face transformers";
+    assert!(theirs.notices.iter().any(|one| one == notice), "{:?}", theirs.notices);
+    assert!(export(&theirs).unwrap() == export(&ours).unwrap());
 }

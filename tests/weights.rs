@@ -109,6 +109,45 @@ mod reading {
     }
 
     #[test]
+    fn counters_may_be_of_any_number_type() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        library_file(
+            &path,
+            &[
+                ("i64", Dtype::I64, &[], &7i64.to_le_bytes()),
+                ("u64", Dtype::U64, &[1], &7u64.to_le_bytes()),
+                ("f16", Dtype::F16, &[], &f16::from_f32(7.0).to_le_bytes()),
+                ("f32", Dtype::F32, &[], &7f32.to_le_bytes()),
+                ("f64", Dtype::F64, &[], &7f64.to_le_bytes()),
+                ("none", Dtype::I64, &[0], &[]),
+            ],
+        );
+        let file = TensorFile::open(&path).unwrap();
+        for name in ["i64", "u64", "f16", "f32", "f64"] {
+            assert_eq!(file.read_counter(name).unwrap(), 7, "{name}");
+        }
+        assert!(file.read_counter("none").unwrap_err().message().ends_with("tensor none is empty"));
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_named() {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let tensors = [
+            OutputTensor::f32("good", &[2], vec![1.0, f32::MAX]),
+            OutputTensor::f32("bad", &[2], vec![1.0, f32::NAN]),
+            OutputTensor::f32("large", &[2], vec![f32::NEG_INFINITY, 1.0]),
+        ];
+        save(&path, &tensors, &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        assert_eq!(file.read_finite_f32("good").unwrap(), [1.0, f32::MAX]);
+        let refused = |name: &str| shown(file.read_finite_f32(name).unwrap_err(), &folder);
+        assert!(refused("bad").starts_with("w.safetensors: tensor bad is not finite: it contains NaN\nhint: "));
+        assert!(refused("large").starts_with("w.safetensors: tensor large is not finite: it contains -inf\nhint: "));
+    }
+
+    #[test]
     fn tensors_need_no_alignment() {
         let folder = folder();
         let path = folder.path().join("w.safetensors");
@@ -501,14 +540,9 @@ fn named(keys: &[NamedShape]) -> Vec<&str> {
 mod matching {
     use super::*;
 
-    fn matched(
-        expected: &[NamedShape],
-        found: &[NamedShape],
-        prefix: &str,
-        policy: HeadPolicy,
-    ) -> (MatchReport, String) {
+    fn matched(expected: &[NamedShape], found: &[NamedShape], policy: HeadPolicy) -> (MatchReport, String) {
         let folder = folder();
-        let report = match_state_dict(expected, &state_dict_file(&folder, found, prefix), policy);
+        let report = match_state_dict(expected, &state_dict_file(&folder, found, ""), policy);
         let error = report.check("resnet18").err().map(|error| shown(error, &folder)).unwrap_or_default();
         let text = report.to_string();
         for line in text.lines().filter(|line| line.starts_with("    ")) {
@@ -519,10 +553,9 @@ mod matching {
 
     #[test]
     fn the_same_network_fits() {
-        let (report, error) = matched(&resnet18(2), &resnet18(2), "", HeadPolicy::Exact);
+        let (report, error) = matched(&resnet18(2), &resnet18(2), HeadPolicy::Exact);
         assert_eq!(error, "");
         assert_eq!((report.matched, report.notices()), (122, vec![]));
-        assert_eq!(report.recognised.as_deref(), Some("resnet18 of width 4"));
     }
 
     #[test]
@@ -531,7 +564,7 @@ mod matching {
         found.retain(|key| key.name != "layer1.0.conv1.weight" && key.name != "bn1.bias" && key.name != "fc.bias");
         found[0].shape = vec![4, 1, 7, 7];
         found.push(NamedShape { name: "aux.weight".to_owned(), shape: vec![3] });
-        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Exact);
+        let (report, error) = matched(&resnet18(2), &found, HeadPolicy::Exact);
         assert_eq!(named(&report.missing), ["bn1.bias", "layer1.0.conv1.weight", "fc.bias"]);
         assert_eq!(named(&report.unexpected), ["aux.weight"]);
         assert_eq!(report.wrong_shape.len(), 1);
@@ -539,14 +572,13 @@ mod matching {
             error,
             "w.safetensors does not fit resnet18: 3 missing (bn1.bias, layer1.0.conv1.weight, ...), \
              1 unexpected (aux.weight), 1 wrongly shaped (conv1.weight: expected [4, 3, 7, 7], found [4, 1, 7, 7])\n\
-             hint: its keys are those of resnet18 of width 4"
+             hint: expected a state dict of torchvision's resnet18"
         );
         let text = report.to_string();
         let body = text.split_once('\n').unwrap().1;
         assert_eq!(
             body,
-            "  its keys are those of resnet18 of width 4\n\
-             \x20 missing (3):\n    bn1.bias [4]\n    layer1.0.conv1.weight [4, 4, 3, 3]\n    fc.bias [2]\n\
+            "  missing (3):\n    bn1.bias [4]\n    layer1.0.conv1.weight [4, 4, 3, 3]\n    fc.bias [2]\n\
              \x20 unexpected (1):\n    aux.weight [3]\n\
              \x20 wrongly shaped (1):\n    conv1.weight: expected [4, 3, 7, 7], found [4, 1, 7, 7]\n"
         );
@@ -555,25 +587,21 @@ mod matching {
     #[test]
     fn a_deeper_network_is_refused_though_every_key_is_there() {
         let deeper = resnet([3, 4, 6, 3], 4, 2);
-        let (report, error) = matched(&resnet18(2), &deeper, "", HeadPolicy::Replace);
+        let (report, error) = matched(&resnet18(2), &deeper, HeadPolicy::Replace);
         assert_eq!(report.matched, 122);
         assert!(error.contains("unexpected (layer1.2.conv1.weight"), "{error}");
-        assert!(error.ends_with("hint: its keys are those of resnet34 of width 4"), "{error}");
     }
 
     #[test]
     fn a_head_of_another_size_is_replaced_only_where_asked() {
-        let (report, error) = matched(&resnet18(2), &resnet18(1000), "", HeadPolicy::Replace);
+        let (report, error) = matched(&resnet18(2), &resnet18(1000), HeadPolicy::Replace);
         assert_eq!((error.as_str(), report.matched), ("", 120));
         assert_eq!(named(report.replaced_head.as_ref().unwrap()), ["fc.weight", "fc.bias"]);
-        assert_eq!(
-            report.notices(),
-            ["the head was replaced: fc.weight [2, 32], fc.bias [2] instead of fc.weight [1000, 32], fc.bias [1000]"]
-        );
-        let (report, error) = matched(&resnet18(2), &resnet18(1000), "", HeadPolicy::Exact);
+        assert_eq!(report.notices(), ["new final layer for 2 classes (the weights had 1000)"]);
+        let (report, error) = matched(&resnet18(2), &resnet18(1000), HeadPolicy::Exact);
         assert_eq!(report.replaced_head, None);
         assert!(error.contains("2 wrongly shaped (fc.weight: expected [2, 32], found [1000, 32]"), "{error}");
-        let (report, _) = matched(&resnet18(2), &resnet18(2), "", HeadPolicy::Replace);
+        let (report, _) = matched(&resnet18(2), &resnet18(2), HeadPolicy::Replace);
         assert_eq!((report.replaced_head, report.matched), (None, 122));
     }
 
@@ -581,46 +609,31 @@ mod matching {
     fn a_head_that_is_absent_or_built_otherwise_is_replaced() {
         let mut found = resnet18(2);
         found.retain(|key| !key.name.starts_with("fc."));
-        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
+        let (report, error) = matched(&resnet18(2), &found, HeadPolicy::Replace);
         assert_eq!(error, "");
-        assert!(report.notices()[0].starts_with("the file has no head"));
+        assert_eq!(report.notices(), ["new final layer for 2 classes (the weights had none)"]);
         found.push(NamedShape { name: "fc.1.weight".to_owned(), shape: vec![2, 32] });
-        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
+        let (report, error) = matched(&resnet18(2), &found, HeadPolicy::Replace);
         assert_eq!(error, "");
-        assert!(report.notices()[0].ends_with("instead of fc.1.weight [2, 32]"));
-    }
-
-    #[test]
-    fn wrappers_of_every_key_are_stripped() {
-        for prefix in ["module.", "model.", "state_dict.model.", "_orig_mod.module."] {
-            let (report, error) = matched(&resnet18(2), &resnet18(3), prefix, HeadPolicy::Replace);
-            assert_eq!((error.as_str(), report.matched), ("", 120));
-            assert_eq!(report.key("conv1.weight"), format!("{prefix}conv1.weight"));
-            assert!(report.notices()[0].contains(&format!("wrapped in `{prefix}`")));
-        }
-        let mut found = resnet18(2);
-        found.iter_mut().skip(1).for_each(|key| key.name.insert_str(0, "module."));
-        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Replace);
-        assert_eq!(report.prefix, None);
-        assert!(error.contains("unexpected (module.bn1"), "{error}");
+        assert_eq!(report.notices(), ["new final layer for 2 classes (ignored fc.1.weight [2, 32])"]);
     }
 
     #[test]
     fn counters_may_be_absent_or_have_one_dimension() {
         let mut found = resnet18(2);
         found.retain(|key| !key.name.ends_with("num_batches_tracked"));
-        let (report, error) = matched(&resnet18(2), &found, "", HeadPolicy::Exact);
+        let (report, error) = matched(&resnet18(2), &found, HeadPolicy::Exact);
         assert_eq!((error.as_str(), report.matched, report.absent_counters.len()), ("", 102, 20));
-        assert_eq!(report.notices(), ["20 num_batches_tracked counters are absent and begin at 0"]);
+        assert_eq!(report.notices(), ["20 num_batches_tracked counters are absent and start at 0"]);
         let mut found = resnet18(2);
         found.iter_mut().filter(|key| key.shape.is_empty()).for_each(|key| key.shape = vec![1]);
-        assert_eq!(matched(&resnet18(2), &found, "", HeadPolicy::Exact).1, "");
+        assert_eq!(matched(&resnet18(2), &found, HeadPolicy::Exact).1, "");
     }
 
     #[test]
     fn rows_of_the_old_head_are_copied() {
         let folder = folder();
-        let file = state_dict_file(&folder, &resnet18(10), "module.");
+        let file = state_dict_file(&folder, &resnet18(10), "");
         let report = match_state_dict(&resnet18(2), &file, HeadPolicy::Replace);
         let head = head_from(&[9, 4], &file, &report).unwrap();
         assert_eq!((head.classes, head.inputs), (2, 32));
@@ -631,10 +644,10 @@ mod matching {
         let refused = |rows: &[usize]| shown(head_from(rows, &file, &report).unwrap_err(), &folder);
         assert_eq!(
             refused(&[0, 10]),
-            "cannot take rows of the head of w.safetensors: it has no row 10, expected 0 to 9 of its 10 rows"
+            "cannot copy rows of the final layer of w.safetensors: it has no row 10, expected 0 to 9 of its 10 rows"
         );
         assert!(refused(&[usize::MAX, 0]).contains("it has no row"));
-        assert!(refused(&[1]).contains("expected 2 rows, one for each class, found 1\nhint: "));
+        assert!(refused(&[1]).contains("expected 2 rows, one per class, found 1\nhint: "));
     }
 
     #[test]
@@ -656,6 +669,206 @@ mod matching {
         empty[last - 1].shape = vec![0, 32];
         empty[last].shape = vec![0];
         assert!(refused(&empty).contains("it has no row 0"));
+    }
+}
+
+/// `find` and `match_state_dict` together, as every command uses them.
+mod finding {
+    use retune::model::{Recognised, recognise};
+    use retune::weights::{Found, find};
+
+    use super::*;
+
+    type Tensors = Vec<(String, Vec<usize>)>;
+
+    fn under(prefix: &str, keys: &[NamedShape]) -> Tensors {
+        keys.iter().map(|key| (format!("{prefix}{}", key.name), key.shape.clone())).collect()
+    }
+
+    /// `fill` is the value of every element of the tensors whose names begin with its prefix.
+    fn found_in(tensors: &Tensors, fill: &[(&str, f32)]) -> Result<Found<Recognised>, String> {
+        let folder = folder();
+        let path = folder.path().join("w.safetensors");
+        let tensors: Vec<OutputTensor> = tensors
+            .iter()
+            .map(|(name, shape)| {
+                let value = fill.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(0.0, |&(_, value)| value);
+                OutputTensor::f32(name.clone(), shape, vec![value; shape.iter().product()])
+            })
+            .collect();
+        save(&path, &tensors, &BTreeMap::new()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        find(&file, |shape_of| recognise(shape_of)).map_err(|error| shown(error, &folder))
+    }
+
+    fn fits(found: &Found<Recognised>, classes: usize, policy: HeadPolicy) -> MatchReport {
+        let report = match_state_dict(&found.network.resnet(classes).state_dict(), &found.weights, policy);
+        assert!(report.fits(), "{report}");
+        report
+    }
+
+    #[test]
+    fn any_prefix_and_nesting_is_found() {
+        for prefix in [
+            "",
+            "module.",
+            "model.",
+            "_orig_mod.",
+            "module.model.",
+            "model._orig_mod.",
+            "backbone.",
+            "encoder.",
+            "state_dict.module.",
+            "a.b.c.d.e.",
+            "models.0.",
+        ] {
+            let found = found_in(&under(prefix, &resnet18(3)), &[]).unwrap();
+            assert_eq!((found.prefix.as_str(), found.network.classes, found.network.width), (prefix, Some(3), 4));
+            assert_eq!(fits(&found, 3, HeadPolicy::Exact).matched, 122, "{prefix}");
+            match prefix {
+                "" => assert!(found.notices.is_empty()),
+                _ => assert_eq!(found.notices, [format!("weights found under `{prefix}`")]),
+            }
+        }
+        let error = found_in(&under("module", &resnet18(3)), &[]).unwrap_err();
+        assert!(error.contains("no ResNet found: its keys are module"), "{error}");
+    }
+
+    #[test]
+    fn tensors_beside_the_network_are_named() {
+        let mut tensors = under("model.", &resnet18(3));
+        tensors.push(("criterion.pos_weight".into(), vec![3]));
+        tensors.push(("n_averaged".into(), vec![]));
+        let found = found_in(&tensors, &[]).unwrap();
+        fits(&found, 3, HeadPolicy::Exact);
+        let ignored = "ignored 2 tensors that the network does not have: criterion.pos_weight, n_averaged";
+        assert_eq!(found.notices, ["weights found under `model.`", ignored]);
+        // Inside the prefix they would be part of another network.
+        tensors.push(("model.aux.weight".into(), vec![3]));
+        let found = found_in(&tensors, &[]).unwrap();
+        let report = match_state_dict(&found.network.resnet(3).state_dict(), &found.weights, HeadPolicy::Replace);
+        assert_eq!(named(&report.unexpected), ["aux.weight"]);
+    }
+
+    #[test]
+    fn of_several_networks_the_order_decides() {
+        let body: Vec<NamedShape> = resnet18(3).into_iter().filter(|key| !key.name.starts_with("fc.")).collect();
+        for (other, chosen) in [
+            ("model_ema.", "model."),
+            ("state_dict_ema.", "state_dict."),
+            ("module.encoder_k.", "module.encoder_q."),
+            ("a_teacher.", "z_student.long.er."),
+            ("second.deeper.", "zfirst."),
+        ] {
+            let mut tensors = under(other, &resnet18(3));
+            tensors.extend(under(chosen, &resnet18(3)));
+            let found = found_in(&tensors, &[(other, 1.0), (chosen, 2.0)]).unwrap();
+            assert_eq!(found.prefix, chosen);
+            assert!(found.weights.read_f32("conv1.weight").unwrap().iter().all(|&value| value == 2.0));
+            assert!(found.notices.contains(&format!("ignored 1 other network: `{other}`")), "{:?}", found.notices);
+        }
+        // A network with a final layer comes before one without.
+        let mut tensors = under("a.", &body);
+        tensors.extend(under("b.", &resnet18(3)));
+        assert_eq!(found_in(&tensors, &[]).unwrap().prefix, "b.");
+        // Alone, an average is taken, and the user is told.
+        let found = found_in(&under("state_dict_ema.", &resnet18(3)), &[]).unwrap();
+        assert_eq!(found.notices, ["averaged or copied weights (such as EMA) found under `state_dict_ema.`"]);
+        // A name is compared part by part.
+        assert!(found_in(&under("cinema.", &resnet18(3)), &[]).unwrap().notices[0].starts_with("weights found"));
+    }
+
+    #[test]
+    fn a_single_linear_layer_is_the_head() {
+        for (prefix, head) in
+            [("", "fc.1"), ("", "head"), ("m.", "classifier.1"), ("backbone.", "^fc"), ("backbone.", "^head")]
+        {
+            let mut tensors = under(prefix, &resnet18(3));
+            for (name, _) in tensors.iter_mut() {
+                let at = format!("{prefix}fc");
+                if let Some(rest) = name.strip_prefix(&at) {
+                    *name = match head.strip_prefix('^') {
+                        Some(outside) => format!("{outside}{rest}"),
+                        None => format!("{prefix}{head}{rest}"),
+                    };
+                }
+            }
+            let found = found_in(&tensors, &[]).unwrap();
+            assert_eq!(found.network.classes, Some(3), "{prefix} {head}");
+            fits(&found, 3, HeadPolicy::Exact);
+        }
+    }
+
+    #[test]
+    fn a_head_of_another_kind_is_set_aside() {
+        for heads in [
+            &[][..],
+            &[("projector.0.weight", &[16, 32][..])],
+            &[("projector.weight", &[16, 32]), ("projector.bias", &[16])],
+            &[("fc.0.weight", &[16, 32]), ("fc.0.bias", &[16]), ("fc.2.weight", &[3, 16]), ("fc.2.bias", &[3])],
+            &[("head.weight", &[3, 31]), ("head.bias", &[3])],
+        ] {
+            let mut tensors = under("net.", &resnet18(3));
+            tensors.retain(|(name, _)| !name.starts_with("net.fc."));
+            tensors.extend(heads.iter().map(|(name, shape)| (format!("net.{name}"), shape.to_vec())));
+            let found = found_in(&tensors, &[]).unwrap();
+            assert_eq!(found.network.classes, None);
+            let report = fits(&found, 2, HeadPolicy::Replace);
+            assert_eq!((report.matched, report.replaced_head.unwrap().len()), (120, heads.len()));
+        }
+    }
+
+    #[test]
+    fn the_names_of_other_programs_are_translated() {
+        let translate = |name: &str, program: &str| -> String {
+            let parts: Vec<&str> = name.split('.').collect();
+            match (program, parts.as_slice()) {
+                ("sequential", ["conv1", rest]) => format!("0.{rest}"),
+                ("sequential", ["bn1", rest]) => format!("1.{rest}"),
+                ("sequential", ["fc", rest]) => format!("9.{rest}"),
+                ("sequential", [stage, rest @ ..]) => {
+                    let stage: usize = stage.strip_prefix("layer").unwrap().parse().unwrap();
+                    format!("{}.{}", stage + 3, rest.join("."))
+                }
+                (_, ["conv1", rest]) => format!("resnet.embedder.embedder.convolution.{rest}"),
+                (_, ["bn1", rest]) => format!("resnet.embedder.embedder.normalization.{rest}"),
+                (_, ["fc", rest]) => format!("classifier.1.{rest}"),
+                (_, [stage, block, inner @ .., rest]) => {
+                    let stage: usize = stage.strip_prefix("layer").unwrap().parse().unwrap();
+                    let inner = match inner.join(".").as_str() {
+                        "downsample.0" => "shortcut.convolution".to_owned(),
+                        "downsample.1" => "shortcut.normalization".to_owned(),
+                        other => {
+                            let kind = if other.starts_with("conv") { "convolution" } else { "normalization" };
+                            let number: usize = other[other.len() - 1..].parse().unwrap();
+                            format!("layer.{}.{kind}", number - 1)
+                        }
+                    };
+                    format!("resnet.encoder.stages.{}.layers.{block}.{inner}.{rest}", stage - 1)
+                }
+                _ => unreachable!("{name}"),
+            }
+        };
+        for program in ["sequential", "transformers"] {
+            for architecture in retune::model::Architecture::all() {
+                let network = Recognised { architecture, width: 4, classes: Some(3) };
+                let mut tensors: Tensors = Vec::new();
+                for key in network.resnet(3).state_dict() {
+                    tensors.push((translate(&key.name, program), key.shape));
+                }
+                let found = found_in(&tensors, &[]).unwrap_or_else(|error| panic!("{program} {architecture}: {error}"));
+                assert_eq!((found.network.architecture, found.network.classes), (architecture, Some(3)), "{program}");
+                fits(&found, 3, HeadPolicy::Exact);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_network_says_what_it_is() {
+        let error = found_in(&vec![("vgg.0.weight".into(), vec![2, 3, 3, 3])], &[]).unwrap_err();
+        assert!(error.starts_with("w.safetensors: no ResNet found: its keys are vgg.0.weight\nhint: "), "{error}");
+        let error = found_in(&under("model.", &resnet([1, 1, 1, 1], 4, 3)), &[]).unwrap_err();
+        assert!(error.starts_with("w.safetensors: the network under `model.` is not supported: "), "{error}");
     }
 }
 

@@ -7,6 +7,7 @@ use super::report::write;
 use super::{GlobalArguments, fetch, print_json, print_result, size};
 use crate::error::{Error, Result};
 use crate::onnx;
+use crate::train::{ModelFile, find_network};
 use crate::weights::{OutputTensor, TensorFile, save};
 
 const EXAMPLES: &str = "\
@@ -31,9 +32,6 @@ pub struct ConvertArguments {
     output: PathBuf,
 }
 
-/// Wrappers of keys that no network of torchvision has.
-const WRAPPERS: [&str; 3] = ["module.", "model.", "_orig_mod."];
-
 pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<ExitCode> {
     let output = &arguments.output;
     let extension = output.extension().map(|extension| extension.to_string_lossy().to_lowercase());
@@ -41,7 +39,7 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         Some("safetensors") => false,
         Some("onnx") => true,
         _ => {
-            let message = format!("{}: expected a name that ends in .safetensors or .onnx", output.display());
+            let message = format!("{}: expected a name ending in .safetensors or .onnx", output.display());
             return Err(Error::usage(message));
         }
     };
@@ -50,16 +48,25 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         global.note(&format!("{} is {origin}", arguments.input.display()));
     }
     let tensors = if to_onnx {
-        write(output, &onnx::export(&file)?)?;
-        file.entries().len()
+        let model = ModelFile::describe(&file)?;
+        model.notices.iter().for_each(|notice| global.note(notice));
+        write(output, &onnx::export(&model)?)?;
+        model.weights.entries().len()
     } else {
-        let wrapper = WRAPPERS.into_iter().find(|wrapper| file.names().all(|name| name.starts_with(wrapper)));
-        let bare = |name: &str| name.strip_prefix(wrapper.unwrap_or_default()).unwrap_or(name).to_string();
-        let tensors: Result<Vec<OutputTensor>> = file
+        let found = find_network(&file);
+        match &found {
+            Ok(found) => found.notices.iter().for_each(|notice| global.note(notice)),
+            Err(_) => global.note("no ResNet found: every tensor is written under its own name"),
+        }
+        let weights = found.as_ref().map_or(&file, |found| &found.weights);
+        let tensors: Result<Vec<OutputTensor>> = weights
             .entries()
             .iter()
             .map(|entry| {
-                Ok(OutputTensor::bytes(bare(&entry.name), entry.dtype, &entry.shape, file.bytes(&entry.name)?))
+                if found.is_ok() && entry.is_float() {
+                    weights.read_finite_f32(&entry.name)?;
+                }
+                Ok(OutputTensor::bytes(entry.name.clone(), entry.dtype, &entry.shape, weights.bytes(&entry.name)?))
             })
             .collect();
         let mut metadata = file.metadata().clone();

@@ -19,7 +19,7 @@ use crate::device::{Device, threads};
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
-use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start};
+use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start, find_network};
 use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
@@ -195,13 +195,13 @@ impl Demo<'_> {
 
     fn fine_tune(&self, target: &Path, pretrained: &Trained) -> Result<Trained> {
         let path = pretrained.folder.model();
-        let weights = TensorFile::open(&path)?;
+        let weights = find_network(&TensorFile::open(&path)?)?;
         let recipe = Recipe {
             batch_size: 16,
             learning_rate: 1e-3,
             epochs: self.arguments.epochs as usize,
             seed: self.arguments.seed,
-            ..Recipe::fine_tuning().for_weights(&weights)?
+            ..Recipe::fine_tuning().for_weights(&weights)
         };
         let title = "fine-tuning: the pretrained network learns a new task from few pictures";
         self.train(title, target, "fine-tuned", Start::FineTune(weights), recipe, Some(&path))

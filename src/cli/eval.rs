@@ -57,7 +57,7 @@ struct EvalResult {
     accuracy: f64,
     loss: f64,
     classes: Vec<ClassResult>,
-    /// `confusion[true][predicted]`
+    /// `confusion[actual][predicted]`
     confusion: Vec<Vec<usize>>,
 }
 
@@ -69,10 +69,11 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         return Err(Error::usage("--workers 0: expected at least 1"));
     }
     let device = global.open_device()?;
-    // Every picture is looked at once: none is kept.
+    // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
-    let mut folder = ImageFolder::open_with_classes(pictures(&arguments.data), &model.classes)?;
+    model.notices.iter().for_each(|notice| global.note(notice));
+    let mut folder = ImageFolder::open_with_classes(labelled_folder(&arguments.data), &model.classes)?;
     folder.decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
     let options = LoaderOptions {
         batch_size: arguments.batch_size,
@@ -81,9 +82,9 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         workers: arguments.workers.unwrap_or_else(threads::count),
         strict: arguments.strict,
     };
-    let pictures = folder.len();
+    let images = folder.len();
     let mut batches = Batches::new(Loader::new(Arc::new(folder), options)?, &store)?;
-    let progress = Progress::new(global, pictures as u64, "pictures");
+    let progress = Progress::new(global, images as u64, "images");
     let (mut done, mut skipped) = (0, 0);
     let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         for sample in &batch.skipped {
@@ -115,17 +116,17 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-/// The folder that has the class folders.
-fn pictures(data: &Path) -> PathBuf {
+/// The folder that contains the class folders.
+fn labelled_folder(data: &Path) -> PathBuf {
     let split = ["test", "val"].map(|name| data.join(name)).into_iter().find(|path| path.is_dir());
     split.unwrap_or_else(|| data.to_path_buf())
 }
 
-/// More classes than this make a confusion matrix that no terminal can show.
+/// A confusion matrix of more classes does not fit a terminal.
 const WIDEST_MATRIX: usize = 12;
 
 fn print_table(result: &EvalResult) -> Result<()> {
-    let width = result.classes.iter().map(|class| class.class.chars().count()).max().unwrap_or(0).max(5);
+    let width = result.classes.iter().map(|class| class.class.chars().count()).max().unwrap_or(0).max("actual".len());
     print_result(&format!("{:<width$}  {:>6}  {:>6}  {:>9}  {:>6}", "class", "images", "recall", "precision", "f1"))?;
     for ClassResult { class, images, recall, precision, f1 } in &result.classes {
         print_result(&format!("{class:<width$}  {images:>6}  {recall:>6.3}  {precision:>9.3}  {f1:>6.3}"))?;
@@ -135,11 +136,16 @@ fn print_table(result: &EvalResult) -> Result<()> {
         let shortened = |name: &str| name.chars().take(cell).collect::<String>();
         let header: Vec<String> =
             result.classes.iter().map(|class| format!("{:>cell$}", shortened(&class.class))).collect();
-        print_result(&format!("\n{:<width$}  taken for\n{:<width$}  {}", "", "", header.join("  ")))?;
+        print_result(&format!(
+            "\nConfusion matrix\n{:<width$}  predicted\n{:<width$}  {}",
+            "",
+            "actual",
+            header.join("  ")
+        ))?;
         for (class, row) in result.classes.iter().zip(&result.confusion) {
             let cells: Vec<String> = row.iter().map(|count| format!("{count:>cell$}")).collect();
             print_result(&format!("{:<width$}  {}", class.class, cells.join("  ")))?;
         }
     }
-    print_result(&format!("\nloss {:.3}, accuracy {:.3} over {} pictures", result.loss, result.accuracy, result.images))
+    print_result(&format!("\nloss {:.3}, accuracy {:.3} over {} images", result.loss, result.accuracy, result.images))
 }

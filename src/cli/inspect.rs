@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
 use crate::ops::LossReduction;
-use crate::train::{LARGEST_IMAGE_SIZE, ModelFile};
-use crate::weights::TensorFile;
+use crate::train::{LARGEST_IMAGE_SIZE, ModelFile, find_network};
+use crate::weights::{Found, TensorFile};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,21 +79,24 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         elements: entry.elements(),
     });
     let rows = counters_last(rows.collect());
+    let found = find_network(file).ok();
     let model = ModelFile::describe(file).ok();
     let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
-    let parameters = |keep: &dyn Fn(&str) -> bool| -> usize {
-        rows.iter().filter(|row| is_parameter(row.name) && keep(row.name)).map(|row| row.elements).sum()
+    let parameters = |file: &TensorFile, keep: &dyn Fn(&str) -> bool| -> usize {
+        let kept = file.entries().iter().filter(|entry| is_parameter(&entry.name) && keep(&entry.name));
+        kept.map(|entry| entry.elements()).sum()
     };
-    // Behind a wrapper such as `module.` too.
-    let in_head = |name: &str| is_head(name) || name.contains(".fc.");
-    let (all, head) = (parameters(&|_| true), parameters(&in_head));
+    // Of the network if there is one, without what else the file holds.
+    let counted = found.as_ref().map_or(file, |found| &found.weights);
+    let (all, head) = (parameters(counted, &|_| true), parameters(counted, &is_head));
     if global.json {
         return print_json(&serde_json::json!({
             "file": file.path().to_string_lossy(),
             "bytes": file.file_bytes(),
             "origin": file.origin(),
-            "architecture": model.as_ref().map(|model| model.resnet.architecture.to_string()),
-            "width": model.as_ref().map(|model| model.resnet.width),
+            "architecture": found.as_ref().map(|found| found.network.architecture.to_string()),
+            "width": found.as_ref().map(|found| found.network.width),
+            "prefix": found.as_ref().map(|found| &found.prefix),
             "classes": model.as_ref().map(|model| &model.classes),
             "image_size": model.as_ref().map(|model| model.image_size),
             "exif": model.as_ref().map(|model| model.exif),
@@ -114,17 +117,22 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     if let Some(origin) = file.origin() {
         print_result(&format!("file        {origin}"))?;
     }
-    match &model {
-        Some(ModelFile { resnet, classes, image_size, exif }) => {
-            print_result(&format!("network     {}, width {}", resnet.architecture, resnet.width))?;
+    match &found {
+        Some(Found { network, notices, .. }) => {
+            print_result(&format!("network     {}, width {}", network.architecture, network.width))?;
+            for notice in notices {
+                print_result(&format!("note        {notice}"))?;
+            }
             print_result(&format!("parameters  {all}, of which {head} in the head"))?;
-            let turned = if *exif { ", turned as their EXIF says" } else { "" };
-            print_result(&format!("pictures    {image_size} x {image_size}{turned}"))?;
-            let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
-            let more = if classes.len() > shown.len() { ", ..." } else { "" };
-            print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;
         }
         None => print_result(&format!("elements    {}", rows.iter().map(|row| row.elements).sum::<usize>()))?,
+    }
+    if let Some(ModelFile { classes, image_size, exif, .. }) = &model {
+        let rotated = if *exif { ", rotated by their EXIF orientation" } else { "" };
+        print_result(&format!("images      {image_size} x {image_size}{rotated}"))?;
+        let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
+        let more = if classes.len() > shown.len() { ", ..." } else { "" };
+        print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;
     }
     for (name, value) in file.metadata() {
         if model.is_none() || !["classes", "architecture", "width"].contains(&name.as_str()) {
@@ -134,8 +142,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     Ok(())
 }
 
-/// Integers stand first in files, which keeps everything aligned; a reader wants a batch norm's counter where its module
-/// is.
+/// Files put integers first, which keeps tensors aligned; here a batch norm's counter follows its module.
 fn counters_last(rows: Vec<TensorRow>) -> Vec<TensorRow> {
     let (mut counters, others): (Vec<TensorRow>, Vec<TensorRow>) =
         rows.into_iter().partition(|row| row.name.ends_with(".num_batches_tracked"));
@@ -153,7 +160,7 @@ fn counters_last(rows: Vec<TensorRow>) -> Vec<TensorRow> {
     ordered
 }
 
-/// An object's fields without JSON's punctuation; anything else as it is.
+/// The fields of a JSON object without punctuation; anything else unchanged.
 fn readable(value: &str) -> String {
     match serde_json::from_str(value) {
         Ok(serde_json::Value::Object(fields)) => {
@@ -254,11 +261,11 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
     for kind in [BufferKind::Value, BufferKind::Saved, BufferKind::Gradient, BufferKind::Workspace] {
         let bytes: usize = plan.buffers().iter().filter(|buffer| buffer.kind == kind).map(|buffer| buffer.bytes).sum();
         print_result(&format!(
-            "{:<10} {:>10.1} MiB if nothing were shared",
+            "{:<10} {:>10.1} MiB without sharing memory",
             format!("{kind:?}").to_lowercase(),
             mib(bytes)
         ))?;
     }
-    print_result(&format!("{:<10} {:>10.1} MiB alive at the fullest step", "peak", mib(plan.peak_bytes())))?;
+    print_result(&format!("{:<10} {:>10.1} MiB in use at the peak", "peak", mib(plan.peak_bytes())))?;
     print_result(&format!("{:<10} {:>10.1} MiB", "arena", mib(plan.arena_bytes())))
 }

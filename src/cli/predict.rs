@@ -58,8 +58,8 @@ struct ClassProbability {
 }
 
 #[derive(Serialize)]
-struct PictureResult {
-    /// What is not Unicode in it is replaced.
+struct ImageResult {
+    /// Characters that are not Unicode are replaced.
     path: String,
     classes: Vec<ClassProbability>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,11 +73,12 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     if arguments.top == 0 {
         return Err(Error::usage("--top 0: expected at least 1"));
     }
-    let paths = pictures(&arguments.images)?;
+    let paths = image_paths(&arguments.images)?;
     let device = global.open_device()?;
-    // Every picture is looked at once: none is kept.
+    // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
+    model.notices.iter().for_each(|notice| global.note(notice));
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
     let options = LoaderOptions {
         batch_size: arguments.batch_size.min(samples.len()),
@@ -90,7 +91,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples, decoding };
     let dataset = Arc::new(folder);
     let mut batches = Batches::new(Loader::new(dataset.clone(), options)?, &store)?;
-    let progress = Progress::new(global, dataset.len() as u64, "pictures");
+    let progress = Progress::new(global, dataset.len() as u64, "images");
     let (mut done, mut failed) = (0, 0);
     let (_, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
         batch.skipped.iter().for_each(|sample| progress.warn(&format!("skipped: {}", sample.reason)));
@@ -102,61 +103,61 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     progress.finish();
     let results = predictions.iter().map(|prediction| {
         let path = dataset.samples[prediction.index].path.to_string_lossy().into_owned();
-        let classes = likeliest(prediction, &model.classes, arguments.top);
-        PictureResult { path, classes, logits: arguments.logits.then(|| prediction.logits.clone()) }
+        let classes = most_probable(prediction, &model.classes, arguments.top);
+        ImageResult { path, classes, logits: arguments.logits.then(|| prediction.logits.clone()) }
     });
-    let results: Vec<PictureResult> = results.collect();
+    let results: Vec<ImageResult> = results.collect();
     if global.json {
         print_json(&results)?;
     } else {
-        for PictureResult { path, classes, .. } in &results {
+        for ImageResult { path, classes, .. } in &results {
             let classes: Vec<String> =
                 classes.iter().map(|one| format!("{} {:.3}", one.class, one.probability)).collect();
             print_result(&format!("{path}: {}", classes.join(", ")))?;
         }
     }
     if failed > 0 {
-        return Err(Error::new(format!("{failed} of {done} pictures could not be read")));
+        return Err(Error::new(format!("{failed} of {done} images could not be read")));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn likeliest(prediction: &Prediction, names: &[String], top: usize) -> Vec<ClassProbability> {
+fn most_probable(prediction: &Prediction, names: &[String], top: usize) -> Vec<ClassProbability> {
     let mut classes: Vec<(usize, f64)> = prediction.probabilities().into_iter().enumerate().collect();
     classes.sort_by(|a, b| b.1.total_cmp(&a.1));
     let named = |(class, probability): (usize, f64)| ClassProbability { class: names[class].clone(), probability };
     classes.into_iter().take(top).map(named).collect()
 }
 
-/// Files as they are; the pictures of folders, at any depth; what patterns match.
-fn pictures(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// Files, the images in folders at any depth, and files that patterns match.
+fn image_paths(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for argument in arguments {
         let before = paths.len();
         if argument.is_dir() {
             let pattern = format!("{}/**/*", glob::Pattern::escape(&argument.to_string_lossy()));
-            paths.extend(matching(&pattern, argument)?.into_iter().filter(|path| is_picture(path)));
+            paths.extend(matching(&pattern, argument)?.into_iter().filter(|path| is_image(path)));
         } else if argument.exists() {
             paths.push(argument.clone());
         } else {
             paths.extend(matching(&argument.to_string_lossy(), argument)?);
         }
         if paths.len() == before {
-            let what = if argument.is_dir() { "no pictures in this folder" } else { "no such file" };
+            let what = if argument.is_dir() { "no images in this folder" } else { "no such file" };
             return Err(Error::new(format!("{}: {what}", argument.display()))
-                .hint(format!("pictures are files that end in {}", EXTENSIONS.join(" "))));
+                .hint(format!("images are files ending in {}", EXTENSIONS.join(" "))));
         }
     }
     Ok(paths)
 }
 
 fn matching(pattern: &str, argument: &Path) -> Result<Vec<PathBuf>> {
-    let paths = glob::glob(pattern).context(|| format!("{}: not a pattern", argument.display()))?;
+    let paths = glob::glob(pattern).context(|| format!("{}: invalid pattern", argument.display()))?;
     let files = paths.filter_map(|path| path.ok()).filter(|path| path.is_file());
     Ok(files.collect())
 }
 
-fn is_picture(path: &Path) -> bool {
+fn is_image(path: &Path) -> bool {
     let name = path.to_string_lossy().to_lowercase();
     EXTENSIONS.iter().any(|extension| name.ends_with(extension))
 }

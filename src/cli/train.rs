@@ -12,12 +12,12 @@ use super::training::{Trained, Training, interruption};
 use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::ResNet;
+use crate::model::{Recognised, ResNet};
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run, RunFolder,
-    RunOptions, Start,
+    RunOptions, Start, find_network,
 };
-use crate::weights::TensorFile;
+use crate::weights::{Found, TensorFile};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -167,10 +167,10 @@ pub struct TrainArguments {
 
 impl TrainArguments {
     /// The recipe that the flags ask for, with the network and the image size of the weights.
-    fn recipe(&self, weights: Option<&TensorFile>) -> Result<Recipe> {
+    fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
         let mut recipe = if self.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
-        if let Some(file) = weights {
-            recipe = recipe.for_weights(file)?;
+        if let Some(found) = weights {
+            recipe = recipe.for_weights(found);
             if let Some(arch) = self.arch.as_ref().filter(|arch| **arch != recipe.architecture) {
                 let found = &recipe.architecture;
                 return Err(Error::usage(format!("--arch {arch}: the weights are those of a {found}")));
@@ -381,9 +381,10 @@ fn begin<'a>(
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
         global.note(&format!("the weights are {origin}"));
     }
-    let recipe = arguments.recipe(file.as_ref())?;
+    let found = file.as_ref().map(find_network).transpose()?;
+    let recipe = arguments.recipe(found.as_ref())?;
     check_freezing(&recipe)?;
-    let start = file.map_or(Start::FromScratch, Start::FineTune);
+    let start = found.map_or(Start::FromScratch, Start::FineTune);
     start.run(device, recipe, &arguments.data, options, &mut tell(global))
 }
 

@@ -9,7 +9,7 @@ use crate::graph::{Activation, ConvolutionOptions, Layer, LayerSpecification, Ma
 use crate::ops::batch_norm::EPSILON;
 use crate::protobuf::Message;
 use crate::train::ModelFile;
-use crate::weights::{HeadPolicy, MatchReport, NamedShape, TensorFile, match_state_dict};
+use crate::weights::{HeadPolicy, NamedShape, TensorFile, match_state_dict};
 
 /// The version of the format: that of ONNX 1.12.
 const IR_VERSION: i64 = 8;
@@ -27,19 +27,18 @@ const INPUT: &str = "input";
 /// The name of the graph's output.
 const OUTPUT: &str = "logits";
 
-/// The bytes of an ONNX file of the model in `file`.
+/// The bytes of an ONNX file of a model.
 ///
 /// The input is `input`: `[batch, 3, size, size]`, normalised pixels; the output is `logits`, `[batch, classes]`. Metadata:
 /// `classes` and `preprocessing`, both JSON.
 ///
 /// # Errors
-/// When the file does not hold a known network with its head.
-pub fn export(file: &TensorFile) -> Result<Vec<u8>> {
-    let model = ModelFile::describe(file)?;
-    let expected = model.resnet.state_dict();
+/// When the weights do not fit the network or are not finite.
+pub fn export(model: &ModelFile) -> Result<Vec<u8>> {
+    let (expected, file) = (model.resnet.state_dict(), &model.weights);
     let report = match_state_dict(&expected, file, HeadPolicy::Exact);
     report.check(&model.resnet.to_string()).map_err(|error| error.with_details(report.to_string()))?;
-    let mut writer = Writer { graph: Message::new(), file, report: &report };
+    let mut writer = Writer { graph: Message::new(), file };
     writer.network(&model.resnet.specification());
     for NamedShape { name, shape } in expected.iter().filter(|expected| !expected.shape.is_empty()) {
         writer.initializer(name, shape)?;
@@ -62,7 +61,7 @@ pub fn export(file: &TensorFile) -> Result<Vec<u8>> {
         "layout": "NCHW, RGB",
     });
     let property = |key: &str, value: String| Message::new().bytes(1, key).bytes(2, value);
-    let classes = serde_json::Value::from(model.classes).to_string();
+    let classes = serde_json::Value::from(model.classes.clone()).to_string();
     let message = Message::new()
         .integer(1, IR_VERSION)
         .bytes(2, "retune")
@@ -84,7 +83,6 @@ fn tensor<const COUNT: usize>(name: &str, extents: [Message; COUNT]) -> Message 
 struct Writer<'a> {
     graph: Message,
     file: &'a TensorFile,
-    report: &'a MatchReport,
 }
 
 enum Attribute<'a> {
@@ -187,7 +185,7 @@ impl Writer<'_> {
     }
 
     fn initializer(&mut self, name: &str, shape: &[usize]) -> Result<()> {
-        let values = self.file.read_f32(&self.report.key(name))?;
+        let values = self.file.read_finite_f32(name)?;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let tensor = shape.iter().fold(Message::new(), |tensor, &extent| tensor.integer(1, extent as i64));
         self.add(5, tensor.integer(2, FLOAT).bytes(8, name).bytes(9, bytes));

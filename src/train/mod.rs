@@ -33,7 +33,7 @@ pub use recipe::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe};
 pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};
 pub use start::Start;
 pub use state_dict::{
-    copy_head, initialise, load_state_dict, load_state_dict_named, new_head, recognise, save_state_dict, state_dict,
+    copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
 pub use tensorboard::TensorBoard;
 pub use trainer::{Trainable, Trainer};

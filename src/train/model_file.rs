@@ -6,12 +6,12 @@ use std::rc::Rc;
 
 use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
-use super::state_dict::{load_state_dict, recognise, save_state_dict};
+use super::state_dict::{find_network, load_state_dict, save_state_dict};
 use crate::data::transform::test_shorter_side;
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::ResNet;
-use crate::weights::{HeadPolicy, TensorFile};
+use crate::weights::{Found, HeadPolicy, TensorFile};
 
 /// Means of the channels that pretrained networks expect, for pixels from 0 to 1.
 const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
@@ -43,34 +43,48 @@ pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[St
     save_state_dict(network, path, &metadata)
 }
 
-/// What a file of weights says about its use.
-#[derive(Debug, Clone, PartialEq)]
+/// A network in a file, with what its user needs to know.
+#[derive(Debug)]
 pub struct ModelFile {
-    /// What the network is.
+    /// The network.
     pub resnet: ResNet,
-    /// Names of the classes; numbers where the file does not tell.
+    /// Names of the classes; numbers if the file has no names.
     pub classes: Vec<String>,
-    /// Rows and columns of the pictures that the network sees.
+    /// Rows and columns of the images that the network is applied to.
     pub image_size: usize,
-    /// Whether they are turned as their EXIF orientation says.
+    /// Whether images are rotated according to their EXIF orientation.
     pub exif: bool,
+    /// The weights under torchvision's names.
+    pub weights: TensorFile,
+    /// Where the weights were found in the file, and what was ignored.
+    pub notices: Vec<String>,
 }
 
 impl ModelFile {
     /// From keys, shapes and metadata; no tensor is read.
+    ///
+    /// # Errors
+    /// When the file holds no supported network or one without a final layer, or when its metadata contradicts it.
     pub fn describe(file: &TensorFile) -> Result<Self> {
-        let resnet = recognise(file)?;
-        let unreadable = |name: &str| format!("{}: unreadable `{name}` in the metadata", file.path().display());
+        let shown = file.path().display();
+        let Found { network, weights, notices, .. } = find_network(file)?;
+        let Some(outputs) = network.classes else {
+            return Err(Error::new(format!(
+                "{shown}: the {} has no final layer (fc) of its own",
+                network.architecture
+            ))
+            .hint("fine-tune it first: retune train DATA --weights FILE"));
+        };
+        let resnet = network.resnet(outputs);
+        let unreadable = |name: &str| format!("{shown}: unreadable `{name}` in the metadata");
         let classes: Vec<String> = match file.metadata().get("classes") {
             Some(text) => serde_json::from_str(text).context(|| unreadable("classes"))?,
-            None => (0..resnet.classes).map(|class| class.to_string()).collect(),
+            None => (0..outputs).map(|class| class.to_string()).collect(),
         };
-        if classes.len() != resnet.classes {
+        if classes.len() != outputs {
             return Err(Error::new(format!(
-                "{}: {} class names for a head of {} classes",
-                file.path().display(),
-                classes.len(),
-                resnet.classes
+                "{shown}: {} class names, but the final layer has {outputs} outputs",
+                classes.len()
             )));
         }
         let (image_size, exif) = match file.metadata().get("transform") {
@@ -83,15 +97,17 @@ impl ModelFile {
             }
             None => (224, false),
         };
-        Ok(Self { resnet, classes, image_size, exif })
+        Ok(Self { resnet, classes, image_size, exif, weights, notices })
     }
 }
 
 /// Loads a model for evaluation.
+///
+/// # Errors
+/// Those of [`ModelFile::describe`], and when the weights do not fit or are not finite.
 pub fn load_model(device: Rc<dyn Device>, path: &Path) -> Result<(Network, ModelFile)> {
-    let file = TensorFile::open(path)?;
-    let model = ModelFile::describe(&file)?;
+    let model = ModelFile::describe(&TensorFile::open(path)?)?;
     let mut network = Network::new(device, model.resnet)?;
-    load_state_dict(&mut network, &file, HeadPolicy::Exact)?;
+    load_state_dict(&mut network, &model.weights, HeadPolicy::Exact)?;
     Ok((network, model))
 }

@@ -3,14 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::model_file::ModelFile;
-use super::state_dict::recognise;
 use super::trainer::Trainable;
 use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Freezing};
+use crate::model::{Architecture, Freezing, Recognised};
 use crate::ops::LossReduction;
 use crate::optim::GroupSettings;
-use crate::weights::TensorFile;
+use crate::weights::Found;
 
 /// What a training run does. Two runs of the same recipe on the same pictures and device give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,14 +90,11 @@ impl Recipe {
         Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
     }
 
-    /// This recipe for the network that a file of weights belongs to, at its image size where the file names one.
-    ///
-    /// # Errors
-    /// When the file does not hold a known network.
-    pub fn for_weights(self, file: &TensorFile) -> Result<Self> {
-        let resnet = recognise(file)?;
-        let image_size = ModelFile::describe(file).map_or(self.image_size, |model| model.image_size);
-        Ok(Self { architecture: resnet.architecture.to_string(), width: resnet.width, image_size, ..self })
+    /// This recipe for the network that was found in a file, at its image size where the file names one.
+    pub fn for_weights(self, found: &Found<Recognised>) -> Self {
+        let Found { network, weights, .. } = found;
+        let image_size = ModelFile::describe(weights).map_or(self.image_size, |model| model.image_size);
+        Self { architecture: network.architecture.to_string(), width: network.width, image_size, ..self }
     }
 
     /// How images are read.

@@ -13,13 +13,13 @@ use super::trainer::Trainer;
 use crate::data::{Splits, open_dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::ResNet;
-use crate::weights::{HeadPolicy, TensorFile};
+use crate::model::{Recognised, ResNet};
+use crate::weights::{Found, HeadPolicy};
 
 /// What a run begins with.
 pub enum Start {
     /// Trained weights, with a new head: random, or rows of the old one where [`Recipe::head_from`] names some.
-    FineTune(TensorFile),
+    FineTune(Found<Recognised>),
     /// Random weights.
     FromScratch,
     /// All that an interrupted run had.
@@ -57,7 +57,8 @@ impl Start {
                 initialise(network, recipe.seed)?;
                 Position::default()
             }
-            Self::FineTune(file) => {
+            Self::FineTune(Found { weights: file, notices, .. }) => {
+                notices.iter().for_each(|notice| observe(Event::Notice(notice)));
                 let report = load_state_dict(network, &file, HeadPolicy::Replace)?;
                 report.notices().iter().for_each(|notice| observe(Event::Notice(notice)));
                 match &recipe.head_from {

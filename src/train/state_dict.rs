@@ -5,10 +5,10 @@ use std::path::Path;
 
 use super::network::Network;
 use crate::error::{Error, Result};
-use crate::model::{self, HEAD, ResNet, init, is_head};
+use crate::model::{self, HEAD, Recognised, init, is_head};
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{
-    HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, head_from, match_state_dict, save,
+    Found, HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, find, head_from, match_state_dict, save,
 };
 
 /// The whole state dict of the network: what torch's `state_dict()` would hold.
@@ -36,10 +36,10 @@ pub fn save_state_dict(network: &Network, path: &Path, metadata: &BTreeMap<Strin
     save(path, &state_dict(network)?, metadata)
 }
 
-/// Sets the network from a file: all of it, or all but the head.
+/// Sets the network from the weights that [`find_network`] found: all of it, or all but the head.
 ///
 /// # Errors
-/// When a key is missing, unexpected or wrongly shaped; the network is then untouched.
+/// When a key is missing, unexpected or wrongly shaped; the network is then untouched. When a tensor is not finite.
 pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolicy) -> Result<MatchReport> {
     let expected = network.resnet().state_dict();
     let report = match_state_dict(&expected, file, head);
@@ -48,14 +48,12 @@ pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolic
         if head == HeadPolicy::Replace && is_head(&name) {
             continue;
         }
-        let key = report.key(&name);
         match name.strip_suffix(".num_batches_tracked") {
-            Some(module) if file.contains(&key) => {
-                let count = file.read_i64(&key)?.first().copied().unwrap_or(0);
-                network.parameters_mut().set_batches_tracked(module, count);
+            Some(module) if file.contains(&name) => {
+                network.parameters_mut().set_batches_tracked(module, file.read_counter(&name)?);
             }
             Some(_) => {}
-            None => network.write(&name, &from_torch(file.read_f32(&key)?, &shape))?,
+            None => network.write(&name, &from_torch(file.read_finite_f32(&name)?, &shape))?,
         }
     }
     Ok(report)
@@ -88,23 +86,12 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
     Ok(())
 }
 
-/// The network that a file of weights belongs to, with the head that it has.
+/// The network in a file of weights, in any nested dictionary and behind any prefix; see [`find`].
 ///
 /// # Errors
-/// When no architecture of the table has these keys.
-pub fn recognise(file: &TensorFile) -> Result<ResNet> {
-    let prefix = ["", "module.", "model."]
-        .into_iter()
-        .find(|prefix| file.contains(&format!("{prefix}conv1.weight")))
-        .unwrap_or_default();
-    let shape_of = |name: &str| file.get(&format!("{prefix}{name}")).map(|entry| entry.shape.as_slice());
-    let refused = |reason: String| {
-        Error::new(format!("{}: these are not the weights of a known network: {reason}", file.path().display()))
-            .hint("expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
-    };
-    let found = model::recognise(shape_of).map_err(refused)?;
-    let classes = found.classes.ok_or_else(|| refused("there is no fc.weight".into()))?;
-    Ok(found.resnet(classes))
+/// When the file holds no network of a known architecture.
+pub fn find_network(file: &TensorFile) -> Result<Found<Recognised>> {
+    find(file, |shape_of| model::recognise(shape_of))
 }
 
 /// Replaces the head by a fresh one: weight Xavier-uniform, bias as PyTorch begins it.

@@ -1,4 +1,4 @@
-//! A new head from rows of an old one: the source data set may hold some of the target's labels.
+//! A new head from rows of an old one, for classes that the weights already know.
 
 use super::matching::MatchReport;
 use super::state_dict::{TensorEntry, TensorFile};
@@ -10,9 +10,9 @@ const BIAS: &str = "fc.bias";
 /// A linear layer's parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
-    /// How many classes it tells apart.
+    /// The number of classes.
     pub classes: usize,
-    /// How many features it takes.
+    /// The number of input features.
     pub inputs: usize,
     /// `[classes, inputs]`.
     pub weight: Vec<f32>,
@@ -27,10 +27,9 @@ pub struct Head {
 /// head, or when the old head takes another number of features.
 pub fn head_from(rows: &[usize], file: &TensorFile, report: &MatchReport) -> Result<Head> {
     let shown = file.path().display();
-    let no_head = |reason: String| Error::new(format!("cannot take rows of the head of {shown}: {reason}"));
-    let (weight_key, bias_key) = (report.key(WEIGHT), report.key(BIAS));
+    let no_head = |reason: String| Error::new(format!("cannot copy rows of the final layer of {shown}: {reason}"));
     let shape = |entry: Option<&TensorEntry>| entry.map(|entry| entry.shape.clone());
-    let (weight, bias) = (shape(file.get(&weight_key)), shape(file.get(&bias_key)));
+    let (weight, bias) = (shape(file.get(WEIGHT)), shape(file.get(BIAS)));
     let (classes, inputs) = match (weight.as_deref(), bias.as_deref()) {
         (Some(&[classes, inputs]), Some(&[biases])) if classes == biases => (classes, inputs),
         (None, _) | (_, None) => return Err(no_head(format!("{WEIGHT} or {BIAS} is missing"))),
@@ -42,8 +41,8 @@ pub fn head_from(rows: &[usize], file: &TensorFile, report: &MatchReport) -> Res
         report.expected_head.iter().find(|key| key.name == WEIGHT).map(|key| key.shape.as_slice())
     {
         if rows.len() != new_classes {
-            return Err(no_head(format!("expected {new_classes} rows, one for each class, found {}", rows.len()))
-                .hint("name the rows in the order of the classes, which is that of the folders' names"));
+            return Err(no_head(format!("expected {new_classes} rows, one per class, found {}", rows.len()))
+                .hint("list the rows in the order of the classes: folder names, sorted"));
         }
         if new_inputs != inputs {
             return Err(no_head(format!("expected {new_inputs} features, found {inputs}")));
@@ -52,7 +51,7 @@ pub fn head_from(rows: &[usize], file: &TensorFile, report: &MatchReport) -> Res
     if let Some(row) = rows.iter().find(|&&row| row >= classes) {
         return Err(no_head(format!("it has no row {row}, expected 0 to {} of its {classes} rows", classes - 1)));
     }
-    let (old_weight, old_bias) = (file.read_f32(&weight_key)?, file.read_f32(&bias_key)?);
+    let (old_weight, old_bias) = (file.read_finite_f32(WEIGHT)?, file.read_finite_f32(BIAS)?);
     let mut head = Head { classes: rows.len(), inputs, weight: Vec::new(), bias: Vec::new() };
     for &row in rows {
         head.weight.extend_from_slice(&old_weight[row * inputs..][..inputs]);

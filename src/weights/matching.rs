@@ -1,15 +1,13 @@
-//! Which keys of a file fit a network: a complete report, then a decision.
+//! Compares the keys of a file with those of a network: a complete report, then a decision.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::network::{self, HEAD_PREFIX};
+use super::key_names::{self, HEAD};
 use super::state_dict::{TensorEntry, TensorFile, printable};
 use crate::error::{Error, Result};
 
-/// Wrappers that training scripts leave around every key: DataParallel, Lightning, checkpoints, `torch.compile`.
-const WRAPPERS: [&str; 4] = ["module.", "model.", "state_dict.", "_orig_mod."];
 const COUNTER: &str = "num_batches_tracked";
 /// How many keys of each kind an error names; the report names all.
 const NAMED_IN_ERROR: usize = 2;
@@ -17,16 +15,16 @@ const NAMED_IN_ERROR: usize = 2;
 /// A key and its shape, in torch's layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedShape {
-    /// The key, without any wrapper.
+    /// The key, by torchvision's name.
     pub name: String,
     /// The shape; empty for a single number.
     pub shape: Vec<usize>,
 }
 
-/// A key that is there with another shape.
+/// A key whose shape in the file is not the network's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShapeMismatch {
-    /// The key, without any wrapper.
+    /// The key, by torchvision's name.
     pub name: String,
     /// The network's shape, in torch's layout.
     pub expected: Vec<usize>,
@@ -34,16 +32,16 @@ pub struct ShapeMismatch {
     pub found: Vec<usize>,
 }
 
-/// What to do with a head (`fc`) that does not fit.
+/// What to do with the final layer, the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadPolicy {
-    /// It counts as any other key: for evaluating, predicting and resuming.
+    /// It has to fit like any other key: for evaluation and prediction.
     Exact,
-    /// The network keeps a head of its own: for fine-tuning. Every `fc.` key of the file is then set aside.
+    /// The network keeps its own if the file's does not fit: for fine-tuning. The file's head is then ignored.
     Replace,
 }
 
-/// How the keys of a file and those of a network meet. `Display` gives the whole of it, every key named.
+/// The result of the comparison. `Display` prints all of it, with every key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MatchReport {
     /// The file.
@@ -56,27 +54,19 @@ pub struct MatchReport {
     pub unexpected: Vec<NamedShape>,
     /// Keys of both, with different shapes.
     pub wrong_shape: Vec<ShapeMismatch>,
-    /// `num_batches_tracked` counters that the file lacks, as old files do; they begin at 0.
+    /// `num_batches_tracked` counters that the file lacks, as old files do; they start at 0.
     pub absent_counters: Vec<String>,
-    /// The wrapper, such as `module.`, that stood before every key of the file.
-    pub prefix: Option<String>,
-    /// The head of the file, where the network keeps its own instead; empty if the file has none.
+    /// The head of the file, if the network keeps its own instead; empty if the file has none.
     pub replaced_head: Option<Vec<NamedShape>>,
     /// The head of the network.
     pub expected_head: Vec<NamedShape>,
-    /// The network that the file's keys belong to, where they tell.
-    pub recognised: Option<String>,
 }
 
-/// Compares a network's state dict, in its order, with a file.
+/// Compares a network's state dict, in its order, with the weights that [`find`](super::find()) found in a file.
 pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPolicy) -> MatchReport {
-    let prefix = wrapper(expected, file);
-    let bare = |entry: &TensorEntry| NamedShape {
-        name: entry.name.get(prefix.len()..).unwrap_or_default().to_owned(),
-        shape: entry.shape.clone(),
-    };
-    let in_head = |entry: &&NamedShape| entry.name.starts_with(HEAD_PREFIX);
-    let found_head: Vec<NamedShape> = file.entries().iter().map(bare).filter(|key| in_head(&key)).collect();
+    let named = |entry: &TensorEntry| NamedShape { name: entry.name.clone(), shape: entry.shape.clone() };
+    let in_head = |entry: &&NamedShape| key_names::is_head(&entry.name);
+    let found_head: Vec<NamedShape> = file.entries().iter().map(named).filter(|key| in_head(&key)).collect();
     let expected_head: Vec<NamedShape> = expected.iter().filter(in_head).cloned().collect();
     let head_fits = found_head.len() == expected_head.len() && expected_head.iter().all(|key| found_head.contains(key));
     let replaced = head == HeadPolicy::Replace && !head_fits;
@@ -88,13 +78,11 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
         unexpected: Vec::new(),
         wrong_shape: Vec::new(),
         absent_counters: Vec::new(),
-        prefix: (!prefix.is_empty()).then(|| prefix.clone()),
         replaced_head: replaced.then_some(found_head),
         expected_head,
-        recognised: network::recognise(file.entries().iter().map(bare)),
     };
     for key in expected.iter().filter(|key| !(replaced && in_head(key))) {
-        match file.get(&format!("{prefix}{}", key.name)) {
+        match file.get(&key.name) {
             Some(entry) if fits(&key.shape, &entry.shape) => report.matched += 1,
             Some(entry) => report.wrong_shape.push(ShapeMismatch {
                 name: key.name.clone(),
@@ -107,7 +95,7 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
     }
     let known: HashSet<&str> = expected.iter().map(|key| key.name.as_str()).collect();
     let accounted = |key: &NamedShape| known.contains(key.name.as_str()) || (replaced && in_head(&key));
-    report.unexpected = file.entries().iter().map(bare).filter(|key| !accounted(key)).collect();
+    report.unexpected = file.entries().iter().map(named).filter(|key| !accounted(key)).collect();
     // Files put counters first; a convolution's name tells a reader more.
     report.unexpected.sort_by_key(|key| key.name.ends_with(COUNTER));
     report
@@ -118,47 +106,27 @@ fn fits(expected: &[usize], found: &[usize]) -> bool {
     expected == found || (expected.is_empty() && found == [1])
 }
 
-/// The wrappers that stand before every key of the file and before no key of the network.
-fn wrapper(expected: &[NamedShape], file: &TensorFile) -> String {
-    let mut prefix = String::new();
-    while let Some(next) = WRAPPERS.into_iter().map(|wrapper| format!("{prefix}{wrapper}")).find(|longer| {
-        !file.entries().is_empty()
-            && file.names().all(|name| name.starts_with(longer.as_str()))
-            && !expected.iter().any(|key| key.name.starts_with(longer.as_str()))
-    }) {
-        prefix = next;
-    }
-    prefix
-}
-
 impl MatchReport {
     /// Whether every key is accounted for.
     pub fn fits(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.wrong_shape.is_empty()
     }
 
-    /// The name under which the file holds a key of the network.
-    pub fn key(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix.as_deref().unwrap_or_default())
-    }
-
-    /// What a user should hear even if all went well: a stripped wrapper, a replaced head, absent counters.
+    /// What a user should know even if every key fits: a replaced head, absent counters.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
-        if let Some(prefix) = &self.prefix {
-            notices.push(format!("every key is wrapped in `{}`, which was stripped", printable(prefix)));
-        }
         if let Some(found) = &self.replaced_head {
-            let old = list_shapes(found);
-            let new = list_shapes(&self.expected_head);
-            notices.push(if found.is_empty() {
-                format!("the file has no head; the network keeps a new one: {new}")
-            } else {
-                format!("the head was replaced: {new} instead of {old}")
+            let weight = format!("{HEAD}.weight");
+            let classes = |keys: &[NamedShape]| keys.iter().find(|key| key.name == weight)?.shape.first().copied();
+            let new = classes(&self.expected_head).map_or(String::new(), |classes| format!(" for {classes} classes"));
+            notices.push(match (classes(found), found.as_slice()) {
+                (Some(old), _) => format!("new final layer{new} (the weights had {old})"),
+                (None, []) => format!("new final layer{new} (the weights had none)"),
+                (None, found) => format!("new final layer{new} (ignored {})", list_shapes(found)),
             });
         }
         if !self.absent_counters.is_empty() {
-            notices.push(format!("{} {COUNTER} counters are absent and begin at 0", self.absent_counters.len()));
+            notices.push(format!("{} {COUNTER} counters are absent and start at 0", self.absent_counters.len()));
         }
         notices
     }
@@ -166,7 +134,7 @@ impl MatchReport {
     /// Passes if every key is accounted for.
     ///
     /// # Errors
-    /// Otherwise: a line with the counts and first names, and a hint that tells what the file holds.
+    /// When a key is missing, unexpected or wrongly shaped: the message has the counts and the first names.
     pub fn check(&self, network: &str) -> Result<()> {
         if self.fits() {
             return Ok(());
@@ -187,10 +155,7 @@ impl MatchReport {
             problems.push(format!("{} wrongly shaped ({})", self.wrong_shape.len(), first(shapes)));
         }
         let error = Error::new(format!("{} does not fit {network}: {}", self.path.display(), problems.join(", ")));
-        Err(match &self.recognised {
-            Some(recognised) => error.hint(format!("its keys are those of {recognised}")),
-            None => error.hint(format!("give a state dict of torchvision's {network}")),
-        })
+        Err(error.hint(format!("expected a state dict of torchvision's {network}")))
     }
 }
 
@@ -208,9 +173,6 @@ fn list_shapes(keys: &[NamedShape]) -> String {
 impl fmt::Display for MatchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {} keys fit", self.path.display(), self.matched)?;
-        if let Some(recognised) = &self.recognised {
-            writeln!(f, "  its keys are those of {recognised}")?;
-        }
         for notice in self.notices() {
             writeln!(f, "  {notice}")?;
         }

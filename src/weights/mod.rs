@@ -1,18 +1,20 @@
-//! State dicts: reading, writing and matching them.
+//! State dicts: files of tensors, the networks in them, and how their keys fit a network of this crate.
 //!
-//! Torch's key names and layouts exist only here; [`layout`] converts them at load and at save.
+//! [`find()`] is the only place that knows prefixes, nested dictionaries and other programs' key names; [`layout`] converts torch's
+//! memory layout at load and at save.
 
 mod file_kind;
+mod find;
 pub mod head;
 mod key_names;
 pub mod layout;
 pub mod matching;
-pub mod network;
 mod pth;
 pub mod reference;
 pub mod save;
 pub mod state_dict;
 
+pub use find::{Found, find};
 pub use head::{Head, head_from};
 pub use matching::{HeadPolicy, MatchReport, NamedShape, ShapeMismatch, match_state_dict};
 pub use reference::Reference;

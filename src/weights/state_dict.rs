@@ -1,9 +1,10 @@
-//! A safetensors file, memory-mapped: opening it reads its header only.
+//! Files of tensors, safetensors or torch's `.pth`, memory-mapped: opening one reads its header only.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -11,7 +12,6 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use super::file_kind::recognise;
-use super::key_names;
 use super::pth::{self, Place};
 use crate::error::{Context, Error, Result};
 
@@ -19,7 +19,7 @@ const LENGTH_BYTES: usize = size_of::<u64>();
 /// The limit of the format's own library.
 const HEADER_LIMIT: u64 = 100_000_000;
 
-/// One tensor of a file, as its header tells.
+/// One tensor of a file, as its header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// The key.
@@ -28,9 +28,11 @@ pub struct TensorEntry {
     pub dtype: Dtype,
     /// The shape, in torch's layout; empty for a single number.
     pub shape: Vec<usize>,
-    /// Where its bytes are, counted from the start of the file, or of what was gathered.
+    /// Where its bytes are, counted from the start of the file, or of the gathered bytes.
     range: Range<usize>,
     is_gathered: bool,
+    /// How many bytes of the name come from the dictionaries around it.
+    nesting: usize,
 }
 
 impl TensorEntry {
@@ -43,19 +45,32 @@ impl TensorEntry {
     pub fn bytes(&self) -> usize {
         self.range.len()
     }
+
+    /// Whether its elements are floating-point numbers of a type that [`TensorFile::read_f32`] reads.
+    pub fn is_float(&self) -> bool {
+        matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+    }
+
+    /// The dictionaries of a `.pth` that the tensor is in, as in `state_dict.`; empty in the outermost one and in safetensors.
+    pub fn nesting(&self) -> &str {
+        self.name.get(..self.nesting).unwrap_or_default()
+    }
 }
 
-/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, of which nothing is run.
+/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, in which nothing is run.
+///
+/// The keys are those of the file. Nested dictionaries of a `.pth` are joined by dots, as in `state_dict.conv1.weight`.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    contents: Contents,
+    contents: Arc<Contents>,
     entries: Vec<TensorEntry>,
     positions: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
     /// Tensors whose elements are not in order in the file.
-    gathered: Vec<u8>,
-    origin: Option<String>,
+    gathered: Arc<Vec<u8>>,
+    origin: Option<&'static str>,
+    foreign_objects: Vec<String>,
 }
 
 /// The bytes of a file.
@@ -109,16 +124,15 @@ impl TensorFile {
     }
 
     fn from_contents(path: &Path, contents: Contents) -> Result<Self> {
-        let file = if pth::is_pth(&contents) {
-            Self::from_pth(path.to_path_buf(), contents)?
+        if pth::is_pth(&contents) {
+            Self::from_pth(path, contents)
         } else {
             let (start, header) = read_header(path, &contents)?;
-            Self::from_header(path.to_path_buf(), contents, start, &header)?
-        };
-        Ok(file.with_torchvision_names())
+            Self::from_header(path, contents, start, &header)
+        }
     }
 
-    fn from_pth(path: PathBuf, contents: Contents) -> Result<Self> {
+    fn from_pth(path: &Path, contents: Contents) -> Result<Self> {
         let state = pth::read(&contents).map_err(|reason| {
             Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display()))
                 .hint("save its state dict again: torch.save(model.state_dict(), FILE)")
@@ -128,37 +142,69 @@ impl TensorFile {
                 Place::File(range) => (range, false),
                 Place::Gathered(range) => (range, true),
             };
-            TensorEntry { name: tensor.name, dtype: tensor.dtype, shape: tensor.shape, range, is_gathered }
+            let pth::PthTensor { name, nesting, dtype, shape, .. } = tensor;
+            TensorEntry { name, dtype, shape, range, is_gathered, nesting }
         });
-        let entries = entries.collect();
-        let (gathered, origin) = (state.gathered, Some(state.origin));
-        Ok(Self { path, contents, entries, positions: HashMap::new(), metadata: BTreeMap::new(), gathered, origin })
+        let file = Self {
+            path: path.to_path_buf(),
+            contents: Arc::new(contents),
+            entries: Vec::new(),
+            positions: HashMap::new(),
+            metadata: BTreeMap::new(),
+            gathered: Arc::new(state.gathered),
+            origin: Some(state.origin),
+            foreign_objects: state.foreign_objects,
+        };
+        Ok(file.holding(entries.collect()))
     }
 
-    /// Gives keys of other programs torchvision's names, if all of them can have one, and finds keys by name.
-    fn with_torchvision_names(mut self) -> Self {
-        let renamed: Option<Vec<String>> =
-            self.entries.iter().map(|entry| key_names::from_transformers(&entry.name)).collect();
-        if let Some(renamed) = renamed.filter(|renamed| !renamed.is_empty()) {
-            self.entries.iter_mut().zip(renamed).for_each(|(entry, name)| entry.name = name);
-            let before = self.origin.map_or(String::new(), |origin| format!("{origin}, with "));
-            self.origin = Some(format!("{before}the key names of Hugging Face's transformers"));
-        }
-        let names = self.entries.iter().enumerate();
+    /// The same file with these tensors.
+    fn holding(mut self, entries: Vec<TensorEntry>) -> Self {
+        let names = entries.iter().enumerate();
         self.positions = names.map(|(position, entry)| (entry.name.clone(), position)).collect();
+        self.entries = entries;
         self
     }
 
-    fn from_header(path: PathBuf, contents: Contents, start: usize, header: &Metadata) -> Result<Self> {
+    /// A view of some of the tensors, by their position in [`TensorFile::entries`], under other names.
+    pub(super) fn with_entries(&self, chosen: Vec<(usize, String)>) -> Self {
+        let entries = chosen.into_iter().map(|(position, name)| TensorEntry {
+            name,
+            nesting: 0,
+            ..self.entries[position].clone()
+        });
+        let view = Self {
+            path: self.path.clone(),
+            contents: self.contents.clone(),
+            entries: Vec::new(),
+            positions: HashMap::new(),
+            metadata: self.metadata.clone(),
+            gathered: self.gathered.clone(),
+            origin: self.origin,
+            foreign_objects: Vec::new(),
+        };
+        view.holding(entries.collect())
+    }
+
+    fn from_header(path: &Path, contents: Contents, start: usize, header: &Metadata) -> Result<Self> {
         let mut entries = Vec::new();
         for name in header.offset_keys() {
             let info = header.info(&name).ok_or_else(|| Error::new(format!("{}: no {name}", path.display())))?;
             let range = start + info.data_offsets.0..start + info.data_offsets.1;
-            entries.push(TensorEntry { name, dtype: info.dtype, shape: info.shape.clone(), range, is_gathered: false });
+            let (dtype, shape) = (info.dtype, info.shape.clone());
+            entries.push(TensorEntry { name, dtype, shape, range, is_gathered: false, nesting: 0 });
         }
-        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-        let (positions, gathered, origin) = (HashMap::new(), Vec::new(), None);
-        Ok(Self { path, contents, entries, positions, metadata, gathered, origin })
+        let file = Self {
+            path: path.to_path_buf(),
+            contents: Arc::new(contents),
+            entries: Vec::new(),
+            positions: HashMap::new(),
+            metadata: header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            gathered: Arc::default(),
+            origin: None,
+            foreign_objects: Vec::new(),
+        };
+        Ok(file.holding(entries))
     }
 
     /// The file's path.
@@ -166,9 +212,15 @@ impl TensorFile {
         &self.path
     }
 
-    /// What the file was, where it is not safetensors with torchvision's key names.
-    pub fn origin(&self) -> Option<&str> {
-        self.origin.as_deref()
+    /// What the file is, unless it is safetensors.
+    pub fn origin(&self) -> Option<&'static str> {
+        self.origin
+    }
+
+    /// Names of the Python objects in a `.pth` that are neither tensors nor plain data, such as `argparse.Namespace`. They were
+    /// not built, and nothing of them was run.
+    pub fn foreign_objects(&self) -> &[String] {
+        &self.foreign_objects
     }
 
     /// The file's length in bytes, header included.
@@ -261,6 +313,39 @@ impl TensorFile {
         })
     }
 
+    /// A single whole number of any numeric type, as torch casts one when it loads a counter.
+    ///
+    /// # Errors
+    /// When there is no such tensor, when it has no element, or when its elements are not numbers.
+    pub fn read_counter(&self, name: &str) -> Result<i64> {
+        let entry = self.entry(name)?;
+        let first = match entry.dtype {
+            Dtype::U64 => convert(self.bytes_of(entry), u64::from_le_bytes).first().map(|&number| number as i64),
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 => {
+                self.read_f32(name)?.first().map(|&number| number as i64)
+            }
+            _ => self.read_i64(name)?.first().copied(),
+        };
+        first.ok_or_else(|| Error::new(format!("{}: tensor {} is empty", self.path.display(), printable(name))))
+    }
+
+    /// As [`TensorFile::read_f32`], of weights.
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::read_f32`], and when an element is infinite or not a number.
+    pub fn read_finite_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.read_f32(name)?;
+        match values.iter().find(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(value) => Err(Error::new(format!(
+                "{}: tensor {} is not finite: it contains {value}",
+                self.path.display(),
+                printable(name)
+            ))
+            .hint("the weights are damaged or come from a training run that diverged: use an earlier checkpoint")),
+        }
+    }
+
     fn wrong_type(&self, entry: &TensorEntry, expected: &str) -> Error {
         let (path, name, found) = (self.path.display(), printable(&entry.name), entry.dtype);
         Error::new(format!("{path}: tensor {name} has elements of type {found}, expected {expected}"))
@@ -277,7 +362,7 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let shown = path.display();
     let no_safetensors = |reason: String| match recognise(bytes) {
         Some(kind) => {
-            Error::new(format!("{shown} is no safetensors file: it looks like {}", kind.looks_like)).hint(kind.mend)
+            Error::new(format!("{shown} is no safetensors file: it looks like {}", kind.looks_like)).hint(kind.fix)
         }
         None => Error::new(format!("{shown} is no safetensors file, or a damaged one: {reason}"))
             .hint("check where it came from, and download or save it again"),

@@ -1,16 +1,18 @@
 //! torch's own files, `.pth` and `.pt`, read without running anything that is in them.
 //!
-//! Such a file is a pickle, a program for a small stack machine that may call any function of Python. [`pickle`] runs that
-//! program with no functions at all: what a state dict needs is known by name and built as data, anything else is
-//! refused. There are two forms. Since torch 1.6 the file is a zip archive of the pickle and of the tensors' bytes, stored as they
-//! are; before, pickles and bytes followed each other.
+//! Such a file is a pickle: a program for a small stack machine, which in Python may call any function. [`pickle`] interprets that
+//! program without functions: it knows the few names that tensors need and builds those as data. Any other object becomes an
+//! empty placeholder, and a tensor that depends on one is left out. There are two forms. Since torch 1.6 the file is a zip archive
+//! of the pickle and of the tensors' bytes, uncompressed; before, pickles and bytes followed each other.
 
 mod pickle;
 
+use std::collections::HashSet;
 use std::io::Cursor;
 use std::ops::Range;
 
 use safetensors::Dtype;
+use zip::read::{ArchiveOffset, Config};
 use zip::{CompressionMethod, ZipArchive};
 
 use pickle::{Id, Object, Pickle, StorageReference, TensorReference};
@@ -19,32 +21,39 @@ use pickle::{Id, Object, Pickle, StorageReference, TensorReference};
 const MAGIC: [u8; 10] = 0x1950_a86a_20f9_469c_fc6c_u128.to_le_bytes().first_chunk::<10>().copied().unwrap();
 const PROTOCOL: i64 = 1001;
 
-/// Where checkpoints keep a state dict, the likeliest first.
-const WRAPPERS: [&str; 6] = ["state_dict", "model_state_dict", "model", "net", "network", "weights"];
+/// Dictionaries and lists below this depth are not searched.
+const DEEPEST: usize = 16;
+/// A limit for hostile files on the bytes of all names together.
+const LONGEST_NAMES: usize = 64 << 20;
 
 /// Where a tensor's bytes are.
 pub(in crate::weights) enum Place {
     /// In the file, as they are.
     File(Range<usize>),
-    /// In [`StateDict::gathered`].
+    /// In [`Tensors::gathered`].
     Gathered(Range<usize>),
 }
 
 /// A tensor of the file.
 pub(in crate::weights) struct PthTensor {
+    /// The keys of the dictionaries around it and its own, joined by dots.
     pub name: String,
+    /// How many bytes of the name are keys of dictionaries around its own.
+    pub nesting: usize,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub place: Place,
 }
 
-/// What was found.
-pub(in crate::weights) struct StateDict {
+/// Every tensor of a file, at any depth.
+pub(in crate::weights) struct Tensors {
     pub tensors: Vec<PthTensor>,
     /// Tensors whose elements are not in order in the file.
     pub gathered: Vec<u8>,
-    /// For people: the form, and what the state dict was wrapped in.
-    pub origin: String,
+    /// Which of the two forms the file has, for messages.
+    pub origin: &'static str,
+    /// Names of the objects that became placeholders.
+    pub foreign_objects: Vec<String>,
 }
 
 /// Whether a file begins as torch's files do.
@@ -58,13 +67,15 @@ fn is_legacy(bytes: &[u8]) -> bool {
 }
 
 /// Reads either form. The message of an error says what is wrong with the file, without naming it.
-pub(in crate::weights) fn read(bytes: &[u8]) -> Result<StateDict, String> {
+pub(in crate::weights) fn read(bytes: &[u8]) -> Result<Tensors, String> {
     if is_legacy(bytes) { read_legacy(bytes) } else { read_zip(bytes) }
 }
 
-fn read_zip(bytes: &[u8]) -> Result<StateDict, String> {
-    let mut archive =
-        ZipArchive::new(Cursor::new(bytes)).map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
+fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
+    // torch puts nothing before the archive. The library would guess at that, and guess wrongly for some lengths of names.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes))
+        .map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
     let names = archive.file_names().filter_map(|name| name.ok());
     let root = names.into_iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
     let root = root.ok_or("it is a zip archive without a data.pkl, so none of torch's")?;
@@ -91,7 +102,7 @@ fn read_zip(bytes: &[u8]) -> Result<StateDict, String> {
     collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
 }
 
-fn read_legacy(bytes: &[u8]) -> Result<StateDict, String> {
+fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
     let mut position = 0;
     let mut next = || -> Result<(Pickle, Id), String> {
         let (pickle, found, length) = Pickle::run(&bytes[position..])?;
@@ -128,55 +139,92 @@ fn read_legacy(bytes: &[u8]) -> Result<StateDict, String> {
     })
 }
 
-/// Finds the state dict in what the pickle built, and each of its tensors in the file.
+/// Finds every tensor in what the pickle built, and its elements in the file.
 fn collect(
     pickle: &Pickle,
     found: Id,
-    form: &str,
+    form: &'static str,
     bytes: &[u8],
     mut place: impl FnMut(&StorageReference) -> Result<Range<usize>, String>,
-) -> Result<StateDict, String> {
-    let (dict, wrapper) = state_dict(pickle, found)?;
-    let mut state = StateDict { tensors: Vec::new(), gathered: Vec::new(), origin: form.into() };
-    if let Some(wrapper) = wrapper {
-        state.origin.push_str(&format!(", of whose checkpoint `{wrapper}` was taken"));
+) -> Result<Tensors, String> {
+    let mut search = Search { pickle, seen: HashSet::new(), tensors: Vec::new(), name_bytes: 0 };
+    search.visit(found, "", 0)?;
+    if search.tensors.is_empty() {
+        return Err(match pickle.foreign_names() {
+            [] => "it holds no tensors".into(),
+            [name, ..] => format!("it holds no tensors outside Python objects, such as {name}; nothing in it was run"),
+        });
     }
-    let mut names = std::collections::HashSet::new();
-    for &(name, value) in dict {
-        let (Object::Text(name), Object::Tensor(tensor)) = (pickle.object(name), pickle.object(value)) else {
-            continue;
-        };
-        if !names.insert(name) {
+    let mut tensors = Tensors {
+        tensors: Vec::new(),
+        gathered: Vec::new(),
+        origin: form,
+        foreign_objects: pickle.foreign_names().to_vec(),
+    };
+    let mut names = HashSet::new();
+    for (name, nesting, tensor) in search.tensors {
+        if !names.insert(name.clone()) {
             return Err(format!("it has two tensors {name}"));
         }
         let storage = place(&tensor.storage)?;
-        let place = locate(name, tensor, storage, bytes, &mut state.gathered)?;
+        let place = locate(&name, tensor, storage, bytes, &mut tensors.gathered)?;
         let (dtype, shape) = (tensor.storage.dtype, tensor.shape.clone());
-        state.tensors.push(PthTensor { name: name.clone(), dtype, shape, place });
+        tensors.tensors.push(PthTensor { name, nesting, dtype, shape, place });
     }
-    Ok(state)
+    Ok(tensors)
 }
 
-type Entries = [(Id, Id)];
+/// The search for tensors in dictionaries and lists.
+struct Search<'a> {
+    pickle: &'a Pickle,
+    /// Containers may contain each other or themselves: each is visited once.
+    seen: HashSet<Id>,
+    /// Names, the bytes of them that are nesting, and the tensors.
+    tensors: Vec<(String, usize, &'a TensorReference)>,
+    name_bytes: usize,
+}
 
-fn state_dict(pickle: &Pickle, found: Id) -> Result<(&Entries, Option<&'static str>), String> {
-    let Object::Dict(dict) = pickle.object(found) else {
-        return Err("it holds no state dict but another object, such as a whole model".into());
-    };
-    let has_tensors = |dict: &Entries| dict.iter().any(|&(_, value)| matches!(pickle.object(value), Object::Tensor(_)));
-    if has_tensors(dict) {
-        return Ok((dict, None));
-    }
-    for wrapper in WRAPPERS {
-        let value = dict.iter().find(|&&(key, _)| matches!(pickle.object(key), Object::Text(key) if key == wrapper));
-        if let Some(&(_, value)) = value
-            && let Object::Dict(inner) = pickle.object(value)
-            && has_tensors(inner)
-        {
-            return Ok((inner, Some(wrapper)));
+impl<'a> Search<'a> {
+    fn visit(&mut self, container: Id, prefix: &str, depth: usize) -> Result<(), String> {
+        if depth > DEEPEST || !self.seen.insert(container) {
+            return Ok(());
         }
+        match self.pickle.object(container) {
+            Object::Dict(entries) => {
+                for &(key, value) in entries {
+                    let key = match self.pickle.object(key) {
+                        Object::Text(text) => text.clone(),
+                        Object::Int(number) => number.to_string(),
+                        _ => continue,
+                    };
+                    self.item(&key, value, prefix, depth)?;
+                }
+            }
+            Object::List(items) | Object::Tuple(items) => {
+                for (position, &item) in items.iter().enumerate() {
+                    self.item(&position.to_string(), item, prefix, depth)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
-    Err(format!("it holds no tensors, and none under {}", WRAPPERS.join(", ")))
+
+    fn item(&mut self, key: &str, value: Id, prefix: &str, depth: usize) -> Result<(), String> {
+        let object = self.pickle.object(value);
+        if !matches!(object, Object::Tensor(_) | Object::Dict(_) | Object::List(_) | Object::Tuple(_)) {
+            return Ok(());
+        }
+        self.name_bytes += prefix.len() + key.len() + 1;
+        if self.name_bytes > LONGEST_NAMES {
+            return Err(format!("the names in it are longer than {} MiB", LONGEST_NAMES >> 20));
+        }
+        match object {
+            Object::Tensor(tensor) => self.tensors.push((format!("{prefix}{key}"), prefix.len(), tensor)),
+            _ => self.visit(value, &format!("{prefix}{key}."), depth + 1)?,
+        }
+        Ok(())
+    }
 }
 
 /// Where a tensor's elements are, in order; gathers them where they are not.

@@ -19,7 +19,7 @@ pub struct StorageReference {
     pub dtype: Dtype,
 }
 
-/// What `torch._utils._rebuild_tensor_v2` is told.
+/// The arguments of `torch._utils._rebuild_tensor_v2`.
 #[derive(Debug, Clone)]
 pub struct TensorReference {
     pub storage: StorageReference,
@@ -29,15 +29,16 @@ pub struct TensorReference {
     pub strides: Vec<usize>,
 }
 
-/// What a name of Python stands for here.
+/// What a global name of Python stands for.
 #[derive(Debug, Clone, Copy)]
 pub enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
     Size,
-    /// Built, and then of no interest: a device, a data type.
-    Ignored,
+    Dict,
+    /// A class or function that is not known here. Calling it gives [`Object::Other`].
+    Foreign,
     Storage(Dtype),
 }
 
@@ -53,7 +54,7 @@ pub enum Object {
     Global(Global),
     Storage(StorageReference),
     Tensor(TensorReference),
-    /// Something that no state dict needs: a large number, a float, bytes.
+    /// Anything else, without its value: a large number, a float, bytes, an object of a class that is not known here.
     Other,
 }
 
@@ -61,6 +62,7 @@ pub enum Object {
 pub struct Pickle {
     objects: Vec<Object>,
     storages: HashMap<String, StorageReference>,
+    foreign_names: Vec<String>,
 }
 
 struct Machine<'a> {
@@ -75,7 +77,7 @@ struct Machine<'a> {
 impl Pickle {
     /// Runs a pickle; returns what it built and how many bytes it took.
     pub fn run(bytes: &[u8]) -> Result<(Self, Id, usize), String> {
-        let pickle = Self { objects: Vec::new(), storages: HashMap::new() };
+        let pickle = Self { objects: Vec::new(), storages: HashMap::new(), foreign_names: Vec::new() };
         let mut machine =
             Machine { bytes, position: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), pickle };
         let found = machine.run()?;
@@ -93,19 +95,25 @@ impl Pickle {
         entries.iter().find(|(name, _)| is_key(*name)).map(|&(_, value)| self.object(value))
     }
 
+    /// Names of classes and functions that are not known here, each once, the first few of them.
+    pub fn foreign_names(&self) -> &[String] {
+        &self.foreign_names
+    }
+
     /// The storage of that key.
     pub fn storage(&self, key: &str) -> Option<&StorageReference> {
         self.storages.get(key)
     }
 }
 
-fn global(module: &str, name: &str) -> Result<Global, String> {
-    Ok(match (module, name) {
+/// What a name stands for; none for one that is not known.
+fn global(module: &str, name: &str) -> Option<Global> {
+    Some(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
+        ("collections", "defaultdict") => Global::Dict,
         ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
         ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
         ("torch", "Size") => Global::Size,
-        ("torch", "device" | "float32" | "float64" | "float16" | "bfloat16" | "int64") => Global::Ignored,
         ("torch", "FloatStorage") => Global::Storage(Dtype::F32),
         ("torch", "DoubleStorage") => Global::Storage(Dtype::F64),
         ("torch", "HalfStorage") => Global::Storage(Dtype::F16),
@@ -116,14 +124,33 @@ fn global(module: &str, name: &str) -> Result<Global, String> {
         ("torch", "CharStorage") => Global::Storage(Dtype::I8),
         ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
         ("torch", "BoolStorage") => Global::Storage(Dtype::BOOL),
-        _ => {
-            return Err(format!(
-                "it asks for {}.{}, which no state dict needs; nothing of it was run",
-                printable(module),
-                printable(name)
-            ));
-        }
+        _ => return None,
     })
+}
+
+/// Names that say nothing worth a notice: what numbers and containers of Python and torch consist of.
+fn is_plain(module: &str, name: &str) -> bool {
+    matches!(
+        (module, name),
+        (
+            "torch",
+            "device"
+                | "float32"
+                | "float64"
+                | "float16"
+                | "bfloat16"
+                | "int64"
+                | "int32"
+                | "int16"
+                | "int8"
+                | "uint8"
+                | "bool"
+        ) | ("_codecs", "encode")
+            | ("__builtin__" | "builtins", "set" | "frozenset" | "complex" | "bytearray" | "slice" | "range")
+            | ("collections", "Counter" | "deque")
+            | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
+            | ("numpy", "dtype" | "ndarray")
+    )
 }
 
 fn printable(text: &str) -> String {
@@ -200,6 +227,19 @@ impl Machine<'_> {
         }
         items.reverse();
         self.push(Object::Tuple(items))
+    }
+
+    fn global(&mut self, module: &str, name: &str) -> Result<(), String> {
+        const LISTED: usize = 16;
+        let global = global(module, name).unwrap_or_else(|| {
+            let shown = format!("{}.{}", printable(module), printable(name));
+            let names = &mut self.pickle.foreign_names;
+            if !is_plain(module, name) && names.len() < LISTED && !names.contains(&shown) {
+                names.push(shown);
+            }
+            Global::Foreign
+        });
+        self.push(Object::Global(global))
     }
 
     fn append(&mut self, items: &[Id]) -> Result<(), String> {
@@ -332,7 +372,7 @@ impl Machine<'_> {
                     let length = self.length(8)?;
                     self.text(length)?;
                 }
-                opcode @ (b'C' | b'B' | 0x8e) => {
+                opcode @ (b'C' | b'B' | 0x8e | 0x96) => {
                     let length = self.length(match opcode {
                         b'C' => 1,
                         b'B' => 4,
@@ -381,9 +421,13 @@ impl Machine<'_> {
                 0x90 => {
                     self.pop_to_mark()?;
                 }
+                0x91 => {
+                    self.pop_to_mark()?;
+                    self.push(Object::Other)?;
+                }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
-                    self.push(Object::Global(global(&module, &name)?))?;
+                    self.global(&module, &name)?;
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
@@ -392,23 +436,48 @@ impl Machine<'_> {
                     else {
                         return Err(DAMAGED.into());
                     };
-                    let global = global(module, name)?;
-                    self.push(Object::Global(global))?;
+                    let (module, name) = (module.clone(), name.clone());
+                    self.global(&module, &name)?;
+                }
+                // With keyword arguments, which no known class takes.
+                0x92 => {
+                    self.pop()?;
+                    self.pop()?;
+                    self.pop()?;
+                    self.push(Object::Other)?;
+                }
+                // Protocol 0's way to make an object: its arguments lie above a mark.
+                b'i' => {
+                    let (module, name) = (self.line()?, self.line()?);
+                    self.pop_to_mark()?;
+                    self.global(&module, &name)?;
+                    self.pop()?;
+                    self.push(Object::Other)?;
+                }
+                b'o' => {
+                    self.pop_to_mark()?;
+                    self.push(Object::Other)?;
                 }
                 b'R' | 0x81 => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
                     let object = self.call(function, arguments)?;
                     self.push(object)?;
                 }
-                // The state of an OrderedDict: attributes such as `_metadata`, of no interest here.
+                // The state of an object: attributes such as an OrderedDict's `_metadata`.
                 b'b' => {
                     self.pop()?;
                 }
                 b'Q' => {
                     let id = self.pop()?;
                     let storage = self.storage(id)?;
-                    self.pickle.storages.insert(storage.key.clone(), storage.clone());
-                    self.push(Object::Storage(storage))?;
+                    let object = match storage {
+                        Some(storage) => {
+                            self.pickle.storages.insert(storage.key.clone(), storage.clone());
+                            Object::Storage(storage)
+                        }
+                        None => Object::Other,
+                    };
+                    self.push(object)?;
                 }
                 b'q' => {
                     let key = self.number(1)?;
@@ -448,7 +517,12 @@ impl Machine<'_> {
     }
 
     fn call(&self, function: Id, arguments: Id) -> Result<Object, String> {
-        let Object::Global(function) = *self.pickle.object(function) else { return Err(DAMAGED.into()) };
+        let function = match *self.pickle.object(function) {
+            Object::Global(function) => function,
+            // What another foreign function returned, such as a class.
+            Object::Other => Global::Foreign,
+            _ => return Err(DAMAGED.into()),
+        };
         let arguments = self.items(arguments)?;
         match function {
             Global::OrderedDict => {
@@ -461,23 +535,29 @@ impl Machine<'_> {
                 }
                 Ok(Object::Dict(entries))
             }
-            Global::RebuildTensor => self.tensor(arguments).map(Object::Tensor),
+            Global::Dict => Ok(Object::Dict(Vec::new())),
+            Global::RebuildTensor => self.tensor(arguments),
             Global::RebuildParameter => match arguments.first().map(|&id| self.pickle.object(id)) {
                 Some(Object::Tensor(tensor)) => Ok(Object::Tensor(tensor.clone())),
+                Some(Object::Other) => Ok(Object::Other),
                 _ => Err(DAMAGED.into()),
             },
             Global::Size => {
                 let sizes = arguments.first().map_or(Ok([].as_slice()), |&sizes| self.items(sizes))?;
                 Ok(Object::Tuple(sizes.to_vec()))
             }
-            Global::Ignored => Ok(Object::Other),
+            Global::Foreign => Ok(Object::Other),
             Global::Storage(_) => Err(DAMAGED.into()),
         }
     }
 
-    fn tensor(&self, arguments: &[Id]) -> Result<TensorReference, String> {
+    fn tensor(&self, arguments: &[Id]) -> Result<Object, String> {
         let &[storage, offset, shape, strides, ..] = arguments else { return Err(DAMAGED.into()) };
-        let Object::Storage(storage) = self.pickle.object(storage) else { return Err(DAMAGED.into()) };
+        let storage = match self.pickle.object(storage) {
+            Object::Storage(storage) => storage,
+            Object::Other => return Ok(Object::Other),
+            _ => return Err(DAMAGED.into()),
+        };
         let number = |id: Id| match *self.pickle.object(id) {
             Object::Int(number) => usize::try_from(number).map_err(|_| "a tensor has a negative size".to_string()),
             _ => Err(DAMAGED.into()),
@@ -487,19 +567,21 @@ impl Machine<'_> {
         if shape.len() > 16 {
             return Err(format!("a tensor has {} dimensions, expected at most 16", shape.len()));
         }
-        Ok(TensorReference { storage: storage.clone(), offset, shape, strides })
+        Ok(Object::Tensor(TensorReference { storage: storage.clone(), offset, shape, strides }))
     }
 
     /// `('storage', type, key, device, elements)`, and in the old form a view, which torch has not written since 0.4.
-    fn storage(&self, id: Id) -> Result<StorageReference, String> {
+    /// None if the type of the elements is not known.
+    fn storage(&self, id: Id) -> Result<Option<StorageReference>, String> {
         let &[kind, dtype, key, _, _, ref view @ ..] = self.items(id)? else { return Err(DAMAGED.into()) };
         match (self.pickle.object(kind), self.pickle.object(dtype), self.pickle.object(key)) {
             (Object::Text(kind), Object::Global(Global::Storage(dtype)), Object::Text(key)) if kind == "storage" => {
                 if view.iter().any(|&view| !matches!(self.pickle.object(view), Object::None)) {
                     return Err("it has a view of a storage, a form that torch gave up; save it again".into());
                 }
-                Ok(StorageReference { key: key.clone(), dtype: *dtype })
+                Ok(Some(StorageReference { key: key.clone(), dtype: *dtype }))
             }
+            (Object::Text(kind), Object::Global(Global::Foreign), Object::Text(_)) if kind == "storage" => Ok(None),
             _ => Err(DAMAGED.into()),
         }
     }
