@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Compares how fast retune and torchvision make the network's input from JPEG files, each on one core with one thread.
+"""Compares the speed of retune and torchvision from JPEG files to the network's input, each with one thread on one core.
 
     cargo build --release
     scripts/bench-data-vs-torchvision.py --folder photos/train --rounds 7
 
---folder has one folder of pictures per class. Without it the script draws 300 pictures with Pillow (500 x 375, quality
-90, as many bytes as a photo has) into a temporary folder.
+--folder has one folder of images per class. Without it, the script draws 300 images with Pillow (500 x 375, quality 90, the
+size of a photo's file) in a temporary folder.
 
-Each round runs torchvision and retune, one process after the other, pinned to the same core, so that a machine that slows
-down does so for both; odd rounds run torchvision first, even rounds retune. Every process goes through the folder once
-uncounted, then --epochs times with the training transform (RandomResizedCrop, RandomHorizontalFlip) and as often with the
-test transform (Resize, CenterCrop), both from the file to normalised float32. torchvision is an ImageFolder that is read
-item by item, without a DataLoader: it is not asked to put batches together, which retune does (`retune bench --mode data
+Each round runs torchvision and retune, one process after the other, pinned to the same core, so that a slow phase of the
+machine affects both; odd rounds run torchvision first, even rounds retune. Every process reads the folder once without
+being measured, then --epochs times with the training transform (RandomResizedCrop, RandomHorizontalFlip) and as often with
+the test transform (Resize, CenterCrop), both from the file to normalised float32. torchvision reads an ImageFolder item by
+item, without a DataLoader: it does not assemble batches, which retune does (`retune bench --mode data
 --workers 1`). The ratio of a round is that of its two processes, once by the clock and once by the time that the
 processor spent on them, which others on a busy machine disturb less. Needs torch, torchvision and Pillow.
 """
@@ -61,8 +61,8 @@ def measure_torchvision(settings):
     print(json.dumps(result))
 
 
-def draw_pictures(folder, count):
-    """Runs in its own process: pictures with smooth light, edges and fine grain, two classes."""
+def draw_images(folder, count):
+    """Runs in its own process: images with smooth light, edges and fine grain, two classes."""
     import numpy
     from PIL import Image
 
@@ -71,7 +71,7 @@ def draw_pictures(folder, count):
     across, down = numpy.meshgrid(numpy.arange(width), numpy.arange(height))
     for number in range(count):
         pixels = numpy.zeros((height, width, 3))
-        # Detail at every scale, weaker the finer it is, is what photos have.
+        # Like a photo: detail at every scale, weaker at finer scales.
         for step in (125, 64, 32, 16, 8, 4, 2, 1):
             coarse = random.normal(size=(math.ceil(height / step) + 1, math.ceil(width / step) + 1, 3))
             smooth = [Image.fromarray(coarse[..., c].astype(numpy.float32)).resize((width, height), Image.BICUBIC)
@@ -157,7 +157,7 @@ def show(arguments, result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", metavar="PATH", help="one folder of pictures per class (else pictures are drawn)")
+    parser.add_argument("--folder", metavar="PATH", help="one folder of images per class (by default images are drawn)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=2, help="measured passes of each process, after one to warm up")
     parser.add_argument("--image-size", type=int, default=224)
@@ -173,11 +173,11 @@ def main():
     if arguments.measure_torchvision:
         measure_torchvision(json.loads(arguments.measure_torchvision))
     elif arguments.draw:
-        draw_pictures(arguments.draw, 300)
+        draw_images(arguments.draw, 300)
     else:
         with tempfile.TemporaryDirectory() as drawn:
             if not arguments.folder:
-                print("drawing pictures", file=sys.stderr, flush=True)
+                print("drawing images", file=sys.stderr, flush=True)
                 subprocess.run([arguments.python, __file__, "--draw", drawn], check=True)
             result = compare(arguments, arguments.folder or drawn)
         print(json.dumps(result)) if arguments.json else show(arguments, result)

@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Builds the crate for 64-bit ARM Linux and, where there is qemu-aarch64 (Debian: qemu-user), runs it: gradcheck on
-# every fixture, a short training, and the tests of the library and of the CPU's kernels. Arguments replace the list of
-# tests.
+# Builds the crate for 64-bit ARM Linux. If qemu-aarch64 is installed (Debian: qemu-user), also runs it: gradcheck on
+# every fixture, a short training run, and the tests of the library and of the CPU's kernels. Arguments replace the list
+# of tests.
 #
-# Needs a linker (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross) and the target's standard library: rustup brings
-# it, or CARGO and RUSTC name a toolchain that has it. tests/cli.rs is left out: it starts programs that qemu would have
-# to be asked to run.
+# Needs a linker (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross) and the target's standard library, from rustup or
+# from a toolchain that CARGO and RUSTC name. tests/cli.rs is excluded because it starts programs directly, without qemu.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,9 +12,9 @@ target=aarch64-unknown-linux-gnu
 export CARGO=${CARGO:-cargo} RUSTC=${RUSTC:-rustc}
 linker=${CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER:-aarch64-linux-gnu-gcc}
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=$linker
-# The CUDA kernels are checked elsewhere.
+# Other scripts check the CUDA kernels.
 export RETUNE_CUDA_ARCHS=none
-# Each case of a property test is emulated.
+# Property tests run few cases, because each is emulated.
 export PROPTEST_CASES=${PROPTEST_CASES:-16}
 
 fail() {
@@ -41,7 +40,7 @@ has_standard_library ||
 
 qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static || true)
 if [ -z "$qemu" ]; then
-    echo "built for $target; NOT RUN, there is no qemu-aarch64 (Debian: qemu-user)"
+    echo "built for $target; NOT RUN: qemu-aarch64 is not installed (Debian: qemu-user)"
     exit 0
 fi
 export QEMU_LD_PREFIX=${QEMU_LD_PREFIX:-/usr/aarch64-linux-gnu}
@@ -61,10 +60,10 @@ for file in tests/fixtures/*.safetensors; do
 done
 
 retune demo --only-draw --source-per-class 2 --target-per-class 20 --out "$scratch/drawn"
-pictures=$scratch/drawn/pictures/target
+images=$scratch/drawn/pictures/target
 recipe=(--from-scratch --width 8 --image-size 64 --batch-size 16 --lr 2e-3 --quiet)
-retune train "$pictures" "${recipe[@]}" --epochs 2 --out "$scratch/run"
-retune predict "$scratch/run/model.safetensors" "$pictures/test/hotdog/0000.jpg"
+retune train "$images" "${recipe[@]}" --epochs 2 --out "$scratch/run"
+retune predict "$scratch/run/model.safetensors" "$images/test/hotdog/0000.jpg"
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
@@ -75,4 +74,4 @@ for test in "${tests[@]}"; do
     options+=(--test "$test")
 done
 "$CARGO" test --release --target "$target" --lib "${options[@]}"
-echo "built for $target, and right under $(basename "$qemu")"
+echo "built for $target; all checks passed under $(basename "$qemu")"

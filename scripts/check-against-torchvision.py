@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Checks that `retune predict` and torchvision give the same logits for the same pictures and the same weights.
+"""Checks that `retune predict` and torchvision give the same logits for the same images and weights.
 
     scripts/check-against-torchvision.py target/release/retune resnet18.safetensors one.png two.png
     scripts/check-against-torchvision.py target/release/retune runs/hotdog/model.safetensors one.png
     scripts/check-against-torchvision.py target/release/retune resnet18.safetensors one.png --train DATA
 
-The weights are loaded into torchvision's network with `strict=True`, so the second form also proves that what retune
-writes is a torchvision state dict; the third trains for one epoch on DATA first and checks the result as well.
+The weights are loaded into torchvision's network with `strict=True`, so the second form also checks that retune
+writes a torchvision state dict; the third trains for one epoch on DATA first and checks the result as well.
 
-A picture passes if ||ours - torchvision's|| <= limit x ||torchvision's||. The limit is 1e-4 for pictures whose shorter
-side already is --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. Where torchvision's
-two largest logits are further apart than the difference, the class must be the same too. Use PNG: decoders of JPEG
-differ. Exits 1 if any picture fails. Needs torch, torchvision, safetensors and pillow.
+An image passes if ||ours - torchvision's|| <= limit x ||torchvision's||. The limit is 1e-4 for images whose shorter
+side already is --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. If
+torchvision's two largest logits are further apart than the difference, the prediction must be the same too. Use PNG,
+because JPEG decoders differ. Exits 1 if any image fails. Needs torch, torchvision, safetensors and pillow.
 """
 
 import argparse
@@ -51,14 +51,14 @@ def architecture(state, classes):
     sys.exit(f"none of torchvision's {', '.join(names)} has these keys and shapes")
 
 
-def torchvision_logits(net, picture, resize, crop):
+def torchvision_logits(net, image, resize, crop):
     transforms = torchvision.transforms
     transform = transforms.Compose([
         transforms.Resize(resize), transforms.CenterCrop(crop), transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ])
     with torch.inference_mode():
-        return net(transform(picture)[None].double())[0]
+        return net(transform(image)[None].double())[0]
 
 
 def retune_logits(retune, weights, paths):
@@ -69,7 +69,7 @@ def retune_logits(retune, weights, paths):
         sys.exit(f"{' '.join(command)} ended with {result.returncode}")
     predictions = json.loads(result.stdout)
     if len(predictions) != len(paths):
-        sys.exit(f"retune predicted {len(predictions)} pictures of {len(paths)}")
+        sys.exit(f"retune predicted {len(predictions)} of {len(paths)} images")
     by_path = {prediction["path"]: prediction["logits"] for prediction in predictions}
     if missing := [path for path in paths if path not in by_path]:
         sys.exit(f"retune predicted no {', '.join(missing)}")
@@ -77,18 +77,18 @@ def retune_logits(retune, weights, paths):
 
 
 def check(arguments, weights):
-    """Prints one row a picture; whether all are within their limit."""
+    """Prints one row per image, and returns whether all are within their limit."""
     arch, net = load_network(weights)
     print(f"{weights}: {arch}, {net.fc.out_features} classes, loaded strictly")
     passed = True
     for path, ours in zip(arguments.images, retune_logits(arguments.retune, weights, arguments.images)):
-        picture = Image.open(path).convert("RGB")
-        truth = torchvision_logits(net, picture, arguments.resize, arguments.crop)
+        image = Image.open(path).convert("RGB")
+        truth = torchvision_logits(net, image, arguments.resize, arguments.crop)
         if ours.shape != truth.shape:
             sys.exit(f"{path}: retune gave {len(ours)} logits, torchvision {len(truth)}")
         difference = ours - truth
         relative = float(difference.norm() / truth.norm())
-        limit = arguments.limit or (EXACT_LIMIT if min(picture.size) == arguments.resize else RESIZED_LIMIT)
+        limit = arguments.limit or (EXACT_LIMIT if min(image.size) == arguments.resize else RESIZED_LIMIT)
         largest = truth.topk(min(2, len(truth))).values
         decided = len(largest) > 1 and float(largest[0] - largest[1]) > 2 * float(difference.abs().max())
         same_class = int(ours.argmax()) == int(truth.argmax())
@@ -118,7 +118,7 @@ def main():
     parser.add_argument("--train", metavar="DATA", help="also train on this folder and check what that writes")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)
-    parser.add_argument("--limit", type=float, help="one limit for all pictures")
+    parser.add_argument("--limit", type=float, help="one limit for all images")
     arguments = parser.parse_args()
     passed = check(arguments, arguments.weights)
     if arguments.train:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Licences, sources and banned crates of everything that the program is built from (deny.toml), and, where the database of
-# advisories can be fetched, known vulnerabilities.
+# Checks licences, sources and banned crates of all dependencies (deny.toml), and known vulnerabilities if the database of
+# advisories can be downloaded.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,6 +17,6 @@ trap 'rm -f "$log"' EXIT
 if cargo deny --log-level error fetch db >"$log" 2>&1; then
     cargo deny check advisories
 else
-    echo "NOT CHECKED: the database of advisories could not be fetched"
+    echo "NOT CHECKED: the database of advisories could not be downloaded"
     tail -n 2 "$log"
 fi

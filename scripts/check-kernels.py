@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Compiles every kernel for every architecture and fails on what makes one slow without making it wrong.
+"""Compiles every kernel for every architecture and checks what makes a kernel slow.
 
     scripts/check-kernels.py             compares with kernels/resources.txt
-    scripts/check-kernels.py --update    writes kernels/resources.txt: read the difference before you commit it
+    scripts/check-kernels.py --update    writes kernels/resources.txt; review the difference before you commit it
 
 Fails when a kernel spills registers or uses local memory on any architecture, when its registers, shared memory, threads or
-occupancy differ from the table, or when its occupancy is below 25 % and the head of its file has no line `occupancy: ...`
-that says why that is better.
+occupancy differ from the table, or when its occupancy is below 25 % and the comment at the top of its file has no line
+`occupancy: ...` that states why this is better.
 
-The dynamic shared memory of a kernel at its largest is what the launch code asks for; its file says so in a line
+The file of a kernel states in a line the most dynamic shared memory that the launch code requests for it:
 
     // dynamic shared memory: <kernel> <bytes>
 
@@ -61,7 +61,7 @@ def round_up(value, granularity):
 
 
 def occupancy(architecture, registers, shared, threads):
-    """The warps that fit on a multiprocessor, in percent of the most it can hold. 0 where a block does not fit."""
+    """The warps that fit on a multiprocessor, in percent of its maximum. 0 if no block fits."""
     limits = MULTIPROCESSORS[architecture]
     warps = -(-threads // 32)
     registers_of_warp = round_up(max(registers, 1) * 32, REGISTER_GRANULARITY)
@@ -78,7 +78,7 @@ def runs_on(kernel, architecture):
 
 
 def compile_one(nvcc, source, architecture):
-    """What ptxas said, and the threads of a block of each kernel."""
+    """The output of ptxas, and the threads per block of each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         # From the same PTX as in build/cuda.rs.
         target = f"-gencode=arch=compute_{80 if architecture >= 80 else 75},code=sm_{architecture}"
@@ -103,7 +103,7 @@ def eval_product(extents):
 
 
 def read_log(log):
-    """Of each kernel: registers, static shared memory, stack, spilled bytes."""
+    """For each kernel: registers, static shared memory, stack, spilled bytes."""
     kernels, kernel = {}, None
     for line in log.splitlines():
         if found := re.search(r"Compiling entry function '(\w+)' for", line):

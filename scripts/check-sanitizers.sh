@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the kernels' tests on the emulator with machine and kernels compiled by AddressSanitizer and
-# UndefinedBehaviorSanitizer.
-# Builds in target/sanitizers, so that the other build stays as it is. Arguments replace the list of tests.
+# Runs the kernel tests on an emulator that is compiled, with the kernels, with AddressSanitizer and
+# UndefinedBehaviorSanitizer. Builds in target/sanitizers, which leaves the normal build untouched. Arguments replace the
+# list of tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,15 +18,14 @@ for test in "${tests[@]}"; do
     options+=(--test "$test")
 done
 
-# What the kernels compute is what matters here, not how fast the compiler makes it.
+# Speed does not matter here.
 export RETUNE_EMULATOR_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
-# Rust links the runtime after the C library, but it has to be the first. Its leak detector does not know Rust's
-# statics.
+# The runtime must be loaded before the C library, but Rust links it later. Its leak detector reports Rust's statics.
 host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 export "CARGO_TARGET_${host}_RUNNER=env LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libasan.so)"
 export ASAN_OPTIONS=detect_leaks=0
 export UBSAN_OPTIONS=print_stacktrace=1
-# Each case of a property test is a launch or more.
+# Property tests run few cases, because each needs at least one launch.
 export PROPTEST_CASES=${PROPTEST_CASES:-16}
 export CARGO_TARGET_DIR=target/sanitizers
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of less than ten minutes.
+# Runs every check that needs a GPU, in less than ten minutes.
 #
-#     scripts/gpu-check.sh --prepare     where Rust and nvcc are: builds the program and the kernel tests, and collects
-#                                        them in target/gpu-check
+#     scripts/gpu-check.sh --prepare     on a machine with Rust and nvcc: builds the program and the kernel tests, and
+#                                        collects them in target/gpu-check
 #     scripts/gpu-check.sh [FOLDER [PATTERN]]
-#                                        where a GPU is (no Rust and no nvcc needed): runs them, or those whose names have
-#                                        the extended regular expression; logs and results.json go to FOLDER
-#                                        (gpu-check-results)
+#                                        on a machine with a GPU, without Rust or nvcc: runs all checks, or those whose
+#                                        names match the extended regular expression; writes logs and results.json to
+#                                        FOLDER (gpu-check-results)
 #
-# RETUNE_ROUNDS is how often each program is measured in turn with the others (3); RETUNE_SHARED is a folder whose ref/
-# holds more reference files. The second call needs the NVIDIA driver and Python 3; compute-sanitizer and PyTorch where those
-# checks are to run. A check that could not run is reported as skipped, with the reason, and never as passed. Exit status 1 if
-# any failed.
+# RETUNE_ROUNDS is the number of interleaved rounds of the comparison with PyTorch (3); RETUNE_SHARED is a folder whose ref/
+# holds more reference files. The second call needs the NVIDIA driver and Python 3, and compute-sanitizer and PyTorch for the
+# checks that use them. A check that cannot run is reported as skipped, with the reason, and never as passed. The exit status
+# is 1 if any check failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -45,7 +45,7 @@ results=${1:-gpu-check-results}
 chosen=${2:-.}
 retune=$prepared/retune
 if [ ! -x "$retune" ]; then
-    echo "there is no $retune; run scripts/gpu-check.sh --prepare where Rust and nvcc are, and bring target/gpu-check" >&2
+    echo "$retune does not exist; run scripts/gpu-check.sh --prepare on a machine with Rust and nvcc, and copy target/gpu-check" >&2
     exit 2
 fi
 mkdir -p "$results"
@@ -64,7 +64,7 @@ check() { # name, most seconds, command...
     shift 2
     [[ $name =~ $chosen ]] || return 0
     if [ $left -lt 5 ]; then
-        skip "$name" "the ten minutes are over"
+        skip "$name" "no time left of the ten minutes"
         return
     fi
     limit=$((limit < left ? limit : left))
@@ -75,7 +75,7 @@ check() { # name, most seconds, command...
     elif grep -q 'the file contradicts itself' "$results/$name.log"; then
         record "$name" skipped $((SECONDS - begun)) "the file contradicts itself, which no program can satisfy"
     elif [ $status = 124 ]; then
-        record "$name" failed $((SECONDS - begun)) "not done after $limit s"
+        record "$name" failed $((SECONDS - begun)) "not finished after $limit s"
     else
         record "$name" failed $((SECONDS - begun)) "exit status $status: $(tail -n 1 "$results/$name.log")"
     fi
@@ -94,7 +94,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$results/
 
 for precision in fp32 tf32 bf16; do
     fixtures=(tests/fixtures/*.safetensors)
-    # References of others tell no error of PyTorch's in the other precisions, by which ours could be judged.
+    # External reference files have no PyTorch errors in the other precisions, so there is no limit to compare with.
     [ $precision != fp32 ] || [ -z "${RETUNE_SHARED:-}" ] || fixtures+=("$RETUNE_SHARED"/ref/*.safetensors)
     for fixture in "${fixtures[@]}"; do
         name=$(basename "$fixture" .safetensors)
@@ -102,7 +102,7 @@ for precision in fp32 tf32 bf16; do
     done
 done
 
-# One after another: processes that share a GPU wait for each other's turns at every allocation and copy.
+# One after another, because processes that share a GPU wait for each other at every allocation and copy.
 for test in "${tests[@]}"; do
     check "test-$test" 120 env RETUNE_TEST_CUDA=1 "$prepared/test-$test" --test-threads=8
 done
@@ -112,22 +112,22 @@ for precision in fp32 tf32 bf16; do
     check "bench-$precision" 60 "$retune" bench --device cuda:0 --precision $precision --batch-size 128 --steps 30 --json
 done
 
-# The main job, as the README begins.
+# The demo, which the README starts with.
 drawn=$(mktemp -d)
 trap 'rm -rf "$drawn"' EXIT
 for precision in fp32 bf16; do
     check "demo-$precision" 120 "$retune" demo --device cuda:0 --precision $precision --out "$drawn/$precision" --json
 done
 
-# The same bits twice, and from a run in two halves.
+# A repeated run and a resumed run must give the same bits.
 resumed() { # precision
-    local pictures=$drawn/fp32/pictures/target run=$drawn/resumed-$1
+    local images=$drawn/fp32/pictures/target run=$drawn/resumed-$1
     local recipe=(--from-scratch --device cuda:0 --precision "$1" --batch-size 32 --no-report)
-    "$retune" train "$pictures" "${recipe[@]}" --epochs 2 --out "$run" &&
-        "$retune" train "$pictures" --resume --epochs 4 --no-report --out "$run" &&
-        "$retune" train "$pictures" "${recipe[@]}" --epochs 4 --out "$run-whole" &&
+    "$retune" train "$images" "${recipe[@]}" --epochs 2 --out "$run" &&
+        "$retune" train "$images" --resume --epochs 4 --no-report --out "$run" &&
+        "$retune" train "$images" "${recipe[@]}" --epochs 4 --out "$run-whole" &&
         cmp "$run/checkpoint.safetensors" "$run-whole/checkpoint.safetensors" &&
-        echo "a run in two halves and a whole one have the same checkpoint"
+        echo "the resumed and the uninterrupted run have the same checkpoint"
 }
 export retune drawn
 export -f resumed
@@ -142,15 +142,22 @@ if python3 -c 'import torch, torchvision; assert torch.cuda.is_available()' 2>/d
         --json "$results/pytorch.json"
     [ ! -e "$results/pytorch.log" ] || cat "$results/pytorch.log"
 else
-    skip pytorch "no PyTorch with CUDA here"
+    skip pytorch "PyTorch with CUDA is not installed"
 fi
 
+for precision in fp32 tf32 bf16; do
+    check "bench-resnet50-$precision" 40 "$retune" bench --arch resnet50 --device cuda:0 --precision $precision \
+        --batch-size 128 --steps 20 --json
+    check "kernels-resnet50-$precision" 40 "$retune" bench --kernels --arch resnet50 --device cuda:0 \
+        --precision $precision --batch-size 128 --json
+done
+
 sanitizer=$(find_sanitizer)
-# Side by side: each is slow by what it does on the processor.
+# In parallel, because the processor limits each of them.
 for tool in memcheck racecheck synccheck initcheck; do
     for precision in fp32 tf32 bf16; do
         if [ -z "$sanitizer" ]; then
-            skip "sanitizer-$tool-$precision" "no compute-sanitizer here"
+            skip "sanitizer-$tool-$precision" "compute-sanitizer is not installed"
         else
             check "sanitizer-$tool-$precision" 150 "$sanitizer" --tool $tool --error-exitcode 1 \
                 "$retune" gradcheck tests/fixtures/tiny-picture.safetensors --device cuda:0 --precision $precision &
@@ -169,7 +176,7 @@ report = {
     "gpu": (results / "gpu.csv").read_text().strip().splitlines()[-1:],
     "checks": [dict(zip(("name", "verdict", "seconds", "last_line"), row)) for row in rows],
 }
-for name in ("kernels", "bench"):
+for name in ("kernels", "bench", "kernels-resnet50", "bench-resnet50"):
     for precision in ("fp32", "tf32", "bf16"):
         try:
             report[f"{name}-{precision}"] = json.loads((results / f"{name}-{precision}.log").read_text().splitlines()[-1])

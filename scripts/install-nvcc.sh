@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts NVIDIA's CUDA compiler into .cuda/ of this repository, where the build finds it: 97 MB from PyPI, no root. Needs
-# python3 with pip, and, as every nvcc does, a g++ of at most version 15. Nothing is done where it is there already.
+# Installs NVIDIA's CUDA compiler in .cuda/ of this repository, where the build finds it: 97 MB from PyPI, without root. Needs
+# python3 with pip and, like every nvcc, a g++ of at most version 15. Does nothing if the compiler is installed already.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,26 +11,26 @@ next_step() {
     # The build script does not watch a folder that may not exist.
     touch build/cuda.rs
     if ! command -v "${NVCC_CCBIN:-g++}" >/dev/null; then
-        echo "nvcc needs a C++ compiler, and there is no g++: install one (apt install g++)" >&2
+        echo "nvcc needs a C++ compiler, and g++ was not found; install it (apt install g++)" >&2
     fi
     echo "next: cargo build --release"
 }
 
 if [ "$(cat "$target/packages" 2>/dev/null)" = "${packages[*]}" ] && "$target/bin/nvcc" --version >/dev/null 2>&1; then
-    echo "$target/bin/nvcc is there already: $("$target/bin/nvcc" --version | grep -o 'release .*')"
+    echo "$target/bin/nvcc is installed already: $("$target/bin/nvcc" --version | grep -o 'release .*')"
     next_step
     exit 0
 fi
 
 python3 -m pip --version >/dev/null 2>&1 || {
-    echo "python3 has no pip (apt install python3-pip, or python3 -m ensurepip --user)" >&2
+    echo "python3 has no pip; install it (apt install python3-pip, or python3 -m ensurepip --user)" >&2
     exit 1
 }
 
 unfinished=$(mktemp -d "$PWD/.cuda-unfinished.XXXXXX")
 trap 'rm -rf "$unfinished"' EXIT
 
-# An index that pip is configured for may lack them: then from PyPI itself.
+# If the index that pip is configured for lacks the packages, PyPI itself is tried.
 download() {
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --progress-bar off \
         --dest "$unfinished/wheels" "$@" "${packages[@]}"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes the small files that fuzzing begins with to fuzz/seeds, one folder for each target.
+"""Writes the small files that fuzzing starts from to fuzz/seeds, one folder per target.
 
-Needs nothing but Python. The targets `pth` and `picture` begin with the fixtures of the tests too; this adds to all targets what
-fuzzing could hardly find by itself.
+Needs nothing but Python. The targets `pth` and `picture` also start from the fixtures of the tests; these files add what fuzzing is
+unlikely to find by itself.
 """
 
 import io

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the pictures of tests/fixtures/pillow and lets Pillow and torchvision say what becomes of them.
+"""Draws the images of tests/fixtures/pillow, and records what Pillow and torchvision make of them.
 
 Needs pillow, numpy, torch and torchvision. Run it from anywhere; it rewrites the folder.
 """
@@ -31,7 +31,7 @@ def draw(width, height):
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-# Where the rows and columns of each pass begin, and how far apart they are.
+# First row, first column, and the distance of rows and of columns in each pass.
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 
 
@@ -56,7 +56,7 @@ def save(image, name):
     return name
 
 
-def source_pictures():
+def source_images():
     sizes = [(97, 61), (13, 9), (240, 160), (1, 1), (50, 301), (2, 3)]
     for width, height in sizes:
         save(draw(width, height), f"drawn-{width}x{height}.png")
@@ -154,8 +154,8 @@ def decoded():
         ("turned.jpg", image, {"quality": 85, "exif": oriented(6)}, 4),
         ("restart-markers.jpg", image, {"quality": 85, "restart_marker_blocks": 2}, 4),
     ]
-    for name, picture, options, tolerance in files:
-        picture.save(HERE / name, **options)
+    for name, encoded, options, tolerance in files:
+        encoded.save(HERE / name, **options)
         expected = save(Image.open(HERE / name).convert("RGB"), f"decoded-{name.replace('.', '-')}.png")
         yield {"input": name, "expected": expected, "tolerance": tolerance}
 
@@ -256,7 +256,7 @@ def main():
     HERE.mkdir(parents=True, exist_ok=True)
     for old in HERE.iterdir():
         old.unlink()
-    names = source_pictures()
+    names = source_images()
     normalized_levels()
     manifest = {
         "source": f"Pillow {PIL.__version__}, torchvision {torchvision.__version__.split('+')[0]}",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes tests/fixtures/pth: files of torch in all its forms, and what is in them as safetensors.
+"""Makes tests/fixtures/pth: PyTorch files in all their formats, and their contents as safetensors.
 
-Needs torch, numpy and safetensors. The same versions give the same bytes but for the zip archives' names.
+Needs torch, numpy and safetensors. The same versions give the same bytes, except for the names inside zip archives.
 """
 
 import collections
@@ -16,7 +16,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tests/fixtures/pth"
 
 
 class Hostile:
-    """Asks whoever unpickles it to run a command."""
+    """Runs a command when it is unpickled."""
 
     def __reduce__(self):
         return (os.system, ("touch hostile-was-run",))
