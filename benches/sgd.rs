@@ -7,7 +7,8 @@ mod tensors;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
-use retune::device::{Device, SgdStep};
+use retune::device::{Device, UpdateArguments, write_f32};
+use retune::optim::{GroupSettings, OptimizerSettings};
 use tensors::filled;
 
 const PARAMETERS: usize = 11_177_538;
@@ -15,20 +16,25 @@ const PARAMETERS: usize = 11_177_538;
 fn sgd(criterion: &mut Criterion) {
     let (values, gradients, velocity) = (filled([PARAMETERS]), filled([PARAMETERS]), filled([PARAMETERS]));
     let mut group = criterion.benchmark_group("sgd");
-    for (name, momentum, velocity, passes) in [("plain", 0.0, None, 3), ("with momentum", 0.9, Some(&velocity), 5)] {
+    let words = filled([3]);
+    for (name, momentum, slots, passes) in [("plain", 0.0, &[][..], 3), ("with momentum", 0.9, &[velocity][..], 5)] {
+        let optimizer = OptimizerSettings::sgd(momentum).build().unwrap();
+        let settings = GroupSettings { learning_rate: 5e-5, weight_decay: 1e-3 };
+        let mut values_of_words = [0.0; 3];
+        optimizer.words(&settings, 1, &mut values_of_words);
+        write_f32(&Cpu, &values_of_words, &words).unwrap();
         group.throughput(Throughput::Bytes((passes * values.bytes()) as u64));
-        let arguments = SgdStep {
+        let arguments = UpdateArguments {
+            rule: optimizer.rule(),
             values: &values,
             gradients: &gradients,
-            velocity,
-            copy: None,
-            learning_rate: 5e-5,
-            momentum,
-            weight_decay: 1e-3,
+            slots,
+            compute_copy: None,
+            words: &words,
             loss: None,
             clip: None,
         };
-        group.bench_function(name, |bencher| bencher.iter(|| Cpu.sgd(&arguments).unwrap()));
+        group.bench_function(name, |bencher| bencher.iter(|| Cpu.update(&arguments).unwrap()));
     }
 }
 

@@ -17,7 +17,7 @@ use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
-use crate::optim::GroupSettings;
+use crate::optim::{Grouping, OptimizerSettings};
 use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
@@ -135,14 +135,14 @@ impl Check<'_> {
             |error: Error| Error::new(format!("{}: metadata field arch: {}", file.path().display(), error.message()));
         let architecture = reference.arch.parse().map_err(unknown)?;
         let resnet = ResNet { architecture, width: reference.width, classes: reference.num_classes };
-        let group = |learning_rate: f64| GroupSettings {
-            learning_rate: learning_rate as f32,
-            momentum: reference.momentum as f32,
-            weight_decay: reference.weight_decay as f32,
-        };
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
-            groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
+            optimizer: OptimizerSettings::sgd(reference.momentum),
+            grouping: Grouping {
+                learning_rate: reference.learning_rate,
+                head_learning_rate: reference.head_learning_rate,
+                weight_decay: reference.weight_decay,
+            },
             reduction: reference.loss_reduction,
             max_gradient_norm: None,
         };

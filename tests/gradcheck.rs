@@ -18,7 +18,7 @@ use retune::device::{Device, Precision, read_f32, threads};
 use retune::gradcheck::{GradcheckReport, gradcheck};
 use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
-use retune::optim::GroupSettings;
+use retune::optim::{Grouping, OptimizerSettings};
 use retune::tensor::ElementType;
 use retune::train::{Purpose, Trainable, Trainer, load_state_dict_named};
 use retune::weights::layout::from_torch;
@@ -80,14 +80,14 @@ impl Bench {
     fn new(device: Rc<dyn Device>, name: &str) -> Self {
         let reference = Reference::open(&fixture(name)).unwrap();
         let file = reference.file();
-        let group = |learning_rate: f64| GroupSettings {
-            learning_rate: learning_rate as f32,
-            momentum: reference.momentum as f32,
-            weight_decay: reference.weight_decay as f32,
-        };
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
-            groups: [group(reference.learning_rate), group(reference.head_learning_rate)],
+            optimizer: OptimizerSettings::sgd(reference.momentum),
+            grouping: Grouping {
+                learning_rate: reference.learning_rate,
+                head_learning_rate: reference.head_learning_rate,
+                weight_decay: reference.weight_decay,
+            },
             reduction: reference.loss_reduction,
             max_gradient_norm: None,
         };
@@ -163,7 +163,7 @@ fn copies_in_bf16_follow_the_weights() {
         bench.step();
         let mut copies = 0;
         for ((name, after), (_, before)) in bench.parameters().into_iter().zip(before) {
-            let copy = bench.trainer.network().parameters().factor_of(&name).unwrap();
+            let copy = bench.trainer.network().parameters().compute_copy_of(&name).unwrap();
             if copy.element_type() == ElementType::Bf16 {
                 let rounded: Vec<f32> = after.iter().map(|&value| bf16::from_f32(value).to_f32()).collect();
                 assert!(after != before && read_f32(device.as_ref(), copy).unwrap() == rounded, "{name}");
@@ -414,10 +414,10 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
 
 /// The bits of everything that training computes: logits, loss, gradients, running statistics, updated parameters.
 fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
-    let settings = GroupSettings { learning_rate: 0.01, momentum: 0.9, weight_decay: 1e-3 };
     let trainable = Trainable {
         freezing: Freezing::default(),
-        groups: [settings; 2],
+        optimizer: OptimizerSettings::sgd(0.9),
+        grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3 },
         reduction: LossReduction::Sum,
         max_gradient_norm: None,
     };

@@ -22,7 +22,7 @@ use retune::graph::{
 };
 use retune::model::{Architecture, ResNet};
 use retune::ops::{BackwardBuffers, ForwardBuffers, LossReduction, Wanted};
-use retune::optim::{GroupSettings, sgd_step};
+use retune::optim::{GroupSettings, OptimizerSettings, Updater};
 use retune::tensor::{ElementType, Shape, Tensor};
 
 /// Counts allocations on those threads that ask for it.
@@ -119,7 +119,7 @@ fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
 fn parameters(device: &dyn Device, network: &NetworkGraph, is_trainable: impl Fn(&str) -> bool) -> Parameters {
     let group = |name: &str| is_trainable(name).then(|| usize::from(name.starts_with("fc.")));
     let specifications = network.graph.parameters();
-    let mut parameters = Parameters::new(device, specifications, 2, true, |s| group(&s.name)).unwrap();
+    let mut parameters = Parameters::new(device, specifications, 2, &["velocity"], |s| group(&s.name)).unwrap();
     let mut random = Random(11);
     for specification in specifications {
         let shape = specification.shape;
@@ -246,7 +246,7 @@ fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Pa
         next_parameter += node.parameters.len();
         let buffers = ForwardBuffers {
             inputs: tensors(&node.inputs),
-            parameters: own.iter().map(|s| parameters.factor_of(&s.name).unwrap().clone()).collect(),
+            parameters: own.iter().map(|s| parameters.compute_copy_of(&s.name).unwrap().clone()).collect(),
             outputs: tensors(&node.outputs),
             saved: node.operation.saved(true).into_iter().map(|(shape, element)| allocate(shape, element)).collect(),
             workspace: bytes(node.operation.forward_workspace(device)),
@@ -558,7 +558,7 @@ fn arena_is_hardly_larger_than_its_peak() {
             let network = resnet_graph(device.as_ref(), &resnet(64), LESSON, &Phase::Training(freezing.clone()));
             let specifications = network.graph.parameters();
             // Planning asks only which parameters train.
-            let parameters = Parameters::new(device.as_ref(), specifications, 1, false, |specification| {
+            let parameters = Parameters::new(device.as_ref(), specifications, 1, &[], |specification| {
                 (!freezing.covers(&specification.name)).then_some(0)
             })
             .unwrap();
@@ -628,14 +628,17 @@ fn allocations_of_steps(count: usize) -> usize {
         );
         let parameters = parameters(device.as_ref(), &network, |_| true);
         let bound = Bound::new(device.clone(), network, &parameters, None);
-        let settings = GroupSettings { learning_rate: 1e-3, momentum: 0.9, weight_decay: 1e-3 };
-        let step = || {
+        let group = GroupSettings { learning_rate: 1e-3, weight_decay: 1e-3 };
+        let optimizer = OptimizerSettings::sgd(0.9).build().unwrap();
+        let mut updater = Updater::new(device.as_ref(), optimizer, vec![group; 2], None).unwrap();
+        let mut step = || {
             // Targets are gone after the backward pass, like every value that nobody reads later.
             bound.fill();
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             bound.executor.forward(device.as_ref()).unwrap();
             bound.executor.backward(device.as_ref()).unwrap();
-            sgd_step(device.as_ref(), &parameters, &[settings; 2], None, None).unwrap();
+            updater.begin_step(device.as_ref()).unwrap();
+            updater.issue(device.as_ref(), &parameters, None).unwrap();
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
         step();

@@ -11,7 +11,7 @@ use retune::device::Device;
 use retune::device::cpu::Cpu;
 use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
-use retune::optim::GroupSettings;
+use retune::optim::{Grouping, OptimizerSettings};
 use retune::train::{Purpose, Trainable, Trainer};
 
 const CLASSES: usize = 3;
@@ -21,10 +21,10 @@ const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
 
 /// A trainer with parameters that depend on nothing but the seed, and with two learning rates and momentum.
 fn trainer(device: Rc<dyn Device>) -> Trainer {
-    let group = |learning_rate| GroupSettings { learning_rate, momentum: 0.9, weight_decay: 1e-3 };
     let trainable = Trainable {
         freezing: Freezing::default(),
-        groups: [group(0.001), group(0.01)],
+        optimizer: OptimizerSettings::sgd(0.9),
+        grouping: Grouping { learning_rate: 0.001, head_learning_rate: 0.01, weight_decay: 1e-3 },
         reduction: LossReduction::Sum,
         max_gradient_norm: Some(1.0),
     };
@@ -142,6 +142,37 @@ fn larger_arena_means_new_recordings() {
     // SHORT once, moved for FULL; FULL once, moved for LARGER; then each of the three.
     assert_eq!((device.recordings.get(), device.replays.get()), (5, 6));
     assert!(ours == bits(&mut trainer(Rc::new(Cpu)), &events, false));
+}
+
+/// Two steps, other learning rates for body and head, two more: the bits of every parameter.
+fn bits_with_changed_rates(trainer: &mut Trainer, as_a_whole: bool) -> Vec<u32> {
+    let steps = [Event::Step(FULL), Event::Step(FULL)];
+    let mut all = bits(trainer, &steps, as_a_whole);
+    for (group, rate) in [(0, 0.005), (1, 0.002)] {
+        trainer.updater_mut().set_learning_rate(group, rate);
+    }
+    all.extend(bits(trainer, &steps, as_a_whole));
+    all
+}
+
+/// A recorded step reads its learning rates from device memory.
+#[test]
+fn changed_learning_rate_replays_the_same_recording() {
+    let mut inner: Vec<Rc<dyn Device>> = vec![Rc::new(Cpu)];
+    inner.extend(PRECISIONS.into_iter().flat_map(kernel_devices));
+    for device in inner {
+        let direct = bits_with_changed_rates(&mut trainer(device.clone()), false);
+        let steps = [Event::Step(FULL), Event::Step(FULL)];
+        let mut unchanged = trainer(device.clone());
+        let same_rates = [bits(&mut unchanged, &steps, false), bits(&mut unchanged, &steps, false)].concat();
+        assert!(direct != same_rates, "the rate makes a difference");
+        // The device's own recordings, where it makes any.
+        assert!(direct == bits_with_changed_rates(&mut trainer(device.clone()), true), "{}", device.name());
+        let recording = Rc::new(RecordingDevice::new(device));
+        let recorded = bits_with_changed_rates(&mut trainer(recording.clone()), true);
+        assert_eq!((recording.recordings.get(), recording.replays.get()), (1, 4));
+        assert!(direct == recorded, "{}", recording.name());
+    }
 }
 
 const SEEDS: [u64; 3] = [0, 1, 2];

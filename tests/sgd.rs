@@ -6,18 +6,19 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels, stored,
+    PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels,
 };
+use reference::update::assert_moved;
 use reference::*;
-use retune::device::{Clip, Device, Precision, SgdStep};
+use retune::device::Device;
 
 /// Three steps. The error of the values is taken against how far they moved, as in a reference file.
-fn check(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
-    check_on(&devices(), len, settings, with_velocity, seed);
+fn check(len: usize, settings: Sgd, seed: u64) {
+    check_on(&devices(), len, settings, seed);
 }
 
-fn check_kernels(len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
-    check_on(&all_kernel_devices(), len, settings, with_velocity, seed);
+fn check_kernels(len: usize, settings: Sgd, seed: u64) {
+    check_on(&all_kernel_devices(), len, settings, seed);
     assert_schedules_agree();
 }
 
@@ -25,46 +26,23 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
     PRECISIONS.into_iter().flat_map(kernel_devices).collect()
 }
 
-fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, with_velocity: bool, seed: u64) {
+fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, seed: u64) {
     let before = Random(seed).normals(len);
     for device in devices {
         let mut random = Random(!seed);
-        let device = device.as_ref();
-        let has_copy = device.precision() == Precision::Bf16;
-        let bench = Workbench::new(device);
-        let values = bench.variable([len], &before);
-        let velocity = with_velocity.then(|| bench.variable([len], &vec![0.0; len]));
-        let copy = has_copy.then(|| bench.activation_output([len]));
+        let bench = Workbench::new(device.as_ref());
+        let mut ours = settings.bench(device.as_ref(), &bench, &before);
         let mut truth: Vec<f64> = before.iter().map(|&value| value.into()).collect();
         let mut buffer: Option<Vec<f64>> = None;
         for step in 1..=3 {
             let gradients = random.normals(len);
-            let arguments = SgdStep {
-                values: &values,
-                gradients: &bench.input([len], &gradients),
-                velocity: velocity.as_ref(),
-                copy: copy.as_ref(),
-                learning_rate: settings.rate as f32,
-                momentum: settings.momentum as f32,
-                weight_decay: settings.weight_decay as f32,
-                loss: None,
-                clip: None,
-            };
-            device.sgd(&arguments).unwrap();
+            ours.step(&gradients, None, None);
             let doubles: Vec<f64> = gradients.iter().map(|&gradient| gradient.into()).collect();
-            let (updated, next) = settings.step(&truth, &doubles, buffer.as_deref().filter(|_| with_velocity));
-            let what = format!("after step {step} of {len} values with {settings:?}, velocity {with_velocity}");
-            let ours = bench.read(&values);
-            let moved: Vec<f32> = ours.iter().zip(&before).map(|(after, before)| after - before).collect();
-            let moved_truth: Vec<f64> = updated.iter().zip(&before).map(|(after, &b)| after - f64::from(b)).collect();
-            // Rounding a value of about 1 costs 3e-8 whatever it moved by.
-            let typical = settings.rate * (len as f64).sqrt();
-            assert_near(&format!("values {what}"), &moved, &moved_truth, typical, 1e-6 + 2e-7 / settings.rate);
-            if let Some(copy) = &copy {
-                assert!(bench.read(copy) == stored(Precision::Bf16, &ours), "copy {what}");
-            }
-            if let Some(velocity) = &velocity {
-                assert_near(&format!("velocity {what}"), &bench.read(velocity), &next, (len as f64).sqrt(), 2e-6);
+            let (updated, next) = settings.step(&truth, &doubles, buffer.as_deref());
+            let what = format!("after step {step} of {len} values with {settings:?}");
+            assert_moved(&what, &ours.values(), &before, &updated, settings.rate);
+            if settings.momentum != 0.0 {
+                assert_near(&format!("velocity {what}"), &ours.slot("velocity"), &next, (len as f64).sqrt(), 2e-6);
             }
             (truth, buffer) = (updated, Some(next));
         }
@@ -72,18 +50,16 @@ fn check_on(devices: &[Rc<dyn Device>], len: usize, settings: Sgd, with_velocity
     }
 }
 
-/// A length, settings, and whether there is a velocity.
-fn steps() -> impl Strategy<Value = (usize, Sgd, bool)> {
+/// A length and settings.
+fn steps() -> impl Strategy<Value = (usize, Sgd)> {
     (
         prop_oneof![1usize..=40, 1usize..=2000],
         0.001f32..1.0,
         prop_oneof![Just(0.0f32), 0.001f32..0.5],
-        prop_oneof![Just(None), Just(Some(0.0f32)), (0.1f32..0.99).prop_map(Some)],
+        prop_oneof![Just(0.0f32), 0.1f32..0.99],
     )
         .prop_map(|(len, rate, weight_decay, momentum)| {
-            let settings =
-                Sgd { rate: rate.into(), weight_decay: weight_decay.into(), momentum: momentum.unwrap_or(0.0).into() };
-            (len, settings, momentum.is_some())
+            (len, Sgd { rate: rate.into(), weight_decay: weight_decay.into(), momentum: momentum.into() })
         })
 }
 
@@ -91,8 +67,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_match_over_any_settings((len, settings, with_velocity) in steps(), seed in any::<u64>()) {
-        check(len, settings, with_velocity, seed);
+    fn steps_match_over_any_settings((len, settings) in steps(), seed in any::<u64>()) {
+        check(len, settings, seed);
     }
 }
 
@@ -100,23 +76,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn kernels_match_over_any_settings((len, settings, with_velocity) in steps(), seed in any::<u64>()) {
-        check_kernels(len, settings, with_velocity, seed);
+    fn kernels_match_over_any_settings((len, settings) in steps(), seed in any::<u64>()) {
+        check_kernels(len, settings, seed);
     }
 }
 
 #[test]
 fn steps_match_over_many_values() {
     let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.875 };
-    check(200_001, settings, true, 1);
-    check(200_001, Sgd { momentum: 0.0, ..settings }, false, 2);
+    check(200_001, settings, 1);
+    check(200_001, Sgd { momentum: 0.0, ..settings }, 2);
 }
 
 #[test]
 fn kernels_match_over_many_values() {
     let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.875 };
-    check_kernels(200_001, settings, true, 1);
-    check_kernels(200_001, Sgd { momentum: 0.0, ..settings }, false, 2);
+    check_kernels(200_001, settings, 1);
+    check_kernels(200_001, Sgd { momentum: 0.0, ..settings }, 2);
 }
 
 /// Decay is added to the gradient, so it passes through the velocity too.
@@ -125,25 +101,14 @@ fn steps_match_the_definition() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
         let device = device.as_ref();
         let bench = Workbench::new(device);
-        let values = bench.variable([2], &[1.0, -2.0]);
-        let velocity = bench.variable([2], &[0.0, 0.0]);
+        let settings = Sgd { rate: 0.5, weight_decay: 0.25, momentum: 0.5 };
+        let mut ours = settings.bench(device, &bench, &[1.0, -2.0]);
         for _ in 0..2 {
-            let arguments = SgdStep {
-                values: &values,
-                gradients: &bench.input([2], &[0.5, 1.0]),
-                velocity: Some(&velocity),
-                learning_rate: 0.5,
-                copy: None,
-                momentum: 0.5,
-                weight_decay: 0.25,
-                loss: None,
-                clip: None,
-            };
-            device.sgd(&arguments).unwrap();
+            ours.step(&[0.5, 1.0], None, None);
         }
         // First velocity 0.75, 0.5; values 0.625, -2.25; second velocity 1.03125, 0.6875.
-        assert_eq!(bench.read(&velocity), [1.03125, 0.6875]);
-        assert_eq!(bench.read(&values), [0.109375, -2.59375]);
+        assert_eq!(ours.slot("velocity"), [1.03125, 0.6875]);
+        assert_eq!(ours.values(), [0.109375, -2.59375]);
         bench.finish();
     }
 }
@@ -166,23 +131,10 @@ fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32
         let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.5 };
         let before = Random(!seed).normals(lengths[0]);
         let step = |loss: f32, gradients: &[f32], norm_value: Option<f32>| {
-            let values = bench.variable([lengths[0]], &before);
-            let velocity = bench.variable([lengths[0]], &vec![0.0; lengths[0]]);
-            let (loss, gradients) = (bench.input([2], &[loss, f32::NAN]), bench.input([lengths[0]], gradients));
-            let norm = norm_value.map(|norm| bench.input([1], &[norm]));
-            let arguments = SgdStep {
-                values: &values,
-                gradients: &gradients,
-                velocity: Some(&velocity),
-                copy: None,
-                learning_rate: settings.rate as f32,
-                momentum: settings.momentum as f32,
-                weight_decay: settings.weight_decay as f32,
-                loss: Some(&loss),
-                clip: norm.as_ref().map(|norm| Clip { norm, max_norm }),
-            };
-            device.sgd(&arguments).unwrap();
-            (bench.read(&values), bench.read(&velocity))
+            let mut ours = settings.bench(device, &bench, &before);
+            ours.step(gradients, Some(loss), norm_value.map(|norm| (norm, max_norm)));
+            // A step that is not taken writes no compute copy either.
+            (ours.raw_values(), ours.slot("velocity"))
         };
         let plain = step(1.0, &gradients[0], None);
         for norm in [f32::NAN, f32::INFINITY] {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 pub use super::activation::Activation;
 pub use super::augment::{Augment, ImageView, Resampling};
 pub use super::conv2d::{Conv2dPass, Conv2dShape};
+pub use super::update::{Clip, MOST_SLOTS, UpdateArguments, UpdatePiece, UpdateRule};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Memory, Shape, Tensor};
 
@@ -209,44 +210,6 @@ pub struct CrossEntropy<'a> {
     pub scale: f32,
 }
 
-/// Arguments of [`Device::sgd`], all flat and equally long.
-pub struct SgdStep<'a> {
-    /// Updated.
-    pub values: &'a Tensor,
-    /// Read only.
-    pub gradients: &'a Tensor,
-    /// Velocity, where momentum is used; zeros before the first step, which makes the first velocity the gradient.
-    pub velocity: Option<&'a Tensor>,
-    /// Where a bf16 copy of the new values goes, on devices whose convolutions read one.
-    pub copy: Option<&'a Tensor>,
-    /// Step size.
-    pub learning_rate: f32,
-    /// Factor of the velocity.
-    pub momentum: f32,
-    /// Added to the gradient, times the value.
-    pub weight_decay: f32,
-    /// The loss, first of its values: where it is not finite, nothing is updated.
-    pub loss: Option<&'a Tensor>,
-    /// How long the gradients may be, all of a step together.
-    pub clip: Option<Clip<'a>>,
-}
-
-/// Gradients that are longer are shortened, as by `torch.nn.utils.clip_grad_norm_`.
-#[derive(Clone, Copy)]
-pub struct Clip<'a> {
-    /// `[1]`: their norm, from [`Device::gradient_norm`]. Where it is not finite, nothing is updated.
-    pub norm: &'a Tensor,
-    /// The longest that they may be.
-    pub max_norm: f32,
-}
-
-impl Clip<'_> {
-    /// What gradients of this norm are multiplied by.
-    pub fn factor(max_norm: f32, norm: f32) -> f32 {
-        (max_norm / (norm + 1e-6)).min(1.0)
-    }
-}
-
 /// What differs between devices besides their speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
@@ -409,6 +372,6 @@ pub trait Device {
     /// The Euclidean norm of all `gradients` together, to `norm` `[1]`. `sums` has [`Device::gradient_norm_sums`] elements.
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
 
-    /// One step of stochastic gradient descent as `torch.optim.SGD` makes it.
-    fn sgd(&self, arguments: &SgdStep) -> Result<()>;
+    /// One step of an optimiser over a group of parameters.
+    fn update(&self, arguments: &UpdateArguments) -> Result<()>;
 }

@@ -13,6 +13,7 @@ mod augment;
 mod conv2d;
 mod host_copy;
 mod interface;
+mod update;
 
 pub use host_copy::{read_f32, write_f32, write_i32};
 pub use interface::*;

@@ -53,7 +53,7 @@ impl Executor {
                 values_of.iter().zip(reads).map(|(value, read)| read.then(|| values[value.0].clone())).collect()
             };
             let parameter_values: Vec<Tensor> =
-                node.parameters.iter().map(|&id| parameters.factor(id).clone()).collect();
+                node.parameters.iter().map(|&id| parameters.compute_copy(id).clone()).collect();
             let saved_types = node.operation.saved(planned.backward.is_some());
             let saved = saved_types.iter().zip(&planned.saved);
             let saved: Vec<Tensor> =

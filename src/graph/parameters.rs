@@ -56,24 +56,24 @@ impl ParameterSpecification {
     }
 }
 
-/// Parameters that are updated together, in flat buffers.
+/// Parameters that are updated together, in flat buffers of the same layout.
 pub struct ParameterGroup {
     /// All values, padded between parameters with zeros.
     pub values: Tensor,
     /// Gradients at the same places.
     pub gradients: Tensor,
-    /// Velocities at the same places, where momentum is used.
-    pub velocity: Option<Tensor>,
+    /// The optimiser's state at the same places, one tensor a slot.
+    pub slots: Vec<Tensor>,
     /// The values rounded to bf16 at the same places, where the device's convolutions read that.
-    pub copy: Option<Tensor>,
+    pub compute_copy: Option<Tensor>,
 }
 
 struct Entry {
     specification: ParameterSpecification,
     value: Tensor,
     gradient: Option<Tensor>,
-    velocity: Option<Tensor>,
-    copy: Option<Tensor>,
+    slots: Vec<Tensor>,
+    compute_copy: Option<Tensor>,
 }
 
 /// The parameters of a network on a device.
@@ -81,6 +81,7 @@ pub struct Parameters {
     entries: Vec<Entry>,
     by_name: BTreeMap<String, usize>,
     groups: Vec<ParameterGroup>,
+    slot_names: &'static [&'static str],
     batches_tracked: BTreeMap<String, i64>,
     bytes: usize,
 }
@@ -90,12 +91,12 @@ const ALIGNMENT: usize = 64;
 
 impl Parameters {
     /// Allocates parameters, zeroed. `group` puts each into one of `groups` groups, or into none: then it is fixed and
-    /// has no gradient. Running statistics are never asked for.
+    /// has no gradient; it is not called for running statistics. The optimiser keeps `slots` for each parameter of a group.
     pub fn new(
         device: &dyn Device,
         specifications: &[ParameterSpecification],
         groups: usize,
-        with_velocity: bool,
+        slots: &'static [&'static str],
         group: impl Fn(&ParameterSpecification) -> Option<usize>,
     ) -> Result<Self> {
         let group_of = |specification: &ParameterSpecification| match specification.role.is_buffer() {
@@ -122,9 +123,9 @@ impl Parameters {
         let groups = lengths
             .iter()
             .map(|&length| {
-                let velocity = if with_velocity { Some(flat(length)?) } else { None };
-                let (values, gradients, copy) = (flat(length)?, flat(length)?, copy_of(length)?);
-                Ok(ParameterGroup { values, gradients, velocity, copy })
+                let slots = slots.iter().map(|_| flat(length)).collect::<Result<_>>()?;
+                let (values, gradients, compute_copy) = (flat(length)?, flat(length)?, copy_of(length)?);
+                Ok(ParameterGroup { values, gradients, slots, compute_copy })
             })
             .collect::<Result<Vec<_>>>()?;
         let entries: Vec<Entry> = specifications
@@ -137,10 +138,10 @@ impl Parameters {
                     specification: specification.clone(),
                     value: part(group.map_or(&fixed, |group| &group.values)),
                     gradient: group.map(|group| part(&group.gradients)),
-                    velocity: group.and_then(|group| group.velocity.as_ref()).map(part),
-                    copy: match specification.role {
+                    slots: group.map_or(Vec::new(), |group| group.slots.iter().map(part).collect()),
+                    compute_copy: match specification.role {
                         ParameterRole::ConvolutionWeight => {
-                            group.map_or(fixed_copy.as_ref(), |group| group.copy.as_ref()).map(part)
+                            group.map_or(fixed_copy.as_ref(), |group| group.compute_copy.as_ref()).map(part)
                         }
                         _ => None,
                     },
@@ -152,15 +153,16 @@ impl Parameters {
             entry.specification.name.strip_suffix(".running_mean").map(|module| (module.to_string(), 0))
         });
         let of_group = |group: &ParameterGroup| {
-            let velocity_and_copy = [&group.velocity, &group.copy].into_iter().flatten();
-            [&group.values, &group.gradients].into_iter().chain(velocity_and_copy).map(Tensor::bytes).sum::<usize>()
+            let state = group.slots.iter().chain(&group.compute_copy);
+            [&group.values, &group.gradients].into_iter().chain(state).map(Tensor::bytes).sum::<usize>()
         };
         let fixed_bytes = fixed.bytes() + fixed_copy.as_ref().map_or(0, Tensor::bytes);
         let bytes = fixed_bytes + groups.iter().map(of_group).sum::<usize>();
-        Ok(Self { by_name: by_name.collect(), batches_tracked: batches_tracked.collect(), entries, groups, bytes })
+        let (by_name, batches_tracked) = (by_name.collect(), batches_tracked.collect());
+        Ok(Self { by_name, batches_tracked, entries, groups, slot_names: slots, bytes })
     }
 
-    /// Bytes that they take on their device: values, gradients, velocities and copies.
+    /// Bytes that they take on their device: values, gradients, the optimiser's state and compute copies.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -180,10 +182,10 @@ impl Parameters {
         self.entries[id.0].gradient.is_some()
     }
 
-    /// What an operation multiplies by: the value, or its bf16 copy for convolutions of a device that wants that.
-    pub(super) fn factor(&self, id: ParameterId) -> &Tensor {
+    /// What an operation reads: the value, or the bf16 copy for convolutions of a device that computes in that.
+    pub(super) fn compute_copy(&self, id: ParameterId) -> &Tensor {
         let entry = &self.entries[id.0];
-        entry.copy.as_ref().unwrap_or(&entry.value)
+        entry.compute_copy.as_ref().unwrap_or(&entry.value)
     }
 
     pub(super) fn gradient(&self, id: ParameterId) -> Option<&Tensor> {
@@ -202,11 +204,11 @@ impl Parameters {
         Ok(&self.entry(name)?.value)
     }
 
-    /// The device memory of what an operation multiplies by: the value, or its bf16 copy for convolutions of a device that
-    /// wants that.
-    pub fn factor_of(&self, name: &str) -> Result<&Tensor> {
+    /// The device memory of what an operation reads: the value, or the bf16 copy for convolutions of a device that computes
+    /// in that.
+    pub fn compute_copy_of(&self, name: &str) -> Result<&Tensor> {
         let entry = self.entry(name)?;
-        Ok(entry.copy.as_ref().unwrap_or(&entry.value))
+        Ok(entry.compute_copy.as_ref().unwrap_or(&entry.value))
     }
 
     /// The device memory of a parameter's gradient; none where it is fixed.
@@ -214,16 +216,17 @@ impl Parameters {
         Ok(self.entry(name)?.gradient.as_ref())
     }
 
-    /// The device memory of a parameter's velocity; none where it is fixed or momentum is not used.
-    pub fn velocity_of(&self, name: &str) -> Result<Option<&Tensor>> {
-        Ok(self.entry(name)?.velocity.as_ref())
+    /// The state that the optimiser keeps for a parameter: names of slots and their device memory. None where the parameter is
+    /// fixed.
+    pub fn slots_of(&self, name: &str) -> Result<impl Iterator<Item = (&'static str, &Tensor)>> {
+        Ok(self.slot_names.iter().copied().zip(&self.entry(name)?.slots))
     }
 
-    /// Sets a parameter, in this crate's layout, and its copy.
+    /// Sets a parameter, in this crate's layout, and its compute copy.
     pub fn write(&mut self, device: &dyn Device, name: &str, values: &[f32]) -> Result<()> {
         let entry = self.entry(name)?;
         device::write_f32(device, values, &entry.value)?;
-        match &entry.copy {
+        match &entry.compute_copy {
             Some(copy) => device::write_f32(device, values, copy),
             None => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! All that resuming needs: every parameter, every velocity, and where in the run it was.
+//! All that resuming needs: every parameter, the optimiser's state, and the position in the run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -98,10 +98,10 @@ pub fn save_checkpoint(
     let mut tensors = state_dict(network)?;
     tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, "param/"));
     for specification in network.parameters().specifications() {
-        if let Some(velocity) = network.parameters().velocity_of(&specification.name)? {
+        for (slot, tensor) in network.parameters().slots_of(&specification.name)? {
             let shape = specification.torch_shape();
-            let values = to_torch(read_f32(network.device(), velocity)?, &shape);
-            tensors.push(OutputTensor::f32(format!("velocity/{}", specification.name), &shape, values));
+            let values = to_torch(read_f32(network.device(), tensor)?, &shape);
+            tensors.push(OutputTensor::f32(format!("{slot}/{}", specification.name), &shape, values));
         }
     }
     let json = |value: serde_json::Result<String>| value.context(|| "cannot write a checkpoint's metadata");
@@ -163,9 +163,9 @@ impl Checkpoint {
     pub fn restore(&self, network: &mut Network) -> Result<()> {
         load_state_dict_named(network, &self.file, "param/")?;
         for specification in network.parameters().specifications() {
-            if let Some(velocity) = network.parameters().velocity_of(&specification.name)? {
-                let values = self.file.read_f32(&format!("velocity/{}", specification.name))?;
-                write_f32(network.device(), &from_torch(values, &specification.torch_shape()), velocity)?;
+            for (slot, tensor) in network.parameters().slots_of(&specification.name)? {
+                let values = self.file.read_f32(&format!("{slot}/{}", specification.name))?;
+                write_f32(network.device(), &from_torch(values, &specification.torch_shape()), tensor)?;
             }
         }
         Ok(())

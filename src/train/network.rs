@@ -70,7 +70,7 @@ impl Network {
     /// Allocates the parameters, all zero, without gradients: the network can only evaluate.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet) -> Result<Self> {
         let specifications = resnet.parameters();
-        let parameters = Parameters::new(device.as_ref(), &specifications, 0, false, |_| None)?;
+        let parameters = Parameters::new(device.as_ref(), &specifications, 0, &[], |_| None)?;
         Ok(Self::with_parameters(device, resnet, parameters, None))
     }
 

@@ -8,7 +8,7 @@ use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing, Recognised};
 use crate::ops::LossReduction;
-use crate::optim::GroupSettings;
+use crate::optim::{Grouping, OptimizerSettings};
 use crate::weights::Found;
 
 /// What a training run does. Two runs of the same recipe on the same pictures and device give the same bits.
@@ -113,14 +113,14 @@ impl Recipe {
 
     /// The settings of the network's parameters.
     pub fn trainable(&self) -> Result<Trainable> {
-        let group = |learning_rate: f64| GroupSettings {
-            learning_rate: learning_rate as f32,
-            momentum: self.momentum as f32,
-            weight_decay: self.weight_decay as f32,
-        };
         Ok(Trainable {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
-            groups: [group(self.learning_rate), group(self.learning_rate * self.head_lr_multiplier)],
+            optimizer: OptimizerSettings::sgd(self.momentum),
+            grouping: Grouping {
+                learning_rate: self.learning_rate,
+                head_learning_rate: self.learning_rate * self.head_lr_multiplier,
+                weight_decay: self.weight_decay,
+            },
             reduction: self.reduction()?,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })

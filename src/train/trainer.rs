@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::{Executor, ParameterSpecification, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
 use crate::ops::LossReduction;
-use crate::optim::{GradientClipping, GroupSettings, sgd_step};
+use crate::optim::{GradientClipping, Grouping, OptimizerSettings, Updater};
 use crate::tensor::Tensor;
 
 /// How the parameters of a network are trained.
@@ -16,8 +16,10 @@ use crate::tensor::Tensor;
 pub struct Trainable {
     /// Modules that stay as they are.
     pub freezing: Freezing,
-    /// Settings of the body and of the head.
-    pub groups: [GroupSettings; 2],
+    /// What turns gradients into updates.
+    pub optimizer: OptimizerSettings,
+    /// Learning rates and weight decay of the parameters.
+    pub grouping: Grouping,
     /// How the losses of a batch's images become one.
     pub reduction: LossReduction,
     /// The largest norm that the gradients of all parameters together may have; larger ones are scaled down.
@@ -27,8 +29,7 @@ pub struct Trainable {
 /// A [`Network`] that is being trained. Nothing in it is shared with another trainer.
 pub struct Trainer {
     network: Network,
-    groups: [GroupSettings; 2],
-    clipping: Option<GradientClipping>,
+    updater: Updater,
 }
 
 impl Trainer {
@@ -37,20 +38,20 @@ impl Trainer {
     /// # Errors
     /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
-        let Trainable { freezing, groups, reduction, max_gradient_norm } = trainable;
+        let Trainable { freezing, optimizer, grouping, reduction, max_gradient_norm } = trainable;
         let specification = resnet.specification();
         freezing.check(&specification)?;
         let specifications = specification.parameters();
-        let with_velocity = groups.iter().any(|group| group.momentum != 0.0);
+        let (optimizer, groups) = (optimizer.build()?, grouping.groups());
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
             true => None,
-            false => Some(usize::from(is_head(&specification.name))),
+            false => Some(grouping.group_of(is_head(&specification.name))),
         };
-        let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), with_velocity, group)?;
+        let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
-        let clipping = clipping.transpose()?;
+        let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?)?;
         let network = Network::with_parameters(device, resnet, parameters, Some(TrainingGraph { freezing, reduction }));
-        Ok(Self { network, groups, clipping })
+        Ok(Self { network, updater })
     }
 
     /// The network as it is now.
@@ -61,6 +62,16 @@ impl Trainer {
     /// The network, to be loaded, prepared or evaluated.
     pub fn network_mut(&mut self) -> &mut Network {
         &mut self.network
+    }
+
+    /// The optimiser at work.
+    pub fn updater(&self) -> &Updater {
+        &self.updater
+    }
+
+    /// The optimiser at work, whose learning rates may change between steps. What was recorded stays valid.
+    pub fn updater_mut(&mut self) -> &mut Updater {
+        &mut self.updater
     }
 
     /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
@@ -74,6 +85,7 @@ impl Trainer {
 
     /// Updates the parameters from their gradients.
     pub fn update(&mut self) -> Result<()> {
+        self.updater.begin_step(self.network.device())?;
         self.issue_update(None)
     }
 
@@ -98,14 +110,14 @@ impl Trainer {
             self.network.set_recording(shape, recording);
         }
         self.network.fill_by(shape, Purpose::Training, write, targets)?;
+        self.updater.begin_step(self.network.device())?;
         let prepared = self.network.find(shape, Purpose::Training)?;
         match &prepared.recording {
             Some(recording) => recording.replay()?,
             None => self.issue_step(prepared)?,
         }
         let result = self.finish_batch(shape)?;
-        let norm =
-            self.clipping.as_ref().map(|clipping| read_f32(self.network.device(), clipping.norm())).transpose()?;
+        let norm = self.updater.gradient_norm().map(|norm| read_f32(self.network.device(), norm)).transpose()?;
         Ok(BatchResult { gradient_norm: norm.map(|norm| norm[0]), ..result })
     }
 
@@ -120,8 +132,7 @@ impl Trainer {
     }
 
     fn issue_update(&self, loss: Option<&Tensor>) -> Result<()> {
-        let (device, parameters) = (self.network.device(), self.network.parameters());
-        sgd_step(device, parameters, &self.groups, loss, self.clipping.as_ref())
+        self.updater.issue(self.network.device(), self.network.parameters(), loss)
     }
 
     /// Waits for a training batch and counts it.

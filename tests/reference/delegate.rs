@@ -4,7 +4,8 @@ use std::rc::Rc;
 
 use retune::device::{
     Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
+    UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Shape, Tensor};
@@ -77,7 +78,7 @@ macro_rules! with_device_methods {
             fn cross_entropy(arguments: &CrossEntropy) -> Result<()>;
             fn gradient_norm_sums(gradients: &[usize]) -> usize;
             fn gradient_norm(gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
-            fn sgd(arguments: &SgdStep) -> Result<()>;
+            fn update(arguments: &UpdateArguments) -> Result<()>;
         }
     };
 }

@@ -13,6 +13,7 @@ pub mod recorder;
 pub mod recording;
 pub mod resampling;
 pub mod rounding;
+pub mod update;
 
 use retune::device::Activation;
 pub use retune::device::Conv2dShape;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use retune::device::{
     BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient,
-    CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, SgdStep,
+    CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Tensor};
@@ -333,21 +333,20 @@ impl Delegate for RecordingDevice {
         self.issue(move |device| device.gradient_norm(&gradients.iter().collect::<Vec<&Tensor>>(), &sums, &norm))
     }
 
-    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
-        let &SgdStep { learning_rate, momentum, weight_decay, .. } = arguments;
-        let [values, gradients] = [arguments.values, arguments.gradients].map(Tensor::clone);
-        let [velocity, copy, loss] =
-            [arguments.velocity, arguments.copy, arguments.loss].map(Option::<&Tensor>::cloned);
+    fn update(&self, arguments: &UpdateArguments) -> Result<()> {
+        let rule = arguments.rule;
+        let [values, gradients, words] = [arguments.values, arguments.gradients, arguments.words].map(Tensor::clone);
+        let slots = arguments.slots.to_vec();
+        let [compute_copy, loss] = [arguments.compute_copy, arguments.loss].map(Option::<&Tensor>::cloned);
         let clip = arguments.clip.map(|clip| (clip.norm.clone(), clip.max_norm));
         self.issue(move |device| {
-            device.sgd(&SgdStep {
+            device.update(&UpdateArguments {
+                rule,
                 values: &values,
                 gradients: &gradients,
-                velocity: velocity.as_ref(),
-                copy: copy.as_ref(),
-                learning_rate,
-                momentum,
-                weight_decay,
+                slots: &slots,
+                compute_copy: compute_copy.as_ref(),
+                words: &words,
                 loss: loss.as_ref(),
                 clip: clip.as_ref().map(|(norm, max_norm)| Clip { norm, max_norm: *max_norm }),
             })

@@ -4,7 +4,7 @@
 use retune::device::cpu::Cpu;
 use retune::device::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient, Device,
-    Features, Gradient, MaxPoolWindow, Precision, SgdStep, read_f32, write_f32,
+    Features, Gradient, MaxPoolWindow, Precision, UpdateArguments, read_f32, write_f32,
 };
 use retune::error::Result;
 use retune::tensor::{ElementType, Tensor};
@@ -226,9 +226,9 @@ impl Delegate for RoundingDevice {
         self.store(&result.tensor, &input_gradient.tensor)
     }
 
-    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
-        Cpu.sgd(&SgdStep { copy: None, ..*arguments })?;
-        match arguments.copy {
+    fn update(&self, arguments: &UpdateArguments) -> Result<()> {
+        Cpu.update(&UpdateArguments { compute_copy: None, ..*arguments })?;
+        match arguments.compute_copy {
             Some(copy) => write_f32(&Cpu, &read_f32(&Cpu, arguments.values)?, copy),
             None => Ok(()),
         }

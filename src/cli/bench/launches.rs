@@ -404,9 +404,9 @@ impl LeastBytes {
         }
         let groups = network.parameters().groups().iter();
         let sgd = groups.map(|group| {
-            let velocity = group.velocity.as_ref().map_or(0, |velocity| 2 * velocity.bytes());
-            let copy = group.copy.as_ref().map_or(0, Tensor::bytes);
-            (2 * group.values.bytes() + group.gradients.bytes() + velocity + copy) as u64
+            let slots: usize = group.slots.iter().map(Tensor::bytes).sum();
+            let copy = group.compute_copy.as_ref().map_or(0, Tensor::bytes);
+            (2 * (group.values.bytes() + slots) + group.gradients.bytes() + copy) as u64
         });
         Self { forward, backward, sgd: sgd.sum() }
     }

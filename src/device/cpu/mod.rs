@@ -8,12 +8,13 @@ mod cross_entropy;
 mod direct;
 mod few_pixels;
 mod gemm;
+mod gradient_norm;
 mod jobs;
 mod linear;
 mod max_pool;
 mod memory;
-mod sgd;
 pub mod simd;
+mod update;
 mod vectorised;
 mod winograd;
 
@@ -21,12 +22,13 @@ use std::rc::Rc;
 
 use crate::device::interface::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, UpdateArguments,
 };
 use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
 use memory::Views;
+pub(crate) use vectorised::vectorised;
 
 /// The processor of this machine. Work is spread over the thread pool of [`threads`]; results do not depend on how many there are.
 pub struct Cpu;
@@ -224,16 +226,16 @@ impl Device for Cpu {
     }
 
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
-        gradients.iter().map(|&len| sgd::sums(len)).sum()
+        gradients.iter().map(|&len| gradient_norm::sums(len)).sum()
     }
 
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
-        sgd::gradient_norm(gradients, sums, norm);
+        gradient_norm::run(gradients, sums, norm);
         Ok(())
     }
 
-    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
-        sgd::step(arguments);
+    fn update(&self, arguments: &UpdateArguments) -> Result<()> {
+        update::run(arguments);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 macro_rules! vectorised {
     ($($(#[$attribute:meta])* fn $name:ident ( $($argument:ident: $type:ty),* $(,)? ) $body:block)*) => {$(
         $(#[$attribute])*
-        #[allow(clippy::too_many_arguments)]
+        #[allow(unsafe_code, clippy::too_many_arguments)]
         fn $name($($argument: $type),*) {
             #[inline(always)]
             fn plain($($argument: $type),*) $body
@@ -36,4 +36,4 @@ macro_rules! vectorised {
         }
     )*};
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;

@@ -12,18 +12,20 @@ pub mod dry_run;
 pub mod emulator;
 mod engine;
 pub mod gpus;
+mod gradient_norm;
 mod linear;
 mod max_pool;
 pub mod modules;
 pub mod nvidia;
-mod sgd;
 mod statistics;
+mod update;
 
 use std::rc::Rc;
 
 use crate::device::interface::{
     Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording, SgdStep,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
+    UpdateArguments,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
@@ -184,15 +186,15 @@ impl Device for Cuda {
     }
 
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {
-        gradients.len() * sgd::NORM_BLOCKS
+        gradients.len() * gradient_norm::BLOCKS
     }
 
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
-        sgd::gradient_norm(self, gradients, sums, norm)
+        gradient_norm::run(self, gradients, sums, norm)
     }
 
-    fn sgd(&self, arguments: &SgdStep) -> Result<()> {
-        sgd::step(self, arguments)
+    fn update(&self, arguments: &UpdateArguments) -> Result<()> {
+        update::run(self, arguments)
     }
 }
 

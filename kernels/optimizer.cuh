@@ -1,0 +1,88 @@
+// What the kernels of all optimisers share: one step over the flat buffer of a parameter group.
+//
+// A rule says what happens to one value:
+//
+//   struct Rule {
+//       static constexpr int kSlots;                   // state that each value has, at most 2
+//       explicit Rule(const float* words);             // learning rate, hyperparameters and what follows from the step
+//       float operator()(float value, float gradient, float* slots) const;   // the new value; updates the slots
+//   };
+//
+// Its gradient has been multiplied by 1, or by min(1, max_norm / (norm + 1e-6)) to clip gradients as
+// torch.nn.utils.clip_grad_norm_ does. Where the loss or the norm is not finite, nothing is changed: the parameters stay as
+// they were when it happened. Words lie in device memory, so a recorded step reads what the host wrote there last.
+//
+// Bound by memory: values, gradients and slots read, values, slots and the compute copy written; the words of a group come
+// from the cache. A thread has 16 bytes of each buffer, a block 1024 values; the elements that are left over at the end go
+// one by one.
+#pragma once
+
+#include "common.cuh"
+
+struct UpdateKernelArguments {
+    float* values;
+    const float* gradients;
+    float* first_slot;   // null where the rule has no slot
+    float* second_slot;  // null where it has fewer than two
+    bf16* compute_copy;  // null where no convolution reads one
+    uint64_t count;
+    const float* words;
+    const float* loss;  // its first value is looked at; or null
+    const float* norm;  // of all gradients; null where they are not clipped
+    float max_norm;
+    int32_t vectorised;  // whether all addresses are multiples of four elements
+};
+
+namespace {
+
+constexpr int kUpdateThreads = 256;
+constexpr int kUpdateLength = 4;
+
+template <class Rule, int kCount>
+__device__ __forceinline__ void update_values(const UpdateKernelArguments& arguments, const Rule& rule, float scale,
+                                              size_t first) {
+    float values[kCount], gradients[kCount], first_slot[kCount], second_slot[kCount];
+    load_floats<float, kCount>(values, arguments.values + first);
+    load_floats<float, kCount>(gradients, arguments.gradients + first);
+    if (Rule::kSlots > 0) load_floats<float, kCount>(first_slot, arguments.first_slot + first);
+    if (Rule::kSlots > 1) load_floats<float, kCount>(second_slot, arguments.second_slot + first);
+#pragma unroll
+    for (int i = 0; i < kCount; i++) {
+        float slots[2] = {0.0f, 0.0f};
+        if (Rule::kSlots > 0) slots[0] = first_slot[i];
+        if (Rule::kSlots > 1) slots[1] = second_slot[i];
+        values[i] = rule(values[i], gradients[i] * scale, slots);
+        first_slot[i] = slots[0];
+        second_slot[i] = slots[1];
+    }
+    if (Rule::kSlots > 0) store_floats<float, kCount>(arguments.first_slot + first, first_slot);
+    if (Rule::kSlots > 1) store_floats<float, kCount>(arguments.second_slot + first, second_slot);
+    store_floats<float, kCount>(arguments.values + first, values);
+    if (arguments.compute_copy != nullptr) store_floats<bf16, kCount>(arguments.compute_copy + first, values);
+}
+
+__device__ __forceinline__ bool is_finite(float value) {
+    return fabsf(value) <= 3.4028234663852886e38f;
+}
+
+template <class Rule>
+__device__ __forceinline__ void update_group(const UpdateKernelArguments& arguments) {
+    float scale = 1.0f;
+    if (arguments.loss != nullptr && !is_finite(arguments.loss[0])) return;
+    if (arguments.norm != nullptr) {
+        const float norm = arguments.norm[0];
+        if (!is_finite(norm)) return;
+        scale = fminf(1.0f, arguments.max_norm / (norm + 1e-6f));
+    }
+    const Rule rule(arguments.words);
+    const size_t first = (static_cast<size_t>(blockIdx.x) * kUpdateThreads + threadIdx.x) * kUpdateLength;
+    if (arguments.vectorised != 0 && first + kUpdateLength <= arguments.count) {
+        update_values<Rule, kUpdateLength>(arguments, rule, scale, first);
+        return;
+    }
+    for (size_t i = first; i < first + kUpdateLength && i < arguments.count; i++) {
+        update_values<Rule, 1>(arguments, rule, scale, i);
+    }
+}
+
+}  // namespace

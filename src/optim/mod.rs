@@ -1,0 +1,110 @@
+//! Optimisers, and what they update: groups of parameters, each with its own learning rate.
+//!
+//! An optimiser is one file here: its name, the state that it keeps for each parameter, the numbers that a step reads from
+//! device memory, and its loop for the CPU. Its kernel is `kernels/NAME.cu`. [`OPTIMIZERS`] lists them; the values of
+//! `--optimizer`, checkpoints and reference files follow from that table.
+
+mod groups;
+mod sgd;
+mod updater;
+
+use std::fmt;
+
+pub use groups::{GroupSettings, Grouping};
+pub use updater::{GradientClipping, Updater};
+
+use crate::device::UpdateRule;
+use crate::error::{Error, Result};
+
+/// All optimisers; the first is the default.
+pub const OPTIMIZERS: [&OptimizerKind; 1] = [&sgd::KIND];
+
+/// A row of [`OPTIMIZERS`].
+#[derive(Debug)]
+pub struct OptimizerKind {
+    /// The value of `--optimizer`.
+    pub name: &'static str,
+    /// One line for the help.
+    pub summary: &'static str,
+    /// Makes it, or says which hyperparameter it does not take.
+    pub build: fn(&Hyperparameters) -> Result<Box<dyn Optimizer>>,
+}
+
+impl PartialEq for OptimizerKind {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl fmt::Display for OptimizerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl OptimizerKind {
+    /// The row with this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(name: &str) -> Result<&'static Self> {
+        OPTIMIZERS.into_iter().find(|kind| kind.name == name).ok_or_else(|| {
+            let names: Vec<&str> = OPTIMIZERS.iter().map(|kind| kind.name).collect();
+            Error::usage(format!("optimizer {name:?}: expected {}", names.join(" or ")))
+        })
+    }
+}
+
+/// How an optimiser turns gradients into an update.
+pub trait Optimizer {
+    /// Names of the state tensors that it keeps for each parameter; checkpoints store them as `SLOT/PARAMETER`.
+    fn slots(&self) -> &'static [&'static str];
+
+    /// The kernel and the loop that do it.
+    fn rule(&self) -> &'static UpdateRule;
+
+    /// Writes the numbers that the step reads, in the order in which the rule reads them. `step` counts from 1.
+    fn words(&self, group: &GroupSettings, step: u64, words: &mut [f32]);
+
+    /// Whether [`Optimizer::words`] depend on the number of the step, which checkpoints then store.
+    fn counts_steps(&self) -> bool {
+        false
+    }
+}
+
+/// The settings of all optimisers. Each takes those that it has; the others must have their defaults.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hyperparameters {
+    /// Share of the velocity that stays from step to step.
+    pub momentum: f64,
+}
+
+impl Default for Hyperparameters {
+    fn default() -> Self {
+        Self { momentum: 0.0 }
+    }
+}
+
+/// An optimiser that has been chosen, with its settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OptimizerSettings {
+    /// Which one.
+    pub kind: &'static OptimizerKind,
+    /// Its settings.
+    pub hyperparameters: Hyperparameters,
+}
+
+impl OptimizerSettings {
+    /// `torch.optim.SGD` with this momentum.
+    pub fn sgd(momentum: f64) -> Self {
+        Self { kind: &sgd::KIND, hyperparameters: Hyperparameters { momentum } }
+    }
+
+    /// The optimiser.
+    ///
+    /// # Errors
+    /// When a hyperparameter has a value that it cannot have.
+    pub fn build(&self) -> Result<Box<dyn Optimizer>> {
+        (self.kind.build)(&self.hyperparameters)
+    }
+}

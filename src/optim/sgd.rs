@@ -1,0 +1,76 @@
+//! Stochastic gradient descent, as `torch.optim.SGD`:
+//!
+//! ```text
+//! g = scale * gradient + weight_decay * value
+//! velocity = momentum * velocity + g, value -= learning_rate * velocity     (with momentum)
+//! value -= learning_rate * g                                                (without)
+//! ```
+
+use super::{GroupSettings, Hyperparameters, Optimizer, OptimizerKind};
+use crate::device::cpu::vectorised;
+use crate::device::{UpdatePiece, UpdateRule};
+use crate::error::Result;
+
+pub(super) const KIND: OptimizerKind =
+    OptimizerKind { name: "sgd", summary: "stochastic gradient descent, with --momentum", build };
+
+/// Learning rate, weight decay, momentum.
+const WORDS: usize = 3;
+
+static PLAIN: UpdateRule = UpdateRule { kernel: "sgd", slots: 0, words: WORDS, operations: 4, cpu: update_plain };
+static MOMENTUM: UpdateRule =
+    UpdateRule { kernel: "sgd", slots: 1, words: WORDS, operations: 6, cpu: update_with_momentum };
+
+struct Sgd {
+    momentum: f64,
+}
+
+fn build(hyperparameters: &Hyperparameters) -> Result<Box<dyn Optimizer>> {
+    let Hyperparameters { momentum } = *hyperparameters;
+    Ok(Box::new(Sgd { momentum }))
+}
+
+impl Optimizer for Sgd {
+    fn slots(&self) -> &'static [&'static str] {
+        if self.momentum == 0.0 { &[] } else { &["velocity"] }
+    }
+
+    fn rule(&self) -> &'static UpdateRule {
+        if self.momentum == 0.0 { &PLAIN } else { &MOMENTUM }
+    }
+
+    fn words(&self, group: &GroupSettings, _step: u64, words: &mut [f32]) {
+        words.copy_from_slice(&[group.learning_rate as f32, group.weight_decay as f32, self.momentum as f32]);
+    }
+}
+
+fn update_plain(UpdatePiece { values, gradients, scale, words, .. }: UpdatePiece) {
+    plain(values, gradients, scale, words[0], words[1]);
+}
+
+fn update_with_momentum(UpdatePiece { values, gradients, slots: [velocity, _], scale, words }: UpdatePiece) {
+    with_momentum(values, gradients, velocity, scale, words[0], words[1], words[2]);
+}
+
+vectorised! {
+    fn plain(values: &mut [f32], gradients: &[f32], scale: f32, learning_rate: f32, weight_decay: f32) {
+        for (value, gradient) in values.iter_mut().zip(gradients) {
+            *value -= learning_rate * (scale * gradient + weight_decay * *value);
+        }
+    }
+
+    fn with_momentum(
+        values: &mut [f32],
+        gradients: &[f32],
+        velocity: &mut [f32],
+        scale: f32,
+        learning_rate: f32,
+        weight_decay: f32,
+        momentum: f32,
+    ) {
+        for ((value, gradient), velocity) in values.iter_mut().zip(gradients).zip(velocity) {
+            *velocity = momentum * *velocity + (scale * gradient + weight_decay * *value);
+            *value -= learning_rate * *velocity;
+        }
+    }
+}
