@@ -274,6 +274,7 @@ struct BatchNormReduceArguments {
 // computed again.
 __device__ __forceinline__ float before_activation(float gradient, Activation activation, bool has_output,
                                                    float output, float input, float factor, float summand) {
+    // Then the argument need not be computed.
     if (activation == Activation::kNone) return gradient;
     const float value = has_output ? output : fmaf(input, factor, summand);
     return activate_backward(activation, value, gradient);
