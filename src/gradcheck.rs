@@ -17,7 +17,7 @@ use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
-use crate::optim::{Grouping, OptimizerSettings};
+use crate::optim::{Grouping, Hyperparameters, OptimizerKind, OptimizerSettings};
 use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
@@ -131,17 +131,30 @@ impl Check<'_> {
             .map(|target| u32::try_from(target).map_err(|_| Error::new(format!("target {target} is no class"))))
             .collect::<Result<_>>()?;
 
-        let unknown =
-            |error: Error| Error::new(format!("{}: metadata field arch: {}", file.path().display(), error.message()));
-        let architecture = reference.arch.parse().map_err(unknown)?;
+        let unknown = |field: &'static str| {
+            move |error: Error| {
+                Error::new(format!("{}: metadata field {field}: {}", file.path().display(), error.message()))
+            }
+        };
+        let architecture = reference.arch.parse().map_err(unknown("arch"))?;
+        let default = Hyperparameters::default();
         let resnet = ResNet { architecture, width: reference.width, classes: reference.num_classes };
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
-            optimizer: OptimizerSettings::sgd(reference.momentum),
+            optimizer: OptimizerSettings {
+                kind: OptimizerKind::find(&reference.optimizer).map_err(unknown("optimizer"))?,
+                hyperparameters: Hyperparameters {
+                    momentum: reference.momentum,
+                    beta1: reference.beta1.unwrap_or(default.beta1),
+                    beta2: reference.beta2.unwrap_or(default.beta2),
+                    epsilon: reference.epsilon.unwrap_or(default.epsilon),
+                },
+            },
             grouping: Grouping {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,
                 weight_decay: reference.weight_decay,
+                no_decay_norm_bias: reference.no_decay_norm_bias,
             },
             reduction: reference.loss_reduction,
             max_gradient_norm: None,

@@ -87,6 +87,7 @@ impl Bench {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,
                 weight_decay: reference.weight_decay,
+                no_decay_norm_bias: reference.no_decay_norm_bias,
             },
             reduction: reference.loss_reduction,
             max_gradient_norm: None,
@@ -417,7 +418,7 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
     let trainable = Trainable {
         freezing: Freezing::default(),
         optimizer: OptimizerSettings::sgd(0.9),
-        grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3 },
+        grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3, ..Grouping::default() },
         reduction: LossReduction::Sum,
         max_gradient_norm: None,
     };

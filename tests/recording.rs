@@ -24,7 +24,12 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
     let trainable = Trainable {
         freezing: Freezing::default(),
         optimizer: OptimizerSettings::sgd(0.9),
-        grouping: Grouping { learning_rate: 0.001, head_learning_rate: 0.01, weight_decay: 1e-3 },
+        grouping: Grouping {
+            learning_rate: 0.001,
+            head_learning_rate: 0.01,
+            weight_decay: 1e-3,
+            ..Grouping::default()
+        },
         reduction: LossReduction::Sum,
         max_gradient_norm: Some(1.0),
     };

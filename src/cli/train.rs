@@ -7,12 +7,15 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
+
 use super::progress::Progress;
 use super::training::{Trained, Training, interruption};
 use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
+use crate::optim::OPTIMIZERS;
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run, RunFolder,
     RunOptions, Start, find_network,
@@ -111,9 +114,29 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
     weight_decay: Option<f64>,
 
-    /// Momentum [default: 0]
+    /// Optimizer [default: sgd]
+    #[arg(long, value_name = "NAME", value_parser = optimizer_names(), help_heading = "Training options")]
+    optimizer: Option<String>,
+
+    /// Momentum of SGD [default: 0]
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
     momentum: Option<f64>,
+
+    /// Decay rate of AdamW's mean of gradients [default: 0.9]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    beta1: Option<f64>,
+
+    /// Decay rate of AdamW's mean of squared gradients [default: 0.999]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    beta2: Option<f64>,
+
+    /// Term that AdamW adds to the denominator [default: 1e-8]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, help_heading = "Training options")]
+    epsilon: Option<f64>,
+
+    /// Apply no weight decay to batch norms and biases
+    #[arg(long, help_heading = "Training options")]
+    no_decay_norm_bias: bool,
 
     /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
     #[arg(long, value_name = "sum|mean", help_heading = "Training options")]
@@ -229,7 +252,12 @@ impl TrainArguments {
             "--lr" self.lr => learning_rate,
             "--head-lr-multiplier" self.head_lr_multiplier => head_lr_multiplier,
             "--weight-decay" self.weight_decay => weight_decay,
+            "--no-decay-norm-bias" self.no_decay_norm_bias.then_some(true) => no_decay_norm_bias,
+            "--optimizer" self.optimizer => optimizer,
             "--momentum" self.momentum => momentum,
+            "--beta1" self.beta1.map(Some) => beta1,
+            "--beta2" self.beta2.map(Some) => beta2,
+            "--epsilon" self.epsilon.map(Some) => epsilon,
             "--loss-reduction" self.loss_reduction => loss_reduction,
             "--clip-gradient-norm" self.clip_gradient_norm.map(Some) => clip_gradient_norm,
             "--freeze" self.freeze => freeze,
@@ -264,7 +292,7 @@ pub fn command_words(recipe: &Recipe, data: &Path, weights: Option<&Path>, out: 
     }
     differing! {
         "--epochs" epochs, "--batch-size" batch_size, "--lr" learning_rate, "--head-lr-multiplier" head_lr_multiplier,
-        "--weight-decay" weight_decay, "--momentum" momentum, "--loss-reduction" loss_reduction,
+        "--weight-decay" weight_decay, "--optimizer" optimizer, "--momentum" momentum, "--loss-reduction" loss_reduction,
     }
     add("--seed", recipe.seed.to_string());
     add("--out", out.display().to_string());
@@ -272,6 +300,11 @@ pub fn command_words(recipe: &Recipe, data: &Path, weights: Option<&Path>, out: 
         words.insert(3, "--from-scratch".into());
     }
     words
+}
+
+/// The values of `--optimizer`.
+fn optimizer_names() -> PossibleValuesParser {
+    OPTIMIZERS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
 }
 
 /// `500` steps, `90s`, `10m`, `2h`.
@@ -516,6 +549,7 @@ fn check(recipe: &Recipe) -> Result<()> {
         return Err(Error::usage("--head-from: a network from scratch has no old head")
             .hint("leave --from-scratch or --head-from out"));
     }
+    recipe.optimizer()?.build()?;
     match recipe.loss_reduction.as_str() {
         "sum" | "mean" => Ok(()),
         other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),

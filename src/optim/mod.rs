@@ -77,11 +77,31 @@ pub trait Optimizer {
 pub struct Hyperparameters {
     /// Share of the velocity that stays from step to step.
     pub momentum: f64,
+    /// Share of the mean of the gradients that stays from step to step.
+    pub beta1: f64,
+    /// Share of the mean of the squared gradients that stays from step to step.
+    pub beta2: f64,
+    /// Added to the root of that mean.
+    pub epsilon: f64,
 }
+
+impl Hyperparameters {
+    /// Refuses settings of other optimisers than the one called `name`.
+    fn require_default(&self, name: &str, of_others: &[(&str, fn(&Self) -> f64)]) -> Result<()> {
+        match of_others.iter().find(|(_, value)| value(self) != value(&Self::default())) {
+            Some((other, _)) => Err(Error::usage(format!("the optimizer {name} has no {other}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Hyperparameters of AdamW.
+const OF_ADAMW: [(&str, fn(&Hyperparameters) -> f64); 3] =
+    [("beta1", |all| all.beta1), ("beta2", |all| all.beta2), ("epsilon", |all| all.epsilon)];
 
 impl Default for Hyperparameters {
     fn default() -> Self {
-        Self { momentum: 0.0 }
+        Self { momentum: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 }
 
@@ -97,7 +117,7 @@ pub struct OptimizerSettings {
 impl OptimizerSettings {
     /// `torch.optim.SGD` with this momentum.
     pub fn sgd(momentum: f64) -> Self {
-        Self { kind: &sgd::KIND, hyperparameters: Hyperparameters { momentum } }
+        Self { kind: &sgd::KIND, hyperparameters: Hyperparameters { momentum, ..Hyperparameters::default() } }
     }
 
     /// The optimiser.

@@ -6,7 +6,7 @@
 //! value -= learning_rate * g                                                (without)
 //! ```
 
-use super::{GroupSettings, Hyperparameters, Optimizer, OptimizerKind};
+use super::{GroupSettings, Hyperparameters, OF_ADAMW, Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
 use crate::error::Result;
@@ -26,7 +26,8 @@ struct Sgd {
 }
 
 fn build(hyperparameters: &Hyperparameters) -> Result<Box<dyn Optimizer>> {
-    let Hyperparameters { momentum } = *hyperparameters;
+    hyperparameters.require_default(KIND.name, &OF_ADAMW)?;
+    let Hyperparameters { momentum, .. } = *hyperparameters;
     Ok(Box::new(Sgd { momentum }))
 }
 

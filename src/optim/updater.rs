@@ -79,9 +79,19 @@ impl Updater {
         self.clipping.as_ref().map(GradientClipping::norm)
     }
 
-    /// Steps begun so far.
-    pub fn steps(&self) -> u64 {
-        self.steps
+    /// Names of the state tensors of each parameter.
+    pub fn slots(&self) -> &'static [&'static str] {
+        self.optimizer.slots()
+    }
+
+    /// Steps so far, where the optimiser's next step depends on their number.
+    pub fn counted_steps(&self) -> Option<u64> {
+        self.optimizer.counts_steps().then_some(self.steps)
+    }
+
+    /// Continues after this many steps.
+    pub fn set_steps(&mut self, steps: u64) {
+        self.steps = steps;
     }
 
     /// Counts a step and writes to device memory what has changed since the last one. To be done before each

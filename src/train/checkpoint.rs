@@ -6,15 +6,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Totals;
-use super::network::Network;
 use super::recipe::Recipe;
 use super::state_dict::{load_state_dict_named, state_dict};
+use super::trainer::Trainer;
 use crate::device::{Precision, read_f32, write_f32};
 use crate::error::{Context, Error, Result};
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{OutputTensor, TensorFile, save};
 
 const FORMAT: &str = "retune-checkpoint-1";
+/// The metadata field with the number of steps, where the optimiser depends on it.
+const STEPS: &str = "optimizer_steps";
 
 /// The best model so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,11 +92,12 @@ impl From<StoredPosition> for Position {
 /// Writes a checkpoint, in one step.
 pub fn save_checkpoint(
     path: &Path,
-    network: &Network,
+    trainer: &Trainer,
     recipe: &Recipe,
     classes: &[String],
     position: &Position,
 ) -> Result<()> {
+    let network = trainer.network();
     let mut tensors = state_dict(network)?;
     tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, "param/"));
     for specification in network.parameters().specifications() {
@@ -105,13 +108,16 @@ pub fn save_checkpoint(
         }
     }
     let json = |value: serde_json::Result<String>| value.context(|| "cannot write a checkpoint's metadata");
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_string(), FORMAT.to_string()),
         ("recipe".to_string(), json(serde_json::to_string(recipe))?),
         ("classes".to_string(), json(serde_json::to_string(classes))?),
         ("position".to_string(), json(serde_json::to_string(&StoredPosition::from(position)))?),
         ("precision".to_string(), network.device().precision().to_string()),
     ]);
+    if let Some(steps) = trainer.updater().counted_steps() {
+        metadata.insert(STEPS.to_string(), steps.to_string());
+    }
     save(path, &tensors, &metadata)
 }
 
@@ -159,14 +165,23 @@ impl Checkpoint {
         Ok(Self { recipe, classes, position: position.into(), precision, file })
     }
 
-    /// Puts the network where the checkpoint was taken.
-    pub fn restore(&self, network: &mut Network) -> Result<()> {
-        load_state_dict_named(network, &self.file, "param/")?;
+    /// Puts parameters, statistics and the optimiser's state where they were.
+    ///
+    /// # Errors
+    /// When the file lacks something or belongs to another network.
+    pub fn restore(&self, trainer: &mut Trainer) -> Result<()> {
+        load_state_dict_named(trainer.network_mut(), &self.file, "param/")?;
+        let network = trainer.network();
         for specification in network.parameters().specifications() {
             for (slot, tensor) in network.parameters().slots_of(&specification.name)? {
                 let values = self.file.read_f32(&format!("{slot}/{}", specification.name))?;
                 write_f32(network.device(), &from_torch(values, &specification.torch_shape()), tensor)?;
             }
+        }
+        if trainer.updater().counted_steps().is_some() {
+            let steps = self.file.metadata().get(STEPS).and_then(|steps| steps.parse().ok());
+            let unreadable = || Error::new(format!("{}: unreadable `{STEPS}`", self.file.path().display()));
+            trainer.updater_mut().set_steps(steps.ok_or_else(unreadable)?);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::model::BatchShape;
 pub struct MemoryPlan {
     /// On the device: the arena of activations, their gradients and workspaces.
     pub activations: usize,
-    /// On the device: parameters, their gradients, velocities.
+    /// On the device: parameters, their gradients and the optimiser's state.
     pub parameters: usize,
     /// On the host: batches that wait, images that are being decoded, a checkpoint that is being written, the program.
     pub host: usize,
@@ -50,12 +50,12 @@ impl Run<'_> {
             .bytes_at_once(train.len().max(test.len()));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
-        let with_velocities = state * if self.recipe.momentum > 0.0 { 2 } else { 1 };
+        let with_slots = state * (1 + self.trainer.updater().slots().len());
         Ok(MemoryPlan {
             activations: activations(train.len(), Purpose::Training)?
                 .max(activations(test.len(), Purpose::Evaluation)?),
             parameters: network.parameters().bytes(),
-            host: batches.saturating_add(with_velocities + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
+            host: batches.saturating_add(with_slots + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
             is_shared: network.device().features().shares_host_memory,
         })
     }

@@ -8,7 +8,7 @@ use crate::data::DecodeOptions;
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing, Recognised};
 use crate::ops::LossReduction;
-use crate::optim::{Grouping, OptimizerSettings};
+use crate::optim::{Grouping, Hyperparameters, OPTIMIZERS, OptimizerKind, OptimizerSettings};
 use crate::weights::Found;
 
 /// What a training run does. Two runs of the same recipe on the same pictures and device give the same bits.
@@ -29,10 +29,25 @@ pub struct Recipe {
     pub learning_rate: f64,
     /// Step size of the head, in step sizes of the body.
     pub head_lr_multiplier: f64,
-    /// Added to the gradient, times the value.
+    /// Weight decay, as the optimiser defines it.
     pub weight_decay: f64,
-    /// Factor of the velocity.
+    /// Whether the weights and biases of batch norms and the biases of linear layers have no weight decay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_decay_norm_bias: bool,
+    /// The name of an optimiser of [`crate::optim::OPTIMIZERS`].
+    #[serde(default = "default_optimizer", skip_serializing_if = "is_default_optimizer")]
+    pub optimizer: String,
+    /// Momentum of SGD.
     pub momentum: f64,
+    /// AdamW's; none for its default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta1: Option<f64>,
+    /// AdamW's; none for its default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beta2: Option<f64>,
+    /// AdamW's; none for its default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<f64>,
     /// `sum` or `mean`.
     pub loss_reduction: String,
     /// The longest that the gradients of all parameters together may be; longer ones are shortened.
@@ -55,6 +70,14 @@ pub struct Recipe {
     pub seed: u64,
 }
 
+fn default_optimizer() -> String {
+    OPTIMIZERS[0].name.into()
+}
+
+fn is_default_optimizer(name: &String) -> bool {
+    *name == OPTIMIZERS[0].name
+}
+
 /// Rows and columns of the largest pictures that a model may ask for.
 pub const LARGEST_IMAGE_SIZE: usize = 65536;
 /// Channels of the widest first stage; sizes of larger networks could overflow.
@@ -72,7 +95,12 @@ impl Recipe {
             learning_rate: 5e-5,
             head_lr_multiplier: 10.0,
             weight_decay: 1e-3,
+            no_decay_norm_bias: false,
+            optimizer: default_optimizer(),
             momentum: 0.0,
+            beta1: None,
+            beta2: None,
+            epsilon: None,
             loss_reduction: "sum".into(),
             clip_gradient_norm: None,
             freeze: Vec::new(),
@@ -111,15 +139,33 @@ impl Recipe {
         }
     }
 
+    /// The optimiser with its settings.
+    ///
+    /// # Errors
+    /// When there is no such optimiser.
+    pub fn optimizer(&self) -> Result<OptimizerSettings> {
+        let default = Hyperparameters::default();
+        Ok(OptimizerSettings {
+            kind: OptimizerKind::find(&self.optimizer)?,
+            hyperparameters: Hyperparameters {
+                momentum: self.momentum,
+                beta1: self.beta1.unwrap_or(default.beta1),
+                beta2: self.beta2.unwrap_or(default.beta2),
+                epsilon: self.epsilon.unwrap_or(default.epsilon),
+            },
+        })
+    }
+
     /// The settings of the network's parameters.
     pub fn trainable(&self) -> Result<Trainable> {
         Ok(Trainable {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
-            optimizer: OptimizerSettings::sgd(self.momentum),
+            optimizer: self.optimizer()?,
             grouping: Grouping {
                 learning_rate: self.learning_rate,
                 head_learning_rate: self.learning_rate * self.head_lr_multiplier,
                 weight_decay: self.weight_decay,
+                no_decay_norm_bias: self.no_decay_norm_bias,
             },
             reduction: self.reduction()?,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),

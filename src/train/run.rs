@@ -330,9 +330,9 @@ impl Run<'_> {
     }
 
     fn save_checkpoint(&self) -> Result<()> {
-        let (network, recipe) = (self.trainer.network(), &self.recipe);
+        let (trainer, recipe) = (&self.trainer, &self.recipe);
         self.options.folder.keep_checkpoint(self.options.checkpointing.kept)?;
-        save_checkpoint(&self.options.folder.checkpoint(), network, recipe, &self.splits.train.classes, &self.position)
+        save_checkpoint(&self.options.folder.checkpoint(), trainer, recipe, &self.splits.train.classes, &self.position)
     }
 
     fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {

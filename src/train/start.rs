@@ -81,7 +81,7 @@ impl Start {
                 Position::default()
             }
             Self::Resume(checkpoint) => {
-                checkpoint.restore(network)?;
+                checkpoint.restore(&mut trainer)?;
                 checkpoint.position
             }
         };

@@ -45,7 +45,7 @@ impl Trainer {
         let (optimizer, groups) = (optimizer.build()?, grouping.groups());
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
             true => None,
-            false => Some(grouping.group_of(is_head(&specification.name))),
+            false => Some(grouping.group_of(is_head(&specification.name), specification.role)),
         };
         let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));

@@ -43,6 +43,16 @@ pub struct Reference {
     pub weight_decay: f64,
     /// Momentum of both.
     pub momentum: f64,
+    /// `sgd` where the file does not say.
+    pub optimizer: String,
+    /// AdamW's, where the file says.
+    pub beta1: Option<f64>,
+    /// AdamW's, where the file says.
+    pub beta2: Option<f64>,
+    /// AdamW's, where the file says.
+    pub epsilon: Option<f64>,
+    /// Whether batch norms and biases have no weight decay; they have where the file does not say.
+    pub no_decay_norm_bias: bool,
     /// Names of modules whose parameters are fixed.
     pub freeze: Vec<String>,
     /// Whether those modules also normalise by their running statistics.
@@ -83,8 +93,15 @@ impl Reference {
                 head_learning_rate: fields.not_negative("head_lr")?,
                 weight_decay: fields.not_negative("weight_decay")?,
                 momentum: fields.not_negative("momentum")?,
+                optimizer: fields.optional("optimizer", Fields::text)?.unwrap_or("sgd").to_string(),
+                beta1: fields.optional("beta1", Fields::not_negative)?,
+                beta2: fields.optional("beta2", Fields::not_negative)?,
+                epsilon: fields.optional("epsilon", Fields::not_negative)?,
+                no_decay_norm_bias: fields
+                    .optional("no_decay_norm_bias", |fields, key| fields.one_of(key, &BOOLEANS))?
+                    .unwrap_or(false),
                 freeze: fields.list("freeze")?,
-                freeze_batch_norm: fields.one_of("freeze_batch_norm", &[("true", true), ("false", false)])?,
+                freeze_batch_norm: fields.one_of("freeze_batch_norm", &BOOLEANS)?,
                 margin: fields.not_negative("margin")?,
                 source: fields.text("source")?.to_owned(),
                 file,
@@ -252,6 +269,9 @@ fn noise_prefix(precision: Precision) -> &'static str {
 /// The metadata of a reference file.
 struct Fields<'a>(&'a TensorFile);
 
+/// How the metadata write yes and no.
+const BOOLEANS: [(&str, bool); 2] = [("true", true), ("false", false)];
+
 impl<'a> Fields<'a> {
     fn text(&self, key: &str) -> Result<&'a str> {
         self.0.metadata().get(key).map(String::as_str).ok_or_else(|| {
@@ -283,6 +303,10 @@ impl<'a> Fields<'a> {
             let names: Vec<&str> = choices.iter().map(|&(choice, _)| choice).collect();
             self.bad(key, &names.join(" or "))
         })
+    }
+
+    fn optional<T>(&self, key: &str, read: impl Fn(&Self, &str) -> Result<T>) -> Result<Option<T>> {
+        self.0.metadata().contains_key(key).then(|| read(self, key)).transpose()
     }
 
     fn list(&self, key: &str) -> Result<Vec<String>> {

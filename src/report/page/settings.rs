@@ -31,6 +31,7 @@ fn rows(recipe: &Recipe) -> Vec<(&'static str, String, &'static str)> {
             format!("{head:e}"),
             "the step size for the layer that outputs the classes",
         ),
+        ("optimizer", recipe.optimizer.clone(), "the rule that turns gradients into updates"),
         ("momentum", recipe.momentum.to_string(), "the share of the previous update that is added to the next"),
         ("weight decay", format!("{:e}", recipe.weight_decay), "how strongly weights are pulled towards zero"),
         ("loss reduction", recipe.loss_reduction.clone(), "how the losses of a batch's images are combined"),
