@@ -5,6 +5,7 @@
 //! `--optimizer`, checkpoints and reference files follow from that table.
 
 mod groups;
+mod nesterov;
 mod sgd;
 mod updater;
 
@@ -17,7 +18,7 @@ use crate::device::UpdateRule;
 use crate::error::{Error, Result};
 
 /// All optimisers; the first is the default.
-pub const OPTIMIZERS: [&OptimizerKind; 1] = [&sgd::KIND];
+pub const OPTIMIZERS: [&OptimizerKind; 2] = [&sgd::KIND, &nesterov::KIND];
 
 /// A row of [`OPTIMIZERS`].
 #[derive(Debug)]
