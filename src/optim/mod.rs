@@ -4,6 +4,7 @@
 //! device memory, and its loop for the CPU. Its kernel is `kernels/NAME.cu`. [`OPTIMIZERS`] lists them; the values of
 //! `--optimizer`, checkpoints and reference files follow from that table.
 
+mod adamw;
 mod groups;
 mod nesterov;
 mod sgd;
@@ -18,7 +19,7 @@ use crate::device::UpdateRule;
 use crate::error::{Error, Result};
 
 /// All optimisers; the first is the default.
-pub const OPTIMIZERS: [&OptimizerKind; 2] = [&sgd::KIND, &nesterov::KIND];
+pub const OPTIMIZERS: [&OptimizerKind; 3] = [&sgd::KIND, &nesterov::KIND, &adamw::KIND];
 
 /// A row of [`OPTIMIZERS`].
 #[derive(Debug)]
