@@ -63,7 +63,11 @@ class Case:
     lr: float = 1e-3
     head_lr: float = 1e-2
     weight_decay: float = 1e-3
+    no_decay_norm_bias: bool = False
+    optimizer: str = "sgd"
     momentum: float = 0.0
+    betas: tuple = (0.9, 0.999)
+    epsilon: float = 1e-8
     freeze: tuple = ()
     freeze_batch_norm: bool = False
     step1: tuple = EVERYTHING
@@ -104,13 +108,21 @@ CASES = [
          step1=SOME_OF_EACH, step3=("bn1", "fc")),
     # Bottlenecks, of sizes and channel counts that nothing divides; every convolution's output is there to be compared.
     Case("resnet50", seed=0, arch="resnet50", width=3, classes=5, size=(57, 49), reduction="mean", lr=0.02, head_lr=0.2,
-         momentum=0.9, step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK,
+         momentum=0.9, separated=True, step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK,
          activations=("bn1", "maxpool", "layer1.0.bn1", "layer1.0.bn2", "layer1.0", "layer2.0.conv2", "layer4.2")),
     # Channels that tensor cores take. The gradient passes through layer4, whose own are not needed.
-    Case("resnet50-frozen", seed=0, arch="resnet50", width=8, size=(48, 40), freeze=("conv1", "bn1", "layer1", "layer4"),
-         freeze_batch_norm=True, step1=("layer2.0", "fc"), step3=("layer2.0.bn3", "fc")),
-    Case("wide-resnet50-2", seed=0, arch="wide_resnet50_2", width=2, classes=3, size=(48, 64), step1=("bn1", "fc"),
-         step3=SOME_OF_A_BOTTLENECK),
+    Case("resnet50-frozen", seed=0, arch="resnet50", width=4, size=(48, 40), freeze=("conv1", "bn1", "layer1", "layer4"),
+         freeze_batch_norm=True, separated=True, step1=("layer2.0", "fc"), step3=("layer2.0.bn3", "fc")),
+    Case("wide-resnet50-2", seed=0, arch="wide_resnet50_2", width=2, classes=3, size=(48, 64), separated=True,
+         step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK),
+    # Other optimizers. AdamW divides by the size of a gradient; an epsilon above rounding keeps the sign of a gradient that
+    # is nothing but rounding from becoming a whole step.
+    Case("nesterov", seed=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, optimizer="nesterov", momentum=0.9,
+         no_decay_norm_bias=True, weight_decay=0.1, step1=SOME_OF_EACH, step3=SOME_OF_EACH),
+    Case("adamw", seed=2, size=(48, 40), lr=1e-3, head_lr=2e-3, separated=True, optimizer="adamw", betas=(0.8, 0.95),
+         epsilon=1e-3, weight_decay=0.1, step1=SOME_OF_EACH, step3=SOME_OF_EACH),
+    Case("adamw-no-decay", seed=2, size=(40, 48), lr=1e-3, head_lr=2e-3, separated=True, optimizer="adamw", epsilon=1e-3,
+         weight_decay=0.1, no_decay_norm_bias=True, freeze=("conv1", "bn1"), step1=SOME_OF_EACH, step3=SOME_OF_EACH),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -304,11 +316,18 @@ class Experiment:
         case = self.case
         trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         groups = [
-            {"params": [p for name, p in trained if not belongs(name, ["fc"])], "lr": case.lr},
-            {"params": [p for name, p in trained if belongs(name, ["fc"])], "lr": case.head_lr},
+            {"params": [p for name, p in trained if belongs(name, ["fc"]) == is_head and self.decays(p) == decays],
+             "lr": case.head_lr if is_head else case.lr, "weight_decay": case.weight_decay if decays else 0.0}
+            for is_head in (False, True) for decays in (False, True)
         ]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.SGD(groups, lr=case.lr, momentum=case.momentum, weight_decay=case.weight_decay)
+        if case.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=case.lr, betas=case.betas, eps=case.epsilon)
+        return torch.optim.SGD(groups, lr=case.lr, momentum=case.momentum, nesterov=case.optimizer == "nesterov")
+
+    def decays(self, parameter):
+        """Whether weight decay applies: to all parameters, or not to those of one dimension (batch norms, biases)."""
+        return not self.case.no_decay_norm_bias or parameter.dim() > 1
 
     def first_margin(self):
         """The margin of the first forward alone: enough to dismiss most seeds."""
@@ -455,6 +474,12 @@ def write(experiment, path, source):
         "freeze_batch_norm": str(case.freeze_batch_norm).lower(), "margin": f"{margin.smallest:.1e}",
         "source": f"PyTorch {torch.__version__.split('+')[0]} float64, {source}",
     }
+    if case.no_decay_norm_bias:
+        metadata["no_decay_norm_bias"] = "true"
+    if case.optimizer != "sgd":
+        metadata["optimizer"] = case.optimizer
+    if case.optimizer == "adamw":
+        metadata["beta1"], metadata["beta2"], metadata["epsilon"] = *case.betas, case.epsilon
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     # safetensors writes its metadata in no fixed order; the same case should give the same bytes.
     save_sorted(tensors, path, {key: str(value) for key, value in metadata.items()})
@@ -486,6 +511,9 @@ def from_file(path):
         path.stem, seed=0, arch=metadata["arch"], width=int(metadata["width"]), classes=int(metadata["num_classes"]),
         batch=len(tensors["target"]), size=tuple(tensors["input"].shape[2:]), reduction=metadata["loss_reduction"],
         lr=float(metadata["lr"]), head_lr=float(metadata["head_lr"]), weight_decay=float(metadata["weight_decay"]),
+        no_decay_norm_bias=metadata.get("no_decay_norm_bias") == "true", optimizer=metadata.get("optimizer", "sgd"),
+        betas=(float(metadata.get("beta1", 0.9)), float(metadata.get("beta2", 0.999))),
+        epsilon=float(metadata.get("epsilon", 1e-8)),
         momentum=float(metadata["momentum"]), freeze=tuple(filter(None, metadata["freeze"].split(","))),
         freeze_batch_norm=metadata["freeze_batch_norm"] == "true", step1=named("step1/"), step3=named("step3/"),
         activations=named("activation/"))
