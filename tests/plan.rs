@@ -317,6 +317,11 @@ fn resnet(width: usize) -> ResNet {
     ResNet { architecture: Architecture::default(), width, classes: 3 }
 }
 
+/// Bottlenecks, whose first stage has a shortcut of stride 1 that changes the channels.
+fn bottlenecks(width: usize) -> ResNet {
+    ResNet { architecture: "resnet50".parse().unwrap(), width, classes: 3 }
+}
+
 fn resnet_graph(device: &dyn Device, resnet: &ResNet, shape: BatchShape, phase: &Phase) -> NetworkGraph {
     resnet.specification().graph(device, shape, phase, LossReduction::Sum, &[]).unwrap()
 }
@@ -401,10 +406,16 @@ fn planned_run_matches_for_resnets() {
     let body = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"].map(String::from).to_vec();
     let head_only = Freezing { modules: body, batch_norm: true };
     for device in devices().into_iter().chain(PRECISIONS.into_iter().flat_map(kernel_devices)) {
-        for freezing in
-            [Freezing::default(), lower_layers(), frozen_batch_norm.clone(), middle.clone(), head_only.clone()]
-        {
-            let graph = || resnet_graph(device.as_ref(), &resnet(8), SMALL, &Phase::Training(freezing.clone()));
+        for (resnet, freezing) in [
+            (resnet(8), Freezing::default()),
+            (resnet(8), lower_layers()),
+            (resnet(8), frozen_batch_norm.clone()),
+            (resnet(8), middle.clone()),
+            (resnet(8), head_only.clone()),
+            (bottlenecks(8), Freezing::default()),
+            (bottlenecks(8), middle.clone()),
+        ] {
+            let graph = || resnet_graph(device.as_ref(), &resnet, SMALL, &Phase::Training(freezing.clone()));
             let mut parameters = parameters(device.as_ref(), &graph(), |name| !freezing.covers(name));
             let recorder = Rc::new(Recorder::new(device.clone()));
             let bound = Bound::new(recorder.clone(), graph(), &parameters, None);
@@ -463,15 +474,18 @@ fn gradients_of_a_value_with_two_readers_add_up() {
 
 #[test]
 fn each_resnet_block_adds_one_gradient() {
-    for device in devices() {
-        let network = resnet_graph(device.as_ref(), &resnet(8), SMALL, &Phase::Training(Freezing::default()));
+    for (device, (resnet, blocks)) in devices()
+        .into_iter()
+        .flat_map(|device| [(resnet(8), 8), (bottlenecks(4), 16)].map(|each| (device.clone(), each)))
+    {
+        let network = resnet_graph(device.as_ref(), &resnet, SMALL, &Phase::Training(Freezing::default()));
         let mut parameters = parameters(device.as_ref(), &network, |_| true);
         let recorder = Rc::new(Recorder::new(device.clone()));
         let bound = Bound::new(recorder.clone(), network, &parameters, None);
         bound.run(&mut parameters);
         let gradients = |plan: &Plan| plan.buffers().iter().filter(|b| b.kind == BufferKind::Gradient).count();
         let calls = recorder.gradients.borrow();
-        assert_eq!(calls.iter().filter(|call| call.accumulate).count(), 8);
+        assert_eq!(calls.iter().filter(|call| call.accumulate).count(), blocks);
         assert_eq!(calls.iter().filter(|call| !call.accumulate).count() + 1, gradients(bound.executor.plan()));
     }
 }

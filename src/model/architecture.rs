@@ -41,7 +41,7 @@ struct Row {
 const BOTTLENECK: Block = Block::Bottleneck { widening: 1 };
 const WIDE_BOTTLENECK: Block = Block::Bottleneck { widening: 2 };
 
-static ARCHITECTURES: [Row; 6] = [
+static ARCHITECTURES: &[Row] = &[
     Row { name: "resnet18", title: "ResNet-18", block: Block::Basic, blocks: [2, 2, 2, 2] },
     Row { name: "resnet34", title: "ResNet-34", block: Block::Basic, blocks: [3, 4, 6, 3] },
     Row { name: "resnet50", title: "ResNet-50", block: BOTTLENECK, blocks: [3, 4, 6, 3] },
