@@ -123,7 +123,12 @@ fn model(folder: &Path, reference: &str, wrapper: &str) -> PathBuf {
 #[test]
 fn the_graph_is_whole_and_has_the_models_values() {
     let folder = tempfile::tempdir().unwrap();
-    for (reference, convolutions, wrapper) in [("odd.safetensors", 20, ""), ("resnet34.safetensors", 36, "module.")] {
+    for (reference, convolutions, blocks, downsamples, wrapper) in [
+        ("odd.safetensors", 20, 8, 3, ""),
+        ("resnet34.safetensors", 36, 16, 3, "module."),
+        ("resnet50.safetensors", 53, 16, 4, ""),
+        ("wide-resnet50-2.safetensors", 53, 16, 4, ""),
+    ] {
         let path = model(folder.path(), reference, wrapper);
         let file = TensorFile::open(&path).unwrap();
         let bytes = export(&ModelFile::describe(&file).unwrap()).unwrap();
@@ -172,8 +177,12 @@ fn the_graph_is_whole_and_has_the_models_values() {
                     .find(|attribute| attribute.text(1) == name)
                     .map(|attribute| attribute.integers(8))
             };
-            if node.text(3) == "layer2.0.conv1" {
+            let bottleneck = initialized.contains("layer1.0.conv3.weight");
+            if node.text(3) == if bottleneck { "layer2.0.conv2" } else { "layer2.0.conv1" } {
                 assert_eq!((strides("strides"), strides("pads")), (Some(vec![2, 2]), Some(vec![1, 1, 1, 1])));
+            }
+            if bottleneck && node.text(3) == "layer1.0.bn3.add" {
+                assert_eq!(node.texts(1), ["layer1.0.bn3", "layer1.0.downsample.1"]);
             }
         }
         assert!(used.contains("input") && known.contains("logits"));
@@ -182,7 +191,8 @@ fn the_graph_is_whole_and_has_the_models_values() {
             ("Conv", convolutions),
             ("BatchNormalization", convolutions),
             ("MaxPool", 1),
-            ("Add", (convolutions - 4) / 2),
+            ("Add", blocks),
+            ("Relu", convolutions - downsamples),
             ("Gemm", 1),
         ] {
             assert_eq!(operators[operator], count, "{operator}");
