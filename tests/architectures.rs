@@ -20,13 +20,14 @@ fn resnet(name: &str, width: usize, classes: usize) -> ResNet {
 }
 
 /// Parameters and billions of multiplications with additions at 224 x 224, as torchvision's documentation gives them.
-const PUBLISHED: [(&str, usize, f64); 6] = [
+const PUBLISHED: [(&str, usize, f64); 7] = [
     ("resnet18", 11_689_512, 1.81),
     ("resnet34", 21_797_672, 3.66),
     ("resnet50", 25_557_032, 4.09),
     ("resnet101", 44_549_160, 7.80),
     ("resnet152", 60_192_808, 11.51),
     ("wide_resnet50_2", 68_883_240, 11.40),
+    ("wide_resnet101_2", 126_886_696, 22.75),
 ];
 
 #[test]

@@ -48,6 +48,7 @@ static ARCHITECTURES: &[Row] = &[
     Row { name: "resnet101", title: "ResNet-101", block: BOTTLENECK, blocks: [3, 4, 23, 3] },
     Row { name: "resnet152", title: "ResNet-152", block: BOTTLENECK, blocks: [3, 8, 36, 3] },
     Row { name: "wide_resnet50_2", title: "Wide ResNet-50-2", block: WIDE_BOTTLENECK, blocks: [3, 4, 6, 3] },
+    Row { name: "wide_resnet101_2", title: "Wide ResNet-101-2", block: WIDE_BOTTLENECK, blocks: [3, 4, 23, 3] },
 ];
 
 /// An architecture: a row of the table. The default is the first, ResNet-18.
