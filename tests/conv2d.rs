@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 use reference::devices::{
-    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, devices, error_of, factors, kernel_devices,
-    norm, run_at_lower_levels, stored,
+    PRECISIONS, Workbench, added, assert_near, assert_schedules_agree, devices, error_of, kernel_devices, norm,
+    operands, run_at_lower_levels, stored,
 };
 use reference::*;
 use retune::device::{
@@ -122,10 +122,10 @@ impl Case {
         assert_schedules_agree();
     }
 
-    /// What the passes give when these factors are multiplied.
-    fn truth(&self, factors: impl Fn(&[f32]) -> Vec<f32>) -> Truth {
+    /// What the passes give when these operands are multiplied.
+    fn truth(&self, operands: impl Fn(&[f32]) -> Vec<f32>) -> Truth {
         let shape = &self.shape;
-        let [input, weight, output_gradient] = [&self.input, &self.weight, &self.output_gradient].map(|v| factors(v));
+        let [input, weight, output_gradient] = [&self.input, &self.weight, &self.output_gradient].map(|v| operands(v));
         let (input_squares, weight_squares, gradient_squares) =
             (squares(&input), squares(&weight), squares(&output_gradient));
         Truth {
@@ -139,7 +139,7 @@ impl Case {
     }
 
     fn check_on(&self, precision: Precision, devices: &[Rc<dyn Device>]) {
-        let mut truths = vec![self.truth(|values| factors(precision, values))];
+        let mut truths = vec![self.truth(|values| operands(precision, values))];
         // Where a shape does not suit its tensor cores, a device may multiply exactly.
         if precision == Precision::Tf32 {
             truths.push(self.truth(<[f32]>::to_vec));

@@ -7,7 +7,7 @@ mod reference;
 
 use std::rc::Rc;
 
-use reference::devices::{Workbench, assert_near, assert_stored_near, emulated, factors, stored};
+use reference::devices::{Workbench, assert_near, assert_stored_near, emulated, operands, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
 use retune::device::cuda::dry_run::{DryRun, RecordedLaunch};
@@ -120,8 +120,8 @@ impl Case {
 
     fn check_forward(&self, schedules: u64) {
         let Self { shape, precision, .. } = self;
-        let input = factors(*precision, &self.input);
-        let weight = factors(*precision, &self.weight);
+        let input = operands(*precision, &self.input);
+        let weight = operands(*precision, &self.weight);
         let truth = conv2d(shape, &input, &weight);
         let size = typical(&conv2d(shape, &squares(&input), &squares(&weight)));
         let cuda = emulated(1, *precision);
@@ -139,8 +139,8 @@ impl Case {
 
     fn check_weight_gradient(&self, schedules: u64) {
         let Self { shape, precision, .. } = self;
-        let input = factors(*precision, &self.input);
-        let output_gradient = factors(*precision, &self.output_gradient);
+        let input = operands(*precision, &self.input);
+        let output_gradient = operands(*precision, &self.output_gradient);
         let truth = conv2d_weight_gradient(shape, &input, &output_gradient);
         let size = typical(&conv2d_weight_gradient(shape, &squares(&input), &squares(&output_gradient)));
         let ours = self.weight_gradient(&emulated(1, *precision));

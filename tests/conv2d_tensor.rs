@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use reference::devices::{Workbench, factors, stored};
+use reference::devices::{Workbench, operands, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
 use retune::device::cuda::driver::{Capabilities, Driver, Launch};
@@ -99,7 +99,7 @@ struct Results {
 }
 
 impl Case {
-    /// With values that the precision's storage holds exactly; as factors, tf32 rounds them further.
+    /// With values that the precision's storage holds exactly; as operands, tf32 rounds them further.
     fn new(shape: Conv2dShape, precision: Precision, seed: u64) -> Self {
         let mut random = Random(seed);
         let mut values = |count: usize| stored(precision, &random.normals(count));
@@ -115,9 +115,9 @@ impl Case {
 
     fn truth(&self) -> Truth {
         let Self { shape, precision, .. } = self;
-        let input = factors(*precision, &self.input);
-        let weight = factors(*precision, &self.weight);
-        let output_gradient = factors(*precision, &self.output_gradient);
+        let input = operands(*precision, &self.input);
+        let weight = operands(*precision, &self.weight);
+        let output_gradient = operands(*precision, &self.output_gradient);
         Truth {
             output: conv2d(shape, &input, &weight),
             output_squares: conv2d(shape, &squares(&input), &squares(&weight)),

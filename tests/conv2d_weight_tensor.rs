@@ -7,7 +7,7 @@ mod reference;
 
 use std::rc::Rc;
 
-use reference::devices::{Workbench, emulated, factors, norm, stored};
+use reference::devices::{Workbench, emulated, norm, operands, stored};
 use reference::*;
 use retune::device::cuda::Cuda;
 use retune::device::cuda::dry_run::DryRun;
@@ -62,7 +62,7 @@ fn check(sizes: [usize; 9], schedules: u64) {
         let mut random = Random(sizes.iter().fold(0, |seed, &size| seed * 31 + size as u64));
         let input = stored(precision, &random.normals(shape.input_len()));
         let output_gradient = stored(precision, &random.normals(shape.output_len()));
-        let (left, right) = (factors(precision, &input), factors(precision, &output_gradient));
+        let (left, right) = (operands(precision, &input), operands(precision, &output_gradient));
         let truth = conv2d_weight_gradient(&shape, &left, &right);
         let typical = conv2d_weight_gradient(&shape, &squares(&left), &squares(&right));
 

@@ -15,9 +15,9 @@ use crate::tensor::{ElementType, Memory, Shape, Tensor};
 pub enum Precision {
     /// IEEE single precision throughout.
     Fp32,
-    /// Factors of convolutions are rounded to ten bits of mantissa; storage is float32.
+    /// Operands of convolutions are rounded to ten bits of mantissa; storage is float32.
     Tf32,
-    /// Activations, their gradients, and the convolutions' copies of the weights are stored as bf16.
+    /// Activations, their gradients, and the compute copies of convolution weights are stored as bf16.
     Bf16,
 }
 
@@ -130,8 +130,8 @@ pub struct BatchNormForward<'a> {
     pub running_mean: &'a Tensor,
     /// `[C]`, updated in training mode with the unbiased variance.
     pub running_variance: &'a Tensor,
-    /// `[4, C]`, written for the backward pass: the mean and the reciprocal standard deviation that were used, and the
-    /// factor and the summand that they make together with weight and bias.
+    /// `[4, C]`, saved for the backward pass: the mean and the inverse standard deviation that were used, then the
+    /// scale and the shift that result from them, weight and bias.
     pub saved_statistics: &'a Tensor,
     /// `[N, H, W, C]`, added after the shift.
     pub residual: Option<&'a Tensor>,
@@ -267,7 +267,7 @@ pub trait Device {
         Err(Error::new(format!("{} has no augment", self.name())))
     }
 
-    /// Rows of the partial statistics of an activation of `shape`. How the pixels are divided is the device's own affair.
+    /// Rows of the partial statistics of an activation of `shape`. Each device divides the pixels in its own way.
     fn statistics_rows(&self, shape: Shape) -> usize;
 
     /// Bytes of workspace that a pass needs.
@@ -325,7 +325,7 @@ pub trait Device {
         input_gradient: &Gradient,
     ) -> Result<()>;
 
-    /// Mean over the picture: `[N, H, W, C]` to `[N, C]`.
+    /// Mean over the image: `[N, H, W, C]` to `[N, C]`.
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()>;
 
     /// Its gradient.

@@ -1,8 +1,8 @@
-//! The threads that compute on the host: a team that stays awake between one kernel and the next.
+//! The thread pool of the host, which stays awake between one kernel and the next.
 //!
 //! A training step is some hundreds of parallel pieces of work, most of them shorter than a millisecond, and waking a
-//! thread that sleeps takes 20 to 90 microseconds. So a member of the team first looks for its next piece of work for
-//! `AWAKE`, and only then sleeps. The caller takes part itself, and does not wait for members that come late: whoever
+//! thread that sleeps takes 20 to 90 microseconds. So a thread of the pool looks for its next piece of work for
+//! `AWAKE` before it sleeps. The caller takes part itself, and does not wait for threads that come late: a thread that
 //! has not begun when the work runs out is not needed.
 //!
 //! How many threads take part must not change a result; see [`super::cpu`] for how work is cut.
@@ -30,7 +30,7 @@ thread_local! {
 }
 
 /// How many threads take part in the work of the calling thread: as many as the machine runs at once, unless [`set`]
-/// or [`with`] said otherwise.
+/// or [`with`] sets another number.
 pub fn count() -> usize {
     match WANTED.get() {
         0 => *DEFAULT.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(MOST)),
@@ -62,7 +62,7 @@ pub fn with<R>(threads: usize, function: impl FnOnce() -> R) -> R {
     function()
 }
 
-/// Where a piece of work is offered to the team.
+/// Where a piece of work is offered to the thread pool.
 struct Board {
     /// `generation << 32 | room << 16 | entered`: which offer it is, how many may still begin, how many have begun.
     state: AtomicU64,
@@ -71,9 +71,9 @@ struct Board {
     work: UnsafeCell<Option<Work>>,
     /// The first panic of a member.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Threads that were started. Held by whoever offers work.
+    /// Threads that were started. Held by the thread that offers work.
     owner: Mutex<usize>,
-    /// Held by whoever is about to sleep or to wake others.
+    /// Held by a thread that is about to sleep or to wake others.
     rest: Mutex<()>,
     /// How many sleep, or are about to.
     sleeping: AtomicUsize,
@@ -110,7 +110,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Calls `function(index)` on up to `participants` threads, the caller's among them, with indices below
 /// `participants`, all different. Some may never be called: the others have to do their work, as by taking jobs from a
-/// counter. Where the team is busy with another caller's work, the caller is alone.
+/// counter. While the pool is busy with another caller's work, the caller works alone.
 pub fn run(participants: usize, function: impl Fn(usize) + Sync) {
     let members = participants.min(count()).saturating_sub(1);
     let mut started = match BOARD.owner.try_lock() {
@@ -298,7 +298,7 @@ mod tests {
                 std::thread::sleep(AWAKE * 10);
                 let both = AtomicUsize::new(0);
                 let begin = Instant::now();
-                // The caller waits for the other, if it is its turn to have the team.
+                // The caller waits for the other, if the other has the thread pool first.
                 run(2, |_| {
                     both.fetch_add(1, Ordering::Relaxed);
                     wait_until(|| both.load(Ordering::Relaxed) == 2 || begin.elapsed() > Duration::from_millis(200));

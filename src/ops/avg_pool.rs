@@ -1,4 +1,4 @@
-//! Mean over the whole picture (`torch.nn.AdaptiveAvgPool2d(1)` and flatten).
+//! Mean over the whole image (`torch.nn.AdaptiveAvgPool2d(1)` and flatten).
 
 use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::Device;

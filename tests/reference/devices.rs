@@ -80,7 +80,7 @@ pub fn stored(precision: Precision, values: &[f32]) -> Vec<f32> {
 
 /// What a convolution in this precision multiplies for these values: in tf32 ten bits of mantissa, to nearest, ties away
 /// from zero.
-pub fn factors(precision: Precision, values: &[f32]) -> Vec<f32> {
+pub fn operands(precision: Precision, values: &[f32]) -> Vec<f32> {
     match precision {
         Precision::Tf32 => values.iter().map(|&value| round_to_tf32(value)).collect(),
         Precision::Fp32 | Precision::Bf16 => stored(precision, values),

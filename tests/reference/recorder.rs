@@ -1,5 +1,4 @@
-//! A device that passes every call on to another one and remembers what it was asked for. Where it is told to, it has
-//! `augment` whether or not the other one has.
+//! A device that passes every call on to another one and records it. It can have `augment` where the other has not.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

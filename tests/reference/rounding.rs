@@ -1,5 +1,5 @@
-//! A device in tf32 or bf16, made of the CPU: factors of convolutions and whatever is stored in bf16 are rounded, all
-//! else is the CPU's float32. What a tensor-core engine has to do, as plainly as it can be said.
+//! A device in tf32 or bf16, made of the CPU: operands of convolutions and whatever is stored in bf16 are rounded, all
+//! else is the CPU's float32. The plainest form of what a tensor-core engine has to do.
 
 use retune::device::cpu::Cpu;
 use retune::device::{
@@ -10,7 +10,7 @@ use retune::error::Result;
 use retune::tensor::{ElementType, Tensor};
 
 use super::delegate::Delegate;
-use super::devices::factors;
+use super::devices::operands;
 use super::{conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 
 /// See the module.
@@ -39,12 +39,12 @@ impl RoundingDevice {
     }
 
     /// A copy of the tensor with the values that a convolution multiplies.
-    fn factor(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.copy(tensor, &self.factor_values(tensor)?)
+    fn operand(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.copy(tensor, &self.operand_values(tensor)?)
     }
 
-    fn factor_values(&self, tensor: &Tensor) -> Result<Vec<f32>> {
-        Ok(factors(self.precision, &read_f32(&Cpu, tensor)?))
+    fn operand_values(&self, tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(operands(self.precision, &read_f32(&Cpu, tensor)?))
     }
 
     fn copy(&self, tensor: &Tensor, values: &[f32]) -> Result<Tensor> {
@@ -101,14 +101,14 @@ impl Delegate for RoundingDevice {
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
         let output = self.widened(arguments.output)?;
         if self.adds_in_float64 {
-            let [input, weight] = [arguments.input, arguments.weight].map(|tensor| self.factor_values(tensor));
+            let [input, weight] = [arguments.input, arguments.weight].map(|tensor| self.operand_values(tensor));
             write_sums(conv2d(shape, &input?, &weight?), false, &output)?;
         } else {
             Cpu.conv2d_forward(
                 shape,
                 &Conv2dForward {
-                    input: &self.factor(arguments.input)?,
-                    weight: &self.factor(arguments.weight)?,
+                    input: &self.operand(arguments.input)?,
+                    weight: &self.operand(arguments.weight)?,
                     output: &output,
                     statistics: None,
                     ..*arguments
@@ -125,7 +125,7 @@ impl Delegate for RoundingDevice {
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         let input_gradient = self.widened_gradient(arguments.input_gradient)?;
         if self.adds_in_float64 {
-            let [weight, gradient] = [arguments.weight, arguments.output_gradient].map(|t| self.factor_values(t));
+            let [weight, gradient] = [arguments.weight, arguments.output_gradient].map(|t| self.operand_values(t));
             let sums = conv2d_input_gradient(shape, &weight?, &gradient?);
             write_sums(sums, input_gradient.accumulate, &input_gradient.tensor)?;
             return self.store(&input_gradient.tensor, &arguments.input_gradient.tensor);
@@ -133,8 +133,8 @@ impl Delegate for RoundingDevice {
         Cpu.conv2d_input_gradient(
             shape,
             &Conv2dInputGradient {
-                output_gradient: &self.factor(arguments.output_gradient)?,
-                weight: &self.factor(arguments.weight)?,
+                output_gradient: &self.operand(arguments.output_gradient)?,
+                weight: &self.operand(arguments.weight)?,
                 input_gradient: &input_gradient,
                 ..*arguments
             },
@@ -144,15 +144,15 @@ impl Delegate for RoundingDevice {
 
     fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
         if self.adds_in_float64 {
-            let [input, gradient] = [arguments.input, arguments.output_gradient].map(|t| self.factor_values(t));
+            let [input, gradient] = [arguments.input, arguments.output_gradient].map(|t| self.operand_values(t));
             let sums = conv2d_weight_gradient(shape, &input?, &gradient?);
             return write_sums(sums, false, arguments.weight_gradient);
         }
         Cpu.conv2d_weight_gradient(
             shape,
             &Conv2dWeightGradient {
-                input: &self.factor(arguments.input)?,
-                output_gradient: &self.factor(arguments.output_gradient)?,
+                input: &self.operand(arguments.input)?,
+                output_gradient: &self.operand(arguments.output_gradient)?,
                 ..*arguments
             },
         )

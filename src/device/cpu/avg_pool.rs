@@ -1,4 +1,4 @@
-//! Mean over the picture, NHWC. A few hundred kilobytes: bound by nothing that matters.
+//! Mean over the image, NHWC. A few hundred kilobytes: bound by nothing that matters.
 
 use super::jobs;
 use super::memory::Views;

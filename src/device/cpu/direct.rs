@@ -1,10 +1,10 @@
 //! Convolution of any shape as an implicit matrix product: the matrix of taps is never built.
 //!
-//! In NHWC the taps of one output pixel within one picture row are contiguous (`tap_columns * channels` floats), and
+//! In NHWC the taps of one output pixel within one image row are contiguous (`tap_columns * channels` floats), and
 //! those of its right neighbour begin `step * channels` floats later. So the left matrix of the product can be the
-//! picture itself: neighbouring output pixels are rows with a constant stride, lines and images follow each other at
-//! strides of their own, and each tap row is one segment of the depth. Where taps fall outside the picture, the job first copies the part that it needs, with zeros around, to
-//! scratch memory.
+//! image itself: neighbouring output pixels are rows with a constant stride, lines and images follow each other at
+//! strides of their own, and each tap row is one segment of the depth. Where taps fall outside the image, the job
+//! first copies the part that it needs, with zeros around, to scratch memory.
 //!
 //! *Forward*: left is the input, right the packed weight.
 //!
@@ -53,7 +53,7 @@ struct Stencil {
     columns: usize,
 }
 
-/// Where the destination grid lies in its picture: pixel `(i, j)` is picture pixel `(first_row + i * spacing,
+/// Where the destination grid lies in its image: pixel `(i, j)` is image pixel `(first_row + i * spacing,
 /// first_column + j * spacing)`.
 #[derive(Clone, Copy)]
 struct Placement {
@@ -77,7 +77,7 @@ impl Stencil {
         (count - 1) * self.step + taps
     }
 
-    /// Whether no tap of the whole grid falls outside the picture.
+    /// Whether no tap of the whole grid falls outside the image.
     fn is_inside(&self) -> bool {
         let fits = |origin: isize, count, taps, size: usize| {
             origin >= 0 && origin as usize + self.patch_side(count, taps) <= size
@@ -137,7 +137,7 @@ impl Blocks {
         }
     }
 
-    /// Floats of the patch under one image of a block; none if the picture is read in place.
+    /// Floats of the patch under one image of a block; none if the image is read in place.
     fn patch_len(&self, stencil: &Stencil) -> usize {
         if stencil.is_inside() {
             return 0;
@@ -148,14 +148,14 @@ impl Blocks {
     }
 }
 
-/// The taps of a block of one image: the picture itself, or a copy with zeros around.
+/// The taps of a block of one image: the image itself, or a copy with zeros around.
 struct Patch {
     first: *const f32,
     /// Floats from one source row to the next.
     pitch: usize,
 }
 
-/// Finds the taps of image `image` of the block; copies them to `scratch` if the stencil leaves the picture.
+/// Finds the taps of image `image` of the block; copies them to `scratch` if the stencil leaves the image.
 fn patch(stencil: &Stencil, source: &[f32], block: &Block, image: usize, scratch: &mut [f32]) -> Patch {
     let picture = &source[image * stencil.height * stencil.width * stencil.channels..];
     let pitch = stencil.width * stencil.channels;
@@ -342,7 +342,7 @@ fn convolve(
             ..pixels
         };
         for channel in (0..placement.channels).step_by(strip) {
-            // SAFETY: the patches, or the pictures themselves, hold the taps of all pixels of the block, `packed` holds
+            // SAFETY: the patches, or the images themselves, hold the taps of all pixels of the block, `packed` holds
             // `depth` strips (asserted), and this job alone writes these pixels, which lie inside the destination
             // because the grid does.
             unsafe {

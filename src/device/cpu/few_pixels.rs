@@ -1,4 +1,4 @@
-//! Forward convolution where there are few output pixels and many weights: one picture in the deep layers of a network.
+//! Forward convolution where there are few output pixels and many weights: one image in the deep layers of a network.
 //!
 //! `direct.rs` copies the weights into strips and multiplies pixels by them. For a 7 x 7 map with 512 channels that
 //! copy moves 9.4 MB for 49 pixels and takes longer than the product. Here the roles change: the pixels' taps are
@@ -116,7 +116,7 @@ pub fn forward(
     );
 }
 
-/// Writes `[channel][lane]`: the input that each pixel from `first` on has under one tap, zero outside the picture and
+/// Writes `[channel][lane]`: the input that each pixel from `first` on has under one tap, zero outside the image and
 /// where there is no pixel.
 fn pack_tap(shape: &Conv2dShape, input: &[f32], first: usize, strip: usize, tap: usize, target: &mut [f32]) {
     let (rows, columns) = (shape.output_height(), shape.output_width());

@@ -8,7 +8,7 @@
 //! with two 512-bit units.
 //!
 //! `left` is never packed. Its rows lie `left_row` floats apart, which is how a convolution reads its pixels in place:
-//! the row of a matrix is one output pixel, whose taps in one picture row are contiguous in NHWC, and a picture row is
+//! the row of a matrix is one output pixel, whose taps in one image row are contiguous in NHWC, and a image row is
 //! one *segment* of the depth. Transposed, the rows are adjacent and the depth has the stride.
 
 use super::simd::{Level, Vector, instantiate};

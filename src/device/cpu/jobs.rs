@@ -1,4 +1,4 @@
-//! Handing out jobs to the team of threads, each with a piece of scratch memory.
+//! Hands out jobs to the thread pool, each with a piece of scratch memory.
 //!
 //! Each thread takes the next job when it is free. A job's result must not depend on who does it, nor on what its
 //! scratch memory holds: then neither does it depend on the number of threads.

@@ -1,4 +1,4 @@
-//! Fully connected layer: a 1 x 1 convolution of one-pixel pictures, and a bias.
+//! Fully connected layer: a 1 x 1 convolution of one-pixel images, and a bias.
 
 use super::conv2d;
 use super::memory::Views;

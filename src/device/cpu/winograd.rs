@@ -17,11 +17,11 @@
 //! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that
 //! of the usual (1, 2); about 1e-6 relative in float32.
 //!
-//! A tile that reaches over the end of a picture has fewer outputs, and so needs fewer points: see [`Side`].
+//! A tile that reaches over the end of a image has fewer outputs, and so needs fewer points: see [`Side`].
 //!
 //! Bound by the multiply-add units in the products: 36 / 16 = 2.25 multiply-adds for each output, and pair of channels,
 //! against 9. The transforms cost some 300 vector operations a tile and channel vector, and read and write 36 / 16 of a
-//! picture; with AVX2 they take 40 % of a forward pass at 64 channels and 15 % at 256. At 512 channels reading the 36 / 9
+//! image; with AVX2 they take 40 % of a forward pass at 64 channels and 15 % at 256. At 512 channels reading the 36 / 9
 //! times larger filters weighs as much.
 
 use super::batch_norm::Finish;
@@ -56,7 +56,7 @@ pub fn suits(shape: &Conv2dShape) -> bool {
         && 2 * tiles.products() <= shape.batch * shape.height * shape.width * 9
 }
 
-/// How many outputs a tile has along a side: four, or what is left at the end of a picture. With fewer outputs fewer
+/// How many outputs a tile has along a side: four, or what is left at the end of a image. With fewer outputs fewer
 /// points do: the products at the others are not made. A filter's points stay the same, so factors of interpolation
 /// that differ are in the matrix of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl Side {
     }
 }
 
-/// The sides of all tiles but those at the ends of a picture.
+/// The sides of all tiles but those at the ends of a image.
 const WHOLE: (Side, Side) = (Side::Four, Side::Four);
 
 /// One matrix of the formulas above, applied to a row of six vectors; unused ones mean nothing.
@@ -398,7 +398,7 @@ fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
 }
 
-/// Some tiles, and the picture that they are read from or written to.
+/// Some tiles, and the image that they are read from or written to.
 struct Span<'a> {
     tiles: &'a Tiles,
     first: usize,
@@ -442,11 +442,11 @@ unsafe fn transform_generic_gradients<V: Vector>(
     unsafe { transform_tiles::<V, Gradients>(span, source, zeros, layout, target) }
 }
 
-/// Floats of pictures that a cache may hold: what is larger is asked for a tile ahead of its use.
+/// Floats of images that a cache may hold: what is larger is asked for a tile ahead of its use.
 const CACHED: usize = 4 << 20;
 
-/// Reads tiles from a picture and stores them transformed; the first at tile 0 of the target. `zeros` is read where a
-/// tile reaches outside the picture.
+/// Reads tiles from a image and stores them transformed; the first at tile 0 of the target. `zeros` is read where a
+/// tile reaches outside the image.
 #[inline(always)]
 unsafe fn transform_tiles<V: Vector, T: Transform>(
     span: &Span,
@@ -509,7 +509,7 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
 }
 
 instantiate! {
-    /// Transforms products back to outputs, and stores what lies inside the picture.
+    /// Transforms products back to outputs, and stores what lies inside the image.
     unsafe fn transform_outputs = transform_generic_outputs(
         span: &Span, source: *const f32, layout: &Layout, target: *mut f32, accumulate: bool)
 }
@@ -530,7 +530,7 @@ unsafe fn transform_generic_outputs<V: Vector>(
         macro_rules! transform {
             ($is_whole:literal) => {
                 for channel in (0..span.channels).step_by(V::LANES) {
-                    // SAFETY: the source is the caller's promise; the target is written only inside the picture.
+                    // SAFETY: the source is the caller's promise; the target is written only inside the image.
                     unsafe {
                         let source = source.add(layout.place(tile, channel));
                         let target = target.add(pixel * span.channels + channel);

@@ -1,4 +1,4 @@
-//! The seam between launch code and whoever launches: the NVIDIA driver, the emulator, or nobody (a dry run).
+//! The seam between launch code and what runs the launches: the NVIDIA driver, the emulator, or nothing (a dry run).
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -85,7 +85,7 @@ pub trait Driver {
     /// Issues a kernel.
     fn launch(&self, launch: &Launch) -> Result<()>;
 
-    /// Waits for everything issued so far. A fault of a kernel is told here at the latest, with the kernel's name where
+    /// Waits for everything issued so far. A fault of a kernel is reported here at the latest, with the kernel's name where
     /// it is known.
     fn synchronize(&self) -> Result<()>;
 

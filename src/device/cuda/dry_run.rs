@@ -36,7 +36,7 @@ impl RecordedLaunch {
     }
 }
 
-/// The launches that a driver was given, shared with whoever reads them.
+/// The launches that a driver was given; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct LaunchLog {
     launches: Rc<RefCell<Vec<RecordedLaunch>>>,

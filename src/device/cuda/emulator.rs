@@ -258,7 +258,7 @@ impl Driver for Emulator {
                 "cannot allocate {:.1} GiB of memory for the emulator",
                 bytes as f64 / (1u64 << 30) as f64
             ))
-            .hint("use smaller batches or smaller pictures"));
+            .hint("use smaller batches or smaller images"));
         }
         Ok(Rc::new(Memory::new(address, bytes, Box::new(Allocation { machine: self.machine.clone(), address }))))
     }

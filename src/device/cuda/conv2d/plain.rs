@@ -80,7 +80,7 @@ fn check(shape: &Conv2dShape) -> Result<()> {
     let reached = (shape.height + 2 * shape.padding) * (shape.width + 2 * shape.padding);
     let largest = (shape.batch * reached).max(output_pixels(shape)).max(depth(shape));
     let largest = largest.max(shape.output_channels * shape.kernel_height * shape.kernel_width);
-    // Taps are added to rows far outside the picture.
+    // Taps are added to rows far outside the image.
     if largest >= (1 << 31) - (1 << 16) || shape.kernel_height.max(shape.kernel_width) >= 1 << 20 {
         return Err(Error::new(format!("a convolution of {shape:?} is too large")).hint("use smaller batches"));
     }

@@ -126,7 +126,7 @@ fn splits(cuda: &Cuda, shape: &Conv2dShape) -> (usize, usize) {
     (split_tiles, tiles.div_ceil(split_tiles))
 }
 
-/// Whether these kernels compute a pass; never the gradient of the input. Pixels are counted in 31 bits; pictures of a
+/// Whether these kernels compute a pass; never the gradient of the input. Pixels are counted in 31 bits; images of a
 /// few columns, of which many rows make a tile, may need more shared memory than there is.
 pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool {
     let format = Format::of(cuda);

@@ -73,7 +73,7 @@ const STREAM_SYMBOLS: [&str; 3] = ["cuStreamCreate", "cuStreamDestroy_v2", "cuSt
 /// Shared memory, static and dynamic together, that a kernel gets without asking.
 const SHARED_BYTES_UNASKED: u32 = 48 << 10;
 
-/// Pinned buffers that uploads go through, in turn: those of two steps, each with pictures and targets.
+/// Pinned buffers that uploads go through, in turn: those of two steps, each with images and targets.
 const STAGING_BUFFERS: usize = 4;
 /// A larger upload waits instead of pinning as much memory.
 const STAGING_BYTES: usize = 256 << 20;
@@ -195,7 +195,7 @@ impl Context {
         self.check("cannot use the GPU", unsafe { result::ctx::set_current(self.handle) })
     }
 
-    /// Turns the driver's answer into an error; that of a fault names kernels, whoever reports it.
+    /// Turns the driver's answer into an error; the error of a fault names kernels, whichever call reports it.
     fn check<T>(&self, doing: &str, answer: Result<T, DriverError>) -> Result<T> {
         answer.map_err(|DriverError(code)| {
             if is_fault(code) {
@@ -228,7 +228,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // What fails here has failed before and was told, or is released with the process.
+        // What fails here has failed and been reported before, or is released with the process.
         let _ = self.enter();
         // SAFETY: nothing else uses the stream, the modules or the context: allocations and recordings keep `self`.
         unsafe {
@@ -254,7 +254,7 @@ struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // An error here repeats one that was told, and the memory goes with the process.
+        // An error here repeats one that was reported, and the memory goes with the process.
         let _ = self.context.enter();
         // SAFETY: the address comes from `malloc_sync`; the stream, on which all its users were launched, has come to
         // rest.
@@ -358,7 +358,7 @@ pub struct Nvidia {
 }
 
 impl Nvidia {
-    /// Opens a GPU and loads these kernels, which are [`MODULES`](super::modules::MODULES) for whoever has no others.
+    /// Opens a GPU and loads these kernels, which are [`MODULES`](super::modules::MODULES) unless a test has others.
     ///
     /// # Errors
     /// When there is no such GPU, or the driver cannot run the kernels.
@@ -592,7 +592,7 @@ struct RecordedStep {
 impl Recording for RecordedStep {
     fn replay(&self) -> Result<()> {
         self.context.enter()?;
-        // SAFETY: graph and stream are alive; the memory that its launches name is kept by whoever recorded them.
+        // SAFETY: graph and stream are alive; the memory that its launches name is kept by the owner of the recording.
         let answer = unsafe { result::graph::launch(self.graph, self.context.stream) };
         self.context.check("cannot launch a recorded step", answer)?;
         self.kernels.iter().for_each(|kernel| self.context.remember(kernel));
@@ -602,7 +602,7 @@ impl Recording for RecordedStep {
 
 impl Drop for RecordedStep {
     fn drop(&mut self) {
-        // An error here repeats one that was told.
+        // An error here repeats one that was reported.
         let _ = self.context.enter();
         // SAFETY: the graph is not used after this; the driver lets a launch that is under way end.
         let _ = unsafe { result::graph::exec_destroy(self.graph) };
