@@ -4,7 +4,7 @@
 //
 // A view says of each image: which rectangle of it is scaled to how many pixels, which S x S of those are wanted
 // (black where there are none), and whether they are mirrored. The training transform scales its crop to S x S; the
-// test transform scales the whole picture and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as
+// test transform scales the whole image and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as
 // wide as two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised;
 // rows first (as in every Pillow before 13), rounded to bytes, then columns; coefficients in fixed point with 22 bits.
 //
@@ -274,7 +274,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 4) augment_bf16(const Aug
     augment<bf16>(arguments);
 }
 
-// Scaled pictures as bytes, from which a later launch makes the batch without scaling anything.
+// Scaled images as bytes, from which a later launch makes the batch without scaling anything.
 extern "C" __global__ void __launch_bounds__(kThreads, 4) augment_bytes(const AugmentArguments arguments) {
     augment<uint8_t>(arguments);
 }

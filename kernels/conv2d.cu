@@ -7,7 +7,7 @@
 //                                  weight (k, r, s, c), where the stride u divides both
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
 //                                  input (n, p u + r - pad, q u + s - pad, c)
-//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; outside the picture there are zeros
+//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; outside the image there are zeros
 //
 // Each is a matrix product result (row, column) = sum over depth of left (row, depth) right (depth, column) whose left
 // factor is gathered from the activation and never stored (implicit GEMM):
@@ -41,7 +41,7 @@
 // of them; with 128 registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what
 // bounds it.
 //
-// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into picture, row and column, once,
+// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into image, row and column, once,
 // and then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a
 // thread has one place of the filter and walks over pixels. Four channels at once where the channels are a multiple of
 // four.
@@ -107,7 +107,7 @@ constexpr int kDepth = 8;
 // Four floats on, so that the forward pass's transposed stores of two chunks of depth meet in no bank.
 constexpr int kColumnStride = kColumns + 4;
 constexpr int kRowGroups = kThreads / 8;
-// Where no tap reaches: far outside any picture, either way.
+// Where no tap reaches: far outside any image, either way.
 constexpr int kNowhere = -(1 << 30);
 
 static_assert(kRows == kThreads, "a thread gathers one row");

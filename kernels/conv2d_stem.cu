@@ -3,7 +3,7 @@
 //
 //   output (n, p, q, k)          = sum over r, s, c of input (n, 2 p + r - pad, 2 q + s - pad, c) weight (k, r, s, c)
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k) input (n, 2 p + r - pad, ...)
-//   input [N, H, W, 3], weight [K, 7, 7, 3], output [N, OH, OW, K]; any picture, any padding. K is any number forward,
+//   input [N, H, W, 3], weight [K, 7, 7, 3], output [N, OH, OW, K]; any image, any padding. K is any number forward,
 //   and for the gradient a multiple of 16 bytes
 //
 // Three channels make no 16-byte copies and no tensor-core depth. But what a filter row reads for one output pixel is
@@ -21,7 +21,7 @@
 // element of an even row, the element before it is aligned to a word, and the whole patch can be copied asynchronously
 // word by word. (Rows of odd length are copied element by element.) Depth is then 154 of 160 (10 steps) or, in tf32,
 // 147 of 152 (19 steps); beyond it the weights are zeros and the pixel's first word is read. Zero times an infinite
-// neighbour is not zero: a picture with an infinity or NaN spoils, besides the outputs that read it, others near it.
+// neighbour is not zero: an image with an infinity or NaN spoils, besides the outputs that read it, others near it.
 //
 // Bound forward: operations as much as bytes. Batch 128, 224 x 224, K = 64, bf16: 30 GFLOP, 244 MB: 60 us at 500
 // TFLOP/s, 57 us at 4.3 TB/s; with the depth's zeros 66 us. tf32: 120 us by operations, 114 us by bytes. The gradient:

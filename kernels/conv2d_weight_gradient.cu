@@ -46,8 +46,8 @@
 //     2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
 //   Copies: eight threads write eight chunks of one pixel that begin at a multiple of 8: a permutation of 128 bytes.
 //
-// Copies: a thread has one or two pixels of each step and follows them by additions: a step is so many pictures, rows
-// and columns further, with carries. Filter rows and columns that lie inside the picture are bits of a word, so that a
+// Copies: a thread has one or two pixels of each step and follows them by additions: a step is so many images, rows
+// and columns further, with carries. Filter rows and columns that lie inside the image are bits of a word, so that a
 // copy is valid if the pixel's word has the column's two bits.
 //
 // Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that

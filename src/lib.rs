@@ -1,7 +1,7 @@
-//! Fine-tunes an ImageNet ResNet on a folder of pictures.
+//! Fine-tunes an ImageNet ResNet on a folder of images.
 //!
 //! Modules depend downwards only: `cli` -> `report` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
-//! `device` -> `tensor`. `ARCHITECTURE.md` has the picture.
+//! `device` -> `tensor`. `ARCHITECTURE.md` has the image.
 //!
 //! Unsafe code is in `device`, and where a file is mapped; `docs/unsafe.md` lists it.
 

@@ -389,7 +389,7 @@ red          0       6
 
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --quiet --out run"));
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu"
+warning: skipped: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "this is no pictu"
 warning: skipped: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
 warning: 2 unreadable images were skipped
 "##);
@@ -405,7 +405,7 @@ warning: 1 unreadable image was skipped
 
         let strict = place.run(&format!("train data {SMALL} --epochs 1 --strict --quiet --out strict"));
         assert_eq!((strict.status, strict.stdout.as_str()), (1, ""));
-        assert_snapshot!(strict.stderr, @r##"error: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "this is no pictu""##);
+        assert_snapshot!(strict.stderr, @r##"error: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "this is no pictu""##);
         assert_snapshot!(place.refusals(&["eval run/model.safetensors data --strict"]), @r##"
 $ retune eval run/model.safetensors data --strict
 error: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
@@ -620,7 +620,7 @@ mod other_commands {
         let answered: Vec<&str> = outcome.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
         assert_eq!(answered, ["data/test/red/00.png", "data/test/red/01.png"]);
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: skipped: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
 error: 1 of 3 images could not be read
 "##);
         let model = "base/model.safetensors";
@@ -677,8 +677,8 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune eval base/model.safetensors data
-error: data/test/blue is not one of the 3 classes that are trained: green, purple, yellow
-hint: remove the folder, or give the class pictures to train on
+error: data/test/blue is not one of the 3 classes of the model: green, purple, yellow
+hint: remove the folder, or give the class images to train on
 exit status 1
 
 $ retune eval base/model.safetensors colours --workers 0
@@ -1123,37 +1123,37 @@ exit status 1
 
 $ retune train nothing --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
 error: nothing holds no folders; expected one for each class
-hint: put the pictures of each class into a folder that has the name of the class
+hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
 $ retune train bare --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
 error: bare/train holds no folders; expected one for each class
-hint: put the pictures of each class into a folder that has the name of the class
+hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
 $ retune train one --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
 error: one/train has only one class folder, only; a classifier needs at least two
-hint: add a folder of pictures that are something else
+hint: add a folder of images of another class
 exit status 1
 
 $ retune train one/train --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
 error: one/train has only one class folder, only; a classifier needs at least two
-hint: add a folder of pictures that are something else
+hint: add a folder of images of another class
 exit status 1
 
 $ retune train hole --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the class folder hole/train/red holds no picture; the extensions accepted are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
-hint: put pictures into the folder, or remove it
+error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: put images into the folder, or remove it
 exit status 1
 
 $ retune train more --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: more/test/green is not one of the 2 classes that are trained: blue, red
-hint: remove the folder, or give the class pictures to train on
+error: more/test/green is not one of the 2 classes of the model: blue, red
+hint: remove the folder, or give the class images to train on
 exit status 1
 
 $ retune train single --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: single/blue holds one picture; two are needed to train on one and test on the other
-hint: add pictures to the class, or remove its folder
+error: single/blue holds one image; two are needed to train on one and test on the other
+hint: add images to the class, or remove its folder
 exit status 1
 
 $ retune train data/train --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
@@ -1186,8 +1186,8 @@ exit status 2
         let outcome = place.run(&format!("train bad {SMALL} --quiet --out run"));
         assert_eq!(outcome.status, 1);
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
-warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "no picture"
+warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
+warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
 error: not one of the training pictures could be read
 "##);
         // Whoever mends the data can give the same command again.

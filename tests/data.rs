@@ -138,7 +138,7 @@ mod decoding {
         assert_eq!(reason("empty.jpg", b""), "the file is empty");
         assert_eq!(
             reason("page.jpg", b"<!DOCTYPE html>\n<html>"),
-            r#"expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found "<!DOCTYPE html>\n""#
+            r#"expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "<!DOCTYPE html>\n""#
         );
         assert_eq!(
             reason("moving.jpg", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;"),
@@ -586,19 +586,19 @@ mod folders {
         assert_eq!(
             message(path, ImageFolder::open(path.join("one"))),
             "DATA/one holds no folders; expected one for each class\n\
-             hint: put the pictures of each class into a folder that has the name of the class"
+             hint: put the images of each class into a folder that has the name of the class"
         );
         assert_eq!(
             message(path, ImageFolder::open(path).unwrap().require_two_classes()),
             "DATA has only one class folder, one; a classifier needs at least two\n\
-             hint: add a folder of pictures that are something else"
+             hint: add a folder of images of another class"
         );
         fs::create_dir_all(path.join("empty/inner")).unwrap();
         assert_eq!(
             message(path, ImageFolder::open(path)),
             format!(
-                "the class folder DATA/empty holds no picture; the extensions accepted are {}\n\
-                 hint: put pictures into the folder, or remove it",
+                "the class folder DATA/empty holds no image; the extensions accepted are {}\n\
+                 hint: put images into the folder, or remove it",
                 EXTENSIONS.join(" ")
             )
         );
@@ -624,8 +624,8 @@ mod folders {
             assert_eq!(
                 message(root.path(), open_dataset(root.path(), None, 0)),
                 format!(
-                    "DATA/{test_name}/d is not one of the 3 classes that are trained: a, b, c\n\
-                     hint: remove the folder, or give the class pictures to train on"
+                    "DATA/{test_name}/d is not one of the 3 classes of the model: a, b, c\n\
+                     hint: remove the folder, or give the class images to train on"
                 )
             );
         }
@@ -641,8 +641,8 @@ mod folders {
         );
         assert_eq!(
             message(root.path(), open_dataset(root.path(), Some(0.2), 0)),
-            "DATA/a holds one picture; two are needed to train on one and test on the other\n\
-             hint: add pictures to the class, or remove its folder"
+            "DATA/a holds one image; two are needed to train on one and test on the other\n\
+             hint: add images to the class, or remove its folder"
         );
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
         assert_eq!(

@@ -212,7 +212,7 @@ fn what_was_seen_is_what_training_saw() {
 fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
     let place = Workplace::new(&["blue", "red"]);
     let outcome = place.succeed("show data/train -o sheet.png --per-class 3 --image-size 40");
-    assert_eq!(outcome.stdout, "sheet.png: 6 pictures of 2 classes\n");
+    assert_eq!(outcome.stdout, "sheet.png: 6 images of 2 classes\n");
     let sheet = image::open(place.path("sheet.png")).unwrap().to_rgb8();
     assert_eq!((sheet.width(), sheet.height()), (3 * 48 + 8, 2 * 68 + 8));
     let tile = |row: u32, column: u32| {
@@ -228,11 +228,14 @@ fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
         assert!(tile(1, column) == picture("red", 7 + column as usize));
     }
     let more = Workplace::new(&["a", "b", "c", "d"]);
-    assert!(more.succeed("show data -o sheet.png").stdout.ends_with("32 pictures of 4 classes\n"));
+    assert!(more.succeed("show data -o sheet.png").stdout.ends_with("32 images of 4 classes\n"));
 
     let refused = place.run(&["show", "data"]);
     assert_eq!(refused.status, 2);
-    assert_eq!(refused.stderr, "error: standard output is no terminal, and no file is named\nhint: add -o sheet.png\n");
+    assert_eq!(
+        refused.stderr,
+        "error: standard output is not a terminal, and no output file is given\nhint: add -o sheet.png\n"
+    );
     let missing = place.run(&["show", "nothing", "-o", "x.png"]);
     assert_eq!(missing.status, 1);
     assert!(!place.path("x.png").exists());

@@ -55,7 +55,9 @@ pub struct ShowArguments {
 pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCode> {
     let shows = std::io::stdout().is_terminal() && !global.json && !global.quiet;
     if arguments.output.is_none() && !shows {
-        return Err(Error::usage("standard output is no terminal, and no file is named").hint("add -o sheet.png"));
+        return Err(
+            Error::usage("standard output is not a terminal, and no output file is given").hint("add -o sheet.png")
+        );
     }
     let mut folder = open(&arguments.data)?;
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
@@ -65,7 +67,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         false => tiles_of_classes(&folder, count, arguments.image_size),
     };
     if rows.iter().all(Vec::is_empty) {
-        return Err(Error::new(format!("{}: not one of the pictures could be read", arguments.data.display())));
+        return Err(Error::new(format!("{}: none of the images could be read", arguments.data.display())));
     }
     let sheet = ContactSheet::new(&rows)?;
     if shows {
@@ -73,22 +75,22 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     }
     if let Some(path) = &arguments.output {
         write(path, &sheet.png()?)?;
-        let pictures: usize = rows.iter().map(Vec::len).sum();
+        let images: usize = rows.iter().map(Vec::len).sum();
         if global.json {
             print_json(&serde_json::json!({
                 "sheet": path.to_string_lossy(),
-                "pictures": pictures,
+                "images": images,
                 "width": sheet.width,
                 "height": sheet.height,
             }))?;
         } else {
-            print_result(&format!("{}: {pictures} pictures of {} classes", path.display(), folder.classes.len()))?;
+            print_result(&format!("{}: {images} images of {} classes", path.display(), folder.classes.len()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The training pictures, or all of them where there are no splits.
+/// The training images, or all of them where there are no splits.
 fn open(data: &std::path::Path) -> Result<ImageFolder> {
     match open_dataset(data, None, 0) {
         Ok(splits) => Ok(splits.train),

@@ -21,31 +21,31 @@ use zune_jpeg::JpegDecoder;
 use super::jpeg::Outline;
 use crate::error::{Error, Result};
 
-/// No picture may have more pixels: Pillow's own limit, against small files that unpack to fill the memory.
+/// The most pixels that an image may have: Pillow's own limit, against small files that unpack to fill the memory.
 pub const MAX_PIXELS: u64 = 178_956_970;
 
-/// A file may not have more bytes.
+/// The most bytes that a file may have.
 const MAX_FILE_BYTES: u64 = 1 << 31;
 
-/// What a decoder may allocate before it knows how large the picture is: profiles, comments, tables.
+/// What a decoder may allocate before it knows the size of the image: profiles, comments, tables.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
 
-/// What a decoder may allocate for a picture: one in 16-bit RGBA, as much to work in, and some room.
+/// What a decoder may allocate for an image: 16-bit RGBA twice, once to work in, and some room.
 fn decoder_bytes(pixels: usize) -> u64 {
     2 * 8 * pixels as u64 + (1 << 20)
 }
 
-/// A buffer that had to grow beyond this for one huge picture is given back.
+/// A buffer that had to grow beyond this for one huge image is freed.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// A picture: 8-bit RGB, rows from the top, nothing between them.
+/// An image: 8-bit RGB, rows from the top, nothing between them.
 pub type RgbImage = Image<3>;
 
 /// The same with a byte of no meaning after each pixel: processors take four bytes more easily than three. Scaling a
 /// photo's crop to 224 x 224 takes 0.14 ms instead of 0.20 (Zen 3).
 pub type PaddedImage = Image<4>;
 
-/// A picture whose pixels begin with red, green and blue and have `BYTES` bytes.
+/// An image whose pixels begin with red, green and blue and have `BYTES` bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Image<const BYTES: usize> {
     /// Pixels in a row.
@@ -57,8 +57,8 @@ pub struct Image<const BYTES: usize> {
 }
 
 impl<const BYTES: usize> Image<BYTES> {
-    /// Frees the buffer of a huge picture, so that it does not stay for the small ones after it.
-    pub(super) fn give_back_large_buffer(&mut self) {
+    /// Frees the buffer of a huge image, so that it does not stay for the small ones after it.
+    pub(super) fn free_large_buffer(&mut self) {
         if self.pixels.capacity() > KEPT_BYTES {
             *self = Self::default();
         }
@@ -78,9 +78,9 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<RgbImage> {
 /// What a [`Decoder`] makes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Whether a picture is turned and mirrored as its EXIF orientation says, as `PIL.ImageOps.exif_transpose` does it.
+    /// Whether an image is rotated and mirrored as its EXIF orientation says, as `PIL.ImageOps.exif_transpose` does it.
     pub exif: bool,
-    /// A picture of more pixels is an error. It may be less than [`MAX_PIXELS`], not more.
+    /// An image of more pixels is an error. It may be less than [`MAX_PIXELS`], not more.
     pub max_pixels: u64,
 }
 
@@ -98,7 +98,7 @@ impl Default for DecodeOptions {
     }
 }
 
-/// Decodes pictures, one after the other, in the same buffers.
+/// Decodes images, one after the other, in the same buffers.
 #[derive(Debug, Default)]
 pub struct Decoder {
     options: DecodeOptions,
@@ -121,8 +121,7 @@ impl Decoder {
         self.decode_file_rows(path, image, |_, height| height)
     }
 
-    /// Decodes the upper rows of a file into `image`: as many as `rows` says, which is told the picture's width and
-    /// height, or more. `image.height` is the number of rows that are there. A picture that is turned has all its rows.
+    /// Decodes the upper rows of a file into `image`: at least as many as `rows` returns for the image's width and height. `image.height` is the number of rows that are there. An image that is rotated has all its rows.
     ///
     /// # Errors
     /// Those of [`Decoder::decode_file`].
@@ -147,7 +146,7 @@ impl Decoder {
     /// # Errors
     /// The same, without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
-        self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
+        self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
     }
 
     /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does. The bytes may be changed.
@@ -160,8 +159,7 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
-        self.decode_rows(bytes, image, rows)
-            .map_err(|reason| Error::new(format!("cannot decode the picture: {reason}")))
+        self.decode_rows(bytes, image, rows).map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
     }
 
     fn decode_rows<const BYTES: usize>(
@@ -240,10 +238,10 @@ impl Decoder {
 
         let (width, height) = decoder.dimensions();
         let pixels = self.require_pixels(width, height)?;
-        // A lying header shall not cost more memory than the picture that it tells of.
+        // A false header must not cost more memory than the image it describes.
         limits.max_alloc = Some(decoder_bytes(pixels));
         decoder.set_limits(limits).map_err(|cause| describe_image_error(format, &cause))?;
-        // What a broken EXIF says of a picture is nothing.
+        // A broken EXIF block is ignored.
         let orientation = match self.options.exif || format == ImageFormat::Tiff {
             true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
             false => Orientation::NoTransforms,
@@ -274,7 +272,7 @@ impl Decoder {
         let describe = |cause| describe(ImageFormat::Jpeg, &cause);
         let mut headers = decoder(if BYTES == 4 { ColorSpace::RGBA } else { ColorSpace::RGB });
         headers.decode_headers().map_err(describe)?;
-        let (width, height) = headers.dimensions().ok_or("broken JPEG data: there is no picture")?;
+        let (width, height) = headers.dimensions().ok_or("broken JPEG data: there is no image")?;
         (image.width, image.height) = (width as u32, height as u32);
         let pixels = self.require_pixels(image.width, image.height)?;
         // The decoder refuses to pad what is stored as red, green and blue, and gives CMYK other colours when it pads.
@@ -292,8 +290,8 @@ thread_local! {
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A decoder of others that panics at a broken picture costs that picture, not the run, and writes nothing to the terminal. Fuzzing
-/// is to find such decoders, so there a panic stays one.
+/// A panic of a third-party decoder is an error for its image only, and prints nothing. When fuzzing, which looks for such
+/// decoders, it stays a panic.
 fn guarded(decode: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     static QUIET: Once = Once::new();
     if cfg!(fuzzing) {
@@ -321,7 +319,7 @@ fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
     image::guess_format(bytes).map_err(|_| unknown_format(bytes))
 }
 
-/// Turns and mirrors a picture.
+/// Rotates and mirrors an image.
 fn turn<const BYTES: usize>(image: &mut Image<BYTES>, orientation: Orientation) -> Result<(), String> {
     if orientation == Orientation::NoTransforms {
         return Ok(());
@@ -360,7 +358,7 @@ fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
 
 fn unknown_format(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(16)];
-    format!("expected a JPEG, PNG, PNM, BMP, TIFF or WebP picture, found \"{}\"", start.escape_ascii())
+    format!("expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found \"{}\"", start.escape_ascii())
 }
 
 fn describe_image_error(format: ImageFormat, cause: &ImageError) -> String {
@@ -421,7 +419,7 @@ mod tests {
 
     #[test]
     fn a_decoder_that_panics_costs_its_picture_only() {
-        let defect = guarded(|| panic!("at this picture"));
+        let defect = guarded(|| panic!("at this image"));
         assert_eq!(defect.unwrap_err(), "broken data, at which its decoder gave up");
         assert!(!IS_GUARDED.get(), "later panics are told");
         guarded(|| Ok(())).unwrap();

@@ -1,4 +1,4 @@
-//! A folder of pictures, one sub-folder per class, as torchvision's `ImageFolder` reads it.
+//! A folder of images, one sub-folder per class, as torchvision's `ImageFolder` reads it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -8,10 +8,10 @@ use super::decode::DecodeOptions;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Context, Error, Result};
 
-/// The extensions of pictures, in lower case; a file's own may be in any case.
+/// The extensions of images, in lower case; a file's own may be in any case.
 pub const EXTENSIONS: [&str; 9] = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
 
-/// One picture and its class.
+/// One image and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// The file.
@@ -20,30 +20,30 @@ pub struct Sample {
     pub class: usize,
 }
 
-/// The pictures of a folder that holds one sub-folder per class.
+/// The images of a folder that holds one sub-folder per class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFolder {
     /// The folder of the class folders.
     pub root: PathBuf,
     /// The names of the classes; a class is known by its index here.
     pub classes: Vec<String>,
-    /// The pictures, by class; within a class sorted by folder, then by file name.
+    /// The images, by class; within a class sorted by folder, then by file name.
     pub samples: Vec<Sample>,
-    /// How they are read; [`ImageFolder::open`] leaves the default.
+    /// How they are decoded; [`ImageFolder::open`] sets the default.
     pub decoding: DecodeOptions,
 }
 
-/// What to train on and what to test on. Both know the same classes by the same indices.
+/// The training and test images. Both have the same classes with the same indices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Splits {
-    /// The pictures to train on.
+    /// The images to train on.
     pub train: ImageFolder,
-    /// The pictures to test on.
+    /// The images to test on.
     pub test: ImageFolder,
 }
 
 impl Splits {
-    /// The same pictures, to be read in this way.
+    /// The same images, decoded with these options.
     pub fn decoded_with(mut self, decoding: DecodeOptions) -> Self {
         (self.train.decoding, self.test.decoding) = (decoding, decoding);
         self
@@ -51,11 +51,11 @@ impl Splits {
 }
 
 impl ImageFolder {
-    /// Lists the pictures below `root`. The classes are its sub-folders in byte order; pictures lie in them at any
+    /// Lists the images below `root`. The classes are its sub-folders in byte order; images lie in them at any
     /// depth, behind symbolic links too.
     ///
     /// # Errors
-    /// When there is no such folder, it holds no class folder, a class holds no picture, or a folder is unreadable.
+    /// When there is no such folder, it holds no class folder, a class holds no image, or a folder is unreadable.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let folders = class_folders(root)?;
@@ -68,7 +68,7 @@ impl ImageFolder {
         Ok(Self { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default() })
     }
 
-    /// Lists the pictures below `root`, with the classes of a trained model or of the training pictures. A class
+    /// Lists the images below `root`, with the classes of a trained model or of the training images. A class
     /// may lack a folder, but a folder must not lack its class.
     ///
     /// # Errors
@@ -79,12 +79,12 @@ impl ImageFolder {
         for name in &folder.classes {
             let index = classes.iter().position(|known| known == name).ok_or_else(|| {
                 Error::new(format!(
-                    "{} is not one of the {} classes that are trained: {}",
+                    "{} is not one of the {} classes of the model: {}",
                     folder.root.join(name).display(),
                     classes.len(),
                     first_names(classes)
                 ))
-                .hint("remove the folder, or give the class pictures to train on")
+                .hint("remove the folder, or give the class images to train on")
             })?;
             indices.push(index);
         }
@@ -96,7 +96,7 @@ impl ImageFolder {
         Ok(folder)
     }
 
-    /// Checks that there is something to tell apart.
+    /// Checks that there are classes to distinguish.
     ///
     /// # Errors
     /// When there is only one class.
@@ -106,22 +106,22 @@ impl ImageFolder {
                 "{} has only one class folder, {only}; a classifier needs at least two",
                 self.root.display()
             ))
-            .hint("add a folder of pictures that are something else")),
+            .hint("add a folder of images of another class")),
             _ => Ok(()),
         }
     }
 
-    /// How many pictures there are.
+    /// How many images there are.
     pub fn len(&self) -> usize {
         self.samples.len()
     }
 
-    /// Whether there is no picture.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.samples.is_empty()
     }
 
-    /// How many pictures each class has, in the order of [`ImageFolder::classes`].
+    /// How many images each class has, in the order of [`ImageFolder::classes`].
     pub fn class_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.classes.len()];
         for sample in &self.samples {
@@ -132,18 +132,18 @@ impl ImageFolder {
 }
 
 /// Opens a data set: `root` holds `train/` and `test/` (or `val/`); or `train/` alone, or one level of class folders,
-/// of which each class gives `test_fraction` of its pictures, chosen by `seed`, to the test.
+/// of which each class gives `test_fraction` of its images, chosen by `seed`, to the test.
 ///
 /// # Errors
 /// Those of [`ImageFolder`]; only one class; a test class that training lacks; a fraction that is missing, not between
-/// 0 and 1, or given although there is a test folder; a class of one picture to be split.
+/// 0 and 1, or given although there is a test folder; a class of one image to be split.
 pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u64) -> Result<Splits> {
     let root = root.as_ref();
     require_folder(root)?;
     let train_root = root.join("train");
     let test_root = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir());
 
-    // A data set of vehicles may well have a class called "train": then that folder holds pictures, not folders.
+    // A data set of vehicles may well have a class called "train": then that folder holds images, not folders.
     if !train_root.is_dir() || (test_root.is_none() && sub_folders(&train_root)?.is_empty()) {
         return match test_fraction {
             Some(fraction) => split(ImageFolder::open(root)?, fraction, seed),
@@ -174,7 +174,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
     }
 }
 
-/// Holds out the same share of every class: at least one picture, and never all.
+/// Holds out the same share of every class: at least one image, and never all.
 fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::usage(format!("the test fraction is {fraction}; it has to be between 0 and 1")));
@@ -185,10 +185,10 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
         let mut members: Vec<usize> = (0..folder.len()).filter(|&index| folder.samples[index].class == class).collect();
         if members.len() < 2 {
             return Err(Error::new(format!(
-                "{} holds one picture; two are needed to train on one and test on the other",
+                "{} holds one image; two are needed to train on one and test on the other",
                 folder.root.join(name).display()
             ))
-            .hint("add pictures to the class, or remove its folder"));
+            .hint("add images to the class, or remove its folder"));
         }
         let held_out = ((members.len() as f64 * fraction).round() as usize).clamp(1, members.len() - 1);
         RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);
@@ -221,7 +221,7 @@ fn class_folders(root: &Path) -> Result<Vec<OsString>> {
     let folders = sub_folders(root)?;
     if folders.is_empty() {
         return Err(Error::new(format!("{} holds no folders; expected one for each class", root.display()))
-            .hint("put the pictures of each class into a folder that has the name of the class"));
+            .hint("put the images of each class into a folder that has the name of the class"));
     }
     // Names that are not Unicode are shown with replacement characters, which can make two of them the same.
     for pair in folders.windows(2) {
@@ -280,23 +280,23 @@ fn collect_samples(class_folder: &Path, class: usize, samples: &mut Vec<Sample>)
     }
     if samples.len() == before {
         return Err(Error::new(format!(
-            "the class folder {} holds no picture; the extensions accepted are {}",
+            "the class folder {} holds no image; the extensions accepted are {}",
             class_folder.display(),
             EXTENSIONS.join(" ")
         ))
-        .hint("put pictures into the folder, or remove it"));
+        .hint("put images into the folder, or remove it"));
     }
     Ok(())
 }
 
-/// Lists `folder` and all folders below it, each with the names of its pictures. A link to a folder that the walk is
+/// Lists `folder` and all folders below it, each with the names of its images. A link to a folder that the walk is
 /// inside of is not followed.
 fn walk(folder: &Path, ancestors: &mut Vec<PathBuf>, found: &mut Vec<(PathBuf, Vec<OsString>)>) -> Result<()> {
     let mut files = Vec::new();
     for entry in entries(folder)? {
         let path = folder.join(&entry.name);
         if !entry.is_folder {
-            if has_picture_extension(&entry.name) {
+            if has_image_extension(&entry.name) {
                 files.push(entry.name);
             }
             continue;
@@ -320,7 +320,7 @@ fn real_path(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).context(|| format!("cannot read the folder {}", path.display()))
 }
 
-fn has_picture_extension(name: &OsStr) -> bool {
+fn has_image_extension(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     EXTENSIONS.iter().any(|extension| {
         name.len() >= extension.len() && name[name.len() - extension.len()..].eq_ignore_ascii_case(extension.as_bytes())

@@ -15,7 +15,7 @@ pub(super) struct Outline {
     scans: usize,
     /// Where the first EXIF block is.
     exif: Option<(usize, usize)>,
-    /// Rows of a unit of the scan; none where a scan is not the whole picture.
+    /// Rows of a unit of the scan; none where a scan is not the whole image.
     unit_rows: Option<u32>,
 }
 
@@ -56,7 +56,7 @@ impl Outline {
                 (self.height, self.width) = (u16::from_be_bytes([h0, h1]), u16::from_be_bytes([w0, w1]));
                 self.height_place = place + 3;
                 let rows = components.chunks_exact(3).map(|component| 8 * u32::from(component[1] & 15)).max();
-                // Of the others each scan refines the whole picture.
+                // Of the others each scan refines the whole image.
                 self.unit_rows = rows.filter(|_| matches!(marker, 0xC0 | 0xC1));
             }
             // An application's block: length, its name, what it holds.
@@ -75,7 +75,7 @@ impl Outline {
         (self.width.into(), self.height.into())
     }
 
-    /// The picture's EXIF block, without its name.
+    /// The image's EXIF block, without its name.
     pub(super) fn exif<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         self.exif.and_then(|(start, end)| bytes.get(start..end))
     }
@@ -85,7 +85,7 @@ impl Outline {
         self.frames == 1 && self.scans == 1 && self.unit_rows.is_some()
     }
 
-    /// Makes the header of the file say that the picture ends soon after the first `rows`, so that the decoder stops
+    /// Makes the header of the file say that the image ends soon after the first `rows`, so that the decoder stops
     /// there. Only for files that have rows in order.
     pub(super) fn keep_rows(&self, bytes: &mut [u8], rows: u32) {
         // The last row of a unit of 16 gets its colours also from the unit below. Others than 8 and 16 are rare.

@@ -224,7 +224,7 @@ impl BatchJob {
             drawn.top + drawn.height
         })?;
         let result = transformer.resample(image, &drawn, loader.options.image_size, pixels);
-        image.give_back_large_buffer();
+        image.free_large_buffer();
         result.map(|()| drawn)
     }
 }

@@ -12,7 +12,7 @@ pub enum Purpose {
     Augmentation = 2,
     /// Which samples of one class are held out for the test.
     Split = 3,
-    /// What is on one drawn picture.
+    /// What is on one drawn image.
     Drawing = 4,
 }
 

@@ -4,7 +4,7 @@
 /// `[output_channels, kernel_height, kernel_width, input_channels]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conv2dShape {
-    /// Pictures in the batch.
+    /// Images in the batch.
     pub batch: usize,
     /// Rows of the input.
     pub height: usize,

@@ -1,6 +1,6 @@
 //! Where a network looks: Grad-CAM (Selvaraju et al., 2017).
 //!
-//! The gradient of a class's logit with respect to the last convolutions' output tells, averaged over the picture, how much
+//! The gradient of a class's logit with respect to the last convolutions' output tells, averaged over the image, how much
 //! each channel speaks for the class. The channels' sum with these weights, where it is positive, is a map of what
 //! speaks for it. Both come from the graph's own forward and backward pass. At 224 x 224 that output is layer4's, 7 x 7.
 
@@ -9,10 +9,10 @@ use crate::error::Result;
 use crate::model::BatchShape;
 use crate::train::{Network, logit_gradients};
 
-/// A map of fewer rows is too coarse to show anything; small pictures are looked at in an earlier stage.
+/// A map of fewer rows is too coarse to show anything; small images are looked at in an earlier stage.
 const LEAST_ROWS: usize = 6;
 
-/// How much each place of a picture, `[H, W, 3]` normalised, speaks for the class with the largest logit, from 0 to 1.
+/// How much each place of an image, `[H, W, 3]` normalised, speaks for the class with the largest logit, from 0 to 1.
 /// Returns the map's rows, columns and values, and the class.
 pub fn attention(network: &Network, image: &[f32], image_size: usize) -> Result<(usize, usize, Vec<f32>, usize)> {
     let shape = BatchShape { batch: 1, height: image_size, width: image_size };
@@ -43,7 +43,7 @@ pub fn attention(network: &Network, image: &[f32], image_size: usize) -> Result<
     Ok((rows, columns, map, found.chosen[0]))
 }
 
-/// The picture, darker where the map is low and warmer where it is high.
+/// The image, darker where the map is low and warmer where it is high.
 pub fn overlay(tile: &Tile, rows: usize, columns: usize, map: &[f32]) -> Tile {
     let size = tile.size as usize;
     let pixels = tile.pixels.chunks_exact(3).enumerate().flat_map(|(place, pixel)| {

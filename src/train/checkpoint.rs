@@ -23,14 +23,14 @@ const STEPS: &str = "optimizer_steps";
 pub struct Best {
     /// Counted from 1.
     pub epoch: usize,
-    /// Share of correct test pictures.
+    /// Share of correct test images.
     pub test_acc: f64,
-    /// Mean loss a test picture.
+    /// Mean loss a test image.
     pub test_loss: f64,
 }
 
 impl Best {
-    /// More correct pictures, or as many with a lower loss.
+    /// More correct images, or as many with a lower loss.
     pub fn beats(&self, other: &Best) -> bool {
         self.test_acc > other.test_acc || (self.test_acc == other.test_acc && self.test_loss < other.test_loss)
     }

@@ -1,4 +1,4 @@
-//! Classifying a set of pictures.
+//! Classifying a set of images.
 
 use super::metrics::Totals;
 use super::network::Network;
@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use crate::model::BatchShape;
 use crate::tensor::Tensor;
 
-/// What the network said of one picture.
+/// What the network said of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
-    /// Index of the picture in its folder's list.
+    /// Index of the image in its folder's list.
     pub index: usize,
     /// Its true class.
     pub target: usize,
@@ -31,7 +31,7 @@ impl Prediction {
         softmax(&self.logits)
     }
 
-    /// Cross entropy of this picture.
+    /// Cross entropy of this image.
     pub fn loss(&self) -> f64 {
         let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = self.logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
@@ -47,12 +47,12 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     exponentials.iter().map(|value| value / sum).collect()
 }
 
-/// The batch shape of a batch of square pictures.
+/// The batch shape of a batch of square images.
 pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
     BatchShape { batch: batch.targets.len(), height: image_size, width: image_size }
 }
 
-/// Classifies every picture, in the order of the data set. `visit` sees each batch, for its skipped pictures and for a
+/// Classifies every image, in the order of the data set. `visit` sees each batch, for its skipped images and for a
 /// progress line.
 pub fn evaluate(
     network: &mut Network,
@@ -77,12 +77,12 @@ pub fn evaluate(
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
         }
-        // The pictures' own losses, so that the figure does not depend on how the loss was reduced or on batches.
+        // The images' own losses, so that the figure does not depend on how the loss was reduced or on batches.
         let loss = predictions[first..].iter().map(Prediction::loss).sum();
         totals.add(Totals { loss, correct: result.correct as u64, images: batch.targets.len() as u64 });
     }
     if totals.images == 0 {
-        return Err(Error::new("not one of the pictures could be read"));
+        return Err(Error::new("none of the images could be read"));
     }
     Ok((totals, predictions))
 }

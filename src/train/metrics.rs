@@ -11,14 +11,14 @@ use crate::data::SkippedSample;
 use crate::error::{Context, Result};
 use crate::file::write_atomically;
 
-/// Sums over the pictures of (a part of) an epoch.
+/// Sums over the images of (a part of) an epoch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Totals {
-    /// Sum of the pictures' losses.
+    /// Sum of the images' losses.
     pub loss: f64,
-    /// Pictures that were classified correctly.
+    /// Images that were classified correctly.
     pub correct: u64,
-    /// Pictures.
+    /// Images.
     pub images: u64,
 }
 
@@ -30,12 +30,12 @@ impl Totals {
         self.images += other.images;
     }
 
-    /// Mean loss a picture.
+    /// Mean loss an image.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.images.max(1) as f64
     }
 
-    /// Share of correct pictures.
+    /// Share of correct images.
     pub fn accuracy(&self) -> f64 {
         self.correct as f64 / self.images.max(1) as f64
     }
@@ -49,29 +49,29 @@ pub enum Metric {
     Progress {
         /// Epochs done, with the fraction of the current one.
         epoch: f64,
-        /// Mean loss a picture.
+        /// Mean loss an image.
         train_loss: f64,
-        /// Share of correct pictures.
+        /// Share of correct images.
         train_acc: f64,
     },
     /// At the end of each epoch.
     Epoch {
         /// Counted from 1.
         epoch: usize,
-        /// Mean loss a training picture, over the epoch.
+        /// Mean loss a training image, over the epoch.
         train_loss: f64,
-        /// Share of correct training pictures, over the epoch.
+        /// Share of correct training images, over the epoch.
         train_acc: f64,
-        /// Mean loss a test picture, after the epoch.
+        /// Mean loss a test image, after the epoch.
         test_loss: f64,
-        /// Share of correct test pictures, after the epoch.
+        /// Share of correct test images, after the epoch.
         test_acc: f64,
-        /// Training pictures a second, without testing and saving.
+        /// Training images a second, without testing and saving.
         images_per_second: f64,
         /// Seconds of training, without testing and saving.
         seconds: f64,
     },
-    /// A picture that could not be read and was left out, once.
+    /// An image that could not be read and was left out, once.
     Skipped {
         /// The file; what is not Unicode in its name is replaced.
         path: String,
@@ -109,7 +109,7 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count(), skipped: skipped.collect() })
     }
 
-    /// The pictures of which the lines that were kept say that they were left out.
+    /// The images of which the lines that were kept say that they were left out.
     pub fn skipped(&self) -> &HashSet<String> {
         &self.skipped
     }

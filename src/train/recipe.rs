@@ -11,7 +11,7 @@ use crate::ops::LossReduction;
 use crate::optim::{Grouping, Hyperparameters, OPTIMIZERS, OptimizerKind, OptimizerSettings};
 use crate::weights::Found;
 
-/// What a training run does. Two runs of the same recipe on the same pictures and device give the same bits.
+/// The settings of a training run. Two runs of the same recipe on the same images and device give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -19,15 +19,15 @@ pub struct Recipe {
     pub architecture: String,
     /// Channels of the first stage.
     pub width: usize,
-    /// Whether the network begins with random numbers instead of trained weights.
+    /// Whether the network starts from random instead of pretrained weights.
     pub from_scratch: bool,
-    /// Passes over the training pictures.
+    /// Passes over the training images.
     pub epochs: usize,
-    /// Pictures a step.
+    /// Batch size.
     pub batch_size: usize,
-    /// Step size of the body.
+    /// Learning rate of all layers but the head.
     pub learning_rate: f64,
-    /// Step size of the head, in step sizes of the body.
+    /// Learning rate of the head, as a multiple of the other.
     pub head_lr_multiplier: f64,
     /// Weight decay, as the optimiser defines it.
     pub weight_decay: f64,
@@ -50,23 +50,23 @@ pub struct Recipe {
     pub epsilon: Option<f64>,
     /// `sum` or `mean`.
     pub loss_reduction: String,
-    /// The longest that the gradients of all parameters together may be; longer ones are shortened.
+    /// The largest norm that the gradients of all parameters together may have; larger ones are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_gradient_norm: Option<f64>,
-    /// Modules that stay as they are.
+    /// Frozen modules.
     pub freeze: Vec<String>,
     /// Whether frozen batch norms use their running statistics.
     pub freeze_batch_norm: bool,
-    /// Rows of the old head that the new one begins with.
+    /// Rows of the old head that the new one starts with.
     pub head_from: Option<Vec<usize>>,
-    /// Rows and columns of the pictures that the network sees.
+    /// Height and width of the network's input.
     pub image_size: usize,
-    /// Whether pictures are turned as their EXIF orientation says.
+    /// Whether images are rotated and mirrored according to their EXIF orientation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exif: bool,
-    /// Part of each class that is kept for testing, where the data set has no split of its own.
+    /// Fraction of each class that is held out for testing, where the data set has no test folder.
     pub test_fraction: Option<f64>,
-    /// Decides the order of the pictures, their augmentation, and the new parameters.
+    /// Seed of the order of images, their augmentation and new parameters.
     pub seed: u64,
 }
 
@@ -78,13 +78,14 @@ fn is_default_optimizer(name: &String) -> bool {
     *name == OPTIMIZERS[0].name
 }
 
-/// Rows and columns of the largest pictures that a model may ask for.
+/// Rows and columns of the largest images that a model may ask for.
 pub const LARGEST_IMAGE_SIZE: usize = 65536;
 /// Channels of the widest first stage; sizes of larger networks could overflow.
 pub const LARGEST_WIDTH: usize = 4096;
 
 impl Recipe {
-    /// The lesson's: 5 epochs of batches of 128, summed loss, the head at ten times the rate.
+    /// That of the fine-tuning chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss, ten times the
+    /// learning rate for the head.
     pub fn fine_tuning() -> Self {
         Self {
             architecture: Architecture::default().to_string(),
@@ -113,7 +114,7 @@ impl Recipe {
         }
     }
 
-    /// The lesson's comparison: random weights, ten times the rate, the same for all layers.
+    /// Its comparison: random weights, ten times the learning rate, the same for all layers.
     pub fn from_scratch() -> Self {
         Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
     }
