@@ -88,8 +88,8 @@ fn other_state_dicts_are_refused_with_a_reason() {
             "no known architecture has 3, 4, 6 and 4 bottleneck blocks",
         ),
         (
-            changed("resnet101", &with("layer1.0.conv2.weight", &[8, 8, 3, 3])),
-            "no known architecture has 3, 4, 23 and 3 bottleneck blocks of 2 x the width",
+            changed("resnet152", &with("layer1.0.conv2.weight", &[8, 8, 3, 3])),
+            "no known architecture has 3, 8, 36 and 3 bottleneck blocks of 2 x the width",
         ),
         (
             changed("resnet50", &with("layer1.0.conv2.weight", &[8, 1, 3, 3])),

@@ -237,10 +237,12 @@ mod kernel {
         let shape = [cases.len(), size, size, 3];
         let bytes = bench.byte_output(shape);
         device.augment(&Augment { views: &table, lookup_table: None, output: &bytes, source_pixels }).unwrap();
-        let table = tensor(device, [3, 256], ElementType::F32);
-        write_f32(device, lookup_table().as_flattened(), &table).unwrap();
+        let lookup = tensor(device, [3, 256], ElementType::F32);
+        write_f32(device, lookup_table().as_flattened(), &lookup).unwrap();
         let output = tensor(device, shape, device.precision().activation_type());
-        device.augment(&Augment { views: &table, lookup_table: Some(&table), output: &output, source_pixels }).unwrap();
+        device
+            .augment(&Augment { views: &table, lookup_table: Some(&lookup), output: &output, source_pixels })
+            .unwrap();
         let result = (bench.read_bytes(&bytes), read_f32(device, &output).unwrap());
         bench.finish();
         result

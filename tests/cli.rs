@@ -531,8 +531,8 @@ hint: download the file itself, not the page about it
 exit status 1
 
 $ retune train data --weights other.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: other.safetensors: these are not the weights of a known network: there is no conv1.weight
-hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+error: other.safetensors: no ResNet found: its keys are encoder.weight
+hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 
 $ retune train data --weights resnet34/model.safetensors --image-size 33 --epochs 1 --quiet --out run --arch resnet18
@@ -690,8 +690,8 @@ error: --batch-size 0: expected at least 1
 exit status 2
 
 $ retune eval base/checkpoint.safetensors colours
-error: base/checkpoint.safetensors: these are not the weights of a known network: there is no conv1.weight
-hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
+hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
     }
@@ -815,8 +815,8 @@ hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, 
 exit status 2
 
 $ retune inspect base/checkpoint.safetensors --plan
-error: base/checkpoint.safetensors: these are not the weights of a known network: there is no conv1.weight
-hint: expected torchvision's key names: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
+hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
     }
@@ -1188,7 +1188,7 @@ exit status 2
         assert_snapshot!(outcome.stderr, @r##"
 warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
 warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
-error: not one of the training pictures could be read
+error: none of the training images could be read
 "##);
         // Whoever mends the data can give the same command again.
         place.draw("bad/train/blue", [40, 60, 200], 3);
@@ -1262,8 +1262,8 @@ hint: see `retune train --help`
 exit status 2
 
 $ retune train data
-error: there is nothing to begin with: neither --weights nor --from-scratch is given
-hint: give --weights FILE to fine-tune a trained network, or --from-scratch to train a new one
+error: neither --weights nor --from-scratch is given
+hint: give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one
 exit status 2
 
 $ retune train data --from-scratch --epoch 3
@@ -1421,30 +1421,30 @@ exit status 2
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_snapshot!(place.refusals(&lines), @r##"
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out run
-error: --out run: another run is there
-hint: give --resume to go on with it, or another folder
+error: there is already a run in run
+hint: give --resume to continue it, or another folder
 exit status 1
 
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out kept
-error: --out kept: another model is there
+error: there is already a model in kept
 hint: give another folder
 exit status 1
 
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file
-error: --out file: cannot create the folder: File exists (os error 17)
-hint: name a folder that can be made and written
+error: cannot create the folder file: File exists (os error 17)
+hint: name a folder that can be created and written
 exit status 1
 
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file/run
-error: --out file/run: cannot create the folder: Not a directory (os error 20)
-hint: name a folder that can be made and written
+error: cannot create the folder file/run: Not a directory (os error 20)
+hint: name a folder that can be created and written
 exit status 1
 "##);
         #[cfg(target_os = "linux")]
         assert_snapshot!(place.refusals(&[&train("/proc/run")]), @r##"
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out /proc/run
-error: --out /proc/run: cannot create the folder: No such file or directory (os error 2)
-hint: name a folder that can be made and written
+error: cannot create the folder /proc/run: No such file or directory (os error 2)
+hint: name a folder that can be created and written
 exit status 1
 "##);
     }
@@ -1455,7 +1455,7 @@ exit status 1
         let outcome = place.run(&format!("train data {SMALL} --epochs 1 --lr 1e30 --quiet --out run"));
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         assert_snapshot!(outcome.stderr, @r##"
-error: the loss became NaN in epoch 1, batch 2, at a learning rate of 1e30; the first value that is not finite is in the output of bn1; the last checkpoint is as it was
+error: the loss became NaN in epoch 1, batch 2, at a learning rate of 1e30; the first value that is not finite is in the output of bn1; the last checkpoint is unchanged
 hint: use a smaller learning rate, or --clip-gradient-norm 1
 "##);
         // A smaller rate, in the same place, as the hint says.
@@ -1507,7 +1507,7 @@ hint: use a smaller learning rate, or --clip-gradient-norm 1
         assert_snapshot!(place.refusals(&lines), @r##"
 $ retune train data --resume --epochs 2 --quiet --out nothing
 error: --resume: there is no nothing/checkpoint.safetensors
-hint: leave --resume out to begin a run there, or name its folder with --out
+hint: leave --resume out to start a run there, or name its folder with --out
 exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out empty
@@ -1526,51 +1526,51 @@ exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out run --lr 0.5
 error: --lr differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --batch-size 4
 error: --batch-size differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --seed 1
 error: --seed differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --arch resnet34
 error: --arch differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --freeze conv1
 error: --freeze differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --weights run/model.safetensors
-error: --weights: the run in run was begun from scratch
-hint: leave it out to resume, or begin another run with another --out
+error: --weights: the run in run was started from scratch
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train data --resume --epochs 2 --quiet --out run --test-fraction 0.5
 error: --test-fraction differs from the recipe of the run in run
-hint: leave it out to resume, or begin another run with another --out
+hint: leave it out to resume, or start another run with another --out
 exit status 2
 
 $ retune train other --resume --epochs 2 --out run
-error: other has the classes green, yellow, but the run in run was about blue, red
+error: other has the classes green, yellow, but the run in run was trained on blue, red
 exit status 1
 
 $ retune train data --resume --epochs 1 --out run
-error: the run in run has done 1 epoch, of 1
-hint: give a larger --epochs to go on, or another --out to begin another run
+error: the run in run is finished: it has done 1 epoch of 1
+hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 
 $ retune train data --resume --out run
-error: the run in run has done 1 epoch, of 1
-hint: give a larger --epochs to go on, or another --out to begin another run
+error: the run in run is finished: it has done 1 epoch of 1
+hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 "##);
     }

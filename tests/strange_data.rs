@@ -167,7 +167,9 @@ fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
     let model = |out: &str| fs::read(root.join(out).join("model.safetensors")).unwrap();
     assert!(model("plain") != model("turned"));
     let inspected = succeed(root, "inspect turned/model.safetensors");
-    assert!(String::from_utf8(inspected.stdout).unwrap().contains("pictures    33 x 33, turned as their EXIF says"));
+    assert!(
+        String::from_utf8(inspected.stdout).unwrap().contains("images      33 x 33, rotated by their EXIF orientation")
+    );
     // What the model was trained with is what it predicts with; --exif asks for it of any model.
     let logits = |line: &str| {
         let output =

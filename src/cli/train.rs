@@ -408,7 +408,7 @@ fn begin<'a>(
             .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
     }
     let options = arguments.options(folder, interrupted)?;
-    options.folder.require_free().map_err(|error| error.about("--out"))?;
+    options.folder.require_free()?;
     let weights = arguments.weights.as_deref().map(|weights| fetch::resolve(global, weights)).transpose()?;
     let file = weights.as_deref().map(TensorFile::open).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {

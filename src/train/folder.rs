@@ -34,11 +34,11 @@ impl RunFolder {
             Checkpoint::open(&self.checkpoint()).map_or(true, |checkpoint| checkpoint.position != Position::default())
         };
         if self.checkpoint().exists() && has_steps() {
-            return Err(Error::new(format!("{path}: another run is there"))
+            return Err(Error::new(format!("there is already a run in {path}"))
                 .hint("give --resume to continue it, or another folder"));
         }
         if self.model().exists() {
-            return Err(Error::new(format!("{path}: another model is there")).hint("give another folder"));
+            return Err(Error::new(format!("there is already a model in {path}")).hint("give another folder"));
         }
         Ok(())
     }
@@ -47,7 +47,7 @@ impl RunFolder {
     pub fn create(&self) -> Result<()> {
         self.require_free()?;
         fs::create_dir_all(&self.path).map_err(|cause| {
-            Error::new(format!("{}: cannot create the folder: {cause}", self.path.display()))
+            Error::new(format!("cannot create the folder {}: {cause}", self.path.display()))
                 .hint("name a folder that can be created and written")
         })
     }
