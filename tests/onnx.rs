@@ -240,7 +240,7 @@ fn the_command_converts_by_the_name_of_its_output() {
     for (line, expected) in [
         (
             "convert model.safetensors model.tflite",
-            "error: model.tflite: expected a name that ends in .safetensors or .onnx\n",
+            "error: model.tflite: expected a name ending in .safetensors or .onnx\n",
         ),
         ("convert in.pth other.onnx", "error: "),
         ("convert nothing.pth other.onnx", "error: cannot open nothing.pth: "),
