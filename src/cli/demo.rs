@@ -204,7 +204,7 @@ impl Demo<'_> {
             ..Recipe::fine_tuning().for_weights(&weights)
         };
         let title = "fine-tuning: the pretrained network learns a new task from few pictures";
-        self.train(title, target, "fine-tuned", Start::FineTune(weights), recipe, Some(&path))
+        self.train(title, target, "fine-tuned", Start::FineTune(Box::new(weights)), recipe, Some(&path))
     }
 
     fn train_from_scratch(&self, target: &Path) -> Result<Trained> {

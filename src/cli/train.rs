@@ -417,7 +417,7 @@ fn begin<'a>(
     let found = file.as_ref().map(find_network).transpose()?;
     let recipe = arguments.recipe(found.as_ref())?;
     check_freezing(&recipe)?;
-    let start = found.map_or(Start::FromScratch, Start::FineTune);
+    let start = found.map_or(Start::FromScratch, |found| Start::FineTune(Box::new(found)));
     start.run(device, recipe, &arguments.data, options, &mut tell(global))
 }
 
@@ -457,7 +457,7 @@ fn resume<'a>(
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
     })?;
     check(&recipe)?;
-    Start::Resume(checkpoint).run(device, recipe, &arguments.data, options, &mut tell(global))
+    Start::Resume(Box::new(checkpoint)).run(device, recipe, &arguments.data, options, &mut tell(global))
 }
 
 /// Refuses a `--freeze` that the network cannot follow.

@@ -87,9 +87,12 @@ pub struct Hyperparameters {
     pub epsilon: f64,
 }
 
+/// The name of a hyperparameter, and how to read it.
+type NamedField = (&'static str, fn(&Hyperparameters) -> f64);
+
 impl Hyperparameters {
     /// Refuses settings of other optimisers than the one called `name`.
-    fn require_default(&self, name: &str, of_others: &[(&str, fn(&Self) -> f64)]) -> Result<()> {
+    fn require_default(&self, name: &str, of_others: &[NamedField]) -> Result<()> {
         match of_others.iter().find(|(_, value)| value(self) != value(&Self::default())) {
             Some((other, _)) => Err(Error::usage(format!("the optimizer {name} has no {other}"))),
             None => Ok(()),
@@ -98,7 +101,7 @@ impl Hyperparameters {
 }
 
 /// Hyperparameters of AdamW.
-const OF_ADAMW: [(&str, fn(&Hyperparameters) -> f64); 3] =
+const OF_ADAMW: [NamedField; 3] =
     [("beta1", |all| all.beta1), ("beta2", |all| all.beta2), ("epsilon", |all| all.epsilon)];
 
 impl Default for Hyperparameters {

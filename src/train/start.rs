@@ -19,11 +19,11 @@ use crate::weights::{Found, HeadPolicy};
 /// What a run begins with.
 pub enum Start {
     /// Trained weights, with a new head: random, or rows of the old one where [`Recipe::head_from`] names some.
-    FineTune(Found<Recognised>),
+    FineTune(Box<Found<Recognised>>),
     /// Random weights.
     FromScratch,
     /// All that an interrupted run had.
-    Resume(Checkpoint),
+    Resume(Box<Checkpoint>),
 }
 
 impl Start {
@@ -57,7 +57,8 @@ impl Start {
                 initialise(network, recipe.seed)?;
                 Position::default()
             }
-            Self::FineTune(Found { weights: file, notices, .. }) => {
+            Self::FineTune(found) => {
+                let Found { weights: file, notices, .. } = *found;
                 notices.iter().for_each(|notice| observe(Event::Notice(notice)));
                 let report = load_state_dict(network, &file, HeadPolicy::Replace)?;
                 report.notices().iter().for_each(|notice| observe(Event::Notice(notice)));

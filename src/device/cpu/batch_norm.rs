@@ -529,8 +529,8 @@ fn put_residual_gradients(
     let channels = saved_statistics.len() / 4;
     let pixels = gradient.chunks_exact(channels).zip(input.chunks_exact(channels)).zip(output.chunks_exact(channels));
     for (target, ((gradient, input), output)) in target.chunks_exact_mut(channels).zip(pixels) {
-        for channel in 0..channels {
-            put(&mut target[channel], backward(channel, gradient, input, output));
+        for (channel, target) in target.iter_mut().enumerate() {
+            put(target, backward(channel, gradient, input, output));
         }
     }
 }
