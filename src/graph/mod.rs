@@ -12,8 +12,8 @@ pub use freezing::Freezing;
 pub use parameters::{ParameterGroup, ParameterRole, ParameterSpecification, Parameters};
 pub use plan::{Arena, BufferKind, Plan, PlannedBuffer};
 pub use specification::{
-    BatchShape, ConvolutionOptions, Initialisation, Layer, LayerSpecification, NetworkGraph, Phase, Source,
-    Specification,
+    BatchShape, ConvolutionOptions, Initialisation, Layer, LayerSpecification, NetworkGraph, OnnxAttribute,
+    OnnxOperator, Operands, Phase, Source, Specification,
 };
 
 pub use crate::device::{Activation, MaxPoolWindow};

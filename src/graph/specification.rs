@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::{Freezing, Graph, Node, ParameterId, ParameterRole, ParameterSpecification, Value, ValueInfo};
 use crate::device::{Activation, BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
+use crate::ops::batch_norm::EPSILON;
 use crate::ops::{
     AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, LossReduction, MaxPool, Operation,
 };
@@ -129,6 +130,80 @@ impl LayerSpecification {
             Layer::MaxPool(_) | Layer::AvgPool => Vec::new(),
         }
     }
+
+    /// The operators of the ONNX standard, in its version 17, that compute the layer one after the other. The first reads the
+    /// layer's input, and each other one the result of the one before.
+    pub fn onnx_operators(&self) -> Vec<OnnxOperator> {
+        let operator = |name, operands, attributes| OnnxOperator { name, operands, attributes };
+        let plain = |name| operator(name, Operands::None, Vec::new());
+        let window = |size: usize, stride: usize, padding: usize| {
+            let integers =
+                |values: &[usize]| OnnxAttribute::Integers(values.iter().map(|&value| value as i64).collect());
+            vec![
+                ("kernel_shape", integers(&[size; 2])),
+                ("strides", integers(&[stride; 2])),
+                ("pads", integers(&[padding; 4])),
+            ]
+        };
+        match self.layer {
+            Layer::Conv2d(ConvolutionOptions { kernel, stride, padding, .. }) => {
+                vec![operator("Conv", Operands::Parameters, window(kernel, stride, padding))]
+            }
+            Layer::BatchNorm { residual, activation } => {
+                let epsilon = vec![("epsilon", OnnxAttribute::Float(EPSILON))];
+                let mut operators = vec![operator("BatchNormalization", Operands::Parameters, epsilon)];
+                operators.extend(residual.then(|| operator("Add", Operands::Residual, Vec::new())));
+                operators.extend(match activation {
+                    Activation::None => None,
+                    Activation::Relu => Some(plain("Relu")),
+                });
+                operators
+            }
+            Layer::MaxPool(MaxPoolWindow { size, stride, padding }) => {
+                vec![operator("MaxPool", Operands::None, window(size, stride, padding))]
+            }
+            Layer::AvgPool => {
+                let axis = vec![("axis", OnnxAttribute::Integer(1))];
+                vec![plain("GlobalAveragePool"), operator("Flatten", Operands::None, axis)]
+            }
+            Layer::Linear { .. } => {
+                vec![operator("Gemm", Operands::Parameters, vec![("transB", OnnxAttribute::Integer(1))])]
+            }
+        }
+    }
+}
+
+/// An operator of the ONNX standard.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OnnxOperator {
+    /// The standard's name.
+    pub name: &'static str,
+    /// What it reads besides its first input.
+    pub operands: Operands,
+    /// The standard's names, with values.
+    pub attributes: Vec<(&'static str, OnnxAttribute)>,
+}
+
+/// What an operator reads besides its first input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operands {
+    /// Nothing.
+    None,
+    /// The layer's parameters, in the order of [`LayerSpecification::parameters`].
+    Parameters,
+    /// The layer's second input.
+    Residual,
+}
+
+/// The value of an attribute.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OnnxAttribute {
+    /// One integer.
+    Integer(i64),
+    /// A list of integers.
+    Integers(Vec<i64>),
+    /// A float32.
+    Float(f32),
 }
 
 /// A network's layers, in order of computation. The output of the last is the logits.

@@ -5,8 +5,7 @@
 
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::error::Result;
-use crate::graph::{Activation, ConvolutionOptions, Layer, LayerSpecification, MaxPoolWindow, Source, Specification};
-use crate::ops::batch_norm::EPSILON;
+use crate::graph::{LayerSpecification, OnnxAttribute, OnnxOperator, Operands, Source, Specification};
 use crate::protobuf::Message;
 use crate::train::ModelFile;
 use crate::weights::{HeadPolicy, NamedShape, TensorFile, match_state_dict};
@@ -85,23 +84,14 @@ struct Writer<'a> {
     file: &'a TensorFile,
 }
 
-enum Attribute<'a> {
-    Integer(&'a str, i64),
-    Integers(&'a str, &'a [i64]),
-    Float(&'a str, f32),
-}
-
-impl Attribute<'_> {
-    fn message(&self) -> Message {
-        match *self {
-            Self::Integer(name, value) => {
-                Message::new().bytes(1, name).integer(3, value).integer(20, ATTRIBUTE_INTEGER)
-            }
-            Self::Float(name, value) => Message::new().bytes(1, name).float(2, value).integer(20, ATTRIBUTE_FLOAT),
-            Self::Integers(name, values) => {
-                let message = Message::new().bytes(1, name);
-                values.iter().fold(message, |message, &value| message.integer(8, value)).integer(20, ATTRIBUTE_INTEGERS)
-            }
+/// An `AttributeProto`.
+fn attribute(name: &str, value: &OnnxAttribute) -> Message {
+    let message = Message::new().bytes(1, name);
+    match value {
+        OnnxAttribute::Integer(value) => message.integer(3, *value).integer(20, ATTRIBUTE_INTEGER),
+        OnnxAttribute::Float(value) => message.float(2, *value).integer(20, ATTRIBUTE_FLOAT),
+        OnnxAttribute::Integers(values) => {
+            values.iter().fold(message, |message, &value| message.integer(8, value)).integer(20, ATTRIBUTE_INTEGERS)
         }
     }
 }
@@ -125,62 +115,34 @@ impl Writer<'_> {
     /// Writes a layer and returns the name of its output: `output`, or a longer one where that names the output of a part.
     fn layer(&mut self, layer: &LayerSpecification, inputs: &[&str], output: &str) -> String {
         let name = layer.name.as_str();
-        let distinct = |part: &str| if output == name { format!("{name}.{part}") } else { output.to_string() };
         let parameters = layer.parameters();
-        let with_parameters: Vec<&str> =
-            [inputs[0]].into_iter().chain(parameters.iter().map(|parameter| parameter.name.as_str())).collect();
-        match layer.layer {
-            Layer::Conv2d(ConvolutionOptions { kernel, stride, padding, .. }) => {
-                self.windowed("Conv", &with_parameters, output, [kernel, stride, padding]);
-            }
-            Layer::BatchNorm { activation, .. } => {
-                self.node("BatchNormalization", &with_parameters, name, &[Attribute::Float("epsilon", EPSILON)]);
-                let mut value = name.to_string();
-                if let Some(residual) = inputs.get(1) {
-                    let sum = if activation != Activation::None { format!("{name}.add") } else { distinct("add") };
-                    self.node("Add", &[&value, residual], &sum, &[]);
-                    value = sum;
-                }
-                return match activation {
-                    Activation::None => value,
-                    Activation::Relu => {
-                        let rectified = distinct("relu");
-                        self.node("Relu", &[&value], &rectified, &[]);
-                        rectified
-                    }
-                };
-            }
-            Layer::MaxPool(MaxPoolWindow { size, stride, padding }) => {
-                self.windowed("MaxPool", &inputs[..1], output, [size, stride, padding]);
-            }
-            Layer::AvgPool => {
-                self.node("GlobalAveragePool", &inputs[..1], name, &[]);
-                let flat = distinct("flatten");
-                self.node("Flatten", &[name], &flat, &[Attribute::Integer("axis", 1)]);
-                return flat;
-            }
-            Layer::Linear { .. } => {
-                self.node("Gemm", &with_parameters, output, &[Attribute::Integer("transB", 1)]);
-            }
+        let operators = layer.onnx_operators();
+        let mut value = inputs[0].to_string();
+        for (index, operator) in operators.iter().enumerate() {
+            let part = operator.name.to_lowercase();
+            let result = match index {
+                _ if operators.len() == 1 => output.to_string(),
+                0 => name.to_string(),
+                _ if index + 1 < operators.len() || output == name => format!("{name}.{part}"),
+                _ => output.to_string(),
+            };
+            let others: Vec<&str> = match operator.operands {
+                Operands::Parameters => parameters.iter().map(|parameter| parameter.name.as_str()).collect(),
+                Operands::Residual => inputs[1..].to_vec(),
+                Operands::None => Vec::new(),
+            };
+            let all: Vec<&str> = [value.as_str()].into_iter().chain(others).collect();
+            self.node(operator, &all, &result);
+            value = result;
         }
-        output.to_string()
-    }
-
-    fn windowed(&mut self, operator: &str, inputs: &[&str], output: &str, window: [usize; 3]) {
-        let [size, stride, padding] = window.map(|extent| extent as i64);
-        let attributes = [
-            Attribute::Integers("kernel_shape", &[size; 2]),
-            Attribute::Integers("strides", &[stride; 2]),
-            Attribute::Integers("pads", &[padding; 4]),
-        ];
-        self.node(operator, inputs, output, &attributes);
+        value
     }
 
     /// A node with the name of its only output.
-    fn node(&mut self, operator: &str, inputs: &[&str], output: &str, attributes: &[Attribute]) {
+    fn node(&mut self, operator: &OnnxOperator, inputs: &[&str], output: &str) {
         let node = inputs.iter().fold(Message::new(), |node, input| node.bytes(1, input));
-        let node = node.bytes(2, output).bytes(3, output).bytes(4, operator);
-        let node = attributes.iter().fold(node, |node, attribute| node.message(5, attribute.message()));
+        let node = node.bytes(2, output).bytes(3, output).bytes(4, operator.name);
+        let node = operator.attributes.iter().fold(node, |node, (name, value)| node.message(5, attribute(name, value)));
         self.add(1, node);
     }
 
