@@ -30,7 +30,7 @@ fn one_image(criterion: &mut Criterion) {
     });
     decoder.decode_bytes(&jpeg, &mut image).expect("what was just encoded");
     let mut transformer = Transformer::default();
-    let (training, test) = (Transform::training(IMAGE_SIZE), Transform::test(IMAGE_SIZE));
+    let (training, test) = (Transform::training(IMAGE_SIZE, &[]), Transform::test(IMAGE_SIZE));
     let mut index = 0;
     criterion.bench_function("training transform", |bencher| {
         bencher.iter(|| {

@@ -11,8 +11,8 @@ use retune::data::random::{Purpose, RandomStream};
 use retune::data::transform::{central_crop, resized_size, sample_random_resized_crop, test_shorter_side};
 use retune::data::transformer::normalize;
 use retune::data::{
-    Batch, CropBox, DecodeOptions, Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, Operation, PaddedImage,
-    RgbImage, Transform, Transformer, decode_file, epoch_order, open_dataset,
+    Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, Operation,
+    PaddedImage, RgbImage, Transform, Transformer, decode_file, epoch_order, open_dataset,
 };
 use serde_json::Value;
 
@@ -247,7 +247,7 @@ mod transforming {
     use super::*;
 
     fn crop(draw: Draw, width: u32, height: u32) -> CropBox {
-        let Resampling { top, left, height, width, .. } = Transform::training(224).draw(draw, width, height);
+        let Resampling { top, left, height, width, .. } = Transform::training(224, &[]).draw(draw, width, height);
         CropBox { top, left, height, width }
     }
 
@@ -369,7 +369,7 @@ mod transforming {
         ) {
             let source = drawn(width, height);
             let mut transformer = Transformer::default();
-            for transform in [Transform::training(size), Transform::resize_and_center_crop(shorter_side, size)] {
+            for transform in [Transform::training(size, &[]), Transform::resize_and_center_crop(shorter_side, size)] {
                 let draw = Draw { seed, ..Draw::default() };
                 prop_assert!(transformer.transform(&source, &transform, draw).is_ok());
             }
@@ -378,7 +378,7 @@ mod transforming {
 
     #[test]
     fn augmentations_are_independent_and_half_of_them_flip() {
-        let drawn = |seed, epoch, index| Transform::training(224).draw(Draw { seed, epoch, index }, 400, 300);
+        let drawn = |seed, epoch, index| Transform::training(224, &[]).draw(Draw { seed, epoch, index }, 400, 300);
         let crop = |seed, epoch, index| crop(Draw { seed, epoch, index }, 400, 300);
         let all: Vec<Resampling> = (0..4000).map(|index| drawn(5, 0, index)).collect();
         let flips = all.iter().filter(|drawn| drawn.flip).count();
@@ -403,6 +403,20 @@ mod transforming {
             }
         }
         assert_eq!(straight[3..6], [1, 0, 1]);
+    }
+
+    #[test]
+    fn augmentations_are_read_and_replace_their_default() {
+        let flip: Augmentation = "horizontal-flip=0".parse().unwrap();
+        assert_eq!(String::from(flip), "horizontal-flip=0");
+        let transform = Transform::training(32, &[flip]);
+        let operations = [Operation::RandomResizedCrop { size: 32 }, Operation::Augmentation(flip)];
+        assert_eq!(transform.operations(), operations);
+        assert!((0..100).all(|index| !transform.draw(Draw { index, ..Draw::default() }, 90, 70).flip));
+        for wrong in ["horizontal-flip", "horizontal-flip=", "horizontal-flip=1.1", "horizontal-flip=NaN", "turn=1"] {
+            let error = wrong.parse::<Augmentation>().unwrap_err();
+            assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
+        }
     }
 
     #[test]
@@ -733,7 +747,7 @@ mod loading {
                     assert_eq!(target as usize, sample.class);
                     let image = decode_file(&sample.path).unwrap();
                     let (transform, seed) = match mode {
-                        Mode::Train { seed } => (Transform::training(SIZE), seed),
+                        Mode::Train { seed } => (Transform::training(SIZE, &[]), seed),
                         Mode::Evaluate => (Transform::test(SIZE), 0),
                     };
                     let draw = Draw { seed, epoch: 4, index };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{DecodeOptions, ImageFolder, open_dataset};
+use crate::data::{Augmentation, DecodeOptions, ImageFolder, Transform, open_dataset};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
@@ -50,6 +50,10 @@ pub struct ShowArguments {
     /// With --augmented, the seed of the run
     #[arg(long, value_name = "N", default_value_t = 0, requires = "augmented")]
     seed: u64,
+
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', requires = "augmented",
+          help = format!("Augmentations of the run, with --augmented: {}", Augmentation::HELP))]
+    augment: Vec<Augmentation>,
 }
 
 pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCode> {
@@ -63,7 +67,10 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
     let count = arguments.per_class as usize;
     let rows: Vec<Vec<Tile>> = match arguments.augmented {
-        true => augmented_tiles(&folder, count, arguments.image_size, arguments.seed),
+        true => {
+            let transform = Transform::training(arguments.image_size, &arguments.augment);
+            augmented_tiles(&folder, count, &transform, arguments.seed)
+        }
         false => tiles_of_classes(&folder, count, arguments.image_size),
     };
     if rows.iter().all(Vec::is_empty) {

@@ -12,6 +12,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use super::progress::Progress;
 use super::training::{Trained, Training, interruption};
 use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
+use crate::data::Augmentation;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
@@ -166,6 +167,10 @@ pub struct TrainArguments {
     #[arg(long, help_heading = "Image options")]
     exif: bool,
 
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
+          help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
+    augment: Option<Vec<Augmentation>>,
+
     /// Fraction of each class to hold out for testing, if DATA has no test folder
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
     test_fraction: Option<f64>,
@@ -263,6 +268,7 @@ impl TrainArguments {
             "--freeze" self.freeze => freeze,
             "--freeze-batch-norm" self.freeze_batch_norm.then_some(true) => freeze_batch_norm,
             "--head-from" self.head_from.clone().map(Some) => head_from,
+            "--augment" self.augment => augment,
             "--exif" self.exif.then_some(true) => exif,
             "--image-size" self.image_size => image_size,
             "--test-fraction" self.test_fraction.map(Some) => test_fraction,
@@ -293,6 +299,9 @@ pub fn command_words(recipe: &Recipe, data: &Path, weights: Option<&Path>, out: 
     differing! {
         "--epochs" epochs, "--batch-size" batch_size, "--lr" learning_rate, "--head-lr-multiplier" head_lr_multiplier,
         "--weight-decay" weight_decay, "--optimizer" optimizer, "--momentum" momentum, "--loss-reduction" loss_reduction,
+    }
+    if !recipe.augment.is_empty() {
+        add("--augment", recipe.augment.iter().map(Augmentation::to_string).collect::<Vec<_>>().join(","));
     }
     add("--seed", recipe.seed.to_string());
     add("--out", out.display().to_string());

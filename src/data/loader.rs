@@ -9,7 +9,7 @@ use super::decode::{Decoder, PaddedImage, RgbImage};
 use super::image_folder::ImageFolder;
 use super::pipeline::{Job, Pipeline, lock};
 use super::random::{Purpose, RandomStream};
-use super::transform::{Draw, Transform};
+use super::transform::{Augmentation, Draw, Transform};
 use super::transformer::{Transformer, normalize_pixels};
 use crate::device::Resampling;
 use crate::error::{Error, Result};
@@ -109,10 +109,21 @@ impl Loader {
             return Err(Error::usage("the image size is 0; expected at least 1 pixel"));
         }
         let transform = match options.mode {
-            Mode::Train { .. } => Transform::training(options.image_size),
+            Mode::Train { .. } => Transform::training(options.image_size, &[]),
             Mode::Evaluate => Transform::test(options.image_size),
         };
         Ok(Self { dataset, options, transform: Arc::new(transform), pool: Arc::default() })
+    }
+
+    /// The same with these augmentations; see [`Transform::training`]. The test transform has none.
+    pub fn with_augmentations(self, augmentations: &[Augmentation]) -> Self {
+        match self.options.mode {
+            Mode::Train { .. } => {
+                let transform = Transform::training(self.options.image_size, augmentations);
+                Self { transform: Arc::new(transform), ..self }
+            }
+            Mode::Evaluate => self,
+        }
     }
 
     /// The images.
@@ -287,7 +298,7 @@ impl Job for BatchJob {
                 Ok(Scaled { pixels, drawn }) => {
                     let start = batch.indices.len() * values;
                     let normalized = &mut batch.images[start..start + values];
-                    normalize_pixels::<4>(&pixels, self.loader.options.image_size as usize, drawn.flip, normalized)?;
+                    normalize_pixels::<4>(&pixels, &drawn, self.loader.options.image_size as usize, normalized)?;
                     self.loader.pool.return_pixels(pixels);
                     batch.targets.push(self.loader.dataset.samples[index].class as u32);
                     batch.indices.push(index);

@@ -19,5 +19,5 @@ pub use decode::{DecodeOptions, Decoder, Image, PaddedImage, RgbImage, decode_fi
 pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use store::{ImageStore, Stored};
-pub use transform::{CropBox, Draw, Operation, Transform};
+pub use transform::{Augmentation, CropBox, Draw, Operation, Transform};
 pub use transformer::Transformer;

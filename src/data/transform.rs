@@ -4,10 +4,15 @@
 //! the operations amount to is written down as one [`Resampling`]. Whoever executes that, [`super::Transformer`] on the CPU
 //! or a device's `augment`, makes no choice of its own. Both end with the normalisation of [`lookup_table`].
 
+use std::mem::discriminant;
+use std::str::FromStr;
 use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
 
 use super::random::{Purpose, RandomStream};
 use crate::device::Resampling;
+use crate::error::{Error, Result};
 
 /// What is subtracted from red, green and blue, each in 0..1: ImageNet's mean.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -28,11 +33,8 @@ pub enum Operation {
         /// Height and width of the result.
         size: u32,
     },
-    /// torchvision's `RandomHorizontalFlip(probability)`: exchanges left and right.
-    RandomHorizontalFlip {
-        /// How often, from 0 to 1.
-        probability: f64,
-    },
+    /// One that the user chooses.
+    Augmentation(Augmentation),
     /// torchvision's `Resize(shorter_side)`, see [`resized_size`].
     Resize {
         /// Pixels of the shorter side of the result.
@@ -55,7 +57,7 @@ impl Operation {
                 let (scaled_height, scaled_width) = (size, size);
                 *drawn = Resampling { top, left, height, width, scaled_height, scaled_width, ..*drawn };
             }
-            Self::RandomHorizontalFlip { probability } => drawn.flip ^= random.unit() < probability,
+            Self::Augmentation(augmentation) => augmentation.draw(random, drawn),
             Self::Resize { shorter_side } => {
                 (drawn.scaled_width, drawn.scaled_height) =
                     resized_size(drawn.scaled_width, drawn.scaled_height, shorter_side);
@@ -64,6 +66,77 @@ impl Operation {
                 (drawn.window_top, drawn.window_left) =
                     (centered(drawn.scaled_height, size), centered(drawn.scaled_width, size));
             }
+        }
+    }
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::RandomResizedCrop { .. } => f.write_str("random-resized-crop"),
+            Self::Augmentation(augmentation) => write!(f, "{augmentation}"),
+            Self::Resize { shorter_side } => write!(f, "resize={shorter_side}"),
+            Self::CenterCrop { size } => write!(f, "center-crop={size}"),
+        }
+    }
+}
+
+/// A random operation of the training transform that the user chooses, written `NAME=VALUE`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Augmentation {
+    /// torchvision's `RandomHorizontalFlip(probability)`: exchanges left and right.
+    HorizontalFlip {
+        /// How often, from 0 to 1.
+        probability: f64,
+    },
+}
+
+impl Augmentation {
+    /// How each is written, for the help of the command line.
+    pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5]";
+
+    fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
+        match *self {
+            Self::HorizontalFlip { probability } => drawn.flip ^= random.unit() < probability,
+        }
+    }
+}
+
+impl FromStr for Augmentation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let probability = || {
+            let probability = value.parse().ok().filter(|probability| (0.0..=1.0).contains(probability));
+            probability.ok_or_else(|| Error::usage(format!("{name}={value}: expected a probability from 0 to 1")))
+        };
+        match name {
+            "horizontal-flip" => Ok(Self::HorizontalFlip { probability: probability()? }),
+            _ => Err(Error::usage(format!("there is no augmentation {name}; expected {}", Self::HELP))),
+        }
+    }
+}
+
+impl TryFrom<String> for Augmentation {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Augmentation> for String {
+    fn from(augmentation: Augmentation) -> Self {
+        augmentation.to_string()
+    }
+}
+
+impl std::fmt::Display for Augmentation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Self::HorizontalFlip { probability } => write!(f, "horizontal-flip={probability}"),
         }
     }
 }
@@ -87,11 +160,19 @@ pub struct Transform {
 }
 
 impl Transform {
-    /// The training transform: a random part of the image, flipped half of the time.
-    pub fn training(image_size: u32) -> Self {
-        let crop = Operation::RandomResizedCrop { size: image_size };
-        let flip = Operation::RandomHorizontalFlip { probability: FLIP_PROBABILITY };
-        Self { operations: vec![crop, flip], image_size }
+    /// The training transform: a random part of the image, flipped half of the time, and the augmentations that are given. One
+    /// that is given replaces the default of its kind.
+    pub fn training(image_size: u32, augmentations: &[Augmentation]) -> Self {
+        let mut chosen = vec![Augmentation::HorizontalFlip { probability: FLIP_PROBABILITY }];
+        for &augmentation in augmentations {
+            match chosen.iter_mut().find(|other| discriminant(*other) == discriminant(&augmentation)) {
+                Some(other) => *other = augmentation,
+                None => chosen.push(augmentation),
+            }
+        }
+        let mut operations = vec![Operation::RandomResizedCrop { size: image_size }];
+        operations.extend(chosen.into_iter().map(Operation::Augmentation));
+        Self { operations, image_size }
     }
 
     /// The test transform: the middle of the image, scaled to [`test_shorter_side`]. It draws nothing.

@@ -88,9 +88,7 @@ impl Transformer {
         let mut pixels = vec![0; size * size * BYTES];
         self.resample(image, drawn, image_size, &mut pixels)?;
         let mut output = vec![0; size * size * 3];
-        map_pixels::<BYTES, u8>(&pixels, size, drawn.flip, &mut output, |&pixel| {
-            [0, 1, 2].map(|channel| pixel[channel])
-        })?;
+        map_pixels::<BYTES, u8>(&pixels, drawn, size, &mut output, |&pixel| [0, 1, 2].map(|channel| pixel[channel]))?;
         Ok(output)
     }
 
@@ -222,27 +220,28 @@ impl Transformer {
 /// # Errors
 /// When the lengths differ or are not a multiple of three.
 pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
-    normalize_pixels::<3>(pixels, pixels.len() / 3, false, output)
+    let width = pixels.len() / 3;
+    normalize_pixels::<3>(pixels, &Resampling::whole(width as u32, 1), width, output)
 }
 
-/// The same for pixels of `BYTES` bytes; `flip` exchanges left and right in each row of `width` pixels.
+/// The same for pixels of `BYTES` bytes in rows of `width`, with the flips of what was drawn.
 pub(super) fn normalize_pixels<const BYTES: usize>(
     pixels: &[u8],
+    drawn: &Resampling,
     width: usize,
-    flip: bool,
     output: &mut [f32],
 ) -> Result<()> {
     let [red, green, blue] = lookup_table();
-    map_pixels(pixels, width, flip, output, |pixel: &[u8; BYTES]| {
+    map_pixels(pixels, drawn, width, output, |pixel: &[u8; BYTES]| {
         [red[usize::from(pixel[0])], green[usize::from(pixel[1])], blue[usize::from(pixel[2])]]
     })
 }
 
-/// Maps each pixel to its three channels; `flip` exchanges left and right in each row of `width` pixels.
+/// Maps each pixel to its three channels, in rows of `width`, and flips as it was drawn.
 fn map_pixels<const BYTES: usize, T>(
     pixels: &[u8],
+    drawn: &Resampling,
     width: usize,
-    flip: bool,
     output: &mut [T],
     channels: impl Fn(&[u8; BYTES]) -> [T; 3],
 ) -> Result<()> {
@@ -253,7 +252,7 @@ fn map_pixels<const BYTES: usize, T>(
     }
     let width = width.max(1);
     for (row, mapped_row) in pixels.chunks(width).zip(mapped.chunks_mut(width)) {
-        if flip {
+        if drawn.flip {
             row.iter().rev().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));
         } else {
             row.iter().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));

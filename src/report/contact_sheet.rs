@@ -78,16 +78,15 @@ pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Ve
     rows.iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
 }
 
-/// The same images as the network sees them in the first epoch of a run with this seed.
-pub fn augmented_tiles(folder: &ImageFolder, count: usize, size: u32, seed: u64) -> Vec<Vec<Tile>> {
+/// The same images as the network sees them in the first epoch of a run with this transform and seed.
+pub fn augmented_tiles(folder: &ImageFolder, count: usize, transform: &Transform, seed: u64) -> Vec<Vec<Tile>> {
     let (mut decoder, mut transformer) = (Decoder::new(folder.decoding), Transformer::default());
-    let transform = Transform::training(size);
     let mut tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
         let mut image = RgbImage::default();
         decoder.decode_file(&sample.path, &mut image).ok()?;
-        let pixels = transformer.transform(&image, &transform, Draw { seed, epoch: 0, index: *index }).ok()?;
-        Some(Tile { label: folder.classes[sample.class].clone(), size, pixels })
+        let pixels = transformer.transform(&image, transform, Draw { seed, epoch: 0, index: *index }).ok()?;
+        Some(Tile { label: folder.classes[sample.class].clone(), size: transform.image_size(), pixels })
     };
     first_and_last(folder, count).iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()
 }

@@ -112,7 +112,7 @@ impl RunRecord {
     /// number of evaluated test batches and their total.
     pub fn evaluate(&mut self, data: Option<&Path>, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) {
         let data = data.unwrap_or(&self.config.data).to_path_buf();
-        let Recipe { test_fraction, seed, image_size, .. } = self.config.recipe;
+        let Recipe { test_fraction, seed, .. } = self.config.recipe;
         let splits = match open_dataset(&data, test_fraction, seed) {
             Ok(splits) => splits.decoded_with(self.config.recipe.decoding()),
             Err(error) => {
@@ -131,7 +131,7 @@ impl RunRecord {
             (self.images, self.test) = (Err(message.clone()), Err(message));
             return;
         }
-        self.images = Ok(ImageRecord::new(&splits, image_size, seed));
+        self.images = Ok(ImageRecord::new(&splits, &self.config.recipe));
         self.test = self.test(&splits.test, device, tell).map_err(|error| error.message().to_string());
     }
 
@@ -185,10 +185,11 @@ impl RunRecord {
 }
 
 impl ImageRecord {
-    fn new(splits: &Splits, image_size: usize, seed: u64) -> Self {
+    fn new(splits: &Splits, recipe: &Recipe) -> Self {
         let mut sheet = tiles_of_classes(&splits.train, SHEET_COLUMNS, TILE);
         sheet.truncate(SHEET_ROWS);
-        let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, image_size as u32, seed);
+        let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
+        let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile));
         Self { train_counts: splits.train.class_counts(), test_counts: splits.test.class_counts(), sheet, augmented }
     }

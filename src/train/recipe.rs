@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::model_file::ModelFile;
 use super::trainer::Trainable;
-use crate::data::DecodeOptions;
+use crate::data::{Augmentation, DecodeOptions};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing, Recognised};
 use crate::ops::LossReduction;
@@ -64,6 +64,9 @@ pub struct Recipe {
     /// Whether images are rotated and mirrored according to their EXIF orientation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exif: bool,
+    /// Augmentations besides those that every run has, or in the place of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub augment: Vec<Augmentation>,
     /// Fraction of each class that is held out for testing, where the data set has no test folder.
     pub test_fraction: Option<f64>,
     /// Seed of the order of images, their augmentation and new parameters.
@@ -109,6 +112,7 @@ impl Recipe {
             head_from: None,
             image_size: 224,
             exif: false,
+            augment: Vec::new(),
             test_fraction: None,
             seed: 0,
         }

@@ -336,7 +336,8 @@ impl Run<'_> {
     }
 
     fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {
-        Loader::new(Arc::new(folder.clone()), self.loader_options(mode))
+        let loader = Loader::new(Arc::new(folder.clone()), self.loader_options(mode))?;
+        Ok(loader.with_augmentations(&self.recipe.augment))
     }
 
     pub(super) fn loader_options(&self, mode: Mode) -> LoaderOptions {

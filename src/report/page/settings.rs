@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
+use crate::data::{Operation, Transform};
 use crate::model::{Architecture, FULL_WIDTH, ResNet};
 use crate::train::Recipe;
 
@@ -11,6 +12,12 @@ pub(super) fn network_name(recipe: &Recipe) -> String {
     let title = |architecture: Architecture| architecture.title().to_string();
     let name = recipe.architecture.parse().map_or_else(|_| recipe.architecture.clone(), title);
     if recipe.width == FULL_WIDTH { name } else { format!("{name} (width {})", recipe.width) }
+}
+
+/// What is drawn for each training image.
+fn augmentation(recipe: &Recipe) -> String {
+    let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
+    transform.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Name, value and meaning of every setting.
@@ -46,6 +53,11 @@ fn rows(recipe: &Recipe) -> Vec<(&'static str, String, &'static str)> {
             "layers that are not trained",
         ),
         ("image size", format!("{0} x {0}", recipe.image_size), "pixels of the images that the network sees"),
+        (
+            "augmentation",
+            augmentation(recipe),
+            "how training images are changed at random, so that the network does not learn them by heart",
+        ),
         (
             "EXIF orientation",
             if recipe.exif { "applied" } else { "ignored" }.into(),
