@@ -40,7 +40,7 @@ struct ImageView {
     uint32_t scaled_width;   // columns to which they are scaled
     int32_t window_top;      // scaled row of the first output row, negative for black ones above
     int32_t window_left;     // scaled column of the first output column before mirroring, likewise
-    uint32_t flip;           // whether output columns run from right to left
+    uint32_t flips;          // kFlipColumns, kFlipRows
 };
 
 struct AugmentArguments {
@@ -60,6 +60,8 @@ constexpr int kRowsPerThread = kTile / kWarps;
 constexpr int kTaps = 32;
 constexpr int kChannels = 3;
 constexpr int kBytes = 256;
+constexpr uint32_t kFlipColumns = 1;  // output columns run from right to left
+constexpr uint32_t kFlipRows = 2;     // output rows run from the bottom to the top
 constexpr int kPrecisionBits = 22;
 constexpr int kHalf = 1 << (kPrecisionBits - 1);
 
@@ -158,7 +160,7 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
     const long long scaled_top = static_cast<long long>(view.window_top) + top;
 
     if (warp == 0) {
-        const int column = view.flip ? size - 1 - left - lane : left + lane;
+        const int column = view.flips & kFlipColumns ? size - 1 - left - lane : left + lane;
         const long long scaled_column = static_cast<long long>(view.window_left) + column;
         columns[lane] = make_window(across, lane < tile_columns ? scaled_column : -1);
     } else if (warp == 1) {
@@ -251,13 +253,14 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; i++) pixels[warp + i * kWarps][lane] = pack_pixel(totals[i]);
     __syncthreads();
-    const size_t first_pixel = (static_cast<size_t>(image) * size + top) * size + left;
+    const size_t first_pixel = static_cast<size_t>(image) * size * size + left;
     T* output = static_cast<T*>(arguments.output) + first_pixel * kChannels;
     for (int row = warp; row < tile_rows; row += kWarps) {
+        const int output_row = view.flips & kFlipRows ? size - 1 - top - row : top + row;
         for (int i = lane; i < tile_columns * kChannels; i += kWarp) {
             const int channel = i % kChannels;
             const uint32_t byte = pixels[row][i / kChannels] >> (8 * channel) & 0xffu;
-            output[static_cast<size_t>(row) * size * kChannels + i] = from_byte<T>(lookup_table, channel, byte);
+            output[static_cast<size_t>(output_row) * size * kChannels + i] = from_byte<T>(lookup_table, channel, byte);
         }
     }
 }

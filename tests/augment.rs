@@ -88,6 +88,8 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
             // Smaller than the output: black around it.
             center_crop_resampling(width, height, size.div_ceil(2), size),
             Resampling { flip: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
+            Resampling { flip_rows: true, ..drawn },
+            Resampling { flip: true, flip_rows: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
         ];
         cases.extend(views.map(|resampling| Case { image: image.clone(), resampling }));
     }
@@ -172,7 +174,7 @@ fn resamplings_are_the_transforms_of_the_cpu() {
         }
     }
     println!("{different} of {values} values differ by one level, in {compared} pictures");
-    assert!(compared == 4 * 66);
+    assert!(compared == 4 * 88);
 }
 
 #[test]

@@ -390,16 +390,19 @@ mod transforming {
     }
 
     #[test]
-    fn a_flip_exchanges_left_and_right() {
+    fn flips_exchange_left_and_right_or_top_and_bottom() {
         let source = drawn(5, 4);
         let whole = Resampling::whole(4, 4);
         let mut transformer = Transformer::default();
         let straight = transformer.apply(&source, &whole, 4).unwrap();
         let flipped = transformer.apply(&source, &Resampling { flip: true, ..whole }, 4).unwrap();
+        let upside_down = transformer.apply(&source, &Resampling { flip_rows: true, ..whole }, 4).unwrap();
         for y in 0..4 {
             for x in 0..4 {
                 let (a, b) = ((y * 4 + x) * 3, (y * 4 + 3 - x) * 3);
                 assert_eq!(straight[a..a + 3], flipped[b..b + 3]);
+                let c = ((3 - y) * 4 + x) * 3;
+                assert_eq!(straight[a..a + 3], upside_down[c..c + 3]);
             }
         }
         assert_eq!(straight[3..6], [1, 0, 1]);
@@ -417,6 +420,20 @@ mod transforming {
             let error = wrong.parse::<Augmentation>().unwrap_err();
             assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
         }
+    }
+
+    #[test]
+    fn a_vertical_flip_leaves_the_other_draws_as_they_are() {
+        let augmentations = ["vertical-flip=0.25".parse().unwrap()];
+        let (plain, flipped) = (Transform::training(224, &[]), Transform::training(224, &augmentations));
+        let mut flips = 0;
+        for index in 0..4000 {
+            let draw = Draw { seed: 5, epoch: 0, index };
+            let drawn = flipped.draw(draw, 400, 300);
+            assert_eq!(Resampling { flip_rows: false, ..drawn }, plain.draw(draw, 400, 300));
+            flips += usize::from(drawn.flip_rows);
+        }
+        assert!((850..1150).contains(&flips), "{flips}");
     }
 
     #[test]

@@ -90,15 +90,21 @@ pub enum Augmentation {
         /// How often, from 0 to 1.
         probability: f64,
     },
+    /// torchvision's `RandomVerticalFlip(probability)`: exchanges top and bottom.
+    VerticalFlip {
+        /// How often, from 0 to 1.
+        probability: f64,
+    },
 }
 
 impl Augmentation {
     /// How each is written, for the help of the command line.
-    pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5]";
+    pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5], vertical-flip=PROBABILITY [default: 0]";
 
     fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
         match *self {
             Self::HorizontalFlip { probability } => drawn.flip ^= random.unit() < probability,
+            Self::VerticalFlip { probability } => drawn.flip_rows ^= random.unit() < probability,
         }
     }
 }
@@ -113,6 +119,7 @@ impl FromStr for Augmentation {
             probability.ok_or_else(|| Error::usage(format!("{name}={value}: expected a probability from 0 to 1")))
         };
         match name {
+            "vertical-flip" => Ok(Self::VerticalFlip { probability: probability()? }),
             "horizontal-flip" => Ok(Self::HorizontalFlip { probability: probability()? }),
             _ => Err(Error::usage(format!("there is no augmentation {name}; expected {}", Self::HELP))),
         }
@@ -136,6 +143,7 @@ impl From<Augmentation> for String {
 impl std::fmt::Display for Augmentation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match *self {
+            Self::VerticalFlip { probability } => write!(f, "vertical-flip={probability}"),
             Self::HorizontalFlip { probability } => write!(f, "horizontal-flip={probability}"),
         }
     }

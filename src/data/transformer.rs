@@ -104,8 +104,7 @@ impl Transformer {
         image_size: u32,
         output: &mut [u8],
     ) -> Result<()> {
-        let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip: _ } =
-            *drawn;
+        let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, .. } = *drawn;
         let part = CropBox { top, left, height, width };
         require_length::<BYTES>(output, image_size, image_size)?;
         require_inside(image, part)?;
@@ -251,7 +250,10 @@ fn map_pixels<const BYTES: usize, T>(
         return Err(Error::new(format!("{} pixels do not fit into {output_len} channel values", pixels.len())));
     }
     let width = width.max(1);
-    for (row, mapped_row) in pixels.chunks(width).zip(mapped.chunks_mut(width)) {
+    let rows = pixels.len() / width;
+    for (number, mapped_row) in mapped.chunks_mut(width).enumerate() {
+        let row = if drawn.flip_rows { rows - 1 - number } else { number };
+        let row = &pixels[row * width..][..width];
         if drawn.flip {
             row.iter().rev().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));
         } else {

@@ -25,13 +25,26 @@ pub struct Resampling {
     pub window_left: i32,
     /// Whether left and right change places in the output.
     pub flip: bool,
+    /// Whether top and bottom change places in the output.
+    pub flip_rows: bool,
 }
 
 impl Resampling {
     /// An image of this size as it is.
     pub fn whole(width: u32, height: u32) -> Self {
         let (scaled_height, scaled_width) = (height, width);
-        Self { top: 0, left: 0, height, width, scaled_height, scaled_width, window_top: 0, window_left: 0, flip: false }
+        Self {
+            top: 0,
+            left: 0,
+            height,
+            width,
+            scaled_height,
+            scaled_width,
+            window_top: 0,
+            window_left: 0,
+            flip: false,
+            flip_rows: false,
+        }
     }
 }
 
@@ -53,8 +66,18 @@ impl ImageView {
     /// # Errors
     /// When the rectangle is empty, is scaled to nothing, or lies outside of the image.
     pub fn bytes(&self) -> Result<[u8; Self::BYTES]> {
-        let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip } =
-            self.resampling;
+        let Resampling {
+            top,
+            left,
+            height,
+            width,
+            scaled_height,
+            scaled_width,
+            window_top,
+            window_left,
+            flip,
+            flip_rows,
+        } = self.resampling;
         let inside = match *self.image.shape().dims() {
             [rows, columns, 3] if self.image.element_type() == ElementType::U8 => {
                 let fits = |first: u32, count: u32, all: usize| u64::from(first) + u64::from(count) <= all as u64;
@@ -77,7 +100,7 @@ impl ImageView {
             scaled_width.to_ne_bytes(),
             window_top.to_ne_bytes(),
             window_left.to_ne_bytes(),
-            u32::from(flip).to_ne_bytes(),
+            (u32::from(flip) | u32::from(flip_rows) << 1).to_ne_bytes(),
         ];
         bytes[8..].copy_from_slice(rest.as_flattened());
         Ok(bytes)

@@ -82,15 +82,16 @@ impl Recorder {
         for view in table.as_chunks::<{ ImageView::BYTES }>().0 {
             let number = |index: usize| u32::from_ne_bytes(view[8 + 4 * index..][..4].try_into().expect("four bytes"));
             let [row_pixels, height, width, scaled_height, scaled_width] = [0, 1, 2, 3, 4].map(number);
-            let (window_top, window_left, flip) = (number(5) as i32, number(6) as i32, number(7) != 0);
+            let (window_top, window_left, flips) = (number(5) as i32, number(6) as i32, number(7));
             let address = u64::from_ne_bytes(view[..8].try_into().expect("eight bytes"));
             let stretch = ((height as usize - 1) * row_pixels as usize + width as usize) * 3;
             let mut rows = self.memory_at(address, stretch);
             rows.resize(height as usize * row_pixels as usize * 3, 0);
             let image = RgbImage { width: row_pixels, height, pixels: rows };
-            let (top, left) = (0, 0);
+            let whole = Resampling::whole(width, height);
+            let (flip, flip_rows) = (flips & 1 != 0, flips & 2 != 0);
             let resampling =
-                Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip };
+                Resampling { scaled_height, scaled_width, window_top, window_left, flip, flip_rows, ..whole };
             pixels.extend(resample(&image, &resampling, size));
         }
         let Some(table) = arguments.lookup_table else { return self.device.upload(&pixels, arguments.output) };

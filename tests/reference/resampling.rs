@@ -30,7 +30,7 @@ fn weighted(bytes: impl Iterator<Item = u8>, coefficients: &[i64]) -> u8 {
 
 /// The output of a view: `[size, size, 3]`, black outside of the scaled rectangle.
 pub fn resample(image: &RgbImage, resampling: &Resampling, size: usize) -> Vec<u8> {
-    let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip } =
+    let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip, flip_rows } =
         *resampling;
     let scaled = |begin: i32, index: usize, all: u32| {
         u32::try_from(i64::from(begin) + index as i64).ok().filter(|&pixel| pixel < all)
@@ -49,7 +49,8 @@ pub fn resample(image: &RgbImage, resampling: &Resampling, size: usize) -> Vec<u
             .map(|row| [0, 1, 2].map(|channel| weighted(across.clone().map(|x| source(row, x, channel)), &factors)))
             .collect();
         for row in 0..size {
-            let Some(pixel) = scaled(window_top, row, scaled_height) else { continue };
+            let place = if flip_rows { size - 1 - row } else { row };
+            let Some(pixel) = scaled(window_top, place, scaled_height) else { continue };
             let (down, factors) = coefficients(height, scaled_height, pixel);
             for channel in 0..3 {
                 let bytes = line[down.clone()].iter().map(|pixel| pixel[channel]);
