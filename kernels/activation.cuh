@@ -1,4 +1,4 @@
-// The activation functions, for kernels that apply one to values in registers. `Activation` in Rust.
+// The activation functions, for kernels that apply one to values in registers. Mirrors `Activation` in Rust.
 #pragma once
 
 #include "common.cuh"

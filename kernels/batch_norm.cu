@@ -1,39 +1,40 @@
-// Batch normalisation of [pixels, C] (NHWC with pixels = N H W), float32 or bf16, with the residual and the activation
-// that follow it (Ioffe and Szegedy, 2015).
+// Batch normalisation (Ioffe and Szegedy, 2015) of [pixels, C], NHWC with pixels = N H W, in float32 or bf16, fused
+// with the residual addition and the activation that follow it.
 //
-//   mean = sum x / pixels, variance = sum (x - mean)^2 / pixels       (training; else the running statistics)
-//   factor = weight / sqrt(variance + epsilon), summand = bias - mean factor
-//   output = activation(factor x + summand + residual)
+//   mean = sum x / pixels, variance = sum (x - mean)^2 / pixels       (training; otherwise the running statistics)
+//   scale = weight / sqrt(variance + epsilon), shift = bias - mean scale
+//   output = activation(scale x + shift + residual)
 //
-// and backward, with g the gradient of the activation's argument (for ReLU the output's gradient where the output is
-// positive, else 0) and n = (x - mean) / sqrt(variance + epsilon):
+// For the backward pass, let g be the gradient with respect to the argument of the activation (for ReLU: the output
+// gradient where the output is positive, otherwise 0) and n = (x - mean) / sqrt(variance + epsilon):
 //
 //   weight' = sum g n, bias' = sum g, residual' = g
-//   x' = factor (g - bias' / pixels - n weight' / pixels)             (training; else factor g)
+//   x' = scale (g - bias' / pixels - n weight' / pixels)              (training; otherwise scale g)
 //
-// All of it is bound by memory. Floors at batch 128 and 224 x 224 in bf16, where layer 1 has 401408 x 64 (51 MB):
-// forward reads x (and the residual) and writes the output, 103 (154) MB, 24 (36) us at 4.3 TB/s; backward reads x and
-// the gradient twice and writes x', 257 MB, 60 us; with a residual it also reads the output twice and writes g.
-// The arithmetic is 10 operations an element.
+// Bound by memory. Lower bounds at batch 128 and 224 x 224 in bf16, where layer1 has 401408 x 64 activations (51 MB):
+// forward reads x (and the residual) and writes the output, 103 (154) MB, 24 (36) us at 4.3 TB/s. Backward reads x and
+// the output gradient twice and writes x', 257 MB, 60 us; with a residual it also reads the output twice and writes g.
+// The arithmetic is 10 operations per element.
 //
-// Three kernels. The statistics of the forward pass come from the convolution (statistics.cuh), so forward is one pass.
-// Backward is one pass that reduces and one that writes. In all of them a thread keeps one group of channels, whose
-// constants it holds in registers, and walks over pixels: constants in shared memory would be read as often as the
-// activations, through fewer banks than a warp has channels. Neighbouring threads have neighbouring groups, so a warp
-// reads 512 (256) contiguous bytes, or several pixels of less. Forward and reduction take 16 bytes at once; the writing
-// pass takes four elements, as it has five constants a channel and would otherwise run with a third of the threads. Two
-// to four loads of each operand are under way in a thread at once. Where four or eight do not divide the channels, a
-// group is a single element.
+// There are three kernels. The convolution computes the statistics of the forward pass (statistics.cuh), so forward is
+// one pass. Backward is a pass that reduces and a pass that writes. In each kernel a thread keeps the constants of one
+// group of channels in registers and walks over pixels. Constants in shared memory would be read as often as the
+// activations, and a warp has more channels than shared memory has banks. Neighbouring threads have neighbouring
+// groups, so a warp reads 512 (256) contiguous bytes, or several pixels with fewer channels. Forward and the reduction
+// read 16 bytes at once. The writing pass reads four elements, because it keeps five constants per channel and would
+// otherwise run with a third of the threads. Each thread has two to four loads of each operand in flight. If the
+// channels are not divisible by four or eight, a group is one element.
 //
-// Tiles: 32 groups of channels (256 in bf16, 128 in float32 and in the writing pass) or all that there are, times as
-// many pixels as 256 threads make in 4 to 8 rounds: with more, small activations would leave multiprocessors idle; with
-// fewer, reading the channels' statistics from the second-level cache would be an eighth of the traffic and more.
+// Tiles: 32 groups of channels (256 channels in bf16, 128 in float32 and in the writing pass) or all groups if there
+// are fewer, times the pixels that 256 threads process in 4 to 8 rounds. With more rounds, small activations would
+// leave multiprocessors idle. With fewer, reading the statistics of the channels from the L2 cache would be an eighth
+// of the traffic or more.
 //
-// The reduction is cut by shape alone, into at most 1024 blocks, two or three times what a large GPU runs at once. A
-// block's sums go to a row of the workspace, and the last block adds the rows in order. Rounding of g to bf16 happens
-// once, when it is stored. An H100 (3.35 TB/s by its data sheet) moves, in layer 1 and the stem, 2.3 to 2.9 TB/s
-// forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the writing pass, the lower figures in bf16; in layer 4 the
-// reduction takes 31 to 38 us, several times its bytes.
+// The shape alone determines how the reduction is split: into at most 1024 blocks, two or three times as many as a
+// large GPU runs at once. A block writes its sums to a row of the workspace, and the last block adds the rows in order.
+// g is rounded to bf16 only when it is stored. In layer1 and the stem, an H100 (3.35 TB/s in its data sheet) moves 2.3
+// to 2.9 TB/s forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the writing pass; the lower figures are those of
+// bf16. In layer4 the reduction takes 31 to 38 us, several times longer than its bytes require.
 //
 // dynamic shared memory: batch_norm_reduce_fp32 4096
 // dynamic shared memory: batch_norm_reduce_bf16 8192

@@ -1,4 +1,4 @@
-// Indexing, vector access, reductions in a fixed order. Every kernel file includes this one.
+// Indexing, vector access, and reductions in a fixed order. Every kernel file includes this file.
 #pragma once
 
 #include "ptx.cuh"

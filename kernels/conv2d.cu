@@ -1,58 +1,57 @@
-// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and the
-// weight are stored as float32 or bf16, the gradient of the weight always as float32. It is all of the convolutions in
-// fp32, and in tf32 and bf16 what the tensor-core kernels do not take.
+// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and weights
+// are stored as float32 or bf16; the weight gradient is always float32. In fp32 these kernels compute every
+// convolution; in tf32 and bf16 they compute those that the tensor-core kernels do not support.
 //
 //   output (n, p, q, k)          = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
 //   input gradient (n, h, w, c)  = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
 //                                  weight (k, r, s, c), where the stride u divides both
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
 //                                  input (n, p u + r - pad, q u + s - pad, c)
-//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; outside the image there are zeros
+//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; the padding outside the image is zero
 //
-// Each is a matrix product result (row, column) = sum over depth of left (row, depth) right (depth, column) whose left
-// factor is gathered from the activation and never stored (implicit GEMM):
+// Each is a matrix product, result (row, column) = sum over depth of left (row, depth) right (depth, column). The left
+// operand is gathered from the activations and never stored (implicit GEMM):
 //
-//                   | row              | column | depth             | left                             | right
-//   forward         | pixel (n, p, q)  | k      | tap (r, s), c     | input (origin + (r, s), c)       | weight
-//   input gradient  | pixel of a class | c      | tap (a, b), k     | output gradient (origin - (a, b), k) | weight
-//   weight gradient | r, s, c          | k      | pixel (n, p, q)   | input (origin (pixel) + (r, s), c) | output gradient
+//                   | row              | column | depth           | left                                 | right
+//   forward         | pixel (n, p, q)  | k      | tap (r, s), c   | input (origin + (r, s), c)           | weight
+//   input gradient  | pixel of a class | c      | tap (a, b), k   | output gradient (origin - (a, b), k) | weight
+//   weight gradient | r, s, c          | k      | pixel (n, p, q) | input (origin (pixel) + (r, s), c)   | output gradient
 //
-// with origin (p u - pad, q u - pad). A class is the input's pixels with h = u i + y, w = u j + x for one (y, x): only
-// the filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) / u), ...),
-// columns likewise. So each class is a dense product of its own (blockIdx.z) and nothing is multiplied by zeros. A
-// class that no tap reaches gets zeros, or is left alone where the gradient is added to what is there.
+// The origin is (p u - pad, q u - pad). A class is the set of input pixels with h = u i + y, w = u j + x for one (y,
+// x). Only the filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) /
+// u), ...); columns likewise. So each class is a dense product of its own (blockIdx.z), and no multiplication by zero
+// is wasted. A class that no tap reaches is set to zero, or stays unchanged if the gradient is accumulated.
 //
-// Bound: operations. ResNet-18, batch 128, 224 x 224: a 3 x 3 layer is 30 GFLOP (15 with stride 2) in each of the three
-// passes over 36 to 206 MB, so 440 us (220 us) by the 67 TFLOP/s of an H200 and 8 to 48 us by its bytes; on a T4 (8.1
-// TFLOP/s, 320 GB/s) 3.7 ms and 0.1 to 0.6 ms. The stem is 30 GFLOP over 488 MB. 1 x 1 with stride 2 is 2 GFLOP, 25 us,
-// over 40 to 154 MB. All forward convolutions 464 GFLOP, 6.9 ms on an H200; the whole step three times that, less the
-// input gradient of the stem. An H100 (67 TFLOP/s as well) reaches 30 TFLOP/s forward, 30 to 35 in the input gradient
-// and 26 to 31 in the weight gradient of 3 x 3 layers, and 9 TFLOP/s in the stem's weight gradient, whose grid is 128
-// blocks.
+// Bound by operations. For ResNet-18 at batch 128 and 224 x 224, a 3 x 3 layer is 30 GFLOP (15 with stride 2) over 36
+// to 206 MB in each of the three passes: 440 us (220 us) at the 67 TFLOP/s of an H200, but 8 to 48 us for its bytes. On
+// a T4 (8.1 TFLOP/s, 320 GB/s) that is 3.7 ms, and 0.1 to 0.6 ms. The stem is 30 GFLOP over 488 MB. A 1 x 1 layer with
+// stride 2 is 2 GFLOP, 25 us, over 40 to 154 MB. All forward convolutions together are 464 GFLOP, 6.9 ms on an H200; a
+// whole step takes three times that, less the input gradient of the stem. An H100 (also 67 TFLOP/s) reaches 30 TFLOP/s
+// forward, 30 to 35 in the input gradient and 26 to 31 in the weight gradient of 3 x 3 layers, and 9 TFLOP/s in the
+// weight gradient of the stem, whose grid has 128 blocks.
 //
-// Tiles: a block of 128 threads makes 128 rows x 64 columns, a thread 8 x 8 of them. 128 pixels because each row of
-// partial statistics is of that many; 64 columns because that is all that layer 1 has. For each depth a thread loads
-// 16 floats of shared memory for 64 multiply-adds: a warp's four loads are of 64 or 128 contiguous bytes, so shared
-// memory is busy for at most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths
-// are a step, because 12 floats a thread are on their way for the next one and longer steps would take more registers
-// for that.
-// occupancy: 134 to 168 registers a thread, 3 blocks of 4 warps, 19 % on sm_80 and sm_90, 38 % on sm_75. It
-// wins because a warp has 64 independent multiply-adds at each depth and the next step's loads are under way for 512
-// of them; with 128 registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what
-// bounds it.
+// Tiles: a block of 128 threads computes 128 rows x 64 columns, 8 x 8 per thread. There are 128 rows because a row of
+// partial statistics covers 128 pixels, and 64 columns because layer1 has no more. At each depth a thread loads 16
+// floats from shared memory for 64 multiply-adds. Each of a warp's four loads covers 64 or 128 contiguous bytes, so
+// shared memory is busy for at most half of the arithmetic's time; with 8 x 4 per thread it would be three quarters. A
+// step is eight depths: 12 floats per thread are in flight for the next step, and longer steps would take more
+// registers.
+// occupancy: 134 to 168 registers per thread allow 3 blocks of 4 warps: 19 % on sm_80 and sm_90, 38 % on sm_75. This is
+// faster because a warp has 64 independent multiply-adds at each depth and loads the next step during 512 of them. With
+// 128 registers and 4 blocks, sums spill; with 4 x 8 results per thread, shared memory is the limit.
 //
-// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into image, row and column, once,
-// and then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a
-// thread has one place of the filter and walks over pixels. Four channels at once where the channels are a multiple of
-// four.
+// Loads: in forward and the input gradient, thread t handles row t. It decomposes one pixel into image, row and column
+// once and then walks over the taps with additions. It reads 32 contiguous bytes (float32), a whole sector. In the
+// weight gradient, a thread handles one position of the filter and walks over pixels. If the channels are a multiple of
+// four, four are read at once.
 //
-// The weight gradient's depth is up to 1.6 million pixels, its result small (5 tiles in layer 1): the pixels are split
-// over blocks, as many as fill the multiprocessors once. Each writes its sums to the workspace [splits, K, R S C], and
-// the last to arrive at a tile adds them in ascending order: the schedule changes no bit.
+// The depth of the weight gradient is up to 1.6 million pixels, but its result is small (5 tiles in layer1). The pixels
+// are therefore split over as many blocks as fill the multiprocessors once. Each block writes its sums to the workspace
+// [splits, K, R S C], and the last block to arrive at a tile adds them in ascending order, so the result does not
+// depend on scheduling.
 //
-// Statistics are of the output as it is stored, after rounding: a block's sums and squared deviations from its own
-// mean come from its registers, over lanes and threads in a fixed order; see statistics.cuh for how blocks are
-// combined.
+// Statistics describe the output as it is stored, after rounding. A block computes sums and squared deviations from its
+// own mean in registers, over lanes and threads in a fixed order; statistics.cuh explains how blocks are combined.
 
 #include "common.cuh"
 #include "conv2d.cuh"

@@ -1,11 +1,11 @@
-// Two-dimensional convolution on tensor cores: forward and gradient of the input, bf16 and tf32, sm_80 and later.
+// Two-dimensional convolution on tensor cores, in bf16 and tf32, for sm_80 and later: forward and input gradient.
 //
 //   output (n, p, q, k)         = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
 //   input gradient (n, h, w, c) = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
 //                                 weight (k, r, s, c), where the stride u divides both
 //   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]
 //
-// Both are one matrix product whose left factor is gathered, not stored (implicit GEMM):
+// Both are one matrix product whose left operand is gathered, not stored (implicit GEMM):
 //
 //   result (pixel, channel) = sum over taps t and source channels d of
 //                             source (origin (pixel) + offset (t), d) weight (t, d, channel)
@@ -14,51 +14,61 @@
 //   forward  | (n, p, q)            | (r, s)              | p u - pad           | origin + r | c | k
 //   gradient | (n, i, j) of a class | (a, b): r = r0 + ua | i + floor((y+pad)/u)| origin - a | k | c
 //
-// A class is the input's pixels with h = u i + y, w = u j + x for one (y, x). Only the filter rows r = r0 + u a with
-// r0 = (y + pad) mod u reach it, columns likewise, so each class is a dense product of its own (blockIdx.z) and nothing
-// is multiplied by zeros. A class that no tap reaches gets zeros, or is left alone where the gradient is to be added.
+// A class is the set of input pixels with h = u i + y, w = u j + x for one (y, x). Only the filter rows r = r0 + u a
+// with r0 = (y + pad) mod u reach it; columns likewise. So each class is a dense product of its own (blockIdx.z), and
+// no multiplication by zero is wasted. A class that no tap reaches is set to zero, or stays unchanged if the gradient
+// is accumulated.
 //
-// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are
-// float32. A result is rounded once, after what was there is added. Sums run over steps of source channels, in each
-// over the taps, always in the same order: neither the tile's width nor the schedule changes a bit. Statistics are of
-// the rounded output: a block's sums and squared deviations come from its registers, see statistics.cuh for the rest.
+// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed. Sums are
+// float32. A result is rounded once, after the existing value is added. Sums run over steps of source channels and,
+// within a step, over the taps, always in the same order, so the result depends on neither the tile's width nor
+// scheduling. Statistics describe the rounded output: a block computes sums and squared deviations in registers, and
+// statistics.cuh explains how blocks are combined.
 //
-// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) either way and
-// 18 to 103 MB, 288 to 1685 operations a byte; at 500 TFLOP/s and 4.3 TB/s 59 us (30 us) by operations, 4 to 24 us by
-// bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by operations, 5 to 18 us by bytes. All forward convolutions but the stem
-// 0.89 ms, the input gradients the same. On an H100 3 x 3 layers reach 204 to 289 TFLOP/s in bf16 and 107 to 135 in
-// tf32; all forward convolutions but the stem take 1.94 ms in bf16, the input gradients 1.68 ms.
+// Bound by operations. For ResNet-18 at batch 128 and 224 x 224 in bf16, a 3 x 3 layer is 30 GFLOP (15 with stride 2)
+// in either direction over 18 to 103 MB, 288 to 1685 operations per byte. At 500 TFLOP/s and 4.3 TB/s that is 59 us (30
+// us) for the operations and 4 to 24 us for the bytes. A 1 x 1 layer with stride 2 is 2 GFLOP: 3 us for the operations,
+// 5 to 18 us for the bytes. All forward convolutions but the stem need 0.89 ms, and so do the input gradients. On an
+// H100, 3 x 3 layers reach 204 to 289 TFLOP/s in bf16 and 107 to 135 in tf32; in bf16, all forward convolutions but the
+// stem take 1.94 ms and the input gradients 1.68 ms.
 //
-// Tiles: 128 threads make 128 pixels x 128 or 64 channels, four warps in 2 x 2, each 64 pixels x 64 or 32 channels of
-// m16n8 fragments. A step multiplies 64 bytes of source channels of one tap: 32 of bf16, 16 of tf32. The wide tile of a
-// warp is for shared memory's sake: in a step 64 x 64 loads 16 fragments of 512 bytes for 64 multiplications, 64 x 32
-// loads 12 for 32. With 128 bytes a clock and 2 clocks a multiplication (A100) a block of 128 channels takes 384 clocks
-// of shared memory, the 16 KB that come in included, for 512 of tensor cores; eight warps of 64 x 32 would take 512 for
-// 512, and be behind on an H100. A block of 64 channels takes 288 for 256: it is for results of no more channels, and
-// for few tiles: layer 4 has 196 of the wide ones, two rounds on 132 multiprocessors.
-// occupancy: with 128 sums a thread the registers hold two blocks of four warps (12.5 %), with 64 sums four (25 %). It
-// wins because latency is not hidden by many warps here: each has 64 (32) independent multiplications a step and two
-// steps of copies under way, and another block multiplies while one is at its barrier.
+// Tiles: 128 threads compute 128 pixels x 128 or 64 channels, as 2 x 2 warps of 64 pixels x 64 or 32 channels of m16n8
+// fragments. A step multiplies 64 bytes of source channels of one tap: 32 channels of bf16, 16 of tf32. A warp's tile
+// is wide to reduce the load on shared memory: in a step, 64 x 64 loads 16 fragments of 512 bytes for 64
+// multiplications, 64 x 32 loads 12 for 32. At 128 bytes per clock and 2 clocks per multiplication (A100), a block of
+// 128 channels takes 384 clocks of shared memory, including the 16 KB that are copied in, for 512 clocks of tensor
+// cores. Eight warps of 64 x 32 would take 512 for 512, and would be slower on an H100. A block of 64 channels takes
+// 288 for 256. It is used for results with at most 64 channels and if there are few tiles: layer4 has 196 of the wide
+// ones, two rounds on 132 multiprocessors.
+// occupancy: with 128 sums per thread the registers hold two blocks of four warps (12.5 %), with 64 sums four blocks
+// (25 %). This is faster because many warps are not needed to hide latency: each warp has 64 (32) independent
+// multiplications in a step and two steps of copies in flight, and another block multiplies while one waits at its
+// barrier.
 //
-// Taps are the inner loop for the L1 cache's sake: all taps of one step of channels read the same few pixels, 128 and a
-// halo, 64 bytes each (16 KB with 56 columns), so that of nine copies of a source tile about one should come from L2.
-// From L2 alone a block of 128 x 64 would want 12 KB every 206 clocks (1270 multiply-adds a clock, an H100's mma.sync):
-// 60 bytes a clock, where L2 may give 25 to 45 to a multiprocessor. Weights go past L1: they would displace pixels.
+// Taps are the inner loop for the sake of the L1 cache: all taps of one step of channels read the same few pixels, 128
+// and a halo, 64 bytes each (16 KB with 56 columns), so about one of nine copies of a source tile should come from L2.
+// From L2 alone, a block of 128 x 64 would need 12 KB every 206 clocks (at the 1270 multiply-adds per clock of an
+// H100's mma.sync), 60 bytes per clock, but L2 can deliver 25 to 45 to a multiprocessor. Weights bypass L1, where they
+// would displace pixels.
 //
-// Shared memory: a ring of three stages, each the source tile [128 pixels][64 bytes], then the weight tile: forward
-// [channels][64 bytes], gradient [32 or 16 source channels][channels]. Chunks are 16 bytes; eight of them meet in no
-// bank if their positions differ modulo 8.
+// Shared memory: a ring of three stages, each the source tile [128 pixels][64 bytes] followed by the weight tile:
+// forward [channels][64 bytes], gradient [32 or 16 source channels][channels]. Chunks are 16 bytes; eight of them have
+// no bank conflict if their positions differ modulo 8.
 //   Rows of 64 bytes: chunk j of row i lies at 4 i + (j ^ (i / 2 mod 4)). ldmatrix reads chunk j of eight rows: i mod 2
-//     chooses a half of 128 bytes, i / 2 mod 4 permutes in it, all differ. Eight threads' copies fill two whole rows.
-//   Gradient, bf16, rows of 128 or 256 bytes: chunk j of row i at j ^ (i mod 8). ldmatrix reads chunk j of eight rows.
-//   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i at j ^ 2 (i mod 4). Plain loads of 4 bytes read rows
-//     t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
-// Results leave through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks on, so the pairs
-// that lanes store from eight rows (four rows for each half of a warp) meet in no bank; they leave in whole chunks.
+//     selects a half of 128 bytes and i / 2 mod 4 permutes within it, so all differ. The copies of eight threads fill
+//     two whole rows.
+//   Gradient, bf16, rows of 128 or 256 bytes: chunk j of row i lies at j ^ (i mod 8). ldmatrix reads chunk j of eight
+//     rows.
+//   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i lies at j ^ 2 (i mod 4). Plain loads of 4 bytes read
+//     rows t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all different.
 //
-// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
-// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite. Nothing else is assumed of memory
-// ordering, of which the emulator shows only this much.
+// Results pass through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks later, so the pairs
+// that lanes store from eight rows (four rows for each half of a warp) have no bank conflict. They are then written in
+// whole chunks.
+//
+// Pipeline: in step i a thread waits for its own copies of step i. The barrier makes the copies of all threads visible
+// and guarantees that all threads have read step i - 1, whose stage the copies of step i + 2 then overwrite. The kernel
+// assumes nothing else about memory ordering; the emulator checks only this.
 //
 // dynamic shared memory: conv2d_forward_128_bf16 49152
 // dynamic shared memory: conv2d_forward_64_bf16 36864

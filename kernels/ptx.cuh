@@ -1,5 +1,5 @@
-// The only file with inline PTX. Each function has a stand-in of the same name in emulator/, so that a kernel that uses
-// nothing but these, CUDA's own intrinsics and C++ runs on the emulator as it is.
+// The only file with inline PTX. Each function has an equivalent of the same name in emulator/, so a kernel that uses
+// only these functions, CUDA intrinsics and C++ runs on the emulator unchanged.
 #pragma once
 
 #if defined(__CUDACC__)

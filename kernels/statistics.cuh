@@ -1,10 +1,10 @@
-// What blocks leave for each other as rows of a table, brought together by the last block to arrive, always in the same
-// order, so that no second launch is needed and no schedule changes a bit.
+// Combines the partial results of blocks in a table. The last block to arrive combines them, always in the same order,
+// so no second launch is needed and the result does not depend on scheduling.
 //
-// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each
-// block writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive
-// combines the groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the
-// stem alone would take longer than the convolution.
+// A table has 1 + groups + blocks rows: the total, one row for each group of kBlocksPerGroup blocks, and one row for
+// each block. Each block writes its row. The last block of a group to arrive combines the rows of the group, and the
+// last group to arrive combines the rows of the groups, both in ascending order. There are two levels because one block
+// would need longer to read the 12544 rows of the stem than the convolution takes.
 #pragma once
 
 #include "common.cuh"
