@@ -17,14 +17,14 @@ struct AvgPoolForwardArguments {
     float* output;      // (N, C)
     int32_t pixels;
     int32_t channels;
-    int32_t tiles;      // blocks a picture
+    int32_t tiles;      // blocks per image
     int32_t vectorised;
 };
 
 struct AvgPoolBackwardArguments {
     const float* output_gradient;  // (N, C)
     void* input_gradient;          // (N, pixels, C)
-    uint32_t groups;               // of vector length or one elements in the input
+    uint32_t groups;               // groups of channels in the input
     int32_t pixels;
     int32_t channels;
     int32_t vectorised;

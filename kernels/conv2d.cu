@@ -64,9 +64,9 @@ struct Conv2dForwardArguments {
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
     Conv2dGeometry geometry;
-    int column_tiles;      // tiles over the output channels; blockIdx.x counts them first
-    int vectors;           // four input channels may be read at once
-    int result_vectors;    // four output channels may be written at once
+    int column_tiles;      // tiles over the output channels, the fastest index in blockIdx.x
+    int vectors;           // whether four input channels can be read at once
+    int result_vectors;    // whether four output channels can be written at once
 };
 
 template <class T>
@@ -75,10 +75,10 @@ struct Conv2dInputGradientArguments {
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
     Conv2dGeometry geometry;
-    int column_tiles;      // tiles over the input channels; blockIdx.x counts them first
-    int accumulate;        // add to what is in `input_gradient`
-    int vectors;           // four output channels may be read at once
-    int result_vectors;    // four input channels may be read and written at once
+    int column_tiles;      // tiles over the input channels, the fastest index in blockIdx.x
+    int accumulate;        // add to the values in `input_gradient`
+    int vectors;           // whether four output channels can be read at once
+    int result_vectors;    // whether four input channels can be read and written at once
     int reserved;
 };
 
@@ -87,13 +87,13 @@ struct Conv2dWeightGradientArguments {
     const T* input;              // [N, H, W, C]
     const T* output_gradient;    // [N, OH, OW, K]
     float* weight_gradient;      // [K, R, S, C]
-    float* partial;              // [splits, K, R, S, C], unused where there is one split
-    unsigned* counters;          // zeros, one a tile
+    float* partial;              // [splits, K, R, S, C], unused with one split
+    unsigned* counters;          // zeros, one per tile
     Conv2dGeometry geometry;
-    int column_tiles;        // tiles over the output channels; blockIdx.x counts them first
+    int column_tiles;        // tiles over the output channels, the fastest index in blockIdx.x
     int pixels_per_split;    // blockIdx.y is the split
-    int vectors;             // four input channels may be read, and four of the result written, at once
-    int column_vectors;      // four output channels may be read at once
+    int vectors;             // whether four input channels can be read, and four results written, at once
+    int column_vectors;      // whether four output channels can be read at once
     int reserved;
 };
 
@@ -103,16 +103,16 @@ constexpr int kThreads = 128;
 constexpr int kRows = 128;
 constexpr int kColumns = 64;
 constexpr int kDepth = 8;
-// Four floats on, so that the forward pass's transposed stores of two chunks of depth meet in no bank.
+// Padded by four floats so that the forward pass's transposed stores of two chunks of depth have no bank conflict.
 constexpr int kColumnStride = kColumns + 4;
 constexpr int kRowGroups = kThreads / 8;
-// Where no tap reaches: far outside any image, either way.
+// A coordinate that no tap reaches: far outside any image in both directions.
 constexpr int kNowhere = -(1 << 30);
 
 static_assert(kRows == kThreads, "a thread gathers one row");
 static_assert(kRows == kPixelsPerBlock, "a tile is one row of statistics");
 
-// Two stages of both factors, depth outermost.
+// Two stages of both operands; depth is the outermost dimension.
 struct Tiles {
     float left[2][kDepth][kRows];
     float right[2][kDepth][kColumnStride];
@@ -149,7 +149,7 @@ __device__ __forceinline__ void multiply_step(const Tiles& tiles, int stage, Sum
     }
 }
 
-// Adds the product to `sums`. The tiles may be used again when it returns.
+// Adds the product to `sums`. The tiles can be reused when it returns.
 template <class Loader>
 __device__ __forceinline__ void multiply(Loader& loader, int steps, Tiles& tiles, Sums& sums) {
     if (steps > 0) {
@@ -162,13 +162,13 @@ __device__ __forceinline__ void multiply(Loader& loader, int steps, Tiles& tiles
         const bool more = step + 1 < steps;
         if (more) loader.load();
         multiply_step(tiles, stage, sums);
-        // Everybody left this stage before the last barrier.
+        // All threads finished reading this stage before the last barrier.
         if (more) loader.store(tiles, stage ^ 1);
         __syncthreads();
     }
 }
 
-// Up to four neighbours, `count` of which exist; with `vectors` all or none do.
+// Loads up to four neighbours, of which `count` exist; with `vectors`, `count` is 4 or at most 0.
 template <class T>
 __device__ __forceinline__ void load_four(float (&values)[4], const T* source, int count, bool vectors) {
     if (vectors && count > 0) {
@@ -191,7 +191,7 @@ __device__ __forceinline__ void store_four(T* target, const float (&values)[4], 
     }
 }
 
-// A place in the depth of forward and input gradient.
+// A position in the depth of forward and input gradient.
 struct Tap {
     int row;
     int column;
@@ -210,8 +210,8 @@ struct Tap {
     }
 };
 
-// The left factor of forward and input gradient: row t of the tile for thread t, `kVector` channels at once, of which
-// the number of channels is a multiple.
+// The left operand of forward and input gradient: thread t loads row t of the tile, `kVector` channels at once. The
+// number of channels is a multiple of `kVector`.
 template <class T, int kVector, bool kGradient>
 struct Gather {
     const T* source;
@@ -220,7 +220,7 @@ struct Gather {
     int channels;
     int tap_rows;
     int tap_columns;
-    int pixel;    // the origin's
+    int pixel;    // of the origin
     int y;
     int x;
     Tap tap;
@@ -251,7 +251,7 @@ struct Gather {
 template <class T, int kVector>
 struct ForwardLoader {
     Gather<T, kVector, false> left;
-    const T* weight;    // the column's
+    const T* weight;    // of the column
     int depth;          // of the next step
     int depths;         // 0 for a column that does not exist
     float right[4];
@@ -273,11 +273,11 @@ struct ForwardLoader {
 template <class T, int kVector>
 struct InputGradientLoader {
     Gather<T, kVector, true> left;
-    const T* weight;    // the first of four columns'
+    const T* weight;    // of the first of four columns
     int columns;        // how many of the four exist
     bool vectors;
     Tap tap;            // of the thread's depth in the next step
-    int first_row;      // the filter's row is first_row + stride * tap.row
+    int first_row;      // the filter row is first_row + stride * tap.row
     int first_column;
     int stride;
     int kernel_width;
@@ -299,14 +299,14 @@ struct InputGradientLoader {
     }
 };
 
-// A thread has `kVector` neighbouring rows of the left tile at every kVector-th pixel.
+// A thread loads `kVector` neighbouring rows of the left tile at every kVector-th pixel.
 template <class T, int kVector>
 struct WeightGradientLoader {
-    const T* input;               // at the rows' channel
+    const T* input;               // at the channel of the rows
     const T* output_gradient;     // at the first of four columns
     int columns;                  // how many of the four exist
     bool vectors;
-    bool exists;                  // whether the rows do
+    bool exists;                  // whether the rows exist
     int height;
     int width;
     int input_channels;
@@ -314,12 +314,12 @@ struct WeightGradientLoader {
     int output_width;
     int output_channels;
     int stride;
-    int top;                      // the filter's row, less the padding
-    int left_edge;                // the filter's column, less the padding
-    int picture;                  // the pixel that is read next
+    int top;                      // filter row minus padding
+    int left_edge;                // filter column minus padding
+    int picture;                  // image, row and column of the next pixel to read
     int row;
     int column;
-    int remaining;                // pixels of the split from there on
+    int remaining;                // pixels of the split that are left to read
     long long gradient_pixel;     // the pixel whose gradient is read next
     int gradient_remaining;
     float left[kDepth];
@@ -368,7 +368,7 @@ struct WeightGradientLoader {
     }
 };
 
-// Writes this block's row of the partial statistics: of the first `count` rows of its tile, whose others are zeros.
+// Writes this block's row of the partial statistics, over the first `count` rows of its tile. The other rows are zero.
 __device__ __forceinline__ void write_statistics(const Sums& sums, int count, float* row, int channels, int first_channel,
                                                  Tiles& tiles) {
     float(*partial)[kColumns] = reinterpret_cast<float(*)[kColumns]>(&tiles.left[0][0][0]);
@@ -467,7 +467,7 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
     const int blocks = static_cast<int>(gridDim.x) / arguments.column_tiles;
     float* row = arguments.statistics + static_cast<long long>(block_row(pixel_tile, blocks)) * 2 * channels;
     write_statistics(sums, count, row, channels, first_channel, tiles);
-    // Each tile of channels has counters of its own.
+    // Each tile of channels has its own counters.
     unsigned* counters = arguments.counters + first_channel / kColumns * (1 + groups_of(blocks));
     combine_statistics(arguments.statistics, channels, first_channel, min(kColumns, channels - first_channel), pixels,
                        pixel_tile, blocks, counters, &flag);
@@ -478,7 +478,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
     const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
     const int stride = geometry.stride;
-    // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
+    // If the padding is odd, as in ResNet, the last class has the most taps, so it starts first.
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
     const int parity_column = parity - parity_row * stride;
@@ -598,7 +598,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     Sums sums = {};
     multiply(loader, divide_up(split_pixels, kDepth), tiles, sums);
 
-    // A thread's own part of the result or of a split's sums, four rows at once.
+    // The thread's part of the result or of a split's sums, four rows at once.
     const auto for_each_part = [&](auto&& visit) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {

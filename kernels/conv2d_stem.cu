@@ -84,7 +84,7 @@ struct Conv2dStemForwardArguments {
     const T* weight;       // [K, 7, 7, 3]
     T* output;             // [N, OH, OW, K]
     float* statistics;     // [rows, 2, K] or null
-    unsigned* counters;    // zeros: for each tile of channels one and one for each group of tiles
+    unsigned* counters;    // zeros, for each tile of channels: one, and one for each group of tiles
     Conv2dGeometry geometry;
     int patch_pitch;       // words from one row of the patch to the next
 };
@@ -96,7 +96,7 @@ struct Conv2dStemWeightGradientArguments {
     float* workspace;            // [splits, tiles of channels, fragments, threads, 4]
     Conv2dGeometry geometry;
     int patch_pitch;             // words from one row of the patch to the next
-    int split_tiles;             // tiles of pixels of a split (blockIdx.x); the last may have fewer
+    int split_tiles;             // tiles of pixels in a split (blockIdx.x); the last split may have fewer
     int reserved;
 };
 
@@ -117,21 +117,21 @@ constexpr int kInputChannels = 3;
 constexpr int kStride = 2;
 constexpr int kFilterRow = kFilter * kInputChannels;
 constexpr int kFilterLength = kFilter * kFilterRow;
-constexpr int kStepWords = 8;     // of depth, of one multiplication
+constexpr int kStepWords = 8;     // of depth in one multiplication
 constexpr int kChunkWords = 4;    // 16 bytes
 static_assert(kThreads == kPixels, "each thread tells where one pixel lies");
 
-// In words of four bytes: two elements of bf16, one float.
+// Sizes in words of four bytes: two elements of bf16, one float.
 template <class T>
 struct Format;
 
 template <>
 struct Format<bf16> {
-    static constexpr int kElements = 2;      // of a word
-    static constexpr int kLead = 1;          // elements before the filter's row whose weight is zero
-    static constexpr int kRowWords = 11;     // of depth, of a row of the filter
+    static constexpr int kElements = 2;      // in a word
+    static constexpr int kLead = 1;          // elements before the filter row, with weight zero
+    static constexpr int kRowWords = 11;     // of depth in a filter row
     static constexpr int kPixelWords = 3;    // from one output pixel to the next
-    static constexpr int kRunWords = 8;      // of a run beyond those
+    static constexpr int kRunWords = 8;      // of a run in addition to kPixelWords per pixel
     static constexpr int kSteps = 10;
 };
 
@@ -151,14 +151,14 @@ constexpr int kDepthWords = Format<T>::kSteps * kStepWords;
 template <class T>
 constexpr int kWeightPitch = kDepthWords<T> + kChunkWords;
 
-// Where a word of depth lies in the patch, from a pixel's first one; at the pixel's first where there is none.
+// The offset of a word of depth in the patch from the first word of a pixel; 0 for a word beyond the depth.
 template <class T>
 __device__ __forceinline__ int depth_offset(int word, int patch_pitch) {
     const int row = word / Format<T>::kRowWords;
     return row < kFilter ? word + row * (patch_pitch - Format<T>::kRowWords) : 0;
 }
 
-// An operand of a multiplication from a word of the patch.
+// Converts a word of the patch to an operand of a multiplication.
 template <class T>
 __device__ __forceinline__ uint32_t operand(uint32_t word) {
     if constexpr (sizeof(T) == 2) return word;
@@ -171,8 +171,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
     else multiply_add_tf32(d, a, b0, b1);
 }
 
-// Begins to copy the input that a tile of pixels reads, and writes where in the patch each of them begins. Pixels past
-// the last are told the first one's place.
+// Starts to copy the input that a tile of pixels reads, and writes the offset at which each pixel begins in the patch.
+// Pixels past the last one get the offset of the first.
 template <class T, class Arguments>
 __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile, uint32_t* patch, int* places) {
     const Conv2dGeometry& geometry = arguments.geometry;
@@ -206,8 +206,8 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
         const int first_element =
             ((run == 0 ? first_column : 0) * kStride - geometry.padding) * kInputChannels - Words::kLead;
         const auto valid = [=](int element) { return inside && element >= 0 && element < input_row; };
-        // With rows of even length that begin an even distance away, words are aligned, and inside or outside as a
-        // whole.
+        // If rows have an even length and begin at an even distance, words are aligned and lie entirely inside or
+        // outside the image.
         if (Words::kElements == 1 || (input_row % 2 == 0 && first_element % 2 == 0)) {
             for (int word = threadIdx.x % kWarp; word < words; word += kWarp) {
                 const int element = first_element + word * Words::kElements;
@@ -225,8 +225,8 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
     copy_async_commit();
 }
 
-// The weights as the multiplications read them, row by row of channels, with zeros where there are none. A row's place
-// is such that a lane, whose sums belong to the columns 2 t and 2 t + 1 of four fragments, has eight channels in a row.
+// Stores the weights in the layout that the multiplications read, one row per channel, padded with zeros. A lane's sums
+// belong to columns 2 t and 2 t + 1 of four fragments; the order of the rows makes these eight consecutive channels.
 template <class T>
 __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>& arguments, int first_channel,
                                              uint32_t* weights) {
@@ -250,10 +250,10 @@ __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>
     }
 }
 
-constexpr int kForwardFragments = 4;    // of pixels and of channels, of a warp
+constexpr int kForwardFragments = 4;    // of pixels and of channels per warp
 using ForwardSums = float[kForwardFragments][kForwardFragments][4];
 
-// The pixel of a warp's tile that a lane's row is: rows of a fragment may be any pixels.
+// The pixel of the warp's tile that a lane's row stands for. The rows of a fragment can be any pixels.
 template <class T>
 __device__ __forceinline__ int pixel_of_row(int fragment, int half) {
     const int row = threadIdx.x % kWarp / 4;
@@ -294,8 +294,8 @@ __device__ __forceinline__ void multiply_tile(const uint32_t* patch, const int* 
     }
 }
 
-// Statistics of one channel a thread (of the first 64) over the tile's first `count` pixels; the others' sums are
-// zeros.
+// Computes statistics over the tile's first `count` pixels, one channel for each of the first 64 threads. The sums of
+// the other pixels are zero.
 __device__ __forceinline__ Statistics tile_statistics(const ForwardSums& sums, int first_row, int second_row, int count,
                                                       float (&partial)[2][kChannels], float (&means)[kChannels]) {
     const int lane = threadIdx.x % kWarp;
@@ -442,12 +442,12 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
     }
 }
 
-constexpr int kGradientChannelFragments = 2;    // of a warp
+constexpr int kGradientChannelFragments = 2;    // per warp
 constexpr int kGradientColumnFragments = 10;
 constexpr int kGradientFragments = kGradientChannelFragments * kGradientColumnFragments;
 using GradientSums = float[kGradientChannelFragments][kGradientColumnFragments][4];
 
-// Words of depth of a warp. A fragment of columns is eight words of tf32, or the lower or upper halves of eight words.
+// Words of depth per warp. A fragment of columns is eight words of tf32, or the lower or upper halves of eight words.
 template <class T>
 constexpr int kWarpWords = kGradientColumnFragments * 8 / Format<T>::kElements;
 
@@ -569,10 +569,11 @@ __device__ __forceinline__ void weight_gradient(const Conv2dStemWeightGradientAr
     }
 }
 
-constexpr int kSumColumns = 32;    // quadruples of sums of a block, one a lane
-constexpr int kSumSlices = 8;      // of the splits, one a warp
+constexpr int kSumColumns = 32;    // groups of four sums in a block, one per lane
+constexpr int kSumSlices = 8;      // of the splits, one per warp
 
-// Adds the splits, slices of them first, and knows whose sums each thread of the blocks above stored.
+// Adds the splits: first within each slice, then the slices. It reads the sums in the order in which the threads of the
+// gradient kernel stored them.
 template <class T>
 __device__ __forceinline__ void sum_splits(const Conv2dStemWeightGradientSumArguments& arguments) {
     __shared__ float4 partial[kSumSlices][kSumColumns];

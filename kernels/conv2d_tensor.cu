@@ -89,7 +89,7 @@ struct Conv2dTensorForwardArguments {
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
     Conv2dGeometry geometry;
-    int channel_tiles;      // tiles over the output channels; blockIdx.x counts them first
+    int channel_tiles;      // tiles over the output channels, the fastest index in blockIdx.x
 };
 
 template <class T>
@@ -98,8 +98,8 @@ struct Conv2dTensorInputGradientArguments {
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
     Conv2dGeometry geometry;
-    int channel_tiles;           // tiles over the input channels; blockIdx.x counts them first
-    int accumulate;              // add to what is in `input_gradient`
+    int channel_tiles;           // tiles over the input channels, the fastest index in blockIdx.x
+    int accumulate;              // add to the values in `input_gradient`
     int reserved;
 };
 
@@ -109,12 +109,12 @@ constexpr int kThreads = 128;
 constexpr int kPixels = 128;    // of a block
 constexpr int kStages = 3;
 constexpr int kChunk = 16;       // bytes of a copy
-constexpr int kStepBytes = 64;   // of source channels a step
+constexpr int kStepBytes = 64;   // of source channels per step
 constexpr int kSourceCopies = kPixels * kStepBytes / kChunk / kThreads;
 constexpr int kWarpPixels = 64;
 constexpr int kPixelFragments = kWarpPixels / 16;
 static_assert(kPixels == kPixelsPerBlock, "a block's pixels are a row of statistics");
-constexpr unsigned kColumnBit = 1u << 16;    // a pixel's valid taps: filter rows in the lower half, columns above
+constexpr unsigned kColumnBit = 1u << 16;    // valid taps of a pixel: filter rows in the lower half, columns in the upper
 
 template <class T>
 constexpr int kStep = kStepBytes / static_cast<int>(sizeof(T));
@@ -126,14 +126,14 @@ constexpr int kStageBytes = (kPixels + kChannels) * kStepBytes;
 template <int kChannels>
 using Sums = float[kPixelFragments][kChannels / 16][4];
 
-// The product in the terms of the head: where pixels lie, and which taps there are. The same in all threads of a block.
+// The product in the terms of the file head: positions of pixels, and taps. The same in all threads of a block.
 template <class T>
 struct Product {
     const T* source;
     const T* weight;
     int channels;           // of the result
-    int pixels;             // of the result, of this class
-    int target_height;      // pixels are (picture, row, column) of this grid
+    int pixels;             // of the result in this class
+    int target_height;      // pixels are (image, row, column) of this grid
     int target_width;
     int origin_step;        // origin row = target row * origin_step + origin_row
     int origin_row;
@@ -141,7 +141,7 @@ struct Product {
     int source_height;
     int source_width;
     int source_channels;
-    int tap_rows;           // taps, and which position of the filter each one is
+    int tap_rows;           // the taps, and the filter position of each
     int tap_columns;
     int first_row;
     int first_column;
@@ -150,7 +150,7 @@ struct Product {
     int kernel_width;        // S
 };
 
-// The taps a with 0 <= origin + a < extent, or with 0 <= origin - a < extent, as bits.
+// Bits of the taps a with 0 <= origin + a < extent, or with 0 <= origin - a < extent.
 template <bool kGradient>
 __device__ __forceinline__ unsigned valid_taps(int origin, int extent, int taps) {
     const int first = max(kGradient ? origin - extent + 1 : -origin, 0);
@@ -158,11 +158,11 @@ __device__ __forceinline__ unsigned valid_taps(int origin, int extent, int taps)
     return first < end ? (1u << end) - (1u << first) : 0u;
 }
 
-// What one warp multiplies in half a step: 64 pixels and its channels by 32 bytes of source channels.
+// The operands of one warp in half a step: 64 pixels and the warp's channels, each with 32 bytes of source channels.
 template <class T, bool kGradient, int kChannels>
 struct Fragments {
     uint32_t source[kPixelFragments][4];
-    uint32_t weight[kChannels / 32][4];    // of two n8 fragments each
+    uint32_t weight[kChannels / 32][4];    // two n8 fragments each
 
     __device__ __forceinline__ void load(const unsigned char* stage, int half) {
         const int lane = threadIdx.x % kWarp;
@@ -228,7 +228,7 @@ struct Fragments {
     }
 };
 
-// Adds the product to `sums`. All of the shared memory may be used again when it returns.
+// Adds the product to `sums`. All shared memory can be reused when it returns.
 template <class T, bool kGradient, int kChannels>
 __device__ __forceinline__ void multiply(const Product<T>& product, int first_pixel, int first_channel,
                                          unsigned char* shared, Sums<kChannels>& sums) {
@@ -237,8 +237,8 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     const int chunk = thread % 4;
     const int row = thread / 4;
 
-    // Each thread finds one pixel's origin and valid taps; then each takes the four that it copies. The table lies in
-    // the last stage, to which nothing is copied before the first barrier of the loop.
+    // Each thread computes the origin and the valid taps of one pixel, then reads those of the four pixels that it
+    // copies. The table lies in the last stage, to which nothing is copied before the first barrier of the loop.
     int* origins = reinterpret_cast<int*>(shared + (kStages - 1) * kStageBytes<kChannels>);
     unsigned* taps = reinterpret_cast<unsigned*>(origins + kPixels);
     {
@@ -262,12 +262,12 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
         valid[i] = taps[row + i * (kPixels / kSourceCopies)];
     }
 
-    // Copies of a thread lie 128 chunks apart, in both tiles.
+    // The copies of a thread lie 128 chunks apart in both tiles.
     constexpr int kCopyDistance = kThreads * kChunk;
     constexpr int kWeightCopies = kChannels * kStepBytes / kCopyDistance;
     constexpr int kChunksPerDepth = kChannels / kVector;
     const int source_target = row * kStepBytes + (chunk ^ (row / 2 % 4)) * kChunk;
-    // Forward: rows are channels of the result, and a copy takes source channels. Gradient: the other way round.
+    // Forward: rows are channels of the result, and a copy contains source channels. Gradient: the reverse.
     const int depth_row = thread / kChunksPerDepth;
     const int depth_chunk = thread % kChunksPerDepth;
     const int depth_swizzle = sizeof(T) == 2 ? depth_row % 8 : depth_row % 4 * 2;
@@ -282,12 +282,12 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     const unsigned char* weight_start = reinterpret_cast<const unsigned char*>(product.weight + weight_channel);
     const unsigned char* source_start = reinterpret_cast<const unsigned char*>(product.source + chunk * kVector);
 
-    // The step that is copied next.
+    // The step to copy next.
     int tap_row = 0;
     int tap_column = 0;
     int depth = 0;    // its first source channel
 
-    // Addresses of what does not exist are formed but not read. One wide multiply-add makes each.
+    // Addresses outside the tensor are formed but not read, so that one wide multiply-add computes each address.
     const auto copy = [&](unsigned char* stage) {
         const bool channel_exists = depth + chunk * kVector < product.source_channels;
         const unsigned tap = 1u << tap_row | kColumnBit << tap_column;
@@ -352,7 +352,7 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     __syncthreads();
 }
 
-// The epilogue's tile: as many pixels at once as three stages hold.
+// The tile of the epilogue: as many pixels at once as three stages hold.
 template <class T, int kChannels>
 struct Staging {
     static constexpr int kPadding = sizeof(T) == 2 ? 16 : 32;
@@ -381,9 +381,9 @@ __device__ __forceinline__ float2 staged_pair(const unsigned char* source, float
     return *reinterpret_cast<const float2*>(source);
 }
 
-// Writes the sums, rounded, to rows of `channels` elements at `result`; `row_of` gives the row of a pixel of the block,
-// negative where there is none. With `accumulate` what is there is added first, and comes in as results go out; then
-// `channels` is a multiple of a vector.
+// Writes the rounded sums to rows of `channels` elements at `result`. `row_of` returns the row of a pixel of the block,
+// or a negative number if it has none. With `accumulate`, the existing values are added first, and loaded while results
+// are written; `channels` is then a multiple of the vector length.
 template <class T, int kChannels, class RowOf>
 __device__ __forceinline__ void write(T* result, int channels, int first_channel, bool accumulate, const RowOf& row_of,
                                       const Sums<kChannels>& sums, unsigned char* shared) {
@@ -395,7 +395,7 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
     const bool vectors = channels % kVector == 0;
 
     for (int first_row = 0; first_row < kPixels; first_row += Tile::kRows) {
-        // The warp that holds the pixels: of both rows of warps, or of one.
+        // The warps that hold the pixels: both rows of warps, or one.
         const int warp_row = warp / 2 * kWarpPixels - first_row;
         const bool here = warp_row >= 0 && warp_row < Tile::kRows;
         unsigned char* corner = shared + (warp_row + lane / 4) * Tile::kRowBytes +
@@ -457,7 +457,7 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
     }
 }
 
-// Rounds the sums to the type that results are stored as.
+// Rounds the sums to the type in which results are stored.
 template <class T, int kChannels>
 __device__ __forceinline__ void round_sums(Sums<kChannels>& sums) {
 #pragma unroll
@@ -470,8 +470,8 @@ __device__ __forceinline__ void round_sums(Sums<kChannels>& sums) {
     }
 }
 
-// Statistics of one channel a thread over the block's first `count` pixels; the others' sums are zeros. Additions in an
-// order that does not depend on the tile's width: fragments of a lane, lanes, warps.
+// Computes statistics over the block's first `count` pixels, one channel per thread. The sums of the other pixels are
+// zero. The order of additions does not depend on the tile's width: fragments of a lane, lanes, warps.
 template <int kChannels>
 __device__ __forceinline__ Statistics block_statistics(const Sums<kChannels>& sums, int count, unsigned char* shared) {
     float(*partial)[kChannels] = reinterpret_cast<float(*)[kChannels]>(shared);    // of a row of warps
@@ -574,7 +574,7 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     };
     write<T, kChannels>(arguments.output, product.channels, first_channel, false, row_of, sums, shared_memory);
     if (arguments.statistics != nullptr) {
-        // Each tile of channels counts its blocks by itself.
+        // Each tile of channels counts its own blocks.
         unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
         combine_statistics(arguments.statistics, product.channels, first_channel,
                            min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters,
@@ -586,7 +586,7 @@ template <class T, int kChannels>
 __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments) {
     const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
-    // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
+    // If the padding is odd, as in ResNet, the last class has the most taps, so it starts first.
     const int stride = geometry.stride;
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
@@ -618,7 +618,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     const bool accumulate = arguments.accumulate != 0;
     if (accumulate && product.tap_rows * product.tap_columns == 0) return;
 
-    // Where each pixel of the block goes; read after the barriers of the product.
+    // The destination of each pixel of the block, read after the barriers of the product.
     int* rows = reinterpret_cast<int*>(shared_memory + kStages * kStageBytes<kChannels>);
     const int pixel = first_pixel + static_cast<int>(threadIdx.x);
     const int target_row = pixel / product.target_width;

@@ -70,13 +70,13 @@ struct Conv2dTensorWeightGradientArguments {
     const T* output_gradient;    // [N, OH, OW, K]
     float* weight_gradient;      // [K, R, S, C]
     float* workspace;            // [splits, tiles, fragments, threads, 4]; none with one split
-    unsigned* counters;          // zeros: for each tile one of groups and one for each group of splits
+    unsigned* counters;          // zeros, for each tile: one for the groups, and one for each group of splits
     Conv2dGeometry geometry;
-    int channel_tiles;           // tiles over K; blockIdx.x counts them first, then column tiles, then splits
+    int channel_tiles;           // tiles over K, the fastest index in blockIdx.x, before column tiles and splits
     int column_tiles;            // tiles over R S C
     int splits;
-    int split_steps;             // steps of pixels of a split; the last may have fewer
-    int group_splits;            // splits of a group; the last may have fewer
+    int split_steps;             // steps of pixels in a split; the last split may have fewer
+    int group_splits;            // splits in a group; the last group may have fewer
 };
 
 #if RETUNE_TENSOR_CORES
@@ -84,10 +84,10 @@ struct Conv2dTensorWeightGradientArguments {
 constexpr int kThreads = 128;
 constexpr int kStages = 3;
 constexpr int kChunk = 16;                 // bytes of a copy
-constexpr int kChunksAtOnce = 8;           // of one pixel, by as many threads
+constexpr int kChunksAtOnce = 8;           // of one pixel, copied by as many threads
 constexpr int kWarpChannels = 64;
 constexpr int kChannelFragments = kWarpChannels / 16;
-constexpr unsigned kColumnBit = 1u << 16;    // positions of the filter: rows in the lower half, columns above
+constexpr unsigned kColumnBit = 1u << 16;    // bits of filter positions: rows in the lower half, columns in the upper
 constexpr unsigned kNowhere = 1u << 31;      // a filter has at most 15 columns
 
 template <class T, int kChannels, int kColumns>
@@ -108,20 +108,20 @@ struct Tile {
     static_assert(kColumnFragments % 2 == 0, "fragments of columns are loaded in pairs");
 };
 
-// Where chunk `chunk` of a pixel lies in its row.
+// The position of chunk `chunk` of a pixel in its row.
 template <class T>
 __device__ __forceinline__ int chunk_offset(int chunk, int pixel) {
     return (chunk ^ (sizeof(T) == 2 ? pixel % 8 : pixel % 4 * 2)) * kChunk;
 }
 
-// The filter positions i with 0 <= origin + i < extent, as bits.
+// Bits of the filter positions i with 0 <= origin + i < extent.
 __device__ __forceinline__ unsigned positions_inside(int origin, int extent, int positions) {
     const int first = max(-origin, 0);
     const int end = min(extent - origin, positions);
     return first < end ? (1u << end) - (1u << first) : 0u;
 }
 
-// What one thread copies: of its pixels every eighth chunk of the tile's channels and columns.
+// The copies of one thread: every eighth chunk of the tile's channels and columns, for each of its pixels.
 template <class T, int kChannels, int kColumns>
 struct Copies {
     using Sizes = Tile<T, kChannels, kColumns>;
@@ -129,14 +129,14 @@ struct Copies {
     const Conv2dTensorWeightGradientArguments<T>& arguments;
     int pixels;
     int first_channel;                         // of this thread's first chunk
-    int pixel;                                 // the first that is copied next
-    int picture[Sizes::kPixelCopies];          // and where each lies
+    int pixel;                                 // the first pixel to copy next
+    int picture[Sizes::kPixelCopies];          // image, row and column of each pixel
     int row[Sizes::kPixelCopies];
     int column[Sizes::kPixelCopies];
-    int step_pictures;                         // the distance to the pixel a step later
+    int step_pictures;                         // the distance to the pixel of the next step
     int step_rows;
     int step_columns;
-    int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the window's origin
+    int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the origin of the window
     unsigned position[Sizes::kColumnCopies];   // the bits of its filter row and column
 
     __device__ __forceinline__ Copies(const Conv2dTensorWeightGradientArguments<T>& arguments, int first_step,
@@ -176,7 +176,7 @@ struct Copies {
         return static_cast<int>(threadIdx.x) % kChunksAtOnce;
     }
 
-    // Begins to copy a step and goes on to the next.
+    // Starts to copy a step and advances to the next.
     __device__ __forceinline__ void copy(unsigned char* stage) {
         const Conv2dGeometry& geometry = arguments.geometry;
 #pragma unroll
@@ -225,7 +225,7 @@ struct Copies {
     }
 };
 
-// Multiplies half a step: its 16 pixels of bf16 or 8 of tf32 for the channels and columns of a warp.
+// Multiplies half a step, 16 pixels of bf16 or 8 of tf32, for the channels and columns of a warp.
 template <class T, int kChannels, int kColumns>
 __device__ __forceinline__ void multiply_half(const unsigned char* stage, int half, int warp_channel, int warp_column,
                                               typename Tile<T, kChannels, kColumns>::Sums& sums) {
@@ -283,7 +283,7 @@ __device__ __forceinline__ void multiply_half(const unsigned char* stage, int ha
     }
 }
 
-// A thread's sums in the workspace, one fragment after another.
+// The sums of a thread in the workspace, one fragment after another.
 template <class Sizes>
 __device__ __forceinline__ void store_sums(float4* target, const typename Sizes::Sums& sums) {
 #pragma unroll
@@ -293,8 +293,8 @@ __device__ __forceinline__ void store_sums(float4* target, const typename Sizes:
     }
 }
 
-// The sum of `count` of them that lie `distance` apart, in this order. Past the L1 cache: others wrote them. Half of
-// the fragments at a time: as many loads are under way as there are registers for.
+// Adds `count` of them that lie `distance` apart, in this order. The loads bypass L1 because other blocks wrote the
+// sums. Half of the fragments are loaded at a time, which is as many loads as the registers can hold.
 template <class Sizes>
 __device__ __forceinline__ void add_stored(typename Sizes::Sums& sums, const float4* source, long long distance,
                                            int count) {
@@ -338,7 +338,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
     const int warp = threadIdx.x / kWarp;
     const int warp_channel = warp % Sizes::kWarpRows * kWarpChannels;
     const int warp_column = warp / Sizes::kWarpRows * Sizes::kWarpColumns;
-    // A warp past the end of the gradient copies but has nothing to multiply, store or add.
+    // A warp past the end of the gradient only copies; it does not multiply, store or add.
     const bool active =
         first_channel + warp_channel < geometry.output_channels && first_column + warp_column < columns;
 
@@ -380,7 +380,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
         if (group_splits > 1) {
             if (!arrive_last(counters + 1 + group, group_splits, &flag)) return;
             if (active) add_stored<Sizes>(sums, parts + first_split * distance, distance, group_splits);
-            // Each thread overwrites what only it has just read.
+            // Each thread overwrites values that no other thread reads.
             if (active && groups > 1) store_sums<Sizes>(parts + first_split * distance, sums);
         }
         if (groups > 1) {
@@ -389,7 +389,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
         }
     }
 
-    // The number of columns is a multiple of four: a pair is inside or outside.
+    // The number of columns is a multiple of four, so a pair lies entirely inside or outside.
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int i = 0; i < kChannelFragments; i++) {

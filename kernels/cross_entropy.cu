@@ -24,7 +24,7 @@ struct CrossEntropyArguments {
     int padding;
 };
 
-// Whether `value` at `index` comes before `best`: larger, or as large and earlier. A NaN is larger than any number.
+// Whether `value` at `index` ranks before `best`: larger, or equal and earlier. A NaN is larger than any number.
 __device__ __forceinline__ bool is_better(float value, int index, float best, int best_index) {
     const bool value_is_nan = value != value;
     const bool best_is_nan = best != best;
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
         float sum = 0;
         for (int i = lane; i < arguments.classes; i += kWarp) sum += expf(logits[i] - largest);
         sum = warp_sum(sum);
-        // A target that is no class makes the loss NaN instead of a read beyond the row.
+        // A target outside the classes makes the loss NaN instead of causing a read beyond the row.
         const bool is_class = target >= 0 && target < arguments.classes;
         loss += is_class ? logf(sum) - (logits[target] - largest) : __uint_as_float(0x7fc00000u);
         correct += position == target ? 1 : 0;

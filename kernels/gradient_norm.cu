@@ -7,7 +7,7 @@
 
 struct GradientNormArguments {
     const float* gradients;  // null in the second kernel
-    float* sums;             // a sum for each block of each group
+    float* sums;             // one sum per block of each group
     float* norm;             // null in the first kernel
     uint64_t count;          // gradients, or sums
 };

@@ -22,13 +22,13 @@ struct LinearArguments {
     const float* left;
     const float* right;
     const float* summand;   // (columns), added to each row, or null
-    float* result;          // null where only the sums are wanted
-    float* sums;            // (rows): sums of the left factor over the depth, or null
+    float* result;          // null if only the sums are needed
+    float* sums;            // (rows): sums of the left operand over the depth, or null
     int32_t rows;
     int32_t columns;
     int32_t depth;
-    int32_t tiles;          // of the result; the blocks beyond them make the sums
-    int32_t column_tiles;   // tiles side by side
+    int32_t tiles;          // of the result; additional blocks compute the sums
+    int32_t column_tiles;   // tiles along the columns
     int32_t accumulate;
 };
 
@@ -37,10 +37,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 32;
 constexpr int kElements = kTile * kTile / kThreads;
-// Between the columns of a tile in shared memory: odd, so that a warp may write along either index.
+// The stride of a tile in shared memory. It is odd, so a warp can write along either index without bank conflicts.
 constexpr int kPitch = kTile + 1;
 
-// A factor of `extent` vectors of `depth` terms. kDepthContiguous: (extent, depth) in memory, else (depth, extent).
+// An operand: `extent` vectors of `depth` terms, in memory (extent, depth) if kDepthContiguous, otherwise (depth,
+// extent).
 template <bool kDepthContiguous>
 struct Factor {
     const float* elements;
@@ -53,7 +54,7 @@ struct Factor {
                                 : elements[static_cast<size_t>(term) * extent + index];
     }
 
-    // The elements of a tile that this thread moves: neighbours read neighbours.
+    // The elements of a tile that this thread moves. Neighbouring threads read neighbouring elements.
     __device__ __forceinline__ void load(float (&moved)[kElements], int first_index, int first_term) const {
         const int minor = threadIdx.x % kTile, major = threadIdx.x / kTile;
 #pragma unroll
@@ -123,7 +124,8 @@ __device__ __forceinline__ void multiply(const LinearArguments& arguments) {
     }
 }
 
-// Sums of 32 rows of the left factor, which is (depth, rows) in memory; eight threads a row, added in order.
+// Sums of 32 rows of the left operand, which is (depth, rows) in memory. Eight threads share a row and are added in
+// order.
 __device__ __forceinline__ void sum_left(const LinearArguments& arguments, int block) {
     constexpr int lanes = kThreads / kTile;
     __shared__ float partial[lanes][kTile];

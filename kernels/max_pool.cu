@@ -34,7 +34,7 @@ struct MaxPoolForwardArguments {
     const void* input;   // (N, H, W, C)
     void* output;        // (N, OH, OW, C)
     uint8_t* indices;    // (N, OH, OW, C) or null
-    uint32_t groups;     // of vector length or one elements in the output
+    uint32_t groups;     // groups of channels in the output
     MaxPoolGeometry geometry;
     int32_t vectorised;
 };
@@ -43,7 +43,7 @@ struct MaxPoolBackwardArguments {
     const uint8_t* indices;       // (N, OH, OW, C)
     const void* output_gradient;  // (N, OH, OW, C)
     void* input_gradient;         // (N, H, W, C)
-    uint32_t groups;              // of vector length or one elements in the input
+    uint32_t groups;              // groups of channels in the input
     MaxPoolGeometry geometry;
     int32_t vectorised;
     int32_t accumulate;
@@ -75,7 +75,7 @@ __device__ __forceinline__ size_t element_of(int image, int row, int column, int
     return ((static_cast<size_t>(image) * height + row) * width + column) * channels;
 }
 
-// `kSize` is the window's size where it is known, else 0.
+// `kSize` is the size of the window if it is known at compile time, otherwise 0.
 template <class T, int kLength, int kSize>
 __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arguments, uint32_t group) {
     const MaxPoolGeometry& geometry = arguments.geometry;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arg
     const T* input = static_cast<const T*>(arguments.input) + place.channel;
 
     float best[kLength];
-    // Where nothing is larger than minus infinity, the first pixel is the maximum.
+    // If nothing is larger than minus infinity, the first pixel is the maximum.
     int position[kLength];
 #pragma unroll
     for (int i = 0; i < kLength; i++) {
@@ -138,7 +138,7 @@ __device__ __forceinline__ void backward_group(const MaxPoolBackwardArguments& a
     const MaxPoolGeometry& geometry = arguments.geometry;
     const int size = geometry.size, stride = geometry.stride, channels = geometry.channels;
     const Place place = place_of(group, kLength, channels, geometry.height, geometry.width);
-    // In padded rows: output row `o` has the input rows o stride .. o stride + size.
+    // In padded coordinates, output row `o` covers input rows o stride .. o stride + size.
     const int row = place.row + geometry.padding, column = place.column + geometry.padding;
     const int first_row = row < size ? 0 : (row - size) / stride + 1;
     const int first_column = column < size ? 0 : (column - size) / stride + 1;

@@ -24,13 +24,13 @@
 struct UpdateKernelArguments {
     float* values;
     const float* gradients;
-    float* first_slot;   // null where the rule has no slot
-    float* second_slot;  // null where it has fewer than two
-    bf16* compute_copy;  // null where no convolution reads one
+    float* first_slot;   // null if the rule has no slot
+    float* second_slot;  // null if it has fewer than two
+    bf16* compute_copy;  // null if no convolution reads one
     uint64_t count;
     const float* words;
-    const float* loss;  // its first value is looked at; or null
-    const float* norm;  // of all gradients; null where they are not clipped
+    const float* loss;  // only its first value is read; or null
+    const float* norm;  // of all gradients; null if they are not clipped
     float max_norm;
     int32_t vectorised;  // whether all addresses are multiples of four elements
 };
