@@ -1619,7 +1619,8 @@ mod determinism {
         place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
         let mut bytes = place.read("run/checkpoint.safetensors");
         let told = br#""precision":"fp32""#;
-        let start = bytes.windows(told.len()).position(|window| window == told).expect("the checkpoint names the device");
+        let start =
+            bytes.windows(told.len()).position(|window| window == told).expect("the checkpoint names the device");
         bytes[start..start + told.len()].copy_from_slice(br#""precision":"bf16""#);
         place.write("run/checkpoint.safetensors", &bytes);
         let outcome = place.succeed("train data --resume --epochs 2 --out run");
