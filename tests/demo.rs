@@ -154,7 +154,7 @@ fn it_never_writes_over_anything() {
     assert_eq!(outcome.status, 1);
     assert_eq!(
         outcome.stderr,
-        "error: --out runs/demo: something is there already\nhint: give another folder, or remove that one\n"
+        "error: --out runs/demo: already exists and is not an empty folder\nhint: choose another folder, or remove that one\n"
     );
 }
 
