@@ -29,8 +29,7 @@ fn fake_driver(options: &[&str]) -> Option<TempDir> {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
         Err(cause) => {
             // Writes to stderr directly, so that a skipped test is visible despite the test harness's capture.
-            let _ =
-                writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for the driver's stand-in: {cause}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for the fake driver: {cause}");
             return None;
         }
     }

@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) all_write_one_place(const
     arguments.output[global_index()] = last;
 }
 
-// Threads that write different bytes of one word do not race; a thread that writes the whole word does.
+// Threads that write different bytes of one word do not race; threads that write the same bytes do.
 extern "C" __global__ void __launch_bounds__(kThreads) bytes_side_by_side(const FaultArguments arguments) {
     __shared__ uint16_t halves[2 * kThreads];
     halves[threadIdx.x] = static_cast<uint16_t>(arguments.input[global_index()]);
