@@ -1,6 +1,6 @@
 //! Every batch norm of ResNet-18 at 224 x 224 in training, batch 32, each with its ReLU.
 //!
-//! Bytes: whole activations, each time that one has to be read or written where none fits in the cache.
+//! Bytes: whole activations, counted each time one is read or written, because none fits in the cache.
 //!
 //! | | read | written |
 //! |---|---|---|
@@ -19,7 +19,7 @@ use retune::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormM
 use tensors::{filled, workspace};
 
 const BATCH: usize = 32;
-/// Side of the activation and its channels: that of the stem, then those of the four stages.
+/// Height (and width) and channels of the activation: those of the stem, then those of the four stages.
 const LAYERS: [[usize; 2]; 5] = [[112, 64], [56, 64], [28, 128], [14, 256], [7, 512]];
 
 fn layers(criterion: &mut Criterion) {
@@ -33,7 +33,7 @@ fn layers(criterion: &mut Criterion) {
         let workspace = workspace(Cpu.batch_norm_workspace(input.shape()));
         let input_gradient = Gradient { tensor: activation(), accumulate: false };
         let residual_gradient = Gradient { tensor: other, accumulate: false };
-        // The residual and its gradient are never needed together.
+        // The residual and its gradient are never needed at the same time.
         let residual = &residual_gradient.tensor;
 
         let forward = |residual| {
@@ -72,7 +72,7 @@ fn layers(criterion: &mut Criterion) {
             };
             Cpu.batch_norm_backward(&arguments).unwrap();
         };
-        // What the backward passes read, whatever was chosen to run.
+        // Inputs of the backward passes, needed whichever benchmarks are selected.
         Cpu.batch_norm_statistics(&input, &statistics).unwrap();
         forward(None);
 
@@ -84,7 +84,7 @@ fn layers(criterion: &mut Criterion) {
         measure("statistics", 1, &|| Cpu.batch_norm_statistics(&input, &statistics).unwrap());
         measure("forward", 2, &|| forward(None));
         measure("backward", 5, &|| backward(None, None));
-        // The stem adds no residual.
+        // The stem has no residual.
         if layer != LAYERS[0] {
             measure("forward with residual", 3, &|| forward(Some(residual)));
             measure("backward with residual", 8, &|| backward(Some(&output), Some(&residual_gradient)));

@@ -7,7 +7,7 @@ use retune::device::cpu::conv2d;
 use retune::device::{Conv2dPass, Conv2dShape};
 use std::time::Duration;
 
-/// Side of the input, input channels, output channels, side of the filter, stride.
+/// Input size, input channels, output channels, filter size, stride.
 const LAYERS: [[usize; 5]; 11] = [
     [224, 3, 64, 7, 2],
     [56, 64, 64, 3, 1],

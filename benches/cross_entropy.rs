@@ -1,6 +1,6 @@
 //! The loss of ResNet-18, batch 32: cross entropy over the 1000 classes of ImageNet.
 //!
-//! Bytes: the logits, read, and their gradient, written where there is one.
+//! Bytes: the logits, which are read, and their gradient if it is written.
 
 mod measurement;
 mod tensors;

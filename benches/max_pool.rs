@@ -1,6 +1,6 @@
 //! The max pool of ResNet-18, batch 32: 3 x 3 with stride 2 over 112 x 112 pixels of 64 channels.
 //!
-//! Bytes: the input and the output, or their gradients, and one byte of position for each output.
+//! Bytes: the input and the output, or their gradients, and one byte of argmax index for each output.
 
 mod measurement;
 mod tensors;
@@ -20,7 +20,7 @@ fn max_pool(criterion: &mut Criterion) {
     group.bench_function("forward", |bencher| {
         bencher.iter(|| Cpu.max_pool_forward(window, &input, &output, Some(&indices)).unwrap());
     });
-    // The indices that the backward pass follows, whatever was chosen to run.
+    // The argmax indices that the backward pass needs, whichever benchmarks are selected.
     Cpu.max_pool_forward(window, &input, &output, Some(&indices)).unwrap();
     let gradient = Gradient { tensor: input, accumulate: false };
     group.bench_function("backward", |bencher| {

@@ -1,4 +1,4 @@
-//! Images a second on one core: decoding, and the training and test transform of a decoded image.
+//! Images per second on one core: decoding, and the training and test transform of a decoded image.
 //!
 //! `cargo bench --bench transform` draws its own image of 500 x 375 and stores it as JPEG. With
 //! `RETUNE_BENCH_FOLDER=FOLDER` (one folder per class) it measures whole epochs over those files instead.
@@ -28,7 +28,7 @@ fn one_image(criterion: &mut Criterion) {
     criterion.bench_function("decode a JPEG of 500 x 375", |bencher| {
         bencher.iter(|| decoder.decode_bytes(black_box(&jpeg), &mut image));
     });
-    decoder.decode_bytes(&jpeg, &mut image).expect("what was just encoded");
+    decoder.decode_bytes(&jpeg, &mut image).expect("a valid JPEG");
     let mut transformer = Transformer::default();
     let (training, test) = (Transform::training(IMAGE_SIZE, &[]), Transform::test(IMAGE_SIZE));
     let mut index = 0;

@@ -1,19 +1,20 @@
-// The activation functions, for kernels that apply one to values in registers. `Activation` in Rust.
+// The activation functions, for kernels that apply one to values in registers. Mirrors `Activation` in Rust.
 #pragma once
 
 #include "common.cuh"
 
 enum class Activation : int { kNone = 0, kRelu = 1 };
 
-// kNone is tested first: with kRelu first ptxas needs two registers more in batch_norm_forward_bf16, a block less at once.
+// kNone is tested first: with kRelu first, ptxas needs two more registers in batch_norm_forward_bf16, which costs a
+// block.
 __device__ __forceinline__ float activate(Activation activation, float value) {
     if (activation == Activation::kNone) return value;
-    // kRelu. Not fmaxf: a NaN stays a NaN.
+    // kRelu. fmaxf would discard a NaN.
     return value < 0 ? 0 : value;
 }
 
-// The gradient of the function's argument, given that of its result. `value` is the argument or, where that was not
-// kept, the result.
+// The gradient with respect to the argument, given that of the result. `value` is the argument or, if it was not kept,
+// the result.
 __device__ __forceinline__ float activate_backward(Activation activation, float value, float gradient) {
     if (activation == Activation::kNone) return gradient;
     return value > 0 ? gradient : 0;

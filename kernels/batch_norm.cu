@@ -1,39 +1,40 @@
-// Batch normalisation of [pixels, C] (NHWC with pixels = N H W), float32 or bf16, with the residual and the activation
-// that follow it (Ioffe and Szegedy, 2015).
+// Batch normalisation (Ioffe and Szegedy, 2015) of [pixels, C], NHWC with pixels = N H W, in float32 or bf16, fused
+// with the residual addition and the activation that follow it.
 //
-//   mean = sum x / pixels, variance = sum (x - mean)^2 / pixels       (training; else the running statistics)
-//   factor = weight / sqrt(variance + epsilon), summand = bias - mean factor
-//   output = activation(factor x + summand + residual)
+//   mean = sum x / pixels, variance = sum (x - mean)^2 / pixels       (training; otherwise the running statistics)
+//   scale = weight / sqrt(variance + epsilon), shift = bias - mean scale
+//   output = activation(scale x + shift + residual)                  (`factor` and `summand` in the code)
 //
-// and backward, with g the gradient of the activation's argument (for ReLU the output's gradient where the output is
-// positive, else 0) and n = (x - mean) / sqrt(variance + epsilon):
+// For the backward pass, let g be the gradient with respect to the argument of the activation (for ReLU: the output
+// gradient where the output is positive, otherwise 0) and n = (x - mean) / sqrt(variance + epsilon):
 //
 //   weight' = sum g n, bias' = sum g, residual' = g
-//   x' = factor (g - bias' / pixels - n weight' / pixels)             (training; else factor g)
+//   x' = scale (g - bias' / pixels - n weight' / pixels)              (training; otherwise scale g)
 //
-// All of it is bound by memory. Floors at batch 128 and 224 x 224 in bf16, where layer 1 has 401408 x 64 (51 MB):
-// forward reads x (and the residual) and writes the output, 103 (154) MB, 24 (36) us at 4.3 TB/s; backward reads x and
-// the gradient twice and writes x', 257 MB, 60 us; with a residual it also reads the output twice and writes g.
-// The arithmetic is 10 operations an element.
+// Bound by memory. Lower bounds at batch 128 and 224 x 224 in bf16, where layer1 has 401408 x 64 activations (51 MB):
+// forward reads x (and the residual) and writes the output, 103 (154) MB, 24 (36) us at 4.3 TB/s. Backward reads x and
+// the output gradient twice and writes x', 257 MB, 60 us; with a residual it also reads the output twice and writes g.
+// The arithmetic is 10 operations per element.
 //
-// Three kernels. The statistics of the forward pass come from the convolution (statistics.cuh), so forward is one pass.
-// Backward is one pass that reduces and one that writes. In all of them a thread keeps one group of channels, whose
-// constants it holds in registers, and walks over pixels: constants in shared memory would be read as often as the
-// activations, through fewer banks than a warp has channels. Neighbouring threads have neighbouring groups, so a warp
-// reads 512 (256) contiguous bytes, or several pixels of less. Forward and reduction take 16 bytes at once; the writing
-// pass takes four elements, as it has five constants a channel and would otherwise run with a third of the threads. Two
-// to four loads of each operand are under way in a thread at once. Where four or eight do not divide the channels, a
-// group is a single element.
+// There are three kernels. The convolution computes the statistics of the forward pass (statistics.cuh), so forward is
+// one pass. Backward is a pass that reduces and a pass that writes. In each kernel a thread keeps the constants of one
+// group of channels in registers and walks over pixels. Constants in shared memory would be read as often as the
+// activations, and a warp has more channels than shared memory has banks. Neighbouring threads have neighbouring
+// groups, so a warp reads 512 (256) contiguous bytes, or several pixels with fewer channels. Forward and the reduction
+// read 16 bytes at once. The writing pass reads four elements, because it keeps five constants per channel and would
+// otherwise run with a third of the threads. Each thread has two to four loads of each operand in flight. If the
+// channels are not divisible by four or eight, a group is one element.
 //
-// Tiles: 32 groups of channels (256 in bf16, 128 in float32 and in the writing pass) or all that there are, times as
-// many pixels as 256 threads make in 4 to 8 rounds: with more, small activations would leave multiprocessors idle; with
-// fewer, reading the channels' statistics from the second-level cache would be an eighth of the traffic and more.
+// Tiles: 32 groups of channels (256 channels in bf16, 128 in float32 and in the writing pass) or all groups if there
+// are fewer, times the pixels that 256 threads process in 4 to 8 rounds. With more rounds, small activations would
+// leave multiprocessors idle. With fewer, reading the statistics of the channels from the L2 cache would be an eighth
+// of the traffic or more.
 //
-// The reduction is cut by shape alone, into at most 1024 blocks, two or three times what a large GPU runs at once. A
-// block's sums go to a row of the workspace, and the last block adds the rows in order. Rounding of g to bf16 happens
-// once, when it is stored. An H100 (3.35 TB/s by its data sheet) moves, in layer 1 and the stem, 2.3 to 2.9 TB/s
-// forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the writing pass, the lower figures in bf16; in layer 4 the
-// reduction takes 31 to 38 us, several times its bytes.
+// The shape alone determines how the reduction is split: into at most 1024 blocks, two or three times as many as a
+// large GPU runs at once. A block writes its sums to a row of the workspace, and the last block adds the rows in order.
+// g is rounded to bf16 only when it is stored. In layer1 and the stem, an H100 (3.35 TB/s in its data sheet) moves 2.3
+// to 2.9 TB/s forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the writing pass; the lower figures are those of
+// bf16. In layer4 the reduction takes 31 to 38 us, several times longer than its bytes require.
 //
 // dynamic shared memory: batch_norm_reduce_fp32 4096
 // dynamic shared memory: batch_norm_reduce_bf16 8192
@@ -44,8 +45,9 @@ constexpr int kThreads = 256;
 
 constexpr int kGroupsPerTile = 32;
 
-// What a thread of a pass over all elements has: `Length` channels from `channel` on of every `lanes`-th pixel from
-// `pixel` up to `end`. Blocks differ in pixels along x and in channels along y.
+// The elements that a thread processes in a pass over all elements: the `Length` channels starting at `channel` of
+// every
+// `lanes`-th pixel from `pixel` to `end`. blockIdx.x selects pixels and blockIdx.y channels.
 template <int Length>
 struct Tile {
     int first_channel;   // of the block
@@ -65,7 +67,7 @@ struct Tile {
         lanes = kThreads / groups;
         const long long first = static_cast<long long>(blockIdx.x) * pixels_per_block;
         end = min(first + pixels_per_block, static_cast<long long>(pixels));
-        // Threads that are left over have no pixel.
+        // The remaining threads have no pixel.
         pixel = lane < lanes ? first + lane : end;
     }
 };
@@ -80,7 +82,7 @@ struct BatchNormForwardArguments {
     const void* input;         // [pixels, C]
     const void* residual;      // [pixels, C] or null
     void* output;              // [pixels, C]
-    const float* statistics;   // [2, C], the total: in training; else null
+    const float* statistics;   // [2, C], the total, in training; otherwise null
     const float* weight;       // [C]
     const float* bias;         // [C]
     float* running_mean;       // [C]
@@ -91,13 +93,14 @@ struct BatchNormForwardArguments {
     float epsilon;
     float momentum;
     Activation activation;
-    int vectorised;            // whether 16 bytes divide the channels
+    int vectorised;            // whether the channels are a multiple of 16 bytes
     int pixels_per_block;
     int padding;
 };
 
-// Mean, reciprocal deviation, factor and summand of the tile's channels, the latter two to shared memory. One block of
-// each tile writes them down and updates the running statistics, which no other block reads then.
+// Computes mean, inverse deviation, scale and shift of the tile's channels, and writes scale and shift to shared
+// memory. One block of each tile also stores all four and updates the running statistics, which no other block reads in
+// training.
 __device__ __forceinline__ void prepare(const BatchNormForwardArguments& arguments, int first_channel,
                                         int channel_count, float* factors, float* summands) {
     const int channels = arguments.channels;
@@ -138,7 +141,7 @@ __device__ __forceinline__ void prepare(const BatchNormForwardArguments& argumen
 
 template <class T, int Length>
 __device__ __forceinline__ void normalise(const BatchNormForwardArguments& arguments) {
-    // Loads of a thread under way at once.
+    // Loads of a thread that are in flight at once.
     constexpr int Rounds = 2;
     using Group = Vector<T, Length>;
     __shared__ float factors[kGroupsPerTile * Length];
@@ -209,7 +212,7 @@ struct BatchNormStatisticsArguments {
     int channels;
 };
 
-// One block a row: the statistics of kPixelsPerBlock pixels. A thread has a channel; neighbours read neighbours.
+// Each block writes one row: the statistics of kPixelsPerBlock pixels. Each thread handles one channel.
 template <class T>
 __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments& arguments) {
     __shared__ int flag;
@@ -226,7 +229,7 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
             sum += to_float(input[static_cast<size_t>(pixel) * channels + channel]);
         }
         const float mean = sum / static_cast<float>(count);
-        // What is left of the mean's rounding error is added to the sum, and taken from the squares.
+        // Corrects the sum and the squared deviations for the rounding error of the mean.
         float deviations = 0;
         float rest = 0;
 #pragma unroll 8
@@ -254,8 +257,8 @@ extern "C" __global__ void __launch_bounds__(256, 4)
 }
 
 struct BatchNormReduceArguments {
-    const void* input;             // [pixels, C], or null where neither weight gradient nor activation needs it
-    const void* output;            // [pixels, C] where it decides the activation's derivative; else null
+    const void* input;             // [pixels, C], or null if neither the weight gradient nor the activation needs it
+    const void* output;            // [pixels, C] if the derivative of the activation depends on it; otherwise null
     const void* output_gradient;   // [pixels, C]
     const float* saved_statistics;       // [4, C]
     float* rows;                   // [1 + groups + blocks, 2, C]: sums of g and of g n
@@ -270,11 +273,11 @@ struct BatchNormReduceArguments {
     int padding;
 };
 
-// The gradient of the activation's argument. `output` is the forward result where `has_output`; else the argument is
-// computed again.
+// The gradient with respect to the argument of the activation. With `has_output`, `output` is the forward result;
+// otherwise the argument is recomputed.
 __device__ __forceinline__ float before_activation(float gradient, Activation activation, bool has_output,
                                                    float output, float input, float factor, float summand) {
-    // Then the argument need not be computed.
+    // The gradient does not depend on the argument.
     if (activation == Activation::kNone) return gradient;
     const float value = has_output ? output : fmaf(input, factor, summand);
     return activate_backward(activation, value, gradient);
@@ -291,7 +294,7 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
     const int first_pixel = blockIdx.x * arguments.pixels_per_block;
     const int end = min(arguments.pixels, first_pixel + arguments.pixels_per_block);
     for (int first_column = 0; first_column < columns; first_column += kThreads) {
-        // `lanes` threads share each column and take every lanes-th pixel.
+        // `lanes` threads share a column; each processes every lanes-th pixel.
         const int width = min(kThreads, columns - first_column);
         const int lanes = kThreads / width;
         const int column = threadIdx.x % width;
@@ -327,7 +330,7 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
 #pragma unroll
             for (int i = 0; i < Length; i++) products[i] *= arguments.saved_statistics[channels + channel + i];
         }
-        // [lane][column][Length] in shared memory, first of the gradients and then of the products; lanes in order.
+        // Shared memory holds [lane][column][Length], first the gradients, then the products. Lanes are added in order.
         for (int which = 0; which < 2; which++) {
             __syncthreads();
             if (lane < lanes) {
@@ -375,11 +378,11 @@ extern "C" __global__ void __launch_bounds__(256, 3) batch_norm_reduce_bf16(cons
 }
 
 struct BatchNormBackwardArguments {
-    const void* input;               // [pixels, C] or null where nothing needs it
-    const void* output;              // as for the reduction
+    const void* input;               // [pixels, C], or null if nothing needs it
+    const void* output;              // as in the reduction
     const void* output_gradient;     // [pixels, C]
     const float* saved_statistics;         // [4, C]
-    const float* sums;               // [2, C]: sums of g and of g n, in training mode; else null
+    const float* sums;               // [2, C]: sums of g and of g n, in training; otherwise null
     void* input_gradient;            // [pixels, C] or null
     void* residual_gradient;         // [pixels, C] or null
     int pixels;
@@ -403,11 +406,11 @@ __device__ __forceinline__ void add_or_set(T* target, bool accumulate, float (&v
     store_floats<T, Length>(target, values);
 }
 
-// input' = factor g + slope (x - mean) + offset, with slope = -factor weight' / (deviation pixels) and
-// offset = -factor bias' / pixels.
+// x' = scale g + slope (x - mean) + offset, with slope = -scale weight' / (deviation pixels) and
+// offset = -scale bias' / pixels.
 template <class T, int Length>
 __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments& arguments) {
-    // Loads of a thread under way at once.
+    // Loads of a thread that are in flight at once.
     constexpr int Rounds = 2;
     using Group = Vector<T, Length>;
     const int channels = arguments.channels;
@@ -465,7 +468,7 @@ __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments
                 float values[Length];
 #pragma unroll
                 for (int i = 0; i < Length; i++) {
-                    // Without an input the slope is zero, and x stands for anything.
+                    // Without an input the slope is zero, so the value of x does not matter.
                     values[i] = fmaf(factor[i], g[i], fmaf(slope[i], x[i] - mean[i], offset[i]));
                 }
                 add_or_set<T, Length>(input_gradient + element, arguments.accumulate_input != 0, values);

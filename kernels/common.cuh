@@ -1,4 +1,4 @@
-// Indexing, vector access, reductions in a fixed order. Every kernel file includes this one.
+// Indexing, vector access, and reductions in a fixed order. Every kernel file includes this file.
 #pragma once
 
 #include "ptx.cuh"
@@ -6,7 +6,7 @@
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The upper half of a float.
+// The upper half of a float32.
 struct bf16 {
     uint16_t bits;
 };
@@ -33,7 +33,7 @@ __device__ __forceinline__ bf16 from_float<bf16>(float value) {
 }
 
 // Elements that are read and written at once. `Count` times the size of an element is a power of two of at most 16
-// bytes, and so is the alignment of the address.
+// bytes, and the address is aligned to it.
 template <class T, int Count>
 struct __align__(sizeof(T) * Count) Vector {
     T elements[Count];
@@ -62,7 +62,7 @@ __device__ __forceinline__ int divide_up(int dividend, int divisor) {
     return (dividend + divisor - 1) / divisor;
 }
 
-// The sum over a warp, in every lane: the same order of additions in each.
+// Returns the sum over a warp in every lane. The order of additions is the same in each lane.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
     for (int distance = kWarp / 2; distance > 0; distance /= 2) {
@@ -71,8 +71,8 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
-// The sum over a block of `Threads` threads (a multiple of 32), in every thread. `scratch` has Threads / 32 floats of
-// shared memory. All threads take part; may be called again at once.
+// Returns the sum over a block of `Threads` threads (a multiple of 32) in every thread. `scratch` has Threads / 32
+// floats of shared memory. All threads must call it; it can be called again immediately.
 template <int Threads>
 __device__ __forceinline__ float block_sum(float value, float* scratch) {
     constexpr int warps = Threads / kWarp;
@@ -86,12 +86,12 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     return sum;
 }
 
-// Counts this block in and tells all its threads whether it is the last of `expected`: then everything that the others
-// wrote before they arrived can be read. The counter is zero before the first and after the last. `flag` is an int of
-// shared memory. Threads of the block have passed a barrier when it returns.
+// Counts the arrival of this block and returns to all its threads whether it is the last of `expected`. The last block
+// can read everything that the others wrote before they arrived. The counter is zero before the first block and after
+// the last. `flag` is an int in shared memory. The threads of the block have passed a barrier when it returns.
 //
-// The pattern is that of NVIDIA's sample threadFenceReduction: every thread's writes, a fence, a barrier, and one
-// thread that counts. Which block is last changes from run to run; what it computes must not.
+// The pattern is that of NVIDIA's sample threadFenceReduction: all threads write, then a fence, a barrier, and one
+// thread that counts. The last block differs from run to run; its result must not.
 __device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected, int* flag) {
     __threadfence();
     __syncthreads();
@@ -107,8 +107,8 @@ __device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected
     return last;
 }
 
-// Partial statistics of a channel over some pixels: how many, their sum, and the sum of squared deviations from their
-// own mean.
+// Partial statistics of a channel over some pixels: their number, their sum, and the sum of squared deviations from
+// their mean.
 struct Statistics {
     float count;
     float sum;

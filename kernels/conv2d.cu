@@ -1,58 +1,57 @@
-// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and the
-// weight are stored as float32 or bf16, the gradient of the weight always as float32. It is all of the convolutions in
-// fp32, and in tf32 and bf16 what the tensor-core kernels do not take.
+// Two-dimensional convolution in float32 arithmetic, forward and both gradients, for any sizes. Activations and weights
+// are stored as float32 or bf16; the weight gradient is always float32. In fp32 these kernels compute every
+// convolution; in tf32 and bf16 they compute those that the tensor-core kernels do not support.
 //
 //   output (n, p, q, k)          = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
 //   input gradient (n, h, w, c)  = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
 //                                  weight (k, r, s, c), where the stride u divides both
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
 //                                  input (n, p u + r - pad, q u + s - pad, c)
-//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; outside the image there are zeros
+//   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]; the padding outside the image is zero
 //
-// Each is a matrix product result (row, column) = sum over depth of left (row, depth) right (depth, column) whose left
-// factor is gathered from the activation and never stored (implicit GEMM):
+// Each is a matrix product, result (row, column) = sum over depth of left (row, depth) right (depth, column). The left
+// operand is gathered from the activations and never stored (implicit GEMM):
 //
-//                   | row              | column | depth             | left                             | right
-//   forward         | pixel (n, p, q)  | k      | tap (r, s), c     | input (origin + (r, s), c)       | weight
-//   input gradient  | pixel of a class | c      | tap (a, b), k     | output gradient (origin - (a, b), k) | weight
-//   weight gradient | r, s, c          | k      | pixel (n, p, q)   | input (origin (pixel) + (r, s), c) | output gradient
+//                   | row              | column | depth           | left                                 | right
+//   forward         | pixel (n, p, q)  | k      | tap (r, s), c   | input (origin + (r, s), c)           | weight
+//   input gradient  | pixel of a class | c      | tap (a, b), k   | output gradient (origin - (a, b), k) | weight
+//   weight gradient | r, s, c          | k      | pixel (n, p, q) | input (origin (pixel) + (r, s), c)   | output gradient
 //
-// with origin (p u - pad, q u - pad). A class is the input's pixels with h = u i + y, w = u j + x for one (y, x): only
-// the filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) / u), ...),
-// columns likewise. So each class is a dense product of its own (blockIdx.z) and nothing is multiplied by zeros. A
-// class that no tap reaches gets zeros, or is left alone where the gradient is added to what is there.
+// The origin is (p u - pad, q u - pad). A class is the set of input pixels with h = u i + y, w = u j + x for one (y,
+// x). Only the filter rows r = r0 + u a with r0 = (y + pad) mod u reach it, and its origin is (i + floor ((y + pad) /
+// u), ...); columns likewise. So each class is a dense product of its own (blockIdx.z), and no multiplication by zero
+// is wasted. A class that no tap reaches is set to zero, or stays unchanged if the gradient is accumulated.
 //
-// Bound: operations. ResNet-18, batch 128, 224 x 224: a 3 x 3 layer is 30 GFLOP (15 with stride 2) in each of the three
-// passes over 36 to 206 MB, so 440 us (220 us) by the 67 TFLOP/s of an H200 and 8 to 48 us by its bytes; on a T4 (8.1
-// TFLOP/s, 320 GB/s) 3.7 ms and 0.1 to 0.6 ms. The stem is 30 GFLOP over 488 MB. 1 x 1 with stride 2 is 2 GFLOP, 25 us,
-// over 40 to 154 MB. All forward convolutions 464 GFLOP, 6.9 ms on an H200; the whole step three times that, less the
-// input gradient of the stem. An H100 (67 TFLOP/s as well) reaches 30 TFLOP/s forward, 30 to 35 in the input gradient
-// and 26 to 31 in the weight gradient of 3 x 3 layers, and 9 TFLOP/s in the stem's weight gradient, whose grid is 128
-// blocks.
+// Bound by operations. For ResNet-18 at batch 128 and 224 x 224, a 3 x 3 layer is 30 GFLOP (15 with stride 2) over 36
+// to 206 MB in each of the three passes: 440 us (220 us) at the 67 TFLOP/s of an H200, but 8 to 48 us for its bytes. On
+// a T4 (8.1 TFLOP/s, 320 GB/s) that is 3.7 ms, and 0.1 to 0.6 ms. The stem is 30 GFLOP over 488 MB. A 1 x 1 layer with
+// stride 2 is 2 GFLOP, 25 us, over 40 to 154 MB. All forward convolutions together are 464 GFLOP, 6.9 ms on an H200; a
+// whole step takes three times that, less the input gradient of the stem. An H100 (also 67 TFLOP/s) reaches 30 TFLOP/s
+// forward, 30 to 35 in the input gradient and 26 to 31 in the weight gradient of 3 x 3 layers, and 9 TFLOP/s in the
+// weight gradient of the stem, whose grid has 128 blocks.
 //
-// Tiles: a block of 128 threads makes 128 rows x 64 columns, a thread 8 x 8 of them. 128 pixels because each row of
-// partial statistics is of that many; 64 columns because that is all that layer 1 has. For each depth a thread loads
-// 16 floats of shared memory for 64 multiply-adds: a warp's four loads are of 64 or 128 contiguous bytes, so shared
-// memory is busy for at most half of the time of the arithmetic; 8 x 4 would make that three quarters. Eight depths
-// are a step, because 12 floats a thread are on their way for the next one and longer steps would take more registers
-// for that.
-// occupancy: 134 to 168 registers a thread, 3 blocks of 4 warps, 19 % on sm_80 and sm_90, 38 % on sm_75. It
-// wins because a warp has 64 independent multiply-adds at each depth and the next step's loads are under way for 512
-// of them; with 128 registers and 4 blocks the sums are spilled, with 4 x 8 results a thread shared memory is what
-// bounds it.
+// Tiles: a block of 128 threads computes 128 rows x 64 columns, 8 x 8 per thread. There are 128 rows because a row of
+// partial statistics covers 128 pixels, and 64 columns because layer1 has no more. At each depth a thread loads 16
+// floats from shared memory for 64 multiply-adds. Each of a warp's four loads covers 64 or 128 contiguous bytes, so
+// shared memory is busy for at most half of the arithmetic's time; with 8 x 4 per thread it would be three quarters. A
+// step is eight depths: 12 floats per thread are in flight for the next step, and longer steps would take more
+// registers.
+// occupancy: 134 to 168 registers per thread allow 3 blocks of 4 warps: 19 % on sm_80 and sm_90, 38 % on sm_75. This is
+// faster because a warp has 64 independent multiply-adds at each depth and loads the next step during 512 of them. With
+// 128 registers and 4 blocks, sums spill; with 4 x 8 results per thread, shared memory is the limit.
 //
-// Loads: forward and input gradient, thread t has row t: it decomposes one pixel into image, row and column, once,
-// and then walks over taps with additions. It reads 32 contiguous bytes (float32), a whole sector. Weight gradient: a
-// thread has one place of the filter and walks over pixels. Four channels at once where the channels are a multiple of
-// four.
+// Loads: in forward and the input gradient, thread t handles row t. It decomposes one pixel into image, row and column
+// once and then walks over the taps with additions. It reads 32 contiguous bytes (float32), a whole sector. In the
+// weight gradient, a thread handles one position of the filter and walks over pixels. If the channels are a multiple of
+// four, four are read at once.
 //
-// The weight gradient's depth is up to 1.6 million pixels, its result small (5 tiles in layer 1): the pixels are split
-// over blocks, as many as fill the multiprocessors once. Each writes its sums to the workspace [splits, K, R S C], and
-// the last to arrive at a tile adds them in ascending order: the schedule changes no bit.
+// The depth of the weight gradient is up to 1.6 million pixels, but its result is small (5 tiles in layer1). The pixels
+// are therefore split over as many blocks as fill the multiprocessors once. Each block writes its sums to the workspace
+// [splits, K, R S C], and the last block to arrive at a tile adds them in ascending order, so the result does not
+// depend on scheduling.
 //
-// Statistics are of the output as it is stored, after rounding: a block's sums and squared deviations from its own
-// mean come from its registers, over lanes and threads in a fixed order; see statistics.cuh for how blocks are
-// combined.
+// Statistics describe the output as it is stored, after rounding. A block computes sums and squared deviations from its
+// own mean in registers, over lanes and threads in a fixed order; statistics.cuh explains how blocks are combined.
 
 #include "common.cuh"
 #include "conv2d.cuh"
@@ -65,9 +64,9 @@ struct Conv2dForwardArguments {
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
     Conv2dGeometry geometry;
-    int column_tiles;      // tiles over the output channels; blockIdx.x counts them first
-    int vectors;           // four input channels may be read at once
-    int result_vectors;    // four output channels may be written at once
+    int column_tiles;      // tiles over the output channels, the fastest index in blockIdx.x
+    int vectors;           // whether four input channels can be read at once
+    int result_vectors;    // whether four output channels can be written at once
 };
 
 template <class T>
@@ -76,10 +75,10 @@ struct Conv2dInputGradientArguments {
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
     Conv2dGeometry geometry;
-    int column_tiles;      // tiles over the input channels; blockIdx.x counts them first
-    int accumulate;        // add to what is in `input_gradient`
-    int vectors;           // four output channels may be read at once
-    int result_vectors;    // four input channels may be read and written at once
+    int column_tiles;      // tiles over the input channels, the fastest index in blockIdx.x
+    int accumulate;        // add to the values in `input_gradient`
+    int vectors;           // whether four output channels can be read at once
+    int result_vectors;    // whether four input channels can be read and written at once
     int reserved;
 };
 
@@ -88,13 +87,13 @@ struct Conv2dWeightGradientArguments {
     const T* input;              // [N, H, W, C]
     const T* output_gradient;    // [N, OH, OW, K]
     float* weight_gradient;      // [K, R, S, C]
-    float* partial;              // [splits, K, R, S, C], unused where there is one split
-    unsigned* counters;          // zeros, one a tile
+    float* partial;              // [splits, K, R, S, C], unused with one split
+    unsigned* counters;          // zeros, one per tile
     Conv2dGeometry geometry;
-    int column_tiles;        // tiles over the output channels; blockIdx.x counts them first
+    int column_tiles;        // tiles over the output channels, the fastest index in blockIdx.x
     int pixels_per_split;    // blockIdx.y is the split
-    int vectors;             // four input channels may be read, and four of the result written, at once
-    int column_vectors;      // four output channels may be read at once
+    int vectors;             // whether four input channels can be read, and four results written, at once
+    int column_vectors;      // whether four output channels can be read at once
     int reserved;
 };
 
@@ -104,16 +103,16 @@ constexpr int kThreads = 128;
 constexpr int kRows = 128;
 constexpr int kColumns = 64;
 constexpr int kDepth = 8;
-// Four floats on, so that the forward pass's transposed stores of two chunks of depth meet in no bank.
+// Padded by four floats so that the forward pass's transposed stores of two chunks of depth have no bank conflict.
 constexpr int kColumnStride = kColumns + 4;
 constexpr int kRowGroups = kThreads / 8;
-// Where no tap reaches: far outside any image, either way.
+// A coordinate that no tap reaches: far outside any image in both directions.
 constexpr int kNowhere = -(1 << 30);
 
 static_assert(kRows == kThreads, "a thread gathers one row");
 static_assert(kRows == kPixelsPerBlock, "a tile is one row of statistics");
 
-// Two stages of both factors, depth outermost.
+// Two stages of both operands; depth is the outermost dimension.
 struct Tiles {
     float left[2][kDepth][kRows];
     float right[2][kDepth][kColumnStride];
@@ -150,7 +149,7 @@ __device__ __forceinline__ void multiply_step(const Tiles& tiles, int stage, Sum
     }
 }
 
-// Adds the product to `sums`. The tiles may be used again when it returns.
+// Adds the product to `sums`. The tiles can be reused when it returns.
 template <class Loader>
 __device__ __forceinline__ void multiply(Loader& loader, int steps, Tiles& tiles, Sums& sums) {
     if (steps > 0) {
@@ -163,13 +162,13 @@ __device__ __forceinline__ void multiply(Loader& loader, int steps, Tiles& tiles
         const bool more = step + 1 < steps;
         if (more) loader.load();
         multiply_step(tiles, stage, sums);
-        // Everybody left this stage before the last barrier.
+        // All threads finished reading this stage before the last barrier.
         if (more) loader.store(tiles, stage ^ 1);
         __syncthreads();
     }
 }
 
-// Up to four neighbours, `count` of which exist; with `vectors` all or none do.
+// Loads up to four neighbours, of which `count` exist; with `vectors`, `count` is 4 or at most 0.
 template <class T>
 __device__ __forceinline__ void load_four(float (&values)[4], const T* source, int count, bool vectors) {
     if (vectors && count > 0) {
@@ -192,7 +191,7 @@ __device__ __forceinline__ void store_four(T* target, const float (&values)[4], 
     }
 }
 
-// A place in the depth of forward and input gradient.
+// A position in the depth of forward and input gradient.
 struct Tap {
     int row;
     int column;
@@ -211,8 +210,8 @@ struct Tap {
     }
 };
 
-// The left factor of forward and input gradient: row t of the tile for thread t, `kVector` channels at once, of which
-// the number of channels is a multiple.
+// The left operand of forward and input gradient: thread t loads row t of the tile, `kVector` channels at once. The
+// number of channels is a multiple of `kVector`.
 template <class T, int kVector, bool kGradient>
 struct Gather {
     const T* source;
@@ -221,7 +220,7 @@ struct Gather {
     int channels;
     int tap_rows;
     int tap_columns;
-    int pixel;    // the origin's
+    int pixel;    // of the origin
     int y;
     int x;
     Tap tap;
@@ -252,7 +251,7 @@ struct Gather {
 template <class T, int kVector>
 struct ForwardLoader {
     Gather<T, kVector, false> left;
-    const T* weight;    // the column's
+    const T* weight;    // of the column
     int depth;          // of the next step
     int depths;         // 0 for a column that does not exist
     float right[4];
@@ -274,11 +273,11 @@ struct ForwardLoader {
 template <class T, int kVector>
 struct InputGradientLoader {
     Gather<T, kVector, true> left;
-    const T* weight;    // the first of four columns'
+    const T* weight;    // of the first of four columns
     int columns;        // how many of the four exist
     bool vectors;
     Tap tap;            // of the thread's depth in the next step
-    int first_row;      // the filter's row is first_row + stride * tap.row
+    int first_row;      // the filter row is first_row + stride * tap.row
     int first_column;
     int stride;
     int kernel_width;
@@ -300,14 +299,14 @@ struct InputGradientLoader {
     }
 };
 
-// A thread has `kVector` neighbouring rows of the left tile at every kVector-th pixel.
+// A thread loads `kVector` neighbouring rows of the left tile at every kVector-th pixel.
 template <class T, int kVector>
 struct WeightGradientLoader {
-    const T* input;               // at the rows' channel
+    const T* input;               // at the channel of the rows
     const T* output_gradient;     // at the first of four columns
     int columns;                  // how many of the four exist
     bool vectors;
-    bool exists;                  // whether the rows do
+    bool exists;                  // whether the rows exist
     int height;
     int width;
     int input_channels;
@@ -315,12 +314,12 @@ struct WeightGradientLoader {
     int output_width;
     int output_channels;
     int stride;
-    int top;                      // the filter's row, less the padding
-    int left_edge;                // the filter's column, less the padding
-    int picture;                  // the pixel that is read next
+    int top;                      // filter row minus padding
+    int left_edge;                // filter column minus padding
+    int picture;                  // image, row and column of the next pixel to read
     int row;
     int column;
-    int remaining;                // pixels of the split from there on
+    int remaining;                // pixels of the split that are left to read
     long long gradient_pixel;     // the pixel whose gradient is read next
     int gradient_remaining;
     float left[kDepth];
@@ -369,7 +368,7 @@ struct WeightGradientLoader {
     }
 };
 
-// Writes this block's row of the partial statistics: of the first `count` rows of its tile, whose others are zeros.
+// Writes this block's row of the partial statistics, over the first `count` rows of its tile. The other rows are zero.
 __device__ __forceinline__ void write_statistics(const Sums& sums, int count, float* row, int channels, int first_channel,
                                                  Tiles& tiles) {
     float(*partial)[kColumns] = reinterpret_cast<float(*)[kColumns]>(&tiles.left[0][0][0]);
@@ -468,7 +467,7 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
     const int blocks = static_cast<int>(gridDim.x) / arguments.column_tiles;
     float* row = arguments.statistics + static_cast<long long>(block_row(pixel_tile, blocks)) * 2 * channels;
     write_statistics(sums, count, row, channels, first_channel, tiles);
-    // Each tile of channels has counters of its own.
+    // Each tile of channels has its own counters.
     unsigned* counters = arguments.counters + first_channel / kColumns * (1 + groups_of(blocks));
     combine_statistics(arguments.statistics, channels, first_channel, min(kColumns, channels - first_channel), pixels,
                        pixel_tile, blocks, counters, &flag);
@@ -479,7 +478,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
     const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
     const int stride = geometry.stride;
-    // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
+    // If the padding is odd, as in ResNet, the last class has the most taps, so it starts first.
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
     const int parity_column = parity - parity_row * stride;
@@ -599,7 +598,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     Sums sums = {};
     multiply(loader, divide_up(split_pixels, kDepth), tiles, sums);
 
-    // A thread's own part of the result or of a split's sums, four rows at once.
+    // The thread's part of the result or of a split's sums, four rows at once.
     const auto for_each_part = [&](auto&& visit) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {

@@ -1,4 +1,4 @@
-// The sizes of a convolution, as every kernel of one takes them: Conv2dShape in Rust.
+// The sizes of a convolution, as its kernels receive them. Mirrors `Conv2dShape` in Rust.
 #pragma once
 
 #include "statistics.cuh"

@@ -1,65 +1,72 @@
-// The first convolution of a ResNet on tensor cores, bf16 and tf32, sm_80 and later: 7 x 7, stride 2, three channels;
-// forward and gradient of the weight.
+// The first convolution of a ResNet on tensor cores, in bf16 and tf32, for sm_80 and later: 7 x 7, stride 2, three
+// channels; forward and weight gradient.
 //
 //   output (n, p, q, k)          = sum over r, s, c of input (n, 2 p + r - pad, 2 q + s - pad, c) weight (k, r, s, c)
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k) input (n, 2 p + r - pad, ...)
-//   input [N, H, W, 3], weight [K, 7, 7, 3], output [N, OH, OW, K]; any image, any padding. K is any number forward,
-//   and for the gradient a multiple of 16 bytes
+//   input [N, H, W, 3], weight [K, 7, 7, 3], output [N, OH, OW, K]; any image size, any padding. Forward supports any K;
+//   the gradient needs K to be a multiple of 16 bytes
 //
-// Three channels make no 16-byte copies and no tensor-core depth. But what a filter row reads for one output pixel is
-// 21 consecutive elements, and for the next output pixel the 21 that begin 6 later. So the input of a tile of 128
-// output pixels is staged once, as it is (the patch), and multiplications read their operands there: the depth is (r,
-// element), and element d of filter row r for pixel q lies at place (q) + r pitch + d. A tile that spans several output
-// rows is as many runs of pixels, whose spans follow each other in each of the seven rows of the patch.
+// Three channels fill neither a 16-byte copy nor the depth of a tensor-core instruction. But for one output pixel, a
+// filter row reads 21 consecutive elements, and for the next output pixel the 21 elements that begin 6 later. So the
+// input of a tile of 128 output pixels is copied to shared memory as it is (the patch), and the multiplications read
+// their operands there. The depth is (r, element); element d of filter row r for pixel q lies at offset (q) + r pitch +
+// d. A tile that spans several output rows consists of several runs of pixels, whose spans follow each other in each of
+// the seven rows of the patch.
 //
-// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero); sums are float32; a forward result
-// is rounded once. Statistics are of the rounded output, from registers; see statistics.cuh for how they are combined.
+// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero). Sums are float32, and a forward
+// result is rounded once. Statistics describe the rounded output and are computed in registers; statistics.cuh explains
+// how they are combined.
 //
-// Words: everything is counted in words of 4 bytes, two bf16 or one tf32, because fragments are: those of a step of
-// depth (16 of bf16, 8 of tf32) hold the words t and t + 4 of it for lanes t = 0..3 of four. With bf16 a filter row is
-// 22 elements, 11 words, of which the first has weight zero: with the usual padding of 3 a window begins at an odd
-// element of an even row, the element before it is aligned to a word, and the whole patch can be copied asynchronously
-// word by word. (Rows of odd length are copied element by element.) Depth is then 154 of 160 (10 steps) or, in tf32,
-// 147 of 152 (19 steps); beyond it the weights are zeros and the pixel's first word is read. Zero times an infinite
-// neighbour is not zero: an image with an infinity or NaN spoils, besides the outputs that read it, others near it.
+// Words: the unit of all sizes is a word of 4 bytes (two bf16 or one tf32), because fragments consist of words: lanes t
+// = 0..3 of four hold the words t and t + 4 of a step of depth (16 of bf16, 8 of tf32). In bf16 a filter row is 22
+// elements or 11 words, and the weight of the first element is zero. With the usual padding of 3, a window begins at an
+// odd element of an even row, so the element before it is aligned to a word, and the whole patch can be copied
+// asynchronously word by word. (Rows of odd length are copied element by element.) The depth is then 154 of 160 (10
+// steps) or, in tf32, 147 of 152 (19 steps). Beyond it, the weights are zero and the pixel's first word is read. Zero
+// times infinity is NaN, so an infinity or NaN in an image can also affect outputs near those that read it.
 //
-// Bound forward: operations as much as bytes. Batch 128, 224 x 224, K = 64, bf16: 30 GFLOP, 244 MB: 60 us at 500
-// TFLOP/s, 57 us at 4.3 TB/s; with the depth's zeros 66 us. tf32: 120 us by operations, 114 us by bytes. The gradient:
-// the same, and the parts of the splits, 22 MB written and read. An H100 takes forward 0.55 ms in bf16 and 0.83 ms in
-// tf32, far above either bound; the gradient and the sum of its parts 0.20 and 0.37 ms.
+// Bound forward by operations and bytes alike. At batch 128, 224 x 224, K = 64 in bf16: 30 GFLOP and 244 MB, 60 us at
+// 500 TFLOP/s and 57 us at 4.3 TB/s; with the zeros of the depth 66 us. In tf32: 120 us for the operations, 114 us for
+// the bytes. The gradient needs the same, and 22 MB written and read for the partial sums. An H100 takes 0.55 ms
+// forward in bf16 and 0.83 ms in tf32, far above both bounds, and 0.20 and 0.37 ms for the gradient with the addition
+// of its partial sums.
 //
-// Forward: blocks of 128 threads stay, load the weights once (12544 tiles of 18 KB of weights each would be 240 MB from
-// L2, and cannot be copied by 16 bytes) and go from tile to tile: 128 pixels x 64 channels, four warps of 64 x 32. In a
-// step of depth a warp reads 16 words a lane of the patch and two ldmatrix of weights for 16 multiplications: 24 clocks
-// of shared memory, 96 for the block, while the step's 131,072 pairs of bf16 take 103 at the 1270 a clock that mma.sync
-// may reach on an H100. The next tile's patch is copied while results leave. Four blocks a multiprocessor in bf16 (25
-// %) hide the rest of each other's waiting.
+// Forward: blocks of 128 threads are persistent. They load the weights once and move from tile to tile; 12544 tiles
+// that each load 18 KB of weights would read 240 MB from L2, and the weights cannot be copied in units of 16 bytes. A
+// tile is 128 pixels x 64 channels, four warps of 64 x 32. In a step of depth, a warp reads 16 words per lane of the
+// patch and two ldmatrix of weights for 16 multiplications: 24 clocks of shared memory, 96 for the block. The 131,072
+// pairs of bf16 of the step take 103 clocks at the 1270 per clock that mma.sync can reach on an H100. The next patch is
+// copied while results are written. In bf16, four blocks per multiprocessor (25 %) hide the remaining latency.
+//
 // Gradient: 64 channels x 160 of depth, summed over the pixels of consecutive tiles, four warps of 32 x 80. The output
-// gradient is staged as [pixels][64 channels] and read transposed; of the patch, a lane reads words of two neighbouring
-// pixels and puts their lower halves together for one fragment, their upper halves for another (bf16). A step of 16
-// pixels (8 of tf32) is 30 clocks of shared memory a warp, 120 for the block, for 163,840 pairs: 129 clocks.
-// occupancy: 18.75 % in tf32: 64 or 80 sums a thread, the patch and the weights or the output gradient in four bytes
-// leave room for three blocks in 228 KB (two in 164 KB). A step of depth is half as deep there for the same loads, so
-// that smaller tiles would be bound by shared memory.
+// gradient is stored in shared memory as [pixels][64 channels] and read transposed. From the patch, a lane reads words
+// of two neighbouring pixels and combines their lower halves into one fragment and their upper halves into another
+// (bf16). A step of 16 pixels (8 of tf32) takes 30 clocks of shared memory per warp, 120 for the block, for 163,840
+// pairs: 129 clocks.
+// occupancy: 18.75 % in tf32: 64 or 80 sums per thread, the patch, and the weights or the output gradient in four bytes
+// leave room for three blocks in 228 KB (two in 164 KB). In tf32 a step of depth is half as deep for the same loads, so
+// smaller tiles would be bound by shared memory.
 //
-// Parts: a split is some tiles of a block that stays, 528 on 132 multiprocessors, 40 KB of sums each. A second launch
-// adds them: eight slices of the splits, then the slices, each in ascending order. (In one launch the last block to
-// arrive would read 2 x 23 parts alone, about 17 us.)
+// Partial sums: a split consists of some tiles of a persistent block. There are 528 splits on 132 multiprocessors, with
+// 40 KB of sums each. A second launch adds them: first eight slices of the splits, then the slices, each in ascending
+// order. (In a single launch, the last block to arrive would read 2 x 23 partial sums alone, about 17 us.)
 //
-// Shared memory, in words: forward [64 channels][84 or 156] of weights, [128] places, [7][pitch] of the patch; gradient
-// [128 pixels][64 channels] of the output gradient, places, patch. At ResNet's 112 columns a tile has up to three runs
-// and the pitch is 427 or 821. Free of bank conflicts:
-//   Patch: the pitch is that of a filter row of depth (11 or 21) modulo 32, so word w of depth lies in bank place + w
-//     whichever row it is in. Forward in bf16 the lanes (g, t) read 3 g + t + const, 0..24. In tf32 they would read 6 g
-//     + t, some of which meet; so the fragment's rows are the even pixels, then the odd ones: 12 g + t modulo 32 are
-//     eight groups of four, all different. The gradient reads 6 t + g, 0..25. Equal words are one access; the few tiles
-//     where a fragment spans two runs may have conflicts.
-//   Weights: a row is 21 or 39 chunks of 16 bytes, an odd number: ldmatrix reads eight rows in different banks.
-//   Output gradient: chunk j of pixel i at j ^ (i mod 8), or in tf32 j ^ 2 (i mod 4), as in conv2d_weight_gradient.cu.
-// Results leave from registers: weights are placed such that a lane has eight channels in a row, so four lanes write 64
-// or 128 consecutive bytes.
+// Shared memory, in words: forward stores the weights [64 channels][84 or 156], the offsets [128] and the patch
+// [7][pitch]; the gradient stores the output gradient [128 pixels][64 channels], the offsets and the patch. At ResNet's
+// 112 columns, a tile has up to three runs and the pitch is 427 or 821. There are no bank conflicts:
+//   Patch: the pitch is that of a filter row of depth (11 or 21) modulo 32, so word w of depth lies in bank offset + w,
+//     whatever its row. In bf16, the lanes (g, t) of forward read 3 g + t + const, 0..24. In tf32 they would read 6 g +
+//     t, and some of these collide; so the rows of the fragment are the even pixels, then the odd ones: 12 g + t modulo
+//     32 are eight groups of four, all different. The gradient reads 6 t + g, 0..25. Equal words are one access. The
+//     few tiles in which a fragment spans two runs may have conflicts.
+//   Weights: a row is 21 or 39 chunks of 16 bytes, an odd number, so ldmatrix reads eight rows in different banks.
+//   Output gradient: chunk j of pixel i lies at j ^ (i mod 8), or in tf32 at j ^ 2 (i mod 4), as in
+//     conv2d_weight_gradient.cu.
 //
-// The emulator shows none of: bank conflicts, whether four blocks hide the latency of a patch, coalescing, and memory
+// Results are written from registers. The order of the weights gives each lane eight consecutive channels, so four
+// lanes write 64 or 128 consecutive bytes.
+//
+// The emulator cannot show bank conflicts, whether four blocks hide the latency of a patch, coalescing, or memory
 // ordering beyond barriers.
 //
 // dynamic shared memory: conv2d_stem_forward_bf16 33972
@@ -77,7 +84,7 @@ struct Conv2dStemForwardArguments {
     const T* weight;       // [K, 7, 7, 3]
     T* output;             // [N, OH, OW, K]
     float* statistics;     // [rows, 2, K] or null
-    unsigned* counters;    // zeros: for each tile of channels one and one for each group of tiles
+    unsigned* counters;    // zeros, for each tile of channels: one, and one for each group of tiles
     Conv2dGeometry geometry;
     int patch_pitch;       // words from one row of the patch to the next
 };
@@ -89,7 +96,7 @@ struct Conv2dStemWeightGradientArguments {
     float* workspace;            // [splits, tiles of channels, fragments, threads, 4]
     Conv2dGeometry geometry;
     int patch_pitch;             // words from one row of the patch to the next
-    int split_tiles;             // tiles of pixels of a split (blockIdx.x); the last may have fewer
+    int split_tiles;             // tiles of pixels in a split (blockIdx.x); the last split may have fewer
     int reserved;
 };
 
@@ -110,21 +117,21 @@ constexpr int kInputChannels = 3;
 constexpr int kStride = 2;
 constexpr int kFilterRow = kFilter * kInputChannels;
 constexpr int kFilterLength = kFilter * kFilterRow;
-constexpr int kStepWords = 8;     // of depth, of one multiplication
+constexpr int kStepWords = 8;     // of depth in one multiplication
 constexpr int kChunkWords = 4;    // 16 bytes
 static_assert(kThreads == kPixels, "each thread tells where one pixel lies");
 
-// In words of four bytes: two elements of bf16, one float.
+// Sizes in words of four bytes: two elements of bf16, one float.
 template <class T>
 struct Format;
 
 template <>
 struct Format<bf16> {
-    static constexpr int kElements = 2;      // of a word
-    static constexpr int kLead = 1;          // elements before the filter's row whose weight is zero
-    static constexpr int kRowWords = 11;     // of depth, of a row of the filter
+    static constexpr int kElements = 2;      // in a word
+    static constexpr int kLead = 1;          // elements before the filter row, with weight zero
+    static constexpr int kRowWords = 11;     // of depth in a filter row
     static constexpr int kPixelWords = 3;    // from one output pixel to the next
-    static constexpr int kRunWords = 8;      // of a run beyond those
+    static constexpr int kRunWords = 8;      // of a run in addition to kPixelWords per pixel
     static constexpr int kSteps = 10;
 };
 
@@ -144,14 +151,14 @@ constexpr int kDepthWords = Format<T>::kSteps * kStepWords;
 template <class T>
 constexpr int kWeightPitch = kDepthWords<T> + kChunkWords;
 
-// Where a word of depth lies in the patch, from a pixel's first one; at the pixel's first where there is none.
+// The offset of a word of depth in the patch from the first word of a pixel; 0 for a word beyond the depth.
 template <class T>
 __device__ __forceinline__ int depth_offset(int word, int patch_pitch) {
     const int row = word / Format<T>::kRowWords;
     return row < kFilter ? word + row * (patch_pitch - Format<T>::kRowWords) : 0;
 }
 
-// An operand of a multiplication from a word of the patch.
+// Converts a word of the patch to an operand of a multiplication.
 template <class T>
 __device__ __forceinline__ uint32_t operand(uint32_t word) {
     if constexpr (sizeof(T) == 2) return word;
@@ -164,8 +171,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
     else multiply_add_tf32(d, a, b0, b1);
 }
 
-// Begins to copy the input that a tile of pixels reads, and writes where in the patch each of them begins. Pixels past
-// the last are told the first one's place.
+// Starts to copy the input that a tile of pixels reads, and writes the offset at which each pixel begins in the patch.
+// Pixels past the last one get the offset of the first.
 template <class T, class Arguments>
 __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile, uint32_t* patch, int* places) {
     const Conv2dGeometry& geometry = arguments.geometry;
@@ -199,8 +206,8 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
         const int first_element =
             ((run == 0 ? first_column : 0) * kStride - geometry.padding) * kInputChannels - Words::kLead;
         const auto valid = [=](int element) { return inside && element >= 0 && element < input_row; };
-        // With rows of even length that begin an even distance away, words are aligned, and inside or outside as a
-        // whole.
+        // If rows have an even length and begin at an even distance, words are aligned and lie entirely inside or
+        // outside the image.
         if (Words::kElements == 1 || (input_row % 2 == 0 && first_element % 2 == 0)) {
             for (int word = threadIdx.x % kWarp; word < words; word += kWarp) {
                 const int element = first_element + word * Words::kElements;
@@ -218,8 +225,8 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
     copy_async_commit();
 }
 
-// The weights as the multiplications read them, row by row of channels, with zeros where there are none. A row's place
-// is such that a lane, whose sums belong to the columns 2 t and 2 t + 1 of four fragments, has eight channels in a row.
+// Stores the weights in the layout that the multiplications read, one row per channel, padded with zeros. A lane's sums
+// belong to columns 2 t and 2 t + 1 of four fragments; the order of the rows makes these eight consecutive channels.
 template <class T>
 __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>& arguments, int first_channel,
                                              uint32_t* weights) {
@@ -243,10 +250,10 @@ __device__ __forceinline__ void fill_weights(const Conv2dStemForwardArguments<T>
     }
 }
 
-constexpr int kForwardFragments = 4;    // of pixels and of channels, of a warp
+constexpr int kForwardFragments = 4;    // of pixels and of channels per warp
 using ForwardSums = float[kForwardFragments][kForwardFragments][4];
 
-// The pixel of a warp's tile that a lane's row is: rows of a fragment may be any pixels.
+// The pixel of the warp's tile that a lane's row stands for. The rows of a fragment can be any pixels.
 template <class T>
 __device__ __forceinline__ int pixel_of_row(int fragment, int half) {
     const int row = threadIdx.x % kWarp / 4;
@@ -287,8 +294,8 @@ __device__ __forceinline__ void multiply_tile(const uint32_t* patch, const int* 
     }
 }
 
-// Statistics of one channel a thread (of the first 64) over the tile's first `count` pixels; the others' sums are
-// zeros.
+// Computes statistics over the tile's first `count` pixels, one channel for each of the first 64 threads. The sums of
+// the other pixels are zero.
 __device__ __forceinline__ Statistics tile_statistics(const ForwardSums& sums, int first_row, int second_row, int count,
                                                       float (&partial)[2][kChannels], float (&means)[kChannels]) {
     const int lane = threadIdx.x % kWarp;
@@ -435,12 +442,12 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
     }
 }
 
-constexpr int kGradientChannelFragments = 2;    // of a warp
+constexpr int kGradientChannelFragments = 2;    // per warp
 constexpr int kGradientColumnFragments = 10;
 constexpr int kGradientFragments = kGradientChannelFragments * kGradientColumnFragments;
 using GradientSums = float[kGradientChannelFragments][kGradientColumnFragments][4];
 
-// Words of depth of a warp. A fragment of columns is eight words of tf32, or the lower or upper halves of eight words.
+// Words of depth per warp. A fragment of columns is eight words of tf32, or the lower or upper halves of eight words.
 template <class T>
 constexpr int kWarpWords = kGradientColumnFragments * 8 / Format<T>::kElements;
 
@@ -562,10 +569,11 @@ __device__ __forceinline__ void weight_gradient(const Conv2dStemWeightGradientAr
     }
 }
 
-constexpr int kSumColumns = 32;    // quadruples of sums of a block, one a lane
-constexpr int kSumSlices = 8;      // of the splits, one a warp
+constexpr int kSumColumns = 32;    // groups of four sums in a block, one per lane
+constexpr int kSumSlices = 8;      // of the splits, one per warp
 
-// Adds the splits, slices of them first, and knows whose sums each thread of the blocks above stored.
+// Adds the splits: first within each slice, then the slices. It reads the sums in the order in which the threads of the
+// gradient kernel stored them.
 template <class T>
 __device__ __forceinline__ void sum_splits(const Conv2dStemWeightGradientSumArguments& arguments) {
     __shared__ float4 partial[kSumSlices][kSumColumns];

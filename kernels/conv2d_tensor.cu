@@ -1,11 +1,11 @@
-// Two-dimensional convolution on tensor cores: forward and gradient of the input, bf16 and tf32, sm_80 and later.
+// Two-dimensional convolution on tensor cores, in bf16 and tf32, for sm_80 and later: forward and input gradient.
 //
 //   output (n, p, q, k)         = sum over r, s, c of input (n, p u + r - pad, q u + s - pad, c) weight (k, r, s, c)
 //   input gradient (n, h, w, c) = sum over r, s, k of output gradient (n, (h + pad - r) / u, (w + pad - s) / u, k)
 //                                 weight (k, r, s, c), where the stride u divides both
 //   input [N, H, W, C], output [N, OH, OW, K], weight [K, R, S, C]
 //
-// Both are one matrix product whose left factor is gathered, not stored (implicit GEMM):
+// Both are one matrix product whose left operand is gathered, not stored (implicit GEMM):
 //
 //   result (pixel, channel) = sum over taps t and source channels d of
 //                             source (origin (pixel) + offset (t), d) weight (t, d, channel)
@@ -14,51 +14,61 @@
 //   forward  | (n, p, q)            | (r, s)              | p u - pad           | origin + r | c | k
 //   gradient | (n, i, j) of a class | (a, b): r = r0 + ua | i + floor((y+pad)/u)| origin - a | k | c
 //
-// A class is the input's pixels with h = u i + y, w = u j + x for one (y, x). Only the filter rows r = r0 + u a with
-// r0 = (y + pad) mod u reach it, columns likewise, so each class is a dense product of its own (blockIdx.z) and nothing
-// is multiplied by zeros. A class that no tap reaches gets zeros, or is left alone where the gradient is to be added.
+// A class is the set of input pixels with h = u i + y, w = u j + x for one (y, x). Only the filter rows r = r0 + u a
+// with r0 = (y + pad) mod u reach it; columns likewise. So each class is a dense product of its own (blockIdx.z), and
+// no multiplication by zero is wasted. A class that no tap reaches is set to zero, or stays unchanged if the gradient
+// is accumulated.
 //
-// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are
-// float32. A result is rounded once, after what was there is added. Sums run over steps of source channels, in each
-// over the taps, always in the same order: neither the tile's width nor the schedule changes a bit. Statistics are of
-// the rounded output: a block's sums and squared deviations come from its registers, see statistics.cuh for the rest.
+// Operands are bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed. Sums are
+// float32. A result is rounded once, after the existing value is added. Sums run over steps of source channels and,
+// within a step, over the taps, always in the same order, so the result depends on neither the tile's width nor
+// scheduling. Statistics describe the rounded output: a block computes sums and squared deviations in registers, and
+// statistics.cuh explains how blocks are combined.
 //
-// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) either way and
-// 18 to 103 MB, 288 to 1685 operations a byte; at 500 TFLOP/s and 4.3 TB/s 59 us (30 us) by operations, 4 to 24 us by
-// bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by operations, 5 to 18 us by bytes. All forward convolutions but the stem
-// 0.89 ms, the input gradients the same. On an H100 3 x 3 layers reach 204 to 289 TFLOP/s in bf16 and 107 to 135 in
-// tf32; all forward convolutions but the stem take 1.94 ms in bf16, the input gradients 1.68 ms.
+// Bound by operations. For ResNet-18 at batch 128 and 224 x 224 in bf16, a 3 x 3 layer is 30 GFLOP (15 with stride 2)
+// in either direction over 18 to 103 MB, 288 to 1685 operations per byte. At 500 TFLOP/s and 4.3 TB/s that is 59 us (30
+// us) for the operations and 4 to 24 us for the bytes. A 1 x 1 layer with stride 2 is 2 GFLOP: 3 us for the operations,
+// 5 to 18 us for the bytes. All forward convolutions but the stem need 0.89 ms, and so do the input gradients. On an
+// H100, 3 x 3 layers reach 204 to 289 TFLOP/s in bf16 and 107 to 135 in tf32; in bf16, all forward convolutions but the
+// stem take 1.94 ms and the input gradients 1.68 ms.
 //
-// Tiles: 128 threads make 128 pixels x 128 or 64 channels, four warps in 2 x 2, each 64 pixels x 64 or 32 channels of
-// m16n8 fragments. A step multiplies 64 bytes of source channels of one tap: 32 of bf16, 16 of tf32. The wide tile of a
-// warp is for shared memory's sake: in a step 64 x 64 loads 16 fragments of 512 bytes for 64 multiplications, 64 x 32
-// loads 12 for 32. With 128 bytes a clock and 2 clocks a multiplication (A100) a block of 128 channels takes 384 clocks
-// of shared memory, the 16 KB that come in included, for 512 of tensor cores; eight warps of 64 x 32 would take 512 for
-// 512, and be behind on an H100. A block of 64 channels takes 288 for 256: it is for results of no more channels, and
-// for few tiles: layer 4 has 196 of the wide ones, two rounds on 132 multiprocessors.
-// occupancy: with 128 sums a thread the registers hold two blocks of four warps (12.5 %), with 64 sums four (25 %). It
-// wins because latency is not hidden by many warps here: each has 64 (32) independent multiplications a step and two
-// steps of copies under way, and another block multiplies while one is at its barrier.
+// Tiles: 128 threads compute 128 pixels x 128 or 64 channels, as 2 x 2 warps of 64 pixels x 64 or 32 channels of m16n8
+// fragments. A step multiplies 64 bytes of source channels of one tap: 32 channels of bf16, 16 of tf32. A warp's tile
+// is wide to reduce the load on shared memory: in a step, 64 x 64 loads 16 fragments of 512 bytes for 64
+// multiplications, 64 x 32 loads 12 for 32. At 128 bytes per clock and 2 clocks per multiplication (A100), a block of
+// 128 channels takes 384 clocks of shared memory, including the 16 KB that are copied in, for 512 clocks of tensor
+// cores. Eight warps of 64 x 32 would take 512 for 512, and would be slower on an H100. A block of 64 channels takes
+// 288 for 256. It is used for results with at most 64 channels and if there are few tiles: layer4 has 196 of the wide
+// ones, two rounds on 132 multiprocessors.
+// occupancy: with 128 sums per thread the registers hold two blocks of four warps (12.5 %), with 64 sums four blocks
+// (25 %). This is faster because many warps are not needed to hide latency: each warp has 64 (32) independent
+// multiplications in a step and two steps of copies in flight, and another block multiplies while one waits at its
+// barrier.
 //
-// Taps are the inner loop for the L1 cache's sake: all taps of one step of channels read the same few pixels, 128 and a
-// halo, 64 bytes each (16 KB with 56 columns), so that of nine copies of a source tile about one should come from L2.
-// From L2 alone a block of 128 x 64 would want 12 KB every 206 clocks (1270 multiply-adds a clock, an H100's mma.sync):
-// 60 bytes a clock, where L2 may give 25 to 45 to a multiprocessor. Weights go past L1: they would displace pixels.
+// Taps are the inner loop for the sake of the L1 cache: all taps of one step of channels read the same few pixels, 128
+// and a halo, 64 bytes each (16 KB with 56 columns), so about one of nine copies of a source tile should come from L2.
+// From L2 alone, a block of 128 x 64 would need 12 KB every 206 clocks (at the 1270 multiply-adds per clock of an
+// H100's mma.sync), 60 bytes per clock, but L2 can deliver 25 to 45 to a multiprocessor. Weights bypass L1, where they
+// would displace pixels.
 //
-// Shared memory: a ring of three stages, each the source tile [128 pixels][64 bytes], then the weight tile: forward
-// [channels][64 bytes], gradient [32 or 16 source channels][channels]. Chunks are 16 bytes; eight of them meet in no
-// bank if their positions differ modulo 8.
+// Shared memory: a ring of three stages, each the source tile [128 pixels][64 bytes] followed by the weight tile:
+// forward [channels][64 bytes], gradient [32 or 16 source channels][channels]. Chunks are 16 bytes; eight of them have
+// no bank conflict if their positions differ modulo 8.
 //   Rows of 64 bytes: chunk j of row i lies at 4 i + (j ^ (i / 2 mod 4)). ldmatrix reads chunk j of eight rows: i mod 2
-//     chooses a half of 128 bytes, i / 2 mod 4 permutes in it, all differ. Eight threads' copies fill two whole rows.
-//   Gradient, bf16, rows of 128 or 256 bytes: chunk j of row i at j ^ (i mod 8). ldmatrix reads chunk j of eight rows.
-//   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i at j ^ 2 (i mod 4). Plain loads of 4 bytes read rows
-//     t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
-// Results leave through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks on, so the pairs
-// that lanes store from eight rows (four rows for each half of a warp) meet in no bank; they leave in whole chunks.
+//     selects a half of 128 bytes and i / 2 mod 4 permutes within it, so all differ. The copies of eight threads fill
+//     two whole rows.
+//   Gradient, bf16, rows of 128 or 256 bytes: chunk j of row i lies at j ^ (i mod 8). ldmatrix reads chunk j of eight
+//     rows.
+//   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i lies at j ^ 2 (i mod 4). Plain loads of 4 bytes read
+//     rows t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all different.
 //
-// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
-// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite. Nothing else is assumed of memory
-// ordering, of which the emulator shows only this much.
+// Results pass through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks later, so the pairs
+// that lanes store from eight rows (four rows for each half of a warp) have no bank conflict. They are then written in
+// whole chunks.
+//
+// Pipeline: in step i a thread waits for its own copies of step i. The barrier makes the copies of all threads visible
+// and guarantees that all threads have read step i - 1, whose stage the copies of step i + 2 then overwrite. The kernel
+// assumes nothing else about memory ordering; the emulator checks only this.
 //
 // dynamic shared memory: conv2d_forward_128_bf16 49152
 // dynamic shared memory: conv2d_forward_64_bf16 36864
@@ -79,7 +89,7 @@ struct Conv2dTensorForwardArguments {
     float* statistics;      // [rows, 2, K] or null
     unsigned* counters;     // zeros
     Conv2dGeometry geometry;
-    int channel_tiles;      // tiles over the output channels; blockIdx.x counts them first
+    int channel_tiles;      // tiles over the output channels, the fastest index in blockIdx.x
 };
 
 template <class T>
@@ -88,8 +98,8 @@ struct Conv2dTensorInputGradientArguments {
     const T* weight;             // [K, R, S, C]
     T* input_gradient;           // [N, H, W, C]
     Conv2dGeometry geometry;
-    int channel_tiles;           // tiles over the input channels; blockIdx.x counts them first
-    int accumulate;              // add to what is in `input_gradient`
+    int channel_tiles;           // tiles over the input channels, the fastest index in blockIdx.x
+    int accumulate;              // add to the values in `input_gradient`
     int reserved;
 };
 
@@ -99,12 +109,12 @@ constexpr int kThreads = 128;
 constexpr int kPixels = 128;    // of a block
 constexpr int kStages = 3;
 constexpr int kChunk = 16;       // bytes of a copy
-constexpr int kStepBytes = 64;   // of source channels a step
+constexpr int kStepBytes = 64;   // of source channels per step
 constexpr int kSourceCopies = kPixels * kStepBytes / kChunk / kThreads;
 constexpr int kWarpPixels = 64;
 constexpr int kPixelFragments = kWarpPixels / 16;
 static_assert(kPixels == kPixelsPerBlock, "a block's pixels are a row of statistics");
-constexpr unsigned kColumnBit = 1u << 16;    // a pixel's valid taps: filter rows in the lower half, columns above
+constexpr unsigned kColumnBit = 1u << 16;    // valid taps of a pixel: filter rows in the lower half, columns in the upper
 
 template <class T>
 constexpr int kStep = kStepBytes / static_cast<int>(sizeof(T));
@@ -116,14 +126,14 @@ constexpr int kStageBytes = (kPixels + kChannels) * kStepBytes;
 template <int kChannels>
 using Sums = float[kPixelFragments][kChannels / 16][4];
 
-// The product in the terms of the head: where pixels lie, and which taps there are. The same in all threads of a block.
+// The product in the terms of the file head: positions of pixels, and taps. The same in all threads of a block.
 template <class T>
 struct Product {
     const T* source;
     const T* weight;
     int channels;           // of the result
-    int pixels;             // of the result, of this class
-    int target_height;      // pixels are (picture, row, column) of this grid
+    int pixels;             // of the result in this class
+    int target_height;      // pixels are (image, row, column) of this grid
     int target_width;
     int origin_step;        // origin row = target row * origin_step + origin_row
     int origin_row;
@@ -131,7 +141,7 @@ struct Product {
     int source_height;
     int source_width;
     int source_channels;
-    int tap_rows;           // taps, and which position of the filter each one is
+    int tap_rows;           // the taps, and the filter position of each
     int tap_columns;
     int first_row;
     int first_column;
@@ -140,7 +150,7 @@ struct Product {
     int kernel_width;        // S
 };
 
-// The taps a with 0 <= origin + a < extent, or with 0 <= origin - a < extent, as bits.
+// Bits of the taps a with 0 <= origin + a < extent, or with 0 <= origin - a < extent.
 template <bool kGradient>
 __device__ __forceinline__ unsigned valid_taps(int origin, int extent, int taps) {
     const int first = max(kGradient ? origin - extent + 1 : -origin, 0);
@@ -148,11 +158,11 @@ __device__ __forceinline__ unsigned valid_taps(int origin, int extent, int taps)
     return first < end ? (1u << end) - (1u << first) : 0u;
 }
 
-// What one warp multiplies in half a step: 64 pixels and its channels by 32 bytes of source channels.
+// The operands of one warp in half a step: 64 pixels and the warp's channels, each with 32 bytes of source channels.
 template <class T, bool kGradient, int kChannels>
 struct Fragments {
     uint32_t source[kPixelFragments][4];
-    uint32_t weight[kChannels / 32][4];    // of two n8 fragments each
+    uint32_t weight[kChannels / 32][4];    // two n8 fragments each
 
     __device__ __forceinline__ void load(const unsigned char* stage, int half) {
         const int lane = threadIdx.x % kWarp;
@@ -218,7 +228,7 @@ struct Fragments {
     }
 };
 
-// Adds the product to `sums`. All of the shared memory may be used again when it returns.
+// Adds the product to `sums`. All shared memory can be reused when it returns.
 template <class T, bool kGradient, int kChannels>
 __device__ __forceinline__ void multiply(const Product<T>& product, int first_pixel, int first_channel,
                                          unsigned char* shared, Sums<kChannels>& sums) {
@@ -227,8 +237,8 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     const int chunk = thread % 4;
     const int row = thread / 4;
 
-    // Each thread finds one pixel's origin and valid taps; then each takes the four that it copies. The table lies in
-    // the last stage, to which nothing is copied before the first barrier of the loop.
+    // Each thread computes the origin and the valid taps of one pixel, then reads those of the four pixels that it
+    // copies. The table lies in the last stage, to which nothing is copied before the first barrier of the loop.
     int* origins = reinterpret_cast<int*>(shared + (kStages - 1) * kStageBytes<kChannels>);
     unsigned* taps = reinterpret_cast<unsigned*>(origins + kPixels);
     {
@@ -252,12 +262,12 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
         valid[i] = taps[row + i * (kPixels / kSourceCopies)];
     }
 
-    // Copies of a thread lie 128 chunks apart, in both tiles.
+    // The copies of a thread lie 128 chunks apart in both tiles.
     constexpr int kCopyDistance = kThreads * kChunk;
     constexpr int kWeightCopies = kChannels * kStepBytes / kCopyDistance;
     constexpr int kChunksPerDepth = kChannels / kVector;
     const int source_target = row * kStepBytes + (chunk ^ (row / 2 % 4)) * kChunk;
-    // Forward: rows are channels of the result, and a copy takes source channels. Gradient: the other way round.
+    // Forward: rows are channels of the result, and a copy contains source channels. Gradient: the reverse.
     const int depth_row = thread / kChunksPerDepth;
     const int depth_chunk = thread % kChunksPerDepth;
     const int depth_swizzle = sizeof(T) == 2 ? depth_row % 8 : depth_row % 4 * 2;
@@ -272,12 +282,12 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     const unsigned char* weight_start = reinterpret_cast<const unsigned char*>(product.weight + weight_channel);
     const unsigned char* source_start = reinterpret_cast<const unsigned char*>(product.source + chunk * kVector);
 
-    // The step that is copied next.
+    // The step to copy next.
     int tap_row = 0;
     int tap_column = 0;
     int depth = 0;    // its first source channel
 
-    // Addresses of what does not exist are formed but not read. One wide multiply-add makes each.
+    // Addresses outside the tensor are formed but not read, so that one wide multiply-add computes each address.
     const auto copy = [&](unsigned char* stage) {
         const bool channel_exists = depth + chunk * kVector < product.source_channels;
         const unsigned tap = 1u << tap_row | kColumnBit << tap_column;
@@ -342,7 +352,7 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     __syncthreads();
 }
 
-// The epilogue's tile: as many pixels at once as three stages hold.
+// The tile of the epilogue: as many pixels at once as three stages hold.
 template <class T, int kChannels>
 struct Staging {
     static constexpr int kPadding = sizeof(T) == 2 ? 16 : 32;
@@ -371,9 +381,9 @@ __device__ __forceinline__ float2 staged_pair(const unsigned char* source, float
     return *reinterpret_cast<const float2*>(source);
 }
 
-// Writes the sums, rounded, to rows of `channels` elements at `result`; `row_of` gives the row of a pixel of the block,
-// negative where there is none. With `accumulate` what is there is added first, and comes in as results go out; then
-// `channels` is a multiple of a vector.
+// Writes the rounded sums to rows of `channels` elements at `result`. `row_of` returns the row of a pixel of the block,
+// or a negative number if it has none. With `accumulate`, the existing values are added first, and loaded while results
+// are written; `channels` is then a multiple of the vector length.
 template <class T, int kChannels, class RowOf>
 __device__ __forceinline__ void write(T* result, int channels, int first_channel, bool accumulate, const RowOf& row_of,
                                       const Sums<kChannels>& sums, unsigned char* shared) {
@@ -385,7 +395,7 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
     const bool vectors = channels % kVector == 0;
 
     for (int first_row = 0; first_row < kPixels; first_row += Tile::kRows) {
-        // The warp that holds the pixels: of both rows of warps, or of one.
+        // The warps that hold the pixels: both rows of warps, or one.
         const int warp_row = warp / 2 * kWarpPixels - first_row;
         const bool here = warp_row >= 0 && warp_row < Tile::kRows;
         unsigned char* corner = shared + (warp_row + lane / 4) * Tile::kRowBytes +
@@ -447,7 +457,7 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
     }
 }
 
-// Rounds the sums to the type that results are stored as.
+// Rounds the sums to the type in which results are stored.
 template <class T, int kChannels>
 __device__ __forceinline__ void round_sums(Sums<kChannels>& sums) {
 #pragma unroll
@@ -460,8 +470,8 @@ __device__ __forceinline__ void round_sums(Sums<kChannels>& sums) {
     }
 }
 
-// Statistics of one channel a thread over the block's first `count` pixels; the others' sums are zeros. Additions in an
-// order that does not depend on the tile's width: fragments of a lane, lanes, warps.
+// Computes statistics over the block's first `count` pixels, one channel per thread. The sums of the other pixels are
+// zero. The order of additions does not depend on the tile's width: fragments of a lane, lanes, warps.
 template <int kChannels>
 __device__ __forceinline__ Statistics block_statistics(const Sums<kChannels>& sums, int count, unsigned char* shared) {
     float(*partial)[kChannels] = reinterpret_cast<float(*)[kChannels]>(shared);    // of a row of warps
@@ -564,7 +574,7 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     };
     write<T, kChannels>(arguments.output, product.channels, first_channel, false, row_of, sums, shared_memory);
     if (arguments.statistics != nullptr) {
-        // Each tile of channels counts its blocks by itself.
+        // Each tile of channels counts its own blocks.
         unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
         combine_statistics(arguments.statistics, product.channels, first_channel,
                            min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters,
@@ -576,7 +586,7 @@ template <class T, int kChannels>
 __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments) {
     const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
-    // The last class has the most taps where the padding is odd, as in ResNet: it starts first.
+    // If the padding is odd, as in ResNet, the last class has the most taps, so it starts first.
     const int stride = geometry.stride;
     const int parity = static_cast<int>(gridDim.z - 1 - blockIdx.z);
     const int parity_row = parity / stride;
@@ -608,7 +618,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     const bool accumulate = arguments.accumulate != 0;
     if (accumulate && product.tap_rows * product.tap_columns == 0) return;
 
-    // Where each pixel of the block goes; read after the barriers of the product.
+    // The destination of each pixel of the block, read after the barriers of the product.
     int* rows = reinterpret_cast<int*>(shared_memory + kStages * kStageBytes<kChannels>);
     const int pixel = first_pixel + static_cast<int>(threadIdx.x);
     const int target_row = pixel / product.target_width;

@@ -1,60 +1,61 @@
-// Gradient of a two-dimensional convolution with respect to its weight on tensor cores, bf16 and tf32, sm_80 and later.
+// Weight gradient of a two-dimensional convolution on tensor cores, in bf16 and tf32, for sm_80 and later.
 //
 //   weight gradient (k, r, s, c) = sum over n, p, q of output gradient (n, p, q, k)
 //                                  input (n, p u + r - pad, q u + s - pad, c)
 //   input [N, H, W, C], output gradient [N, OH, OW, K], weight gradient [K, R, S, C] in float32; stride u
 //
-// One matrix product over the output's pixels m = (n, p, q), whose right factor is gathered, not stored (implicit
+// It is one matrix product over the output pixels m = (n, p, q), whose right operand is gathered, not stored (implicit
 // GEMM):
 //
 //   gradient (k, j) = sum over m of output gradient (m, k) input (origin (m) + offset (j)), column j = (r, s, c)
 //
-// Both factors lie in memory with the summed index outermost, so both fragments are read transposed. Operands are bf16,
-// or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed; sums are float32.
+// In memory, the summed index of both operands is the outermost, so both fragments are read transposed. Operands are
+// bf16, or float32 rounded to tf32 (to nearest, ties away from zero) when fragments are formed. Sums are float32.
 //
-// Bound: operations. ResNet-18, batch 128, 224 x 224, bf16: a 3 x 3 layer is 30 GFLOP (15 with stride 2) over 18 to 103
-// MB; at 500 TFLOP/s 59 us (30 us) by operations, 4 to 24 us by bytes. 1 x 1 with stride 2: 2 GFLOP, 3 us by
-// operations, 5 to 9 us by bytes (of the input only the quarter that is read). On an H100 3 x 3 layers reach 180 to 213
-// TFLOP/s in bf16 and 90 to 97 in tf32.
+// Bound by operations. For ResNet-18 at batch 128 and 224 x 224 in bf16, a 3 x 3 layer is 30 GFLOP (15 with stride 2)
+// over 18 to 103 MB. At 500 TFLOP/s that is 59 us (30 us) for the operations, and 4 to 24 us for the bytes. A 1 x 1
+// layer with stride 2 is 2 GFLOP: 3 us for the operations, 5 to 9 us for the bytes (it reads only a quarter of the
+// input). On an H100, 3 x 3 layers reach 180 to 213 TFLOP/s in bf16 and 90 to 97 in tf32.
 //
-// Tiles: 128 threads make 128 channels x 128 columns, or where there are at most 64 channels 64 x 192: layer 1 has 576
-// columns, three of these. Four warps of 64 x 64 or 64 x 48: 32 or 24 fragments m16n8, for shared memory's sake as in
-// conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288 (narrow: 393216)
-// pairs of bf16: 413 (310) clocks at the 1270 a clock that mma.sync may reach on an H100. Shared memory gives 128 bytes
-// a clock and moves 48 (44) KB: 384 (352) clocks. So 64 x 192 is bound an eighth more by shared memory than by
-// operations, and 128 x 128 just not. From L2 they take 40 (53) bytes a clock if nothing is found in L1. But
-// neighbouring columns of the filter read neighbouring pixels: of the three in 192 columns of layer 1 two come from L1,
-// which leaves 26; the input is therefore copied through L1, the output gradient past it.
-// occupancy: 128 or 96 sums a thread and their operands leave room for two blocks of four warps (12.5 %). It wins
-// because latency is not hidden by many warps here: each has 24 to 32 independent multiplications twice a step and two
-// steps of copies under way, and the other block multiplies while one waits at its barrier. Tiles half as large would
-// be bound by shared memory and L2.
+// Tiles: 128 threads compute 128 channels x 128 columns or, with at most 64 channels, 64 x 192: layer1 has 576 columns,
+// three such tiles. Four warps compute 64 x 64 or 64 x 48 each, 32 or 24 fragments m16n8, to reduce the load on shared
+// memory as in conv2d_tensor.cu. In a step of 32 pixels (16 of tf32) a block copies 16 KB and multiplies 524288
+// (narrow: 393216) pairs of bf16: 413 (310) clocks at the 1270 per clock that mma.sync can reach on an H100. Shared
+// memory delivers 128 bytes per clock and moves 48 (44) KB: 384 (352) clocks. So shared memory limits 64 x 192 by an
+// eighth more than operations do, and 128 x 128 not quite. If L1 held nothing, the tiles would take 40 (53) bytes per
+// clock from L2. But neighbouring columns of the filter read neighbouring pixels: of the three in 192 columns of layer1
+// two come from L1, which leaves 26. The input is therefore copied through L1, and the output gradient bypasses it.
+// occupancy: 128 or 96 sums per thread and their operands leave room for two blocks of four warps (12.5 %). This is
+// faster because many warps are not needed to hide latency: each warp has 24 to 32 independent multiplications twice in
+// a step and two steps of copies in flight, and the other block multiplies while one waits at its barrier. Tiles half
+// as large would be bound by shared memory and L2.
 //
-// Splits: there are 1 to 144 tiles for 132 multiprocessors, so the pixels are split; a split's sums go to the workspace
-// as they lie in registers, 16 bytes a thread. About the root of the number of splits makes a group: the last of a
-// group to arrive adds the group's, the last group adds the groups', both in ascending order, and that block writes the
-// result. So bits depend on shape and multiprocessors alone. What a last block adds it reads alone, 48 or 64 KB a part
-// at no more than 64 bytes a clock: launch code weighs that against idle multiprocessors. On 132 it chooses 88 splits
-// in layer 1, and 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2, and expects 1.2 to 1.5 times the time
-// of the multiplications. A 1 x 1 layer is mostly this overhead: 12 to 20 us.
+// Splits: there are 1 to 144 tiles for 132 multiprocessors, so the pixels are split. The sums of a split are written to
+// the workspace in the layout of the registers, 16 bytes per thread. A group has about as many splits as the square
+// root of their number: the last split of a group to arrive adds the group's sums, the last group to arrive adds the
+// sums of the groups, both in ascending order, and that block writes the result. So the bits depend only on the shape
+// and the number of multiprocessors. A last block reads what it adds alone, 48 or 64 KB per split at no more than 64
+// bytes per clock; the launch code weighs that against idle multiprocessors. With 132 multiprocessors it chooses 88
+// splits in layer1, and 29, 7 and 4 in the others, 13 to 38 MB that mostly stay in L2. It expects 1.2 to 1.5 times the
+// time of the multiplications. In a 1 x 1 layer this overhead dominates: 12 to 20 us.
 //
 // Shared memory: a ring of three stages, each [pixels][channels] of the output gradient, then [pixels][columns] of the
-// input, rows of 128, 256, 384, 512 or 768 bytes, so that every row begins in bank 0. Chunks are 16 bytes; eight of
-// them meet in no bank if their places differ modulo 8.
-//   bf16: chunk j of pixel i at j ^ (i mod 8). A transposing ldmatrix reads chunk j of eight pixels: all differ.
-//   tf32: chunk j of pixel i at j ^ 2 (i mod 4). Plain loads of 4 bytes read pixels t = 0..3 (modulo 4) of two chunks
-//     2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all differ.
+// input. Rows have 128, 256, 384, 512 or 768 bytes, so every row begins in bank 0. Chunks are 16 bytes; eight of them
+// have no bank conflict if their positions differ modulo 8.
+//   bf16: chunk j of pixel i lies at j ^ (i mod 8). A transposing ldmatrix reads chunk j of eight pixels: all differ.
+//   tf32: chunk j of pixel i lies at j ^ 2 (i mod 4). Plain loads of 4 bytes read pixels t = 0..3 (modulo 4) of two
+//     chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all different.
 //   Copies: eight threads write eight chunks of one pixel that begin at a multiple of 8: a permutation of 128 bytes.
 //
-// Copies: a thread has one or two pixels of each step and follows them by additions: a step is so many images, rows
-// and columns further, with carries. Filter rows and columns that lie inside the image are bits of a word, so that a
-// copy is valid if the pixel's word has the column's two bits.
+// Copies: a thread copies one or two pixels of each step. From step to step, it updates their positions by additions: a
+// step is a fixed number of images, rows and columns, with carries. Bits of a word mark the filter rows and columns
+// that lie inside the image, so a copy is valid if the pixel's word has both bits of the column.
 //
-// Pipeline: in step i a thread waits for its own copies of step i; the barrier makes everybody's visible and says that
-// everybody has read step i - 1, whose stage the copies of step i + 2 then overwrite.
+// Pipeline: in step i a thread waits for its own copies of step i. The barrier makes the copies of all threads visible
+// and guarantees that all threads have read step i - 1, whose stage the copies of step i + 2 then overwrite.
 //
-// The emulator shows none of: bank conflicts, what L1 and L2 hold, how long the last blocks take, and memory ordering
-// beyond barriers (parts are written, fenced and counted; they are read past L1).
+// The emulator cannot show bank conflicts, what L1 and L2 hold, how long the last blocks take, or memory ordering
+// beyond barriers. (Partial sums are written, fenced and counted; they are read past L1.)
 //
 // dynamic shared memory: conv2d_weight_gradient_128x128_bf16 49152
 // dynamic shared memory: conv2d_weight_gradient_64x192_bf16 49152
@@ -69,13 +70,13 @@ struct Conv2dTensorWeightGradientArguments {
     const T* output_gradient;    // [N, OH, OW, K]
     float* weight_gradient;      // [K, R, S, C]
     float* workspace;            // [splits, tiles, fragments, threads, 4]; none with one split
-    unsigned* counters;          // zeros: for each tile one of groups and one for each group of splits
+    unsigned* counters;          // zeros, for each tile: one for the groups, and one for each group of splits
     Conv2dGeometry geometry;
-    int channel_tiles;           // tiles over K; blockIdx.x counts them first, then column tiles, then splits
+    int channel_tiles;           // tiles over K, the fastest index in blockIdx.x, before column tiles and splits
     int column_tiles;            // tiles over R S C
     int splits;
-    int split_steps;             // steps of pixels of a split; the last may have fewer
-    int group_splits;            // splits of a group; the last may have fewer
+    int split_steps;             // steps of pixels in a split; the last split may have fewer
+    int group_splits;            // splits in a group; the last group may have fewer
 };
 
 #if RETUNE_TENSOR_CORES
@@ -83,10 +84,10 @@ struct Conv2dTensorWeightGradientArguments {
 constexpr int kThreads = 128;
 constexpr int kStages = 3;
 constexpr int kChunk = 16;                 // bytes of a copy
-constexpr int kChunksAtOnce = 8;           // of one pixel, by as many threads
+constexpr int kChunksAtOnce = 8;           // of one pixel, copied by as many threads
 constexpr int kWarpChannels = 64;
 constexpr int kChannelFragments = kWarpChannels / 16;
-constexpr unsigned kColumnBit = 1u << 16;    // positions of the filter: rows in the lower half, columns above
+constexpr unsigned kColumnBit = 1u << 16;    // bits of filter positions: rows in the lower half, columns in the upper
 constexpr unsigned kNowhere = 1u << 31;      // a filter has at most 15 columns
 
 template <class T, int kChannels, int kColumns>
@@ -107,20 +108,20 @@ struct Tile {
     static_assert(kColumnFragments % 2 == 0, "fragments of columns are loaded in pairs");
 };
 
-// Where chunk `chunk` of a pixel lies in its row.
+// The position of chunk `chunk` of a pixel in its row.
 template <class T>
 __device__ __forceinline__ int chunk_offset(int chunk, int pixel) {
     return (chunk ^ (sizeof(T) == 2 ? pixel % 8 : pixel % 4 * 2)) * kChunk;
 }
 
-// The filter positions i with 0 <= origin + i < extent, as bits.
+// Bits of the filter positions i with 0 <= origin + i < extent.
 __device__ __forceinline__ unsigned positions_inside(int origin, int extent, int positions) {
     const int first = max(-origin, 0);
     const int end = min(extent - origin, positions);
     return first < end ? (1u << end) - (1u << first) : 0u;
 }
 
-// What one thread copies: of its pixels every eighth chunk of the tile's channels and columns.
+// The copies of one thread: every eighth chunk of the tile's channels and columns, for each of its pixels.
 template <class T, int kChannels, int kColumns>
 struct Copies {
     using Sizes = Tile<T, kChannels, kColumns>;
@@ -128,14 +129,14 @@ struct Copies {
     const Conv2dTensorWeightGradientArguments<T>& arguments;
     int pixels;
     int first_channel;                         // of this thread's first chunk
-    int pixel;                                 // the first that is copied next
-    int picture[Sizes::kPixelCopies];          // and where each lies
+    int pixel;                                 // the first pixel to copy next
+    int picture[Sizes::kPixelCopies];          // image, row and column of each pixel
     int row[Sizes::kPixelCopies];
     int column[Sizes::kPixelCopies];
-    int step_pictures;                         // the distance to the pixel a step later
+    int step_pictures;                         // the distance to the pixel of the next step
     int step_rows;
     int step_columns;
-    int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the window's origin
+    int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the origin of the window
     unsigned position[Sizes::kColumnCopies];   // the bits of its filter row and column
 
     __device__ __forceinline__ Copies(const Conv2dTensorWeightGradientArguments<T>& arguments, int first_step,
@@ -175,7 +176,7 @@ struct Copies {
         return static_cast<int>(threadIdx.x) % kChunksAtOnce;
     }
 
-    // Begins to copy a step and goes on to the next.
+    // Starts to copy a step and advances to the next.
     __device__ __forceinline__ void copy(unsigned char* stage) {
         const Conv2dGeometry& geometry = arguments.geometry;
 #pragma unroll
@@ -224,7 +225,7 @@ struct Copies {
     }
 };
 
-// Multiplies half a step: its 16 pixels of bf16 or 8 of tf32 for the channels and columns of a warp.
+// Multiplies half a step, 16 pixels of bf16 or 8 of tf32, for the channels and columns of a warp.
 template <class T, int kChannels, int kColumns>
 __device__ __forceinline__ void multiply_half(const unsigned char* stage, int half, int warp_channel, int warp_column,
                                               typename Tile<T, kChannels, kColumns>::Sums& sums) {
@@ -282,7 +283,7 @@ __device__ __forceinline__ void multiply_half(const unsigned char* stage, int ha
     }
 }
 
-// A thread's sums in the workspace, one fragment after another.
+// The sums of a thread in the workspace, one fragment after another.
 template <class Sizes>
 __device__ __forceinline__ void store_sums(float4* target, const typename Sizes::Sums& sums) {
 #pragma unroll
@@ -292,8 +293,8 @@ __device__ __forceinline__ void store_sums(float4* target, const typename Sizes:
     }
 }
 
-// The sum of `count` of them that lie `distance` apart, in this order. Past the L1 cache: others wrote them. Half of
-// the fragments at a time: as many loads are under way as there are registers for.
+// Adds `count` of them that lie `distance` apart, in this order. The loads bypass L1 because other blocks wrote the
+// sums. Half of the fragments are loaded at a time, which is as many loads as the registers can hold.
 template <class Sizes>
 __device__ __forceinline__ void add_stored(typename Sizes::Sums& sums, const float4* source, long long distance,
                                            int count) {
@@ -337,7 +338,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
     const int warp = threadIdx.x / kWarp;
     const int warp_channel = warp % Sizes::kWarpRows * kWarpChannels;
     const int warp_column = warp / Sizes::kWarpRows * Sizes::kWarpColumns;
-    // A warp past the end of the gradient copies but has nothing to multiply, store or add.
+    // A warp past the end of the gradient only copies; it does not multiply, store or add.
     const bool active =
         first_channel + warp_channel < geometry.output_channels && first_column + warp_column < columns;
 
@@ -379,7 +380,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
         if (group_splits > 1) {
             if (!arrive_last(counters + 1 + group, group_splits, &flag)) return;
             if (active) add_stored<Sizes>(sums, parts + first_split * distance, distance, group_splits);
-            // Each thread overwrites what only it has just read.
+            // Each thread overwrites values that no other thread reads.
             if (active && groups > 1) store_sums<Sizes>(parts + first_split * distance, sums);
         }
         if (groups > 1) {
@@ -388,7 +389,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
         }
     }
 
-    // The number of columns is a multiple of four: a pair is inside or outside.
+    // The number of columns is a multiple of four, so a pair lies entirely inside or outside.
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int i = 0; i < kChannelFragments; i++) {

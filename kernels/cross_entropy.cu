@@ -1,12 +1,13 @@
 // Softmax cross entropy of [N, classes] (torch.nn.functional.cross_entropy), its gradient, and the number of rows whose
-// first largest logit is the target's. Always float32.
+// first largest logit is that of the target. Always float32.
 //
 //   loss = scale sum over rows of (log sum exp(logit - largest) + largest - logit[target])
 //   gradient = scale (softmax - one at the target)
 //
-// Bound by what a launch costs: 128 x 1000 logits and their gradient are 1 MB, 0.2 us at 4.3 TB/s, and 0.8 million
-// operations. One block, a warp a row at a time, so that one launch can add up the rows: each warp its rows in ascending
-// order, the warps in ascending order. An H100 takes 17 us with 2 classes, loss or gradient.
+// Bound by launch latency: 128 x 1000 logits and their gradient are 1 MB, 0.2 us at 4.3 TB/s, and 0.8 million
+// operations. The kernel runs as one block so that one launch can add up the rows. Each warp processes one row at a
+// time and adds its rows in ascending order; then the sums of the warps are added in ascending order. With 2 classes,
+// an H100 takes 17 us for the loss or the gradient.
 #include "common.cuh"
 
 constexpr int kThreads = 512;
@@ -23,7 +24,7 @@ struct CrossEntropyArguments {
     int padding;
 };
 
-// Whether `value` at `index` comes before `best`: larger, or as large and earlier. A NaN is larger than any number.
+// Whether `value` at `index` ranks before `best`: larger, or equal and earlier. A NaN is larger than any number.
 __device__ __forceinline__ bool is_better(float value, int index, float best, int best_index) {
     const bool value_is_nan = value != value;
     const bool best_is_nan = best != best;
@@ -61,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
         float sum = 0;
         for (int i = lane; i < arguments.classes; i += kWarp) sum += expf(logits[i] - largest);
         sum = warp_sum(sum);
-        // A target that is no class makes the loss NaN instead of a read beyond the row.
+        // A target outside the classes makes the loss NaN instead of causing a read beyond the row.
         const bool is_class = target >= 0 && target < arguments.classes;
         loss += is_class ? logf(sum) - (logits[target] - largest) : __uint_as_float(0x7fc00000u);
         correct += position == target ? 1 : 0;

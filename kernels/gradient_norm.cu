@@ -1,12 +1,13 @@
-// The Euclidean norm of all gradients takes two kernels: the squares of a group are added by a fixed number of blocks, each
-// of which leaves one sum; then one block adds all sums. Both add in an order that depends on the number of values only.
+// The Euclidean norm of all gradients, computed by two kernels. In the first, a fixed number of blocks add the squares
+// of a group, and each block writes one sum. In the second, one block adds all sums. The order of both additions
+// depends only on the number of values.
 //
-// Bound by memory: gradients read once.
+// Bound by memory: each gradient is read once.
 #include "common.cuh"
 
 struct GradientNormArguments {
     const float* gradients;  // null in the second kernel
-    float* sums;             // a sum for each block of each group
+    float* sums;             // one sum per block of each group
     float* norm;             // null in the first kernel
     uint64_t count;          // gradients, or sums
 };

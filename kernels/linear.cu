@@ -1,19 +1,20 @@
-// Fully connected layer, float32 in every precision, with input (N, inputs), weight (outputs, inputs), bias (outputs):
+// Fully connected layer, float32 in every precision, with input (N, inputs), weight (outputs, inputs) and bias
+// (outputs):
 //
-//   output (N, outputs)            = input weight^T + bias
-//   input gradient (N, inputs)     = output gradient weight
+//   output (N, outputs)               = input weight^T + bias
+//   input gradient (N, inputs)        = output gradient weight
 //   weight gradient (outputs, inputs) = output gradient^T input, bias gradient = sum over N of output gradient
 //
-// ResNet-18's head at batch 128 has 512 inputs. With 2 classes it is 0.3 MB and 0.3 MFLOP a pass, with 1000 classes
-// 2.8 MB (0.7 us at 4.3 TB/s) and 131 MFLOP (2.2 us at 60 TFLOP/s): bound by latency. The three passes are well below
-// 1 % of a training step, so they are written to be short.
+// Bound by latency: the head of ResNet-18 has 512 inputs. At batch 128 with 2 classes, each pass needs 0.3 MB and 0.3
+// MFLOP; with 1000 classes, 2.8 MB (0.7 us at 4.3 TB/s) and 131 MFLOP (2.2 us at 60 TFLOP/s). The three passes are well
+// below 1 % of a training step, so the code is kept short.
 //
-// One product for all three, as they differ only in which index is contiguous: a block of 256 threads makes 32 x 32
-// results, a thread four of them, with 32 terms of the sum at a time in shared memory while the next 32 are on their
-// way in registers. Tiles of 32 make 128 blocks of 128 x 1000 outputs; larger ones would leave multiprocessors idle,
-// and what they would save is reads from the second-level cache. The sum is in one thread, in order. The bias gradient
-// is the work of further blocks of the weight gradient's launch. With 2 classes an H100 takes 22 us forward, 9 and 11
-// us for the gradients.
+// The three products differ only in which index is contiguous, so they share one kernel. A block of 256 threads
+// computes 32 x 32 results, four per thread. It keeps 32 terms of the sum in shared memory while the next 32 are loaded
+// into registers. With tiles of 32, 128 x 1000 outputs are 128 blocks. Larger tiles would leave multiprocessors idle
+// and would only save reads from the L2 cache. One thread computes each sum in order. Additional blocks of the weight
+// gradient's launch compute the bias gradient. With 2 classes, an H100 takes 22 us forward, and 9 and 11 us for the
+// gradients.
 #include "common.cuh"
 
 // result (rows, columns) = left right, a sum over `depth` terms.
@@ -21,13 +22,13 @@ struct LinearArguments {
     const float* left;
     const float* right;
     const float* summand;   // (columns), added to each row, or null
-    float* result;          // null where only the sums are wanted
-    float* sums;            // (rows): sums of the left factor over the depth, or null
+    float* result;          // null if only the sums are needed
+    float* sums;            // (rows): sums of the left operand over the depth, or null
     int32_t rows;
     int32_t columns;
     int32_t depth;
-    int32_t tiles;          // of the result; the blocks beyond them make the sums
-    int32_t column_tiles;   // tiles side by side
+    int32_t tiles;          // of the result; additional blocks compute the sums
+    int32_t column_tiles;   // tiles along the columns
     int32_t accumulate;
 };
 
@@ -36,10 +37,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTile = 32;
 constexpr int kElements = kTile * kTile / kThreads;
-// Between the columns of a tile in shared memory: odd, so that a warp may write along either index.
+// The stride of a tile in shared memory. It is odd, so a warp can write along either index without bank conflicts.
 constexpr int kPitch = kTile + 1;
 
-// A factor of `extent` vectors of `depth` terms. kDepthContiguous: (extent, depth) in memory, else (depth, extent).
+// An operand: `extent` vectors of `depth` terms, in memory (extent, depth) if kDepthContiguous, otherwise (depth,
+// extent).
 template <bool kDepthContiguous>
 struct Factor {
     const float* elements;
@@ -52,7 +54,7 @@ struct Factor {
                                 : elements[static_cast<size_t>(term) * extent + index];
     }
 
-    // The elements of a tile that this thread moves: neighbours read neighbours.
+    // The elements of a tile that this thread moves. Neighbouring threads read neighbouring elements.
     __device__ __forceinline__ void load(float (&moved)[kElements], int first_index, int first_term) const {
         const int minor = threadIdx.x % kTile, major = threadIdx.x / kTile;
 #pragma unroll
@@ -122,7 +124,8 @@ __device__ __forceinline__ void multiply(const LinearArguments& arguments) {
     }
 }
 
-// Sums of 32 rows of the left factor, which is (depth, rows) in memory; eight threads a row, added in order.
+// Sums of 32 rows of the left operand, which is (depth, rows) in memory. Eight threads share a row and are added in
+// order.
 __device__ __forceinline__ void sum_left(const LinearArguments& arguments, int block) {
     constexpr int lanes = kThreads / kTile;
     __shared__ float partial[lanes][kTile];

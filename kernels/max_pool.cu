@@ -3,19 +3,20 @@
 //   input (N, H, W, C) -> output (N, OH, OW, C), indices (N, OH, OW, C) uint8
 //   output gradient (N, OH, OW, C), indices -> input gradient (N, H, W, C)
 //
-// An argmax index is the place in the window of its first maximum in scan order; a NaN counts as larger than any number, and
-// the last NaN wins. Padding never wins.
+// An argmax index is the position of the first maximum of a window in scan order. A NaN counts as larger than any
+// number, and the last NaN of a window wins. Padding never wins.
 //
-// Bound by memory. ResNet's pool at batch 128 takes 112 x 112 x 64 to 56 x 56 x 64 with 3 x 3 windows at stride 2: in
-// bf16 it reads 206 MB and writes 51 MB and 26 MB of argmax indices, 66 us at 4.3 TB/s; in float32 540 MB, 125 us. The
-// backward pass moves the same bytes the other way. Comparisons: nine an output element, 0.2 G.
+// Bound by memory: at batch 128, ResNet pools 112 x 112 x 64 to 56 x 56 x 64 with windows of 3 x 3 and stride 2. In
+// bf16 it reads 206 MB and writes 51 MB, and 26 MB of argmax indices, 66 us at 4.3 TB/s. In float32 it moves 540 MB,
+// 125 us. The backward pass moves the same bytes in the other direction. Each output element needs nine comparisons,
+// 0.2 G in total.
 //
-// A thread makes 16 bytes of channels of one output pixel, so a warp reads whole lines, and each input line is read
-// once from memory and 9/4 times from the caches. The gradient is gathered: a thread makes 16 bytes of one input pixel
-// from the windows that hold it (at most four), in scan order, so that there is one writer for each element and no
-// atomics. Loops over 3 x 3 windows are unrolled, so that all nine loads are under way at once. Where the channels are
-// not a multiple of 16 bytes, a thread has a single element. An H100 takes forward 0.14 ms in bf16 and 0.21 ms in
-// float32 (2.1 and 2.5 TB/s), backward 0.32 and 0.42 ms (0.9 and 1.3 TB/s).
+// A thread computes 16 bytes of channels of one output pixel. A warp therefore reads whole lines, and each line of the
+// input is read once from memory and 9/4 times from the caches. The backward pass gathers: a thread computes 16 bytes
+// of one input pixel from the windows that contain it (at most four), in scan order, so each element has one writer and
+// no atomics are needed. Loops over 3 x 3 windows are unrolled so that all nine loads are in flight at once. If the
+// channels are not a multiple of 16 bytes, a thread computes one element. An H100 takes 0.14 ms forward in bf16 and
+// 0.21 ms in float32 (2.1 and 2.5 TB/s), and 0.32 and 0.42 ms backward (0.9 and 1.3 TB/s).
 #include "common.cuh"
 
 struct MaxPoolGeometry {
@@ -33,7 +34,7 @@ struct MaxPoolForwardArguments {
     const void* input;   // (N, H, W, C)
     void* output;        // (N, OH, OW, C)
     uint8_t* indices;    // (N, OH, OW, C) or null
-    uint32_t groups;     // of vector length or one elements in the output
+    uint32_t groups;     // groups of channels in the output
     MaxPoolGeometry geometry;
     int32_t vectorised;
 };
@@ -42,7 +43,7 @@ struct MaxPoolBackwardArguments {
     const uint8_t* indices;       // (N, OH, OW, C)
     const void* output_gradient;  // (N, OH, OW, C)
     void* input_gradient;         // (N, H, W, C)
-    uint32_t groups;              // of vector length or one elements in the input
+    uint32_t groups;              // groups of channels in the input
     MaxPoolGeometry geometry;
     int32_t vectorised;
     int32_t accumulate;
@@ -74,7 +75,7 @@ __device__ __forceinline__ size_t element_of(int image, int row, int column, int
     return ((static_cast<size_t>(image) * height + row) * width + column) * channels;
 }
 
-// `kSize` is the window's size where it is known, else 0.
+// `kSize` is the size of the window if it is known at compile time, otherwise 0.
 template <class T, int kLength, int kSize>
 __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arguments, uint32_t group) {
     const MaxPoolGeometry& geometry = arguments.geometry;
@@ -86,7 +87,7 @@ __device__ __forceinline__ void forward_group(const MaxPoolForwardArguments& arg
     const T* input = static_cast<const T*>(arguments.input) + place.channel;
 
     float best[kLength];
-    // Where nothing is larger than minus infinity, the first pixel is the maximum.
+    // If nothing is larger than minus infinity, the first pixel is the maximum.
     int position[kLength];
 #pragma unroll
     for (int i = 0; i < kLength; i++) {
@@ -137,7 +138,7 @@ __device__ __forceinline__ void backward_group(const MaxPoolBackwardArguments& a
     const MaxPoolGeometry& geometry = arguments.geometry;
     const int size = geometry.size, stride = geometry.stride, channels = geometry.channels;
     const Place place = place_of(group, kLength, channels, geometry.height, geometry.width);
-    // In padded rows: output row `o` has the input rows o stride .. o stride + size.
+    // In padded coordinates, output row `o` covers input rows o stride .. o stride + size.
     const int row = place.row + geometry.padding, column = place.column + geometry.padding;
     const int first_row = row < size ? 0 : (row - size) / stride + 1;
     const int first_column = column < size ? 0 : (column - size) / stride + 1;

@@ -1,10 +1,10 @@
-// One step of gradient descent with Nesterov momentum over a parameter group, as torch.optim.SGD(nesterov=True) makes it:
+// One step of gradient descent with Nesterov momentum for a parameter group, as in torch.optim.SGD(nesterov=True):
 //
 //   g = scale * gradient + weight_decay * value
 //   velocity = momentum * velocity + g
 //   value -= learning_rate * (g + momentum * velocity)
 //
-// The bytes of sgd with momentum; eight operations a value. Never run on a GPU.
+// It moves the same bytes as sgd with momentum and computes eight operations per value. It has not run on a GPU.
 #include "optimizer.cuh"
 
 namespace {

@@ -1,20 +1,22 @@
-// What the kernels of all optimisers share: one step over the flat buffer of a parameter group.
+// The code that all optimisers share: one step over the flat buffer of a parameter group.
 //
-// A rule says what happens to one value:
+// A rule updates one value:
 //
 //   struct Rule {
-//       static constexpr int kSlots;                   // state that each value has, at most 2
-//       explicit Rule(const float* words);             // learning rate, hyperparameters and what follows from the step
-//       float operator()(float value, float gradient, float* slots) const;   // the new value; updates the slots
+//       static constexpr int kSlots;         // state slots of each value, at most 2
+//       explicit Rule(const float* words);   // learning rate, hyperparameters, values derived from the step
+//       // Returns the new value and updates the slots.
+//       float operator()(float value, float gradient, float* slots) const;
 //   };
 //
-// Its gradient has been multiplied by 1, or by min(1, max_norm / (norm + 1e-6)) to clip gradients as
-// torch.nn.utils.clip_grad_norm_ does. Where the loss or the norm is not finite, nothing is changed: the parameters stay as
-// they were when it happened. Words lie in device memory, so a recorded step reads what the host wrote there last.
+// The gradient that a rule receives has been multiplied by 1 or, to clip gradients as torch.nn.utils.clip_grad_norm_
+// does, by min(1, max_norm / (norm + 1e-6)). If the loss or the norm is not finite, the kernel changes nothing, so that
+// the parameters can be diagnosed. The words lie in device memory, so a recorded step reads the latest values from the
+// host.
 //
-// Bound by memory: values, gradients and slots read, values, slots and the compute copy written; the words of a group come
-// from the cache. A thread has 16 bytes of each buffer, a block 1024 values; the elements that are left over at the end go
-// one by one.
+// Bound by memory: the kernel reads values, gradients and slots, and writes values, slots and the compute copy. The
+// words of a group come from the cache. A thread processes 16 bytes of each buffer and a block 1024 values. The
+// remaining elements at the end are processed one at a time.
 #pragma once
 
 #include "common.cuh"
@@ -22,13 +24,13 @@
 struct UpdateKernelArguments {
     float* values;
     const float* gradients;
-    float* first_slot;   // null where the rule has no slot
-    float* second_slot;  // null where it has fewer than two
-    bf16* compute_copy;  // null where no convolution reads one
+    float* first_slot;   // null if the rule has no slot
+    float* second_slot;  // null if it has fewer than two
+    bf16* compute_copy;  // null if no convolution reads one
     uint64_t count;
     const float* words;
-    const float* loss;  // its first value is looked at; or null
-    const float* norm;  // of all gradients; null where they are not clipped
+    const float* loss;  // only its first value is read; or null
+    const float* norm;  // of all gradients; null if they are not clipped
     float max_norm;
     int32_t vectorised;  // whether all addresses are multiples of four elements
 };

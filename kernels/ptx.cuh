@@ -1,20 +1,20 @@
-// The only file with inline PTX. Each function has a stand-in of the same name in emulator/, so that a kernel that uses
-// nothing but these, CUDA's own intrinsics and C++ runs on the emulator as it is.
+// The only file with inline PTX. Each function has an equivalent of the same name in emulator/, so a kernel that uses
+// only these functions, CUDA intrinsics and C++ runs on the emulator unchanged.
 #pragma once
 
 #if defined(__CUDACC__)
 
 #include <stdint.h>
 
-// Whether the tensor-core paths are compiled: sm_75 has neither cp.async nor bf16 and gets empty kernels for them,
-// which launch code never starts there.
+// Whether the tensor-core paths are compiled. sm_75 has neither cp.async nor bf16: its kernels are empty, and the
+// launch code never starts them.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 #define RETUNE_TENSOR_CORES 1
 #else
 #define RETUNE_TENSOR_CORES 0
 #endif
 
-// Two floats rounded to bf16, to nearest, ties to even; `low` in the lower half.
+// Rounds two floats to bf16, to nearest, ties to even, with `low` in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 #if RETUNE_TENSOR_CORES
     uint32_t packed;
@@ -35,15 +35,15 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 #if RETUNE_TENSOR_CORES
 
-// Copies 16 bytes to shared memory without waiting; zeros where `valid` is false, and then `global` is not read. Both
-// addresses are multiples of 16.
+// Copies 16 bytes to shared memory without waiting. If `valid` is false, it writes zeros and does not read `global`.
+// Both addresses are multiples of 16.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
                  : "memory");
 }
 
-// The same through the L1 cache, for what the multiprocessor will soon copy again.
+// The same through the L1 cache, for data that the multiprocessor copies again soon.
 __device__ __forceinline__ void copy_async_16_cached(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
@@ -62,14 +62,14 @@ __device__ __forceinline__ void copy_async_commit() {
     asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
 
-// Waits until at most `Pending` of this thread's groups are under way. Other threads see the data after a barrier.
+// Waits until at most `Pending` of this thread's groups are in flight. Other threads see the data after a barrier.
 template <int Pending>
 __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(Pending) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements: lane 8 i + j names row j (16 bytes, 16-byte aligned) of matrix i; lane l gets
-// the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each.
+// Loads four 8 x 8 matrices of 16-bit elements. Lane 8 i + j passes the address of row j (16 bytes, 16-byte aligned) of
+// matrix i; lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each matrix.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&registers)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -77,7 +77,7 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&registers)[4], const v
                  : "memory");
 }
 
-// The same with each matrix transposed: lane l gets the elements l / 4 of the rows 2 (l % 4) and 2 (l % 4) + 1.
+// The same with each matrix transposed: lane l receives element l / 4 of rows 2 (l % 4) and 2 (l % 4) + 1.
 __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&registers)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                  : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
@@ -106,7 +106,7 @@ __device__ __forceinline__ void multiply_add_tf32(float (&d)[4], const uint32_t 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// To tf32: ten bits of mantissa, to nearest, ties away from zero. The bits of a float.
+// Rounds to tf32 (ten bits of mantissa), to nearest, ties away from zero, and returns the bits of the float.
 __device__ __forceinline__ uint32_t round_to_tf32(float value) {
     uint32_t rounded;
     asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(value));

@@ -1,23 +1,23 @@
-// What blocks leave for each other as rows of a table, brought together by the last block to arrive, always in the same
-// order, so that no second launch is needed and no schedule changes a bit.
+// Combines the partial results of blocks in a table. The last block to arrive combines them, always in the same order,
+// so no second launch is needed and the result does not depend on scheduling.
 //
-// A table has 1 + groups + blocks rows: the total, one row a group of kBlocksPerGroup blocks, one row a block. Each
-// block writes its row. The last block of a group to arrive combines the group's rows, the last group to arrive
-// combines the groups' rows, both in ascending order. Two levels, because one block that reads all 12544 rows of the
-// stem alone would take longer than the convolution.
+// A table has 1 + groups + blocks rows: the total, one row for each group of kBlocksPerGroup blocks, and one row for
+// each block. Each block writes its row. The last block of a group to arrive combines the rows of the group, and the
+// last group to arrive combines the rows of the groups, both in ascending order. There are two levels because one block
+// would need longer to read the 12544 rows of the stem than the convolution takes.
 #pragma once
 
 #include "common.cuh"
 
 constexpr int kBlocksPerGroup = 64;
-// Pixels of a row of statistics: those of one block of a convolution.
+// Pixels in a row of statistics: those of one block of a convolution.
 constexpr int kPixelsPerBlock = 128;
 
 __device__ __forceinline__ int groups_of(int blocks) {
     return divide_up(blocks, kBlocksPerGroup);
 }
 
-// Where the row of a group lies in the table, and that of a block.
+// The index of the row of a group, and of a block, in the table.
 __device__ __forceinline__ int group_row(int group) {
     return 1 + group;
 }
@@ -26,10 +26,10 @@ __device__ __forceinline__ int block_row(int block, int blocks) {
     return 1 + groups_of(blocks) + block;
 }
 
-// Calls `combine(first_row, count, result_row, is_group)` in the last block of a group, and then in the last block of
-// all. Returns whether this is the last of all; the total can then be read by this block after a barrier, which has
-// been passed. All threads of all blocks call it after their block's row is written. `counters` are groups + 1, zero
-// before and after; `flag` is an int of shared memory.
+// Calls `combine(first_row, count, result_row, is_group)` in the last block of each group, and then in the last block
+// of all. Returns whether this is the last block of all; it has then passed a barrier and can read the total. All
+// threads of all blocks call it after they have written their block's row. `counters` has groups + 1 elements, zero
+// before and after; `flag` is an int in shared memory.
 template <class Combine>
 __device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* counters, int* flag, Combine combine) {
     const int groups = groups_of(blocks);
@@ -55,12 +55,13 @@ __device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int 
     });
 }
 
-// Statistics of the channels `first_channel` up to `first_channel + channel_count` over `pixels` pixels: `rows` is
-// [1 + groups + blocks][2][channels], sums and squared deviations from the row's own mean. Block `b` has the pixels
-// from kPixelsPerBlock * b on.
+// Statistics of the channels from `first_channel` to `first_channel + channel_count` over `pixels` pixels. `rows` is
+// [1 + groups + blocks][2][channels]: sums, and squared deviations from the mean of the row. Block `b` has the pixels
+// starting at kPixelsPerBlock * b.
 //
-// What is added up are excesses: a row's sum, less what it would be if its mean were that of the first row. They are as
-// small as the deviations are, so a mean of a thousand deviations costs no digits, which adding sums would.
+// It adds excesses: the sum of a row minus the sum that it would have with the mean of the first row. They are as small
+// as the deviations, so no digits are lost even if the mean is a thousand times the deviation, as they would be in
+// sums.
 __device__ __forceinline__ bool combine_statistics(float* rows, int channels, int first_channel, int channel_count,
                                                    int pixels, int block, int blocks, unsigned* counters, int* flag) {
     return combine_rows(block, blocks, counters, flag, [=](int first, int count, int result, int group) {
@@ -84,7 +85,7 @@ __device__ __forceinline__ bool combine_statistics(float* rows, int channels, in
             float squares = 0;
 #pragma unroll 8
             for (int row = 0; row < full_rows; row++) {
-                // Full rows have a power of two of pixels, so this multiplication is a division.
+                // The number of pixels in a full row is a power of two, so this multiplication equals the division.
                 const float difference = fmaf(-full, centre, sums[row * row_length]) * (1.0f / full) - shift;
                 squares += fmaf(full * difference, difference, deviations[row * row_length]);
             }

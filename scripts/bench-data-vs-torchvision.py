@@ -12,8 +12,8 @@ machine affects both; odd rounds run torchvision first, even rounds retune. Ever
 being measured, then --epochs times with the training transform (RandomResizedCrop, RandomHorizontalFlip) and as often with
 the test transform (Resize, CenterCrop), both from the file to normalised float32. torchvision reads an ImageFolder item by
 item, without a DataLoader: it does not assemble batches, which retune does (`retune bench --mode data
---workers 1`). The ratio of a round is that of its two processes, once by the clock and once by the time that the
-processor spent on them, which others on a busy machine disturb less. Needs torch, torchvision and Pillow.
+--workers 1`). The ratio of a round is that of its two processes, once for wall-clock time and once for processor time, which
+other processes on a busy machine disturb less. Needs torch, torchvision and Pillow.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def measure_torchvision(settings):
-    """Runs in its own process: images a second of the clock and of the processor with each transform."""
+    """Runs in its own process: images per second of wall-clock and of processor time with each transform."""
     import PIL
     import torch
     import torchvision
@@ -62,7 +62,7 @@ def measure_torchvision(settings):
 
 
 def draw_images(folder, count):
-    """Runs in its own process: images with smooth light, edges and fine grain, two classes."""
+    """Runs in its own process: draws images of two classes, with smooth light, edges and fine grain."""
     import numpy
     from PIL import Image
 
@@ -89,7 +89,7 @@ def draw_images(folder, count):
 
 
 def run_process(command, core):
-    """A process's standard output as JSON. The process stays on one core, where the system can do that."""
+    """Returns a process's standard output as JSON. The process stays on one core if the system supports it."""
     pin = (lambda: os.sched_setaffinity(0, {core})) if hasattr(os, "sched_setaffinity") else None
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.run(command, stdout=subprocess.PIPE, env=environment, preexec_fn=pin)
@@ -111,7 +111,7 @@ def run_retune(arguments, folder):
     rates = {}
     for name in TRANSFORMS:
         measured = result[f"{name}_transform"]
-        # Where the system does not tell what was computed, the clock has to do.
+        # Uses wall-clock time if the system does not report processor time.
         computed = measured["epoch_processor_seconds"] or measured["epoch_seconds"]
         rates[name] = [result["images"] / statistics.median(seconds) for seconds in (measured["epoch_seconds"], computed)]
     return rates
@@ -149,7 +149,7 @@ def show(arguments, result):
         for program in ("torchvision", "retune"):
             rates = [result[name][measure][program] for measure in MEASURES]
             clock, processor = (f"{rate['median']:.1f} ({rate['least']:.1f} to {rate['most']:.1f})" for rate in rates)
-            print(f"  {program:11}  {clock} images/s, {processor} images a processor second")
+            print(f"  {program:11}  {clock} images/s, {processor} images per processor second")
         clock, processor = (result[name][measure]["ratio"] for measure in MEASURES)
         print(f"  retune is {clock['median']:.2f} x as fast ({clock['least']:.2f} to {clock['most']:.2f}), by processor "
               f"time {processor['median']:.2f} x ({processor['least']:.2f} to {processor['most']:.2f})")

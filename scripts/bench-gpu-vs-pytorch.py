@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def make_step(architecture, mode, variant, batch, size):
-    """A function that issues one training step or inference batch."""
+    """Returns a function that issues one training step or inference batch."""
     import torch
     import torchvision
 
@@ -88,7 +88,7 @@ def serve_pytorch(architecture):
             torch.cuda.synchronize()
             seconds = (time.perf_counter() - start) / request["steps"]
             answer = {"images_per_second": batch / seconds, "peak_bytes": torch.cuda.max_memory_allocated()}
-        except Exception as cause:  # a variant that this PyTorch cannot run is reported, not hidden
+        except Exception as cause:  # reports variants that this PyTorch cannot run
             answer = {"error": f"{type(cause).__name__}: {cause}".splitlines()[0]}
         print(json.dumps(answer), flush=True)
 

@@ -32,7 +32,7 @@ LAYOUTS = ("default", "channels_last")
 
 WORKS = ("training", "inference", "latency", "start")
 
-# What retune promises for each architecture: at least this speed-up, or at most this share of PyTorch's time or memory.
+# The requirements for each architecture: at least this speed-up, or at most this share of PyTorch's time or memory.
 REQUIRED = {
     "resnet18": {"training": 1.8, "memory": 0.6, "inference": 2.0, "latency": 1.2, "start": 0.1},
     "resnet50": {"training": 1.3, "inference": 1.3},
@@ -118,7 +118,7 @@ def prepare_start(folder, architecture):
 
     torch.manual_seed(0)
     weights = torchvision.models.get_model(architecture).state_dict()
-    # One class is far likelier than the others, so that two right programs name the same.
+    # One class is far more probable than the others, so that both programs must predict it.
     weights["fc.weight"] *= 100
     header, offset = {}, 0
     for name, tensor in weights.items():
@@ -138,8 +138,8 @@ def prepare_start(folder, architecture):
 
 
 def run_process(command, environment):
-    """A process's standard output, the most memory it held, and its seconds. This process has to stay small: the kernel
-    counts a child's memory from before it becomes another program."""
+    """Returns a process's standard output, peak memory and seconds. The calling process must stay small, because the kernel
+    counts a child's memory from before it executes another program."""
     command = [str(word) for word in command]
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
@@ -161,12 +161,12 @@ def pytorch_environment(arguments):
 
 
 def batches_and_steps(arguments, work):
-    """Batch size and number of measured steps: more steps where they are short."""
+    """Returns the batch size and the number of measured steps: more steps if they are short."""
     return (1, 6 * arguments.steps) if work == "latency" else (arguments.batch_size, arguments.steps)
 
 
 def run_pytorch(arguments, work, layout):
-    """Seconds of a step and the most memory held."""
+    """Returns the seconds of a step and the peak memory."""
     batch, steps = batches_and_steps(arguments, work)
     settings = {"architecture": arguments.arch, "mode": work, "layout": layout, "threads": arguments.threads,
                 "batch_size": batch, "image_size": arguments.image_size, "steps": steps, "warm_up": max(1, steps // 5)}
@@ -176,7 +176,7 @@ def run_pytorch(arguments, work, layout):
 
 
 def run_retune(arguments, work):
-    """Seconds of a step and the most memory held."""
+    """Returns the seconds of a step and the peak memory."""
     batch, steps = batches_and_steps(arguments, work)
     mode = "training" if work == "training" else "inference"
     command = [arguments.retune, "bench", "--device", "cpu", "--arch", arguments.arch, "--threads", arguments.threads,
@@ -187,7 +187,7 @@ def run_retune(arguments, work):
 
 
 def compare_steps(arguments, work):
-    """All rounds of `training`, `inference` or `latency`."""
+    """Runs all rounds of `training`, `inference` or `latency`."""
     runs = {name: [] for name in (*LAYOUTS, "retune")}
     for number in range(1, arguments.rounds + 1):
         for name in runs:
@@ -197,7 +197,7 @@ def compare_steps(arguments, work):
 
 
 def compare_start(arguments, work):
-    """All rounds of `start`: whole processes, in turn."""
+    """Runs all rounds of `start`: whole processes, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         run_process([arguments.python, __file__, "--prepare-start", folder, "--arch", arguments.arch], {})
         files = [pathlib.Path(folder) / "model.safetensors", pathlib.Path(folder) / "image.jpg"]
@@ -229,14 +229,14 @@ def report_round(arguments, work, number, seconds):
 
 
 def judge(required, name, values):
-    """The median of the rounds with its range, and whether it meets the requirement, if there is one."""
+    """Returns the median of the rounds with its range, and whether it meets the requirement, if there is one."""
     median, required = statistics.median(values), required.get(name)
     met = required is None or (median <= required if name in AT_MOST else median >= required)
     return {"median": median, "least": min(values), "most": max(values), "required": required, "met": met}
 
 
 def summarise(arguments, work, runs, rivals):
-    """From the seconds and bytes of every round; the rivals are PyTorch's layouts."""
+    """Summarises the seconds and bytes of every round; `rivals` are PyTorch's layouts."""
     batch = 1 if work == "start" else batches_and_steps(arguments, work)[0]
     seconds = {name: [run[0] for run in values] for name, values in runs.items()}
     peaks = {name: [run[1] for run in values] for name, values in runs.items()}
@@ -263,7 +263,7 @@ def summarise(arguments, work, runs, rivals):
 
 
 def show(arguments, results):
-    """One table of everything that was measured."""
+    """Prints one table of all measurements."""
     print(f"{arguments.arch}, float32, {arguments.image_size} x {arguments.image_size}, {arguments.threads} threads, "
           f"PyTorch {arguments.pytorch_version}; medians of {arguments.rounds} rounds of {arguments.steps} steps")
     print(f"{'work':24}{'retune':>16}{'PyTorch':>16}    {'ratio':26}required")
@@ -311,8 +311,8 @@ def main():
                         help="architecture, by its name in torchvision (resnet18)")
     parser.add_argument("--work", type=chosen_works, default=list(WORKS), metavar="LIST",
                         help=f"some of {','.join(WORKS)} (all)")
-    parser.add_argument("--batch-size", type=int, default=32, help="of training and inference (32)")
-    parser.add_argument("--image-size", type=int, default=224, help="of all but start (224)")
+    parser.add_argument("--batch-size", type=int, default=32, help="batch size of training and inference (32)")
+    parser.add_argument("--image-size", type=int, default=224, help="image size of all but start (224)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cores", metavar="LIST", help="keep all processes on these cores, such as 0,1 (any)")
     parser.add_argument("--steps", type=int, default=5,
@@ -320,7 +320,7 @@ def main():
                              "times as many")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep-freed-memory", action="store_true",
-                        help="keep PyTorch's allocator (glibc's) from giving pages back: faster, and more memory")
+                        help="keep PyTorch's allocator (glibc's) from returning pages: faster, but needs more memory")
     parser.add_argument("--check", action="store_true", help="exit 1 if a median misses a requirement")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--measure-pytorch", metavar="SETTINGS", help=argparse.SUPPRESS)

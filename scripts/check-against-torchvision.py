@@ -9,8 +9,8 @@ The weights are loaded into torchvision's network with `strict=True`, so the sec
 writes a torchvision state dict; the third trains for one epoch on DATA first and checks the result as well.
 
 An image passes if ||ours - torchvision's|| <= limit x ||torchvision's||. The limit is 1e-4 for images whose shorter
-side already is --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. If
-torchvision's two largest logits are further apart than the difference, the prediction must be the same too. Use PNG,
+side is already --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. If
+torchvision's two largest logits are further apart than the difference, the prediction must be the same too. Use PNG files,
 because JPEG decoders differ. Exits 1 if any image fails. Needs torch, torchvision, safetensors and pillow.
 """
 
@@ -30,7 +30,7 @@ EXACT_LIMIT, RESIZED_LIMIT = 1e-4, 5e-3
 
 
 def load_network(weights):
-    """torchvision's network with these weights, in evaluation mode and float64: the truth."""
+    """Returns torchvision's network with these weights, in evaluation mode and float64: the reference."""
     state = load_file(weights)
     classes = state["fc.weight"].shape[0]
     arch = architecture(state, classes)
@@ -40,7 +40,7 @@ def load_network(weights):
 
 
 def architecture(state, classes):
-    """The torchvision ResNet that has these keys and shapes."""
+    """Returns the torchvision ResNet that has these keys and shapes."""
     shapes = {name: tensor.shape for name, tensor in state.items()}
     names = [name for name in torchvision.models.list_models(module=torchvision.models) if "resnet" in name]
     for name in names:
@@ -62,7 +62,7 @@ def torchvision_logits(net, image, resize, crop):
 
 
 def retune_logits(retune, weights, paths):
-    """`retune predict`'s logits, in the order of `paths`."""
+    """Returns the logits of `retune predict`, in the order of `paths`."""
     command = [retune, "predict", weights, *paths, "--json", "--logits"]
     result = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if result.returncode != 0:
@@ -102,7 +102,7 @@ def check(arguments, weights):
 
 
 def train(arguments, folder):
-    """One short epoch from the given weights; the model that it writes."""
+    """Trains one short epoch from the given weights and returns the path of the model."""
     command = [arguments.retune, "train", arguments.train, "--weights", arguments.weights, "--epochs", "1",
                "--batch-size", "8", "--device", "cpu", "--out", folder]
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:

@@ -6,13 +6,13 @@
 
 Fails when a kernel spills registers or uses local memory on any architecture, when its registers, shared memory, threads or
 occupancy differ from the table, or when its occupancy is below 25 % and the comment at the top of its file has no line
-`occupancy: ...` that states why this is better.
+`occupancy: ...` that explains why this is faster.
 
-The file of a kernel states in a line the most dynamic shared memory that the launch code requests for it:
+A line in the file of a kernel states the maximum dynamic shared memory that the launch code requests for it:
 
     // dynamic shared memory: <kernel> <bytes>
 
-nvcc is looked for as in the build: $NVCC, $CUDA_HOME/bin, PATH, .cuda/bin.
+The script searches for nvcc like the build: $NVCC, $CUDA_HOME/bin, PATH, .cuda/bin.
 """
 
 import argparse
@@ -32,8 +32,8 @@ TABLE = ROOT / "kernels/resources.txt"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 LEAST_OCCUPANCY = 25
 
-# A multiprocessor of each architecture in the table, from the CUDA C++ Programming Guide's table of technical
-# specifications: warps, blocks, bytes of shared memory, bytes of it that each block costs besides, its granularity.
+# Limits of a multiprocessor, from the CUDA C++ Programming Guide's table of technical specifications: warps, blocks, bytes of
+# shared memory, bytes of it that are reserved for each block, its granularity.
 Multiprocessor = collections.namedtuple("Multiprocessor", "warps blocks shared reserved granularity")
 MULTIPROCESSORS = {
     75: Multiprocessor(32, 16, 64 << 10, 0, 256),
@@ -52,7 +52,7 @@ def find_nvcc():
     folders += [os.environ.get("PATH", ""), str(ROOT / ".cuda/bin")]
     nvcc = os.environ.get("NVCC") or shutil.which("nvcc", path=os.pathsep.join(folders))
     if not nvcc:
-        sys.exit("there is no nvcc; scripts/install-nvcc.sh brings it")
+        sys.exit("nvcc was not found; run scripts/install-nvcc.sh")
     return nvcc
 
 
@@ -61,7 +61,7 @@ def round_up(value, granularity):
 
 
 def occupancy(architecture, registers, shared, threads):
-    """The warps that fit on a multiprocessor, in percent of its maximum. 0 if no block fits."""
+    """Returns the warps that fit on a multiprocessor, in percent of its maximum; 0 if no block fits."""
     limits = MULTIPROCESSORS[architecture]
     warps = -(-threads // 32)
     registers_of_warp = round_up(max(registers, 1) * 32, REGISTER_GRANULARITY)
@@ -73,12 +73,12 @@ def occupancy(architecture, registers, shared, threads):
 
 
 def runs_on(kernel, architecture):
-    """On compute capability 7.5 only the float32 path runs; the others are compiled to nothing there."""
+    """Whether the kernel is used. On compute capability 7.5 only the float32 kernels are; the others are empty there."""
     return architecture >= 80 or not kernel.endswith(("_tf32", "_bf16"))
 
 
 def compile_one(nvcc, source, architecture):
-    """The output of ptxas, and the threads per block of each kernel."""
+    """Returns the output of ptxas, and the threads per block of each kernel."""
     with tempfile.TemporaryDirectory() as folder:
         # From the same PTX as in build/cuda.rs.
         target = f"-gencode=arch=compute_{80 if architecture >= 80 else 75},code=sm_{architecture}"
@@ -103,7 +103,7 @@ def eval_product(extents):
 
 
 def read_log(log):
-    """For each kernel: registers, static shared memory, stack, spilled bytes."""
+    """Returns registers, static shared memory, stack and spilled bytes of each kernel."""
     kernels, kernel = {}, None
     for line in log.splitlines():
         if found := re.search(r"Compiling entry function '(\w+)' for", line):
@@ -120,7 +120,7 @@ def read_log(log):
 
 
 def head_of(text):
-    """The comment that a file begins with."""
+    """Returns the comment at the start of a file."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("//"):
@@ -130,12 +130,12 @@ def head_of(text):
 
 
 def check_source(source, results, problems):
-    """The rows of a file's kernels."""
+    """Returns the table rows of a file's kernels."""
     text = source.read_text()
     name = source.relative_to(ROOT)
     dynamic = {kernel: int(size) for kernel, size in re.findall(r"^// dynamic shared memory: (\w+) (\d+)\s*$", text, re.M)}
     if "extern __shared__" in text and not dynamic:
-        problems.append(f"{name}: uses dynamic shared memory, and no line says how much (// dynamic shared memory: ...)")
+        problems.append(f"{name}: uses dynamic shared memory, but no line states its size (// dynamic shared memory: ...)")
     failed = [architecture for architecture in ARCHITECTURES if results[source, architecture][1] is None]
     if failed:
         log = results[source, failed[0]][0].strip()
@@ -157,12 +157,12 @@ def check_source(source, results, problems):
                 shared = used["shared"] + dynamic.get(kernel, 0)
                 share = occupancy(architecture, used["registers"], shared, threads[kernel])
                 if share < LEAST_OCCUPANCY and "occupancy:" not in head_of(text):
-                    problems.append(f"{where} has an occupancy of {share} %, and the head of the file does not say why "
+                    problems.append(f"{where} has an occupancy of {share} %, and the head of the file does not explain it "
                                     "(occupancy: ...)")
                 rows.append(Row(kernel, f"sm_{architecture}", used["registers"], used["shared"], dynamic.get(kernel, 0),
                                 threads[kernel], share))
     for kernel in sorted(dynamic.keys() - defined):
-        problems.append(f"{name}: says the dynamic shared memory of {kernel}, which is not there")
+        problems.append(f"{name}: states the dynamic shared memory of {kernel}, which does not exist")
     return rows
 
 
@@ -190,7 +190,7 @@ def compare(table, rows, problems):
     new = {(row.kernel, row.architecture): row for row in rows}
     for key in sorted(table.keys() | new.keys()):
         if key not in new:
-            problems.append(f"{key[0]} on {key[1]} is in the table and not in the kernels")
+            problems.append(f"{key[0]} on {key[1]} is in the table but not in the kernels")
         elif key not in table:
             problems.append(f"{key[0]} on {key[1]} is not in the table")
         elif table[key] != new[key]:
@@ -202,13 +202,13 @@ def compare(table, rows, problems):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write the table")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of concurrent compilers")
     arguments = parser.parse_args()
     nvcc = find_nvcc()
     version = re.search(r"release .*", subprocess.run([nvcc, "--version"], check=True, stdout=subprocess.PIPE,
                                                       text=True).stdout)[0]
     sources = sorted((ROOT / "kernels").glob("*.cu"))
-    # The longest first, so that no core waits for it at the end.
+    # The longest first, so that the other cores do not wait for it at the end.
     work = sorted(((source, architecture) for source in sources for architecture in ARCHITECTURES),
                   key=lambda item: -item[0].stat().st_size)
     started = time.monotonic()
@@ -229,7 +229,7 @@ def main():
             differences = []
             compare(table, rows, differences)
             if differences:
-                differences.append("if that is meant: scripts/check-kernels.py --update, and commit the table")
+                differences.append("if the changes are intended, run scripts/check-kernels.py --update and commit the table")
             problems += differences
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     least = min(rows, key=lambda row: row.occupancy, default=None)

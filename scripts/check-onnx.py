@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Checks that onnxruntime gives the logits of `retune predict` for what `retune convert` made of the same model.
+"""Checks that onnxruntime gives the logits of `retune predict` for the ONNX file that `retune convert` writes.
 
     scripts/check-onnx.py target/release/retune runs/1/model.safetensors one.png two.png
     scripts/check-onnx.py target/release/retune tests/fixtures/resnet50.safetensors
 
-The model may also be a reference file, whose parameters become a model, and the images may be left out: then they are noise.
-The ONNX file is checked by onnx itself (shapes inferred, every operator checked), and is told by its own metadata how a picture
-becomes its input. All pictures go through it at once as well as one by one. A picture passes if no logit differs by
-more than 1e-4 of the largest (--limit). Use PNG whose shorter side is the model's resize: other pictures are scaled, and
-may then differ by 1 of 255. Exits 1 if any picture fails. Needs onnx, onnxruntime,
-numpy, safetensors and pillow.
+The model may also be a reference file, whose parameters become a model. Without images, the script uses noise. The onnx
+package checks the ONNX file (it infers shapes and checks every operator). The preprocessing follows the file's
+metadata. All images are evaluated as one batch and one by one. An image passes if no logit differs by more than 1e-4 of
+the largest (--limit). Use PNG files whose shorter side is the model's resize: other images are scaled, and their pixels
+may then differ by 1 of 255. Exits 1 if any image fails. Needs onnx, onnxruntime, numpy, safetensors and pillow.
 """
 
 import argparse
@@ -28,7 +27,7 @@ from safetensors.numpy import save_file
 
 
 def pixels(path, preprocessing):
-    """[3, size, size] as the metadata says, in torchvision's semantics."""
+    """Returns an image as [3, size, size], preprocessed as in torchvision with the settings in the metadata."""
     picture = Image.open(path).convert("RGB")
     side, crop = preprocessing["resize"], preprocessing["center_crop"]
     width, height = picture.size
@@ -42,7 +41,7 @@ def pixels(path, preprocessing):
 
 
 def model_of_reference(path, folder):
-    """A model file with the parameters of a reference file; the path itself if it is none."""
+    """Writes a model file with the parameters of a reference file and returns its path; returns other paths unchanged."""
     with safe_open(path, "numpy") as file:
         if (file.metadata() or {}).get("format") != "retune-reference-1":
             return path
@@ -56,7 +55,7 @@ def model_of_reference(path, folder):
 
 
 def noise(folder, side, count=4):
-    """PNGs of random pixels whose shorter side is `side`."""
+    """Writes PNG files of random pixels whose shorter side is `side`, and returns their paths."""
     random = numpy.random.default_rng(0)
     paths = [str(pathlib.Path(folder) / f"{index}.png") for index in range(count)]
     for index, path in enumerate(paths):

@@ -119,7 +119,7 @@ class Browser:
 
 
 def complaint_of(event):
-    """The error that an event of the browser reports, if any."""
+    """Returns the error that an event of the browser reports, if any."""
     parameters = event.get("params", {})
     if event["method"] == "Runtime.exceptionThrown":
         return parameters["exceptionDetails"].get("text", "exception")

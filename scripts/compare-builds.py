@@ -6,12 +6,12 @@
     scripts/compare-builds.py OLD OLD --expect-differences
 
 OLD and NEW are retune programs built with `--features emulator`. OLD draws a small data set and trains the weights that
-fine-tuning starts from. Then both builds do every run of the list below, and `model.safetensors` and
+fine-tuning starts from. Then both builds perform every run of the list below, and `model.safetensors` and
 `checkpoint.safetensors` must have the same bytes: the tensors, and the metadata with its recipe. NEW also resumes a
 checkpoint that OLD wrote. The exit status is 1 if a file differs, and the output names the run, the file, and the metadata
 keys and the first tensor that differ.
 
-The hashes are not stored anywhere, because another processor rounds differently: both builds must run on this machine.
+No hashes are stored, because other processors round differently: both builds must run on the same machine.
 
 With --expect-differences NEW trains with another seed, and the exit status is 1 unless the tensors of both files of every
 run differ. It shows that the comparison can fail.
@@ -29,9 +29,9 @@ import time
 
 FILES = ("model.safetensors", "checkpoint.safetensors")
 
-WEIGHTS = object()  # stands for the weights that OLD makes
+WEIGHTS = object()  # a placeholder for the weights that OLD writes
 
-# Options of `train`. A value of True means that the option takes none.
+# Options of `train`. True stands for an option without a value.
 TINY = {"image-size": 32, "batch-size": 8, "epochs": 2, "test-fraction": 0.25, "no-report": True}
 SCRATCH = TINY | {"from-scratch": True, "width": 8, "lr": 2e-3}
 FINE_TUNE = TINY | {"weights": WEIGHTS, "lr": 1e-3}
@@ -68,17 +68,17 @@ RUNS = {
     "emulator bf16, resumed within an epoch": SCRATCH | BF16 | MOMENTUM,
 }
 
-# These belong to a run that is resumed; the rest of the recipe comes from its checkpoint.
+# The options that a resumed run needs; the rest of the recipe comes from its checkpoint.
 WHERE_TO_RUN = ("device", "test-fraction", "no-report")
 
 ENVIRONMENT = {"cpu, portable instructions": {"RETUNE_CPU": "portable"}}
 
-# What is resumed: the state after two steps of the first epoch, before any model was saved.
+# The resumed state: after two steps of the first epoch, before any model was saved.
 RESUMED_CHECKPOINT = "checkpoint-00000-000002.safetensors"
 
 
 def command(program, *words, environment=None):
-    """Runs a build and returns nothing; a failure ends the comparison with what the build said."""
+    """Runs a build. A failure ends the comparison with the build's error message."""
     words = [str(word) for word in (program, *words)]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | (environment or {}))
     if done.returncode != 0:
@@ -86,7 +86,7 @@ def command(program, *words, environment=None):
 
 
 def orientation(value):
-    """A JPEG's APP1 segment with EXIF data whose only entry is the orientation."""
+    """Returns a JPEG's APP1 segment with EXIF data whose only entry is the orientation."""
     tiff = b"II*\0" + (8).to_bytes(4, "little") + (1).to_bytes(2, "little")
     tiff += b"".join(part.to_bytes(size, "little") for part, size in ((0x112, 2), (3, 2), (1, 4), (value, 4), (0, 4)))
     body = b"Exif\0\0" + tiff
@@ -108,7 +108,7 @@ def prepare(program, folder):
 
 
 def options(settings, weights=None):
-    """The words of a command line."""
+    """Returns the words of a command line."""
     words = []
     for name, value in settings.items():
         words += [f"--{name}"] if value is True else [f"--{name}", weights if value is WEIGHTS else value]
@@ -116,7 +116,7 @@ def options(settings, weights=None):
 
 
 def train(program, name, data, weights, seed, out):
-    """One run of the list, in `out`. A resumed one is beside it as it was when it was interrupted, and whole."""
+    """Performs one run of the list in `out`. For a resumed run, keeps its other states beside it."""
     words = ["train", data, *options(RUNS[name], weights), "--seed", seed]
     environment = ENVIRONMENT.get(name)
     if "resumed" not in name:
@@ -149,7 +149,7 @@ def header_and_tensors(path):
 
 
 def flattened(metadata):
-    """Metadata whose JSON objects are taken apart, so that a key names one setting."""
+    """Returns metadata with its JSON objects flattened, so that each key names one setting."""
     flat = {}
     for key, value in metadata.items():
         if value.startswith("{"):
@@ -160,14 +160,14 @@ def flattened(metadata):
 
 
 def differences(old, new):
-    """The keys of metadata and the tensors in which two safetensors files differ."""
+    """Returns the metadata keys and the tensors in which two safetensors files differ."""
     (old_metadata, old_tensors), (new_metadata, new_tensors) = header_and_tensors(old), header_and_tensors(new)
     pairs = ((flattened(old_metadata), flattened(new_metadata)), (old_tensors, new_tensors))
     return [[key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)] for one, other in pairs]
 
 
 def compare(old, new):
-    """What differs between the files of two runs, as a line for each file, and in how many files tensors differ."""
+    """Returns a line for each file that differs between two runs, and the number of files with different tensors."""
     lines, files_with_other_tensors = [], 0
     for file in FILES:
         if missing := [str(run / file) for run in (old, new) if not (run / file).exists()]:
@@ -179,7 +179,7 @@ def compare(old, new):
         files_with_other_tensors += bool(tensors)
         parts = [f"metadata {', '.join(metadata)}"] if metadata else []
         parts += [f"{len(tensors)} tensors, the first is {tensors[0]}"] if tensors else []
-        lines.append(f"{file}: " + ("; ".join(parts) or "the order or the padding"))
+        lines.append(f"{file}: " + ("; ".join(parts) or "order or padding"))
     return lines, files_with_other_tensors
 
 
@@ -195,7 +195,7 @@ def main():
     old, new = arguments.old.resolve(), arguments.new.resolve()
     names = [name for name in RUNS if arguments.only in name]
     if not names:
-        sys.exit(f"no run is called like {arguments.only!r}; the runs are: {'; '.join(RUNS)}")
+        sys.exit(f"no run has {arguments.only!r} in its name; the runs are: {'; '.join(RUNS)}")
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or pathlib.Path(scratch)
         if arguments.keep and folder.exists() and any(folder.iterdir()):

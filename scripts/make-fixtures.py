@@ -1,29 +1,29 @@
 #!/usr/bin/env python3
-"""Makes the reference files that `retune gradcheck` and the tests read. PyTorch in float64 is the truth.
+"""Makes the reference files that `retune gradcheck` and the tests read. PyTorch in float64 is the reference.
 
     scripts/make-fixtures.py                          # writes every case of CASES to tests/fixtures/
     scripts/make-fixtures.py odd lesson               # only these
-    scripts/make-fixtures.py --search 500 odd         # looks for a good seed, writes nothing
+    scripts/make-fixtures.py --search 500 odd         # searches for a good seed, writes nothing
     scripts/make-fixtures.py --full-width full.safetensors
     scripts/make-fixtures.py --weights resnet18.safetensors --images pictures/ --batch 4 --classes 2 real.safetensors
     scripts/make-fixtures.py --add-noise any.safetensors # noise_tf32/ and noise_bf16/ for a file that has none
 
 Needs torch, torchvision, safetensors, numpy (and pillow for --images). The network is torchvision's own, made narrower.
 
-Two correct programs differ by rounding, and where a ReLU's input lies within rounding of zero, or two pixels of a
-max-pool window within rounding of each other, they take different branches; one such flip moves a gradient by far more
-than rounding does. The margin of a file is the smallest distance from such a tie, over the root mean square of that
-layer's input, during all three steps. Seeds in CASES were found with --search so that no margin is near rounding.
+Two correct programs differ by rounding errors. If the input of a ReLU is within rounding of zero, or two pixels of a
+max-pool window are within rounding of each other, the programs take different branches, and one such flip changes a
+gradient by far more than rounding does. The margin of a file is the smallest distance from such a tie during all three
+steps, relative to the root mean square of the layer's input. The seeds in CASES were found with --search so that no
+margin is close to rounding errors.
 
-noise/NAME is the error of PyTorch's float32 on a tensor, noise_bf16/NAME that of its autocast to bfloat16, and
-noise_tf32/NAME that of its float32 with tf32 convolutions, as a GPU makes them. Autocast runs on the CPU too. A CPU has
-no tf32: it is emulated by rounding what a convolution multiplies (input, weight, and in the backward pass the output's
-gradient) to ten bits of mantissa, to nearest, ties away from zero, and multiplying in float32. No margin is wide enough
-for the coarser two: which ReLUs flip is chance, and a number that is lucky in one run is not in the next. So their
-error is the largest over NEARBY inputs that differ by as little as bfloat16 can tell, each against its own truth in
-float64.
+noise/NAME is the error of PyTorch's float32 for a tensor, noise_bf16/NAME that of its autocast to bfloat16, and
+noise_tf32/NAME that of its float32 with tf32 convolutions, as on a GPU. Autocast also runs on the CPU. A CPU has no
+tf32, so the script emulates it: it rounds the operands of a convolution (input, weight, and in the backward pass the
+output gradient) to ten bits of mantissa, to nearest, ties away from zero, and multiplies in float32. No margin is wide
+enough for these two precisions: ReLUs flip by chance, and differently in each run. Their error is therefore the largest
+over NEARBY inputs, which differ by no more than the resolution of bfloat16, each compared with its own float64 result.
 
-Another processor sums in another order: noise/ then differs in its digits, the truth does not.
+Other processors add in a different order, so their noise/ tensors have different digits. The float64 results agree.
 """
 
 import argparse
@@ -49,8 +49,8 @@ LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One reference file. `step1` and `step3` say which parameters it keeps, by how their names start; `activations`,
-    whose outputs."""
+    """One reference file. `step1` and `step3` are prefixes of the names of the parameters that it contains;
+    `activations` names the modules whose outputs it contains."""
 
     name: str
     seed: int
@@ -81,16 +81,16 @@ SOME_OF_A_BOTTLENECK = ("conv1", "bn1", "layer1.0", "layer2.0.downsample", "laye
 BLOCKS = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1))
 
 CASES = [
-    # The lesson's recipe, with the outputs of every block to find where a difference begins.
+    # The recipe of the lesson, with the outputs of every block, which show where a difference begins.
     Case("lesson", seed=428, width=4, lr=5e-5, head_lr=5e-4, step1=SOME_OF_EACH, step3=("bn1", "fc"),
          activations=("bn1", "maxpool", "layer1.0.conv1", *BLOCKS)),
-    # Sizes and channel counts that nothing divides, and momentum, which only the later steps show.
+    # Sizes and channel counts that are multiples of nothing, and momentum, which only affects the later steps.
     Case("odd", seed=274, width=3, classes=5, size=(97, 65), reduction="mean", lr=0.02, head_lr=0.2, momentum=0.9,
          step1=("bn1", "fc"), step3=(*SOME_OF_EACH, "layer3")),
     Case("frozen-lower-running-statistics", seed=316, classes=3, size=(64, 48), freeze=LOWER_HALF,
          freeze_batch_norm=True, step1=SOME_OF_EACH),
     Case("frozen-lower-batch-statistics", seed=388, classes=3, size=(48, 64), freeze=LOWER_HALF, step1=SOME_OF_EACH),
-    # The gradient has to pass through frozen layers to reach those below; here they use running statistics.
+    # The gradient passes through frozen layers, here with running statistics, to reach those below.
     Case("frozen-middle", seed=315, size=(56, 48), freeze=("layer2",), freeze_batch_norm=True, step1=SOME_OF_EACH),
     Case("resnet34", seed=109, arch="resnet34", batch=3, size=(48, 56), step1=("bn1", "fc"),
          step3=(*SOME_OF_EACH, "layer3")),
@@ -98,25 +98,25 @@ CASES = [
     Case("single-picture", seed=25, classes=3, batch=1, step1=SOME_OF_EACH),
     Case("head-only", seed=2, classes=3, size=(40, 40), step1=("bn1", "fc"), step3=("bn1", "fc"),
          freeze=("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), freeze_batch_norm=True),
-    # 16, 32 and 64 channels in layers 2 to 4. layer4 holds three quarters of the numbers; frozen, it needs no gradients
-    # of its own, but passes one on, by batch statistics.
+    # 16, 32 and 64 channels in layers 2 to 4. layer4 contains three quarters of the numbers. It is frozen, so it needs no
+    # parameter gradients, but it passes on the gradient of its input, with batch statistics.
     Case("wide", seed=1470, width=8, size=(72, 56), freeze=("layer4",), step1=("fc",),
          step3=("bn1", "fc", "layer3.0.conv1")),
-    # No ReLU flips, whatever the precision: the one whose gradients tell something of tf32 and bf16. Of seeds 0 to 149
-    # one of those with little noise in bf16.
+    # No ReLU flips in any precision, so this file is a sharp test of gradients in tf32 and bf16. The seed is one of those
+    # from 0 to 149 with little noise in bf16.
     Case("separated", seed=147, width=4, classes=3, batch=4, size=(48, 64), lr=1e-2, head_lr=2e-2, separated=True,
          step1=SOME_OF_EACH, step3=("bn1", "fc")),
-    # Bottlenecks, of sizes and channel counts that nothing divides; every convolution's output is there to be compared.
+    # Bottlenecks, with sizes and channel counts that are multiples of nothing, and the outputs of some convolutions.
     Case("resnet50", seed=0, arch="resnet50", width=3, classes=5, size=(57, 49), reduction="mean", lr=0.02, head_lr=0.2,
          momentum=0.9, separated=True, step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK,
          activations=("bn1", "maxpool", "layer1.0.bn1", "layer1.0.bn2", "layer1.0", "layer2.0.conv2", "layer4.2")),
-    # Channels that tensor cores take. The gradient passes through layer4, whose own are not needed.
+    # Channel counts that tensor cores support. The gradient passes through layer4, which is frozen.
     Case("resnet50-frozen", seed=0, arch="resnet50", width=4, size=(48, 40), freeze=("conv1", "bn1", "layer1", "layer4"),
          freeze_batch_norm=True, separated=True, step1=("layer2.0", "fc"), step3=("layer2.0.bn3", "fc")),
     Case("wide-resnet50-2", seed=0, arch="wide_resnet50_2", width=2, classes=3, size=(48, 64), separated=True,
          step1=("bn1", "fc"), step3=SOME_OF_A_BOTTLENECK),
-    # Other optimizers. AdamW divides by the size of a gradient; an epsilon above rounding keeps the sign of a gradient that
-    # is nothing but rounding from becoming a whole step.
+    # Other optimisers. AdamW divides by the size of a gradient, so a gradient that consists only of rounding errors would
+    # cause a whole step; an epsilon above rounding errors prevents this.
     Case("nesterov", seed=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, optimizer="nesterov", momentum=0.9,
          no_decay_norm_bias=True, weight_decay=0.1, step1=SOME_OF_EACH, step3=SOME_OF_EACH),
     Case("adamw", seed=2, size=(48, 40), lr=1e-3, head_lr=2e-3, separated=True, optimizer="adamw", betas=(0.8, 0.95),
@@ -130,7 +130,7 @@ FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF
 
 
 def network(arch, width, classes):
-    """torchvision's network with `width` channels where it has 64."""
+    """Returns torchvision's network, scaled to `width` channels instead of 64."""
     with torch.device("meta"):
         net = getattr(torchvision.models, arch)(weights=None)
     scaled = lambda channels: channels if channels == 3 else channels * width // 64
@@ -149,7 +149,7 @@ def network(arch, width, classes):
 
 
 def initialise(net, random):
-    """Seeded values for every parameter and buffer. Batch norm gets no 1 and 0, which would hide swapped tensors."""
+    """Sets seeded values for every parameter and buffer. Batch norm gets no ones and zeros, which would hide swaps."""
     def fill(tensor, values):
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(numpy.asarray(values, dtype=numpy.float32)))
@@ -174,10 +174,10 @@ def initialise_head(head, random, fill):
 
 
 def separate(net, random):
-    """Makes every batch norm's bias outweigh its variation, so that a channel is wholly above zero or wholly below.
+    """Makes every batch norm's bias outweigh its variation, so that a channel is entirely positive or entirely negative.
 
-    For networks with too many ReLU inputs for a seed to leave none near zero. What is added to a residual path leans
-    the same way as the path does, else the two would cancel.
+    For networks with so many ReLU inputs that every seed leaves some near zero. A residual has the same sign as the
+    branch to which it is added; otherwise they would cancel.
     """
     def lean(batch_norm, signs):
         with torch.no_grad():
@@ -202,12 +202,12 @@ def separate(net, random):
 
 
 def belongs(name, modules):
-    """Whether a parameter or module is one of these modules or inside one."""
+    """Returns whether a parameter or module is one of these modules or inside one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 class Margin:
-    """Watches a network's forward passes for the smallest distance from a tie."""
+    """Records the smallest distance from a tie during a network's forward passes."""
 
     def __init__(self, net):
         self.relu = self.pool = math.inf
@@ -233,7 +233,7 @@ class Margin:
         padded = functional.pad(values, (edge,) * 4, value=-math.inf)
         windows = padded.unfold(2, module.kernel_size, module.stride).unfold(3, module.kernel_size, module.stride)
         first, second = windows.flatten(-2).topk(2, dim=-1).values.unbind(-1)
-        # Where the largest is zero, the ReLU before the pool stops the gradient whichever pixel is chosen.
+        # If the largest value is zero, the ReLU before the pool stops the gradient, whichever pixel is selected.
         gaps = (first - second)[first > 0]
         if gaps.numel():
             self.pool = min(self.pool, float(gaps.min() / values.square().mean().sqrt()))
@@ -244,7 +244,7 @@ class Margin:
 
 
 def round_to_tf32(values):
-    """To ten bits of mantissa, to nearest, ties away from zero. Float32 in and out; infinities and NaN stay."""
+    """Rounds float32 to ten bits of mantissa, to nearest, ties away from zero. Infinities and NaN stay."""
     bits = values.contiguous().view(torch.int32)
     rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values)
@@ -287,7 +287,7 @@ class Experiment:
         self.case, self.state, self.images, self.target = case, state, images, target
 
     def nearby(self, index):
-        """The same experiment with an input that differs by less than bfloat16 can tell; itself for index 0."""
+        """Returns the same experiment with an input that differs by less than bfloat16 resolves; itself for index 0."""
         if index == 0:
             return self
         random = numpy.random.Generator(numpy.random.PCG64([self.case.seed, index]))
@@ -326,11 +326,11 @@ class Experiment:
         return torch.optim.SGD(groups, lr=case.lr, momentum=case.momentum, nesterov=case.optimizer == "nesterov")
 
     def decays(self, parameter):
-        """Whether weight decay applies: to all parameters, or not to those of one dimension (batch norms, biases)."""
+        """Returns whether weight decay applies: to all parameters, or to all but one-dimensional ones (batch norms, biases)."""
         return not self.case.no_decay_norm_bias or parameter.dim() > 1
 
     def first_margin(self):
-        """The margin of the first forward alone: enough to dismiss most seeds."""
+        """Returns the margin of the first forward pass, which is enough to reject most seeds."""
         net = self.build(torch.float64)
         margin = Margin(net)
         self.training_mode(net)
@@ -339,8 +339,8 @@ class Experiment:
         return margin.smallest
 
     def run(self, dtype, layout=torch.contiguous_format, arithmetic=None):
-        """Every tensor that a reference file has beside its inputs, and the margin. `arithmetic` is "tf32" or "bf16"
-        where the dtype, then float32, does not tell it."""
+        """Returns all tensors of a reference file but its inputs, and the margin. `arithmetic` is "tf32" or "bf16" in
+        precisions that the dtype, then float32, does not determine."""
         case, net, out = self.case, self.build(dtype, layout, arithmetic), {}
         images = self.images.to(dtype, memory_format=layout)
         autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic == "bf16")
@@ -384,7 +384,7 @@ class Experiment:
 
 
 def synthetic(case):
-    """The experiment that a case's seed gives."""
+    """Returns the experiment for a case's seed."""
     random = numpy.random.Generator(numpy.random.PCG64(case.seed))
     net = network(case.arch, case.width, case.classes)
     initialise(net, random)
@@ -396,7 +396,7 @@ def synthetic(case):
 
 
 def from_pictures(case, weights, folder):
-    """Published weights on pictures: the first ones of each class folder in turn, by torchvision's test transform."""
+    """Returns published weights with images: the first of each class folder in turn, with torchvision's test transform."""
     transforms = torchvision.transforms
     transform = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
@@ -412,7 +412,7 @@ def from_pictures(case, weights, folder):
     state = load_file(weights)
     width, classes = state["conv1.weight"].shape[0], case.classes or state["fc.weight"].shape[0]
     if len(pictures.classes) > classes:
-        sys.exit(f"{folder} has {len(pictures.classes)} classes, but the head has {classes}: give --classes")
+        sys.exit(f"{folder} has {len(pictures.classes)} classes, but the head has {classes}: set --classes")
     case = dataclasses.replace(case, width=width, classes=classes, batch=len(chosen))
     net = network(case.arch, width, classes)
     initialise(net, numpy.random.Generator(numpy.random.PCG64(case.seed)))
@@ -424,8 +424,8 @@ def from_pictures(case, weights, folder):
 
 
 def relative_noise(name, truth, attempts, state):
-    """How far PyTorch's float32 is from the truth. Steps are measured against the update, as it is far smaller than
-    the parameter; no float32 program gets nearer to an updated parameter than half a unit in its last place."""
+    """Returns the errors of PyTorch's float32. Errors of steps are relative to the update, which is far smaller than the
+    parameter; no float32 program is closer to an updated parameter than half a unit in its last place."""
     is_step = name.startswith("step")
     start = state[name.split("/", 1)[1]].double() if is_step else 0.0
     scale = (truth - start).norm()
@@ -439,7 +439,7 @@ def relative_noise(name, truth, attempts, state):
 
 
 def noise_of_arithmetics(experiment):
-    """PyTorch's own error in tf32 and in bf16 on every tensor of a file: `noise_tf32/NAME`, `noise_bf16/NAME`."""
+    """Returns PyTorch's own error in tf32 and bf16 for every tensor of a file: `noise_tf32/NAME`, `noise_bf16/NAME`."""
     noise = {}
     for index in range(NEARBY):
         nearby = experiment.nearby(index)
@@ -481,7 +481,7 @@ def write(experiment, path, source):
     if case.optimizer == "adamw":
         metadata["beta1"], metadata["beta2"], metadata["epsilon"] = *case.betas, case.epsilon
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    # safetensors writes its metadata in no fixed order; the same case should give the same bytes.
+    # safetensors writes its metadata in no fixed order, but the same case must give the same bytes.
     save_sorted(tensors, path, {key: str(value) for key, value in metadata.items()})
     noise = max((float(value), name) for name, value in tensors.items() if name.startswith("noise/"))
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB, margin {margin.relu:.1e} (ReLU) {margin.pool:.1e} (pool), "
@@ -489,7 +489,7 @@ def write(experiment, path, source):
 
 
 def save_sorted(tensors, path, metadata):
-    """Writes a safetensors file whose header is the same whenever its contents are."""
+    """Writes a safetensors file whose header depends only on its contents."""
     save_file(tensors, path)
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
@@ -500,12 +500,12 @@ def save_sorted(tensors, path, metadata):
 
 
 def from_file(path):
-    """The experiment of a reference file."""
+    """Returns the experiment of a reference file."""
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     if metadata.get("format") != "retune-reference-1":
-        sys.exit(f"{path} is no reference file")
+        sys.exit(f"{path} is not a reference file")
     named = lambda prefix: tuple(name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
     case = Case(
         path.stem, seed=0, arch=metadata["arch"], width=int(metadata["width"]), classes=int(metadata["num_classes"]),
@@ -522,19 +522,19 @@ def from_file(path):
 
 
 def add_noise(path):
-    """Puts noise_tf32/ and noise_bf16/ into a reference file and leaves everything else as it is, to the bit."""
+    """Adds noise_tf32/ and noise_bf16/ to a reference file and leaves everything else unchanged, to the bit."""
     experiment, tensors, metadata = from_file(path)
     noise = noise_of_arithmetics(experiment)
     tensors.update((name, value) for name, value in noise.items() if name.split("/", 1)[1] in tensors)
     save_sorted({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
     for kind in ("noise_tf32", "noise_bf16"):
         largest = max((float(value), name) for name, value in tensors.items() if name.startswith(f"{kind}/"))
-        print(f"{path}: most {kind} {largest[0]:.1e} in {largest[1].removeprefix(f'{kind}/')}", flush=True)
+        print(f"{path}: largest {kind} {largest[0]:.1e} in {largest[1].removeprefix(f'{kind}/')}", flush=True)
 
 
 def search(case, seeds, least_margin):
-    """The best conditioned seed of those with a wide enough margin, and the seed with the widest margin: a network
-    whose gradients float32 can hardly tell makes loose limits, however wide its margin."""
+    """Returns the best conditioned seed of those with a wide enough margin, and the seed with the widest margin. If a
+    network's gradients are inaccurate in float32, its limits are loose, however wide its margin."""
     widest, steadiest = (0.0, 0), (math.inf, 0, 0.0)
     for seed in range(seeds):
         experiment = synthetic(dataclasses.replace(case, seed=seed))
@@ -556,14 +556,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="CASE", help="cases to make (all); with --weights: the output")
     parser.add_argument("--search", type=int, metavar="N", help="try N seeds for each case, print the best")
-    parser.add_argument("--least-margin", type=float, default=5e-5, help="with --search: what a seed needs")
+    parser.add_argument("--least-margin", type=float, default=5e-5, help="with --search: the smallest margin that a seed may have")
     parser.add_argument("--full-width", type=pathlib.Path, metavar="OUT", help="write a full-size ResNet-18 case")
     parser.add_argument("--add-noise", type=pathlib.Path, nargs="+", metavar="FILE",
                         help="add PyTorch's errors in tf32 and bf16 to reference files, change nothing else")
     parser.add_argument("--weights", help="parameters from this safetensors file, with torchvision's names")
-    parser.add_argument("--images", help="with --weights: a folder of class folders of pictures")
-    parser.add_argument("--batch", type=int, default=4, help="with --weights: how many pictures")
-    parser.add_argument("--classes", type=int, help="with --weights: a fresh head of this size (keeps the file's)")
+    parser.add_argument("--images", help="with --weights: a folder of images, one folder per class")
+    parser.add_argument("--batch", type=int, default=4, help="with --weights: number of images")
+    parser.add_argument("--classes", type=int, help="with --weights: replace the head by one of this size (keep it)")
     parser.add_argument("--freeze", default="", help="with --weights: frozen modules, comma-separated")
     parser.add_argument("--freeze-batch-norm", action="store_true", help="with --freeze: they use running statistics")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the small files that fuzzing starts from to fuzz/seeds, one folder per target.
 
-Needs nothing but Python. The targets `pth` and `picture` also start from the fixtures of the tests; these files add what fuzzing is
-unlikely to find by itself.
+Needs only Python. The targets `pth` and `picture` also start from the fixtures of the tests; these files add inputs
+that fuzzing is unlikely to find by itself.
 """
 
 import io
@@ -33,7 +33,7 @@ def safetensors(tensors, metadata=None):
 
 
 def resnet_keys():
-    """The state dict of a network like ResNet-18 with a single channel and two classes: {name: shape}."""
+    """Returns the state dict of a network like ResNet-18 with a single channel and two classes: {name: shape}."""
     keys = {"conv1.weight": [1, 3, 7, 7]}
 
     def batch_norm(name, channels):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the images of tests/fixtures/pillow, and records what Pillow and torchvision make of them.
+"""Draws the images of tests/fixtures/pillow, and records the results of Pillow and torchvision.
 
 Needs pillow, numpy, torch and torchvision. Run it from anywhere; it rewrites the folder.
 """
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "pillow"
 
 
 def draw(width, height):
-    """Waves, edges and a little texture: smooth and sharp parts, every channel different."""
+    """Returns waves, edges and a little texture: smooth and sharp parts, different in every channel."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     channels = []
     for index in range(3):
@@ -31,12 +31,12 @@ def draw(width, height):
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
-# First row, first column, and the distance of rows and of columns in each pass.
+# First row, first column, and the distance of rows and of columns in each pass of interlacing.
 ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
 
 
 def write_png(path, array, interlaced=False):
-    """An RGB PNG of kinds that Pillow reads but does not write. `array` is [height, width, 3], uint8 or uint16."""
+    """Returns an RGB PNG of a kind that Pillow reads but does not write. `array` is [height, width, 3], uint8 or uint16."""
     height, width, _ = array.shape
     passes = [array[top::down, left::right] for top, left, down, right in ADAM7] if interlaced else [array]
     big_endian = array.dtype.newbyteorder(">")
@@ -115,7 +115,7 @@ def test_transforms(names):
 
 
 def decoded():
-    """Files of every kind. `tolerance` is in levels of 255: decoders of lossy formats differ by a few."""
+    """Writes files of every kind. `tolerance` is in levels of 255: decoders of lossy formats differ by a few."""
     image = draw(41, 27)
     alpha = image.convert("L").resize(image.size)
     rgba = image.copy()
@@ -167,7 +167,7 @@ def decoded():
         expected = save(Image.open(HERE / f"{name}.png").convert("RGB"), f"decoded-{name}.png")
         yield {"input": f"{name}.png", "expected": expected, "tolerance": 0}
 
-    # Pillow clips 16-bit grey to white at 256; we keep the high byte, as Pillow itself does for 16-bit RGB.
+    # Pillow clips 16-bit grey to white at 256; retune keeps the high byte, as Pillow does for 16-bit RGB.
     high_bytes = save(Image.fromarray((ramp >> 8).astype(np.uint8)).convert("RGB"), "decoded-grey-16-bit.png")
     for name in ("grey-16-bit.png", "grey-16-bit.tif"):
         Image.fromarray(ramp).save(HERE / name)
@@ -181,10 +181,10 @@ def oriented(orientation):
 
 
 def turned():
-    """Files whose EXIF says how the camera was held, as ImageOps.exif_transpose turns them."""
+    """Writes files with an EXIF orientation, and the results of ImageOps.exif_transpose."""
     image = draw(41, 27)
     files = [(f"turned-{value}.jpg", {"quality": 85, "exif": oriented(value)}, 4) for value in range(10)]
-    # An orientation that is text, and one of which half is missing.
+    # An orientation of type text, and a truncated one.
     said = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
     files.append(("turned-text.jpg", {"quality": 85, "exif": said + b"\0\x02\0\0\0\x026\0\0\0\0\0\0\0"}, 4))
     files.append(("turned-cut.jpg", {"quality": 85, "exif": said}, 4))
@@ -217,7 +217,7 @@ def crop_fallbacks():
     sizes = [(int(w), int(h)) for w, h in generator.integers(1, 1000, (300, 2))]
     sizes += [(1, 1), (1, 100), (100, 1), (3, 4), (4, 3), (5, 4), (2, 3), (20000, 10), (300, 400), (401, 300)]
     for width, height in sizes:
-        # A hundred times the area never fits, so that all ten tries fail.
+        # A hundred times the area never fits, so all ten attempts fail.
         top, left, crop_height, crop_width = transforms.RandomResizedCrop.get_params(
             of_size(width, height), scale=[100, 100], ratio=[3 / 4, 4 / 3]
         )
@@ -225,7 +225,7 @@ def crop_fallbacks():
 
 
 def crop_means():
-    """Means of top, left, height, width over many draws, and their standard errors."""
+    """Returns the means of top, left, height and width over many draws, and their standard errors."""
     torch.manual_seed(9)
     for width, height in [(500, 375), (100, 400), (900, 90), (8, 6)]:
         draws = np.array(
@@ -245,7 +245,7 @@ def crop_means():
 
 
 def normalized_levels():
-    """Every level in every channel, as ToTensor and Normalize give it: [256, 3] float32."""
+    """Returns the results of ToTensor and Normalize for every level in every channel: [256, 3] float32."""
     levels = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
     normalize = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     tensor = normalize(transforms.ToTensor()(levels))

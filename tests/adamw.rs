@@ -27,7 +27,7 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
     PRECISIONS.into_iter().flat_map(kernel_devices).collect()
 }
 
-/// Four steps.
+/// Takes four steps.
 fn check(devices: &[Rc<dyn Device>], len: usize, group: GroupSettings, betas: Betas, seed: u64) {
     let before = Random(seed).normals(len);
     let GroupSettings { learning_rate, weight_decay } = group;
@@ -96,7 +96,8 @@ fn steps_match_over_many_values() {
     check(&all_kernel_devices(), 70_001, group, Betas(0.9, 0.999), 2);
 }
 
-/// Decay is apart from the gradient, and the first step is the learning rate long in each direction.
+/// Weight decay does not go through the gradient, and the first step has the length of the learning rate in each
+/// direction.
 #[test]
 fn steps_match_the_definition() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
@@ -117,7 +118,7 @@ fn settings_out_of_range_are_refused() {
     let refusal = |change: fn(&mut Hyperparameters)| {
         let mut settings = settings(Betas(0.9, 0.999));
         change(&mut settings.hyperparameters);
-        settings.build().err().expect("is refused").to_string()
+        settings.build().err().expect("an error").to_string()
     };
     for (change, expected) in [
         ((|all| all.beta1 = 1.0) as fn(&mut Hyperparameters), "beta1 1: expected at least 0 and less than 1"),

@@ -1,4 +1,4 @@
-//! The table of architectures, and what follows from a row without a device.
+//! The table of architectures, and the properties of each row that need no device.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn resnet(name: &str, width: usize, classes: usize) -> ResNet {
     ResNet { architecture: name.parse().unwrap(), width, classes }
 }
 
-/// Parameters and billions of multiplications with additions at 224 x 224, as torchvision's documentation gives them.
+/// Parameters, and billions of multiply-adds at 224 x 224, from torchvision's documentation.
 const PUBLISHED: [(&str, usize, f64); 7] = [
     ("resnet18", 11_689_512, 1.81),
     ("resnet34", 21_797_672, 3.66),

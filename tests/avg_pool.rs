@@ -1,4 +1,5 @@
-//! Global average pooling and its gradient on every device and in every precision, against the naive float64 versions.
+//! Global average pooling and its gradient on every device and in every precision, compared with the naive float64
+//! versions.
 
 mod reference;
 
@@ -19,7 +20,7 @@ fn check(dims: [usize; 4], seed: u64) {
     check_on(Precision::Fp32, &devices(), dims, seed);
 }
 
-/// On kernels, in all precisions.
+/// With kernels, in all precisions.
 fn check_kernels(dims: [usize; 4], seed: u64) {
     PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), dims, seed));
     assert_schedules_agree();
@@ -30,10 +31,10 @@ fn check_on(precision: Precision, devices: &[Rc<dyn Device>], dims: [usize; 4], 
     let [batch, height, width, channels] = dims;
     let pixels = height * width;
     let input = stored(precision, &random.normals(batch * pixels * channels));
-    // That of the head, which is float32.
+    // The output of the head is float32.
     let output_gradient = random.normals(batch * channels);
     let before = stored(precision, &random.normals(input.len()));
-    // A sum of so many random signs is that much smaller than its terms.
+    // The sum of `pixels` terms with random signs is smaller than the terms by this factor.
     let typical = ((batch * channels) as f64 / pixels as f64).sqrt();
     for device in devices {
         let device = device.as_ref();

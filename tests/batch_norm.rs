@@ -1,4 +1,5 @@
-//! Batch normalisation and its gradients on every device and in every precision, against the naive float64 versions.
+//! Batch normalisation and its gradients on every device and in every precision, compared with the naive float64
+//! versions.
 
 mod reference;
 
@@ -15,7 +16,7 @@ use retune::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormM
 const LIMIT: f64 = 1e-5;
 const EPSILON: f32 = 1e-5;
 
-/// Which of the optional arguments are there.
+/// The optional arguments that a case has.
 #[derive(Debug, Clone, Copy)]
 struct Options {
     training: bool,
@@ -38,7 +39,7 @@ impl Options {
         if self.training { BatchNormMode::Training } else { BatchNormMode::Running }
     }
 
-    /// Whether the backward pass may not be called without the forward pass's input.
+    /// Whether the backward pass needs the input of the forward pass.
     fn needs_input(&self) -> bool {
         self.weight_gradient || (self.input_gradient && self.training) || (self.has_activation() && !self.residual)
     }
@@ -64,7 +65,7 @@ impl Case {
             (0..channels).map(|_| (random.uniform(-3.0, 3.0), random.uniform(0.5, 2.0))).collect();
         let input = (0..count).map(|index| {
             let (mean, deviation) = centres[index % channels];
-            // Of a few random values all may be nearly equal, and what is divided by their deviation is then rounding.
+            // A few random values may be nearly equal, and then the normalised values consist of rounding errors.
             let side = if index / channels % 2 == 0 { 1.0 } else { -1.0 };
             (mean + deviation * (side + 0.5 * random.normal())) as f32
         });
@@ -94,7 +95,7 @@ impl Case {
         Statistics { mean, variance }
     }
 
-    /// What a device in this precision is given: numbers that it can store.
+    /// Rounds the case to numbers that a device in this precision can store.
     fn stored(self, precision: Precision) -> Self {
         let Self { dims, options, input, residual, weight, bias, running, output_gradient, before } = self;
         let [input, residual, output_gradient] =
@@ -110,7 +111,7 @@ impl Case {
         }
     }
 
-    /// On kernels, in all precisions.
+    /// With kernels, in all precisions.
     fn check_kernels(dims: [usize; 4], options: Options, seed: u64) {
         for precision in PRECISIONS {
             let case = Self::new(dims, options, seed).stored(precision);
@@ -126,7 +127,7 @@ impl Case {
         bench.finish();
     }
 
-    /// Returns output and saved_statistics.
+    /// Returns the output and the saved statistics.
     fn check_forward(&self, device: &dyn Device, bench: &Workbench, limit: f64) -> (Vec<f32>, Vec<f32>) {
         let (Self { dims, options, .. }, channels) = (self, self.channels());
         let pixels = self.input.len() / channels;
@@ -162,7 +163,7 @@ impl Case {
         let residual = options.residual.then_some(self.residual.as_slice());
         let truth = reference.forward(&self.input, &used, residual, options.activation);
         let what = format!("{dims:?} {options:?}");
-        // Behind a ReLU or a small weight little may be left.
+        // The norm after a ReLU or with a small weight may be small.
         let typical = 0.3 * (truth.len() as f64).sqrt();
         let ours = assert_stored_near(&format!("output of {what}"), bench, &output, &truth, typical, limit);
         let running = [bench.read(&running_mean), bench.read(&running_variance)];
@@ -183,7 +184,7 @@ impl Case {
         let before = |index: usize| options.accumulate.then_some(self.before[index].as_slice());
         let reference = BatchNorm { gamma: &self.weight, beta: &self.bias, epsilon: EPSILON.into() };
         let statistics = self.statistics();
-        // The mask is the device's own: the forward pass has been checked, and rounding may flip what is near zero.
+        // Uses the device's own mask: the forward pass has been checked, and rounding may flip values near zero.
         let mask = options.has_activation().then_some(output);
         let without_coupling = reference.frozen_backward(&self.input, &statistics, mask, &self.output_gradient);
         let truth = match options.training {
@@ -259,7 +260,7 @@ fn any_options() -> impl Strategy<Value = Options> {
     })
 }
 
-/// Small pictures, one-pixel pictures, and those that are cut into several blocks of pixels.
+/// Small images, one-pixel images, and images that are split into several blocks of pixels.
 fn any_dims() -> impl Strategy<Value = [usize; 4]> {
     let small = [1usize..=4, 1usize..=9, 1usize..=9, 1usize..=37].prop_map(|dims| dims);
     let one_pixel = (2usize..=9, 1usize..=70).prop_map(|(batch, channels)| [batch, 1, 1, channels]);
@@ -301,7 +302,7 @@ const ALL: Options = Options {
 const OF_RESNETS: [[usize; 4]; 6] =
     [[2, 28, 28, 64], [1, 56, 56, 16], [4, 7, 7, 512], [3, 1, 1, 512], [1, 1, 2, 7], [2, 40, 41, 1]];
 
-/// The three places of a batch norm in a block.
+/// The three uses of batch norm in a block.
 const PLACES: [(bool, Activation); 3] =
     [(false, Activation::Relu), (false, Activation::None), (true, Activation::Relu)];
 
@@ -326,15 +327,15 @@ fn kernels_match_at_resnets_shapes() {
             }
         }
     }
-    // So many pixels that statistics are combined in more than one step.
+    // Enough pixels that statistics are combined in more than one step.
     Case::check_kernels([2, 70, 66, 9], ALL, 9);
 }
 
-/// A channel whose mean is a thousand deviations. Naive sums of squares lose everything there. What float32 makes of
-/// `x * scale + shift` with perfect statistics is the measure, as DESIGN's four times PyTorch's own error.
+/// Channels whose mean is a thousand deviations, where naive sums of squares lose all digits. The limit is the error of
+/// `x * scale + shift` in float32 with exact statistics.
 fn check_far_from_zero(precision: Precision, devices: &[Rc<dyn Device>]) {
-    // bf16 cannot tell 1000 from 1001. And sums over the few numbers that it has near 20 are rounded the same way again
-    // and again: errors add up that otherwise cancel, to less than what any float32 result may have.
+    // bf16 cannot distinguish 1000 from 1001. Sums over the few bf16 values near 20 round in the same direction each
+    // time, so errors that usually cancel add up, and exceed the limit for any float32 result.
     let (mean, variance_limit) = if precision == Precision::Bf16 { (20.0, 5e-5) } else { (1000.0, LIMIT) };
     for (dims, activation) in [
         ([2, 60, 60, 3], Activation::None),
@@ -405,7 +406,8 @@ fn kernels_match_far_from_zero() {
     PRECISIONS.into_iter().for_each(|precision| check_far_from_zero(precision, &kernel_devices(precision)));
 }
 
-/// A constant channel has no variance: epsilon alone keeps the result finite, and multiplies rounding by 316.
+/// A constant channel has zero variance: only epsilon keeps the result finite, and it multiplies rounding errors by
+/// 316.
 fn check_constant_channels(devices: &[Rc<dyn Device>]) {
     let mut case = Case::new([2, 5, 5, 6], Options { residual: false, ..ALL }, 3);
     case.input = (0..case.input.len()).map(|index| (index % 6) as f32 - 2.0).collect();
@@ -427,7 +429,7 @@ fn kernels_match_in_constant_channels() {
     PRECISIONS.into_iter().for_each(|precision| check_constant_channels(&kernel_devices(precision)));
 }
 
-/// A network that diverged must say so: a ReLU that maps NaN to zero would hide it.
+/// A diverged network must show it: a ReLU that maps NaN to zero would hide it.
 #[test]
 fn not_a_number_passes_the_relu() {
     for residual in [false, true] {

@@ -1,4 +1,4 @@
-//! The command line end to end: what users type, what they read, what lies in their folders afterwards.
+//! End-to-end tests of the command line: arguments, output, and the files that commands write.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,30 +13,30 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_retune");
-/// Far beyond what any of these commands takes.
+/// Much longer than any of these commands takes.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// The smallest network that learns something; every run of these tests is one of it.
+/// The smallest network that learns; all runs of these tests use it.
 const SMALL: &str = "--from-scratch --width 4 --image-size 33 --batch-size 8";
 
-/// A folder to work in: commands run in it, so that no message holds a path of this machine.
+/// A temporary folder in which commands run, so that messages contain no path of this machine.
 struct Workplace {
     folder: TempDir,
 }
 
-/// What a command left behind.
+/// The exit status and output of a command.
 struct Outcome {
     status: i32,
     stdout: String,
     stderr: String,
 }
 
-/// The text without the names of the table of architectures, so that a new row changes no snapshot.
+/// Returns the text without the names of architectures, so that a new architecture changes no snapshot.
 fn without_architectures(text: &str) -> String {
     let names: Vec<&str> = Architecture::all().map(Architecture::name).collect();
     let mut parts = text.split("[possible values: resnet18");
     let mut result = parts.next().unwrap_or_default().to_string();
     for part in parts {
-        let (listed, rest) = part.split_once(']').expect("the list ends");
+        let (listed, rest) = part.split_once(']').expect("a closing bracket");
         let listed: Vec<&str> = listed.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
         assert_eq!(listed, names[1..]);
         result += &format!("[possible values: ARCHITECTURES]{rest}");
@@ -59,7 +59,7 @@ impl Workplace {
         place
     }
 
-    /// With a model of three classes in `base/model.safetensors` besides, and its pictures in `colours`.
+    /// Also with a model of three classes in `base/model.safetensors`, and its images in `colours`.
     fn with_base_model() -> Self {
         let place = Self::new();
         for (class, colour) in [("green", [40, 190, 60]), ("purple", [150, 40, 160]), ("yellow", [220, 210, 50])] {
@@ -69,7 +69,7 @@ impl Workplace {
         place
     }
 
-    /// Noisy pictures of one colour, no two alike.
+    /// Draws noisy images of one colour, each different.
     fn draw(&self, folder: &str, colour: [u8; 3], pictures: u32) {
         fs::create_dir_all(self.path(folder)).unwrap();
         let mut state = u64::from(colour[0]) + 1000 * folder.len() as u64;
@@ -98,12 +98,12 @@ impl Workplace {
         fs::write(path, contents).unwrap();
     }
 
-    /// Runs `retune` with arguments that hold no blanks.
+    /// Runs `retune` with arguments that contain no spaces.
     fn run(&self, line: &str) -> Outcome {
         self.run_program(PROGRAM, &line.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Runs a line of a shell, in which `$RETUNE` is the program.
+    /// Runs a shell command in which `$RETUNE` is the program.
     #[cfg(unix)]
     fn shell(&self, line: &str) -> Outcome {
         self.run_program("sh", &["-c", line])
@@ -116,7 +116,7 @@ impl Workplace {
             .current_dir(self.folder.path())
             .env("RETUNE", PROGRAM)
             .env_remove("COLUMNS")
-            // These tests are about the CPU, on machines with a GPU too.
+            // These tests use the CPU, even on machines with a GPU.
             .env("CUDA_VISIBLE_DEVICES", "")
             .timeout(TIMEOUT);
         let output = command.output().unwrap();
@@ -125,7 +125,7 @@ impl Workplace {
         let outcome = Outcome { status, stdout: text(output.stdout), stderr: text(output.stderr) };
         for stream in [&outcome.stdout, &outcome.stderr] {
             assert!(!stream.contains("panicked"), "{arguments:?}: {stream}");
-            assert!(!stream.contains('\u{1b}'), "{arguments:?}: escapes though this is no terminal: {stream:?}");
+            assert!(!stream.contains('\u{1b}'), "{arguments:?}: escape sequences outside a terminal: {stream:?}");
         }
         outcome
     }
@@ -142,7 +142,7 @@ impl Workplace {
         serde_json::from_str(&outcome.stdout).unwrap()
     }
 
-    /// Every file and folder with what it holds.
+    /// Returns the contents of every file, and the folders.
     fn contents(&self) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
         let mut found = BTreeMap::new();
         let mut folders = vec![self.folder.path().to_path_buf()];
@@ -168,7 +168,7 @@ impl Workplace {
         names
     }
 
-    /// Runs commands that must fail: one error of one or two lines, no result, every file as it was.
+    /// Runs commands that must fail with an error of one or two lines, no output, and no change to any file.
     fn refusals(&self, lines: &[&str]) -> String {
         let mut text = String::new();
         for line in lines {
@@ -192,7 +192,7 @@ impl Workplace {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Asserts that two runs ended with the same bits.
+    /// Asserts that two runs have the same bits.
     fn assert_same_result(&self, one: &str, other: &str) {
         for file in ["model.safetensors", "checkpoint.safetensors"] {
             let same = self.read(&format!("{one}/{file}")) == self.read(&format!("{other}/{file}"));
@@ -218,13 +218,13 @@ fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-/// Each tensor's bytes, by name.
+/// Returns the bytes of each tensor by name.
 fn tensors(file: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let file = SafeTensors::deserialize(file).unwrap();
     file.tensors().into_iter().map(|(name, view)| (name, view.data().to_vec())).collect()
 }
 
-/// Digits as `0`, so that the form of a line can be compared.
+/// Replaces digits with `0`, so that the format of a line can be compared.
 fn form(line: &str) -> String {
     line.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect()
 }
@@ -237,7 +237,7 @@ mod training {
     use super::*;
 
     #[test]
-    fn leaves_a_folder_with_all_of_the_run() {
+    fn writes_a_folder_with_all_files_of_the_run() {
         let place = Workplace::new();
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --out run"));
         assert_eq!(
@@ -326,16 +326,16 @@ mod training {
         assert_eq!(keys(&run["best"]), ["epoch", "test_acc", "test_loss"]);
         assert_eq!(run["device"], "cpu");
         assert_eq!(run["model"], "run/model.safetensors");
-        assert_eq!(run["best"]["test_acc"], 1.0, "two colours are no hard task");
+        assert_eq!(run["best"]["test_acc"], 1.0, "two colours are easy to learn");
 
         let eval = place.json("eval run/model.safetensors data --json");
         assert_eq!(keys(&eval), ["accuracy", "classes", "confusion", "images", "loss", "skipped"]);
         assert_eq!(keys(&eval["classes"][0]), ["class", "f1", "images", "precision", "recall"]);
-        assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the model that was kept is the best");
+        assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the saved model is the best");
         let (loss, best) = (eval["loss"].as_f64().unwrap(), run["best"]["test_loss"].as_f64().unwrap());
         assert!((loss - best).abs() < 1e-5 * best.max(1e-3), "{loss} and {best}");
         assert_eq!(eval["confusion"], serde_json::json!([[6, 0], [0, 6]]));
-        // The folder of the classes does as well as the one above it.
+        // A folder of class folders works like the one above it.
         assert_eq!(place.json("eval run/model.safetensors data/test --json"), eval);
         assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("loss").next().unwrap(), @r##"
 class   images  recall  precision      f1
@@ -379,7 +379,7 @@ red          0       6
     }
 
     #[test]
-    fn names_and_counts_what_it_cannot_read() {
+    fn names_and_counts_unreadable_files() {
         let place = Workplace::new();
         place.write("data/train/red/text.jpg", b"this is no picture");
         let mut jpeg = std::io::Cursor::new(Vec::new());
@@ -427,7 +427,7 @@ mod fine_tuning {
         assert_snapshot!(said, @r##"new final layer for 2 classes (the weights had 3)"##);
         let inspected = place.json("inspect run/model.safetensors --json");
         assert_eq!(inspected["classes"], serde_json::json!(["blue", "red"]));
-        // The same number of classes does not make it the same head.
+        // The same number of classes does not mean the same head.
         let again = FINE.replace("base/", "run/");
         let outcome = place.succeed(&format!("{again} --out again"));
         let said = outcome.stderr.lines().find(|line| line.contains("new final layer")).unwrap();
@@ -435,7 +435,7 @@ mod fine_tuning {
     }
 
     #[test]
-    fn begins_with_rows_of_the_old_head() {
+    fn starts_with_rows_of_the_old_head() {
         let place = Workplace::with_base_model();
         place.succeed(&format!("{FINE} --head-from 2,0 --lr 0 --out run"));
         let (old, new) =
@@ -583,7 +583,7 @@ mod other_commands {
     use super::*;
 
     #[test]
-    fn predict_answers_files_folders_and_patterns() {
+    fn predict_accepts_files_folders_and_patterns() {
         let place = Workplace::with_base_model();
         let model = "base/model.safetensors";
         let table = place.succeed(&format!("predict {model} colours/green/00.png --top 2")).stdout;
@@ -612,7 +612,7 @@ mod other_commands {
     }
 
     #[test]
-    fn predict_answers_what_it_can() {
+    fn predict_skips_unreadable_files() {
         let place = Workplace::with_base_model();
         place.write("broken.png", b"no picture");
         let outcome = place.run("predict base/model.safetensors data/test/red/00.png broken.png data/test/red/01.png");
@@ -697,7 +697,7 @@ exit status 1
     }
 
     #[test]
-    fn inspect_tells_what_a_file_holds() {
+    fn inspect_shows_the_contents_of_a_file() {
         let place = Workplace::with_base_model();
         let text = place.succeed("inspect base/model.safetensors").stdout;
         let shown: Vec<&str> = text.lines().filter(|line| !line.contains('.') || line.starts_with("fc.")).collect();
@@ -822,7 +822,7 @@ exit status 1
     }
 
     #[test]
-    fn gradcheck_passes_the_fixture_and_names_what_is_wrong() {
+    fn gradcheck_passes_the_fixture_and_names_a_wrong_tensor() {
         let place = Workplace::empty();
         let good = fixture("tiny-picture.safetensors");
         let good = good.to_str().unwrap();
@@ -999,7 +999,7 @@ exit status 2
 
     #[cfg(not(feature = "emulator"))]
     #[test]
-    fn an_emulator_that_was_not_built_says_how_to_build_it() {
+    fn a_build_without_the_emulator_says_how_to_build_it() {
         let place = Workplace::empty();
         let outcome = place.run("train data --from-scratch --out run --device emulator");
         assert_eq!(outcome.status, 1);
@@ -1011,7 +1011,7 @@ exit status 2
     }
 
     #[test]
-    fn devices_lists_what_there_is_and_is_not() {
+    fn devices_lists_available_and_unavailable_devices() {
         let place = Workplace::empty();
         let rows = place.json("devices --json");
         let rows = rows.as_array().unwrap();
@@ -1190,7 +1190,7 @@ warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, 
 warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
 error: none of the training images could be read
 "##);
-        // Whoever mends the data can give the same command again.
+        // After fixing the data, the user can run the same command again.
         place.draw("bad/train/blue", [40, 60, 200], 3);
         place.draw("bad/train/red", [200, 60, 40], 3);
         place.succeed(&format!("train bad {SMALL} --epochs 1 --out run"));
@@ -1458,7 +1458,7 @@ exit status 1
 error: the loss became NaN in epoch 1, batch 2, at a learning rate of 1e30; the first value that is not finite is in the output of bn1; the last checkpoint is unchanged
 hint: use a smaller learning rate, or --clip-gradient-norm 1
 "##);
-        // A smaller rate, in the same place, as the hint says.
+        // A smaller learning rate in the same folder, as the hint says.
         place.succeed(&format!("train data {SMALL} --epochs 1 --lr 1e-4 --out run"));
     }
 
@@ -1472,7 +1472,7 @@ hint: use a smaller learning rate, or --clip-gradient-norm 1
         let lines: Vec<&str> = outcome.stderr.lines().collect();
         assert!(lines[0].starts_with("error: cpu: out of memory: ") && lines[0].ends_with(" GiB is free"), "{lines:?}");
         assert!(lines[1].starts_with("hint: ") && lines[1].contains("--batch-size "), "{lines:?}");
-        assert!(!place.path("run").exists(), "nothing was begun");
+        assert!(!place.path("run").exists(), "no run was created");
     }
 
     #[test]
@@ -1606,20 +1606,21 @@ mod determinism {
             place.write("parts/.checkpoint.safetensors.x7Rq2b.tmp", b"left by a run that was killed");
             place.succeed("train data --resume --epochs 2 --out parts");
             assert_eq!(place.names("parts"), place.names("whole"));
-            // The whole command with --resume, as the hint of an interrupted run says.
+            // Adds --resume to the whole command, as the hint of an interrupted run says.
             place.succeed(&format!("{train} --epochs 3 --out parts --resume --workers 3 --threads 1"));
             place.assert_same_result("whole", "parts");
         }
     }
 
-    /// What is stored is float32 in all precisions, so a run may change its device; it says what that costs.
+    /// Stored values are float32 in all precisions, so a run can change its device. A message states the consequences.
     #[test]
-    fn resuming_in_another_precision_is_told() {
+    fn resuming_in_another_precision_warns() {
         let place = Workplace::new();
         place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
         let mut bytes = place.read("run/checkpoint.safetensors");
         let told = br#""precision":"fp32""#;
-        let start = bytes.windows(told.len()).position(|window| window == told).expect("the checkpoint tells it");
+        let start =
+            bytes.windows(told.len()).position(|window| window == told).expect("the checkpoint names the device");
         bytes[start..start + told.len()].copy_from_slice(br#""precision":"bf16""#);
         place.write("run/checkpoint.safetensors", &bytes);
         let outcome = place.succeed("train data --resume --epochs 2 --out run");
@@ -1674,13 +1675,13 @@ mod interruption {
 
     fn signal(child: &Child, name: &str) {
         let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
-        assert!(status.success(), "{name} came too late");
+        assert!(status.success(), "{name} arrived after the run ended");
     }
 
     fn wait_for_lines(place: &Workplace, file: &str, lines: usize) {
         let started = Instant::now();
         while fs::read_to_string(place.path(file)).unwrap_or_default().lines().count() < lines {
-            assert!(started.elapsed() < TIMEOUT, "{file} never had {lines} lines");
+            assert!(started.elapsed() < TIMEOUT, "{file} does not have {lines} lines");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -1712,7 +1713,7 @@ mod interruption {
         }
     }
 
-    /// The first asks for the end of the step, the second does not wait for it.
+    /// The first signal stops the run after the current step, the second stops it at once.
     #[test]
     fn twice_stops_at_once() {
         let place = Workplace::new();
@@ -1732,7 +1733,7 @@ mod interruption {
         assert_eq!(child.wait().unwrap().code(), Some(130));
         assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
         std::io::Read::read_to_string(&mut stderr, &mut told).unwrap();
-        assert!(!told.contains("stopped in epoch"), "the step came to its end: {told}");
+        assert!(!told.contains("stopped in epoch"), "the step was completed: {told}");
         SafeTensors::deserialize(&place.read("stopped/checkpoint.safetensors")).unwrap();
     }
 
@@ -1756,7 +1757,7 @@ mod interruption {
                 let _ = child.kill();
                 let status = child.wait().unwrap();
                 assert!(status.code().is_none_or(|code| code <= 1), "{delays:?}: {status}");
-                // Whatever is there under its own name is whole.
+                // Every file that has its final name is complete.
                 for file in ["model.safetensors", "checkpoint.safetensors"] {
                     if let Ok(bytes) = fs::read(place.path(&format!("{out}/{file}"))) {
                         SafeTensors::deserialize(&bytes).unwrap_or_else(|cause| panic!("{delays:?}: {file}: {cause}"));
@@ -1786,7 +1787,7 @@ mod full_disk {
         place.succeed(&format!("{train} --epochs 1 --out run"));
         let files = ["run/model.safetensors", "run/checkpoint.safetensors", "run/config.json"];
         let before = files.map(|file| place.read(file));
-        // Some shells count 512 bytes a block and some 1024: less than any of the two files either way.
+        // Some shells count blocks of 512 bytes and some of 1024. Either way, the limit is smaller than both files.
         let limited = format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --epochs 3 --out run --resume --quiet");
         let outcome = place.shell(&limited);
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
@@ -1813,7 +1814,7 @@ mod full_disk {
         place.assert_same_result("run", "other");
     }
 
-    /// Unmounts even when a test fails; else its folder could not be removed.
+    /// Unmounts even if a test fails, because the folder could not be removed otherwise.
     #[cfg(target_os = "linux")]
     struct Mounted(PathBuf);
 
@@ -1832,10 +1833,10 @@ mod full_disk {
         place.succeed(&format!("{train} --epochs 3 --out whole"));
         fs::create_dir(place.path("disk")).unwrap();
         let size = place.read("whole/checkpoint.safetensors").len() + place.read("whole/model.safetensors").len();
-        // Room for both files and the beginning of a third.
+        // Space for both files and the beginning of a third.
         let mounted = place.shell(&format!("mount -t tmpfs -o size={} none disk", size + 100_000));
         if mounted.status != 0 {
-            eprintln!("NOT TESTED, a file system cannot be mounted here: {}", mounted.stderr);
+            eprintln!("NOT TESTED: cannot mount a file system: {}", mounted.stderr);
             return;
         }
         let _mounted = Mounted(place.path("disk"));
@@ -1858,7 +1859,7 @@ hint: free some space on the disk, or write to another one
     }
 }
 
-/// What other processors run, on this one.
+/// Tests the code paths of other processors on this one.
 #[cfg(unix)]
 mod lower_instruction_sets {
     use super::*;
@@ -1880,7 +1881,7 @@ mod lower_instruction_sets {
             let recipe = format!("{SMALL} --epochs 8 --lr 2e-3 --momentum 0.5");
             let run: Value =
                 serde_json::from_str(&succeed(&format!("train data {recipe} --out {name} --json"))).unwrap();
-            assert_eq!(run["best"]["test_acc"], 1.0, "two colours are no hard task");
+            assert_eq!(run["best"]["test_acc"], 1.0, "two colours are easy to learn");
             let answer = succeed(&format!("predict {name}/model.safetensors data/test/blue/00.png --top 1"));
             assert!(answer.starts_with("data/test/blue/00.png: blue "), "{answer}");
         }
@@ -1919,17 +1920,17 @@ mod streams {
         ];
         for line in &quiet {
             let outcome = place.succeed(line);
-            // A machine under load may decode slowly, which is no news to someone who asked for silence.
+            // On a loaded machine, decoding may be slow; --quiet silences the warning about it.
             assert_eq!(outcome.stderr, "", "retune {line}");
             assert_ne!(outcome.stdout, "", "retune {line}");
         }
     }
 
     #[cfg(unix)]
-    /// Names of files are bytes; those that are no text are shown with replacement characters, and do no harm.
+    /// File names are bytes. Names that are not UTF-8 are shown with replacement characters and cause no failure.
     #[cfg(target_os = "linux")]
     #[test]
-    fn names_that_are_not_unicode_are_shown_as_well_as_they_can_be() {
+    fn names_that_are_not_unicode_are_shown_with_replacement_characters() {
         use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
 
@@ -1967,7 +1968,7 @@ mod streams {
 
     #[cfg(unix)]
     #[test]
-    fn colours_are_for_terminals_and_those_who_ask() {
+    fn colours_are_for_terminals_and_clicolor_force() {
         let place = Workplace::empty();
         let output = |variable: &str| {
             let mut command = std::process::Command::new(PROGRAM);
@@ -1980,13 +1981,13 @@ mod streams {
     }
 
     #[test]
-    fn a_reader_that_goes_away_is_no_error() {
+    fn a_closed_pipe_is_not_an_error() {
         let place = Workplace::with_base_model();
         for line in ["inspect base/model.safetensors", "inspect base/model.safetensors --plan", "train --help"] {
             let outcome = place.shell(&format!("{{ \"$RETUNE\" {line}; echo $? >&2; }} | head -1"));
             assert_eq!((outcome.stderr.as_str(), outcome.stdout.lines().count()), ("0\n", 1), "{line}");
         }
-        // Nor is one that reads no notes: the work goes on.
+        // Output to a closed stderr is not an error either: the command completes.
         let outcome =
             place.shell(&format!("{{ \"$RETUNE\" train data {SMALL} --epochs 2 --out run; }} 2>&1 >result | head -1"));
         assert_eq!(outcome.stdout.lines().count(), 1);

@@ -1,5 +1,5 @@
-//! Convolution and its two gradients on every device and in every precision, against the naive float64 versions of what
-//! the device multiplies.
+//! Convolution and its two gradients on every device and in every precision, compared with the naive float64 versions
+//! on the operands that the device multiplies.
 
 mod reference;
 
@@ -17,9 +17,9 @@ use retune::device::{
 };
 use retune::tensor::Tensor;
 
-/// Where every product is formed as it stands.
+/// For shapes whose products are computed directly.
 const DIRECT_LIMIT: f64 = 2e-6;
-/// Where a device may use Winograd's algorithm.
+/// For shapes for which a device may use Winograd's algorithm.
 const WINOGRAD_LIMIT: f64 = 5e-5;
 
 fn limit(shape: &Conv2dShape) -> f64 {
@@ -48,12 +48,12 @@ fn squares(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| value * value).collect()
 }
 
-/// The norm that sums of products have whose squares sum to `squares`, when their signs are random.
+/// The norm of sums of products with random signs whose squares add up to `squares`.
 fn typical(squares: &[f64]) -> f64 {
     squares.iter().sum::<f64>().sqrt()
 }
 
-/// What is computed from a case, with the size that it has when the signs of its terms are random.
+/// The expected results of a case, each with the norm that it would have if the signs of its terms were random.
 struct Truth {
     output: Vec<f64>,
     output_size: f64,
@@ -63,8 +63,8 @@ struct Truth {
     weight_gradient_size: f64,
 }
 
-/// Checks a result against the nearest of the truths, of which there may be several: all of the result has to follow the
-/// same. Returns what it is.
+/// Checks a result against the nearest of several allowed results; all elements must follow the same one. Returns the
+/// result.
 #[track_caller]
 fn assert_nearest<'a>(
     what: &str,
@@ -99,7 +99,7 @@ impl Case {
         }
     }
 
-    /// What a device in this precision is given: numbers that it can store.
+    /// Rounds the case to numbers that a device in this precision can store.
     fn stored(&self, precision: Precision) -> Self {
         let [input, weight, output_gradient, before] =
             [&self.input, &self.weight, &self.output_gradient, &self.before].map(|values| stored(precision, values));
@@ -111,7 +111,7 @@ impl Case {
         self.check_on(Precision::Fp32, &devices());
     }
 
-    /// On kernels, in all precisions.
+    /// With kernels, in all precisions.
     fn check_kernels(&self) {
         for precision in PRECISIONS {
             let devices = kernel_devices(precision);
@@ -122,7 +122,7 @@ impl Case {
         assert_schedules_agree();
     }
 
-    /// What the passes give when these operands are multiplied.
+    /// The expected results for these operands.
     fn truth(&self, operands: impl Fn(&[f32]) -> Vec<f32>) -> Truth {
         let shape = &self.shape;
         let [input, weight, output_gradient] = [&self.input, &self.weight, &self.output_gradient].map(|v| operands(v));
@@ -140,7 +140,7 @@ impl Case {
 
     fn check_on(&self, precision: Precision, devices: &[Rc<dyn Device>]) {
         let mut truths = vec![self.truth(|values| operands(precision, values))];
-        // Where a shape does not suit its tensor cores, a device may multiply exactly.
+        // If a shape does not suit its tensor cores, a device may multiply exactly.
         if precision == Precision::Tf32 {
             truths.push(self.truth(<[f32]>::to_vec));
         }
@@ -173,7 +173,8 @@ impl Case {
         device.conv2d_forward(shape, &arguments).unwrap();
         let all = truths.iter().map(|truth| (truth.output.as_slice(), truth.output_size));
         let ours = assert_nearest(&format!("output of {shape:?}"), &bench, &output, all, limit(shape));
-        // What the statistics say is what batch norm reads from them. They are of the output as it is stored.
+        // Batch norm reads the statistics, so they are compared as it uses them. They describe the output as it is
+        // stored.
         if let Some(statistics) = statistics.filter(|_| ours.len() > channels) {
             let saved_statistics = bench.output([4, channels]);
             let (ones, zeros) = (vec![1.0; channels], vec![0.0; channels]);
@@ -256,7 +257,7 @@ fn any_shape() -> impl Strategy<Value = Conv2dShape> {
         .prop_filter("the naive version takes no seconds", |shape| shape.multiply_adds() < 2_000_000)
 }
 
-/// Filters of 3 x 3, of stride 1 mostly, with channels that tiles like and channels beside them.
+/// Filters of 3 x 3, mostly with stride 1, with channel counts that fit tiles and others.
 fn shape_of_residual_block() -> impl Strategy<Value = Conv2dShape> {
     let channels = prop::sample::select(vec![16usize, 31, 32, 33, 48, 64]);
     let pictures = (1usize..=3, 3usize..=29, 3usize..=29);
@@ -309,7 +310,7 @@ proptest! {
 }
 
 const OF_RESNETS: [[usize; 9]; 10] = [
-    // The stem, at an even and an odd picture.
+    // The stem, with an even and an odd image size.
     [2, 32, 32, 3, 64, 7, 7, 2, 3],
     [1, 33, 31, 3, 8, 7, 7, 2, 3],
     // Residual blocks of the four stages, with fewer pixels or channels.
@@ -318,7 +319,7 @@ const OF_RESNETS: [[usize; 9]; 10] = [
     [2, 14, 14, 64, 128, 1, 1, 2, 0],
     [2, 7, 7, 128, 128, 3, 3, 1, 1],
     [1, 7, 7, 96, 160, 3, 3, 2, 1],
-    // What is left of a small picture.
+    // The late layers for a small image.
     [1, 1, 1, 512, 64, 3, 3, 1, 1],
     [3, 2, 1, 64, 128, 3, 3, 2, 1],
     [1, 1, 1, 64, 128, 1, 1, 2, 0],
@@ -335,7 +336,7 @@ fn passes_match_at_resnets_shapes() {
 fn kernels_match_at_resnets_shapes() {
     for (seed, sizes) in OF_RESNETS.into_iter().enumerate() {
         let mut shape = shape(sizes);
-        // One picture of those that take an emulator seconds.
+        // Reduces the batch to one image for shapes that take seconds on the emulator.
         if shape.multiply_adds() > 3_000_000 {
             shape.batch = 1;
         }
@@ -343,7 +344,7 @@ fn kernels_match_at_resnets_shapes() {
     }
 }
 
-/// So many pixels that partial statistics, and sums over the batch, are combined in more than one step.
+/// Enough pixels that partial statistics, and sums over the batch, are combined in more than one step.
 #[test]
 fn kernels_match_over_many_pixels() {
     for (seed, sizes) in [[1, 96, 96, 8, 8, 1, 1, 1, 0], [3, 57, 61, 3, 8, 1, 1, 1, 0], [2, 67, 66, 4, 5, 3, 3, 2, 1]]
@@ -354,7 +355,7 @@ fn kernels_match_over_many_pixels() {
     }
 }
 
-/// Enough tiles and channels that a device takes Winograd's algorithm, whole tiles and pieces of them.
+/// Enough tiles and channels that a device uses Winograd's algorithm, with whole and partial tiles.
 #[test]
 fn passes_match_where_winograd_pays() {
     for (seed, sizes) in [
@@ -373,11 +374,11 @@ fn passes_match_where_winograd_pays() {
 
 const EDGES: [[usize; 9]; 12] = [
     [1, 1, 1, 1, 1, 1, 1, 1, 0],
-    // Padding wider than the picture, and filters that see nothing but padding.
+    // Padding wider than the image, and filters that cover nothing but padding.
     [1, 1, 1, 3, 5, 7, 7, 1, 3],
     [2, 2, 3, 4, 3, 1, 1, 1, 3],
     [1, 1, 2, 5, 7, 2, 1, 3, 2],
-    // A stride longer than the filter leaves pixels that no output sees.
+    // With a stride longer than the filter, no output reads some of the pixels.
     [2, 10, 11, 3, 17, 1, 1, 3, 0],
     [1, 8, 9, 5, 6, 2, 2, 3, 0],
     // One row, one column.
@@ -387,19 +388,19 @@ const EDGES: [[usize; 9]; 12] = [
     // One channel and many.
     [1, 9, 9, 1, 200, 3, 3, 1, 1],
     [1, 9, 9, 200, 1, 3, 3, 1, 1],
-    // A stride that leaves the last row and column of the picture unseen.
+    // The stride skips the last row and column of the image.
     [1, 8, 6, 16, 16, 1, 1, 2, 0],
 ];
 
 #[test]
-fn passes_match_where_edges_are() {
+fn passes_match_at_edges() {
     for (seed, sizes) in EDGES.into_iter().enumerate() {
         Case::new(shape(sizes), 100 + seed as u64).check();
     }
 }
 
 #[test]
-fn kernels_match_where_edges_are() {
+fn kernels_match_at_edges() {
     for (seed, sizes) in EDGES.into_iter().enumerate() {
         Case::new(shape(sizes), 100 + seed as u64).check_kernels();
     }
@@ -410,7 +411,7 @@ fn lower_levels() {
     run_at_lower_levels("passes_match");
 }
 
-/// A convolution that finishes its pixels gives the bits of one with a batch norm behind it.
+/// A convolution fused with batch norm gives the bits of a convolution followed by batch norm.
 #[test]
 fn with_a_batch_norm_behind_it() {
     let devices = PRECISIONS.into_iter().flat_map(kernel_devices).chain(devices());
@@ -436,7 +437,7 @@ fn with_a_batch_norm_behind_it() {
             }
         }
     }
-    assert!(finished >= 28, "the CPU finishes pixels");
+    assert!(finished >= 28, "the CPU fuses batch norm");
 }
 
 fn after_batch_norm(

@@ -1,5 +1,6 @@
-//! The stem's kernels (7 x 7, stride 2, three channels) on the emulator, against float64 on operands rounded as the
-//! kernels round them: what is left is the order of float32 additions and the rounding of the result.
+//! The kernels of the stem (7 x 7, stride 2, three channels) on the emulator, compared with float64 on operands rounded
+//! as the kernels round them. The remaining differences are the order of float32 additions and the rounding of the
+//! result.
 
 #![cfg(feature = "emulator")]
 
@@ -16,10 +17,10 @@ use retune::device::{Conv2dForward, Conv2dPass, Conv2dWeightGradient, Device, Pr
 
 const PRECISIONS: [Precision; 2] = [Precision::Bf16, Precision::Tf32];
 
-/// For the norm of the error over that of the truth, of sums of `products`. A partial sum of i of them has the size
-/// sqrt(i / products) of the whole and is rounded by at most 2^-24 of itself; independent roundings come to less than
-/// this (to 0.41 of it, if each is as large as it can be). A factor that is not rounded to tf32 makes 1e-4, a lost
-/// product 1e-2. What is stored in bf16 stands for all numbers that round to it.
+/// The limit for the norm of the error relative to that of the result, for sums of `products` terms. A partial sum of i
+/// terms has sqrt(i / products) of the size of the whole and is rounded by at most 2^-24 of itself. Independent
+/// roundings amount to less than this limit (0.41 of it if each is as large as possible). An operand that is not
+/// rounded to tf32 causes 1e-4, a missing product 1e-2. A value stored in bf16 stands for all numbers that round to it.
 fn limit(products: usize) -> f64 {
     2f64.powi(-24) * (products as f64).sqrt()
 }
@@ -55,7 +56,7 @@ struct Case {
 }
 
 impl Case {
-    /// The input has a mean, as pixels have, so that statistics are not about zero.
+    /// The input has a non-zero mean, as pixels have, so that statistics are not about zero.
     fn new(shape: Conv2dShape, precision: Precision, seed: u64) -> Self {
         let mut random = Random(seed);
         let input: Vec<f32> = random.normals(shape.input_len()).iter().map(|value| value + 0.5).collect();
@@ -80,7 +81,7 @@ impl Case {
         [self.shape.output_channels, 7, 7, 3]
     }
 
-    /// Output and statistics.
+    /// Returns output and statistics.
     fn forward(&self, cuda: &Cuda, with_statistics: bool, truth: Option<(&[f64], f64)>) -> (Vec<f32>, Vec<f32>) {
         let bench = Workbench::new(cuda);
         let output = bench.activation_output(self.output_dims());
@@ -128,12 +129,12 @@ impl Case {
         let (output, statistics) = self.forward(&cuda, true, Some((&truth, size)));
         self.check_statistics(&output, &statistics);
         let again = self.forward(&cuda, true, None);
-        assert!(again == (output.clone(), statistics.clone()), "the second time {shape:?} has other bits");
+        assert!(again == (output.clone(), statistics.clone()), "the second run of {shape:?} has different bits");
         assert!(self.forward(&cuda, false, None).0 == output, "statistics change the output of {shape:?}");
         for seed in 2..=schedules {
             let other = self.forward(&emulated(seed, *precision), true, None);
-            assert!(other.0 == output, "another schedule gives {shape:?} another output in {precision}");
-            assert!(other.1 == statistics, "another schedule gives {shape:?} other statistics in {precision}");
+            assert!(other.0 == output, "another schedule changes the output of {shape:?} in {precision}");
+            assert!(other.1 == statistics, "another schedule changes the statistics of {shape:?} in {precision}");
         }
     }
 
@@ -148,12 +149,12 @@ impl Case {
         assert_near(&format!("weight gradient in {precision} of {shape:?}"), &ours, &truth, size, limit(pixels));
         for seed in 2..=schedules {
             let other = self.weight_gradient(&emulated(seed, *precision));
-            assert!(other == ours, "another schedule gives {shape:?} another weight gradient in {precision}");
+            assert!(other == ours, "another schedule changes the weight gradient of {shape:?} in {precision}");
         }
     }
 
-    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Each of the fewer than 2^7 additions on the way
-    /// of a value rounds by 2^-24 of at most the sum of magnitudes.
+    /// Row 0 is the total, the last rows are the blocks of 128 pixels. A value goes through fewer than 2^7 additions,
+    /// each of which rounds by at most 2^-24 of the sum of magnitudes.
     fn check_statistics(&self, output: &[f32], statistics: &[f32]) {
         let channels = self.shape.output_channels;
         let pixels = output.len() / channels;
@@ -173,19 +174,19 @@ impl Case {
                 let limit = 2f64.powi(-17);
                 let (ours, our_deviations) = (f64::from(row[channel]), f64::from(row[channels + channel]));
                 let what = format!("channel {channel}, pixels {pixels:?}, {} of {:?}", self.precision, self.shape);
-                assert!((ours - sum).abs() <= limit * magnitudes, "sum {ours}, should be {sum}: {what}");
+                assert!((ours - sum).abs() <= limit * magnitudes, "sum {ours}, expected {sum}: {what}");
                 assert!(
                     (our_deviations - deviations).abs() <= limit * squares,
-                    "deviations {our_deviations}, should be {deviations}: {what}"
+                    "deviations {our_deviations}, expected {deviations}: {what}"
                 );
             }
         }
     }
 }
 
-/// `[batch, height, width, K, padding]`: even and odd widths, tiles of one and of many runs, one-pixel pictures and
-/// outputs, channels that no tile divides, another padding than the half filter; the last two have more tiles than
-/// blocks, and the very last more than one group of statistics.
+/// `[batch, height, width, K, padding]`: even and odd widths, tiles of one and of many runs, one-pixel images and
+/// outputs, channel counts that are not multiples of a tile, and padding other than half of the filter. The last two
+/// have more tiles than blocks, and the last one has more than one group of statistics.
 const SIZES: [[usize; 5]; 15] = [
     [2, 32, 32, 64, 3],
     [1, 9, 224, 64, 3],
@@ -213,7 +214,7 @@ fn forward() {
     }
 }
 
-/// Widths for which the output's rows are not aligned to 16 bytes, nor to 4.
+/// Widths for which the rows of the output are not aligned to 16 bytes or to 4.
 #[test]
 fn forward_to_any_number_of_channels() {
     for channels in [1, 2, 3, 6, 12, 65, 70] {
@@ -232,11 +233,11 @@ fn weight_gradient() {
     }
 }
 
-/// What a pass over two pictures of ResNet's size launches on an H200.
+/// The launches of a pass over two images of ResNet's size on an H200.
 fn launches(precision: Precision, pass: Conv2dPass) -> Vec<RecordedLaunch> {
-    let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
+    let driver = DryRun::new(GpuModel::find("h200").expect("in the table"));
     let log = driver.log();
-    let cuda = Cuda::new(Box::new(Rc::new(driver)), precision).expect("has every precision");
+    let cuda = Cuda::new(Box::new(Rc::new(driver)), precision).expect("supports every precision");
     let shape = shape([2, 224, 224, 64, 3]);
     let bench = Workbench::new(&cuda);
     let [input, weight, output] = [(); 3].map(|()| bench.activation_output([1]));
@@ -266,8 +267,8 @@ fn launches(precision: Precision, pass: Conv2dPass) -> Vec<RecordedLaunch> {
     log.take()
 }
 
-/// Which kernels run is nothing that the numbers above show: without this, the plain ones would pass for them. Their
-/// shared memory is what the kernels' file says.
+/// Checks which kernels run: the results above would be the same if the plain kernels ran instead. Their shared memory
+/// must be what the kernel file states.
 #[test]
 fn kernels_of_resnet() {
     let expected = [

@@ -1,5 +1,5 @@
-//! The tensor-core convolutions on the emulator, against float64 on operands rounded as the kernels round them: what is
-//! left is the order of float32 additions and the rounding of the result.
+//! The tensor-core convolutions on the emulator, compared with float64 on operands rounded as the kernels round them.
+//! The remaining differences are the order of float32 additions and the rounding of the result.
 
 #![cfg(feature = "emulator")]
 
@@ -50,14 +50,15 @@ fn rounding(precision: Precision) -> f64 {
 
 /// Checks every element, and the norm.
 ///
-/// `squares` is the sum of the squared products of each element: its root q is the deviation that sums of products
-/// with random signs have. Partial sums stay within 4 q; each of at most `terms` additions in float32 rounds by 2^-24
-/// of one, and if all rounded the same way they would be off by `terms` 2^-22 q. On top comes one rounding of the result.
+/// `squares` is the sum of the squared products of each element; its square root q is the standard deviation of sums of
+/// products with random signs. Partial sums stay within 4 q. Each of at most `terms` additions in float32 rounds by
+/// 2^-24 of a partial sum, so if all rounded in the same direction the error would be `terms` 2^-22 q. One rounding of
+/// the result is added.
 ///
-/// Errors of roundings do not go the same way: the norm over many elements is far smaller. The rounding to bf16 is
-/// uniform within half a unit in the last place: 2^-8 / sqrt(3) of the power of two below the value, whose
-/// mean square is more than (4/3)^2 of it: less than 2^-9 of the norm. For float32 results the limit is 1e-5: a
-/// random walk of 4608 roundings makes 2e-6, and a factor that is not rounded to tf32 1e-4.
+/// Rounding errors do not all have the same sign, so the norm over many elements is far smaller. The rounding to bf16
+/// is uniform within half a unit in the last place, 2^-8 / sqrt(3) of the power of two below the value. The mean square
+/// of the values is more than (4/3)^2 of that power, so the error is less than 2^-9 of the norm. For float32 results
+/// the limit is 1e-5: a random walk of 4608 roundings causes 2e-6, an operand that is not rounded to tf32 1e-4.
 #[track_caller]
 fn check(what: &str, precision: Precision, ours: &[f32], truth: &[f64], squares: &[f64], terms: usize) {
     assert_eq!(ours.len(), truth.len(), "{what}: lengths differ");
@@ -65,7 +66,7 @@ fn check(what: &str, precision: Precision, ours: &[f32], truth: &[f64], squares:
         let sum = terms as f64 * 2f64.powi(-22) * squares.sqrt();
         let limit = sum + rounding(precision) * (truth.abs() + sum);
         let difference = (f64::from(ours) - truth).abs();
-        assert!(difference <= limit, "{what}: element {i} is {ours}, should be {truth} to {limit:.1e}");
+        assert!(difference <= limit, "{what}: element {i} is {ours}, expected {truth} within {limit:.1e}");
     }
     let limit = if precision == Precision::Bf16 { 2f64.powi(-9) } else { 1e-5 };
     if truth.len() >= 1000 {
@@ -83,7 +84,7 @@ struct Case {
     before: Vec<f32>,
 }
 
-/// What a case comes to, and each element's sum of squared products.
+/// The expected results of a case, and the sum of squared products of each element.
 struct Truth {
     output: Vec<f64>,
     output_squares: Vec<f64>,
@@ -99,7 +100,7 @@ struct Results {
 }
 
 impl Case {
-    /// With values that the precision's storage holds exactly; as operands, tf32 rounds them further.
+    /// With values that the storage of the precision holds exactly. tf32 rounds them further when they become operands.
     fn new(shape: Conv2dShape, precision: Precision, seed: u64) -> Self {
         let mut random = Random(seed);
         let mut values = |count: usize| stored(precision, &random.normals(count));
@@ -164,7 +165,7 @@ impl Case {
 
     fn run(&self, seed: u64) -> Results {
         let emulator = Emulator::new(seed).expect("starts");
-        self.run_on(&Cuda::new(Box::new(emulator), self.precision).expect("has every precision"))
+        self.run_on(&Cuda::new(Box::new(emulator), self.precision).expect("supports every precision"))
     }
 
     fn run_on(&self, cuda: &Cuda) -> Results {
@@ -195,12 +196,12 @@ impl Case {
         }
         self.check_statistics(&results);
         for seed in 2..=schedules {
-            assert!(self.run(seed) == results, "another schedule gives {shape:?} other bits in {precision}");
+            assert!(self.run(seed) == results, "another schedule changes bits of {shape:?} in {precision}");
         }
     }
 
-    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Sums are compared with the sum of magnitudes:
-    /// each of the additions rounds by 2^-24 of at most that, and there are fewer than 2^7 on the way of any value.
+    /// Row 0 is the total, the last rows are the blocks of 128 pixels. Sums are compared with the sum of magnitudes: a
+    /// value goes through fewer than 2^7 additions, each of which rounds by at most 2^-24 of it.
     fn check_statistics(&self, results: &Results) {
         let channels = self.shape.output_channels;
         let pixels = results.output.len() / channels;
@@ -220,10 +221,10 @@ impl Case {
                 let limit = 2f64.powi(-17);
                 let (ours, our_deviations) = (f64::from(row[channel]), f64::from(row[channels + channel]));
                 let what = format!("channel {channel}, pixels {pixels:?}, {} of {:?}", self.precision, self.shape);
-                assert!((ours - sum).abs() <= limit * magnitudes, "sum {ours}, should be {sum}: {what}");
+                assert!((ours - sum).abs() <= limit * magnitudes, "sum {ours}, expected {sum}: {what}");
                 assert!(
                     (our_deviations - deviations).abs() <= limit * squares,
-                    "deviations {our_deviations}, should be {deviations}: {what}"
+                    "deviations {our_deviations}, expected {deviations}: {what}"
                 );
             }
         }
@@ -240,7 +241,7 @@ fn check_all(cases: &[[usize; 9]], schedules: u64) {
     }
 }
 
-/// ResNet-18's layers on small pictures: `[batch, height, width, C, K, R, S, stride, padding]`.
+/// ResNet-18's layers for small images: `[batch, height, width, C, K, R, S, stride, padding]`.
 #[test]
 fn layers_of_resnet() {
     check_all(
@@ -260,7 +261,8 @@ fn layers_of_resnet() {
     );
 }
 
-/// Sizes that no tile divides, one-pixel pictures, filters larger than the picture, more than one group of blocks.
+/// Sizes that are not multiples of a tile, one-pixel images, filters larger than the image, more than one group of
+/// blocks.
 #[test]
 fn odd_sizes() {
     check_all(
@@ -286,7 +288,8 @@ fn odd_sizes() {
     );
 }
 
-/// The emulator with a number of multiprocessors, by which launch code chooses the width of tiles. Notes the kernels.
+/// The emulator with a given number of multiprocessors, from which launch code chooses the width of tiles. Records the
+/// kernels.
 struct Multiprocessors {
     emulator: Emulator,
     count: u32,
@@ -351,7 +354,7 @@ fn width_of_tiles() {
             let [narrow, wide] = [1 << 10, 1].map(|count| {
                 let emulator = Emulator::new(3).expect("starts");
                 let driver = Multiprocessors { emulator, count, kernels: kernels.clone() };
-                case.run_on(&Cuda::new(Box::new(driver), precision).expect("has every precision"))
+                case.run_on(&Cuda::new(Box::new(driver), precision).expect("supports every precision"))
             });
             assert!(narrow == wide, "the width of the tile changes bits of {:?} in {precision}", case.shape);
         }

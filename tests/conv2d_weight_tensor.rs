@@ -1,5 +1,5 @@
-//! The tensor-core weight gradient on the emulator, against float64 on operands rounded as the kernel rounds them: what
-//! is left is the order of float32 additions.
+//! The tensor-core weight gradient on the emulator, compared with float64 on operands rounded as the kernel rounds
+//! them. The remaining difference is the order of float32 additions.
 
 #![cfg(feature = "emulator")]
 
@@ -25,7 +25,7 @@ fn squares(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| value * value).collect()
 }
 
-/// The gradient as the device computes it, with a schedule of its own for each seed.
+/// Returns the gradient that the device computes, with a different schedule for each seed.
 fn gradient(shape: &Conv2dShape, precision: Precision, input: &[f32], output_gradient: &[f32], seed: u64) -> Vec<f32> {
     let cuda = emulated(seed, precision);
     let bench = Workbench::new(&cuda);
@@ -38,26 +38,26 @@ fn gradient(shape: &Conv2dShape, precision: Precision, input: &[f32], output_gra
         weight_gradient: &weight_gradient,
         workspace: &bench.workspace(cuda.conv2d_workspace(shape, Conv2dPass::WeightGradient)),
     };
-    // Twice: the first leaves the counters as it found them.
+    // Runs twice: the first launch must reset the counters.
     cuda.conv2d_weight_gradient(shape, &arguments).unwrap();
     let first = bench.read(&weight_gradient);
     cuda.conv2d_weight_gradient(shape, &arguments).unwrap();
     let second = bench.read(&weight_gradient);
-    assert!(first == second, "the second time {shape:?} has other bits in {precision}");
+    assert!(first == second, "the second run of {shape:?} has different bits in {precision}");
     bench.finish();
     second
 }
 
 /// Checks every element, and the norm.
 ///
-/// With q the root of an element's sum of squared products, its partial sums stay within 4 q (products with random
-/// signs); each of `pixels` additions rounds by 2^-24 of that, and all the same way would be off by `pixels` 2^-22 q.
-/// Roundings do not all go the same way: over many elements the error grows as a random walk does, 2^-24 sqrt(pixels)
-/// of q, with pixels at most 2000 here 3e-6. A factor that is not rounded to tf32 makes 1e-4, a lost product 2e-2.
+/// Let q be the square root of the sum of squared products of an element. Its partial sums (of products with random
+/// signs) stay within 4 q. Each of `pixels` additions rounds by 2^-24 of that, at most `pixels` 2^-22 q if all round in
+/// the same direction. Over many elements the error grows as a random walk does: 2^-24 sqrt(pixels) of q, which is 3e-6
+/// for the at most 2000 pixels here. An operand that is not rounded to tf32 causes 1e-4, a missing product 2e-2.
 fn check(sizes: [usize; 9], schedules: u64) {
     let shape = shape(sizes);
     let pixels = shape.batch * shape.output_height() * shape.output_width();
-    assert!(pixels <= 2000, "the limit supposes few pixels");
+    assert!(pixels <= 2000, "the limit assumes few pixels");
     for precision in PRECISIONS {
         let mut random = Random(sizes.iter().fold(0, |seed, &size| seed * 31 + size as u64));
         let input = stored(precision, &random.normals(shape.input_len()));
@@ -72,7 +72,7 @@ fn check(sizes: [usize; 9], schedules: u64) {
         for (i, ((&ours, &truth), &squares)) in ours.iter().zip(&truth).zip(&typical).enumerate() {
             let limit = pixels as f64 * 2f64.powi(-22) * squares.sqrt();
             let error = (f64::from(ours) - truth).abs();
-            assert!(error <= limit, "element {i} is {ours}, should be {truth}: {precision}, {shape:?}");
+            assert!(error <= limit, "element {i} is {ours}, expected {truth}: {precision}, {shape:?}");
             difference += error * error;
         }
         let size = norm(&truth).max(typical.iter().sum::<f64>().sqrt());
@@ -80,12 +80,12 @@ fn check(sizes: [usize; 9], schedules: u64) {
         assert!(error <= 3e-6, "error {error:.2e}: {precision}, {shape:?}");
         for seed in 2..=schedules {
             let other = gradient(&shape, precision, &input, &output_gradient, seed);
-            assert!(other == ours, "another schedule gives {shape:?} other bits in {precision}");
+            assert!(other == ours, "another schedule changes bits of {shape:?} in {precision}");
         }
     }
 }
 
-/// ResNet-18's layers on small pictures: `[batch, height, width, C, K, R, S, stride, padding]`.
+/// ResNet-18's layers for small images: `[batch, height, width, C, K, R, S, stride, padding]`.
 #[test]
 fn layers_of_resnet() {
     for sizes in [
@@ -103,7 +103,7 @@ fn layers_of_resnet() {
     }
 }
 
-/// Sizes that no tile divides, one-pixel pictures, filters larger than the picture, gaps between windows.
+/// Sizes that are not multiples of a tile, one-pixel images, filters larger than the image, gaps between windows.
 #[test]
 fn odd_sizes() {
     for sizes in [
@@ -128,7 +128,7 @@ fn odd_sizes() {
     }
 }
 
-/// Pixels enough for splits in groups, of which the last is smaller.
+/// Enough pixels for splits in groups, of which the last is smaller.
 #[test]
 fn many_splits() {
     for sizes in [[2, 31, 29, 8, 8, 3, 3, 1, 1], [3, 23, 27, 24, 72, 1, 1, 1, 0], [1, 41, 43, 40, 136, 1, 1, 1, 0]] {
@@ -136,11 +136,11 @@ fn many_splits() {
     }
 }
 
-/// The kernel of a shape on an H200, and what it asks of shared memory.
+/// Returns the kernel for a shape on an H200, and its shared memory.
 fn launch(sizes: [usize; 9], precision: Precision) -> (&'static str, u32) {
-    let driver = DryRun::new(GpuModel::find("h200").expect("is known"));
+    let driver = DryRun::new(GpuModel::find("h200").expect("in the table"));
     let log = driver.log();
-    let cuda = Cuda::new(Box::new(Rc::new(driver)), precision).expect("has every precision");
+    let cuda = Cuda::new(Box::new(Rc::new(driver)), precision).expect("supports every precision");
     let shape = shape(sizes);
     let bench = Workbench::new(&cuda);
     let arguments = Conv2dWeightGradient {
@@ -155,7 +155,7 @@ fn launch(sizes: [usize; 9], precision: Precision) -> (&'static str, u32) {
     (launches[0].kernel, launches[0].shared_bytes)
 }
 
-/// Which kernel runs is nothing that the numbers above show: without this, the plain one would pass for it.
+/// Checks which kernel runs: the results above would be the same if the plain kernel ran instead.
 #[test]
 fn kernels_of_shapes() {
     let narrow = [2, 56, 56, 64, 64, 3, 3, 1, 1];
@@ -166,6 +166,6 @@ fn kernels_of_shapes() {
     assert_eq!(launch(wide, Precision::Tf32).0, "conv2d_weight_gradient_128x128_tf32");
     assert_eq!(launch([2, 7, 7, 24, 40, 1, 1, 2, 0], Precision::Bf16).0, "conv2d_weight_gradient_64x192_bf16");
     assert_eq!(launch(wide, Precision::Bf16).1, 49152);
-    // Not rows of 16 bytes.
+    // Rows that are not a multiple of 16 bytes.
     assert_eq!(launch([2, 7, 7, 12, 40, 1, 1, 1, 0], Precision::Bf16).0, "conv2d_weight_gradient_bf16");
 }

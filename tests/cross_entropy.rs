@@ -1,5 +1,5 @@
-//! Softmax cross entropy and its gradient on every device, against the naive float64 version. It is float32 in every
-//! precision.
+//! Softmax cross entropy and its gradient on every device, compared with the naive float64 version. It is float32 in
+//! every precision.
 
 mod reference;
 
@@ -14,7 +14,7 @@ use retune::device::{CrossEntropy as Arguments, Device};
 
 const LIMIT: f64 = 1e-5;
 
-/// Loss, correct rows and gradient, with and without asking for the gradient.
+/// Returns loss, correct rows and gradient, computed with and without the gradient.
 fn run(device: &dyn Device, logits: &[f32], targets: &[usize], scale: f32) -> (f32, f32, Vec<f32>) {
     let (batch, classes) = (targets.len(), logits.len() / targets.len());
     let bench = Workbench::new(device);
@@ -62,7 +62,7 @@ fn check_on(devices: &[Rc<dyn Device>], logits: &[f32], targets: &[usize], reduc
     }
 }
 
-/// Logits with a target each; rounded ones tie.
+/// Logits, each with a target. Rounded logits contain ties.
 fn batches() -> impl Strategy<Value = (Vec<f32>, Vec<usize>)> {
     let sizes = prop_oneof![(1usize..=70, 1usize..=12), (1usize..=5, 1usize..=300)];
     (sizes, 0.1f64..20.0, any::<bool>(), any::<u64>()).prop_map(|((batch, classes), spread, rounds, seed)| {
@@ -141,7 +141,7 @@ fn first_of_equal_logits_counts_as_the_answer() {
     }
 }
 
-/// A network that diverged must say so.
+/// A diverged network must show it.
 #[test]
 fn not_a_number_is_not_hidden() {
     for device in devices().into_iter().chain(all_kernel_devices()) {

@@ -1,5 +1,6 @@
-//! Damaged files, thousands for every parser: an error or other content, but no panic, no message of several lines, and no
-//! memory that only a header claims. `RETUNE_FUZZ_ROUNDS` looks longer; the targets in `fuzz/` look further.
+//! Thousands of damaged files for every parser. Each must give an error or other content, but no panic, no message of
+//! several lines, and no allocation of a size that only a header claims. `RETUNE_FUZZ_ROUNDS` sets the number of
+//! rounds; the targets in `fuzz/` search further.
 
 mod parsers;
 
@@ -8,7 +9,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-/// Measures what the thread has allocated.
+/// Measures the allocations of the thread.
 struct Meter;
 
 thread_local! {
@@ -17,36 +18,36 @@ thread_local! {
 }
 
 fn note(bytes: isize) {
-    // While a thread ends there is nothing left to count with.
+    // While a thread ends, its counter no longer exists.
     let _ = ALIVE.try_with(|alive| {
         alive.set(alive.get() + bytes);
         let _ = PEAK.try_with(|peak| peak.set(peak.get().max(alive.get())));
     });
 }
 
-// SAFETY: everything is passed on to the system's allocator.
+// SAFETY: all calls are passed on to the system allocator.
 unsafe impl GlobalAlloc for Meter {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size() as isize);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         note(layout.size() as isize);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(size as isize - layout.size() as isize);
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         note(-(layout.size() as isize));
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -54,7 +55,7 @@ unsafe impl GlobalAlloc for Meter {
 #[global_allocator]
 static METER: Meter = Meter;
 
-/// The most that was allocated at once, beyond what was there before.
+/// The most memory allocated at once, in addition to what was allocated before.
 fn peak_of<T>(action: impl FnOnce() -> T) -> (T, usize) {
     let before = ALIVE.get();
     PEAK.set(before);
@@ -84,7 +85,7 @@ impl Random {
         }
     }
 
-    /// Writes a number where there may be one: the sizes, offsets and counts of headers.
+    /// Overwrites a place that may hold a number, such as a size, offset or count in a header.
     fn write_number(&mut self, bytes: &mut [u8]) {
         let number: u64 =
             self.one_of(&[0, 1, 0x7f, 0xff, 0x7fff, 0xffff, 0x7fff_ffff, 0xffff_ffff, i64::MAX as u64, u64::MAX]);
@@ -98,7 +99,7 @@ impl Random {
         bytes[place..end].copy_from_slice(&number[..end - place]);
     }
 
-    /// Makes numbers in text longer: the sizes, offsets and counts of JSON.
+    /// Lengthens numbers in text, such as sizes, offsets and counts in JSON.
     fn lengthen_digits(&mut self, bytes: &mut Vec<u8>) {
         let start = self.below(bytes.len().min(20_000));
         if let Some(found) = bytes[start..].iter().position(u8::is_ascii_digit) {
@@ -153,7 +154,7 @@ fn files_in(folder: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
 
-/// Tries damaged versions of `sources`, each of which the parser takes as it is. No attempt may take more memory than
+/// Tries damaged versions of `sources`, which the parser accepts undamaged. No attempt may allocate more than
 /// `most(file)`.
 fn damage(parser: &str, sources: &[Vec<u8>], most: impl Fn(&[u8]) -> usize) {
     let rounds = std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(10_000);
@@ -176,8 +177,8 @@ fn damage(parser: &str, sources: &[Vec<u8>], most: impl Fn(&[u8]) -> usize) {
     assert!(accepted > rounds / 200 && accepted < rounds, "{parser}: {accepted} of {rounds} were readable");
 }
 
-/// What a program may build from a file of this length: the bytes themselves, names, and for every few bytes a number, an entry
-/// of a table, an object of a pickle.
+/// The memory that a program may need for a file of this length: the bytes themselves, names, and for every few bytes a
+/// number, a table entry or a pickle object.
 fn in_proportion(file: &[u8]) -> usize {
     (96 << 10) + 8 * file.len()
 }
@@ -215,9 +216,9 @@ fn pictures() {
     };
     let sources = files_in("tests/fixtures/pillow", is_wanted);
     assert!(sources.len() > 40, "{}", sources.len());
-    // A decoder works in a few copies of the largest picture that it is allowed, of up to eight bytes a pixel. Those of two
-    // formats believe more of a header, within limits: of WebP that each of eight parts has up to 16 MiB and a frame up to
-    // 16384 x 16384 pixels, of TIFF that a list has up to 256 MiB.
+    // A decoder keeps a few copies of the largest allowed image, at up to eight bytes per pixel. Two formats trust more
+    // of a header, within limits: WebP allows eight parts of up to 16 MiB and a frame of up to 16384 x 16384 pixels,
+    // TIFF a list of up to 256 MiB.
     damage("picture", &sources, |file| match file {
         [b'R', b'I', b'F', b'F', ..] => ((8 * 16) << 20) + 2 * 16384 * 16384,
         [b'I', b'I', ..] | [b'M', b'M', ..] => 256 << 20,
@@ -227,12 +228,12 @@ fn pictures() {
 
 #[test]
 fn archives() {
-    // Unpacking has windows and buffers of its own.
+    // Decompression has windows and buffers of its own.
     damage("archive", &files_in("fuzz/seeds/archive", |_| true), |file| in_proportion(file) + (256 << 10));
 }
 
 #[test]
 fn runs() {
-    // The page has its style and its curves, however short the run.
+    // The page contains its style and its curves, even for a short run.
     damage("run", &files_in("fuzz/seeds/run", |_| true), |file| in_proportion(file) + (64 << 10));
 }

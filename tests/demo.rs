@@ -1,4 +1,4 @@
-//! The demo: what it draws, what it leaves, and that its steps are the commands that it prints.
+//! The demo: its drawings, its files, and that its steps are the commands that it prints.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -57,7 +57,7 @@ fn a_picture_depends_on_seed_and_number_only() {
     assert!(few.iter().all(|(name, bytes)| others[name] != *bytes));
 }
 
-/// A network that only knows colours, or where things lie, shall not be able to tell hot dogs from the rest.
+/// A network that knows only colours or positions must not be able to recognise hot dogs.
 #[test]
 fn mean_colours_and_places_do_not_give_hot_dogs_away() {
     let folder = draw(Subject::Target, Counts { train: 200, test: 1 }, 0);
@@ -81,7 +81,7 @@ fn mean_colours_and_places_do_not_give_hot_dogs_away() {
     let [hot_dogs, others] = [&sums[0], &sums[1]];
     for (feature, (mean, square)) in hot_dogs[0].iter().zip(&hot_dogs[1]).enumerate() {
         let (deviation, other) = ((square - mean * mean).sqrt(), others[0][feature]);
-        assert!(deviation > 20.0, "pictures vary: {deviation}");
+        assert!(deviation > 20.0, "images vary: {deviation}");
         assert!((mean - other).abs() < 0.5 * deviation, "feature {feature}: {mean} against {other}, {deviation}");
     }
 }
@@ -154,7 +154,7 @@ fn it_never_writes_over_anything() {
     assert_eq!(outcome.status, 1);
     assert_eq!(
         outcome.stderr,
-        "error: --out runs/demo: something is there already\nhint: give another folder, or remove that one\n"
+        "error: --out runs/demo: already exists and is not an empty folder\nhint: choose another folder, or remove that one\n"
     );
 }
 

@@ -1,5 +1,5 @@
-//! The emulator's own tests: the kernels of `tests/faults` that are right, and beside them those with one planted
-//! fault. Every fault has to be found, under every schedule, with its cause and the place where it happened.
+//! Tests of the emulator: the correct kernels of `tests/faults`, and kernels with one deliberate fault each. Every
+//! fault must be found under every schedule, with its cause and location.
 
 #![cfg(feature = "emulator")]
 
@@ -17,7 +17,7 @@ const BLOCKS: usize = 4;
 const COUNT: usize = BLOCKS * THREADS;
 const SEEDS: u64 = 6;
 
-/// As in tests/faults/faults.cuh.
+/// Mirrors tests/faults/faults.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct FaultArguments {
@@ -34,7 +34,7 @@ fn bytes_of<T: Copy>(arguments: &T) -> &[u8] {
 }
 
 fn upload(emulator: &Emulator, values: &[f32]) -> Rc<Memory> {
-    let memory = emulator.allocate(values.len() * 4).expect("there is memory");
+    let memory = emulator.allocate(values.len() * 4).expect("enough memory");
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
     emulator.upload(&bytes, memory.address()).expect("uploads");
     memory
@@ -46,7 +46,7 @@ fn download(emulator: &Emulator, memory: &Memory) -> Result<Vec<f32>> {
     Ok(bytes.chunks_exact(4).map(|bytes| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect())
 }
 
-/// The memory that a kernel of `tests/faults` works on.
+/// The memory on which a kernel of `tests/faults` works.
 struct Bench {
     emulator: Emulator,
     input: Rc<Memory>,
@@ -67,10 +67,10 @@ impl Bench {
         Self { emulator, input, output, counter }
     }
 
-    /// With an output that nobody has written.
+    /// With an output that has not been written.
     fn with_fresh_output(emulator: Result<Emulator>) -> Self {
         let bench = Self::new(emulator);
-        Self { output: bench.emulator.allocate(COUNT * 4).expect("there is memory"), ..bench }
+        Self { output: bench.emulator.allocate(COUNT * 4).expect("enough memory"), ..bench }
     }
 
     fn arguments(&self) -> FaultArguments {
@@ -115,15 +115,15 @@ fn shared_bytes(kernel: &str) -> u32 {
     }
 }
 
-/// A kernel that is right, and element `i` of what it computes.
+/// A correct kernel, and element `i` of its result.
 type Right = (&'static str, fn(&[f32], usize) -> f32);
 
-/// The thread opposite in a block, with three exchanges: an odd number.
+/// The opposite thread in a block, after three exchanges, an odd number.
 fn opposite(i: usize) -> usize {
     i / THREADS * THREADS + THREADS - 1 - i % THREADS
 }
 
-/// A sum that is computed into the first element; the others hold partial sums or are as they were.
+/// A sum that is computed into the first element. The others hold partial sums or stay unchanged.
 fn total(input: &[f32], i: usize) -> f32 {
     if i == 0 { input.iter().sum() } else { f32::NAN }
 }
@@ -176,7 +176,7 @@ fn right_kernels_pass_under_every_schedule() {
                 if Emulator::can_check() { &[Emulator::checked, Emulator::strict] } else { &[] };
             for start in [Emulator::new as fn(u64) -> Result<Emulator>, Emulator::poisoned].iter().chain(checked) {
                 let bench = Bench::new(start(seed));
-                // Twice: what one launch leaves behind must not disturb the next.
+                // Launches twice: the first launch must leave nothing behind that affects the second.
                 for _ in 0..2 {
                     bench.launch(kernel).unwrap_or_else(|error| panic!("{kernel}, seed {seed}: {error}"));
                     assert!(agrees(&bench.result(), truth), "{kernel}, seed {seed}: {:?}", bench.result());
@@ -186,19 +186,19 @@ fn right_kernels_pass_under_every_schedule() {
     }
 }
 
-/// What becomes of a fault where accesses are not checked.
+/// What happens with a fault if accesses are not checked.
 enum Unchecked {
-    /// The same error, or one that says this.
+    /// The same error, or one with this text.
     Found(&'static str),
-    /// Some schedules give another result than the kernel that is right.
+    /// Some schedules give a result that differs from that of this correct kernel.
     Wrong(&'static str),
-    /// Nothing that could be relied on.
+    /// Nothing reliable.
     Unseen,
 }
 use Unchecked::{Found, Unseen, Wrong};
 
-/// A kernel with one fault, what is said about it where accesses are checked, and where they are not. Where the
-/// schedule decides what goes wrong first, there are alternatives.
+/// A kernel with one fault, the error if accesses are checked, and the effect if they are not. If the schedule
+/// determines what fails first, the errors are alternatives.
 const FAULTS: [(&str, &str, Unchecked); 52] = [
     // Global memory.
     ("read_past_end", "out of bounds: reads 4 bytes at offset 1024 of an allocation of 1024 bytes", Unseen),
@@ -247,7 +247,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("local_array_past_end", "out of bounds: index 4 of an array of type 'float [4]'", Unseen),
     ("local_array_too_large", "local variables", Found("local variables")),
     ("local_variable_of_another_thread", "beyond its own local variables", Unseen),
-    // Barriers, and races for want of them.
+    // Barriers, and races without them.
     ("no_barrier_after_writing", "race: reads|uninitialised: reads shared", Wrong("exchange_right")),
     ("no_barrier_before_overwriting", "race: ", Wrong("exchange_right")),
     ("no_syncwarp_after_writing", "race: reads|uninitialised: reads shared", Wrong("exchange_in_warp_right")),
@@ -297,7 +297,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("trap", "__trap", Found("__trap")),
 ];
 
-/// Races between blocks that count themselves in, where one part of the pattern is missing.
+/// Races between blocks that count their arrivals, with one part of the pattern missing.
 const UNORDERED_SUMS: [&str; 4] =
     ["sum_without_fence", "sum_without_barrier", "sum_without_acquiring_fence", "sum_without_atomic"];
 
@@ -323,8 +323,8 @@ fn every_fault_is_found_where_accesses_are_checked() {
                     missed.push(format!("{kernel}, seed {seed}: {error}"));
                 }
                 assert_names_place(kernel, error.message());
-                // The emulator goes on.
-                bench.launch("increment").expect("a kernel that is right runs after one that failed");
+                // The emulator continues after an error.
+                bench.launch("increment").expect("a correct kernel runs after a failed one");
                 let left = download(&bench.emulator, &bench.input).expect("downloads");
                 assert!(bench.result().iter().zip(&left).all(|(new, old)| *new == old + 1.0), "{kernel}, seed {seed}");
             }
@@ -351,7 +351,7 @@ fn most_faults_show_where_accesses_are_not_checked() {
                 }
             }
             Wrong(right) => {
-                let truth = RIGHT.iter().find(|(name, _)| name == right).expect("a kernel that is right").1;
+                let truth = RIGHT.iter().find(|(name, _)| name == right).expect("a correct kernel").1;
                 let shows = (0..4 * SEEDS).any(|seed| {
                     let bench = Bench::new(Emulator::new(seed));
                     bench.launch(kernel).is_err() || !agrees(&bench.result(), truth)
@@ -367,9 +367,9 @@ fn most_faults_show_where_accesses_are_not_checked() {
 }
 
 #[test]
-fn an_output_that_is_left_unwritten_is_found() {
+fn an_unwritten_output_is_found() {
     for seed in 0..SEEDS {
-        // NaN where nothing was written...
+        // NaN in memory that was not written...
         let bench = Bench::with_fresh_output(Emulator::poisoned(seed));
         bench.launch("leave_last_unwritten").expect("runs");
         let result = bench.result();
@@ -377,16 +377,16 @@ fn an_output_that_is_left_unwritten_is_found() {
         // ...or an error when it is read.
         let bench = Bench::with_fresh_output(Emulator::strict(seed));
         bench.launch("leave_last_unwritten").expect("runs");
-        let error = download(&bench.emulator, &bench.output).expect_err("nothing was written there");
+        let error = download(&bench.emulator, &bench.output).expect_err("the memory was not written");
         assert!(error.message().contains("nothing has written, offset 1020 of"), "{error}");
         bench.launch("increment").expect("runs");
         assert!(agrees(&bench.result(), RIGHT[0].1));
 
         let bench = Bench::with_fresh_output(Emulator::strict(seed));
-        let error = bench.launch("add_to_unwritten").expect_err("nothing was written there");
+        let error = bench.launch("add_to_unwritten").expect_err("the memory was not written");
         assert!(error.message().contains("uninitialised: reads global memory that nothing has written"), "{error}");
         assert_names_place("add_to_unwritten", error.message());
-        // Fresh memory is zero, unless it is asked for otherwise.
+        // New memory is zero by default.
         let bench = Bench::with_fresh_output(Emulator::checked(seed));
         bench.launch("add_to_unwritten").expect("runs");
         assert_eq!(bench.result(), input());
@@ -417,14 +417,14 @@ fn released_and_null_memory_is_found() {
 }
 
 #[test]
-fn launches_that_cannot_begin_are_refused() {
+fn invalid_launches_are_refused() {
     for emulator in [Emulator::new(0), Emulator::checked(0)] {
         let bench = Bench::new(emulator);
         let arguments = bench.arguments();
         let refused = |kernel, grid, block, shared_bytes, cause: &str| {
             let error = bench.launch_with(kernel, grid, block, shared_bytes, &arguments).expect_err(cause);
             assert!(error.message().contains(cause) && error.message().contains(kernel), "{cause}: {error}");
-            // A recording refuses it when it is made.
+            // A recording rejects it when it is made.
             let recorded =
                 bench.emulator.record(&mut || bench.launch_with(kernel, grid, block, shared_bytes, &arguments));
             assert!(recorded.is_err_and(|error| error.message().contains(cause)), "{cause}");
@@ -476,7 +476,7 @@ fn recordings_are_replayed() {
     assert!(agrees(&bench.result(), RIGHT[0].1));
 
     let refuses = |step: &mut dyn FnMut() -> Result<()>| {
-        let error = bench.emulator.record(step).err().expect("neither copies nor waits are recorded");
+        let error = bench.emulator.record(step).err().expect("copies and waits cannot be recorded");
         assert!(error.message().contains("while launches are recorded"), "{error}");
     };
     refuses(&mut || bench.emulator.synchronize());
@@ -484,8 +484,8 @@ fn recordings_are_replayed() {
     refuses(&mut || bench.emulator.download(bench.output.address(), &mut [0; 4]));
     refuses(&mut || bench.emulator.time(&mut || Ok(())).map(drop));
     refuses(&mut || bench.emulator.record(&mut || Ok(())).map(drop));
-    // None of them left it recording.
-    bench.emulator.synchronize().expect("nothing is recorded");
+    // None of the failures leaves it recording.
+    bench.emulator.synchronize().expect("no recording in progress");
     // A recording keeps its machine, and finds faults as a launch does.
     let failing = bench.emulator.record(&mut || bench.launch("trap")).expect("records");
     drop(bench);
@@ -500,7 +500,7 @@ fn every_planted_kernel_is_tested() {
     tested.extend(["leave_last_unwritten", "add_to_unwritten"]);
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults");
     let mut planted = 0;
-    for entry in std::fs::read_dir(folder).expect("there is a folder") {
+    for entry in std::fs::read_dir(folder).expect("a readable folder") {
         let text = std::fs::read_to_string(entry.expect("an entry").path()).expect("a text");
         for declaration in text.split("extern \"C\" __global__ void __launch_bounds__(kThreads) ").skip(1) {
             let name = declaration.split('(').next().expect("a name");

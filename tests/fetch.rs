@@ -1,5 +1,5 @@
-//! Downloads from servers that the tests start: whole, cut off, resumed, wrong, refused; archives that mean harm; the hub's
-//! cache.
+//! Downloads from servers that the tests start: complete, interrupted, resumed, wrong and refused ones; hostile
+//! archives; the hub's cache.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use retune::fetch::hub::{Hub, HubName};
 use retune::fetch::{Digest, Limits, Transfer, download, unpack};
 use zip::write::SimpleFileOptions;
 
-/// A request as it came in: its line, and its headers by their names in lower case.
+/// A received request: its first line, and its headers by lower-case name.
 #[derive(Debug, Clone)]
 struct Request {
     line: String,
@@ -30,14 +30,14 @@ impl Request {
         self.line.split(' ').nth(1).unwrap()
     }
 
-    /// Where a `Range` begins.
+    /// The start of a `Range`.
     fn start(&self) -> usize {
         let range = self.header("range").map(|range| range.strip_prefix("bytes=").unwrap().strip_suffix('-').unwrap());
         range.map_or(0, |start| start.parse().unwrap())
     }
 }
 
-/// What to answer: the status line, headers, and a body that may be shorter than `content-length` says.
+/// A response: status line, headers, and a body that may be shorter than `content-length`.
 struct Answer {
     status: &'static str,
     headers: Vec<(&'static str, String)>,
@@ -54,14 +54,14 @@ impl Answer {
         self
     }
 
-    /// Only the first bytes, and then the connection is closed.
+    /// Sends only the first bytes, then closes the connection.
     fn cut(mut self, length: usize) -> Self {
         self.body.truncate(length);
         self
     }
 }
 
-/// The rest of a file from where the request's range begins.
+/// Sends the rest of a file from the start of the requested range.
 fn part(request: &Request, file: &[u8]) -> Answer {
     match request.start() {
         0 => Answer::new("200 OK", file),
@@ -76,7 +76,7 @@ struct Server {
 }
 
 impl Server {
-    /// `answer(number, request)`; the numbers count requests from 0.
+    /// Calls `answer(number, request)`, with requests numbered from 0.
     fn start(answer: impl Fn(usize, &Request) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -122,7 +122,7 @@ fn file() -> Vec<u8> {
     (0..300_000u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).take(1_000_003).collect()
 }
 
-/// SHA-1 and SHA-256 of [`file`], by sha1sum and sha256sum.
+/// SHA-1 and SHA-256 of [`file`], from sha1sum and sha256sum.
 const SHA1: &str = "620023bdb271600ccfb80997311349419ca199d9";
 const SHA256: &str = "915768a30da522b765140e1931e6f0f47bbc7b17a39974a8356414640cf39123";
 
@@ -138,7 +138,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_whole_file_arrives_and_is_checked() {
+fn a_complete_file_is_checked() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(|_, request| part(request, &file()));
     for (name, digest) in [("a", Some(Digest::Sha1(SHA1))), ("b", Some(Digest::Sha256Start(&SHA256[..8]))), ("c", None)]
@@ -153,11 +153,11 @@ fn a_whole_file_arrives_and_is_checked() {
         assert!(told.windows(2).all(|pair| pair[0].0 <= pair[1].0));
         assert_eq!(told.last(), Some(&(1_000_003, Some(1_000_003))));
     }
-    assert_eq!(names(&folder.path().join("new")), ["a", "b", "c"], "nothing temporary is left");
+    assert_eq!(names(&folder.path().join("new")), ["a", "b", "c"], "no temporary file is left");
 }
 
 #[test]
-fn what_was_cut_off_goes_on_where_it_was() {
+fn an_interrupted_download_is_resumed() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(|number, request| {
         let answer = part(request, &file()).with("etag", "\"one\"");
@@ -168,13 +168,13 @@ fn what_was_cut_off_goes_on_where_it_was() {
     assert!(fs::read(&target).unwrap() == file());
     let requests = server.requests();
     let starts: Vec<usize> = requests.iter().map(Request::start).collect();
-    assert_eq!(starts, [0, 200_000, 400_000], "nothing comes twice");
+    assert_eq!(starts, [0, 200_000, 400_000], "nothing is sent twice");
     assert_eq!(requests[1].header("if-range"), Some("\"one\""));
     assert_eq!(names(folder.path()), ["f.bin"]);
 }
 
 #[test]
-fn another_run_goes_on_where_one_was_cut_off() {
+fn another_process_resumes_an_interrupted_download() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("f.bin");
     let broken = Server::start(|_, request| match request.start() {
@@ -194,7 +194,7 @@ fn another_run_goes_on_where_one_was_cut_off() {
 
 #[test]
 fn halves_of_different_files_are_never_joined() {
-    // The server honours If-Range: the file is another one by now, so it sends all of it.
+    // The server honours If-Range: the file has changed, so it sends all of it.
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("f.bin");
     let server = Server::start(|number, request| match number {
@@ -207,7 +207,7 @@ fn halves_of_different_files_are_never_joined() {
     get(&server.url("f.bin"), &target, None).unwrap();
     assert!(fs::read(&target).unwrap() == file());
 
-    // This one does not: only the digest can tell, and the file is fetched once more.
+    // This server does not: only the digest shows the change, and the file is downloaded once more.
     let target = folder.path().join("g.bin");
     let server = Server::start(|number, request| match number {
         0 => Answer::new("200 OK", &vec![7; 900_000]).cut(300_000),
@@ -217,7 +217,7 @@ fn halves_of_different_files_are_never_joined() {
     assert!(fs::read(&target).unwrap() == file());
     assert_eq!(server.requests().iter().map(Request::start).collect::<Vec<_>>(), [0, 300_000, 0]);
 
-    // And one that knows no ranges at all.
+    // This server does not support ranges.
     let target = folder.path().join("h.bin");
     let server = Server::start(|number, _| {
         let answer = Answer::new("200 OK", &file());
@@ -238,11 +238,11 @@ fn a_wrong_file_is_not_kept() {
     assert!(error.message().contains(SHA1), "{error}");
     assert!(error.message().contains("the SHA-1 is "), "{error}");
     assert_eq!(names(folder.path()), Vec::<String>::new());
-    assert_eq!(server.requests().len(), 1, "once is enough to know");
+    assert_eq!(server.requests().len(), 1, "one request");
 }
 
 #[test]
-fn refusals_are_told_and_passing_troubles_waited_for() {
+fn refusals_are_reported_and_temporary_errors_retried() {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("f.bin");
     for (status, message, requests) in [
@@ -262,7 +262,7 @@ fn refusals_are_told_and_passing_troubles_waited_for() {
     });
     get(&server.url("f.bin"), &target, Some(Digest::Sha1(SHA1))).unwrap();
     assert_eq!(server.requests().last().unwrap().path(), "/moved/f.bin");
-    // Nobody listens there.
+    // Nothing listens on this port.
     let closed = { format!("http://{}", TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()) };
     let error = get(&format!("{closed}/f.bin"), &folder.path().join("g.bin"), None).unwrap_err();
     assert!(error.message().starts_with("cannot reach http://127.0.0.1:"), "{error}");
@@ -356,7 +356,7 @@ fn hostile_archives_leave_nothing_behind() {
     damaged[5000] ^= 0xff;
     fs::write(&path, &damaged).unwrap();
     refused(&path, all, "the archive is damaged");
-    // The flag of an encrypted entry, in both of its headers.
+    // The encryption flag, in both headers of the entry.
     let mut encrypted = bytes;
     encrypted[6] |= 1;
     let central = encrypted.windows(4).rposition(|bytes| bytes == b"PK\x01\x02").unwrap();
@@ -367,7 +367,7 @@ fn hostile_archives_leave_nothing_behind() {
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// A hub with one model, whose file it gives out itself.
+/// A hub with one model that serves its file itself.
 fn hub_server() -> Server {
     Server::start(|_, request| {
         let error = |status, code: &str| Answer::new(status, b"").with("x-error-code", code);
@@ -415,23 +415,23 @@ fn the_hubs_cache_is_filled_as_its_own_programs_fill_it() {
     #[cfg(unix)]
     assert_eq!(fs::read_link(&path).unwrap(), Path::new("../../blobs").join(SHA256));
     let requests = server.requests().len();
-    assert_eq!(requests, 2, "a question and the file");
+    assert_eq!(requests, 2, "the metadata and the file");
 
-    // From now on no question is asked, by name, by commit, online or not.
+    // From now on it sends no request, whether by name or by commit, online or offline.
     let offline = Hub { offline: true, ..hub.clone() };
     for name in ["timm/resnet18.tv_in1k".to_string(), format!("timm/resnet18.tv_in1k@{COMMIT}")] {
         assert_eq!(ask(&hub, &name).unwrap(), path);
         assert_eq!(ask(&offline, &name).unwrap(), path);
     }
     assert_eq!(server.requests().len(), requests);
-    // Another name of the same commit costs a question, but not the file again.
+    // Another name of the same commit needs a metadata request, but no download.
     assert_eq!(ask(&hub, "timm/resnet18.tv_in1k@v2").unwrap(), path);
     assert_eq!(server.requests().len(), requests + 1);
-    assert!(ask(&hub, "old/name").is_ok(), "a model that was renamed");
+    assert!(ask(&hub, "old/name").is_ok(), "a renamed model");
 }
 
 #[test]
-fn what_the_hub_refuses_is_told() {
+fn refusals_of_the_hub_are_reported() {
     let cache = tempfile::tempdir().unwrap();
     let server = hub_server();
     let hub = hub(&server, cache.path());
@@ -476,7 +476,7 @@ fn a_token_goes_to_its_server_only() {
     assert_eq!(elsewhere.requests()[0].header("authorization"), None);
 }
 
-/// What a server says must not become a path.
+/// Text from a server must not become a path.
 #[test]
 fn a_hostile_hub_writes_nothing_outside_its_folder() {
     for (commit, tag) in [("../../../../evil", SHA256), (COMMIT, "../../../evil"), ("", SHA256), (COMMIT, "")] {
@@ -513,7 +513,7 @@ fn retune(folder: &Path, line: &str, variables: &[(&str, &str)]) -> Outcome {
 }
 
 #[test]
-fn the_command_checks_what_a_mirror_gives() {
+fn the_command_checks_the_files_of_a_mirror() {
     let place = tempfile::tempdir().unwrap();
     let server = Server::start(|_, request| part(request, b"not these weights"));
     let mirror = [("RETUNE_FETCH_BASE", server.address.as_str())];
@@ -525,7 +525,7 @@ fn the_command_checks_what_a_mirror_gives() {
     let outcome = retune(place.path(), "fetch hotdog", &mirror);
     assert_eq!(outcome.status, 1);
     assert!(outcome.stderr.contains("expected fba480ffa8aa7e0febbb511d181409f899b9baa5"), "{}", outcome.stderr);
-    // A file of that name that is something else is not taken for it, and not removed.
+    // An existing file of that name with different content is neither used nor removed.
     fs::write(place.path().join("weights/resnet18-f37072fd.pth"), "mine").unwrap();
     let outcome = retune(place.path(), "fetch resnet18", &mirror);
     assert!(
@@ -539,7 +539,7 @@ fn the_command_checks_what_a_mirror_gives() {
 }
 
 #[test]
-fn weights_by_name_come_from_the_hub_and_then_from_the_cache() {
+fn weights_by_name_come_from_the_hub_then_from_the_cache() {
     let place = tempfile::tempdir().unwrap();
     let draw = "demo --only-draw --source-per-class 2 --target-per-class 4 --out drawn";
     assert_eq!(retune(place.path(), draw, &[]).status, 0);

@@ -1,4 +1,4 @@
-//! Gradients of logits with respect to a module's output, against what is known of them.
+//! Gradients of logits with respect to the output of a module, compared with known values.
 
 mod reference;
 
@@ -20,7 +20,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// Random weights, and running statistics of a few batches.
+    /// Random weights, and running statistics from a few batches.
     fn new(device: Rc<dyn Device>) -> Self {
         let resnet = ResNet { architecture: Architecture::default(), width: 8, classes: CLASSES };
         let mut network = Network::new(device, resnet).unwrap();
@@ -50,7 +50,8 @@ impl Bench {
     }
 }
 
-/// The head is an average and a linear layer: each place of layer4's output counts with its share of the weight.
+/// The head is an average and a linear layer, so the gradient at each pixel of layer4's output is its share of the
+/// weight.
 #[test]
 fn of_the_last_stage_are_the_heads_weights() {
     for device in devices() {
@@ -69,15 +70,15 @@ fn of_the_last_stage_are_the_heads_weights() {
             }
         }
         assert_eq!(found.chosen, [2, 2, 2]);
-        // The same logits as an evaluation gives, which on some devices takes other kernels.
+        // An evaluation gives the same logits; on some devices it uses other kernels.
         for (one, other) in found.logits.iter().zip(bench.logits()) {
             assert!((one - other).abs() <= 1e-4 * other.abs().max(1.0), "{one} and {other}");
         }
     }
 }
 
-/// A shift of a channel before the last ReLU of a block moves its output wherever that is not zero, and the logit by the sum of
-/// the gradients there.
+/// A shift of a channel before the last ReLU of a block changes the output wherever it is positive, and the logit by
+/// the sum of the gradients there.
 #[test]
 fn of_earlier_stages_agree_with_differences() {
     const STEP: f32 = 2e-3;
@@ -106,12 +107,13 @@ fn of_earlier_stages_agree_with_differences() {
                             .sum();
                         let logit = picture * CLASSES + class;
                         let measured = f64::from(moved[0][logit] - moved[1][logit]) / f64::from(2.0 * STEP);
-                        // A few places of thousands cross a ReLU's corner; logits are exact to 1e-6, so the slope to 5e-4.
+                        // A few of thousands of pixels cross the kink of a ReLU. Logits are exact to 1e-6, so the slope
+                        // is exact to 5e-4.
                         let size =
                             found.gradient.iter().map(|g| f64::from(g.abs())).fold(0.0, f64::max) * places as f64;
                         assert!(
                             (predicted - measured).abs() <= 0.02 * size + 2e-3,
-                            "{module}, class {class}, channel {channel}, picture {picture}: {predicted} and {measured}, {size}"
+                            "{module}, class {class}, channel {channel}, image {picture}: {predicted} and {measured}, {size}"
                         );
                         assert!(predicted.abs() > 0.0);
                     }
@@ -122,7 +124,7 @@ fn of_earlier_stages_agree_with_differences() {
 }
 
 #[test]
-fn a_map_reaches_from_nothing_to_one_and_names_the_class() {
+fn a_map_ranges_from_zero_to_one_and_names_the_class() {
     let mut bench = Bench::new(devices().remove(0));
     let image = Random(5).normals(64 * 64 * 3);
     let (rows, columns, map, class) = attention(&bench.network, &image, 64).unwrap();

@@ -1,4 +1,4 @@
-//! Whole networks on every device against reference files: the project's own, and those in the folder that
+//! Whole networks on every device, compared with reference files: the project's own, and those in the folder that
 //! `RETUNE_SHARED` names.
 
 mod reference;
@@ -60,7 +60,7 @@ fn every_fixture_passes() {
     }
 }
 
-/// Of those in tf32 and bf16 `separated` is the one that says much; in the others ReLUs flip.
+/// In tf32 and bf16, only `separated` is a sharp test; in the other files ReLUs flip.
 #[test]
 fn every_fixture_passes_on_kernels() {
     for device in PRECISIONS.into_iter().flat_map(kernel_devices) {
@@ -68,7 +68,7 @@ fn every_fixture_passes_on_kernels() {
     }
 }
 
-/// A trainer with a fixture's parameters and recipe, and the fixture's batch.
+/// A trainer with the parameters and the recipe of a fixture, and its batch.
 struct Bench {
     trainer: Trainer,
     shape: BatchShape,
@@ -109,9 +109,9 @@ impl Bench {
         parameters.specifications().map(|each| (each.name.clone(), read(&each.name))).collect()
     }
 
-    /// Loss, logits, running statistics and parameters after one step, and its gradients. Those of a batch norm are one
-    /// tensor, named by the module: a bias's is a sum that cancels, and rounds as far as the sum of the same terms
-    /// times numbers of unit variance does, which is the weight's.
+    /// Returns loss, logits, running statistics and parameters after one step, and its gradients. The gradients of a
+    /// batch norm are joined to one tensor, named after the module. That of the bias is a sum that cancels, with the
+    /// rounding error of the same terms multiplied by numbers of unit variance, which is the gradient of the weight.
     fn step(&mut self) -> Vec<(String, Vec<f32>)> {
         let result = self.trainer.gradients(self.shape, &self.images, &self.targets).unwrap();
         let logits = self.trainer.network().logits(self.shape, Purpose::Training).unwrap();
@@ -133,9 +133,10 @@ impl Bench {
     }
 }
 
-/// PyTorch rounds elsewhere in bf16, and its errors are large. A reference that rounds where a device has to differs by
-/// the order of float32 sums alone, which seldom makes a number round the other way, by a unit in its last place: no
-/// tensor differs by as much as if all of its elements did. That holds where no ReLU's input is near zero.
+/// In bf16, PyTorch rounds at other places than the devices, and its errors are large. A reference that rounds at the
+/// same places differs only in the order of float32 sums, which seldom changes the rounding of a number by a unit in
+/// its last place. So the error of every tensor is less than if all of its elements differed. This holds if no ReLU's
+/// input is near zero.
 #[test]
 fn a_step_in_bf16_is_that_of_a_rounded_reference() {
     const LAST_PLACE: f64 = 1.0 / 128.0;
@@ -155,7 +156,7 @@ fn a_step_in_bf16_is_that_of_a_rounded_reference() {
     }
 }
 
-/// What the convolutions multiply by is what the last step made of the weights, rounded.
+/// Convolutions multiply by the weights of the last step, rounded.
 #[test]
 fn copies_in_bf16_follow_the_weights() {
     for device in kernel_devices(Precision::Bf16) {
@@ -189,7 +190,7 @@ fn every_fixture_passes_at_lower_levels() {
     run_at_lower_levels("every_fixture_passes");
 }
 
-/// The tensors and the metadata of a reference file, to be changed.
+/// The tensors and the metadata of a reference file, for tests to edit.
 struct Edited {
     metadata: BTreeMap<String, String>,
     tensors: Vec<OutputTensor<'static>>,
@@ -214,7 +215,7 @@ impl Edited {
     }
 
     fn unset(mut self, key: &str) -> Self {
-        self.metadata.remove(key).expect("the field was there");
+        self.metadata.remove(key).expect("the field exists");
         self
     }
 
@@ -226,7 +227,7 @@ impl Edited {
     }
 
     fn change(mut self, name: &str, change: impl Fn(f32) -> f32) -> Self {
-        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("the tensor is there");
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("the tensor exists");
         let TensorData::Bytes(_, bytes) = &mut tensor.data else { unreachable!("all are bytes") };
         for value in bytes.to_mut().chunks_exact_mut(4) {
             let changed = change(f32::from_le_bytes(value.try_into().unwrap()));
@@ -235,7 +236,7 @@ impl Edited {
         self
     }
 
-    /// As a script makes it that cuts the gradients of all layers but the head: the first step leaves them as they were.
+    /// As from a script that detaches the body: its parameters do not change in the first step.
     fn with_body_that_does_not_move(mut self) -> Self {
         let initial: BTreeMap<String, OutputTensor> = self
             .tensors
@@ -272,7 +273,7 @@ impl Edited {
 
     #[track_caller]
     fn error(self) -> String {
-        self.check().expect_err("such a file is refused").to_string()
+        self.check().expect_err("an error").to_string()
     }
 }
 
@@ -297,7 +298,7 @@ fn wrong_tensor_is_named() {
 #[test]
 fn a_file_that_contradicts_itself_is_recognised() {
     let report = Edited::of("lesson.safetensors").with_body_that_does_not_move().check().unwrap();
-    let contradiction = report.contradiction.as_ref().expect("the body has gradients, but does not move");
+    let contradiction = report.contradiction.as_ref().expect("the body has gradients but does not change");
     assert!(contradiction.contains("did not move in the file's first step"), "{contradiction}");
     let failed = failed(&report);
     assert!(!report.ok && failed.iter().all(|name| name.starts_with("step1/")), "{failed:?}");
@@ -310,7 +311,7 @@ fn wrong_recipe_is_noticed() {
     assert!(Edited::of(file).failures().is_empty());
     let failures = Edited::of(file).set("freeze_batch_norm", "false").failures();
     assert!(failures.iter().any(|name| name == "logits"), "{failures:?}");
-    // Unfrozen, the same network has the same gradients, but parameters move that did not.
+    // Unfrozen, the same network has the same gradients, but parameters change that did not change in the file.
     let unfrozen = Edited::of(file).set("freeze", "").check();
     match unfrozen {
         Ok(report) => assert!(!report.ok),
@@ -322,7 +323,7 @@ fn wrong_recipe_is_noticed() {
     assert!(!decay.is_empty() && decay.iter().all(|name| name.starts_with("step")), "{decay:?}");
     let rate = Edited::of("lesson.safetensors").set("head_lr", "0.1").failures();
     assert!(rate.iter().any(|name| name == "step1/fc.weight"), "{rate:?}");
-    // A file that has gradients of what it says is frozen.
+    // A file with gradients of layers that its metadata declares frozen.
     let error = Edited::of("lesson.safetensors").set("freeze", "layer1").error();
     assert!(error.contains("grad/layer1.0.") && error.contains("freeze"), "{error}");
 }
@@ -362,11 +363,11 @@ fn wrong_metadata_is_refused() {
     assert!(gradcheck(Rc::new(Cpu), missing, None).expect_err("refused").to_string().contains("no-such-file"));
 }
 
-/// In tf32 and bf16 a tensor is judged by PyTorch's own error in that precision, where the file tells one that means
-/// something. Nothing else in the file may be taken for it.
+/// In tf32 and bf16 the limit of a tensor follows from PyTorch's own error in that precision, if the file contains one
+/// that is small enough. Nothing else in the file may be used instead.
 #[test]
 fn coarser_precisions_are_judged_by_their_own_noise() {
-    // The CPU is more exact than it says here, so that everything passes that is judged.
+    // The CPU is more exact than it claims here, so every tensor that is compared passes.
     let device = || Rc::new(Recorder::new(Rc::new(Cpu)).claiming(Precision::Tf32));
     let file = || Edited::of("separated.safetensors");
     let judged = |report: &GradcheckReport, name: &str| report.tensors.iter().any(|tensor| tensor.name == name);
@@ -387,7 +388,7 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
     assert!(report.ok && !judged(&report, "logits"));
     assert_eq!(report.not_compared, ["logits: the file does not tell PyTorch's error in tf32"]);
     let report = file().without("noise_tf32/logits").check_on(device(), Some(0.5)).unwrap();
-    assert!(judged(&report, "logits"), "--floor is a limit for what has no other");
+    assert!(judged(&report, "logits"), "--floor is the limit of tensors without another");
 
     let report = file().change("noise_tf32/loss", |_| 0.25).check_on(device(), None).unwrap();
     assert!(report.ok && !judged(&report, "loss"));
@@ -398,22 +399,22 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
         file.tensors.retain(|tensor| !tensor.name.starts_with("noise_tf32/"));
         file
     };
-    let error = without_noise().check_on(device(), None).expect_err("nothing tells the limits").to_string();
+    let error = without_noise().check_on(device(), None).expect_err("no limits").to_string();
     assert!(error.contains("the file has no noise_tf32/ tensors, so nothing can be judged in tf32"), "{error}");
     assert!(error.contains("hint: scripts/make-fixtures.py --add-noise FILE"), "{error}");
     assert!(without_noise().check_on(device(), Some(0.05)).unwrap().ok);
-    assert!(without_noise().check().unwrap().ok, "float32 needs none");
+    assert!(without_noise().check().unwrap().ok, "float32 needs no noise tensors");
 
     let mut too_noisy = file();
     let names: Vec<String> = too_noisy.tensors.iter().map(|tensor| tensor.name.clone()).collect();
     for name in names.iter().filter(|name| name.starts_with("noise_tf32/")) {
         too_noisy = too_noisy.change(name, |_| 1.0);
     }
-    let error = too_noisy.check_on(device(), None).expect_err("nothing is judged").to_string();
+    let error = too_noisy.check_on(device(), None).expect_err("nothing to compare").to_string();
     assert!(error.contains("the noise of every tensor is too large"), "{error}");
 }
 
-/// The bits of everything that training computes: logits, loss, gradients, running statistics, updated parameters.
+/// The bits of all results of training: logits, loss, gradients, running statistics, updated parameters.
 fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
     let trainable = Trainable {
         freezing: Freezing::default(),
@@ -469,7 +470,7 @@ fn two_runs_give_the_same_bits() {
 }
 
 #[test]
-fn number_of_threads_does_not_change_a_bit() {
+fn the_number_of_threads_changes_no_bit() {
     let with_threads = |count: usize| threads::with(count, || training_bits(Rc::new(Cpu), 3));
     let one = with_threads(1);
     for threads in [2, 3, 4] {

@@ -1,8 +1,8 @@
-//! Runs that are killed at any moment, and disks that fail: what is left can be resumed, and ends with the bits of a run that
-//! nothing happened to.
+//! Runs that are killed at any moment, and disks that fail. A run must be resumable afterwards, and end with the bits
+//! of an uninterrupted run.
 //!
-//! The disk fails in `interruption/faulty_disk.c`, which the C compiler makes into a library that stands before the C library's. Where
-//! there is no C compiler those tests say so and test nothing.
+//! `interruption/faulty_disk.c` simulates disk failures: the C compiler builds it into a library that intercepts the C
+//! library's functions. Without a C compiler these tests print a message and test nothing.
 
 #![cfg(target_os = "linux")]
 
@@ -23,7 +23,7 @@ const TRAIN: &str = "train data --from-scratch --width 4 --image-size 33 --batch
 struct Random(u64);
 
 impl Random {
-    /// Another seed in every run of the tests; failures name the place that it chose.
+    /// The seed differs in every run of the tests. Failures print the operation that it selected.
     fn new() -> Self {
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         Self(time.as_nanos() as u64 ^ u64::from(std::process::id()))
@@ -37,12 +37,12 @@ impl Random {
 
 struct Place {
     folder: TempDir,
-    /// The library that lets disks fail.
+    /// The library that simulates disk failures.
     library: Option<PathBuf>,
 }
 
 impl Place {
-    /// With pictures of two classes, three of them unreadable, and a run `whole` that nothing happened to.
+    /// With images of two classes, three of them unreadable, and an uninterrupted run `whole`.
     fn new(device: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut random = Random(3);
@@ -86,7 +86,7 @@ impl Place {
         self.command(line, fault).output().unwrap()
     }
 
-    /// How many operations on files a whole run takes.
+    /// Returns the number of file operations in a whole run.
     fn operations(&self) -> u64 {
         let counted = self.run(&format!("{TRAIN} --device cpu --out counted"), "count:0");
         assert!(counted.status.success(), "{}", text(&counted.stderr));
@@ -96,7 +96,7 @@ impl Place {
         operations
     }
 
-    /// Whatever has its own name is whole.
+    /// Asserts that every file with its final name is complete.
     fn assert_nothing_half_written(&self, run: &str, what: &str) {
         for entry in fs::read_dir(self.path(run)).into_iter().flatten() {
             let path = entry.unwrap().path();
@@ -111,7 +111,7 @@ impl Place {
         }
     }
 
-    /// The run has the files and the bits of the one that nothing happened to.
+    /// Asserts that the run has the files and the bits of the uninterrupted run.
     fn assert_as_whole(&self, run: &str, what: &str) {
         let names = |run: &str| {
             let mut names: Vec<_> =
@@ -131,7 +131,7 @@ impl Place {
         }
     }
 
-    /// The same command to the end, which is also the one that began the run.
+    /// Runs the same command, which also started the run, to its end.
     fn finish(&self, line: &str, run: &str, what: &str) {
         let last = self.run(&format!("{line} --out {run} --resume"), "");
         let done = text(&last.stderr).contains("has done 6 epochs");
@@ -169,7 +169,7 @@ fn faulty_disk(folder: &Path) -> Option<PathBuf> {
     {
         Ok(output) => assert!(output.status.success(), "{}", text(&output.stderr)),
         Err(cause) => {
-            // Past the capture of the test's output: a skipped test is to be seen.
+            // Writes to stderr directly, so that a skipped test is visible despite the test harness's capture.
             let _ = writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for a disk that fails: {cause}");
             return None;
         }
@@ -177,9 +177,9 @@ fn faulty_disk(folder: &Path) -> Option<PathBuf> {
     Some(library)
 }
 
-/// Kills before every operation on a file: also while a checkpoint or a model is being written, synced, named.
+/// Kills the program at every file operation, including those that write, sync or rename a checkpoint or a model.
 #[test]
-fn a_kill_at_every_operation_on_a_file_loses_nothing() {
+fn a_kill_at_every_file_operation_loses_nothing() {
     let place = Place::new("cpu");
     if place.library.is_none() {
         return;
@@ -189,7 +189,7 @@ fn a_kill_at_every_operation_on_a_file_loses_nothing() {
     for first in 1..=operations {
         let run = format!("killed{first}");
         let mut kills = Vec::new();
-        // Some are killed again when they have been resumed.
+        // Some runs are killed again after they have been resumed.
         for number in 0..1 + first % 3 {
             let operation = if number == 0 { first } else { 1 + random.below(operations) };
             kills.push(operation);
@@ -202,7 +202,7 @@ fn a_kill_at_every_operation_on_a_file_loses_nothing() {
     }
 }
 
-/// Kills at any time, which is mostly while it computes.
+/// Kills the program at any time, mostly during computation.
 #[test]
 fn a_kill_at_any_time_loses_nothing() {
     let place = Place::new("cpu");
@@ -215,7 +215,7 @@ fn a_kill_at_any_time_loses_nothing() {
         let delay = Duration::from_micros(random.below(takes));
         let mut child = place.command(&format!("{line} --out {run} --resume"), "").spawn().unwrap();
         std::thread::sleep(delay);
-        // It may have ended by then.
+        // The run may have ended by then.
         let _ = child.kill();
         child.wait().unwrap();
         let what = format!("killed after {delay:?} of {takes} us");
@@ -225,7 +225,7 @@ fn a_kill_at_any_time_loses_nothing() {
     }
 }
 
-/// Full, broken for good, broken once, and read-only, from every operation on.
+/// The disk is full, broken permanently, broken once, or read-only, from every operation onwards.
 #[test]
 fn a_disk_that_fails_harms_no_checkpoint() {
     let place = Place::new("cpu");
@@ -259,7 +259,7 @@ fn a_disk_that_fails_harms_no_checkpoint() {
         fs::remove_dir_all(place.path(&run)).unwrap();
     }
     println!("{tried} faults, of which {failed} ended the run");
-    assert!(2 * failed >= tried, "only {failed} of {tried} faults were met");
+    assert!(2 * failed >= tried, "only {failed} of {tried} faults had an effect");
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_slow_disk_changes_nothing() {
     place.assert_as_whole("slow", "a slow disk");
 }
 
-/// As when a network drive goes away: the run ends with an error that names the file, and makes no folder in its place.
+/// Like a lost network drive: the run ends with an error that names the file, and creates no folder in its place.
 #[test]
 fn a_folder_that_vanishes_ends_the_run() {
     let place = Place::new("cpu");
@@ -296,7 +296,7 @@ fn a_folder_that_vanishes_ends_the_run() {
 }
 
 #[test]
-fn a_disk_that_writes_in_parts_changes_nothing() {
+fn short_writes_change_nothing() {
     let place = Place::new("cpu");
     if place.library.is_none() {
         return;
@@ -306,9 +306,9 @@ fn a_disk_that_writes_in_parts_changes_nothing() {
     place.assert_as_whole("parts", "short writes");
 }
 
-/// Older checkpoints are as good as the newest: a run that goes on from one ends with the same bits.
+/// Older checkpoints work like the newest: a run that resumes from one ends with the same bits.
 #[test]
-fn an_older_checkpoint_can_take_the_place_of_the_newest() {
+fn an_older_checkpoint_can_replace_the_newest() {
     let place = Place::new("cpu");
     let line = format!("{TRAIN} --device cpu");
     let mut child = place.command(&format!("{line} --out run"), "").spawn().unwrap();

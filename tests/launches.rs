@@ -1,4 +1,4 @@
-//! What a training step of the real network launches, planned without a GPU: `retune bench --kernels --plan`.
+//! The launches of a training step of the full-size network, planned without a GPU: `retune bench --kernels --plan`.
 
 use std::process::Command;
 
@@ -11,22 +11,22 @@ fn plan(arguments: &[&str]) -> Value {
         .output()
         .expect("runs");
     assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
-    serde_json::from_slice(&run.stdout).expect("prints JSON")
+    serde_json::from_slice(&run.stdout).expect("valid JSON")
 }
 
 fn total<'a>(plan: &'a Value, part: &str) -> &'a Value {
-    let totals = plan["totals"].as_array().expect("has totals");
-    totals.iter().find(|total| total["part"] == part).expect("has this part")
+    let totals = plan["totals"].as_array().expect("totals");
+    totals.iter().find(|total| total["part"] == part).expect("this part")
 }
 
 fn number(value: &Value) -> f64 {
-    value.as_f64().expect("is a number")
+    value.as_f64().expect("a number")
 }
 
 const LESSON: [&str; 4] = ["--batch-size", "128", "--image-size", "224"];
 
 #[test]
-fn a_step_in_bf16_is_few_launches_and_few_bytes() {
+fn a_step_in_bf16_needs_few_launches_and_few_bytes() {
     let plan = plan(&[&LESSON[..], &["--precision", "bf16", "--gpu", "h200"]].concat());
     let step = total(&plan, "step");
     let (launches, ratio) = (number(&step["launches"]), number(&step["bytes_ratio"]));
@@ -37,17 +37,17 @@ fn a_step_in_bf16_is_few_launches_and_few_bytes() {
     assert!(milliseconds < 5.0, "roofline {milliseconds} ms");
 }
 
-/// 1.814 G multiply-adds a picture forward (torchvision's figure, with the 1000 classes that we do not have) and twice as
-/// many backward, without the input gradient of the stem: what convolutions launch adds up to that.
+/// Forward takes 1.814 G multiply-adds per image (torchvision's figure, minus the 1000-class head), and backward twice
+/// as many, without the input gradient of the stem. The operations of the convolution launches must add up to that.
 #[test]
 fn operations_are_those_of_the_network() {
     for precision in ["fp32", "tf32", "bf16"] {
         let plan = plan(&[&LESSON[..], &["--precision", precision, "--gpu", "h100"]].concat());
-        let rows = plan["rows"].as_array().expect("has rows");
+        let rows = plan["rows"].as_array().expect("rows");
         let of = |part: &str| -> f64 {
             let convolutions = rows
                 .iter()
-                .filter(|row| row["part"] == part && row["kernel"].as_str().expect("is a name").starts_with("conv2d"));
+                .filter(|row| row["part"] == part && row["kernel"].as_str().expect("a name").starts_with("conv2d"));
             convolutions.map(|row| number(&row["operations"])).sum()
         };
         let multiply_adds = (1.8141e9 - 512.0 * 1000.0) * 128.0;
@@ -59,7 +59,7 @@ fn operations_are_those_of_the_network() {
     }
 }
 
-/// The same step for every GPU of the table, and what it takes there.
+/// Plans the same step for every GPU of the table, with its expected times.
 #[test]
 fn every_gpu_has_a_plan() {
     for (gpu, precision) in [("h200", "bf16"), ("h100", "tf32"), ("a100", "bf16"), ("rtx4090", "bf16"), ("t4", "fp32")]
@@ -87,7 +87,7 @@ fn a_precision_that_a_gpu_lacks_is_one_error() {
     assert!(message.contains("bf16") && message.contains("7.5") && message.contains("hint:"), "{message}");
 }
 
-/// Every launch of a small step, timed on the emulator: the same launches as planned, and none without a time.
+/// Times every launch of a small step on the emulator. The launches must be those of the plan, each with a time.
 #[cfg(feature = "emulator")]
 #[test]
 fn launches_of_the_emulator_are_timed() {
@@ -98,9 +98,9 @@ fn launches_of_the_emulator_are_timed() {
         .output()
         .expect("runs");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let measured: Value = serde_json::from_slice(&run.stdout).expect("prints JSON");
+    let measured: Value = serde_json::from_slice(&run.stdout).expect("valid JSON");
     let planned = plan(&small);
     assert_eq!(total(&measured, "step")["launches"], total(&planned, "step")["launches"]);
-    let rows = measured["rows"].as_array().expect("has rows");
+    let rows = measured["rows"].as_array().expect("rows");
     assert!(rows.iter().all(|row| number(&row["seconds"]) > 0.0), "{rows:?}");
 }

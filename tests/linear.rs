@@ -1,5 +1,5 @@
-//! The fully connected layer and its gradients on every device, against the naive float64 versions. It is float32 in
-//! every precision.
+//! The fully connected layer and its gradients on every device, compared with the naive float64 versions. It is float32
+//! in every precision.
 
 mod reference;
 
@@ -31,7 +31,7 @@ fn check_on(devices: &[Rc<dyn Device>], (batch, inputs, outputs): (usize, usize,
     let output_gradient = random.normals(batch * outputs);
     let before = random.normals(input.len());
     let truth = linear_backward(outputs, &input, &weight, &output_gradient);
-    // The norm of `count` sums of `terms` products of random signs.
+    // The norm of `count` sums of `terms` products with random signs.
     let typical = |count: usize, terms: usize| ((count * terms) as f64).sqrt();
     let sizes = format!("{batch} x {inputs} to {outputs}");
     for device in devices {

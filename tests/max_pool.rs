@@ -1,4 +1,4 @@
-//! Max pooling and its gradient on every device and in every precision, against the naive float64 versions.
+//! Max pooling and its gradient on every device and in every precision, compared with the naive float64 versions.
 
 mod reference;
 
@@ -12,7 +12,7 @@ use reference::devices::{
 use reference::*;
 use retune::device::{Device, MaxPoolWindow, Precision};
 
-/// The index in its window of the element at `index` of the input, for the output element at `output`.
+/// The position in its window of the element at `index` of the input, for the output element at `output`.
 fn position(shape: &PoolShape, output: usize, index: usize) -> u8 {
     let (index, output) = (index / shape.channels, output / shape.channels);
     let (row, column) = (index / shape.width % shape.height, index % shape.width);
@@ -23,7 +23,7 @@ fn position(shape: &PoolShape, output: usize, index: usize) -> u8 {
     (row * shape.kernel + column) as u8
 }
 
-/// Numbers, without the payload of a NaN.
+/// Numbers, with the payload of a NaN removed.
 fn comparable(values: impl IntoIterator<Item = f32>) -> Vec<Option<u32>> {
     values.into_iter().map(|value| (!value.is_nan()).then(|| (value + 0.0).to_bits())).collect()
 }
@@ -33,7 +33,7 @@ fn check(shape: &PoolShape, input: &[f32], seed: u64) {
     check_on(Precision::Fp32, &devices(), shape, input, seed);
 }
 
-/// On kernels, in all precisions.
+/// With kernels, in all precisions.
 fn check_kernels(shape: &PoolShape, input: &[f32], seed: u64) {
     PRECISIONS.into_iter().for_each(|precision| check_on(precision, &kernel_devices(precision), shape, input, seed));
     assert_schedules_agree();
@@ -76,13 +76,13 @@ fn check_on(precision: Precision, devices: &[Rc<dyn Device>], shape: &PoolShape,
     }
 }
 
-/// What the input consists of.
+/// The values of the input.
 #[derive(Debug, Clone, Copy)]
 enum Values {
     Normal,
-    /// Few different numbers, so that most windows tie.
+    /// Few different numbers, so most windows have ties.
     Ties,
-    /// Ties with NaNs and infinities among them.
+    /// Ties that include NaNs and infinities.
     Strange,
 }
 
@@ -166,7 +166,7 @@ fn kernels_match_at_resnets_shapes() {
     }
 }
 
-/// After a ReLU whole windows are zero; their gradient belongs to the first pixel.
+/// After a ReLU, whole windows are zero. Their gradient belongs to the first pixel.
 const TIES: PoolShape = PoolShape { batch: 1, height: 6, width: 5, channels: 3, kernel: 3, stride: 2, padding: 1 };
 
 #[test]

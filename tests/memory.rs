@@ -1,4 +1,4 @@
-//! What a run takes of memory: that it does not grow, and that it is what was planned.
+//! The memory use of a run: it does not grow, and matches the plan.
 
 #![cfg(target_os = "linux")]
 
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 const PAGE: f64 = 4096.0;
 
-/// Two classes of noisy pictures.
+/// Two classes of noisy images.
 fn drawn(train: usize, test: usize, size: u32) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut state = 1u64;
@@ -38,13 +38,13 @@ fn train(folder: &Path, line: &str) -> Child {
         .current_dir(folder)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        // A pipe would be full, and the run wait, before anybody reads it.
+        // A pipe would fill up and block the run, because the test reads it only at the end.
         .stderr(File::create(folder.join("messages")).unwrap())
         .spawn()
         .unwrap()
 }
 
-/// A number of `/proc/PID/status`, in bytes; none when the process has ended.
+/// A number from `/proc/PID/status`, in bytes; `None` when the process has ended.
 fn status(child: &Child, field: &str) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
@@ -56,7 +56,7 @@ fn epochs_done(folder: &Path) -> usize {
     metrics.lines().filter(|line| line.contains(r#""kind":"epoch""#)).count()
 }
 
-/// 4,800 steps in 800 epochs. What is resident moves by some pages with the threads that decode, up and down; a leak of 100 bytes a
+/// 4,800 steps in 800 epochs. The resident size varies by some pages with the decoding threads. A leak of 100 bytes per
 /// step would add 59 pages in the second half.
 #[test]
 fn a_long_run_does_not_grow() {
@@ -81,7 +81,7 @@ fn a_long_run_does_not_grow() {
     assert!(late - early <= 40.0, "from {early} to {late} pages");
 }
 
-/// A ResNet-18 on 224 x 224 pixels: the peak that the system tells is the memory that the run has announced.
+/// A ResNet-18 on 224 x 224 pixels: the peak that the system reports matches the memory that the run announces.
 #[test]
 fn the_plan_is_within_ten_percent_of_the_peak() {
     let folder = drawn(48, 4, 256);

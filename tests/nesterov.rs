@@ -1,4 +1,4 @@
-//! Gradient descent with Nesterov momentum on every device, against the definition in float64.
+//! Gradient descent with Nesterov momentum on every device, compared with the definition in float64.
 
 mod reference;
 
@@ -22,7 +22,7 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
     PRECISIONS.into_iter().flat_map(kernel_devices).collect()
 }
 
-/// Three steps.
+/// Takes three steps.
 fn check(devices: &[Rc<dyn Device>], len: usize, group: GroupSettings, momentum: f64, seed: u64) {
     let before = Random(seed).normals(len);
     for device in devices {
@@ -82,7 +82,7 @@ fn steps_match_over_many_values() {
     check(&all_kernel_devices(), 70_001, group, 0.875, 2);
 }
 
-/// It looks ahead: the first step is longer than that of plain momentum by the share of the velocity.
+/// The update looks ahead: the first step is longer than that of plain momentum by the momentum times the velocity.
 #[test]
 fn steps_match_the_definition() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
@@ -90,7 +90,7 @@ fn steps_match_the_definition() {
         let group = GroupSettings { learning_rate: 0.5, weight_decay: 0.25 };
         let mut ours = UpdateBench::new(device.as_ref(), &bench, settings(0.5), group, &[1.0, -2.0]);
         ours.step(&[0.5, 1.0], None, None);
-        // Gradients with decay 0.75, 0.5, which are the first velocities; steps of 1.5 times half of them.
+        // Gradients with decay are 0.75 and 0.5, which are the first velocities. Steps are 1.5 times half of them.
         assert_eq!(ours.slot("velocity"), [0.75, 0.5]);
         assert_eq!(ours.values(), [0.4375, -2.375]);
         bench.finish();
@@ -98,11 +98,11 @@ fn steps_match_the_definition() {
 }
 
 #[test]
-fn it_needs_a_momentum() {
+fn nesterov_needs_momentum() {
     let error = settings(0.0).build().err().expect("without momentum it is plain SGD").to_string();
     assert!(error.contains("needs a momentum above 0"), "{error}");
     let hyperparameters = Hyperparameters { momentum: 0.9, beta1: 0.8, ..Hyperparameters::default() };
-    let error = OptimizerSettings { hyperparameters, ..settings(0.9) }.build().err().expect("not its own").to_string();
+    let error = OptimizerSettings { hyperparameters, ..settings(0.9) }.build().err().expect("an error").to_string();
     assert!(error.contains("nesterov has no beta1"), "{error}");
 }
 

@@ -1,5 +1,5 @@
-//! The code that calls the NVIDIA driver, without a GPU: against `nvidia/libcuda.c`, which the C compiler makes into a
-//! library that stands in for the driver's. Where there is no C compiler these tests say so and test nothing.
+//! The code that calls the NVIDIA driver, tested without a GPU. `nvidia/libcuda.c`, which the C compiler builds into a
+//! library, replaces the driver's library. Without a C compiler these tests print a message and test nothing.
 
 #![cfg(target_os = "linux")]
 
@@ -13,7 +13,7 @@ use retune::device::cuda::nvidia::{Nvidia, gpus};
 use retune::error::Error;
 use tempfile::TempDir;
 
-/// Builds the library into a folder; none without a C compiler.
+/// Builds the library in a folder. Returns `None` without a C compiler.
 fn fake_driver(options: &[&str]) -> Option<TempDir> {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nvidia/libcuda.c");
@@ -28,16 +28,15 @@ fn fake_driver(options: &[&str]) -> Option<TempDir> {
     match output {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
         Err(cause) => {
-            // Past the capture of the test's output: a skipped test is to be seen.
-            let _ =
-                writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for the driver's stand-in: {cause}");
+            // Writes to stderr directly, so that a skipped test is visible despite the test harness's capture.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no C compiler {compiler:?} for the fake driver: {cause}");
             return None;
         }
     }
     Some(folder)
 }
 
-/// The mode in which the program is told to wait for every kernel.
+/// The mode in which the program waits for every kernel.
 const WAITING: &str = "waiting";
 
 fn run_with(folder: &TempDir, mode: &str, command: &mut Command) -> Output {
@@ -50,8 +49,8 @@ fn run_with(folder: &TempDir, mode: &str, command: &mut Command) -> Output {
         .unwrap()
 }
 
-/// Runs `body`, in the process of a test of this name that sees the stand-in: libraries are found where the variable
-/// pointed when a process began.
+/// Runs `body` in a separate process of the test of this name, which sees the fake library: the loader reads the
+/// library path when a process starts.
 fn in_process(test: &str, mode: &str, body: impl FnOnce()) {
     if std::env::var_os("FAKE_CUDA").is_some() {
         return body();
@@ -68,7 +67,7 @@ fn retune(mode: &str, line: &str) -> Option<Output> {
     Some(run_with(&folder, mode, Command::new(env!("CARGO_BIN_EXE_retune")).args(line.split_whitespace())))
 }
 
-/// What `retune devices` says of CUDA.
+/// Returns the lines of `retune devices` about CUDA.
 fn devices(mode: &str) -> Option<String> {
     let output = retune(mode, "devices")?;
     assert!(output.status.success(), "{output:?}");
@@ -136,14 +135,14 @@ fn memory_is_zeroed_copied_and_freed() {
         assert!(driver.free_bytes().unwrap().unwrap() <= free - 40_000);
         let target = address(memory.clone());
         assert_eq!(download(&driver, target, 10_000), vec![0; 10_000]);
-        // More uploads than there are staging buffers, before any of them is waited for.
+        // More uploads than there are staging buffers, before any of them completes.
         for word in 0..100u64 {
             let values = [word as u8; 8];
             driver.upload(&values, target + 8 * word).unwrap();
         }
         let expected: Vec<u32> = (0..200).map(|word| u32::from_ne_bytes([word as u8 / 2; 4])).collect();
         assert_eq!(download(&driver, target, 200), expected);
-        // Of sizes that make the buffers grow.
+        // Sizes that make the buffers grow.
         for round in 0..9u32 {
             let values: Vec<u32> = (0..1000 * (round + 1)).map(|index| index ^ (round << 20)).collect();
             let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
@@ -151,7 +150,7 @@ fn memory_is_zeroed_copied_and_freed() {
             drop(bytes);
             assert_eq!(download(&driver, target, values.len()), values);
         }
-        // What was issued uses the memory until it is done, and the driver is well afterwards.
+        // Issued work uses the memory until it completes, and the driver works afterwards.
         launch(&driver, "fill", Fill { target, count: 10_000, value: 1 }, 0).unwrap();
         drop(memory);
         driver.synchronize().unwrap();
@@ -179,8 +178,8 @@ fn kernels_run_with_their_arguments_and_shared_memory() {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(400).unwrap();
         let target = address(memory.clone());
-        // Above 48 KiB, the kernel's own 128 bytes among them, the driver wants to be asked; the stand-in refuses a launch
-        // that did not.
+        // Above 48 KiB, including the kernel's own 128 bytes, the driver needs a setting; the fake library rejects
+        // launches without it.
         for (value, shared_bytes) in [(7, 0), (6, 48 << 10), (8, 100 << 10), (9, (227 << 10) - 128), (10, 16)] {
             launch(&driver, "fill", Fill { target, count: 90, value }, shared_bytes).unwrap();
             assert_eq!(download(&driver, target, 100), [vec![value; 90], vec![0; 10]].concat());
@@ -214,7 +213,7 @@ fn a_recorded_step_runs_when_it_is_replayed() {
             assert_eq!(download(&driver, target, 4), [5, 5, 3, 3]);
             driver.upload(&[0; 16], target).unwrap();
         }
-        // A step that fails, or does what cannot be recorded, leaves a driver that works.
+        // A step that fails, or issues operations that cannot be recorded, leaves the driver usable.
         let error = driver.record(&mut || Err(Error::new("it failed"))).err().unwrap();
         assert_eq!(error.message(), "it failed");
         for what in [
@@ -228,7 +227,7 @@ fn a_recorded_step_runs_when_it_is_replayed() {
             assert!(error.message().ends_with("while a step is being recorded"), "{error}");
         }
         recording.replay().unwrap();
-        // A recording keeps all that it needs.
+        // A recording keeps everything that it needs alive.
         drop(driver);
         recording.replay().unwrap();
     });
@@ -245,7 +244,7 @@ fn a_fault_names_the_kernels_that_may_have_caused_it() {
         launch(&driver, "fault", fill, 0).unwrap();
         let error = driver.synchronize().unwrap_err();
         assert!(error.message().starts_with("cuda:0: kernel fault: an illegal memory access"), "{error}");
-        // Every call reports it from now on, and none of them as its own failure.
+        // All later calls report the fault, and none reports it as its own failure.
         for error in [
             launch(&driver, "fill", fill, 0).unwrap_err(),
             driver.download(fill.target, &mut [0; 4]).unwrap_err(),
@@ -272,8 +271,8 @@ fn a_fault_of_a_replayed_step_names_its_kernels() {
 }
 
 #[test]
-fn a_fault_is_told_at_once_where_each_launch_is_waited_for() {
-    in_process("a_fault_is_told_at_once_where_each_launch_is_waited_for", WAITING, || {
+fn a_fault_is_reported_at_once_in_synchronous_mode() {
+    in_process("a_fault_is_reported_at_once_in_synchronous_mode", WAITING, || {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let memory = driver.allocate(16).unwrap();
         let fill = Fill { target: address(memory.clone()), count: 4, value: 3 };
@@ -285,8 +284,8 @@ fn a_fault_is_told_at_once_where_each_launch_is_waited_for() {
 }
 
 #[test]
-fn too_little_memory_is_told_in_figures() {
-    in_process("too_little_memory_is_told_in_figures", "", || {
+fn out_of_memory_is_reported_with_figures() {
+    in_process("out_of_memory_is_reported_with_figures", "", || {
         let driver = Nvidia::open(0, KERNELS).unwrap();
         let _half = driver.allocate(512 << 20).unwrap();
         let error = driver.allocate(768 << 20).err().unwrap();
@@ -297,8 +296,8 @@ fn too_little_memory_is_told_in_figures() {
 }
 
 #[test]
-fn a_kernel_that_the_module_lacks_is_told() {
-    in_process("a_kernel_that_the_module_lacks_is_told", "", || {
+fn a_kernel_missing_from_the_module_is_reported() {
+    in_process("a_kernel_missing_from_the_module_is_reported", "", || {
         static LACKING: &[Module] = &[Module { source: "fill.cu", image: &IMAGE.0, kernels: &["missing"] }];
         let error = Nvidia::open(0, LACKING).err().unwrap();
         assert!(error.message().starts_with("cuda:0: cannot find the kernel missing of fill.cu"), "{error}");
@@ -306,7 +305,7 @@ fn a_kernel_that_the_module_lacks_is_told() {
 }
 
 #[test]
-fn drivers_that_do_not_work_are_told_apart() {
+fn unusable_drivers_are_distinguished() {
     let expectations = [
         ("no-device", "NVIDIA's driver finds no GPU", "CUDA_VISIBLE_DEVICES"),
         ("mismatch", "are of different versions", "restart the machine"),
@@ -322,7 +321,7 @@ fn drivers_that_do_not_work_are_told_apart() {
 }
 
 #[test]
-fn a_driver_without_what_is_called_is_too_old() {
+fn a_driver_without_a_needed_function_is_too_old() {
     let Some(folder) = fake_driver(&["-DWITHOUT_GRAPHS"]) else { return };
     let output = run_with(&folder, "", Command::new(env!("CARGO_BIN_EXE_retune")).arg("devices"));
     let text = String::from_utf8_lossy(&output.stdout);
@@ -330,7 +329,7 @@ fn a_driver_without_what_is_called_is_too_old() {
     assert!(text.contains("the NVIDIA driver is too old: it has no cuGraphInstantiateWithFlags"), "{text}");
 }
 
-/// What these builds differ in: one with kernels goes on to the driver, one without says how to get them.
+/// The builds differ: one with kernels goes on to the driver, one without explains how to add kernels.
 #[test]
 fn the_command_line_says_what_is_missing() {
     let error = |mode: &str, line: &str| {
@@ -358,16 +357,16 @@ fn the_command_line_says_what_is_missing() {
     let text = devices("").unwrap();
     assert!(text.contains("cuda:1    Fake GPU 1, compute capability 9.0, 1.0 GiB, driver for CUDA 13.1\n"), "{text}");
     assert!(devices("old-driver").unwrap().contains("unavailable: the driver is too old"));
-    // One that cannot be used is no reason not to compute, but to say so.
+    // An unusable GPU is not an error: the program uses the CPU and prints a warning.
     let output = retune("old-driver", bench).unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("warning: using the CPU: the driver is too old"), "{text}");
 }
 
-/// The error of a run that does not fit names a batch that does, and no smaller one than need be.
+/// The error of a run that does not fit names the largest batch size that does.
 #[test]
-fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
+fn a_run_that_does_not_fit_names_the_batch_size_that_does() {
     if MODULES.is_empty() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: without kernels in this build no run begins");
         return;
@@ -401,8 +400,8 @@ fn a_run_that_does_not_fit_is_told_the_batch_that_does() {
     assert!(train(batch + 1).contains("out of memory"), "--batch-size {batch}");
 }
 
-/// Every kernel that launch code names is in this build, with its shared memory asked for, and whole steps are recorded.
-/// The stand-in computes nothing: the loss is that of zeros.
+/// Every kernel that launch code names is in this build, shared memory is configured for it, and whole steps are
+/// recorded. The fake library computes nothing, so the loss is that of zeros.
 #[test]
 fn launch_code_and_kernels_agree() {
     if MODULES.is_empty() {
@@ -410,7 +409,7 @@ fn launch_code_and_kernels_agree() {
         return;
     }
     for precision in ["fp32", "tf32", "bf16"] {
-        // The least width at which every path is taken, those of the tensor cores too.
+        // The smallest width at which every path is taken, including tensor cores.
         let line =
             format!("bench --device cuda --precision {precision} --width 64 --image-size 64 --batch-size 4 --steps 1");
         let Some(output) = retune("", &line) else { return };

@@ -1,4 +1,4 @@
-//! What `convert` writes, taken apart: ONNX by a reader of its own, safetensors tensor by tensor.
+//! The output of `convert`, parsed: ONNX with a reader of its own, safetensors tensor by tensor.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -16,7 +16,7 @@ enum Field<'a> {
     Fixed(&'a [u8]),
 }
 
-/// A message by the numbers of its fields.
+/// A message: its fields by number.
 #[derive(Debug, Default)]
 struct Message<'a>(BTreeMap<u64, Vec<Field<'a>>>);
 
@@ -96,7 +96,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// The parameters of a reference file as a model of its own, with classes.
+/// Saves the parameters of a reference file as a model, with classes.
 fn model(folder: &Path, reference: &str, wrapper: &str) -> PathBuf {
     let file = TensorFile::open(&fixture(reference)).unwrap();
     let names: Vec<&str> = file.names().filter_map(|name| name.strip_prefix("param/")).collect();
@@ -121,7 +121,7 @@ fn model(folder: &Path, reference: &str, wrapper: &str) -> PathBuf {
 }
 
 #[test]
-fn the_graph_is_whole_and_has_the_models_values() {
+fn the_graph_is_complete_and_has_the_models_values() {
     let folder = tempfile::tempdir().unwrap();
     for (reference, convolutions, blocks, downsamples, wrapper) in [
         ("odd.safetensors", 20, 8, 3, ""),
@@ -150,7 +150,7 @@ fn the_graph_is_whole_and_has_the_models_values() {
             let dims = info.messages(2)[0].messages(1)[0].messages(2)[0].messages(1);
             dims.iter().map(|dim| dim.integers(1).first().copied().unwrap_or(-1)).collect::<Vec<i64>>()
         };
-        assert_eq!(shape(&graph.messages(11)[0]), [-1, 3, 48, 48], "the batch is open");
+        assert_eq!(shape(&graph.messages(11)[0]), [-1, 3, 48, 48], "a variable batch size");
         assert_eq!(shape(&graph.messages(12)[0]), [-1, classes.len() as i64]);
         let mut initialized = HashSet::new();
         for tensor in graph.messages(5) {
@@ -213,7 +213,7 @@ fn the_command_converts_by_the_name_of_its_output() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path();
     model(place, "odd.safetensors", "module.");
-    // Six tensors are no network: each keeps its name in the file.
+    // Six tensors are not a network, so each keeps its name in the file.
     for (form, nesting) in [("zip", ""), ("checkpoint", "state_dict."), ("strided-legacy", "")] {
         fs::copy(fixture(&format!("pth/{form}.pth")), place.join("in.pth")).unwrap();
         let (status, stdout, stderr) = retune(place, "convert in.pth out.safetensors");
@@ -251,9 +251,9 @@ fn the_command_converts_by_the_name_of_its_output() {
     }
 }
 
-/// What was measured comes back from the event file, in order.
+/// The event file contains all metrics, in order.
 #[test]
-fn tensorboard_gets_every_figure() {
+fn tensorboard_gets_every_metric() {
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path();
     let draw = "demo --only-draw --source-per-class 2 --target-per-class 8 --out drawn";
@@ -303,7 +303,7 @@ fn tensorboard_gets_every_figure() {
     assert_eq!(expected.len(), 2 * (4 * 2 + 3));
 }
 
-/// The name that Hugging Face's transformers give a key of torchvision's.
+/// The name that Hugging Face's transformers library gives to a key of torchvision.
 fn name_of_transformers(key: &str) -> String {
     let layer = |rest: &str, part: &str| {
         let kind = if rest.starts_with("conv") { "convolution" } else { "normalization" };

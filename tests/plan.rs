@@ -1,5 +1,5 @@
-//! The plan and its execution: which gradients there are, how long buffers live, where they lie, and that running a
-//! planned graph reads nothing that was not written and allocates nothing.
+//! The plan and its execution: which gradients exist, how long buffers live, where they lie, and that a planned run
+//! reads no unwritten memory and allocates nothing.
 
 mod reference;
 
@@ -25,7 +25,7 @@ use retune::ops::{BackwardBuffers, ForwardBuffers, LossReduction, Wanted};
 use retune::optim::{GroupSettings, OptimizerSettings, Updater};
 use retune::tensor::{ElementType, Shape, Tensor};
 
-/// Counts allocations on those threads that ask for it.
+/// Counts allocations on the threads that enable it.
 struct CountingAllocator;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -40,28 +40,28 @@ fn count_allocation() {
     }
 }
 
-// SAFETY: everything is passed on to the system's allocator.
+// SAFETY: all calls are passed on to the system allocator.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count_allocation();
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count_allocation();
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count_allocation();
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -69,7 +69,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-/// A small network with shortcuts, several readers of one value, and parts that lead nowhere.
+/// A small network with shortcuts, several readers of one value, and branches that lead to no output.
 fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
     let batch = 2 + random.below(2);
     let mut network = Specification::new("random", 3);
@@ -112,10 +112,10 @@ fn random_network(device: &dyn Device, random: &mut Random) -> NetworkGraph {
     network.linear(pooled, "fc", 3);
     let shape = BatchShape { batch, height: image[0], width: image[1] };
     let phase = Phase::Training(Freezing { modules: frozen, batch_norm: true });
-    network.graph(device, shape, &phase, LossReduction::Sum, &[]).expect("the shapes fit")
+    network.graph(device, shape, &phase, LossReduction::Sum, &[]).expect("valid shapes")
 }
 
-/// A network's parameters with random values; those that `is_trainable` refuses are fixed.
+/// A network's parameters with random values. Those that `is_trainable` rejects are frozen.
 fn parameters(device: &dyn Device, network: &NetworkGraph, is_trainable: impl Fn(&str) -> bool) -> Parameters {
     let group = |name: &str| is_trainable(name).then(|| usize::from(name.starts_with("fc.")));
     let specifications = network.graph.parameters();
@@ -170,7 +170,7 @@ fn results(device: &dyn Device, parameters: &Parameters, logits: &Tensor, loss: 
     results
 }
 
-/// A network bound to an arena, with the running statistics that it began with.
+/// A network bound to an arena, with its initial running statistics.
 struct Bound {
     device: Rc<dyn Device>,
     executor: Executor,
@@ -195,7 +195,7 @@ impl Bound {
         write_i32(device, &self.batch.1, targets).unwrap();
     }
 
-    /// One forward and backward pass from the same running statistics.
+    /// One forward and backward pass, starting from the same running statistics.
     fn run(&self, parameters: &mut Parameters) -> Bits {
         let device = self.device.as_ref();
         let specifications: Vec<_> = parameters.specifications().cloned().collect();
@@ -218,8 +218,8 @@ impl Bound {
     }
 }
 
-/// The same computation without a plan: every value, gradient and workspace has memory of its own, and every gradient
-/// is added to zeros.
+/// The same computation without a plan: every value, gradient and workspace has its own memory, and every gradient is
+/// added to zeros.
 fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Parameters) -> Bits {
     let allocate = |shape: Shape, element_type: ElementType| {
         Tensor::new(device.allocate(shape.len() * element_type.size()).unwrap(), 0, shape, element_type)
@@ -274,7 +274,7 @@ fn run_without_plan(device: &dyn Device, network: &NetworkGraph, parameters: &Pa
             wanted.then(|| known.unwrap_or_else(|| allocate(specification.shape, ElementType::F32)))
         });
         let all = |tensors: &[Tensor]| tensors.iter().cloned().map(Some).collect();
-        // An output is kept only where it is asked for: batch norm takes its mask from what it is given.
+        // The output is kept only if needed: batch norm computes its mask from the tensors that it receives.
         let reads = node.operation.backward_reads(&wanted).outputs;
         let buffers = BackwardBuffers {
             inputs: all(&forward.inputs),
@@ -317,7 +317,7 @@ fn resnet(width: usize) -> ResNet {
     ResNet { architecture: Architecture::default(), width, classes: 3 }
 }
 
-/// Bottlenecks, whose first stage has a shortcut of stride 1 that changes the channels.
+/// Bottlenecks, whose first stage has a shortcut with stride 1 that changes the channels.
 fn bottlenecks(width: usize) -> ResNet {
     ResNet { architecture: "resnet50".parse().unwrap(), width, classes: 3 }
 }
@@ -333,7 +333,7 @@ fn lower_layers() -> Freezing {
     Freezing { modules: ["conv1", "bn1", "layer1", "layer2"].map(String::from).to_vec(), batch_norm: false }
 }
 
-/// Whatever is frozen, the planned run gives the bits of the run without a plan.
+/// With any frozen layers, the planned run gives the bits of the run without a plan.
 fn check_planned_run(device: &Rc<dyn Device>, seed: u64) {
     let mut random = Random(seed);
     let network = random_network(device.as_ref(), &mut random);
@@ -347,7 +347,7 @@ fn check_planned_run(device: &Rc<dyn Device>, seed: u64) {
 
     let recorder = Rc::new(Recorder::new(device.clone()));
     let bound = {
-        // The same network again: a graph is not copied.
+        // Builds the same network again, because a graph cannot be copied.
         let network = random_network(device.as_ref(), &mut Random(seed));
         Bound::new(recorder.clone(), network, &parameters, None)
     };
@@ -357,10 +357,10 @@ fn check_planned_run(device: &Rc<dyn Device>, seed: u64) {
     let gradient_buffers = plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Gradient).count();
     let calls = recorder.gradients.borrow();
     let overwrites = calls.iter().filter(|call| !call.accumulate).count();
-    // The loss writes one more, which the recorder does not see; both runs count.
+    // The loss writes one more, which the recorder does not see. Both runs count.
     assert!(gradient_buffers == 0 || overwrites == 2 * (gradient_buffers - 1));
 
-    // Gradients that no loss reaches stay as they are; the run without a plan writes zeros there.
+    // Gradients that no loss reaches stay unchanged; the run without a plan writes zeros to them.
     let mut truth = run_without_plan(device.as_ref(), &network, &parameters);
     let mut ours = clean;
     ours.retain(|name, bits| {
@@ -447,14 +447,14 @@ fn gradients_of_a_value_with_two_readers_add_up() {
 
         let calls = recorder.gradients.borrow().clone();
         let of_shortcut = |calls: &[GradientCall]| {
-            let address = calls.iter().find(|call| call.accumulate).expect("one call adds").address;
+            let address = calls.iter().find(|call| call.accumulate).expect("a call that accumulates").address;
             let calls = calls.iter().filter(move |call| call.address == address);
             calls.map(|call| (call.operation, call.accumulate)).collect::<Vec<_>>()
         };
         assert_eq!(of_shortcut(&calls), [("batch_norm", false), ("conv2d", true)]);
         assert_eq!(calls.iter().filter(|call| call.accumulate).count(), 1);
 
-        // The slope of the loss along the gradient of the stem is that gradient's length.
+        // The slope of the loss along the gradient of the stem is the norm of that gradient.
         let read = |parameters: &Parameters| {
             read_f32(device.as_ref(), parameters.gradient_of("stem.weight").unwrap().unwrap()).unwrap()
         };
@@ -491,7 +491,7 @@ fn each_resnet_block_adds_one_gradient() {
 }
 
 #[test]
-fn frozen_layers_cost_nothing_in_the_backward_pass() {
+fn frozen_layers_have_no_backward_pass() {
     for device in devices() {
         let plan_of = |freezing: &Freezing| {
             let network = resnet_graph(device.as_ref(), &resnet(8), SMALL, &Phase::Training(freezing.clone()));
@@ -510,13 +510,14 @@ fn frozen_layers_cost_nothing_in_the_backward_pass() {
         let end_of_forward = nodes.len();
         for buffer in plan.buffers().iter().filter(|buffer| lower(buffer.name.split(' ').next().unwrap())) {
             assert_ne!(buffer.kind, BufferKind::Gradient, "{buffer:?}");
-            // The first trained layer reads what the last frozen one wrote.
+            // The first trained layer reads the output of the last frozen one.
             assert!(buffer.last <= end_of_forward || buffer.name == "layer2.1", "{buffer:?} is kept");
         }
         assert!(plan.arena_bytes() < whole.arena_bytes());
         println!("arena with frozen lower layers: {} of {} bytes", plan.arena_bytes(), whole.arena_bytes());
 
-        // Only the head: nothing but what the loss and the head read outlives the forward pass.
+        // With only the head trained, the only buffers that outlive the forward pass are those that the loss and the
+        // head read.
         let body = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"].map(String::from).to_vec();
         let (network, plan) = plan_of(&Freezing { modules: body, batch_norm: true });
         let end_of_forward = network.graph.nodes().len();
@@ -536,8 +537,8 @@ fn values_that_no_gradient_reads_are_freed() {
         let end_of_forward = network.graph.nodes().len();
         let mut freed = 0;
         for buffer in plan.buffers().iter().filter(|buffer| buffer.kind == BufferKind::Value) {
-            // Partial statistics serve the forward pass only; a shortcut's batch norm has no ReLU to undo; max pooling
-            // keeps positions instead of its input.
+            // Partial statistics are used only in the forward pass, the batch norm of a shortcut has no ReLU, and max
+            // pooling keeps argmax indices instead of its input.
             let expected =
                 buffer.name.ends_with("statistics") || buffer.name.ends_with("downsample.1") || buffer.name == "bn1";
             assert_eq!(buffer.last <= end_of_forward, expected, "{buffer:?}");
@@ -571,7 +572,7 @@ fn arena_is_hardly_larger_than_its_peak() {
         for (what, freezing) in [("everything trained", Freezing::default()), ("lower layers frozen", lower_layers())] {
             let network = resnet_graph(device.as_ref(), &resnet(64), LESSON, &Phase::Training(freezing.clone()));
             let specifications = network.graph.parameters();
-            // Planning asks only which parameters train.
+            // Planning only needs to know which parameters are trained.
             let parameters = Parameters::new(device.as_ref(), specifications, 1, &[], |specification| {
                 (!freezing.covers(&specification.name)).then_some(0)
             })
@@ -610,12 +611,12 @@ fn plans_that_share_an_arena_do_not_disturb_each_other() {
     }
 }
 
-/// Has the allocations of two threads counted: this one's, and the one's that helps it.
+/// Enables counting on two threads: this one and the pool's other thread.
 fn count_on_two_threads() {
     let counted = AtomicUsize::new(0);
     let begin = Instant::now();
     while counted.load(Ordering::Relaxed) < 2 {
-        assert!(begin.elapsed() < Duration::from_secs(60), "the second thread never came");
+        assert!(begin.elapsed() < Duration::from_secs(60), "the second thread did not run");
         counted.store(0, Ordering::Relaxed);
         threads::run(2, |_| {
             COUNTS.set(true);
@@ -633,7 +634,7 @@ fn allocations_of_steps(count: usize) -> usize {
             count_on_two_threads();
         }
         let device: Rc<dyn Device> = Rc::new(Cpu);
-        // As wide as needs every kind of convolution.
+        // Wide enough to use every kind of convolution.
         let network = resnet_graph(
             device.as_ref(),
             &resnet(32),
@@ -646,7 +647,7 @@ fn allocations_of_steps(count: usize) -> usize {
         let optimizer = OptimizerSettings::sgd(0.9).build().unwrap();
         let mut updater = Updater::new(device.as_ref(), optimizer, vec![group; 2], None).unwrap();
         let mut step = || {
-            // Targets are gone after the backward pass, like every value that nobody reads later.
+            // Targets do not survive the backward pass, like every value without a later reader.
             bound.fill();
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             bound.executor.forward(device.as_ref()).unwrap();
@@ -657,7 +658,7 @@ fn allocations_of_steps(count: usize) -> usize {
         };
         step();
         let allocations = step() + step() + step();
-        // The counter works.
+        // Checks that the counter works.
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         drop(std::hint::black_box(Box::new(1)));
         assert!(ALLOCATIONS.load(Ordering::Relaxed) > before);

@@ -1,4 +1,4 @@
-//! Files of torch: what is read from every form of them, and that nothing hostile or damaged does harm.
+//! PyTorch files: the contents in each of their formats, and no harm from hostile or damaged ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn open(name: &str) -> Result<TensorFile> {
 }
 
 #[test]
-fn every_form_holds_the_same() {
+fn every_format_has_the_same_contents() {
     let expected = open("expected.safetensors").unwrap();
     assert_eq!(expected.origin(), None);
     for (name, origin, prefix) in [
@@ -61,7 +61,7 @@ fn other_number_formats_are_rounded_versions() {
 }
 
 #[test]
-fn nothing_in_a_file_is_run() {
+fn no_code_in_a_file_is_run() {
     let expected = open("expected.safetensors").unwrap();
     for name in ["hostile.pth", "hostile-legacy.pth"] {
         let file = open(name).unwrap();
@@ -78,7 +78,7 @@ fn nothing_in_a_file_is_run() {
 }
 
 #[test]
-fn what_holds_no_state_dict_says_so() {
+fn files_without_a_state_dict_are_refused() {
     let error = open("no-tensors.pth").unwrap_err();
     assert!(error.message().contains("it holds no tensors"), "{error}");
     let error = open("only-a-pickle.pth").unwrap_err();

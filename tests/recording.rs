@@ -1,4 +1,4 @@
-//! Training steps that a device recorded and issues as a whole, against the same steps issued kernel by kernel.
+//! Training steps that a device records and issues as a whole, compared with the same steps issued kernel by kernel.
 
 mod reference;
 
@@ -19,7 +19,7 @@ const FULL: BatchShape = BatchShape { batch: 3, height: 40, width: 33 };
 const SHORT: BatchShape = BatchShape { batch: 2, ..FULL };
 const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
 
-/// A trainer with parameters that depend on nothing but the seed, and with two learning rates and momentum.
+/// A trainer whose parameters depend only on the seed, with two learning rates and momentum.
 fn trainer(device: Rc<dyn Device>) -> Trainer {
     let trainable = Trainable {
         freezing: Freezing::default(),
@@ -56,19 +56,19 @@ fn batch(shape: BatchShape, seed: u64) -> (Vec<f32>, Vec<u32>) {
     (images, random.labels(shape.batch, CLASSES).into_iter().map(|label| label as u32).collect())
 }
 
-/// What happens to a network.
+/// An operation on a network.
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// One step on a batch of this shape.
+    /// A step on a batch of this shape.
     Step(BatchShape),
-    /// Memory for a batch of this shape.
+    /// Allocation of memory for a batch of this shape.
     Prepare(BatchShape),
-    /// A test in between, which shares the arena.
+    /// An evaluation, which shares the arena.
     Evaluate(BatchShape),
 }
 
-/// The bits of every loss and logit on the way, and of every parameter and running statistic at the end. `as_a_whole`
-/// asks for steps, otherwise for gradients and then the update.
+/// The bits of every loss and logit, and of every parameter and running statistic at the end. With `as_a_whole`, calls
+/// `step`; otherwise calls `gradients` and then `update`.
 fn bits(trainer: &mut Trainer, events: &[Event], as_a_whole: bool) -> Vec<u32> {
     let mut bits = Vec::new();
     for (index, &event) in events.iter().enumerate() {
@@ -110,7 +110,7 @@ fn steps_are_gradients_and_update() {
     let cpu = || trainer(Rc::new(Cpu));
     let apart = bits(&mut cpu(), &events, false);
     assert!(apart == bits(&mut cpu(), &events, true));
-    assert!(apart != bits(&mut cpu(), &events[..4], true), "the last step leaves a trace");
+    assert!(apart != bits(&mut cpu(), &events[..4], true), "the last step changes the result");
     let recorded = trainer(Rc::new(RecordingDevice::new(Rc::new(Cpu))));
     assert!(apart == bits(&mut { recorded }, &events, true));
 }
@@ -126,10 +126,10 @@ fn each_batch_shape_is_recorded_once() {
         recorded.step(shape, &images, &targets).unwrap();
         assert_eq!(counts(), expected, "{shape:?}");
     }
-    assert_eq!(device.direct_calls.get(), 0, "a step is nothing but its recording");
+    assert_eq!(device.direct_calls.get(), 0, "a step calls the device only through its recording");
 }
 
-/// A recording holds addresses of the arena that it was made with.
+/// A recording contains addresses of the arena with which it was made.
 #[test]
 fn larger_arena_means_new_recordings() {
     let events = [
@@ -149,7 +149,7 @@ fn larger_arena_means_new_recordings() {
     assert!(ours == bits(&mut trainer(Rc::new(Cpu)), &events, false));
 }
 
-/// Two steps, other learning rates for body and head, two more: the bits of every parameter.
+/// Two steps, other learning rates for body and head, then two more steps. Returns the bits of every parameter.
 fn bits_with_changed_rates(trainer: &mut Trainer, as_a_whole: bool) -> Vec<u32> {
     let steps = [Event::Step(FULL), Event::Step(FULL)];
     let mut all = bits(trainer, &steps, as_a_whole);
@@ -170,8 +170,8 @@ fn changed_learning_rate_replays_the_same_recording() {
         let steps = [Event::Step(FULL), Event::Step(FULL)];
         let mut unchanged = trainer(device.clone());
         let same_rates = [bits(&mut unchanged, &steps, false), bits(&mut unchanged, &steps, false)].concat();
-        assert!(direct != same_rates, "the rate makes a difference");
-        // The device's own recordings, where it makes any.
+        assert!(direct != same_rates, "the learning rates change the result");
+        // The device's own recordings, if it makes any.
         assert!(direct == bits_with_changed_rates(&mut trainer(device.clone()), true), "{}", device.name());
         let recording = Rc::new(RecordingDevice::new(device));
         let recorded = bits_with_changed_rates(&mut trainer(recording.clone()), true);
@@ -182,7 +182,7 @@ fn changed_learning_rate_replays_the_same_recording() {
 
 const SEEDS: [u64; 3] = [0, 1, 2];
 
-/// Kernels whose blocks run in another order add in the same.
+/// The order in which kernels add does not depend on the order of their blocks.
 #[test]
 fn steps_of_kernels_give_the_same_bits_whatever_the_schedule() {
     let events = [Event::Step(FULL), Event::Evaluate(SHORT), Event::Step(SHORT), Event::Step(FULL)];
@@ -193,7 +193,7 @@ fn steps_of_kernels_give_the_same_bits_whatever_the_schedule() {
     }
 }
 
-/// Recorded or not, before and after the arena grew.
+/// Recorded and not recorded, before and after the arena grows.
 #[test]
 fn recorded_steps_of_kernels_give_the_bits_of_direct_ones() {
     let events = [Event::Step(SHORT), Event::Step(FULL), Event::Prepare(LARGER), Event::Step(FULL), Event::Step(SHORT)];

@@ -1,5 +1,5 @@
-//! The reference itself: each backward against central finite differences of its forward, and both against values that
-//! PyTorch 2.15 printed.
+//! Tests of the reference itself: each backward pass against central finite differences of its forward pass, and both
+//! against values from PyTorch 2.15.
 
 mod reference;
 
@@ -8,7 +8,7 @@ use retune::device::Activation;
 
 const STEP: f64 = 1e-5;
 
-/// Doubles, so that finite differences are not drowned by rounding.
+/// Float64, so that rounding does not dominate finite differences.
 fn values(random: &mut Random, count: usize) -> Vec<f64> {
     (0..count).map(|_| random.normal()).collect()
 }
@@ -40,7 +40,7 @@ fn assert_close(ours: &[f64], truth: &[f64]) {
     }
 }
 
-/// Quarters in a fixed pattern, the same that the PyTorch values below were made from.
+/// Multiples of a quarter in a fixed pattern, from which the PyTorch values below were computed.
 fn pattern(count: usize, factor: usize, modulus: usize, offset: f64) -> Vec<f64> {
     (0..count).map(|i| ((i * factor) % modulus) as f64 / 4.0 - offset).collect()
 }
@@ -111,7 +111,7 @@ fn batch_norm_gradients_are_slopes() {
         let residual = with_residual.then_some(added.as_slice());
         let (gamma, beta) = (values(&mut random, channels), values(&mut random, channels));
         let upstream = values(&mut random, count);
-        // A large epsilon keeps two-pixel statistics well conditioned.
+        // A large epsilon keeps statistics over two pixels well conditioned.
         let epsilon = 0.1;
         let norm = BatchNorm { gamma: &gamma, beta: &beta, epsilon };
         let running = Statistics {
@@ -242,7 +242,7 @@ fn cross_entropy_is_pytorchs() {
     assert_close(&summed.gradient, &gradient);
     assert_eq!(summed.correct, 1);
     assert_close(&[cross_entropy(&logits, &[1, 0], Reduction::Mean).loss], &[1.0508590754231473]);
-    // Logits that overflow a plain exponential.
+    // Logits that overflow a naive exponential.
     assert_close(&[cross_entropy(&[1000.0, 0.0], &[1], Reduction::Sum).loss], &[1000.0]);
 }
 

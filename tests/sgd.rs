@@ -1,4 +1,5 @@
-//! Gradient descent on every device, against the naive float64 version, and the copies that convolutions in bf16 read.
+//! Gradient descent on every device, compared with the naive float64 version, and the compute copies of convolutions in
+//! bf16.
 
 mod reference;
 
@@ -12,7 +13,7 @@ use reference::update::assert_moved;
 use reference::*;
 use retune::device::Device;
 
-/// Three steps. The error of the values is taken against how far they moved, as in a reference file.
+/// Takes three steps. The error of the values is relative to their change, as in gradcheck.
 fn check(len: usize, settings: Sgd, seed: u64) {
     check_on(&devices(), len, settings, seed);
 }
@@ -95,7 +96,7 @@ fn kernels_match_over_many_values() {
     check_kernels(200_001, Sgd { momentum: 0.0, ..settings }, 2);
 }
 
-/// Decay is added to the gradient, so it passes through the velocity too.
+/// Weight decay is added to the gradient, so it also enters the velocity.
 #[test]
 fn steps_match_the_definition() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
@@ -113,7 +114,8 @@ fn steps_match_the_definition() {
     }
 }
 
-/// Two groups, as a network has them: the norm of both together, what it does to a step, and when nothing is done.
+/// Two groups, as in a network: the norm of both together, its effect on a step, and the cases in which nothing
+/// changes.
 fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32, seed: u64) {
     for device in devices {
         let device = device.as_ref();
@@ -125,7 +127,7 @@ fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32
         device.gradient_norm(&[&tensors[0], &tensors[1]], &sums, &norm).unwrap();
         let truth = gradients.iter().flatten().map(|&gradient| f64::from(gradient).powi(2)).sum::<f64>().sqrt();
         let found = bench.read(&norm)[0];
-        // Sums of up to a thousand squares in float32, of which the root halves the error.
+        // Sums of up to a thousand squares in float32; the square root halves the error.
         assert!((f64::from(found) - truth).abs() <= 1e-6 * truth, "norm {found}, truth {truth}, {lengths:?}");
 
         let settings = Sgd { rate: 0.1, weight_decay: 0.25, momentum: 0.5 };
@@ -133,7 +135,7 @@ fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32
         let step = |loss: f32, gradients: &[f32], norm_value: Option<f32>| {
             let mut ours = settings.bench(device, &bench, &before);
             ours.step(gradients, Some(loss), norm_value.map(|norm| (norm, max_norm)));
-            // A step that is not taken writes no compute copy either.
+            // A skipped step does not write the compute copy either.
             (ours.raw_values(), ours.slot("velocity"))
         };
         let plain = step(1.0, &gradients[0], None);
@@ -143,7 +145,10 @@ fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32
             assert!(step(-norm, &gradients[0], Some(1.0)) == unchanged, "a loss of {}", -norm);
             assert!(step(1.0, &gradients[0], Some(norm)) == unchanged, "a norm of {norm}");
         }
-        assert!(step(1.0, &gradients[0], Some(0.5 * max_norm)) == plain, "short gradients stay as they are");
+        assert!(
+            step(1.0, &gradients[0], Some(0.5 * max_norm)) == plain,
+            "gradients below the maximum norm are unchanged"
+        );
         let long = 4.0 * max_norm;
         let quarter: Vec<f64> =
             gradients[0].iter().map(|&g| f64::from(g) * f64::from(max_norm) / (f64::from(long) + 1e-6)).collect();
@@ -156,14 +161,14 @@ fn check_clipping(devices: &[Rc<dyn Device>], lengths: [usize; 2], max_norm: f32
 }
 
 #[test]
-fn gradients_are_clipped_together_and_nothing_follows_what_is_not_finite() {
+fn gradients_are_clipped_together_and_non_finite_steps_are_skipped() {
     for (seed, lengths) in [(1, [1, 1]), (2, [37, 300]), (3, [2000, 7]), (4, [300_001, 1026])] {
         check_clipping(&devices(), lengths, 0.75, seed);
     }
 }
 
 #[test]
-fn kernels_clip_gradients_together_and_do_nothing_after_what_is_not_finite() {
+fn kernels_clip_gradients_together_and_skip_non_finite_steps() {
     for (seed, lengths) in [(1, [1, 1]), (2, [37, 300]), (3, [2000, 7]), (4, [70_001, 1026])] {
         check_clipping(&all_kernel_devices(), lengths, 0.75, seed);
         assert_schedules_agree();

@@ -1,4 +1,4 @@
-//! Whole runs on pictures of every kind, on files that are none, and on files that do not stay as they are.
+//! Whole runs on images of every kind, on files that are not images, and on files that change during the run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,7 +40,7 @@ fn write(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Two classes, `train` and `test`, of so many pictures each.
+/// Two classes in `train` and `test`, with this many images each.
 fn drawn(train: usize, test: usize) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (split, count) in [("train", train), ("test", test)] {
@@ -55,7 +55,7 @@ fn drawn(train: usize, test: usize) -> TempDir {
     folder
 }
 
-/// A PNG that says it has so many pixels, all black, and whose data go on for as long as it takes.
+/// A PNG whose header declares this size, with `rows` rows of black pixels.
 fn png(width: u32, height: u32, rows: usize) -> Vec<u8> {
     let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
     let mut chunk = |kind: &[u8; 4], data: &[u8]| {
@@ -73,7 +73,7 @@ fn png(width: u32, height: u32, rows: usize) -> Vec<u8> {
     };
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
     chunk(b"IHDR", &header);
-    // Deflate in stored blocks of one row each; the checksum of zeros is known.
+    // Deflate in stored blocks of one row each. The checksum of zeros is known.
     let row = 1 + 3 * width as usize;
     let mut data = vec![0x78, 0x01];
     if row <= 0xFFFF {
@@ -91,7 +91,7 @@ fn png(width: u32, height: u32, rows: usize) -> Vec<u8> {
     file
 }
 
-/// What is no picture, and what the message says of it.
+/// Files that are not images, and the message for each.
 fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let jpeg = fs::read(fixtures().join("picture.jpg")).unwrap();
     vec![
@@ -105,10 +105,10 @@ fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
-/// Every kind of picture that there is a fixture of, the very small and the very long, and everything that is none: a run reads
-/// what can be read, and lists the rest.
+/// Every kind of image for which there is a fixture, very small and very long ones, and all files that are not images:
+/// a run reads the readable files and lists the rest.
 #[test]
-fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
+fn every_kind_of_image_is_trained_on_and_the_rest_is_listed() {
     let folder = drawn(3, 3);
     let root = folder.path();
     let mut kinds = 0;
@@ -133,7 +133,7 @@ fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
     fs::create_dir(root.join("data/train/blue/folder.png")).unwrap();
     #[cfg(unix)]
     {
-        // Reading one would wait for a writer; what it leads to is not there.
+        // Reading a FIFO would block until there is a writer; the link has no target.
         assert!(Command::new("mkfifo").arg(root.join("data/train/blue/pipe.png")).status().unwrap().success());
         std::os::unix::fs::symlink("nowhere", root.join("data/train/blue/link.png")).unwrap();
         expected.extend(["data/train/blue/pipe.png".to_string(), "data/train/blue/link.png".to_string()]);
@@ -163,14 +163,14 @@ fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
             "rotated and mirrored as their EXIF"
         }));
     }
-    // Of those that are turned the network saw something else.
+    // The network sees rotated images differently.
     let model = |out: &str| fs::read(root.join(out).join("model.safetensors")).unwrap();
     assert!(model("plain") != model("turned"));
     let inspected = succeed(root, "inspect turned/model.safetensors");
     assert!(
         String::from_utf8(inspected.stdout).unwrap().contains("images      33 x 33, rotated by their EXIF orientation")
     );
-    // What the model was trained with is what it predicts with; --exif asks for it of any model.
+    // Prediction uses the settings that the model was trained with; --exif enables the orientation for any model.
     let logits = |line: &str| {
         let output =
             succeed(root, &format!("predict {line} {} --json --logits", fixtures().join("turned-6.jpg").display()));
@@ -180,7 +180,7 @@ fn every_kind_of_picture_is_trained_on_and_the_rest_is_listed() {
     assert_eq!(logits("turned/model.safetensors"), logits("turned/model.safetensors --exif"));
 }
 
-/// A picture that says little and is large is read, one that says it is larger is not.
+/// A small file with many pixels is read; one with more than the maximum is not.
 #[test]
 fn the_number_of_pixels_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn small_run<'a>(
     Start::FromScratch.run(device, recipe, data, options, &mut |_| {})
 }
 
-/// Trains, and does something to the files after each epoch; returns what was left out, and how it ended.
+/// Trains, and changes the files after each epoch. Returns the skipped files and the result.
 fn train_while(folder: &Path, epochs: usize, mut after: impl FnMut(usize)) -> (Vec<PathBuf>, Result<Summary>) {
     let interrupted = AtomicBool::new(false);
     let (data, out) = (folder.join("data"), folder.join("run"));
@@ -230,7 +230,7 @@ fn train_while(folder: &Path, epochs: usize, mut after: impl FnMut(usize)) -> (V
 }
 
 #[test]
-fn pictures_that_vanish_or_change_between_epochs_are_left_out_from_then_on() {
+fn images_that_vanish_or_change_between_epochs_are_skipped_from_then_on() {
     let folder = drawn(5, 3);
     let data = folder.path().join("data");
     let (left_out, result) = train_while(folder.path(), 4, |epoch| match epoch {
@@ -238,7 +238,7 @@ fn pictures_that_vanish_or_change_between_epochs_are_left_out_from_then_on() {
         2 => {
             fs::write(data.join("train/blue/03.png"), "something else now").unwrap();
             fs::remove_file(data.join("test/red/00.png")).unwrap();
-            // Another picture in the place of one is as good as that one.
+            // Another image in the place of an image is accepted.
             fs::copy(fixtures().join("lossless.webp"), data.join("train/blue/00.png")).unwrap();
         }
         _ => {}
@@ -248,7 +248,7 @@ fn pictures_that_vanish_or_change_between_epochs_are_left_out_from_then_on() {
     assert_eq!(result.skipped, 2);
     let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
     let counted = metrics.lines().filter(|line| line.contains(r#""kind":"skipped""#)).count();
-    assert_eq!(counted, 3, "each is recorded once, though it is missing in every later epoch");
+    assert_eq!(counted, 3, "each is recorded once, although it is missing in every later epoch");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_data_set_that_vanishes_ends_the_run_and_its_checkpoint_stays() {
 }
 
 #[test]
-fn a_resumed_run_says_that_its_pictures_are_others() {
+fn a_resumed_run_warns_about_changed_images() {
     let folder = drawn(5, 3);
     let train = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --device cpu --no-report --out run";
     succeed(folder.path(), &format!("{train} --epochs 1"));
@@ -279,16 +279,16 @@ fn a_resumed_run_says_that_its_pictures_are_others() {
     assert!(resumed.contains(expected), "{resumed}");
 }
 
-/// A class of 100,000 files (links to one picture): listed in order, and an epoch over all of them.
+/// A class of 100,000 files (links to one image): listed in order, and one epoch over all of them.
 #[test]
-fn a_class_may_have_a_hundred_thousand_files() {
+fn a_class_can_have_a_hundred_thousand_files() {
     const FILES: usize = 100_000;
     let folder = drawn(1, 1);
     let class = folder.path().join("data/train/red");
     let first = class.join("00.png");
     for number in 1..FILES {
         let name = class.join(format!("{number:06}.png"));
-        // A file has room for so many names only.
+        // A file can have only so many links.
         if fs::hard_link(&first, &name).is_err() {
             fs::copy(&first, &name).unwrap();
         }
@@ -302,10 +302,10 @@ fn a_class_may_have_a_hundred_thousand_files() {
     assert_eq!(result["skipped"], serde_json::json!([]));
 }
 
-/// Names as long as the file system takes, and a folder whose path is longer than the system takes.
+/// Names of the maximum length of the file system, and a folder whose path is longer than the system allows.
 #[cfg(target_os = "linux")]
 #[test]
-fn names_may_be_as_long_as_they_can_be() {
+fn names_can_have_the_maximum_length() {
     let folder = drawn(2, 1);
     let long = "n".repeat(255);
     for split in ["train", "test"] {
@@ -317,7 +317,7 @@ fn names_may_be_as_long_as_they_can_be() {
     succeed(folder.path(), &format!("{train} --out run"));
     assert!(fs::read_to_string(folder.path().join("run/report.html")).unwrap().contains(&long));
 
-    // Made of two halves, as no path of this length can be given to the system.
+    // The path is built in two halves, because the system accepts no path of this length.
     let half: PathBuf = std::iter::repeat_n(long.as_str(), 10).collect();
     let (upper, lower) = (folder.path().join("data/train/blue").join(&half), folder.path().join("lower"));
     fs::create_dir_all(&upper).unwrap();

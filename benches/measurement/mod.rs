@@ -1,4 +1,4 @@
-//! How long a bench of a short operation measures.
+//! The duration of a benchmark of a short operation.
 
 use std::time::Duration;
 

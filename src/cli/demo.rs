@@ -29,9 +29,10 @@ Examples:
 
 /// Show what fine-tuning does, in a few minutes and offline
 ///
-/// Draws a large data set of twelve kinds of things and a small one of hot dogs and their look-alikes. Pretrains a small network
-/// on the large data set and fine-tunes it on the small one; then trains the same network on the small data set from random
-/// weights, for the same number of steps. A report compares the two. The command of every step is printed.
+/// Draws a large data set of twelve classes of objects and a small one of hot dogs and similar objects. Pretrains a small
+/// network on the large data set and fine-tunes it on the small one, then trains the same network on the small data set from
+/// random weights, for the same number of steps. Prints the command of every step and writes a report that compares both
+/// networks.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct DemoArguments {
@@ -83,7 +84,6 @@ struct DemoResult {
     seconds: f64,
 }
 
-/// What the steps share.
 struct Demo<'a> {
     global: &'a GlobalArguments,
     arguments: &'a DemoArguments,
@@ -125,7 +125,8 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
     }
     print_result(&page.display().to_string())?;
     global.note(&format!(
-        "\nThat took {}; the page compares them. The same with your own pictures, one folder a class in photos/train and in photos/test:\n\n  \
+        "\nThe demo took {}. The report compares both networks. To fine-tune on your own images, with one folder per class in \
+         photos/train and photos/test:\n\n  \
          retune fetch resnet18\n  \
          retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos\n  \
          retune predict runs/photos/model.safetensors new.jpg",
@@ -135,7 +136,7 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
 }
 
 impl Demo<'_> {
-    /// Draws both sets; returns their folders.
+    /// Draws both data sets and returns their folders.
     fn draw(&self) -> Result<(PathBuf, PathBuf)> {
         let DemoArguments { seed, source_per_class, target_per_class, .. } = *self.arguments;
         let source = Counts { train: source_per_class, test: SOURCE_TEST_PER_CLASS.min(source_per_class) };
@@ -145,12 +146,12 @@ impl Demo<'_> {
             subject.class_names().len() as u64 * (counts.train + counts.test)
         };
         self.global.note(&format!(
-            "drawing {} pictures of {} kinds of things, and {} of hot dogs and of what looks like them",
+            "drawing {} images of {} classes of objects, and {} images of hot dogs and similar objects",
             pictures(&sets[0]),
             Subject::Source.class_names().len(),
             pictures(&sets[1])
         ));
-        let progress = Progress::new(self.global, sets.iter().map(pictures).sum(), "pictures");
+        let progress = Progress::new(self.global, sets.iter().map(pictures).sum(), "images");
         let [source, target] = sets.map(|(name, subject, counts)| {
             let folder = self.folder.join("pictures").join(name);
             let drawn = || {
@@ -171,10 +172,10 @@ impl Demo<'_> {
             report::write(&path, &sheet.png()?)?;
             if self.global.shows_progress() {
                 let columns = console::Term::stderr().size().1;
-                // A terminal that takes no pictures is no reason to stop.
+                // The demo continues even if the terminal cannot show images.
                 let _ = std::io::stderr().write_all(&preview(&sheet, columns.into()));
             }
-            self.global.note(&format!("what they look like: {}", path.display()));
+            self.global.note(&format!("examples: {}", path.display()));
         }
         Ok((source, target))
     }
@@ -189,7 +190,7 @@ impl Demo<'_> {
             epochs: self.arguments.pretraining_epochs as usize,
             ..self.small_from_scratch()
         };
-        let title = "pretraining: a network learns to see from many pictures of other things";
+        let title = "pretraining: a network learns features from many images of other objects";
         self.train(title, source, "pretrained", Start::FromScratch, recipe, None)
     }
 
@@ -203,7 +204,7 @@ impl Demo<'_> {
             seed: self.arguments.seed,
             ..Recipe::fine_tuning().for_weights(&weights)
         };
-        let title = "fine-tuning: the pretrained network learns a new task from few pictures";
+        let title = "fine-tuning: the pretrained network learns a new task from few images";
         self.train(title, target, "fine-tuned", Start::FineTune(Box::new(weights)), recipe, Some(&path))
     }
 
@@ -214,7 +215,7 @@ impl Demo<'_> {
             epochs: self.arguments.epochs as usize,
             ..self.small_from_scratch()
         };
-        let title = "from scratch: the same network, pictures and number of steps, but random initial weights";
+        let title = "from scratch: the same network, images and number of steps, but random initial weights";
         self.train(title, target, "from-scratch", Start::FromScratch, recipe, None)
     }
 
@@ -222,7 +223,7 @@ impl Demo<'_> {
         Recipe { width: 16, image_size: 64, seed: self.arguments.seed, ..Recipe::from_scratch() }
     }
 
-    /// Writes the page of all three runs; returns where it is.
+    /// Writes the report and returns its path.
     fn compare(
         &self,
         source: &Path,
@@ -245,9 +246,10 @@ impl Demo<'_> {
         let introduction = Introduction {
             title: "What fine-tuning does".into(),
             lead: format!(
-                "Two networks of the same shape learnt to tell hot dogs from what looks like them, from the same {} pictures in as many \
-                 steps. One began with random weights. The other had first learnt to tell {} other things apart, none of them a hot \
-                 dog: it recognises {:.1} % of the test pictures, the first one {:.1} %.",
+                "Two networks of the same architecture were trained to recognise hot dogs, on the same {} images and for the same \
+                 number of steps. One started from random weights. The other was first trained on {} other classes, none of them hot \
+                 dogs. This fine-tuned network classifies {:.1} % of the test images correctly, the network trained from scratch \
+                 {:.1} %.",
                 target.len(),
                 source.classes.len(),
                 100.0 * accuracy,
@@ -255,19 +257,20 @@ impl Demo<'_> {
             ),
             sections: vec![
                 Section {
-                    heading: "The question: hot dog, or not?".into(),
+                    heading: "The task: hot dog or not".into(),
                     text: format!(
-                        "{} drawn pictures to learn from. What is no hot dog shares its parts, shapes and colours: sausages, bread rolls, \
-                         sausages beside bread rolls, eclairs, carrots, pencils.",
+                        "{} drawn training images. The class not-hotdog shows objects with the parts, shapes or colours of a hot dog: \
+                         sausages, bread rolls, sausages beside bread rolls, eclairs, carrots, pencils.",
                         target.len()
                     ),
                     images: tiles_of_classes(&target, 8, PICTURE_SIZE),
                 },
                 Section {
-                    heading: "What one of the networks had seen before".into(),
+                    heading: "Pretraining".into(),
                     text: format!(
-                        "{} drawn pictures of {} kinds of things. After this pretraining it recognised {:.1} % of new ones. Then its last \
-                         layer was replaced by a new one, which learnt at ten times the rate of the rest.",
+                        "The fine-tuned network was pretrained on {} drawn images of {} classes. After pretraining, it classified {:.1} % \
+                         of the test images of these classes correctly. Fine-tuning replaced its final layer, which was trained with ten \
+                         times the learning rate of the other layers.",
                         source.len(),
                         source.classes.len(),
                         100.0 * pretrained_accuracy
@@ -282,7 +285,7 @@ impl Demo<'_> {
         Ok(page)
     }
 
-    /// Trains, and prints the command that would do the same.
+    /// Trains, and prints the equivalent command.
     fn train(
         &self,
         title: &str,
@@ -314,7 +317,7 @@ impl Demo<'_> {
     }
 }
 
-/// As a shell reads it as one word.
+/// Quotes a word for a shell if necessary.
 fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+=,:@%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
@@ -328,12 +331,16 @@ fn free_folder(arguments: &DemoArguments) -> Result<PathBuf> {
         |folder: &PathBuf| std::fs::read_dir(folder).map_or(!folder.exists(), |mut rest| rest.next().is_none());
     match &arguments.out {
         Some(folder) if is_free(folder) => Ok(folder.clone()),
-        Some(folder) => Err(Error::new(format!("--out {}: something is there already", folder.display()))
-            .hint("give another folder, or remove that one")),
+        Some(folder) => {
+            Err(Error::new(format!("--out {}: already exists and is not an empty folder", folder.display()))
+                .hint("choose another folder, or remove that one"))
+        }
         None => (1..1000)
             .map(|number| PathBuf::from(if number == 1 { "runs/demo".into() } else { format!("runs/demo-{number}") }))
             .find(is_free)
-            .ok_or_else(|| Error::new("runs/ is full of demos").hint("remove some, or name a folder with --out")),
+            .ok_or_else(|| {
+                Error::new("runs/ already contains 999 demos").hint("remove some, or choose a folder with --out")
+            }),
     }
 }
 

@@ -5,7 +5,8 @@ use crate::data::random::RandomStream;
 /// Red, green, blue; 0 to 1.
 pub type Colour = [f32; 3];
 
-/// The place of an object. In its own coordinates it extends from about -1 to 1; `bend` makes its long axis a parabola.
+/// The position of an object. In its own coordinates it extends from about -1 to 1; `bend` makes its long axis a
+/// parabola.
 #[derive(Clone, Copy)]
 pub struct Frame {
     pub centre: [f32; 2],
@@ -18,11 +19,11 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A random place and direction on the canvas; `scale` is a range relative to the canvas.
+    /// A random position and direction on the canvas; `scale` is a range relative to the canvas.
     pub fn random(canvas: &Canvas, scale: (f32, f32), random: &mut RandomStream) -> Self {
         let size = canvas.size as f32;
         let scale = size * between(scale.0, scale.1, random);
-        // The centre of the object, and most of the object, stays on the picture.
+        // The centre of the object, and most of the object, stays inside the image.
         let room = (0.5 * size - 0.95 * scale).max(0.04 * size);
         Self {
             centre: [0; 2].map(|_| 0.5 * size + between(-room, room, random)),

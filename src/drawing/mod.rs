@@ -1,8 +1,8 @@
-//! The two data sets of the demo, which are drawn instead of downloaded: a large one for pretraining, and a small one for
-//! fine-tuning with the classes `hotdog` and `not-hotdog`.
+//! The two data sets of the demo, which are drawn instead of downloaded: a large one for pretraining, and a small one
+//! for fine-tuning with the classes `hotdog` and `not-hotdog`.
 //!
-//! Every picture has its own random numbers, derived from seed, data set, class and index. A larger set therefore contains the
-//! smaller one.
+//! Every image has its own random numbers, derived from seed, data set, class and index. A larger data set therefore
+//! contains the smaller one.
 
 mod canvas;
 mod things;
@@ -20,7 +20,7 @@ use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use canvas::Canvas;
 
-/// Width and height of a drawn picture.
+/// Width and height of a drawn image.
 pub const PICTURE_SIZE: u32 = 128;
 
 const JPEG_QUALITY: u8 = 90;
@@ -28,16 +28,16 @@ const JPEG_QUALITY: u8 = 90;
 /// A data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
-    /// Twelve classes of things on tables, none of them a hot dog.
+    /// Twelve classes of objects on tables, none of them a hot dog.
     Source,
-    /// `hotdog` and `not-hotdog`, which shows things with the parts, shapes and colours of a hot dog.
+    /// `hotdog` and `not-hotdog`, which shows objects with the parts, shapes and colours of a hot dog.
     Target,
 }
 
 type Draw = fn(&mut Canvas, &mut RandomStream);
 
 impl Subject {
-    /// The classes in byte order, each with what its pictures may show.
+    /// The classes in byte order, each with the functions that draw its images.
     fn classes(self) -> Vec<(&'static str, &'static [Draw])> {
         match self {
             Self::Source => vec![
@@ -79,7 +79,7 @@ impl Subject {
     }
 }
 
-/// Number of pictures per class.
+/// Number of images per class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
     /// In `train/`.
@@ -90,7 +90,7 @@ pub struct Counts {
 
 /// Draws a data set: `folder/train/<class>/0000.jpg` and so on, and likewise in `folder/test`.
 ///
-/// `drawn` is called after every picture, from any thread; drawing stops when it returns false.
+/// `drawn` is called after every image, from any thread; drawing stops when it returns false.
 ///
 /// # Errors
 /// When the folder is not writable.

@@ -1,4 +1,4 @@
-//! The things in the pictures. Each function draws one at a random place, with random size, colours and details.
+//! The objects in the images. Each function draws one at a random position, with random size, colours and details.
 
 use super::canvas::{Canvas, Colour, Frame, any_colour, between, chance, lit, mix, near, segment};
 use crate::data::random::RandomStream;
@@ -19,7 +19,7 @@ const YOLK: Colour = [0.97, 0.70, 0.10];
 const WHITE: Colour = [0.96, 0.95, 0.92];
 const SCALES: Colour = [0.45, 0.58, 0.68];
 
-/// Range of the scale of a thing, relative to the canvas.
+/// Range of the scale of an object, relative to the canvas.
 const THING: (f32, f32) = (0.27, 0.46);
 
 /// A table: two blended colours with stripes, checks, boards or no pattern.
@@ -39,7 +39,7 @@ pub fn table(canvas: &mut Canvas, random: &mut RandomStream) {
     });
 }
 
-/// Things in the background of pictures of all classes: a plate, crumbs, sticks, balls.
+/// Objects in the background of images of all classes: a plate, crumbs, sticks, balls.
 pub fn clutter(canvas: &mut Canvas, random: &mut RandomStream) {
     if chance(0.45, random) {
         let plate = Frame::random(canvas, (0.42, 0.6), random);
@@ -55,7 +55,7 @@ pub fn clutter(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Small things of any colour that may hide part of the subject.
+/// Small objects of any colour that may hide part of the subject.
 pub fn in_front(canvas: &mut Canvas, random: &mut RandomStream) {
     for _ in 0..random.below(3) {
         odd_thing(canvas, (0.02, 0.07), random);
@@ -101,7 +101,7 @@ pub fn hot_dog(canvas: &mut Canvas, random: &mut RandomStream) {
     }
 }
 
-/// Salad that shows on one side.
+/// Salad that is visible on one side.
 fn leafy(canvas: &mut Canvas, frame: Frame, across: f32, random: &mut RandomStream) {
     let colour = near(LETTUCE, 0.08, random);
     canvas.paint(frame, 1.0, 1.5, |u, v| (segment(u, v - across - 0.04 * (15.0 * u).sin(), 0.7) - 0.12, colour));

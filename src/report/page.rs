@@ -17,7 +17,7 @@ const STYLE: &str = include_str!("page.css");
 /// A comparison of more runs than this shows no confusion matrices.
 const MOST_MATRICES: usize = 4;
 
-/// What a comparison says besides its results.
+/// The texts of a comparison besides its results.
 #[derive(Debug, Clone, Default)]
 pub struct Introduction {
     /// The page's title.

@@ -1,7 +1,7 @@
-// Threads of one block that meet, or should have met, at barriers.
+// Threads of one block with correct, missing or mismatched barriers.
 #include "faults.cuh"
 
-// Two rounds: each thread shows an element and takes that of the thread opposite, then once more.
+// In two rounds, each thread publishes an element and reads that of the opposite thread.
 template <bool AfterWriting, bool BeforeOverwriting>
 __device__ __forceinline__ void exchange(const FaultArguments& arguments, float* shown) {
     float value = arguments.input[global_index()];
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) all_write_one_place(const
     arguments.output[global_index()] = last;
 }
 
-// One thread's bytes beside another's in one word are no race; the whole word is.
+// Threads that write different bytes of one word do not race; threads that write the same bytes do.
 extern "C" __global__ void __launch_bounds__(kThreads) bytes_side_by_side(const FaultArguments arguments) {
     __shared__ uint16_t halves[2 * kThreads];
     halves[threadIdx.x] = static_cast<uint16_t>(arguments.input[global_index()]);
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) divergent_barrier(const F
     arguments.output[global_index()] = shown[kThreads - 1 - threadIdx.x];
 }
 
-// Some threads pass the barrier once more than others.
+// Some threads pass the barrier one more time than others.
 extern "C" __global__ void __launch_bounds__(kThreads) barrier_in_uneven_loop(const FaultArguments arguments) {
     const int rounds = 1 + (static_cast<int>(threadIdx.x) == arguments.amount);
     for (int round = 0; round < rounds; round++) __syncthreads();

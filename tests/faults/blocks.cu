@@ -1,17 +1,17 @@
 // Blocks of one grid that share global memory.
 #include "faults.cuh"
 
-// What a block leaves out before the last one to arrive adds up what all have written.
+// The part of the arrival pattern that a kernel omits.
 enum class Omits { nothing, fence, barrier, acquiring_fence, atomic };
 
-// output[0] = the sum of the inputs: each block writes the sum of its own to output[1 + block], the last adds them up.
+// output[0] = the sum of the inputs: each block writes the sum of its inputs to output[1 + block], and the last adds them.
 template <Omits omits>
 __device__ __forceinline__ void sum(const FaultArguments& arguments) {
     __shared__ float scratch[kThreads / kWarp];
     __shared__ int flag;
     const float block = block_sum<kThreads>(arguments.input[global_index()], scratch);
     float* const partial = arguments.output + 1;
-    // Not thread 0, which will count.
+    // Not thread 0, which counts.
     if (threadIdx.x == 1) partial[blockIdx.x] = block;
     if constexpr (omits != Omits::fence) __threadfence();
     if constexpr (omits != Omits::barrier) __syncthreads();
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) sum_in_two_levels(const F
         float total = 0.0f;
         for (unsigned i = 0; i < pairs; i++) total += of_pairs[i];
         arguments.output[0] = total;
-        // Of the other blocks, by way of their pairs.
+        // Written by the other blocks, which arrived through their pairs.
         arguments.output[0] += 0.0f * of_blocks[0];
     }
 }
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) blocks_write_one_place(co
     if (threadIdx.x == 0) arguments.output[arguments.count - arguments.amount] = 1.0f;
 }
 
-// Each block reads what its neighbour writes.
+// Each block reads the element that its neighbour writes.
 extern "C" __global__ void __launch_bounds__(kThreads) read_what_another_block_writes(const FaultArguments arguments) {
     const int i = global_index();
     arguments.output[i] = arguments.input[i];
@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) read_what_another_block_w
     if (arguments.output[other] == 12345.0f) arguments.output[i] += 1.0f;
 }
 
-// Each block writes over what its neighbour reads.
+// Each block overwrites the element that its neighbour reads.
 extern "C" __global__ void __launch_bounds__(kThreads) write_what_another_block_reads(const FaultArguments arguments) {
     const int i = global_index();
     const float value = arguments.input[(i + kThreads) % arguments.count];

@@ -1,11 +1,11 @@
-// Lanes of a warp that meet, or should have met, in collectives.
+// Lanes of a warp with correct or mismatched collectives.
 #include "faults.cuh"
 
 extern "C" __global__ void __launch_bounds__(kThreads) shuffles_right(const FaultArguments arguments) {
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     const float value = arguments.input[global_index()];
     float sum = warp_sum(value) - value;
-    // Each half for itself, one of them twice.
+    // Each half on its own, one of them twice.
     const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
     sum += __shfl_xor_sync(half, value, 8);
     if (lane < 16) sum += __shfl_sync(half, value, 3) + __shfl_down_sync(half, value, 15, 16);
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) multiply_in_part_of_warp(
     arguments.output[global_index()] = d[0];
 }
 
-// The hardware wants one instruction for all lanes.
+// The hardware requires one instruction for all lanes.
 extern "C" __global__ void __launch_bounds__(kThreads) multiply_at_two_places(const FaultArguments arguments) {
     float d[4] = {};
     const uint32_t a[4] = {};

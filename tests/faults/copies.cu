@@ -5,12 +5,12 @@
 
 constexpr int kRounds = 4;
 
-// What a copy lacks.
+// The part that a copy omits.
 enum class Lacks { nothing, wait, strong_wait, commit, barrier, barrier_before_reuse };
 
-// Each block copies 16 bytes a thread, in rounds through a ring of two stages, and each thread takes the piece of the
-// one opposite. 2 * 16 * kThreads bytes of dynamic shared memory; `input` has 4 * kThreads elements, read again in each
-// round.
+// Each block copies 16 bytes per thread, in rounds through a ring of two stages, and each thread reads the piece of the
+// opposite thread. Needs 2 * 16 * kThreads bytes of dynamic shared memory. `input` has 4 * kThreads elements, which are
+// read again in each round.
 template <Lacks lacks>
 __device__ __forceinline__ void copy_in_rounds(const FaultArguments& arguments) {
     extern __shared__ __align__(128) unsigned char shared_memory[];
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) copies_overwrite_what_is_
     copy_in_rounds<Lacks::barrier_before_reuse>(arguments);
 }
 
-// One copy a thread, with offsets in bytes for its two addresses.
+// One copy per thread, with offsets in bytes for its two addresses.
 template <int ToOffset, int FromOffset>
 __device__ __forceinline__ void copy_once(const FaultArguments& arguments) {
     extern __shared__ __align__(128) unsigned char shared_memory[];

@@ -1,11 +1,11 @@
-// What the kernels of this folder share. Each is small, is right or has one fault that its name tells, and never runs
-// on a GPU: tests/emulator.rs requires that the emulator finds every fault and passes what is right.
+// Shared by the kernels of this folder. Each is small, is correct or has one fault that its name states, and never runs on
+// a GPU: tests/emulator.rs requires that the emulator finds every fault and accepts the correct kernels.
 #pragma once
 
 #include "../../kernels/common.cuh"
 
-// `input` and `output` have `count` elements, one for each thread of the grid; `amount` is 1 where a comment says
-// nothing else, and unknown to the compiler. `counter` is zero.
+// `input` and `output` have `count` elements, one for each thread of the grid. `amount` is unknown to the compiler, and 1
+// unless a comment states another value. `counter` is zero.
 struct FaultArguments {
     const float* input;
     float* output;

@@ -1,4 +1,4 @@
-// Accesses to memory that is not there, not the thread's, misaligned, or not yet written.
+// Accesses to memory that does not exist, belongs to another thread, is misaligned, or has not been written.
 #include "faults.cuh"
 
 extern "C" __global__ void __launch_bounds__(kThreads) increment(const FaultArguments arguments) {
@@ -26,13 +26,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) write_before_start(const 
     arguments.output[i - arguments.amount] = arguments.input[i];
 }
 
-// Before all that is allocated.
+// Before all allocations.
 extern "C" __global__ void __launch_bounds__(kThreads) write_far_away(const FaultArguments arguments) {
     const int i = global_index();
     arguments.output[i - (static_cast<long long>(arguments.amount) << 36)] = arguments.input[i];
 }
 
-// Four elements a thread, in the first quarter of the threads.
+// Four elements per thread, in the first quarter of the threads.
 extern "C" __global__ void __launch_bounds__(kThreads) copy_vectors(const FaultArguments arguments) {
     const int i = 4 * global_index();
     if (i >= arguments.count) return;
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) copy_vectors_misaligned(c
     store_floats(arguments.output + i, values);
 }
 
-// Each thread keeps an element of its own in a static array, which has one element more than is asked for.
+// Each thread keeps its own element in a static array, which has one extra element.
 extern "C" __global__ void __launch_bounds__(kThreads) static_shared(const FaultArguments arguments) {
     __shared__ float kept[kThreads + 1];
     kept[threadIdx.x + arguments.amount] = arguments.input[global_index()];
@@ -66,7 +66,7 @@ __device__ __noinline__ void keep(float* kept, int i, float value) {
     kept[i] = value;
 }
 
-// Where the array's extent is not in sight of the access.
+// The access does not know the size of the array.
 extern "C" __global__ void __launch_bounds__(kThreads) static_shared_past_end_by_pointer(const FaultArguments arguments) {
     __shared__ float only_by_pointer[kThreads];
     keep(only_by_pointer, static_cast<int>(threadIdx.x) + arguments.amount, arguments.input[global_index()]);
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(kThreads) local_array_too_large(con
     arguments.output[global_index()] = values[arguments.amount];
 }
 
-// A pointer to a local variable means nothing to another thread.
+// A pointer to a local variable is invalid in another thread.
 extern "C" __global__ void __launch_bounds__(kThreads) local_variable_of_another_thread(const FaultArguments arguments) {
     __shared__ float* shared_pointer;
     float local = arguments.input[global_index()];

@@ -1,14 +1,14 @@
-// Stands between a program and the C library (LD_PRELOAD) and lets its disk fail.
+// Intercepts a program's calls of the C library (LD_PRELOAD) and simulates disk failures.
 //
 // FAULTY_DISK is MODE:N. Operations on regular files are counted from 1: write, fsync, rename, link, unlink.
-//   count    nothing fails; at the end the number of operations is written to the file that FAULTY_DISK_COUNT names
-//   kill     SIGKILL in the place of operation N
-//   full     from operation N on the disk is full
-//   broken   from operation N on every operation is an input/output error
-//   once     operation N is an input/output error, the others are not
-//   readonly from operation N on nothing can be written, as on a file system that went read-only after an error
+//   count    nothing fails; at the end the number of operations is written to the file FAULTY_DISK_COUNT
+//   kill     SIGKILL instead of operation N
+//   full     starting at operation N, the disk is full
+//   broken   starting at operation N, every operation fails with an input/output error
+//   once     only operation N fails with an input/output error
+//   readonly starting at operation N, nothing can be written, as on a file system that became read-only after an error
 //   slow     every operation takes N milliseconds
-//   short    every write writes only a part of what it is given
+//   short    every write writes only part of its data
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -41,7 +41,7 @@ __attribute__((destructor)) static void end(void) {
 
 static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
 
-// Whether this operation fails; then errno says how.
+// Returns whether this operation fails, and sets errno if it does.
 static int fails(int needs_room) {
     const long number = atomic_fetch_add(&operations, 1) + 1;
     if (is_mode("kill") && number == position) kill(getpid(), SIGKILL);

@@ -1,9 +1,9 @@
-/* A stand-in for the NVIDIA driver's library: as much of its interface as retune calls, on host memory. It holds its
- * callers to the rules that a GPU would: a current context, no copies while a stream is captured, shared memory asked
- * for before it is used, nothing on the default stream. What is issued to the stream is done as late as it may be, when
- * somebody waits for it; who reuses or frees memory too early is found out. FAKE_CUDA says what is wrong with the machine.
+/* A fake of the NVIDIA driver's library: the part of its interface that retune calls, on host memory. It enforces the rules
+ * of a GPU: a current context, no copies while a stream is captured, shared memory configured before it is used, nothing on
+ * the default stream. Work is executed as late as possible, when the caller waits for it, so that memory that is reused or
+ * freed too early is detected. FAKE_CUDA selects a fault of the machine.
  *
- * It knows two kernels, `fill` and `fault`. Others do nothing. */
+ * It implements two kernels, `fill` and `fault`. Others do nothing. */
 #include <malloc.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,11 +36,11 @@ struct FillArguments {
     uint32_t count;
     uint32_t value;
 };
-/* Every kernel has this much of its own, which counts towards its limits. */
+/* Static shared memory of every kernel, which counts towards its limits. */
 enum { STATIC_SHARED_BYTES = 128 };
 struct Function {
     const char* name;
-    uint32_t shared_bytes; /* dynamic ones that it may be launched with */
+    uint32_t shared_bytes; /* maximum dynamic shared memory of a launch */
 };
 struct Launch {
     struct Function* function;
@@ -50,7 +50,7 @@ struct Graph {
     int count;
     struct Launch launches[64];
 };
-/* What was issued and is not done: a launch, or a copy, or a fill with one byte. */
+/* Pending work: a launch, a copy, or a fill with one byte. */
 struct Work {
     struct Launch launch;
     Address to_device, to_host;
@@ -59,7 +59,7 @@ struct Work {
     int is_fill, value;
 };
 struct Event {
-    uint64_t position; /* works that were issued before it */
+    uint64_t position; /* number of works issued before it */
     int is_recorded;
 };
 struct Allocation {
@@ -327,7 +327,7 @@ Result cuModuleLoadData(void** result, const void* image) {
     return in_context();
 }
 Result cuModuleUnload(void* handle) { return in_context(); }
-/* A real program's kernels are there, and do nothing when they are launched. */
+/* The kernels of the real program exist, but do nothing when they are launched. */
 Result cuModuleGetFunction(void** result, void* handle, const char* name) {
     for (int i = 0; i < 2; i++) {
         *result = &functions[i];

@@ -1,5 +1,5 @@
-//! Every parser of files that others may have made, each asked for all that it can be asked for. Whatever the bytes are, each
-//! of these returns; whether it found something in them is its answer. `tests/damaged.rs` and the targets in `fuzz/` use them.
+//! Every parser of files from other sources, with every query that it supports. Each function returns for any bytes;
+//! its result says whether it could read the file. `tests/damaged.rs` and the targets in `fuzz/` use these functions.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use retune::report::{RunRecord, curves_svg, run_page};
 use retune::train::{Checkpoint, ModelFile, RunFolder};
 use retune::weights::{HeadPolicy, NamedShape, Reference, TensorFile, head_from, match_state_dict};
 
-/// Lets the parser of that name have a file, and says whether it found something in it.
+/// Passes a file to the parser of that name, and returns whether it could read the file.
 pub fn parse(parser: &str, bytes: &[u8]) -> bool {
     match parser {
         "safetensors" | "pth" => weights(bytes),
@@ -20,11 +20,11 @@ pub fn parse(parser: &str, bytes: &[u8]) -> bool {
         "picture" => picture(bytes),
         "archive" => archive(bytes),
         "run" => run(bytes),
-        _ => panic!("there is no parser {parser}"),
+        _ => panic!("no parser {parser}"),
     }
 }
 
-/// More than any of the pictures that are damaged has, and little enough to try thousands.
+/// More pixels than the images that are damaged have, and few enough to try thousands.
 const MAX_PIXELS: u64 = 1 << 18;
 
 fn open(bytes: &[u8]) -> Option<TensorFile> {
@@ -33,7 +33,7 @@ fn open(bytes: &[u8]) -> Option<TensorFile> {
 
 fn one_line(error: retune::Error) {
     assert!(!error.message().contains(['\n', '\r', '\x1b']), "{error:?}");
-    // What is said of a picture at which a decoder panicked.
+    // The message for an image at which a decoder panicked.
     assert!(!error.message().contains("its decoder gave up"), "{error:?}");
 }
 
@@ -54,7 +54,7 @@ fn weights(bytes: &[u8]) -> bool {
     true
 }
 
-/// What gradients are checked against.
+/// Reference files for gradcheck.
 fn reference(bytes: &[u8]) -> bool {
     let Some(file) = open(bytes) else { return false };
     let Ok(reference) = Reference::from_file(file).map_err(one_line) else { return false };
@@ -70,12 +70,12 @@ fn reference(bytes: &[u8]) -> bool {
     true
 }
 
-/// What a run is resumed from.
+/// Checkpoints.
 fn checkpoint(bytes: &[u8]) -> bool {
     open(bytes).is_some_and(|file| Checkpoint::from_file(file).map_err(one_line).is_ok())
 }
 
-/// A picture in any format, upright and turned, with and without padding.
+/// An image in any format, with and without its EXIF orientation, with and without padding.
 fn picture(bytes: &[u8]) -> bool {
     fn decode<const BYTES: usize>(bytes: &[u8], exif: bool) -> Option<Image<BYTES>> {
         let mut image = Image::<BYTES>::default();
@@ -88,7 +88,7 @@ fn picture(bytes: &[u8]) -> bool {
         Some(image)
     }
     let (upright, turned) = (decode::<3>(bytes, false), decode::<4>(bytes, true));
-    // As in training: what is below the crop is not decoded.
+    // As in training: rows below the crop are not decoded.
     let (mut upper, mut wanted) = (PaddedImage::default(), 0);
     let half = |_, height| {
         wanted = height / 2;
@@ -107,7 +107,7 @@ fn picture(bytes: &[u8]) -> bool {
     upright.is_some()
 }
 
-/// A zip archive of pictures.
+/// A zip archive of images.
 fn archive(bytes: &[u8]) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("archive.zip");
@@ -116,12 +116,12 @@ fn archive(bytes: &[u8]) -> bool {
     let left = fs::read_dir(folder.path()).unwrap().count();
     match &unpacked {
         Ok(files) => assert!(*files > 0 && left == 2, "{files} files, {left} entries"),
-        Err(_) => assert_eq!(left, 1, "something was left behind"),
+        Err(_) => assert_eq!(left, 1, "a file was left behind"),
     }
     unpacked.is_ok()
 }
 
-/// `config.json` and, after the first zero byte, `metrics.jsonl` of a run, and the page that is made of them.
+/// `config.json` and, after the first zero byte, `metrics.jsonl` of a run, and the page for them.
 fn run(bytes: &[u8]) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let place = RunFolder { path: folder.path().to_path_buf() };

@@ -1,4 +1,4 @@
-//! Devices that pass most calls on to another device. A new method of [`Device`] is one line in this file.
+//! Devices that pass most calls on to another device. A new method of [`Device`] needs one line in this file.
 
 use std::rc::Rc;
 
@@ -85,9 +85,9 @@ macro_rules! with_device_methods {
 
 macro_rules! define_delegate {
     ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
-        /// A device of which only some methods differ from another one's. [`delegate_device!`] makes it a [`Device`].
+        /// A device that overrides some methods of another one. [`delegate_device!`] makes it a [`Device`].
         pub trait Delegate {
-            /// The device that everything else is passed on to.
+            /// The device to which all other calls are passed.
             fn inner(&self) -> &dyn Device;
 
             $(

@@ -1,6 +1,6 @@
-//! The devices that the tests of the operations run on, and memory on them that notices misuse.
+//! The devices on which operations are tested, and memory on them that detects misuse.
 
-// Each test binary compiles this module and uses its own part of it.
+// Each test binary compiles this module and uses only part of it.
 #![allow(dead_code)]
 
 use std::cell::RefCell;
@@ -24,9 +24,9 @@ pub fn devices() -> Vec<Rc<dyn Device>> {
 /// All precisions, the finest first.
 pub const PRECISIONS: [Precision; 3] = [Precision::Fp32, Precision::Tf32, Precision::Bf16];
 
-/// The devices that compute in this precision and that a few cases have to do for: the emulator, with two schedules,
-/// where it was built. In tf32 and bf16 also the CPU with operands and results rounded, without which nothing would
-/// test these tests. With RETUNE_TEST_CUDA in the environment the first GPU and nothing else.
+/// The devices in this precision that are slow, so tests run few cases on them: the emulator with two schedules, if it
+/// was built. In tf32 and bf16 also the CPU with rounded operands and results, so that these tests run without the
+/// emulator too. With RETUNE_TEST_CUDA in the environment, only the first GPU.
 pub fn kernel_devices(precision: Precision) -> Vec<Rc<dyn Device>> {
     if tests_gpu() {
         return emulator(precision, 0).into_iter().collect();
@@ -43,7 +43,7 @@ fn tests_gpu() -> bool {
     std::env::var_os("RETUNE_TEST_CUDA").is_some()
 }
 
-/// The CUDA kernels on the emulator, with a schedule of its own for each seed, or, with RETUNE_TEST_CUDA, on the GPU.
+/// The CUDA kernels on the emulator, with a different schedule for each seed, or on the GPU with RETUNE_TEST_CUDA.
 #[cfg(feature = "emulator")]
 pub fn emulated(seed: u64, precision: Precision) -> retune::device::cuda::Cuda {
     use retune::device::cuda::Cuda;
@@ -52,25 +52,25 @@ pub fn emulated(seed: u64, precision: Precision) -> retune::device::cuda::Cuda {
     use retune::device::cuda::modules::MODULES;
     use retune::device::cuda::nvidia::Nvidia;
     let driver: Box<dyn Driver> = match tests_gpu() {
-        true => Box::new(Nvidia::open(0, MODULES).expect("there is a GPU")),
-        false => Box::new(Emulator::new(seed).expect("this processor can run the emulator")),
+        true => Box::new(Nvidia::open(0, MODULES).expect("a GPU")),
+        false => Box::new(Emulator::new(seed).expect("a processor that can run the emulator")),
     };
-    Cuda::new(driver, precision).expect("it has every precision")
+    Cuda::new(driver, precision).expect("support for every precision")
 }
 
-/// As [`emulated`]; none where the emulator was not built.
+/// Like [`emulated`]; `None` if the emulator was not built.
 #[cfg(feature = "emulator")]
 pub fn emulator(precision: Precision, seed: u64) -> Option<Rc<dyn Device>> {
     Some(Rc::new(emulated(seed, precision)))
 }
 
-/// As [`emulated`]; none where the emulator was not built.
+/// Like [`emulated`]; `None` if the emulator was not built.
 #[cfg(not(feature = "emulator"))]
 pub fn emulator(_precision: Precision, _seed: u64) -> Option<Rc<dyn Device>> {
     None
 }
 
-/// What a device in this precision stores of an activation.
+/// The values of an activation as a device in this precision stores them.
 pub fn stored(precision: Precision, values: &[f32]) -> Vec<f32> {
     match precision.activation_type() {
         ElementType::Bf16 => values.iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
@@ -78,8 +78,8 @@ pub fn stored(precision: Precision, values: &[f32]) -> Vec<f32> {
     }
 }
 
-/// What a convolution in this precision multiplies for these values: in tf32 ten bits of mantissa, to nearest, ties away
-/// from zero.
+/// The operands that a convolution in this precision multiplies: in tf32 ten bits of mantissa, rounded to nearest, ties
+/// away from zero.
 pub fn operands(precision: Precision, values: &[f32]) -> Vec<f32> {
     match precision {
         Precision::Tf32 => values.iter().map(|&value| round_to_tf32(value)).collect(),
@@ -92,8 +92,8 @@ fn round_to_tf32(value: f32) -> f32 {
     if value.is_finite() { rounded } else { value }
 }
 
-/// Runs the tests of this binary whose names contain `filter` in a process for each instruction set below the one in
-/// use, because a process chooses its level once.
+/// Runs the tests of this binary whose names contain `filter` once for each instruction set below the one in use, in
+/// separate processes because a process selects its level only once.
 pub fn run_at_lower_levels(filter: &str) {
     if std::env::var_os("RETUNE_CPU").is_some() {
         return;
@@ -102,11 +102,11 @@ pub fn run_at_lower_levels(filter: &str) {
         if level >= Level::widest() {
             continue;
         }
-        let run = Command::new(std::env::current_exe().expect("a test knows its own file"))
+        let run = Command::new(std::env::current_exe().expect("the path of the test binary"))
             .arg(filter)
             .env("RETUNE_CPU", name)
             .output()
-            .expect("the tests run once more");
+            .expect("another run of the tests");
         let output = String::from_utf8_lossy(&run.stdout);
         assert!(run.status.success(), "RETUNE_CPU={name}:\n{output}{}", String::from_utf8_lossy(&run.stderr));
         assert!(!output.contains(" 0 passed"), "no test is called {filter}:\n{output}");
@@ -116,25 +116,24 @@ pub fn run_at_lower_levels(filter: &str) {
 /// Bytes on both sides of every tensor, which no kernel may change.
 const FENCE: usize = 256;
 const FENCE_BYTE: u8 = 0xA5;
-/// Four of them are a NaN.
+/// Four such bytes are a NaN.
 const POISON: u8 = 0xFF;
 
-/// Places the arguments of a kernel between fences. [`Workbench::finish`] checks that fences and inputs are as they
-/// were.
+/// Places the arguments of a kernel between fences. [`Workbench::finish`] checks that fences and inputs are unchanged.
 pub struct Workbench<'a> {
     device: &'a dyn Device,
     unchanged: RefCell<Vec<(Tensor, Vec<u8>)>>,
-    /// Every byte that was read.
+    /// All bytes that were read.
     transcript: RefCell<Vec<u8>>,
 }
 
 thread_local! {
-    /// For each precision of the emulator, what was read from each of them, by its address.
+    /// For each precision of the emulator, the bytes read from each instance, keyed by its address.
     static TRANSCRIPTS: RefCell<BTreeMap<String, BTreeMap<usize, Vec<u8>>>> = RefCell::default();
 }
 
-/// Checks that emulators of one precision, which differ in their schedule, gave the same bits on all the workbenches that
-/// were finished since the last time.
+/// Checks that emulators of one precision with different schedules gave the same bits on all workbenches that were
+/// finished since the last call.
 #[track_caller]
 pub fn assert_schedules_agree() {
     for (precision, transcripts) in TRANSCRIPTS.take() {
@@ -145,14 +144,14 @@ pub fn assert_schedules_agree() {
 }
 
 impl<'a> Workbench<'a> {
-    /// An empty one.
+    /// Creates an empty workbench.
     pub fn new(device: &'a dyn Device) -> Self {
         Self { device, unchanged: RefCell::default(), transcript: RefCell::default() }
     }
 
     fn place(&self, shape: Shape, element_type: ElementType, fill: u8) -> Tensor {
         let bytes = shape.len() * element_type.size();
-        let memory = self.device.allocate(bytes + 2 * FENCE).expect("there is memory");
+        let memory = self.device.allocate(bytes + 2 * FENCE).expect("enough memory");
         for (offset, bytes, fill) in [(0, FENCE, FENCE_BYTE), (FENCE, bytes, fill), (FENCE + bytes, FENCE, FENCE_BYTE)]
         {
             let part = Tensor::new(memory.clone(), offset, [bytes].into(), ElementType::U8);
@@ -170,7 +169,7 @@ impl<'a> Workbench<'a> {
         self.unchanged.borrow_mut().push((tensor.clone(), bytes));
     }
 
-    /// Something that the kernel only reads.
+    /// A tensor that the kernel only reads.
     pub fn input(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
         let tensor = self.variable(shape, values);
         self.keep(&tensor);
@@ -186,29 +185,29 @@ impl<'a> Workbench<'a> {
         tensor
     }
 
-    /// Something that the kernel changes.
+    /// A tensor that the kernel changes.
     pub fn variable(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
         let tensor = self.place(shape.into(), ElementType::F32, POISON);
         write_f32(self.device, values, &tensor).expect("uploads");
         tensor
     }
 
-    /// Something that the kernel writes in full: it begins as NaN.
+    /// A tensor that the kernel overwrites completely. It starts as NaN.
     pub fn output(&self, shape: impl Into<Shape>) -> Tensor {
         self.place(shape.into(), ElementType::F32, POISON)
     }
 
-    /// Bytes that the kernel writes in full.
+    /// A tensor of bytes that the kernel overwrites completely.
     pub fn byte_output(&self, shape: impl Into<Shape>) -> Tensor {
         self.place(shape.into(), ElementType::U8, POISON)
     }
 
-    /// Scratch memory of exactly this size, full of NaN.
+    /// A workspace of exactly this size, filled with NaN.
     pub fn workspace(&self, bytes: usize) -> Tensor {
         self.place([bytes].into(), ElementType::U8, POISON)
     }
 
-    /// An activation or a gradient of one, which the kernel only reads. The values are such as the device can store.
+    /// An activation or its gradient, which the kernel only reads. The device must be able to store the values exactly.
     #[track_caller]
     pub fn activation(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
         let tensor = self.activation_variable(shape, values);
@@ -221,16 +220,16 @@ impl<'a> Workbench<'a> {
         let tensor = self.place(shape.into(), self.activation_type(), POISON);
         write_f32(self.device, values, &tensor).expect("uploads");
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
-        assert!(self.read(&tensor).iter().zip(values).all(same), "a test has to round what it gives");
+        assert!(self.read(&tensor).iter().zip(values).all(same), "the test must round its values");
         tensor
     }
 
-    /// An activation that the kernel writes in full: it begins as NaN.
+    /// An activation that the kernel overwrites completely. It starts as NaN.
     pub fn activation_output(&self, shape: impl Into<Shape>) -> Tensor {
         self.place(shape.into(), self.activation_type(), POISON)
     }
 
-    /// An activation's gradient that is added to `before`, or, without one, overwrites NaN.
+    /// A gradient of an activation that is added to `before` or, without `before`, overwrites NaN.
     #[track_caller]
     pub fn activation_gradient(&self, shape: impl Into<Shape>, before: Option<&[f32]>) -> Gradient {
         let tensor = match before {
@@ -244,7 +243,7 @@ impl<'a> Workbench<'a> {
         self.device.precision().activation_type()
     }
 
-    /// A gradient that is added to `before`, or, without one, overwrites NaN.
+    /// A gradient that is added to `before` or, without `before`, overwrites NaN.
     pub fn gradient(&self, shape: impl Into<Shape>, before: Option<&[f32]>) -> Gradient {
         let tensor = match before {
             Some(values) => self.variable(shape, values),
@@ -253,14 +252,14 @@ impl<'a> Workbench<'a> {
         Gradient { tensor, accumulate: before.is_some() }
     }
 
-    /// What a tensor holds.
+    /// Reads a tensor.
     pub fn read(&self, tensor: &Tensor) -> Vec<f32> {
         let values = read_f32(self.device, tensor).expect("downloads");
         self.transcript.borrow_mut().extend(values.iter().flat_map(|value| value.to_ne_bytes()));
         values
     }
 
-    /// What a tensor of bytes holds.
+    /// Reads a tensor of bytes.
     pub fn read_bytes(&self, tensor: &Tensor) -> Vec<u8> {
         let mut bytes = vec![0; tensor.bytes()];
         self.device.download(tensor, &mut bytes).expect("downloads");
@@ -268,7 +267,7 @@ impl<'a> Workbench<'a> {
         bytes
     }
 
-    /// Checks that nothing was written that is not an output.
+    /// Checks that only outputs were written.
     #[track_caller]
     pub fn finish(self) {
         for (tensor, before) in self.unchanged.into_inner() {
@@ -287,15 +286,15 @@ impl<'a> Workbench<'a> {
     }
 }
 
-/// Checks `||ours - truth|| <= limit * ||truth||`. `typical` replaces the size of the truth where that is smaller: the
-/// size that it would have if its terms had not happened to cancel.
+/// Checks `||ours - truth|| <= limit * ||truth||`. If `typical` is larger than the norm of the truth, it replaces it:
+/// it is the norm that the truth would have if its terms did not cancel.
 #[track_caller]
 pub fn assert_near(what: &str, ours: &[f32], truth: &[f64], typical: f64, limit: f64) {
     let error = error_of(ElementType::F32, ours, truth, typical);
     assert!(error <= limit, "{what}: error {error:.2e}, limit {limit:.0e}, {} elements", truth.len());
 }
 
-/// [`assert_near`] for a tensor of any element type, which [`error_of`] regards. Returns what it holds.
+/// [`assert_near`] for a tensor of any element type, with [`error_of`]. Returns its values.
 #[track_caller]
 pub fn assert_stored_near(
     what: &str,
@@ -312,11 +311,11 @@ pub fn assert_stored_near(
     ours
 }
 
-/// `||ours - truth|| / ||truth||`, with `typical` for the size of the truth where that is smaller.
+/// `||ours - truth|| / ||truth||`, or relative to `typical` if that is larger.
 ///
-/// A result that was rounded to bf16 stands for all the numbers that round to it; the nearest of them to the truth counts.
-/// It has to be as near as a float32 result has to be, so a wrong rounding is noticed as well as a wrong number, and no
-/// limit has to allow for the format.
+/// A result that was rounded to bf16 stands for all numbers that round to it, and the one nearest to the truth counts.
+/// It must be as near as a float32 result, so a wrong rounding is detected like a wrong number, and no limit depends on
+/// the format.
 #[track_caller]
 pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical: f64) -> f64 {
     assert_eq!(ours.len(), truth.len(), "lengths differ");
@@ -325,7 +324,7 @@ pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical:
             return f64::from(value) - truth;
         }
         let [low, high] = rounded_from(value);
-        // NaN on either side is neither below nor above, and no distance of zero.
+        // NaN on either side is neither below nor above, and must not give a distance of zero.
         match (truth < low, truth > high) {
             (true, _) => low - truth,
             (_, true) => truth - high,
@@ -338,7 +337,7 @@ pub fn error_of(element_type: ElementType, ours: &[f32], truth: &[f64], typical:
     if difference == 0.0 { 0.0 } else { difference / size }
 }
 
-/// The range of the numbers whose nearest bf16 is this one.
+/// The range of numbers whose nearest bf16 is this one.
 fn rounded_from(value: f32) -> [f64; 2] {
     let bits = (value.to_bits() >> 16) as u16;
     let (inward, outward) = (bits.wrapping_sub(1), bits + 1);
@@ -350,12 +349,12 @@ fn rounded_from(value: f32) -> [f64; 2] {
     }
 }
 
-/// The length of a vector.
+/// The Euclidean norm of a vector.
 pub fn norm(values: &[f64]) -> f64 {
     values.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// `truth`, added to what was there before.
+/// `truth`, added to the values that were there before.
 pub fn added(before: Option<&[f32]>, mut truth: Vec<f64>) -> Vec<f64> {
     for (truth, &before) in truth.iter_mut().zip(before.unwrap_or_default()) {
         *truth += f64::from(before);

@@ -1,9 +1,9 @@
-//! Every operation in float64, by the plainest loops there are: what the fast versions are measured against.
+//! Every operation in float64, with the simplest loops: the reference for the fast versions.
 //!
 //! Activations are NHWC, convolution weights `[output, row, column, input]`, linear weights `[output, input]`.
-//! `tests/reference_check.rs` proves each backward here against finite differences of its forward.
+//! `tests/reference_check.rs` checks each backward pass against finite differences of its forward pass.
 
-// Each test binary compiles this module and uses its own part of it.
+// Each test binary compiles this module and uses only part of it.
 #![allow(dead_code)]
 
 #[macro_use]
@@ -18,11 +18,11 @@ pub mod update;
 use retune::device::Activation;
 pub use retune::device::Conv2dShape;
 
-/// A number that these functions read: `f32` or `f64`.
+/// A number type that these functions read: `f32` or `f64`.
 pub trait Number: Copy + Into<f64> {}
 impl<T: Copy + Into<f64>> Number for T {}
 
-/// `||ours - truth|| / ||truth||`. A truth of zeros demands zeros; NaN on either side gives NaN.
+/// `||ours - truth|| / ||truth||`. If the truth is zero, only zeros give 0. NaN on either side gives NaN.
 pub fn relative_error(ours: &[f32], truth: &[f64]) -> f64 {
     assert_eq!(ours.len(), truth.len(), "lengths differ");
     let difference = ours.iter().zip(truth).map(|(&a, b)| (f64::from(a) - b).powi(2)).sum::<f64>().sqrt();
@@ -58,12 +58,12 @@ impl Random {
         radius * self.uniform(0.0, std::f64::consts::TAU).cos()
     }
 
-    /// Normal values that float32 holds exactly.
+    /// Normal values that are exact in float32.
     pub fn normals(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.normal() as f32).collect()
     }
 
-    /// Uniform values that float32 holds exactly.
+    /// Uniform values that are exact in float32.
     pub fn uniforms(&mut self, count: usize, low: f64, high: f64) -> Vec<f32> {
         (0..count).map(|_| self.uniform(low, high) as f32).collect()
     }
@@ -114,7 +114,7 @@ pub fn conv2d<T: Number>(shape: &Conv2dShape, input: &[T], weight: &[T]) -> Vec<
     output
 }
 
-/// The gradient of a convolution's input.
+/// The gradient with respect to the input of a convolution.
 pub fn conv2d_input_gradient<T: Number>(shape: &Conv2dShape, weight: &[T], output_gradient: &[T]) -> Vec<f64> {
     assert_eq!((weight.len(), output_gradient.len()), (shape.weight_len(), shape.output_len()));
     let mut gradient = vec![0.0; shape.input_len()];
@@ -122,7 +122,7 @@ pub fn conv2d_input_gradient<T: Number>(shape: &Conv2dShape, weight: &[T], outpu
     gradient
 }
 
-/// The gradient of a convolution's weight.
+/// The gradient with respect to the weight of a convolution.
 pub fn conv2d_weight_gradient<T: Number>(shape: &Conv2dShape, input: &[T], output_gradient: &[T]) -> Vec<f64> {
     assert_eq!((input.len(), output_gradient.len()), (shape.input_len(), shape.output_len()));
     let mut gradient = vec![0.0; shape.weight_len()];
@@ -130,13 +130,13 @@ pub fn conv2d_weight_gradient<T: Number>(shape: &Conv2dShape, input: &[T], outpu
     gradient
 }
 
-/// A batch norm's parameters. The number of channels is the length of `gamma`.
+/// The parameters of a batch norm. The number of channels is the length of `gamma`.
 pub struct BatchNorm<'a, T> {
-    /// Factor of each channel.
+    /// The weight of each channel.
     pub gamma: &'a [T],
-    /// Addend of each channel.
+    /// The bias of each channel.
     pub beta: &'a [T],
-    /// What is added to the variance.
+    /// The epsilon that is added to the variance.
     pub epsilon: f64,
 }
 
@@ -145,20 +145,20 @@ pub struct BatchNorm<'a, T> {
 pub struct Statistics {
     /// Mean of each channel.
     pub mean: Vec<f64>,
-    /// Variance of each channel: biased (divided by the count) where it comes from a batch.
+    /// Variance of each channel: biased (divided by the count) if it comes from a batch.
     pub variance: Vec<f64>,
 }
 
-/// What batch norm's backward gives.
+/// The gradients of batch norm.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchNormGradients {
     /// Gradient of the input.
     pub input: Vec<f64>,
-    /// Gradient of the factor.
+    /// Gradient of the weight.
     pub gamma: Vec<f64>,
-    /// Gradient of the addend.
+    /// Gradient of the bias.
     pub beta: Vec<f64>,
-    /// Gradient of the residual: the output's gradient where the ReLU let it through.
+    /// Gradient of the residual: the output gradient where the ReLU is active.
     pub residual: Vec<f64>,
 }
 
@@ -177,7 +177,7 @@ pub fn batch_statistics<T: Number>(input: &[T], channels: usize) -> Statistics {
     Statistics { mean, variance }
 }
 
-/// Running statistics after a batch of `count` values a channel: its unbiased variance goes in, as PyTorch does it.
+/// Running statistics after a batch of `count` values per channel. They use its unbiased variance, as in PyTorch.
 pub fn running_statistics(running: &Statistics, batch: &Statistics, count: usize, momentum: f64) -> Statistics {
     let unbias = count as f64 / (count as f64 - 1.0);
     let blend = |old: &f64, new: f64| (1.0 - momentum) * old + momentum * new;
@@ -197,8 +197,8 @@ impl<T: Number> BatchNorm<'_, T> {
         input.iter().enumerate().map(normalise).collect()
     }
 
-    /// The output by given statistics: the batch's own in training, the running ones when frozen and in evaluation.
-    /// Then the residual is added, then the activation applied.
+    /// The output for given statistics: those of the batch in training, the running statistics when frozen and in
+    /// evaluation. Then the residual is added and the activation applied.
     pub fn forward(
         &self,
         input: &[T],
@@ -220,8 +220,8 @@ impl<T: Number> BatchNorm<'_, T> {
         output
     }
 
-    /// Gradients when the statistics are constants (the running ones). With a ReLU, `relu_output` is the forward's
-    /// output: where it is not above zero, no gradient passes.
+    /// Gradients when the statistics are constants (the running statistics). With a ReLU, `relu_output` is the output
+    /// of the forward pass; no gradient passes where it is not positive.
     pub fn frozen_backward(
         &self,
         input: &[T],
@@ -245,7 +245,7 @@ impl<T: Number> BatchNorm<'_, T> {
         BatchNormGradients { input: input_gradient, gamma, beta, residual }
     }
 
-    /// Gradients in training, where the batch's mean and variance depend on the input too.
+    /// Gradients in training, where the mean and variance of the batch also depend on the input.
     pub fn training_backward(
         &self,
         input: &[T],
@@ -266,10 +266,10 @@ impl<T: Number> BatchNorm<'_, T> {
     }
 }
 
-/// The geometry of a pooling.
+/// The geometry of a pooling operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolShape {
-    /// Pictures in the batch.
+    /// Images in the batch.
     pub batch: usize,
     /// Rows of the input.
     pub height: usize,
@@ -279,9 +279,9 @@ pub struct PoolShape {
     pub channels: usize,
     /// Rows and columns of the window.
     pub kernel: usize,
-    /// Step of the window.
+    /// Stride of the window.
     pub stride: usize,
-    /// Pixels around the input, which are never chosen.
+    /// Padding around the input, which never wins.
     pub padding: usize,
 }
 
@@ -307,8 +307,8 @@ impl PoolShape {
     }
 }
 
-/// The largest value of each window, and its index in the input. Of equal values the first in scan order counts; of
-/// NaNs the last, and any NaN beats any number, as PyTorch does it.
+/// The largest value of each window, and its index in the input. Of equal values the first in scan order wins. Any NaN
+/// is larger than any number, and the last NaN wins, as in PyTorch.
 pub fn max_pool<T: Number>(shape: &PoolShape, input: &[T]) -> (Vec<f64>, Vec<usize>) {
     assert_eq!(input.len(), shape.input_len());
     let (mut values, mut indices) = (Vec::new(), Vec::new());
@@ -333,7 +333,7 @@ pub fn max_pool<T: Number>(shape: &PoolShape, input: &[T]) -> (Vec<f64>, Vec<usi
                             }
                         }
                     }
-                    let (value, index) = best.expect("every window holds a pixel of the input");
+                    let (value, index) = best.expect("every window contains a pixel of the input");
                     values.push(value);
                     indices.push(index);
                 }
@@ -343,7 +343,7 @@ pub fn max_pool<T: Number>(shape: &PoolShape, input: &[T]) -> (Vec<f64>, Vec<usi
     (values, indices)
 }
 
-/// The gradient of a max pool's input: each output's gradient goes to the pixel that was chosen.
+/// The gradient of the input of max pooling: the gradient of each output goes to the pixel that was selected.
 pub fn max_pool_backward<T: Number>(shape: &PoolShape, input: &[T], output_gradient: &[T]) -> Vec<f64> {
     let mut gradient = vec![0.0; shape.input_len()];
     for (output, index) in max_pool(shape, input).1.into_iter().enumerate() {
@@ -366,7 +366,7 @@ pub fn avg_pool<T: Number>(batch: usize, pixels: usize, channels: usize, input: 
     output
 }
 
-/// The gradient of a global average pool's input.
+/// The gradient of the input of global average pooling.
 pub fn avg_pool_backward<T: Number>(batch: usize, pixels: usize, channels: usize, output_gradient: &[T]) -> Vec<f64> {
     assert_eq!(output_gradient.len(), batch * channels);
     let mut gradient = vec![0.0; batch * pixels * channels];
@@ -381,7 +381,7 @@ pub fn avg_pool_backward<T: Number>(batch: usize, pixels: usize, channels: usize
     gradient
 }
 
-/// `input * weight^T + bias`: `[batch, inputs]` to `[batch, outputs]`, where `outputs` is the bias's length.
+/// `input * weight^T + bias`: `[batch, inputs]` to `[batch, outputs]`, where `outputs` is the length of the bias.
 pub fn linear<T: Number>(input: &[T], weight: &[T], bias: &[T]) -> Vec<f64> {
     let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
     let mut output = Vec::new();
@@ -394,7 +394,7 @@ pub fn linear<T: Number>(input: &[T], weight: &[T], bias: &[T]) -> Vec<f64> {
     output
 }
 
-/// What a linear layer's backward gives.
+/// The gradients of a linear layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearGradients {
     /// Gradient of the input.
@@ -423,7 +423,7 @@ pub fn linear_backward<T: Number>(outputs: usize, input: &[T], weight: &[T], out
     gradients
 }
 
-/// How the losses of a batch become one.
+/// How the losses of a batch are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reduction {
     /// Their sum.
@@ -432,14 +432,14 @@ pub enum Reduction {
     Mean,
 }
 
-/// What cross entropy gives.
+/// The results of cross entropy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CrossEntropy {
     /// The loss of the batch.
     pub loss: f64,
-    /// Its gradient by the logits.
+    /// Its gradient with respect to the logits.
     pub gradient: Vec<f64>,
-    /// Pictures whose largest logit (the first, of equal ones) is the target's.
+    /// Images whose largest logit (the first of equal ones) is that of the target.
     pub correct: usize,
 }
 
@@ -470,17 +470,17 @@ pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], reduction: Redu
 /// The settings of one parameter group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
-    /// The rate.
+    /// The learning rate.
     pub rate: f64,
-    /// The share of the parameter that is added to its gradient.
+    /// The weight decay, added to the gradient as in PyTorch's SGD.
     pub weight_decay: f64,
-    /// The share of the buffer that stays.
+    /// The momentum.
     pub momentum: f64,
 }
 
 impl Sgd {
-    /// One step, as PyTorch takes it: the updated parameter and the updated momentum buffer, which is `None` before the
-    /// first step and then starts as the first gradient.
+    /// One step as in PyTorch. Returns the updated parameter and the updated momentum buffer, which is `None` before
+    /// the first step and then starts as the first gradient.
     pub fn step<T: Number>(&self, parameter: &[T], gradient: &[T], buffer: Option<&[f64]>) -> (Vec<f64>, Vec<f64>) {
         let (mut updated, mut buffers) = (Vec::new(), Vec::new());
         for i in 0..parameter.len() {

@@ -1,4 +1,4 @@
-//! A device that passes every call on to another one and records it. It can have `augment` where the other has not.
+//! A device that passes every call on to another one and records it. It can add `augment` to a device without it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,26 +14,26 @@ use retune::tensor::{ElementType, Memory, Tensor};
 use super::delegate::Delegate;
 use super::resampling::resample;
 
-/// A gradient of an activation that a kernel was asked to write.
+/// A gradient of an activation that a kernel has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GradientCall {
     /// The operation.
     pub operation: &'static str,
-    /// Where the gradient lies.
+    /// The address of the gradient.
     pub address: u64,
-    /// Whether it was added to what was there.
+    /// Whether it was added to the existing values.
     pub accumulate: bool,
 }
 
-/// See the module.
+/// See the module documentation.
 pub struct Recorder {
     device: Rc<dyn Device>,
     precision: Precision,
     augments: bool,
     free_bytes: Cell<Option<usize>>,
-    /// Every allocation so far.
+    /// All allocations.
     pub allocations: RefCell<Vec<Rc<Memory>>>,
-    /// Every gradient of an activation so far.
+    /// All gradients of activations.
     pub gradients: RefCell<Vec<GradientCall>>,
 }
 
@@ -45,27 +45,27 @@ impl Recorder {
         Self { device, precision, augments: false, free_bytes, allocations, gradients }
     }
 
-    /// Says that it computes in this precision, whatever the device does.
+    /// Claims to compute in this precision, whatever the device does.
     pub fn claiming(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
 
-    /// As [`Recorder::new`], and `augment` is done by the reference.
+    /// Like [`Recorder::new`], with `augment` from the reference.
     pub fn augmenting(device: Rc<dyn Device>) -> Self {
         Self { augments: true, ..Self::new(device) }
     }
 
-    /// Says from now on that so much memory is free; it becomes less as it is allocated.
+    /// Reports this much free memory from now on, minus later allocations.
     pub fn pretend_free_bytes(&self, bytes: usize) {
         self.free_bytes.set(Some(bytes));
     }
 
-    /// What lies at an address.
+    /// Finds the memory that contains an address.
     fn memory_at(&self, address: u64, bytes: usize) -> Vec<u8> {
         let allocations = self.allocations.borrow();
         let start = |memory: &Rc<Memory>| Tensor::new(memory.clone(), 0, [0].into(), ElementType::U8).address();
         let holds = |memory: &&Rc<Memory>| (start(memory)..start(memory) + memory.bytes() as u64).contains(&address);
-        let memory = allocations.iter().rev().find(holds).expect("a view lies in memory");
+        let memory = allocations.iter().rev().find(holds).expect("an allocation that contains the view");
         let offset = (address - start(memory)) as usize;
         let tensor = Tensor::new(memory.clone(), offset, [bytes].into(), ElementType::U8);
         let mut content = vec![0; bytes];
@@ -73,9 +73,9 @@ impl Recorder {
         content
     }
 
-    /// `augment` by the reference, with views as kernels read them.
+    /// `augment` from the reference, with views in the layout that kernels read.
     fn augment_by_reference(&self, arguments: &Augment) -> Result<()> {
-        let &[_, size, _, 3] = arguments.output.shape().dims() else { panic!("no batch: {:?}", arguments.output) };
+        let &[_, size, _, 3] = arguments.output.shape().dims() else { panic!("not a batch: {:?}", arguments.output) };
         let mut table = vec![0; arguments.views.bytes()];
         self.device.download(arguments.views, &mut table)?;
         let mut pixels = Vec::new();
@@ -102,7 +102,7 @@ impl Recorder {
 
     /// Fills the latest allocation with NaN.
     pub fn poison_latest_allocation(&self) {
-        let memory = self.allocations.borrow().last().expect("something was allocated").clone();
+        let memory = self.allocations.borrow().last().expect("an allocation").clone();
         let bytes = memory.bytes();
         let all = Tensor::new(memory, 0, [bytes].into(), ElementType::U8);
         self.device.upload(&vec![0xFF; bytes], &all).expect("uploads");
@@ -127,7 +127,7 @@ impl Delegate for Recorder {
 
     fn features(&self) -> Features {
         let features = self.device.features();
-        // One call for two operations would hide one of them.
+        // A single call would hide one of the two operations.
         Features { augment: self.augments || features.augment, conv2d_batch_norm: false, ..features }
     }
 

@@ -1,4 +1,4 @@
-//! A device that can record, made of one that cannot: it keeps the calls and makes them later.
+//! A device that can record, based on one that cannot: it stores the calls and makes them later.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,16 +14,16 @@ use super::delegate::Delegate;
 
 type Call = Box<dyn Fn(&dyn Device) -> Result<()>>;
 
-/// See the module.
+/// See the module documentation.
 pub struct RecordingDevice {
     device: Rc<dyn Device>,
-    /// The calls of the recording that is being made.
+    /// The calls of the recording in progress.
     calls: RefCell<Option<Vec<Call>>>,
-    /// Recordings so far.
+    /// The number of recordings.
     pub recordings: Cell<usize>,
-    /// Replays so far, of all recordings.
+    /// The number of replays of all recordings.
     pub replays: Rc<Cell<usize>>,
-    /// Kernels that were issued one by one, outside of recordings.
+    /// The number of kernels issued individually, outside recordings.
     pub direct_calls: Cell<usize>,
 }
 
@@ -75,7 +75,7 @@ impl Delegate for RecordingDevice {
     }
 
     fn features(&self) -> Features {
-        // What it does not keep it does not have.
+        // Disables features whose calls it does not store.
         Features { augment: false, conv2d_batch_norm: false, ..self.device.features() }
     }
 
@@ -103,7 +103,7 @@ impl Delegate for RecordingDevice {
         self.not_while_recording();
         *self.calls.borrow_mut() = Some(Vec::new());
         let result = step();
-        let calls = self.calls.borrow_mut().take().expect("nothing else ends a recording");
+        let calls = self.calls.borrow_mut().take().expect("a recording in progress");
         result?;
         self.recordings.set(self.recordings.get() + 1);
         let (device, replays) = (self.device.clone(), self.replays.clone());

@@ -1,4 +1,5 @@
-//! Pillow's `resize(..., BILINEAR)` by the formulas of its Resample.c, in float64 as there, and what views make of it.
+//! Pillow's `resize(..., BILINEAR)` with the formulas of its Resample.c, in float64 as in Pillow, and the output of
+//! views.
 
 use std::ops::Range;
 
@@ -7,7 +8,7 @@ use retune::device::Resampling;
 
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// The source pixels of one scaled pixel and their coefficients.
+/// The source pixels of one scaled pixel, and their coefficients.
 fn coefficients(source: u32, scaled: u32, pixel: u32) -> (Range<usize>, Vec<i64>) {
     let scale = f64::from(source) / f64::from(scaled);
     let support = scale.max(1.0);
@@ -28,7 +29,7 @@ fn weighted(bytes: impl Iterator<Item = u8>, coefficients: &[i64]) -> u8 {
     ((half + sum) >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
-/// The output of a view: `[size, size, 3]`, black outside of the scaled rectangle.
+/// The output of a view: `[size, size, 3]`, black outside the scaled rectangle.
 pub fn resample(image: &RgbImage, resampling: &Resampling, size: usize) -> Vec<u8> {
     let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip, flip_rows } =
         *resampling;

@@ -1,5 +1,5 @@
-//! A device in tf32 or bf16, made of the CPU: operands of convolutions and whatever is stored in bf16 are rounded, all
-//! else is the CPU's float32. The plainest form of what a tensor-core engine has to do.
+//! A device in tf32 or bf16, based on the CPU: operands of convolutions and values stored in bf16 are rounded, and
+//! everything else is the CPU's float32. It is the simplest form of a tensor-core engine.
 
 use retune::device::cpu::Cpu;
 use retune::device::{
@@ -13,19 +13,19 @@ use super::delegate::Delegate;
 use super::devices::operands;
 use super::{conv2d, conv2d_input_gradient, conv2d_weight_gradient};
 
-/// See the module.
+/// See the module documentation.
 pub struct RoundingDevice {
     precision: Precision,
     adds_in_float64: bool,
 }
 
 impl RoundingDevice {
-    /// In this precision.
+    /// Creates a device in this precision.
     pub fn new(precision: Precision) -> Self {
         Self { precision, adds_in_float64: false }
     }
 
-    /// The same, but convolutions add in float64, by the plainest loops.
+    /// Creates a device whose convolutions add in float64, with the simplest loops.
     pub fn adding_in_float64(precision: Precision) -> Self {
         Self { precision, adds_in_float64: true }
     }
@@ -61,7 +61,7 @@ impl RoundingDevice {
         Ok(Gradient { tensor: self.widened(&gradient.tensor)?, accumulate: gradient.accumulate })
     }
 
-    /// Rounds a result to where it belongs.
+    /// Rounds a result to the type of its target.
     fn store(&self, result: &Tensor, target: &Tensor) -> Result<()> {
         match target.element_type() {
             ElementType::Bf16 => write_f32(&Cpu, &read_f32(&Cpu, result)?, target),

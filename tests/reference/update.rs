@@ -1,4 +1,4 @@
-//! An optimiser at work on a workbench, step by step.
+//! An optimiser on a workbench, step by step.
 
 use retune::device::{Clip, Device, Precision, UpdateArguments};
 use retune::optim::{GroupSettings, Optimizer, OptimizerSettings};
@@ -7,7 +7,7 @@ use retune::tensor::Tensor;
 use super::Sgd;
 use super::devices::{Workbench, assert_near, stored};
 
-/// A parameter group on a device, with what the optimiser keeps for it.
+/// A parameter group on a device, with the optimiser's state.
 pub struct UpdateBench<'a> {
     device: &'a dyn Device,
     bench: &'a Workbench<'a>,
@@ -20,7 +20,7 @@ pub struct UpdateBench<'a> {
 }
 
 impl<'a> UpdateBench<'a> {
-    /// Values before the first step.
+    /// The values before the first step.
     pub fn new(
         device: &'a dyn Device,
         bench: &'a Workbench<'a>,
@@ -35,7 +35,7 @@ impl<'a> UpdateBench<'a> {
         Self { device, bench, optimizer, group, steps: 0, values: bench.variable([count], values), slots, compute_copy }
     }
 
-    /// One step. `loss` is the first number of the loss, `clip` the norm of the gradients and the largest allowed.
+    /// Takes one step. `loss` is the first number of the loss; `clip` is the norm of the gradients and its maximum.
     pub fn step(&mut self, gradients: &[f32], loss: Option<f32>, clip: Option<(f32, f32)>) {
         let (bench, rule) = (self.bench, self.optimizer.rule());
         self.steps += 1;
@@ -56,7 +56,7 @@ impl<'a> UpdateBench<'a> {
         self.device.update(&arguments).unwrap();
     }
 
-    /// The values now. The compute copy must hold them rounded.
+    /// Returns the current values. The compute copy must contain them, rounded.
     #[track_caller]
     pub fn values(&self) -> Vec<f32> {
         let values = self.bench.read(&self.values);
@@ -70,32 +70,32 @@ impl<'a> UpdateBench<'a> {
         values
     }
 
-    /// The values now, whatever the compute copy holds.
+    /// Returns the current values without a check of the compute copy.
     pub fn raw_values(&self) -> Vec<f32> {
         self.bench.read(&self.values)
     }
 
-    /// The state in the slot of this name.
+    /// Returns the state slot of this name.
     pub fn slot(&self, name: &str) -> Vec<f32> {
-        let index = self.optimizer.slots().iter().position(|slot| *slot == name).expect("has this slot");
+        let index = self.optimizer.slots().iter().position(|slot| *slot == name).expect("this slot");
         self.bench.read(&self.slots[index])
     }
 }
 
 impl Sgd {
-    /// The optimiser with these settings.
+    /// Builds the optimiser with these settings.
     pub fn bench<'a>(&self, device: &'a dyn Device, bench: &'a Workbench<'a>, values: &[f32]) -> UpdateBench<'a> {
         let group = GroupSettings { learning_rate: self.rate, weight_decay: self.weight_decay };
         UpdateBench::new(device, bench, OptimizerSettings::sgd(self.momentum), group, values)
     }
 }
 
-/// Compares values after some steps with the truth. The error is taken against how far they moved, as in a reference file.
+/// Compares values after some steps with the truth. The error is relative to the change of the values, as in gradcheck.
 #[track_caller]
 pub fn assert_moved(what: &str, ours: &[f32], before: &[f32], truth: &[f64], rate: f64) {
     let moved: Vec<f32> = ours.iter().zip(before).map(|(after, before)| after - before).collect();
     let moved_truth: Vec<f64> = truth.iter().zip(before).map(|(after, &before)| after - f64::from(before)).collect();
-    // Rounding a value of about 1 costs 3e-8 whatever it moved by.
+    // Rounding a value of about 1 causes an error of 3e-8, however much it changed.
     let typical = rate * (ours.len() as f64).sqrt();
     assert_near(&format!("values {what}"), &moved, &moved_truth, typical, 1e-6 + 2e-7 / rate);
 }

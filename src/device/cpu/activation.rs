@@ -1,12 +1,12 @@
-//! The activation functions, as types, so that each loop over elements is compiled once for each function.
+//! The activation functions as types, so that each loop over elements is compiled once for each function.
 
 /// An activation function and its derivative.
 pub(super) trait Function: Copy {
-    /// Its result.
+    /// Returns the result.
     fn apply(self, value: f32) -> f32;
 
-    /// The gradient of its argument, given that of its result. `value` is the argument or, where the plan kept that
-    /// instead, the result.
+    /// Returns the gradient with respect to the argument, given that of the result. `value` is the argument or, if the
+    /// plan kept the result instead, the result.
     fn backward(self, value: f32, gradient: f32) -> f32;
 }
 
@@ -42,7 +42,7 @@ impl Function for Relu {
     }
 }
 
-/// Evaluates an expression in which `function` is the [`Function`] of an [`crate::device::Activation`].
+/// Evaluates an expression in which `function` is the [`Function`] of a [`crate::device::Activation`].
 macro_rules! with_function {
     ($activation:expr, |$function:ident| $body:expr) => {
         match $activation {

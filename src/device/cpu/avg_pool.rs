@@ -1,4 +1,4 @@
-//! Mean over the image, NHWC. A few hundred kilobytes: bound by nothing that matters.
+//! Mean over the image, NHWC. It processes only a few hundred kilobytes, so its speed does not matter.
 
 use super::jobs;
 use super::memory::Views;

@@ -1,9 +1,10 @@
-//! Batch normalisation over NHWC activations. Bound by memory: the forward pass reads the input twice (statistics, then
-//! normalise), the backward pass reads input and output gradient twice.
+//! Batch normalisation over NHWC activations. Bound by memory: the forward pass reads the input twice (for the
+//! statistics and for the result), and the backward pass reads the input and the output gradient twice.
 //!
-//! Statistics are taken over blocks of pixels that fit in a core's own cache: first the block's mean, then the squared
-//! deviations from it, which loses no digits however far the mean is from zero. Blocks are combined in float64 by
-//! Chan, Golub and LeVeque (1983). Blocks depend on the shape alone, so results do not depend on the number of threads.
+//! Statistics are computed over blocks of pixels that fit in a core's own cache: first the mean of the block, then the
+//! squared deviations from it, which loses no digits even if the mean is far from zero. Blocks are combined in float64
+//! as described by Chan, Golub and LeVeque (1983). Blocks depend only on the shape, so results do not depend on the
+//! number of threads.
 
 use super::activation::{Function, with_function};
 use super::jobs::{self, Pieces};
@@ -12,10 +13,10 @@ use super::vectorised::vectorised;
 use crate::device::interface::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Gradient};
 use crate::tensor::{Shape, Tensor};
 
-/// Elements of a block of pixels.
+/// Elements in a block of pixels.
 const BLOCK: usize = 32 * 1024;
 
-/// Channels whose sums of deviations are taken at a time.
+/// Channels whose sums of deviations are computed at a time.
 const GROUP: usize = 128;
 
 fn block_pixels(channels: usize) -> usize {
@@ -26,7 +27,7 @@ pub(super) fn statistics_rows(shape: Shape) -> usize {
     shape.rows().div_ceil(block_pixels(shape.channels()))
 }
 
-/// Floats of workspace for the backward pass: partial sums, then three coefficients a channel.
+/// Floats of workspace for the backward pass: partial sums, then three coefficients per channel.
 pub(super) fn workspace_len(shape: Shape) -> usize {
     (statistics_rows(shape) * 2 + 3) * shape.channels()
 }
@@ -55,7 +56,8 @@ vectorised! {
             let (sum, squares) = (&mut sum[group.clone()], &mut squares[group.clone()]);
             let mut means = [0.0; GROUP];
             means.iter_mut().zip(sum.iter()).for_each(|(mean, sum)| *mean = sum / pixels);
-            // A long sum of large values has an error; the deviations from the mean so found add up to that error.
+            // A long sum of large values has a rounding error, which equals the sum of the deviations from the computed
+            // mean.
             let mut errors = [0.0; GROUP];
             for pixel in block.chunks_exact(channels) {
                 let accumulators = squares.iter_mut().zip(&mut errors);
@@ -74,7 +76,7 @@ vectorised! {
     }
 }
 
-/// Mean and biased variance of one channel from the blocks' partial sums.
+/// Mean and biased variance of one channel, from the partial sums of the blocks.
 fn combine(statistics: &[f32], channels: usize, channel: usize, pixels: usize) -> (f64, f64) {
     let rows = || statistics.chunks_exact(2 * channels);
     let mean = rows().map(|row| f64::from(row[channel])).sum::<f64>() / pixels as f64;
@@ -136,7 +138,7 @@ pub(super) fn forward(arguments: &BatchNormForward) {
     });
 }
 
-/// Mean and reciprocal standard deviation in running mode.
+/// Mean and inverse deviation in running mode.
 fn running_moments((mean, variance): (&[f32], &[f32]), epsilon: f32, saved_statistics: &mut [f32]) {
     let (means, rest) = saved_statistics.split_at_mut(mean.len());
     means.copy_from_slice(mean);
@@ -145,7 +147,7 @@ fn running_moments((mean, variance): (&[f32], &[f32]), epsilon: f32, saved_stati
     }
 }
 
-/// What a value is multiplied by, and what is then added, from the moments in `saved_statistics`, and written there.
+/// Computes scale and shift from the moments in `saved_statistics`, and stores them there.
 fn factors<'a>(saved_statistics: &'a mut [f32], weight: &[f32], bias: &[f32]) -> (&'a [f32], &'a [f32]) {
     let channels = weight.len();
     let (moments, affine) = saved_statistics.split_at_mut(2 * channels);
@@ -157,7 +159,7 @@ fn factors<'a>(saved_statistics: &'a mut [f32], weight: &[f32], bias: &[f32]) ->
     (scale, shift)
 }
 
-/// What is done to a convolution's output while it is still in the cache: the batch norm behind it, in running mode.
+/// The batch norm that follows a convolution, in running mode, applied to the output while it is still in the cache.
 pub struct Finish<'a> {
     scale: &'a [f32],
     shift: &'a [f32],
@@ -167,7 +169,7 @@ pub struct Finish<'a> {
 
 impl<'a> Finish<'a> {
     pub(super) fn new(arguments: &BatchNormForward<'a>, views: &mut Views) -> Self {
-        assert!(arguments.mode == BatchNormMode::Running, "statistics of a batch need all of it");
+        assert!(arguments.mode == BatchNormMode::Running, "batch statistics need the whole batch");
         let saved_statistics = views.write::<f32>(arguments.saved_statistics);
         let running = (views.read(arguments.running_mean), views.read(arguments.running_variance));
         running_moments(running, arguments.epsilon, saved_statistics);
@@ -176,7 +178,7 @@ impl<'a> Finish<'a> {
         Finish { scale, shift, residual, activation: arguments.activation }
     }
 
-    /// Whole pixels, the first of which begins at `place` of the tensor.
+    /// Normalises whole pixels, the first of which begins at `place` of the tensor.
     pub(super) fn pixels(&self, values: &mut [f32], place: usize) {
         match self.residual {
             Some(residual) => {
@@ -187,7 +189,7 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// One value, at `place` of the tensor.
+    /// Normalises one value, at `place` of the tensor.
     pub(super) fn value(&self, value: f32, channel: usize, place: usize) -> f32 {
         let value = affine(value, self.scale[channel], self.shift[channel]);
         let value = self.residual.map_or(value, |residual| value + residual[place]);
@@ -195,7 +197,7 @@ impl<'a> Finish<'a> {
     }
 }
 
-/// The one place that says how a value is normalised, so that the backward pass finds the same mask, bit for bit.
+/// The only function that normalises a value, so that the backward pass computes the same mask, bit for bit.
 #[inline(always)]
 fn affine(value: f32, scale: f32, shift: f32) -> f32 {
     value * scale + shift
@@ -263,12 +265,12 @@ vectorised! {
     }
 }
 
-/// Where the backward pass finds the value that decides the activation's derivative.
+/// The tensor from which the backward pass computes the derivative of the activation.
 #[derive(Clone, Copy)]
 enum Decisive<'a> {
-    /// In the activation's argument, computed again from the input.
+    /// The argument of the activation, recomputed from the input.
     Argument,
-    /// In the output, `[pixels, channels]`.
+    /// The output, `[pixels, channels]`.
     Output(&'a [f32]),
 }
 
@@ -286,7 +288,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     let (channels, pixels) = (shape.channels(), shape.rows());
     let mut views = Views::default();
     let output_gradient = views.read::<f32>(arguments.output_gradient);
-    // Where the plan kept no input, nothing below reads more than its length.
+    // If the plan kept no input, the code below only uses its length.
     let input = arguments.input.map_or(output_gradient, |tensor| views.read(tensor));
     let weight = views.read::<f32>(arguments.weight);
     let saved_statistics = views.read::<f32>(arguments.saved_statistics);
@@ -347,7 +349,7 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
         let (input, gradient) = (&input[range.clone()], &output_gradient[range.clone()]);
         let decisive = decisive.block(range);
         if let Some((pieces, accumulate)) = &residuals {
-            // SAFETY: each job has an index of its own.
+            // SAFETY: each job has its own index.
             let target = unsafe { pieces.piece(index) };
             residual_gradients(target, *accumulate, input, gradient, activation, decisive, saved_statistics);
         }
@@ -359,9 +361,9 @@ pub(super) fn backward<'a>(arguments: &BatchNormBackward<'a>) {
     });
 }
 
-/// Calls `function(output, backward, arguments...)`, where `backward(channel, gradient, input, output)` is the gradient
-/// of the activation's argument at a channel of a pixel: one copy of the loop for each activation and place, so that
-/// each becomes vector code.
+/// Calls `function(output, backward, arguments...)`, where `backward(channel, gradient, input, output)` returns the
+/// gradient with respect to the argument of the activation at a channel of a pixel. There is one copy of the loop for
+/// each activation and mask, so that the compiler vectorises each.
 macro_rules! behind_activation {
     ($activation:expr, $decisive:expr, $saved_statistics:ident, $gradient:ident, $function:ident($($argument:expr),*)) => {
         with_function!($activation, |activation| match $decisive {
@@ -535,7 +537,7 @@ fn put_residual_gradients(
     }
 }
 
-/// Statistics of a tensor into a tensor.
+/// Computes the statistics of a tensor.
 pub(super) fn statistics_of(input: &Tensor, target: &Tensor) {
     let mut views = Views::default();
     statistics(views.read(input), input.shape().channels(), views.write(target));

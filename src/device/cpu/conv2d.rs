@@ -1,10 +1,10 @@
-//! Two-dimensional convolution: forward, gradient of the input, gradient of the weight.
+//! Two-dimensional convolution: forward, input gradient, weight gradient.
 //!
-//! 3 x 3 filters of stride 1 go through Winograd's algorithm (`winograd.rs`) where that pays, everything else
-//! through an implicit matrix product (`direct.rs`, and `few_pixels.rs` forward where there are few pixels). All cut the
-//! work by shape alone and add in a fixed order: results are the same to the bit for any number of threads. Nothing is
-//! allocated; scratch memory comes from the caller's workspace, whose contents don't matter before and mean nothing
-//! after.
+//! 3 x 3 filters of stride 1 use Winograd's algorithm (`winograd.rs`) if it is faster; everything else is an implicit
+//! matrix product (`direct.rs`, and `few_pixels.rs` forward if there are few pixels). Each splits the work by shape
+//! alone and adds in a fixed order, so results are the same to the bit for any number of threads. Nothing is allocated:
+//! scratch memory comes from the caller's workspace, whose contents do not matter before and are meaningless after the
+//! call.
 
 use super::batch_norm::Finish;
 use super::jobs::{LINE, aligned};
@@ -13,7 +13,7 @@ use super::winograd::Direction;
 use super::{direct, few_pixels, winograd};
 use crate::device::conv2d::{Conv2dPass, Conv2dShape};
 
-/// Floats of workspace that a pass needs, with as many threads as take part now.
+/// Floats of workspace that a pass needs with the current number of threads.
 pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
     let len = match (winograd::suits(shape), pass) {
         (true, Conv2dPass::Forward) => winograd::convolution_workspace(shape, false),
@@ -27,15 +27,15 @@ pub fn workspace_len(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
     len + LINE
 }
 
-/// Output from input and weight.
+/// Computes the output from the input and the weight.
 ///
 /// # Panics
-/// If a slice has not the length that the shape says, or the workspace is shorter than [`workspace_len`].
+/// If a slice does not have the length that the shape requires, or the workspace is shorter than [`workspace_len`].
 pub fn forward(shape: &Conv2dShape, input: &[f32], weight: &[f32], output: &mut [f32], workspace: &mut [f32]) {
     forward_and_finish(shape, input, weight, output, None, workspace);
 }
 
-/// The same; every job finishes the pixels that it has written.
+/// Like [`forward`]; each job applies `finish` to the pixels that it has written.
 pub(super) fn forward_and_finish(
     shape: &Conv2dShape,
     input: &[f32],
@@ -47,8 +47,8 @@ pub(super) fn forward_and_finish(
     forward_at(Level::current(), shape, input, weight, output, finish, workspace);
 }
 
-/// Gradient of the input from that of the output, and the weight. With `accumulate` it is added to what is in
-/// `input_gradient`, else it replaces it.
+/// Computes the input gradient from the output gradient and the weight. With `accumulate` it is added to
+/// `input_gradient`; otherwise it replaces the contents.
 ///
 /// # Panics
 /// As [`forward`].
@@ -63,7 +63,7 @@ pub fn input_gradient(
     input_gradient_at(Level::current(), shape, output_gradient, weight, input_gradient, accumulate, workspace);
 }
 
-/// Gradient of the weight from that of the output, and the input. Replaces what is in `weight_gradient`.
+/// Computes the weight gradient from the output gradient and the input. Replaces the contents of `weight_gradient`.
 ///
 /// # Panics
 /// As [`forward`].

@@ -1,4 +1,4 @@
-//! Softmax cross entropy over at most a few thousand classes: small enough for float64 throughout.
+//! Softmax cross entropy over at most a few thousand classes, which is small enough to compute in float64.
 
 use super::memory::Views;
 use crate::device::interface::CrossEntropy;
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &CrossEntropy) {
     result[1] = correct as f32;
 }
 
-/// The first of the largest logits; a NaN is larger than any number, as in torch.
+/// The index of the first of the largest logits. A NaN is larger than any number, as in PyTorch.
 fn first_largest(logits: &[f32]) -> usize {
     let mut best = 0;
     for (class, &logit) in logits.iter().enumerate() {

@@ -1,12 +1,13 @@
-//! Forward convolution where there are few output pixels and many weights: one image in the deep layers of a network.
+//! Forward convolution with few output pixels and many weights: one image in the deep layers of a network.
 //!
-//! `direct.rs` copies the weights into strips and multiplies pixels by them. For a 7 x 7 map with 512 channels that
-//! copy moves 9.4 MB for 49 pixels and takes longer than the product. Here the roles change: the pixels' taps are
-//! copied into strips (4608 x 49 floats), and the weights, read in place, are the left matrix, whose rows are output
-//! channels. The product comes out transposed, one channel's pixels side by side, and is turned around when it is stored.
+//! `direct.rs` copies the weights into strips and multiplies pixels by them. For a 7 x 7 map with 512 channels, that
+//! copy moves 9.4 MB for 49 pixels and takes longer than the product. Here the roles are exchanged: the taps of the
+//! pixels are copied into strips (4608 x 49 floats), and the weights, read in place, are the left matrix, whose rows
+//! are output channels. The product is transposed: the pixels of one channel are contiguous. It is transposed back when
+//! it is stored.
 //!
-//! Bound by reading the weights once: 9.4 MB at the memory's speed. Groups of channels small enough for the second-level
-//! cache are multiplied by every strip before the next group.
+//! Bound by reading the weights once: 9.4 MB at memory speed. Groups of channels that fit in the L2 cache are
+//! multiplied by every strip before the next group.
 
 use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
@@ -14,14 +15,14 @@ use super::jobs::{self, Shared, lines};
 use super::simd::Level;
 use crate::device::conv2d::Conv2dShape;
 
-/// Output pixels of the batch, at most: beyond, copying the weights pays.
+/// The largest number of output pixels in the batch. With more, copying the weights pays off.
 const PIXELS: usize = 224;
-/// Weights, at least: below, the copy is cheap.
+/// The smallest number of weights. With fewer, the copy is cheap.
 const WEIGHTS: usize = 1 << 16;
-/// Output channels of a job: two groups of rows of the widest kernel.
+/// Output channels per job: two groups of rows of the widest kernel.
 const CHANNELS: usize = 28;
 
-/// Whether the shape's forward pass is done here.
+/// Whether this file computes the forward pass of the shape.
 pub fn suits(shape: &Conv2dShape) -> bool {
     pixels(shape) <= PIXELS && shape.weight_len() >= WEIGHTS
 }
@@ -43,7 +44,7 @@ pub fn workspace(shape: &Conv2dShape) -> usize {
     packed_len(shape) + jobs::scratch_total(CHANNELS * WIDEST_STRIP)
 }
 
-/// Output from input and weight.
+/// Computes the output from the input and the weight.
 pub fn forward(
     level: Level,
     shape: &Conv2dShape,
@@ -58,12 +59,12 @@ pub fn forward(
     let strips = pixels.div_ceil(strip);
     let (packed, scratch) = workspace.split_at_mut(packed_len(shape));
     let packed = Shared(packed.as_mut_ptr());
-    // `packed[pixel / strip][tap][pixel % strip]`. A job is one tap of one strip.
+    // `packed[pixel / strip][tap][pixel % strip]`. Each job copies one tap of one strip.
     let taps = shape.kernel_height * shape.kernel_width;
     let pack = |job: usize| {
         let (index, tap) = (job / taps, job % taps);
         let len = shape.input_channels * strip;
-        // SAFETY: each job has a piece of its own of `packed`, which has room for whole strips.
+        // SAFETY: each job writes its own part of `packed`, which has space for whole strips.
         let target = unsafe { std::slice::from_raw_parts_mut(packed.at((index * taps + tap) * len), len) };
         pack_tap(shape, input, index * strip, strip, tap, target);
     };
@@ -73,7 +74,7 @@ pub fn forward(
         let count = CHANNELS.min(channels - first);
         for index in 0..strips {
             // SAFETY: `weight` has `depth` floats for each of the `count` channels, `packed` has `depth` strips from
-            // here on, and `products` has room for `count` strips.
+            // here on, and `products` has space for `count` strips.
             unsafe {
                 gemm::multiply(
                     level,
@@ -97,7 +98,7 @@ pub fn forward(
                 for channel in 0..count {
                     let (value, place) = (products[channel * strip + lane], pixel * channels + first + channel);
                     let value = finish.map_or(value, |finish| finish.value(value, first + channel, place));
-                    // SAFETY: inside the output, and this job alone writes its channels.
+                    // SAFETY: the address is inside the output, and only this job writes its channels.
                     unsafe { output.at(place).write(value) };
                 }
             }
@@ -116,8 +117,8 @@ pub fn forward(
     );
 }
 
-/// Writes `[channel][lane]`: the input that each pixel from `first` on has under one tap, zero outside the image and
-/// where there is no pixel.
+/// Writes `[channel][lane]`: the input under one tap for each pixel starting at `first`, and zero outside the image and
+/// beyond the last pixel.
 fn pack_tap(shape: &Conv2dShape, input: &[f32], first: usize, strip: usize, tap: usize, target: &mut [f32]) {
     let (rows, columns) = (shape.output_height(), shape.output_width());
     let (tap_row, tap_column) = (tap / shape.kernel_width, tap % shape.kernel_width);

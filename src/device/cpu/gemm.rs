@@ -1,22 +1,22 @@
-//! The matrix kernel under both convolution algorithms: `result (+)= left * right`, for a strip of `right` two vectors
-//! wide.
+//! The matrix kernel of both convolution algorithms: `result (+)= left * right`, for a strip of `right` that is two
+//! vectors wide.
 //!
 //! The sums of `rows` x two vectors stay in registers over the whole depth: 14 x 32 floats with AVX-512 (28 of 32
-//! registers), 6 x 16 with AVX2 (12 of 16). One step of the depth is 28 multiply-adds on 2 vector loads and 14 broadcast
-//! loads, so the two load ports are idle almost half of the time and the multiply-add units bound it, as long as a
-//! step's 128 bytes of `right` and 56 of `left` come from the first two cache levels: 64 operations a cycle and core
-//! with two 512-bit units.
+//! registers), 6 x 16 with AVX2 (12 of 16). One step of the depth is 28 multiply-adds on 2 vector loads and 14
+//! broadcast loads, so the two load ports are idle almost half of the time. The multiply-add units are the limit as
+//! long as a step's 128 bytes of `right` and 56 of `left` come from the L1 or L2 cache: 64 operations per cycle on a
+//! core with two 512-bit units.
 //!
-//! `left` is never packed. Its rows lie `left_row` floats apart, which is how a convolution reads its pixels in place:
-//! the row of a matrix is one output pixel, whose taps in one image row are contiguous in NHWC, and a image row is
-//! one *segment* of the depth. Transposed, the rows are adjacent and the depth has the stride.
+//! `left` is never packed. Its rows are `left_row` floats apart, so a convolution reads its pixels in place: a row of
+//! the matrix is one output pixel, whose taps in one image row are contiguous in NHWC, and an image row is one
+//! *segment* of the depth. In the transposed form, the rows are adjacent and the depth has the stride.
 
 use super::simd::{Level, Vector, instantiate};
 
-/// Steps of the depth that the right matrix is asked for ahead of its use.
+/// Steps of the depth by which the right matrix is prefetched.
 const AHEAD: usize = 64;
 
-/// The widest strip of any level, two vectors of sixteen. Buffers are measured with it.
+/// The widest strip of any level, two vectors of sixteen. It determines the size of buffers.
 pub const WIDEST_STRIP: usize = 32;
 
 /// Columns of a strip at this level: two vectors.
@@ -25,7 +25,7 @@ pub fn strip(level: Level) -> usize {
 }
 
 instantiate! {
-    /// Copies the first `columns` of `rows` rows, `stride` floats apart, to whole strips with zeros behind.
+    /// Copies the first `columns` of `rows` rows, `stride` floats apart, to whole strips padded with zeros.
     ///
     /// # Safety
     /// `source` must be valid for the rows, `target` for `rows` strips.
@@ -36,7 +36,7 @@ instantiate! {
 unsafe fn pack_generic<V: Vector>(source: *const f32, stride: usize, rows: usize, columns: usize, target: *mut f32) {
     for row in 0..rows {
         for lane in [0, V::LANES] {
-            // SAFETY: by the caller; lanes from `columns` on are not read.
+            // SAFETY: guaranteed by the caller; lanes starting at `columns` are not read.
             unsafe {
                 let source = source.wrapping_add(row * stride + lane);
                 let value = V::load_first(source, columns.saturating_sub(lane));
@@ -46,13 +46,12 @@ unsafe fn pack_generic<V: Vector>(source: *const f32, stride: usize, rows: usize
     }
 }
 
-/// Where the rows of a matrix lie: those of one line have a constant distance, so have the lines of one image, and so
-/// have images.
+/// The positions of the rows of a matrix. Rows in a line, lines in an image, and images each have a constant distance.
 #[derive(Clone, Copy)]
 pub struct Grid {
-    /// Rows of a line.
+    /// Rows in a line.
     pub columns: usize,
-    /// Lines of an image.
+    /// Lines in an image.
     pub lines: usize,
     /// Distance of the rows of a line.
     pub column: usize,
@@ -63,7 +62,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Rows of constant distance.
+    /// Rows with a constant distance.
     pub fn even(distance: usize) -> Grid {
         Grid { columns: usize::MAX, lines: 1, column: distance, line: 0, image: 0 }
     }
@@ -83,34 +82,34 @@ impl Grid {
 pub struct Product {
     /// Rows of `left` and `result`.
     pub rows: usize,
-    /// Columns of `result` that are stored; at most the strip.
+    /// Columns of `result` to store; at most the strip.
     pub columns: usize,
-    /// How many contiguous pieces the depth consists of.
+    /// Number of contiguous segments of the depth.
     pub segments: usize,
-    /// Length of one piece.
+    /// Length of a segment.
     pub depth: usize,
     /// The left matrix.
     pub left: *const f32,
-    /// How its rows and its depth lie.
+    /// The layout of its rows and its depth.
     pub left_order: Order,
-    /// Distance of its segments.
+    /// Distance between its segments.
     pub left_segment: usize,
     /// The right matrix: contiguous, `segments * depth` rows of one strip.
     pub right: *const f32,
     /// The product.
     pub result: *mut f32,
-    /// Where its rows lie.
+    /// The positions of its rows.
     pub result_rows: Grid,
-    /// Whether to add to what is in `result`.
+    /// Whether to add to the values in `result`.
     pub accumulate: bool,
 }
 
-/// How the left matrix lies in memory.
+/// The layout of the left matrix in memory.
 #[derive(Clone, Copy)]
 pub enum Order {
-    /// The depth is contiguous; the rows lie like this.
+    /// The depth is contiguous; the rows have these positions.
     Rows(Grid),
-    /// The rows are adjacent, the steps of the depth are this far apart.
+    /// The rows are adjacent; the steps of the depth are this far apart.
     Columns(usize),
 }
 
@@ -118,7 +117,7 @@ instantiate! {
     /// Computes the product.
     ///
     /// # Safety
-    /// The pointers must be valid for what the fields say, and nobody else may touch `result`.
+    /// The pointers must be valid for the sizes in the fields, and nothing else may access `result`.
     pub unsafe fn multiply = multiply_generic(product: &Product)
 }
 
@@ -129,7 +128,7 @@ unsafe fn multiply_generic<V: Vector>(product: &Product) {
     let mut row = 0;
     for group in 0..groups {
         let rows = (product.rows - row).div_ceil(groups - group);
-        // SAFETY: `row + rows <= product.rows`; pointers by the caller.
+        // SAFETY: `row + rows <= product.rows`; the caller guarantees the pointers.
         unsafe {
             match product.left_order {
                 Order::Rows(_) => group_of_rows::<V, false>(product, row, rows),
@@ -145,8 +144,8 @@ unsafe fn group_of_rows<V: Vector, const COLUMNS: bool>(product: &Product, row: 
     macro_rules! pick {
         ($($count:literal)*) => {
             match rows {
-                // The guard lets narrower levels drop the kernels that they never call.
-                // SAFETY: as this function; `rows` rows from `row` on are inside the matrices.
+                // The guard lets narrower levels omit the kernels that they never call.
+                // SAFETY: as for this function; `rows` rows starting at `row` are inside the matrices.
                 $($count if $count <= V::BLOCK_ROWS => unsafe { block::<V, $count, COLUMNS>(product, row) },)*
                 _ => unreachable!("a group has at most BLOCK_ROWS rows"),
             }
@@ -155,11 +154,12 @@ unsafe fn group_of_rows<V: Vector, const COLUMNS: bool>(product: &Product, row: 
     pick!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// `ROWS` rows of the product, from `row` on.
+/// Computes `ROWS` rows of the product, starting at `row`.
 #[inline(always)]
 unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Product, row: usize) {
-    // SAFETY: reads `ROWS` x `segments * depth` of left and `segments * depth` strips of right, writes `ROWS` x
-    // `columns` of the result, all valid by the caller's promise; V's instruction set by `instantiate!`.
+    // SAFETY: reads `ROWS` x `segments * depth` of left and `segments * depth` strips of right, and writes `ROWS` x
+    // `columns` of the result. The caller guarantees that all are valid, and `instantiate!` that the instruction set is
+    // available.
     unsafe {
         let mut sums = [[V::splat(0.0); 2]; ROWS];
         let mut right = product.right;
@@ -173,7 +173,7 @@ unsafe fn block<V: Vector, const ROWS: usize, const COLUMNS: bool>(product: &Pro
                 let first = V::load(right);
                 let second = V::load(right.add(V::LANES));
                 right = right.add(2 * V::LANES);
-                // Past the end of the strip the next one begins, mostly.
+                // Usually the next strip begins after the end of this one.
                 V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES));
                 V::prefetch(right.wrapping_add(AHEAD * 2 * V::LANES + V::LANES));
                 for (i, sum) in sums.iter_mut().enumerate() {

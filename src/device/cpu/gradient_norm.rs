@@ -1,15 +1,15 @@
-//! The Euclidean norm of all gradients. Bound by memory: gradients read.
+//! The Euclidean norm of all gradients. Bound by memory: each gradient is read once.
 
 use super::jobs;
 use super::memory::Views;
 use super::vectorised::vectorised;
 use crate::tensor::Tensor;
 
-/// Gradients of one sum.
+/// Gradients per partial sum.
 const BLOCK: usize = 64 * 1024;
 const LANES: usize = 16;
 
-/// Sums of squares that gradients of that length come to.
+/// The number of partial sums for gradients of that length.
 pub(super) fn sums(len: usize) -> usize {
     len.div_ceil(BLOCK)
 }
@@ -33,7 +33,8 @@ pub(super) fn run(gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) {
 }
 
 vectorised! {
-    /// Each lane adds every sixteenth square, so that the order of additions does not depend on the processor's vectors.
+    /// Each lane adds every sixteenth square, so that the order of additions does not depend on the processor's vector
+    /// length.
     fn add_squares(values: &[f32], lanes: &mut [f32; LANES]) {
         let (groups, rest) = values.as_chunks::<LANES>();
         for group in groups {

@@ -1,14 +1,14 @@
-//! Hands out jobs to the thread pool, each with a piece of scratch memory.
+//! Distributes jobs to the thread pool, each with its own scratch memory.
 //!
-//! Each thread takes the next job when it is free. A job's result must not depend on who does it, nor on what its
-//! scratch memory holds: then neither does it depend on the number of threads.
+//! Each thread takes the next job when it is free. The result of a job must not depend on the thread that runs it or on
+//! the contents of its scratch memory, so that it does not depend on the number of threads.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::device::threads;
 
-/// Floats in a cache line. Scratch memory is cut in multiples of it.
+/// Floats in a cache line. Scratch memory is divided into multiples of it.
 pub const LINE: usize = 16;
 
 /// Rounds up to whole cache lines.
@@ -16,7 +16,7 @@ pub fn lines(len: usize) -> usize {
     len.next_multiple_of(LINE)
 }
 
-/// The part of `memory` that begins at a cache line. Loses up to `LINE - 1` floats.
+/// Returns the part of `memory` that begins at a cache line. Up to `LINE - 1` floats are lost.
 pub fn aligned(memory: &mut [f32]) -> &mut [f32] {
     let offset = memory.as_ptr().align_offset(4 * LINE).min(memory.len());
     &mut memory[offset..]
@@ -27,8 +27,8 @@ pub fn run(jobs: usize, scratch: &mut [f32], scratch_len: usize, run: impl Fn(us
     run_phases(1, |_| jobs, scratch, scratch_len, |_, job, scratch| run(job, scratch));
 }
 
-/// Calls `run(phase, job, scratch)` once for every job in `0..jobs(phase)` of every phase. Jobs of a phase begin when
-/// all of the phase before have ended.
+/// Calls `run(phase, job, scratch)` once for every job in `0..jobs(phase)` of every phase. The jobs of a phase start
+/// when all jobs of the previous phase have ended.
 pub fn run_phases(
     phases: usize,
     jobs: impl Fn(usize) -> usize + Sync,
@@ -55,7 +55,7 @@ pub fn run_phases(
             if phase == phases {
                 break;
             }
-            // Whoever has a job of the phase before is at work on it, so this ends.
+            // Another thread is running each unfinished job of the previous phase, so this loop ends.
             threads::wait_until(|| ended.load(Ordering::Acquire) >= begin);
             let _ended = Ended(&ended);
             run(phase, job - begin, scratch);
@@ -63,7 +63,7 @@ pub fn run_phases(
     });
 }
 
-/// Counts a job when it ends, also by a panic: others wait for it.
+/// Counts a job when it ends, even by a panic, because others wait for it.
 struct Ended<'a>(&'a AtomicUsize);
 
 impl Drop for Ended<'_> {
@@ -81,7 +81,7 @@ pub fn scratch_total(scratch_len: usize) -> usize {
 pub fn for_each_piece<T: Send>(values: &mut [T], len: usize, run: impl Fn(usize, &mut [T]) + Sync) {
     let pieces = Pieces::new(values, len);
     for_each(pieces.count(), |index| {
-        // SAFETY: each job has an index of its own.
+        // SAFETY: each job has its own index.
         run(index, unsafe { pieces.piece(index) });
     });
 }
@@ -100,7 +100,7 @@ pub fn for_each(jobs: usize, run: impl Fn(usize) + Sync) {
     });
 }
 
-/// A slice cut in pieces that jobs may write to at the same time.
+/// A slice divided into pieces that jobs can write to at the same time.
 pub struct Pieces<'a, T> {
     values: *mut T,
     total: usize,
@@ -112,40 +112,40 @@ pub struct Pieces<'a, T> {
 unsafe impl<T: Send> Sync for Pieces<'_, T> {}
 
 impl<'a, T> Pieces<'a, T> {
-    /// Pieces of `len` elements; the last may be shorter.
+    /// Divides into pieces of `len` elements; the last may be shorter.
     pub fn new(values: &'a mut [T], len: usize) -> Self {
         Pieces { values: values.as_mut_ptr(), total: values.len(), len: len.max(1), borrowed: PhantomData }
     }
 
-    /// How many there are.
+    /// The number of pieces.
     pub fn count(&self) -> usize {
         self.total.div_ceil(self.len)
     }
 
-    /// One of them.
+    /// Returns one piece.
     ///
     /// # Safety
-    /// Nobody else may have the piece of this index at the same time.
+    /// Nothing else may access the piece with this index at the same time.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn piece(&self, index: usize) -> &mut [T] {
         let begin = (index * self.len).min(self.total);
         let len = self.len.min(self.total - begin);
-        // SAFETY: in range of the slice that is borrowed, and nobody else has it, by the caller.
+        // SAFETY: in range of the borrowed slice; the caller guarantees exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(begin), len) }
     }
 }
 
-/// A pointer that jobs may share. Whoever writes through it says why no two jobs touch the same float.
+/// A pointer that jobs can share. Code that writes through it must justify that no two jobs access the same float.
 #[derive(Clone, Copy)]
 pub struct Shared(pub *mut f32);
 
-// SAFETY: a plain address; every use of it is unsafe and is justified where it happens.
+// SAFETY: a plain address; every use of it is unsafe and is justified there.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// The address `offset` floats further on.
+    /// Returns the address `offset` floats further on.
     ///
     /// # Safety
     /// It must lie in the same allocation.
@@ -159,7 +159,7 @@ impl Shared {
 mod tests {
     use super::*;
 
-    /// A job of a phase finds everything that the phase before wrote.
+    /// A job of a phase sees everything that the previous phase wrote.
     #[test]
     fn phases_follow_each_other() {
         for participants in 1..5 {
@@ -194,6 +194,6 @@ mod tests {
         let mut values = vec![0; 103];
         for_each_piece(&mut values, 10, |index, piece| piece.fill(index));
         assert!(values.iter().enumerate().all(|(index, &piece)| piece == index / 10));
-        for_each_piece(&mut values[..0], 10, |_, _| unreachable!("there is no piece"));
+        for_each_piece(&mut values[..0], 10, |_, _| unreachable!("no pieces"));
     }
 }

@@ -1,7 +1,8 @@
-//! Maximum over windows, NHWC. Bound by memory: input and output once each way, and a byte an output element.
+//! Maximum over windows, NHWC. Bound by memory: each pass moves input and output once, and one byte per output element.
 //!
-//! Both directions gather: a group of channels of one pixel stays in registers while the taps of its window, or the
-//! windows that it lies in, pass by. So every float is written once, and an image's rows are independent jobs.
+//! Both directions gather: a group of channels of one pixel stays in registers during a loop over the taps of its
+//! window, or over the windows that contain it. So every float is written once, and the rows of an image are
+//! independent jobs.
 
 use super::jobs::{self, Pieces};
 use super::memory::Views;
@@ -12,10 +13,10 @@ use crate::tensor::Tensor;
 /// Channels that are kept in registers together.
 const GROUP: usize = 16;
 
-/// Most taps of a window, and so most windows over a pixel, whose places are kept on the stack.
+/// The maximum number of taps in a window, and so of windows over a pixel, whose positions are kept on the stack.
 const MOST_TAPS: usize = 15 * 15;
 
-/// One tap of a window: its index in the window, and where the pixel under it begins.
+/// One tap of a window: its index in the window, and the offset of the pixel under it.
 #[derive(Clone, Copy, Default)]
 struct Tap {
     index: u32,
@@ -26,7 +27,7 @@ fn activation(tensor: &Tensor) -> [usize; 4] {
     tensor.shape().dims().try_into().expect("max_pool works on activations")
 }
 
-/// The part of a window of which output row or column `output` consists: `(index in the window, input index)`.
+/// The part of a window that output row or column `output` covers: `(index in the window, input index)`.
 fn taps(window: MaxPoolWindow, output: usize, extent: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..window.size).filter_map(move |tap| {
         let input = (output * window.stride + tap).checked_sub(window.padding)?;
@@ -34,7 +35,7 @@ fn taps(window: MaxPoolWindow, output: usize, extent: usize) -> impl Iterator<It
     })
 }
 
-/// The windows that input row or column `input` lies in: `(index in the window, output index)`, the first output first.
+/// The windows that contain input row or column `input`: `(index in the window, output index)`, in order of outputs.
 fn windows(window: MaxPoolWindow, input: usize, outputs: usize) -> impl Iterator<Item = (usize, usize)> {
     let first = (input + window.padding + 1).saturating_sub(window.size).div_ceil(window.stride);
     let last = ((input + window.padding) / window.stride + 1).min(outputs);
@@ -67,7 +68,7 @@ pub(super) fn forward(window: MaxPoolWindow, input: &Tensor, output: &Tensor, in
     };
     match indices.map(|tensor| Pieces::new(views.write::<u8>(tensor), row_length)) {
         Some(indices) => jobs::for_each_piece(output, row_length, |index, output| {
-            // SAFETY: each job has an index of its own.
+            // SAFETY: each job has its own index.
             run(index, output, unsafe { indices.piece(index) });
         }),
         None => jobs::for_each_piece(output, row_length, |index, output| run(index, output, &mut [])),
@@ -102,8 +103,8 @@ pub(super) fn backward(window: MaxPoolWindow, indices: &Tensor, output_gradient:
 }
 
 vectorised! {
-    /// The largest value under the taps and, unless `indices` is empty, the index of the first tap that has it. A NaN
-    /// wins and stays, as in torch.
+    /// The largest value under the taps and, unless `indices` is empty, the index of the first tap with that value. A
+    /// NaN is larger than any number, and the last NaN wins, as in PyTorch.
     fn largest(input: &[f32], taps: &[Tap], output: &mut [f32], indices: &mut [u8]) {
         let whole = output.len() / GROUP * GROUP;
         for channel in (0..whole).step_by(GROUP) {
@@ -114,7 +115,7 @@ vectorised! {
         }
     }
 
-    /// Adds the gradient of those outputs whose maximum was this pixel.
+    /// Adds the gradients of the outputs whose maximum is this pixel.
     fn collect(gradient: &[f32], indices: &[u8], windows: &[Tap], target: &mut [f32]) {
         let whole = target.len() / GROUP * GROUP;
         for channel in (0..whole).step_by(GROUP) {
@@ -140,11 +141,11 @@ fn largest_of_group<const SIZE: usize>(
     indices: &mut [u8],
 ) {
     let mut best = [f32::NEG_INFINITY; SIZE];
-    // Where nothing is larger than minus infinity, the first pixel is the maximum.
+    // If nothing is larger than minus infinity, the first pixel is the maximum.
     let mut position = [taps.first().map_or(0, |tap| tap.index); SIZE];
     for tap in taps {
         let values: [f32; SIZE] = group(input, tap.start + channel);
-        // Masks rather than conditions, which the compiler would turn into branches.
+        // Uses masks, because the compiler would turn conditions into branches.
         for lane in 0..SIZE {
             let value = values[lane];
             let wins = u32::from((value > best[lane]) | value.is_nan()).wrapping_neg();

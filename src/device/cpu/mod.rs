@@ -1,4 +1,4 @@
-//! The CPU back end: native Rust, float32, all cores.
+//! The CPU engine: native Rust, float32, all cores.
 
 mod activation;
 mod avg_pool;
@@ -30,7 +30,8 @@ use crate::tensor::{Memory, Shape, Tensor};
 use memory::Views;
 pub(crate) use vectorised::vectorised;
 
-/// The processor of this machine. Work is spread over the thread pool of [`threads`]; results do not depend on how many there are.
+/// The processor of this machine. Work is distributed over the thread pool of [`threads`]; results do not depend on its
+/// size.
 pub struct Cpu;
 
 impl Device for Cpu {

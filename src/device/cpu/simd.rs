@@ -1,16 +1,16 @@
-//! Vectors of floats: one trait, and an implementation for each instruction set, chosen once at run time.
+//! Vectors of floats: one trait, and an implementation for each instruction set, selected once at run time.
 //!
-//! Hot loops are written once, generic over [`Vector`], as `#[inline(always)]` functions. `instantiate!` makes an
-//! ordinary function of such a loop: three copies, each compiled for its instruction set, and a `match` on [`Level`].
+//! Hot loops are written once, generic over [`Vector`], as `#[inline(always)]` functions. `instantiate!` turns such a
+//! loop into an ordinary function: three copies, each compiled for its instruction set, and a `match` on [`Level`].
 
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 
-/// An instruction set, from the plainest to the widest.
+/// An instruction set, from the simplest to the widest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Plain Rust on arrays of eight floats.
+    /// Portable Rust on arrays of eight floats.
     Portable,
     /// AVX2 with fused multiply-add: eight lanes.
     Avx2,
@@ -29,7 +29,7 @@ impl std::fmt::Display for Level {
 }
 
 impl Level {
-    /// The widest level that this machine has.
+    /// The widest level that this machine supports.
     pub fn widest() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
@@ -43,10 +43,10 @@ impl Level {
         Level::Portable
     }
 
-    /// The level that the environment variable `RETUNE_CPU` asks for, if it is set.
+    /// The level that the environment variable `RETUNE_CPU` selects, if it is set.
     ///
     /// # Errors
-    /// A name other than `portable`, `avx2` and `avx512`.
+    /// If it is a name other than `portable`, `avx2` and `avx512`.
     pub fn wanted() -> Result<Option<Level>> {
         let Some(name) = std::env::var_os("RETUNE_CPU") else { return Ok(None) };
         match name.to_str() {
@@ -57,8 +57,8 @@ impl Level {
         }
     }
 
-    /// The level in use: the widest, unless [`Level::wanted`] is a lower one. Asked once; later changes of the environment
-    /// have no effect.
+    /// The level in use: the widest, unless [`Level::wanted`] is lower. Evaluated once; later changes of the
+    /// environment have no effect.
     pub fn current() -> Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| Level::wanted().ok().flatten().unwrap_or(Level::Avx512).min(Level::widest()))
@@ -76,15 +76,15 @@ impl Level {
 /// A vector of floats.
 ///
 /// # Safety
-/// Every function may be called only where the instruction set of the implementation is available, and inside a
-/// function compiled for it (which `instantiate!` sees to). Pointers must be valid for `LANES` floats, or `count`.
+/// Every function may be called only if the instruction set of the implementation is available, and inside a function
+/// compiled for it (`instantiate!` ensures this). Pointers must be valid for `LANES` floats, or `count`.
 #[allow(clippy::missing_safety_doc, reason = "one contract for all functions, above")]
 pub unsafe trait Vector: Copy {
     /// Floats in the vector.
     const LANES: usize;
-    /// Rows of the register block that the matrix kernel holds; columns are always two vectors.
+    /// Rows of the matrix kernel's register block; it always has two vectors of columns.
     const BLOCK_ROWS: usize;
-    /// All lanes `value`.
+    /// Sets all lanes to `value`.
     unsafe fn splat(value: f32) -> Self;
     /// Loads all lanes; the address needs no alignment.
     unsafe fn load(source: *const f32) -> Self;
@@ -100,13 +100,13 @@ pub unsafe trait Vector: Copy {
     unsafe fn sub(self, other: Self) -> Self;
     /// `self * other`
     unsafe fn mul(self, other: Self) -> Self;
-    /// `self * factor + addend`, rounded once where the hardware can.
+    /// `self * factor + addend`, rounded once if the hardware supports it.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Asks for the cache line at `address` to be brought to the first-level cache.
+    /// Prefetches the cache line at `address` to the L1 cache.
     unsafe fn prefetch(address: *const f32);
 }
 
-/// Plain Rust: the compiler makes of it what the target's baseline has.
+/// Portable Rust, which the compiler translates for the target's baseline.
 #[derive(Clone, Copy)]
 pub struct Portable([f32; 8]);
 
@@ -122,26 +122,26 @@ unsafe impl Vector for Portable {
 
     #[inline(always)]
     unsafe fn load(source: *const f32) -> Self {
-        // SAFETY: the caller vouches for eight floats.
+        // SAFETY: the caller guarantees eight floats.
         Portable(unsafe { source.cast::<[f32; 8]>().read_unaligned() })
     }
 
     #[inline(always)]
     unsafe fn store(self, target: *mut f32) {
-        // SAFETY: the caller vouches for eight floats.
+        // SAFETY: the caller guarantees eight floats.
         unsafe { target.cast::<[f32; 8]>().write_unaligned(self.0) }
     }
 
     #[inline(always)]
     unsafe fn store_first(self, target: *mut f32, count: usize) {
-        // SAFETY: the caller vouches for `count` floats; `min` keeps the source in range.
+        // SAFETY: the caller guarantees `count` floats; `min` keeps the source in range.
         unsafe { target.copy_from_nonoverlapping(self.0.as_ptr(), count.min(8)) }
     }
 
     #[inline(always)]
     unsafe fn load_first(source: *const f32, count: usize) -> Self {
         let mut lanes = [0.0; 8];
-        // SAFETY: the caller vouches for `count` floats; `min` keeps the target in range.
+        // SAFETY: the caller guarantees `count` floats; `min` keeps the target in range.
         unsafe { source.copy_to_nonoverlapping(lanes.as_mut_ptr(), count.min(8)) };
         Portable(lanes)
     }
@@ -191,11 +191,11 @@ mod x86 {
     #[inline(always)]
     unsafe fn mask_of_eight(count: usize) -> __m256i {
         const ONES_THEN_ZEROS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-        // SAFETY: reads eight of sixteen numbers from an offset of at most eight; AVX2 by the caller.
+        // SAFETY: reads eight of sixteen numbers from an offset of at most eight; the caller guarantees AVX2.
         unsafe { _mm256_loadu_si256(ONES_THEN_ZEROS.as_ptr().add(8 - count.min(8)).cast()) }
     }
 
-    // SAFETY: all functions keep to AVX2 and FMA.
+    // SAFETY: all functions use only AVX2 and FMA.
     unsafe impl Vector for Avx2 {
         const LANES: usize = 8;
         const BLOCK_ROWS: usize = 6;
@@ -256,7 +256,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn prefetch(address: *const f32) {
-            // SAFETY: a prefetch touches no memory that the program can see, and never faults.
+            // SAFETY: a prefetch accesses no memory that is visible to the program, and never faults.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
@@ -271,7 +271,7 @@ mod x86 {
         ((1u32 << count.min(16)) - 1) as __mmask16
     }
 
-    // SAFETY: all functions keep to AVX-512F.
+    // SAFETY: all functions use only AVX-512F.
     unsafe impl Vector for Avx512 {
         const LANES: usize = 16;
         const BLOCK_ROWS: usize = 14;
@@ -332,7 +332,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn prefetch(address: *const f32) {
-            // SAFETY: a prefetch touches no memory that the program can see, and never faults.
+            // SAFETY: a prefetch accesses no memory that is visible to the program, and never faults.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }
@@ -340,7 +340,7 @@ mod x86 {
 
 /// Makes `unsafe fn name(level, arguments)` from a generic `#[inline(always)] unsafe fn body<V: Vector>(arguments)`.
 ///
-/// The function made is as safe as `body` itself; `level` must be one that this machine has.
+/// The new function is as safe as `body` itself; `level` must be one that this machine supports.
 macro_rules! instantiate {
     ($(#[$attribute:meta])* $visibility:vis unsafe fn $name:ident = $body:ident ( $($argument:ident: $type:ty),* $(,)? )) => {
         $(#[$attribute])*
@@ -349,16 +349,16 @@ macro_rules! instantiate {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
             unsafe fn avx512($($argument: $type),*) {
-                // SAFETY: compiled for this instruction set; the rest is the caller's promise.
+                // SAFETY: compiled for this instruction set; the caller guarantees the rest.
                 unsafe { $body::<simd::Avx512>($($argument),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             unsafe fn avx2($($argument: $type),*) {
-                // SAFETY: compiled for this instruction set; the rest is the caller's promise.
+                // SAFETY: compiled for this instruction set; the caller guarantees the rest.
                 unsafe { $body::<simd::Avx2>($($argument),*) }
             }
-            // SAFETY: a level is only ever made where the machine has it; the rest is the caller's promise.
+            // SAFETY: a level exists only if the machine supports it; the caller guarantees the rest.
             unsafe {
                 match level {
                     #[cfg(target_arch = "x86_64")]

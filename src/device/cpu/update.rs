@@ -1,5 +1,5 @@
-//! One step of an optimiser over a flat group of parameters: what all optimisers share. Bound by memory: values, gradients and
-//! slots read, values and slots written.
+//! One step of an optimiser over a flat group of parameters, shared by all optimisers. Bound by memory: it reads
+//! values, gradients and slots, and writes values and slots.
 
 use super::jobs::{self, Pieces};
 use super::memory::Views;
@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &UpdateArguments) {
     jobs::for_each_piece(values, BLOCK, |index, values| {
         let gradients = &gradients[index * BLOCK..gradients.len().min((index + 1) * BLOCK)];
         let slots = slots.each_ref().map(|slot| match slot {
-            // SAFETY: each job has an index of its own.
+            // SAFETY: each job has its own index.
             Some(pieces) => unsafe { pieces.piece(index) },
             None => &mut [],
         });

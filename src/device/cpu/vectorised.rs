@@ -1,9 +1,9 @@
-//! Lets the compiler vectorise plain loops for the instruction set that the machine turns out to have.
+//! Lets the compiler vectorise plain loops for the instruction set of the machine.
 
-/// Compiles each function once for every instruction set and picks one at run time.
+/// Compiles each function once for every instruction set and selects one at run time.
 ///
-/// The loops are plain Rust: no fused multiply-add is formed and sums keep their order, so every copy gives the same
-/// bits.
+/// The loops are plain Rust: the compiler forms no fused multiply-adds and keeps the order of sums, so every copy gives
+/// the same bits.
 macro_rules! vectorised {
     ($($(#[$attribute:meta])* fn $name:ident ( $($argument:ident: $type:ty),* $(,)? ) $body:block)*) => {$(
         $(#[$attribute])*
@@ -26,7 +26,7 @@ macro_rules! vectorised {
 
             match $crate::device::cpu::simd::Level::current() {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: the level is only reported where the machine has these instruction sets.
+                // SAFETY: the level is only reported if the machine supports these instruction sets.
                 $crate::device::cpu::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.

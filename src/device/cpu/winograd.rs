@@ -1,28 +1,28 @@
 //! Winograd's minimal filtering F(4x4, 3x3): 3 x 3 convolutions of stride 1 and padding 1 with a quarter of the
 //! multiplications.
 //!
-//! A row of 6 inputs and 3 taps gives 4 outputs: both are read as polynomials, evaluated at 0, +-p, +-q and infinity,
-//! multiplied point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter `w` and 4
-//! x 4 outputs `y`:
+//! A row of 6 inputs and 3 taps gives 4 outputs: both are interpreted as polynomials, evaluated at 0, +-p, +-q and
+//! infinity, multiplied point by point, and interpolated. In two dimensions, with a tile of 6 x 6 inputs `d`, a filter
+//! `w` and 4 x 4 outputs `y`:
 //!
 //! ```text
 //! forward              y  = At [ (G w Gt) . (Bt d B) ] A      summed over input channels inside the brackets
-//! gradient of weight   dw = Gt [ (A dy At) . (Bt d B) ] G     summed over tiles inside the brackets (transpose of the
-//! above)
+//! weight gradient      dw = Gt [ (A dy At) . (Bt d B) ] G     summed over tiles inside the brackets
 //! ```
 //!
-//! The gradient of the input is the forward pass over the gradient of the output, with filters turned by 180 degrees
-//! and the channels exchanged. Inside the brackets, each of the 36 points is a matrix product of its own.
+//! The second formula is the transpose of the first. The input gradient is the forward pass over the output gradient,
+//! with filters rotated by 180 degrees and the channels exchanged. Inside the brackets, each of the 36 points is a
+//! matrix product of its own.
 //!
-//! The points are (p, q) = (2/3, 3/2): p * q = 1 makes several factors vanish, and the rounding error is half of that
-//! of the usual (1, 2); about 1e-6 relative in float32.
+//! The points are (p, q) = (2/3, 3/2): with p * q = 1 several factors vanish, and the rounding error is half of that of
+//! the usual (1, 2), about 1e-6 relative in float32.
 //!
-//! A tile that reaches over the end of a image has fewer outputs, and so needs fewer points: see [`Side`].
+//! A tile that extends over the edge of an image has fewer outputs, and so needs fewer points: see [`Side`].
 //!
-//! Bound by the multiply-add units in the products: 36 / 16 = 2.25 multiply-adds for each output, and pair of channels,
-//! against 9. The transforms cost some 300 vector operations a tile and channel vector, and read and write 36 / 16 of a
-//! image; with AVX2 they take 40 % of a forward pass at 64 channels and 15 % at 256. At 512 channels reading the 36 / 9
-//! times larger filters weighs as much.
+//! Bound by the multiply-add units in the products: 36 / 16 = 2.25 multiply-adds for each output and pair of channels,
+//! compared with 9. The transforms need about 300 vector operations per tile and channel vector, and read and write 36
+//! / 16 of an image. With AVX2 they take 40 % of a forward pass at 64 channels and 15 % at 256. At 512 channels,
+//! reading the 36 / 9 times larger filters takes as long.
 
 use super::batch_norm::Finish;
 use super::gemm::{self, Grid, Order, Product, WIDEST_STRIP};
@@ -44,21 +44,22 @@ const Q2: f32 = Q * Q;
 const GP: f32 = 1.0 / (2.0 * P2 * (P2 - Q2));
 const GQ: f32 = 1.0 / (2.0 * Q2 * (Q2 - P2));
 
-/// Whether this algorithm takes the shape, and is worth it.
+/// Whether this algorithm supports the shape and is faster.
 pub fn suits(shape: &Conv2dShape) -> bool {
     let tiles = Tiles::new(shape);
     let filter = (shape.kernel_height, shape.kernel_width, shape.stride, shape.padding);
     let channels = [shape.input_channels, shape.output_channels];
     filter == (3, 3, 1, 1)
         && channels.iter().all(|&count| count >= 32 && count.is_multiple_of(16))
-        // Enough tiles to pay for the transform of the filters, and enough of a gain to pay for that of the tiles.
+        // There must be enough tiles to outweigh the transform of the filters, and enough savings to outweigh that of
+        // the tiles.
         && tiles.total >= 32
         && 2 * tiles.products() <= shape.batch * shape.height * shape.width * 9
 }
 
-/// How many outputs a tile has along a side: four, or what is left at the end of a image. With fewer outputs fewer
-/// points do: the products at the others are not made. A filter's points stay the same, so factors of interpolation
-/// that differ are in the matrix of the inputs.
+/// The number of outputs of a tile along a side: four, or the remainder at the edge of an image. Fewer outputs need
+/// fewer points, and the products at the others are omitted. The points of a filter stay the same, so the factors of
+/// interpolation that differ are in the matrix of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     /// All points.
@@ -81,14 +82,14 @@ impl Side {
     }
 }
 
-/// The sides of all tiles but those at the ends of a image.
+/// The sides of all tiles except those at the edges of an image.
 const WHOLE: (Side, Side) = (Side::Four, Side::Four);
 
-/// One matrix of the formulas above, applied to a row of six vectors; unused ones mean nothing.
+/// One matrix of the formulas above, applied to a row of six vectors; unused vectors have no meaning.
 trait Transform {
-    /// Values that go in, along a side.
+    /// Number of input values along a side.
     const INPUT: usize;
-    /// Values that come out.
+    /// Number of output values.
     const OUTPUT: usize;
     /// # Safety
     /// As for [`Vector`].
@@ -262,10 +263,9 @@ impl Transform for FilterGradients {
     }
 }
 
-/// The matrix on all columns of a tile, which `load(row, column)` gives, then on all rows; `store(row, values)` takes
-/// the result. The half-way values pass through memory in either case: no machine has 36 registers to spare. The tile is
-/// as large as `sides` says: rows, columns. Whole
-/// tiles have a copy of their own.
+/// Applies the matrix to all columns of a tile, which `load(row, column)` returns, then to all rows; `store(row,
+/// values)` receives the result. The intermediate values pass through memory, because no machine has 36 registers to
+/// spare. `sides` is the size of the tile: rows, columns. Whole tiles have their own copy of the code.
 #[inline(always)]
 unsafe fn two_dimensional<V: Vector, T: Transform, const IS_WHOLE: bool>(
     sides: (Side, Side),
@@ -291,8 +291,8 @@ unsafe fn two_dimensional<V: Vector, T: Transform, const IS_WHOLE: bool>(
     }
 }
 
-/// The tiles that cover a batch of images. They are numbered such that those that share a set of points follow each
-/// other, over all images: first the ends of rows, then the whole ones, then the ends of columns, then the corners.
+/// The tiles that cover a batch of images. Tiles that share a set of points are numbered consecutively, over all
+/// images: first the ends of rows, then the whole tiles, then the ends of columns, then the corners.
 #[derive(Clone, Copy)]
 struct Tiles {
     height: usize,
@@ -301,7 +301,7 @@ struct Tiles {
     whole: (usize, usize),
     /// Sizes of the tiles at the end of a column and of a row.
     ends: (Side, Side),
-    /// Where the whole tiles, the ends of columns and the corners begin.
+    /// The numbers at which the whole tiles, the ends of columns and the corners begin.
     begins: [usize; 3],
     total: usize,
 }
@@ -341,7 +341,8 @@ impl Tiles {
         }
     }
 
-    /// Which of `count` tiles from `first` on need the products at a point: their distance from `first`, and how many.
+    /// The tiles among `count` starting at `first` that need the products at a point: their distance from `first`, and
+    /// their number.
     fn with_point(&self, point: usize, first: usize, count: usize) -> (usize, usize) {
         let [whole, column_ends, corners] = self.begins;
         let ends_have = (self.ends.0.has(point / 6), self.ends.1.has(point % 6));
@@ -355,13 +356,13 @@ impl Tiles {
         (begin - first, end.saturating_sub(begin))
     }
 
-    /// Multiplications for one channel in and one out.
+    /// Multiplications for one pair of input and output channels.
     fn products(&self) -> usize {
         (0..POINTS).map(|point| self.with_point(point, 0, self.total).1).sum()
     }
 }
 
-/// Where transformed tiles lie: `[point][channel / strip][tile][channel % strip]`.
+/// The layout of transformed tiles: `[point][channel / strip][tile][channel % strip]`.
 #[derive(Clone, Copy)]
 struct Layout {
     point: usize,
@@ -376,7 +377,7 @@ impl Layout {
         Layout { point: odd_lines(tiles * channels), strip: channels, strip_stride: 0, tile: channels }
     }
 
-    /// Strips of channels, as the right matrix of a product wants them.
+    /// Strips of channels, the layout of the right matrix of a product.
     fn strips_first(tiles: usize, channels: usize, strip: usize) -> Layout {
         let len = tiles * channels.next_multiple_of(WIDEST_STRIP);
         Layout { point: odd_lines(len), strip, strip_stride: tiles * strip, tile: strip }
@@ -392,13 +393,13 @@ impl Layout {
     }
 }
 
-/// An odd number of cache lines: a tile is stored at 36 addresses of this distance, which would all fall into the same
-/// set of the first-level cache if it were a power of two.
+/// An odd number of cache lines: a tile is stored at 36 addresses with this distance, which would all map to the same
+/// set of the L1 cache if it were a power of two.
 fn odd_lines(len: usize) -> usize {
     (len.div_ceil(LINE) | 1) * LINE
 }
 
-/// Some tiles, and the image that they are read from or written to.
+/// Some tiles, and the image from which they are read or to which they are written.
 struct Span<'a> {
     tiles: &'a Tiles,
     first: usize,
@@ -425,7 +426,7 @@ unsafe fn transform_generic_inputs<V: Vector>(
 }
 
 instantiate! {
-    /// Transforms the gradients of the outputs of some tiles.
+    /// Transforms the output gradients of some tiles.
     unsafe fn transform_gradients = transform_generic_gradients(
         span: &Span, source: *const f32, zeros: *const f32, layout: &Layout, target: *mut f32)
 }
@@ -442,11 +443,11 @@ unsafe fn transform_generic_gradients<V: Vector>(
     unsafe { transform_tiles::<V, Gradients>(span, source, zeros, layout, target) }
 }
 
-/// Floats of images that a cache may hold: what is larger is asked for a tile ahead of its use.
+/// Floats of images that fit in a cache. Larger images are prefetched one tile ahead.
 const CACHED: usize = 4 << 20;
 
-/// Reads tiles from a image and stores them transformed; the first at tile 0 of the target. `zeros` is read where a
-/// tile reaches outside the image.
+/// Reads tiles from an image and stores them transformed, the first at tile 0 of the target. `zeros` is read where a
+/// tile extends outside the image.
 #[inline(always)]
 unsafe fn transform_tiles<V: Vector, T: Transform>(
     span: &Span,
@@ -456,7 +457,7 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
     target: *mut f32,
 ) {
     let tiles = span.tiles;
-    // Six inputs begin one pixel before the outputs.
+    // The six inputs begin one pixel before the outputs.
     let margin = (T::INPUT - SIDE) / 2;
     let pixels_of = |tile: usize| {
         let mut pixels = [[zeros; 6]; 6];
@@ -481,7 +482,7 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
         macro_rules! transform {
             ($is_whole:literal) => {
                 for channel in (0..span.channels).step_by(V::LANES) {
-                    // SAFETY: every pixel, and `zeros`, has as many channels; the target is the caller's promise.
+                    // SAFETY: every pixel, and `zeros`, has this many channels; the caller guarantees the target.
                     unsafe {
                         let target = target.add(layout.place(tile, channel));
                         two_dimensional::<V, T, $is_whole>(
@@ -509,7 +510,7 @@ unsafe fn transform_tiles<V: Vector, T: Transform>(
 }
 
 instantiate! {
-    /// Transforms products back to outputs, and stores what lies inside the image.
+    /// Transforms products back to outputs, and stores those inside the image.
     unsafe fn transform_outputs = transform_generic_outputs(
         span: &Span, source: *const f32, layout: &Layout, target: *mut f32, accumulate: bool)
 }
@@ -530,7 +531,7 @@ unsafe fn transform_generic_outputs<V: Vector>(
         macro_rules! transform {
             ($is_whole:literal) => {
                 for channel in (0..span.channels).step_by(V::LANES) {
-                    // SAFETY: the source is the caller's promise; the target is written only inside the image.
+                    // SAFETY: the caller guarantees the source; the target is written only inside the image.
                     unsafe {
                         let source = source.add(layout.place(tile, channel));
                         let target = target.add(pixel * span.channels + channel);
@@ -570,7 +571,7 @@ unsafe fn transform_generic_filters<V: Vector>(
     point: usize,
 ) {
     for place in (0..count * strip).step_by(V::LANES) {
-        // SAFETY: sizes by the caller; a strip is two vectors.
+        // SAFETY: the caller guarantees the sizes; a strip is two vectors.
         unsafe {
             two_dimensional::<V, Filters, true>(
                 WHOLE,
@@ -599,7 +600,7 @@ unsafe fn transform_generic_filter_gradients<V: Vector>(
     target: *mut f32,
 ) {
     for channel in (0..channels).step_by(V::LANES) {
-        // SAFETY: sizes by the caller; channels are a multiple of sixteen.
+        // SAFETY: the caller guarantees the sizes; channels are a multiple of sixteen.
         unsafe {
             two_dimensional::<V, FilterGradients, true>(
                 WHOLE,
@@ -614,24 +615,24 @@ unsafe fn transform_generic_filter_gradients<V: Vector>(
     }
 }
 
-/// Tiles of a block, at most: enough to use each transformed filter often.
+/// The maximum number of tiles in a block: enough to use each transformed filter often.
 const BLOCK_TILES: usize = 32;
-/// The same where the filters are too many to stay in a cache: each block reads all of them.
+/// The same if the filters do not fit in a cache, because each block reads all of them.
 const BLOCK_TILES_OF_MANY_FILTERS: usize = 64;
-/// As many pairs of channels as make too many filters.
+/// The number of channel pairs from which the filters do not fit in a cache.
 const MANY_FILTERS: usize = 1 << 17;
 /// Filter channels that one job transforms, along the depth of the product.
 const FILTER_BLOCK: usize = 64;
 
-/// How a forward pass (or an input gradient, which is one) is cut. Changes no sum.
+/// The division of a forward pass (or an input gradient, which is one) into jobs. It changes no sum.
 struct Plan {
     tiles: Tiles,
-    /// Channels that are read and written.
+    /// Input and output channels.
     from: usize,
     to: usize,
-    /// Tiles of a block.
+    /// Tiles in a block.
     block: usize,
-    /// Floats between two points of the transformed filters.
+    /// Distance between two points of the transformed filters, in floats.
     filter_point: usize,
 }
 
@@ -643,7 +644,7 @@ impl Plan {
         } else {
             (shape.input_channels, shape.output_channels)
         };
-        // Blocks of nearly equal size, a multiple of the threads; a tile's result doesn't depend on its block.
+        // Blocks of nearly equal size, a multiple of the threads. The result of a tile does not depend on its block.
         let most = if from * to < MANY_FILTERS { BLOCK_TILES } else { BLOCK_TILES_OF_MANY_FILTERS };
         let blocks = tiles.total.div_ceil(most).next_multiple_of(threads::count());
         let block = tiles.total.div_ceil(blocks);
@@ -662,20 +663,20 @@ pub fn convolution_workspace(shape: &Conv2dShape, turned: bool) -> usize {
     POINTS * plan.filter_point + jobs::scratch_total(plan.scratch())
 }
 
-/// Which of the two passes that are the same computation.
+/// The two passes that are the same computation.
 pub enum Direction<'a> {
     Forward {
-        /// What is done to the output.
+        /// The operation applied to the output.
         finish: Option<&'a Finish<'a>>,
     },
-    /// `source` is the gradient of the output, `target` that of the input.
+    /// `source` is the output gradient, `target` the input gradient.
     InputGradient {
-        /// Whether to add to what is in `target`.
+        /// Whether to add to the values in `target`.
         accumulate: bool,
     },
 }
 
-/// The forward pass, or the gradient of the input.
+/// Computes the forward pass or the input gradient.
 pub fn convolution(
     level: Level,
     shape: &Conv2dShape,
@@ -717,7 +718,7 @@ pub fn convolution(
                 target[lanes..].fill(0.0);
             }
         }
-        // SAFETY: `taps` has the size said; each job writes its own strip and channels of all points.
+        // SAFETY: `taps` has the size above; each job writes its own strip and channels of all points.
         unsafe {
             let target = filters.at((first_to / strip * from + first_from) * strip);
             transform_filters(level, taps.as_ptr(), count, strip, target, filter_point);
@@ -731,7 +732,7 @@ pub fn convolution(
         let (input, rest) = scratch.split_at_mut(inputs.len());
         let (product, zeros) = rest.split_at_mut(products.len());
         zeros[..from].fill(0.0);
-        // SAFETY: the layouts fit the two pieces of scratch memory, the filters have the layout written above, and each
+        // SAFETY: the layouts fit the two parts of scratch memory, the filters have the layout written above, and each
         // job writes the pixels of its own tiles.
         unsafe {
             let span = Span { tiles: &tiles, first, count, channels: from };
@@ -766,7 +767,7 @@ pub fn convolution(
             let len = SIDE.min(tiles.width - column) * to;
             for y in row..tiles.height.min(row + SIDE) {
                 let place = ((image * tiles.height + y) * tiles.width + column) * to;
-                // SAFETY: a row of pixels of the tile, which this job alone writes.
+                // SAFETY: a row of pixels of the tile, which only this job writes.
                 let pixels = unsafe { std::slice::from_raw_parts_mut(target.at(place), len) };
                 finish.pixels(pixels, place);
             }
@@ -785,17 +786,18 @@ pub fn convolution(
     );
 }
 
-/// Floats of transformed inputs and gradients that are multiplied at a time, and the least number of tiles that make it
-/// worth to read and write the sums.
+/// Floats of transformed inputs and gradients that are multiplied at a time, and the smallest number of tiles for which
+/// reading and writing the sums pays off.
 const WEIGHT_BLOCK: usize = 3 << 18;
 const WEIGHT_TILES: usize = 256;
 
-/// How a weight gradient is cut. Blocks fix the order of the sums, so they follow from the shape alone.
+/// The division of a weight gradient into jobs. Blocks determine the order of the sums, so they depend only on the
+/// shape.
 struct WeightPlan {
     tiles: Tiles,
     /// Tiles that are transformed before they are multiplied.
     block: usize,
-    /// Floats between two points of the sums.
+    /// Distance between two points of the sums, in floats.
     point: usize,
 }
 
@@ -859,7 +861,7 @@ pub fn weight_gradient(
             count: TILES_OF_JOB.min(count(first) - place),
             channels,
         };
-        // SAFETY: the layouts fit the memory, and each job has tiles of its own.
+        // SAFETY: the layouts fit the memory, and each job has its own tiles.
         unsafe {
             let (input, gradient) = (input.as_ptr(), output_gradient.as_ptr());
             let target = transformed.at(inputs.place(place, 0));
@@ -868,12 +870,12 @@ pub fn weight_gradient(
             transform_gradients(level, &span(to), gradient, zeros.as_ptr(), &gradients, target);
         }
     };
-    // `sums[point][to][from]`; a job is one point and one strip of `to`.
+    // `sums[point][to][from]`; a job computes one point and one strip of `to`.
     let multiply = |first: usize, job: usize| {
         let (point, first_to) = (job / strips, job % strips * strip);
         let (begin, depth) = tiles.with_point(point, first, count(first));
         for first_from in (0..from).step_by(strip) {
-            // SAFETY: the layouts fit the memory, and each job has sums of its own.
+            // SAFETY: the layouts fit the memory, and each job has its own sums.
             unsafe {
                 gemm::multiply(
                     level,
@@ -896,13 +898,13 @@ pub fn weight_gradient(
     };
     let target = Shared(weight_gradient.as_mut_ptr());
     let transform_back = |filter: usize| {
-        // SAFETY: the sums are complete; each job writes its own filter.
+        // SAFETY: the sums are complete, and each job writes its own filter.
         unsafe {
             let (sums, target) = (sums.at(filter * from), target.at(filter * 9 * from));
             transform_filter_gradients(level, sums, sums_point, from, target);
         }
     };
-    // Two phases a block, and one at the end.
+    // Two phases per block, and one at the end.
     let phases = 2 * tiles.total.div_ceil(block) + 1;
     let jobs = |phase: usize| match phase {
         last if last + 1 == phases => to,

@@ -1,4 +1,4 @@
-//! What the best model predicts for the test images: confusion matrix, per-class results, mistakes, Grad-CAM.
+//! Predictions of the best model for the test images: confusion matrix, per-class results, mistakes, Grad-CAM.
 
 use maud::{Markup, html};
 
@@ -12,7 +12,7 @@ const LISTED: usize = 20;
 /// With more classes than this, the table of per-class results starts folded.
 const MOST_UNFOLDED: usize = 12;
 
-/// The section of a run's report; says why where the test images could not be evaluated.
+/// The section of a run's report. If the test images could not be evaluated, it states the reason.
 pub(super) fn confusion(run: &RunRecord) -> Markup {
     html! {
         section {
@@ -25,7 +25,7 @@ pub(super) fn confusion(run: &RunRecord) -> Markup {
     }
 }
 
-/// The section of a comparison; nothing where the test images could not be evaluated.
+/// The section of a comparison; empty if the test images could not be evaluated.
 pub(super) fn confusion_of(run: &RunRecord) -> Markup {
     html! {
         @if let Ok(test) = &run.test {

@@ -1,4 +1,4 @@
-//! What the page says first: title, key figures, training curves, and the bars of a comparison.
+//! The first part of the page: title, key figures, training curves, and the bars of a comparison.
 
 use maud::{Markup, PreEscaped, html};
 
@@ -8,7 +8,7 @@ use super::settings::network_name;
 use super::text::{counted, percent};
 use crate::train::Metric;
 
-/// A window's title names so many classes at most.
+/// The maximum number of classes in a window title.
 const CLASSES_IN_TITLE: usize = 4;
 
 pub(super) fn best_accuracy(run: &RunRecord) -> f64 {

@@ -1,4 +1,4 @@
-//! How a run was trained, how runs differ, and how to use the model.
+//! The settings of a run, the differences between runs, and how to use the model.
 
 use maud::{Markup, html};
 
@@ -7,7 +7,7 @@ use crate::data::{Operation, Transform};
 use crate::model::{Architecture, FULL_WIDTH, ResNet};
 use crate::train::Recipe;
 
-/// `ResNet-18`, with its width where that is not torchvision's.
+/// `ResNet-18`, with its width if it is not torchvision's.
 pub(super) fn network_name(recipe: &Recipe) -> String {
     let title = |architecture: Architecture| architecture.title().to_string();
     let name = recipe.architecture.parse().map_or_else(|_| recipe.architecture.clone(), title);
@@ -87,7 +87,7 @@ pub(super) fn settings(run: &RunRecord) -> Markup {
     }
 }
 
-/// The settings of several runs side by side, where they differ.
+/// The settings that differ between several runs, side by side.
 pub(super) fn differences(runs: &[&RunRecord]) -> Markup {
     let recipes: Vec<_> = runs.iter().map(|run| rows(&run.config.recipe)).collect();
     let Some(first) = recipes.first() else { return html! {} };

@@ -1,4 +1,4 @@
-//! Numbers and counts as the page writes them.
+//! Numbers and counts in the format of the page.
 
 /// A share from 0 to 1 with one decimal: `95.4 %`.
 pub(super) fn percent(share: f64) -> String {

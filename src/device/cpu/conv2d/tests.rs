@@ -1,10 +1,10 @@
-//! All three passes against the definition in float64, at every level, over many shapes.
+//! All three passes, compared with the definition in float64, at every level and over many shapes.
 
 use super::*;
 use crate::device::threads;
 use proptest::prelude::*;
 
-/// Reproducible numbers in -1..1.
+/// Reproducible numbers from -1 to 1.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let next = || {
@@ -45,7 +45,7 @@ fn relative_error(ours: &[f32], truth: &[f64]) -> f64 {
     if norm == 0.0 { difference.sqrt() } else { (difference / norm).sqrt() }
 }
 
-/// A workspace whose contents would show in any result that they touched.
+/// A workspace filled with values that would be visible in any result that uses them.
 fn workspace(shape: &Conv2dShape, pass: Conv2dPass) -> Vec<f32> {
     vec![f32::NAN; workspace_len(shape, pass)]
 }
@@ -96,7 +96,7 @@ fn check_shape(shape: Conv2dShape) {
     for level in levels() {
         for ((ours, truth), name) in all_passes(level, &shape).iter().zip(&truth).zip(names) {
             let error = relative_error(ours, truth);
-            // A NaN is no number below the limit.
+            // Written so that NaN fails.
             assert!(error <= 5e-6, "{name} of {shape:?} at {level:?}: relative error {error:e}");
         }
     }
