@@ -31,6 +31,12 @@ use crate::device::conv2d::Conv2dShape;
 const PIXELS: usize = 224;
 /// Jobs to cut a pass into, at least, if there are pixels enough.
 const JOBS: usize = 16;
+/// Taps whose weight gradients a job computes for all output channels, at most. A panel of taps under a block of pixels, 100 KB,
+/// stays in the second-level cache, while the image itself, read at the distance of its pixels, would come from memory for
+/// every strip of output channels.
+const PANEL: usize = 112;
+/// Taps that a transposition takes at a time: a cache line of them, because the filters lie far apart.
+const TRANSPOSED: usize = 16;
 /// Partial sums of a weight gradient, at most, and the floats that they may take together.
 const GROUPS: usize = 8;
 const GROUP_FLOATS: usize = 4 << 20;
@@ -402,9 +408,13 @@ pub fn forward(
         let target = unsafe { std::slice::from_raw_parts_mut(target.at(job * strip * depth), strip * depth) };
         let first = job * strip;
         let count = strip.min(shape.output_channels - first);
-        for (tap, target) in target.chunks_exact_mut(strip).enumerate() {
-            for (lane, target) in target.iter_mut().enumerate() {
-                *target = if lane < count { weight[(first + lane) * depth + tap] } else { 0.0 };
+        for (index, target) in target.chunks_mut(TRANSPOSED * strip).enumerate() {
+            let taps = target.len() / strip;
+            for lane in 0..strip {
+                let from = (first + lane) * depth + index * TRANSPOSED;
+                for tap in 0..taps {
+                    target[tap * strip + lane] = if lane < count { weight[from + tap] } else { 0.0 };
+                }
             }
         }
     });
@@ -485,6 +495,8 @@ struct WeightPlan {
     /// Floats of one group's buffer.
     group_len: usize,
     patch_len: usize,
+    /// Taps of a panel.
+    panel: usize,
 }
 
 impl WeightPlan {
@@ -493,12 +505,16 @@ impl WeightPlan {
         let blocks = Blocks::new(&stencil, PIXELS, 1);
         let group_len = packed_len(stencil.depth(), shape.output_channels);
         let groups = (GROUP_FLOATS / group_len).clamp(1, GROUPS).min(blocks.count);
-        WeightPlan { stencil, blocks, groups, group_len, patch_len: lines(blocks.patch_len(&stencil)) }
+        let patch_len = lines(blocks.patch_len(&stencil));
+        let row_len = stencil.tap_columns * stencil.channels;
+        let panel = row_len.div_ceil(row_len.div_ceil(PANEL));
+        WeightPlan { stencil, blocks, groups, group_len, patch_len, panel }
     }
 
-    /// Floats of scratch memory: a patch, and one strip of the gradients of its pixels.
+    /// Floats of scratch memory: a patch, one panel of the taps and one strip of the gradients of its pixels.
     fn scratch(&self) -> usize {
-        self.patch_len + self.blocks.rows * self.blocks.columns * WIDEST_STRIP
+        let pixels = self.blocks.rows * self.blocks.columns;
+        self.patch_len + lines(pixels * self.panel) + pixels * WIDEST_STRIP
     }
 }
 
@@ -517,52 +533,71 @@ pub fn weight_gradient(
 ) {
     let shape = &flattened(shape);
     let plan = WeightPlan::new(shape);
-    let WeightPlan { stencil, blocks, groups, group_len, patch_len } = plan;
+    let WeightPlan { stencil, blocks, groups, group_len, patch_len, panel } = plan;
     let scratch_len = plan.scratch();
     let strip = gemm::strip(level);
     let depth = stencil.depth();
     let channels = shape.output_channels;
     let strips = channels.div_ceil(strip);
-    // A job takes several strips, to share a patch among them, but there should be jobs enough.
-    let strips_per_job = (strips * groups / JOBS).clamp(1, strips);
-    let jobs_per_group = strips.div_ceil(strips_per_job);
+    let row_len = stencil.tap_columns * stencil.channels;
+    let panels_per_row = row_len.div_ceil(panel);
+    let panels = stencil.tap_rows * panels_per_row;
+    // Where the image is read in place, a job takes one panel; elsewhere it takes all, to share a patch among them. It takes
+    // several strips, but there should be jobs enough.
+    let panel_jobs = if patch_len == 0 { panels } else { 1 };
+    let panels_per_job = panels / panel_jobs;
+    let strips_per_job = (strips * groups * panel_jobs / JOBS).clamp(1, strips);
+    let strip_jobs = strips.div_ceil(strips_per_job);
     let (sums, scratch) = workspace.split_at_mut(groups * group_len);
     let shared_sums = Shared(sums.as_mut_ptr());
-    jobs::run(groups * jobs_per_group, scratch, scratch_len, |job, scratch| {
-        let (group, strips_from) = (job / jobs_per_group, job % jobs_per_group * strips_per_job);
+    jobs::run(groups * panel_jobs * strip_jobs, scratch, scratch_len, |job, scratch| {
+        let (group, job) = (job / (panel_jobs * strip_jobs), job % (panel_jobs * strip_jobs));
+        let (first_panel, strips_from) = (job / strip_jobs * panels_per_job, job % strip_jobs * strips_per_job);
         let strips_to = (strips_from + strips_per_job).min(strips);
         let first_block = group * blocks.count / groups;
-        let (patch_scratch, pixels) = scratch.split_at_mut(patch_len);
+        let (patch_scratch, scratch) = scratch.split_at_mut(patch_len);
+        let (taps, gradients) = scratch.split_at_mut(lines(blocks.rows * blocks.columns * panel));
         for index in first_block..(group + 1) * blocks.count / groups {
             let block = blocks.block(&stencil, index);
+            let pixels = block.rows * block.columns;
             let patch = patch(&stencil, input, &block, block.image, patch_scratch);
-            for strip_index in strips_from..strips_to {
-                let first = strip_index * strip;
-                let count = strip.min(channels - first);
-                for row in 0..block.rows {
-                    let line = (block.image * stencil.rows + block.row + row) * stencil.columns + block.column;
-                    let from = &output_gradient[line * channels + first..][..(block.columns - 1) * channels + count];
-                    let to = &mut pixels[row * block.columns * strip..][..block.columns * strip];
-                    // SAFETY: the slices have the lengths that the copy needs.
-                    unsafe { gemm::pack(level, from.as_ptr(), channels, block.columns, count, to.as_mut_ptr()) };
+            for panel_index in first_panel..first_panel + panels_per_job {
+                let (tap_row, first_tap) = (panel_index / panels_per_row, panel_index % panels_per_row * panel);
+                let panel_len = panel.min(row_len - first_tap);
+                for (pixel, taps) in taps[..pixels * panel_len].chunks_exact_mut(panel_len).enumerate() {
+                    let (row, column) = (pixel / block.columns, pixel % block.columns);
+                    let from = (tap_row + row * stencil.step) * patch.pitch + column * stencil.step * stencil.channels;
+                    // SAFETY: the patch, or the image itself, holds the taps of all pixels of the block.
+                    taps.copy_from_slice(unsafe {
+                        std::slice::from_raw_parts(patch.first.add(from + first_tap), panel_len)
+                    });
                 }
-                for tap_row in 0..stencil.tap_rows {
-                    let row_len = stencil.tap_columns * stencil.channels;
-                    let offset = group * group_len + (strip_index * depth + tap_row * row_len) * strip;
-                    // SAFETY: the patch holds the taps of the block, `pixels` its strip of gradients, and this job
-                    // alone writes the sums of this group and strip.
+                for strip_index in strips_from..strips_to {
+                    let first = strip_index * strip;
+                    let count = strip.min(channels - first);
+                    for row in 0..block.rows {
+                        let line = (block.image * stencil.rows + block.row + row) * stencil.columns + block.column;
+                        let from =
+                            &output_gradient[line * channels + first..][..(block.columns - 1) * channels + count];
+                        let to = &mut gradients[row * block.columns * strip..][..block.columns * strip];
+                        // SAFETY: the slices have the lengths that the copy needs.
+                        unsafe { gemm::pack(level, from.as_ptr(), channels, block.columns, count, to.as_mut_ptr()) };
+                    }
+                    let offset = group * group_len + (strip_index * depth + tap_row * row_len + first_tap) * strip;
+                    // SAFETY: `taps` and `gradients` hold the panel and the strip for all pixels of the block, and this
+                    // job alone writes the sums of this group, panel and strip.
                     unsafe {
                         gemm::multiply(
                             level,
                             &Product {
-                                rows: row_len,
+                                rows: panel_len,
                                 columns: strip,
-                                segments: block.rows,
-                                depth: block.columns,
-                                left: patch.first.add(tap_row * patch.pitch),
-                                left_order: Order::Columns(stencil.step * stencil.channels),
-                                left_segment: stencil.step * patch.pitch,
-                                right: pixels.as_ptr(),
+                                segments: 1,
+                                depth: pixels,
+                                left: taps.as_ptr(),
+                                left_order: Order::Columns(panel_len),
+                                left_segment: 0,
+                                right: gradients.as_ptr(),
                                 result: shared_sums.at(offset),
                                 result_rows: Grid::even(strip),
                                 accumulate: index > first_block,
@@ -581,10 +616,14 @@ pub fn weight_gradient(
         let count = strip.min(channels - first);
         // SAFETY: each job writes the filters of its own channels.
         let target = unsafe { std::slice::from_raw_parts_mut(target.at(first * depth), count * depth) };
-        for tap in 0..depth {
+        for first_tap in (0..depth).step_by(TRANSPOSED) {
+            let taps = TRANSPOSED.min(depth - first_tap);
+            let place = (job * depth + first_tap) * strip;
             for lane in 0..count {
-                let place = (job * depth + tap) * strip + lane;
-                target[lane * depth + tap] = (0..groups).map(|group| sums[group * group_len + place]).sum();
+                for (tap, target) in target[lane * depth + first_tap..][..taps].iter_mut().enumerate() {
+                    let place = place + tap * strip + lane;
+                    *target = (0..groups).map(|group| sums[group * group_len + place]).sum();
+                }
             }
         }
     });
