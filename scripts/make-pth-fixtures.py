@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
 """Makes tests/fixtures/pth: PyTorch files in all their formats, and their contents as safetensors.
 
-Needs torch, numpy and safetensors. The same versions give the same bytes, except for the names inside zip archives.
+Needs torch, torchvision, numpy and safetensors. The same versions give the same bytes, except for the names inside zip archives.
 """
 
+import argparse
 import collections
+import io
 import os
 import pathlib
 import pickle
+import struct
+import tarfile
 
+import numpy
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "tests/fixtures/pth"
@@ -35,6 +41,52 @@ def tensors():
             ("fc.bias", normal(3)),
         ]
     )
+
+
+def network(seed):
+    """A complete ResNet-18 of width 1, in half precision, all in one storage: the smallest that has every key."""
+    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2], num_classes=2)
+    state = model.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    narrow = lambda shape: [extent // 64 if extent >= 64 else extent for extent in shape]
+    shapes = {name: narrow(value.shape) for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    whole = torch.rand(sum(sizes), generator=generator).half()
+    parts = whole.split(sizes)
+    return collections.OrderedDict((name, part.view(shape)) for (name, shape), part in zip(shapes.items(), parts))
+
+
+def save_as_tar(state, path):
+    """Writes a tar archive as torch's first releases did. torch still reads these, but no longer writes them."""
+
+    def dump(value, to):
+        pickle.dump(value, to, protocol=2)
+
+    objects, tensors, storages, system = (io.BytesIO() for _ in range(4))
+    dump({"protocol_version": 1000, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}, system)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return str(1 + list(state).index(value.name)) if isinstance(value, Name) else None
+
+    Name = collections.namedtuple("Name", "name")
+    Pickler(objects, protocol=2).dump(collections.OrderedDict((name, Name(name)) for name in state))
+    dump(len(state), tensors)
+    dump(len(state), storages)
+    for key, tensor in enumerate(state.values(), 1):
+        dump((key, 100 + key, torch.FloatTensor), tensors)
+        tensors.write(struct.pack("<ii", tensor.dim(), 0))
+        tensors.write(struct.pack(f"<{2 * tensor.dim() + 1}q", *tensor.shape, *tensor.stride(), 0))
+        dump((100 + key, "cpu", torch.FloatStorage), storages)
+        storages.write(struct.pack("<q", tensor.numel()) + tensor.numpy().tobytes())
+    dump([], storages)
+    with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as archive:
+        for name, member in [("sys_info", system), ("pickle", objects), ("tensors", tensors), ("storages", storages)]:
+            properties = tarfile.TarInfo(name)
+            properties.size = len(member.getvalue())
+            archive.addfile(properties, io.BytesIO(member.getvalue()))
+    read = torch.load(path, weights_only=False)
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
 
 
 def main():
@@ -68,6 +120,21 @@ def main():
     torch.save(torch.nn.Linear(2, 2), FOLDER / "whole-model.pth")
     torch.save({"epoch": 3}, FOLDER / "no-tensors.pth")
     (FOLDER / "only-a-pickle.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
+
+    # What training scripts save beside the weights.
+    numbers = {"best": numpy.float64(0.9), "epoch": numpy.int64(3), "losses": numpy.arange(3.0), "state_dict": state}
+    torch.save(numbers, FOLDER / "numpy.pth")
+    torch.save(numbers, FOLDER / "numpy-legacy.pth", _use_new_zipfile_serialization=False)
+    arguments = argparse.Namespace(arch="resnet18", lr=0.1, milestones=[30, 60])
+    torch.save({"args": arguments, "model": state}, FOLDER / "namespace.pth")
+    torch.save({"args": arguments, "model": state}, FOLDER / "namespace-legacy.pth", _use_new_zipfile_serialization=False)
+    momentum = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    checkpoint = {"args": arguments, "state_dict_ema": network(1), "state_dict": network(2), "optimizer": momentum}
+    torch.save(checkpoint, FOLDER / "average-first.pth", pickle_protocol=4)
+
+    # The names in the archive begin with the file's. With 21 characters, the zip library once guessed wrongly where it begins.
+    torch.save({"fc.bias": state["fc.bias"]}, FOLDER / "stem-of-21-characters.pth")
+    save_as_tar({"fc.weight": state["fc.weight"], "fc.bias": state["fc.bias"]}, FOLDER / "tar.pth")
 
 
 main()

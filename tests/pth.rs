@@ -1,9 +1,11 @@
 //! PyTorch files: the contents in each of their formats, and no harm from hostile or damaged ones.
 
 use std::fs;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use retune::error::Result;
+use retune::train::find_network;
 use retune::weights::{Dtype, TensorFile};
 
 fn fixture(name: &str) -> PathBuf {
@@ -90,4 +92,131 @@ fn files_without_a_state_dict_are_refused() {
     archive.finish().unwrap();
     let error = TensorFile::open(&other).unwrap_err();
     assert!(error.message().contains("it is a zip archive without a data.pkl"), "{error}");
+}
+
+#[test]
+fn what_training_scripts_save_beside_the_weights_is_ignored() {
+    let expected = open("expected.safetensors").unwrap();
+    for (name, prefix, objects) in [
+        ("numpy.pth", "state_dict.", &[][..]),
+        ("numpy-legacy.pth", "state_dict.", &[]),
+        ("namespace.pth", "model.", &["argparse.Namespace"]),
+        ("namespace-legacy.pth", "model.", &["argparse.Namespace"]),
+    ] {
+        let file = open(name).unwrap();
+        assert_eq!(file.foreign_objects(), objects, "{name}");
+        assert_eq!(file.entries().len(), expected.entries().len(), "{name}");
+        for key in expected.names() {
+            assert!(file.bytes(&format!("{prefix}{key}")).unwrap() == expected.bytes(key).unwrap(), "{name}: {key}");
+        }
+    }
+}
+
+#[test]
+fn trained_weights_are_taken_though_their_average_comes_first() {
+    let file = open("average-first.pth").unwrap();
+    assert!(file.names().next().unwrap().starts_with("state_dict_ema."));
+    let found = find_network(&file).unwrap();
+    assert_eq!(found.prefix, "state_dict.");
+    let [taken, trained, averaged] =
+        [(&found.weights, ""), (&file, "state_dict."), (&file, "state_dict_ema.")].map(|(file, prefix)| {
+            file.names()
+                .find(|name| *name == format!("{prefix}fc.weight"))
+                .map(|name| file.bytes(name).unwrap())
+                .unwrap()
+        });
+    assert!(taken == trained && taken != averaged);
+    assert_eq!(
+        found.notices,
+        [
+            "weights found under `state_dict.`",
+            "ignored 1 other network: `state_dict_ema.`",
+            "ignored 1 tensor that the network does not have: optimizer.state.0.momentum_buffer",
+            "ignored Python objects (nothing in the file was run): argparse.Namespace",
+        ]
+    );
+}
+
+#[test]
+fn tar_archives_are_named() {
+    let error = open("tar.pth").unwrap_err();
+    let reason = "it looks like a .pth in the tar format of torch's first releases, which is not supported";
+    assert!(error.message().ends_with(reason), "{error}");
+    assert!(error.hint_text().unwrap().contains("torch.load(FILE, weights_only=False)"), "{error}");
+
+    // Any other one, such as weights that were packed for a download.
+    let mut archive = fs::read(fixture("tar.pth")).unwrap();
+    archive[..8].copy_from_slice(b"resnet18");
+    let error = TensorFile::from_bytes(Path::new("w.pth.tar"), archive).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "w.pth.tar is no safetensors file: it looks like a tar archive\nhint: unpack it first"
+    );
+}
+
+/// Every member's name begins with the file's, so its length moves all that follows.
+#[test]
+fn the_file_may_have_a_name_of_any_length() {
+    let original = fs::read(fixture("stem-of-21-characters.pth")).unwrap();
+    let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
+    let mut archive = zip::ZipArchive::with_config(config, Cursor::new(&original)).unwrap();
+    let members: Vec<Member> = (0..archive.len())
+        .map(|index| {
+            let mut file = archive.by_index(index).unwrap();
+            let name = file.name().unwrap().strip_prefix("stem-of-21-characters").unwrap().to_owned();
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            Member { name, crc: file.crc32(), bytes }
+        })
+        .collect();
+    assert!(torch_archive("stem-of-21-characters", &members) == original, "torch writes otherwise");
+    let expected = open("expected.safetensors").unwrap();
+    for length in 1..=60 {
+        let bytes = torch_archive(&"x".repeat(length), &members);
+        let file =
+            TensorFile::from_bytes(Path::new("w.pth"), bytes).unwrap_or_else(|error| panic!("{length}: {error}"));
+        assert!(file.bytes("fc.bias").unwrap() == expected.bytes("fc.bias").unwrap(), "{length}");
+    }
+}
+
+struct Member {
+    /// Without the stem.
+    name: String,
+    crc: u32,
+    bytes: Vec<u8>,
+}
+
+/// A zip archive to the byte as torch writes it: the contents of every member begin at a multiple of 64, behind an extra field
+/// that fills the gap; checksums and sizes follow the contents; and the 64-bit form of the end record is always there.
+fn torch_archive(stem: &str, members: &[Member]) -> Vec<u8> {
+    const ALIGNMENT: usize = 64;
+    const LOCAL_HEADER: usize = 30;
+    const EXTRA_HEADER: usize = 4;
+    const FLAGS: &[u8] = &[8, 8];
+    let short = |number: usize| u16::try_from(number).unwrap().to_le_bytes();
+    let int = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    let long = |number: usize| (number as u64).to_le_bytes();
+    let (mut file, mut directory) = (Vec::new(), Vec::new());
+    for Member { name, crc, bytes } in members {
+        let name = format!("{stem}{name}");
+        let sizes = [crc.to_le_bytes(), int(bytes.len()), int(bytes.len())].concat();
+        let start = file.len();
+        let contents = (start + LOCAL_HEADER + name.len() + EXTRA_HEADER).next_multiple_of(ALIGNMENT);
+        let extra = contents - start - LOCAL_HEADER - name.len();
+        file.extend([b"PK\x03\x04\0\0", FLAGS, &[0; 18], &short(name.len()), &short(extra), name.as_bytes()].concat());
+        file.extend([b"FB".as_slice(), &short(extra - EXTRA_HEADER)].concat());
+        file.resize(contents, b'Z');
+        file.extend([bytes, b"PK\x07\x08".as_slice(), &sizes].concat());
+        directory.extend([b"PK\x01\x02\0\0\0\0", FLAGS, &[0; 6], &sizes, &short(name.len()), &[0; 12]].concat());
+        directory.extend([&int(start), name.as_bytes()].concat());
+    }
+    let (start, count) = (file.len(), members.len());
+    file.extend(&directory);
+    let end = file.len();
+    file.extend([b"PK\x06\x06".as_slice(), &long(44), &[0x1e, 3, 0x2d, 0], &[0; 8]].concat());
+    file.extend([count, count, directory.len(), start].map(long).concat());
+    file.extend([b"PK\x06\x07".as_slice(), &int(0), &long(end), &int(1)].concat());
+    file.extend([b"PK\x05\x06\0\0\0\0".as_slice(), &short(count), &short(count)].concat());
+    file.extend([int(directory.len()), int(start), [0; 4]].concat()[..10].iter());
+    file
 }

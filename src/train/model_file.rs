@@ -70,8 +70,9 @@ impl ModelFile {
         let Found { network, weights, notices, .. } = find_network(file)?;
         let Some(outputs) = network.classes else {
             return Err(Error::new(format!(
-                "{shown}: the {} has no final layer (fc) of its own",
-                network.architecture
+                "{shown}: the {} has no final layer, expected fc.weight; the keys of the file are {}",
+                network.architecture,
+                file.first_names()
             ))
             .hint("fine-tune it first: retune train DATA --weights FILE"));
         };

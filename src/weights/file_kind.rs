@@ -32,14 +32,22 @@ const KINDS: &[(&[u8], FileKind)] = &[
     (b"\xff\xd8\xff", FileKind { looks_like: "a JPEG image", fix: "give a file of weights" }),
 ];
 
-/// A tar archive has its mark behind the first member's name and properties.
-static TAR: (usize, &[u8], FileKind) =
-    (257, b"ustar", FileKind { looks_like: "a tar archive", fix: "unpack it first" });
+/// Where a tar archive has its mark: behind the first member's name and properties.
+const TAR: (usize, &[u8]) = (257, b"ustar");
+static TAR_ARCHIVE: FileKind = FileKind { looks_like: "a tar archive", fix: "unpack it first" };
+/// The members of the files that torch wrote in its first months. To unpack one is no use: the weights are spread over all of them.
+const MEMBERS_OF_TORCH: [&[u8]; 4] = [b"sys_info", b"pickle", b"tensors", b"storages"];
+static TAR_OF_TORCH: FileKind = FileKind {
+    looks_like: "a .pth in the tar format of torch's first releases, which is not supported",
+    fix: "if you trust its source, save it again; this runs code that is in it: torch.save(torch.load(FILE, weights_only=False), OUT)",
+};
 
 /// Looks at the first bytes and ignores blanks and case.
 pub(super) fn recognise(bytes: &[u8]) -> Option<&'static FileKind> {
     if bytes.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1)) {
-        return Some(&TAR.2);
+        // Names fill their field up with zeros.
+        let of_torch = |name: &&[u8]| bytes.starts_with(name) && bytes.get(name.len()) == Some(&0);
+        return Some(if MEMBERS_OF_TORCH.iter().any(of_torch) { &TAR_OF_TORCH } else { &TAR_ARCHIVE });
     }
     let trimmed = bytes.get(..bytes.len().min(64))?.trim_ascii_start();
     let begins = |magic: &[u8]| trimmed.get(..magic.len()).is_some_and(|found| found.eq_ignore_ascii_case(magic));

@@ -4,15 +4,16 @@
 //! network is a prefix `P` and a naming scheme under which the caller's recogniser accepts the keys `P` + `conv1.weight`, ...
 //! If there are several, the first of this order is taken:
 //!
-//! 1. weights that were trained directly, before copies of them: averages (`ema`, `swa`), `teacher`, MoCo's `encoder_k`;
-//! 2. networks that have a final layer, before those that have none;
-//! 3. the one with the fewest names in its prefix;
-//! 4. the first one in the file.
+//! 1. networks that have running statistics, before gradients and optimizer state under the same names, which have none;
+//! 2. weights that were trained directly, before copies of them: averages (`ema`, `swa`), `teacher`, MoCo's `encoder_k`;
+//! 3. networks that have a final layer, before those that have none;
+//! 4. the one with the fewest names in its prefix;
+//! 5. the first one in the file.
 
 use std::collections::HashMap;
 
 use super::key_names::{self, HEAD, Naming};
-use super::state_dict::{TensorEntry, TensorFile, printable};
+use super::state_dict::{TensorEntry, TensorFile, listed, printable};
 use crate::error::{Error, Result};
 
 /// Parts of a name that mark a copy of the weights that were trained.
@@ -20,8 +21,6 @@ const COPIES: [&str; 9] =
     ["ema", "swa", "averaged", "teacher", "target", "momentum_encoder", "encoder_k", "encoder_momentum", "model_k"];
 /// A limit for hostile files: no more prefixes are tried.
 const MOST_CANDIDATES: usize = 64;
-/// How many names a notice or an error lists.
-const LISTED: usize = 3;
 
 /// A network in a file.
 #[derive(Debug)]
@@ -76,8 +75,9 @@ pub fn find<T>(
 }
 
 impl Candidate {
-    fn rank(&self) -> (bool, bool, usize) {
-        (self.is_copy(), !self.has_final_layer(), self.prefix.split('.').count())
+    fn rank(&self) -> (bool, bool, bool, usize) {
+        let (statistics, final_layer) = (self.has("bn1.running_var"), self.has("fc.weight"));
+        (!statistics, self.is_copy(), !final_layer, self.prefix.split('.').count())
     }
 
     fn is_copy(&self) -> bool {
@@ -88,8 +88,8 @@ impl Candidate {
         })
     }
 
-    fn has_final_layer(&self) -> bool {
-        self.keys.iter().any(|(_, name)| name == "fc.weight")
+    fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|(_, name)| name == key)
     }
 }
 
@@ -211,15 +211,10 @@ fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
     }
     let found = match file.entries() {
         [] => "it holds no tensors".to_owned(),
-        entries => format!("its keys are {}", listed(entries.iter().map(|entry| printable(&entry.name)))),
+        _ => format!("its keys are {}", file.first_names()),
     };
     Error::new(format!("{shown}: no ResNet found: {found}"))
         .hint("expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
-}
-
-fn listed(mut names: impl ExactSizeIterator<Item = String>) -> String {
-    let more = if names.len() > LISTED { ", ..." } else { "" };
-    format!("{}{more}", names.by_ref().take(LISTED).collect::<Vec<_>>().join(", "))
 }
 
 fn count(number: usize, noun: &str) -> String {

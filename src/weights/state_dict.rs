@@ -238,6 +238,11 @@ impl TensorFile {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
+    /// The first names, for a message.
+    pub fn first_names(&self) -> String {
+        listed(self.entries.iter().map(|entry| printable(&entry.name)))
+    }
+
     /// The free text that the file carries, by key.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
@@ -404,6 +409,13 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
             .hint("download or copy it again"))
         }
     }
+}
+
+/// The first few items of a list, for a message.
+pub(super) fn listed(mut items: impl ExactSizeIterator<Item = String>) -> String {
+    const LISTED: usize = 3;
+    let more = if items.len() > LISTED { ", ..." } else { "" };
+    format!("{}{more}", items.by_ref().take(LISTED).collect::<Vec<_>>().join(", "))
 }
 
 /// Text from a file, made fit for one line of a terminal.

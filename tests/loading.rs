@@ -1,0 +1,335 @@
+//! The same network in every wrapper: nested dictionaries, prefixes, other tensors beside it, in each of the three kinds of file.
+//! Whatever loads weights has to find it.
+
+mod torch_files;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use retune::device::cpu::Cpu;
+use retune::model::ResNet;
+use retune::train::{ModelFile, Network, find_network, load_model, load_state_dict, save_state_dict};
+use retune::weights::{HeadPolicy, NamedShape, TensorFile};
+use serde_json::Value as Json;
+use tempfile::TempDir;
+
+use torch_files::{Form, Value, int, write};
+
+const CLASSES: usize = 3;
+const PREFIXES: [&str; 10] = [
+    "",
+    "module.",
+    "_orig_mod.",
+    "_orig_mod.module.",
+    "model.",
+    "backbone.",
+    "net.model.",
+    "resnet.",
+    "a.b.c.d.",
+    "state_dict.",
+];
+/// The dictionaries around the state dict, from the outermost.
+const NESTINGS: [&[&str]; 6] =
+    [&[], &["state_dict"], &["model"], &["a", "b"], &["model", "state_dict"], &["checkpoint", "net", "weights", "1"]];
+
+fn resnet() -> ResNet {
+    ResNet { architecture: "resnet18".parse().unwrap(), width: 4, classes: CLASSES }
+}
+
+/// Numbers of which no two tensors have the same: positive, as variances have to be, but for the weights of sums.
+fn state_dict() -> Vec<(String, Value)> {
+    let mut state = 1u64;
+    let tensor = |NamedShape { name, shape }| {
+        let numbers = (0..shape.iter().product::<usize>()).map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            0.05 + (state >> 40) as f32 / (1 << 25) as f32 - if shape.len() > 1 { 0.3 } else { 0.0 }
+        });
+        let value = match name.ends_with("num_batches_tracked") {
+            true => Value::integers(&shape, &[7]),
+            false => Value::floats(&shape, &numbers.collect::<Vec<f32>>()),
+        };
+        (name, value)
+    };
+    resnet().state_dict().into_iter().map(tensor).collect()
+}
+
+/// One way to wrap a state dict.
+#[derive(Debug, Clone, Copy)]
+struct Wrapper {
+    prefix: &'static str,
+    nesting: &'static [&'static str],
+    /// Whether other tensors stand beside the network.
+    beside: bool,
+    form: Form,
+}
+
+impl Wrapper {
+    fn all() -> impl Iterator<Item = Self> {
+        PREFIXES.into_iter().flat_map(|prefix| {
+            NESTINGS.into_iter().flat_map(move |nesting| {
+                [false, true].into_iter().flat_map(move |beside| {
+                    Form::ALL.into_iter().map(move |form| Self { prefix, nesting, beside, form })
+                })
+            })
+        })
+    }
+
+    /// What stands before each key in the file.
+    fn full_prefix(&self) -> String {
+        self.nesting.iter().map(|key| format!("{key}.")).collect::<String>() + self.prefix
+    }
+
+    /// Only dictionaries and prefixes tell other tensors from those of the network.
+    fn is_separable(&self) -> bool {
+        match self.form {
+            Form::Safetensors => !self.beside || !self.full_prefix().is_empty(),
+            Form::Zip | Form::Legacy => true,
+        }
+    }
+
+    fn contents(&self) -> Value {
+        let state = state_dict();
+        let beside = others(&state);
+        let keys = state.into_iter().map(|(name, value)| (format!("{}{name}", self.prefix), value));
+        let mut value = Value::Dict(keys.collect());
+        for (depth, key) in self.nesting.iter().rev().enumerate() {
+            let mut entries = vec![(key.to_string(), value)];
+            if self.beside && depth == 0 {
+                entries.insert(0, ("best_acc1".into(), Value::floats(&[], &[0.5])));
+                entries.push(("n_averaged".into(), Value::integers(&[], &[5])));
+            }
+            value = Value::Dict(entries);
+        }
+        let Value::Dict(mut entries) = value else { unreachable!() };
+        if self.beside {
+            // Inside the state dict itself only a prefix tells a loose tensor from those of the network.
+            if !self.full_prefix().is_empty() {
+                entries.insert(0, ("criterion_weight".into(), Value::floats(&[2], &[1.0, 2.0])));
+            }
+            entries.splice(0..0, beside);
+        }
+        Value::Dict(entries)
+    }
+
+    fn write(&self, path: &Path) {
+        fs::write(path, write(self.form, &self.contents())).unwrap();
+    }
+}
+
+/// What training scripts save too: gradients under the names of the parameters, and the state of the optimizer.
+fn others(state: &[(String, Value)]) -> Vec<(String, Value)> {
+    let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
+    let parameters: Vec<&(String, Value)> = state.iter().filter(|(name, _)| is_parameter(name)).collect();
+    let gradients = parameters.iter().map(|(name, value)| (name.clone(), value.zeros())).collect();
+    let state = parameters.iter().take(3).enumerate().map(|(number, (_, value))| {
+        let step = ("step".into(), Value::floats(&[], &[9.0]));
+        (number.to_string(), Value::Dict(vec![step, ("exp_avg".into(), value.zeros())]))
+    });
+    let group = Value::Dict(vec![("lr".into(), int(1)), ("params".into(), Value::List(vec![int(0), int(1), int(2)]))]);
+    let optimizer =
+        vec![("state".to_owned(), Value::Dict(state.collect())), ("param_groups".to_owned(), Value::List(vec![group]))];
+    vec![
+        ("gradients".to_owned(), Value::Dict(gradients)),
+        ("epoch".to_owned(), int(3)),
+        ("optimizer".to_owned(), Value::Dict(optimizer)),
+    ]
+}
+
+/// The network as this program writes it.
+fn written(network: &Network, path: &Path) -> Vec<u8> {
+    save_state_dict(network, path, &BTreeMap::new()).unwrap();
+    fs::read(path).unwrap()
+}
+
+fn bare_file(path: &Path) {
+    Wrapper { prefix: "", nesting: &[], beside: false, form: Form::Safetensors }.write(path);
+}
+
+#[test]
+fn every_wrapper_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, bare, ours] = ["file", "bare", "ours"].map(|name| folder.path().join(name));
+    bare_file(&bare);
+    let expected = written(&load_model(Rc::new(Cpu), &bare).unwrap().0, &ours);
+    let mut network = Network::new(Rc::new(Cpu), ResNet { classes: 2, ..resnet() }).unwrap();
+    for wrapper in Wrapper::all().filter(Wrapper::is_separable) {
+        wrapper.write(&file);
+        let opened = TensorFile::open(&file).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
+
+        // `train` and `convert`.
+        let found = find_network(&opened).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
+        assert_eq!(found.prefix, wrapper.full_prefix(), "{wrapper:?}");
+        assert_eq!(found.network.resnet(9), resnet(), "{wrapper:?}");
+        let report = load_state_dict(&mut network, &found.weights, HeadPolicy::Replace).unwrap();
+        assert_eq!((report.matched, report.replaced_head.map(|head| head.len())), (120, Some(2)), "{wrapper:?}");
+
+        // `inspect` and `convert` to ONNX.
+        let model = ModelFile::describe(&opened).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
+        assert_eq!((model.resnet, model.classes.len()), (resnet(), CLASSES), "{wrapper:?}");
+
+        // `eval` and `predict`.
+        let (network, _) = load_model(Rc::new(Cpu), &file).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
+        assert!(written(&network, &ours) == expected, "{wrapper:?}: other numbers");
+    }
+}
+
+/// Nothing tells those tensors from the network's own, and torch refuses them too.
+#[test]
+fn other_tensors_among_those_of_the_network_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let wrapper = Wrapper { prefix: "", nesting: &[], beside: true, form: Form::Safetensors };
+    assert!(!wrapper.is_separable());
+    wrapper.write(&path);
+    let error = load_model(Rc::new(Cpu), &path).err().unwrap();
+    assert!(error.message().contains("68 unexpected (gradients.bn1.bias, "), "{error}");
+}
+
+/// In either order: which is first in a file says nothing.
+#[test]
+fn trained_weights_come_before_their_average() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let averaged: Vec<_> = state_dict().into_iter().map(|(name, value)| (name, value.zeros())).collect();
+    for form in Form::ALL {
+        for (average, trained) in [("state_dict_ema", "state_dict"), ("ema", "model"), ("model_ema", "net")] {
+            let average = (average.to_owned(), Value::Dict(averaged.clone()));
+            let weights = (trained.to_owned(), Value::Dict(state_dict()));
+            for entries in [vec![average.clone(), weights.clone()], vec![weights.clone(), average.clone()]] {
+                fs::write(&path, write(form, &Value::Dict(entries))).unwrap();
+                let file = TensorFile::open(&path).unwrap();
+                let found = find_network(&file).unwrap();
+                assert_eq!(found.prefix, format!("{trained}."), "{form:?}");
+                assert!(found.weights.read_f32("bn1.weight").unwrap().iter().all(|&number| number > 0.0));
+                assert_eq!(found.notices[1], format!("ignored 1 other network: `{}.`", average.0), "{form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_final_layer_the_keys_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let body = state_dict().into_iter().filter(|(name, _)| !name.starts_with("fc."));
+    let sequential = body.clone().map(|(name, value)| {
+        let (module, rest) = name.split_once('.').unwrap();
+        let children = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"];
+        (format!("{}.{rest}", children.iter().position(|child| *child == module).unwrap()), value)
+    });
+    let expected = "the resnet18 has no final layer, expected fc.weight; the keys of the file are ";
+    let projector = [("projector.0.weight".to_owned(), Value::floats(&[16, 32], &[0.0; 512]))];
+    for (state, keys) in [
+        (Value::Dict(body.clone().collect()), "conv1.weight, bn1.weight, bn1.bias, ..."),
+        (Value::Dict(body.clone().chain(projector).collect()), "conv1.weight, bn1.weight, bn1.bias, ..."),
+        (Value::Dict(sequential.clone().collect()), "0.weight, 1.weight, 1.bias, ..."),
+        (
+            Value::Dict(vec![("state_dict".into(), Value::Dict(sequential.clone().collect()))]),
+            "state_dict.0.weight, state_dict.1.weight, state_dict.1.bias, ...",
+        ),
+    ] {
+        fs::write(&path, write(Form::Zip, &state)).unwrap();
+        let error = ModelFile::describe(&TensorFile::open(&path).unwrap()).unwrap_err();
+        assert_eq!(error.message(), format!("{}: {expected}{keys}", path.display()));
+        assert!(error.hint_text().unwrap().contains("retune train DATA --weights FILE"), "{error}");
+    }
+}
+
+/// The program in a folder with the network twice: bare, and in a wrapper with everything.
+struct Place(TempDir);
+
+impl Place {
+    const WRAPPER: Wrapper = Wrapper { prefix: "net.model.", nesting: &["a", "b"], beside: true, form: Form::Zip };
+
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        bare_file(&place.path("bare.safetensors"));
+        Self::WRAPPER.write(&place.path("wrapped.pth"));
+        for (class, colour) in [("0", [40, 60, 200]), ("1", [40, 190, 60]), ("2", [200, 60, 40])] {
+            for (split, images) in [("train", 6), ("test", 3)] {
+                let folder = format!("data/{split}/{class}");
+                fs::create_dir_all(place.path(&folder)).unwrap();
+                for number in 0..images {
+                    let image =
+                        image::RgbImage::from_fn(40, 40, |x, y| image::Rgb(colour.map(|c| c + (x * number ^ y) as u8)));
+                    image.save(place.path(&format!("{folder}/{number}.png"))).unwrap();
+                }
+            }
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Standard output and standard error of a command that succeeds.
+    fn run(&self, line: &str) -> (String, String) {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).env("CUDA_VISIBLE_DEVICES", "");
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+        assert!(output.status.success(), "retune {line}: {stderr}");
+        (stdout, stderr)
+    }
+
+    fn json(&self, line: &str) -> Json {
+        serde_json::from_str(&self.run(line).0).unwrap()
+    }
+
+    /// The tensors of a file by name.
+    fn tensors(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let file = TensorFile::open(&self.path(name)).unwrap();
+        file.names().map(|name| (name.to_owned(), file.bytes(name).unwrap().to_vec())).collect()
+    }
+}
+
+#[test]
+fn predict_and_eval_find_it() {
+    let place = Place::new();
+    let predicted =
+        |file: &str| place.json(&format!("predict {file} data/test/2/1.png data/test/0/0.png --json --logits"));
+    let logits = predicted("bare.safetensors");
+    assert!(logits[0]["logits"].as_array().unwrap().iter().all(Json::is_number), "{logits}");
+    assert_ne!(logits[0]["logits"], logits[1]["logits"]);
+    assert_eq!(predicted("wrapped.pth"), logits);
+    let evaluated = |file: &str| place.json(&format!("eval {file} data --json"));
+    assert_eq!(evaluated("wrapped.pth"), evaluated("bare.safetensors"));
+}
+
+#[test]
+fn inspect_finds_it() {
+    let place = Place::new();
+    let (bare, wrapped) = (place.json("inspect bare.safetensors --json"), place.json("inspect wrapped.pth --json"));
+    assert_eq!((&bare["prefix"], &wrapped["prefix"]), (&"".into(), &"a.b.net.model.".into()));
+    for field in ["architecture", "width", "classes", "parameters", "head_parameters"] {
+        assert_eq!(wrapped[field], bare[field], "{field}");
+    }
+}
+
+#[test]
+fn convert_finds_it() {
+    let place = Place::new();
+    let (_, notes) = place.run("convert wrapped.pth out.safetensors");
+    assert!(notes.contains("weights found under `a.b.net.model.`"), "{notes}");
+    assert!(place.tensors("out.safetensors") == place.tensors("bare.safetensors"));
+    for (file, out) in [("wrapped.pth", "wrapped.onnx"), ("bare.safetensors", "bare.onnx")] {
+        place.run(&format!("convert {file} {out}"));
+    }
+    assert!(fs::read(place.path("wrapped.onnx")).unwrap() == fs::read(place.path("bare.onnx")).unwrap());
+}
+
+#[test]
+fn train_finds_it() {
+    let place = Place::new();
+    for (file, out) in [("wrapped.pth", "from-wrapped"), ("bare.safetensors", "from-bare")] {
+        place.run(&format!(
+            "train data --weights {file} --epochs 1 --image-size 33 --batch-size 6 --quiet --no-report --out {out}"
+        ));
+    }
+    let [wrapped, bare] = ["from-wrapped", "from-bare"].map(|run| place.tensors(&format!("{run}/model.safetensors")));
+    assert!(wrapped == bare && bare != place.tensors("bare.safetensors"));
+}
