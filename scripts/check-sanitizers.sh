@@ -27,7 +27,8 @@ export ASAN_OPTIONS=detect_leaks=0
 export UBSAN_OPTIONS=print_stacktrace=1
 # Property tests run few cases, because each needs at least one launch.
 export PROPTEST_CASES=${PROPTEST_CASES:-16}
-export CARGO_TARGET_DIR=target/sanitizers
+export RETUNE_CUDA_ARCHS=none
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/sanitizers}
 
 cargo test --release --features emulator --test emulator right_kernels
 cargo test --release --features emulator "${options[@]}" kernels_match

@@ -20,7 +20,7 @@ fi
 tools=$PWD/target/tools
 export PATH=$tools/bin:$PATH
 if [ "$(cargo fuzz --version 2>/dev/null)" != "cargo-fuzz $CARGO_FUZZ" ]; then
-    cargo install --quiet --locked --root "$tools" cargo-fuzz --version "$CARGO_FUZZ"
+    cargo install --quiet --locked --debug --root "$tools" cargo-fuzz --version "$CARGO_FUZZ"
 fi
 
 # Sanitizers are an unstable option of the compiler. Parsing needs no kernels.
