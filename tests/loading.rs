@@ -253,7 +253,7 @@ impl Place {
                 fs::create_dir_all(place.path(&folder)).unwrap();
                 for number in 0..images {
                     let image =
-                        image::RgbImage::from_fn(40, 40, |x, y| image::Rgb(colour.map(|c| c + (x * number ^ y) as u8)));
+                        image::RgbImage::from_fn(40, 40, |x, y| image::Rgb(colour.map(|c| c + (x * number + y) as u8)));
                     image.save(place.path(&format!("{folder}/{number}.png"))).unwrap();
                 }
             }

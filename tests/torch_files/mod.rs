@@ -158,6 +158,7 @@ fn zip(value: &Value) -> Vec<u8> {
     };
     member("data.pkl".into(), &program);
     member("byteorder".into(), b"little");
+    member("version".into(), b"3\n");
     storages.iter().enumerate().for_each(|(key, (bytes, _))| member(format!("data/{key}"), bytes));
     archive.finish().unwrap().into_inner()
 }

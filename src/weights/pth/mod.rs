@@ -220,7 +220,7 @@ impl<'a> Search<'a> {
             return Err(format!("the names in it are longer than {} MiB", LONGEST_NAMES >> 20));
         }
         match object {
-            Object::Tensor(tensor) => self.tensors.push((format!("{prefix}{key}"), prefix.len(), tensor)),
+            Object::Tensor(tensor) => self.tensors.push((format!("{prefix}{key}"), prefix.len(), tensor.as_ref())),
             _ => self.visit(value, &format!("{prefix}{key}."), depth + 1)?,
         }
         Ok(())

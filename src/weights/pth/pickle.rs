@@ -42,6 +42,7 @@ pub enum Global {
     Storage(Dtype),
 }
 
+/// Small, because a file may hold one for every few bytes: what is large is boxed.
 #[derive(Debug, Clone)]
 pub enum Object {
     None,
@@ -52,8 +53,8 @@ pub enum Object {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage(StorageReference),
-    Tensor(TensorReference),
+    Storage(Box<StorageReference>),
+    Tensor(Box<TensorReference>),
     /// Anything else, without its value: a large number, a float, bytes, an object of a class that is not known here.
     Other,
 }
@@ -473,7 +474,7 @@ impl Machine<'_> {
                     let object = match storage {
                         Some(storage) => {
                             self.pickle.storages.insert(storage.key.clone(), storage.clone());
-                            Object::Storage(storage)
+                            Object::Storage(Box::new(storage))
                         }
                         None => Object::Other,
                     };
@@ -567,7 +568,8 @@ impl Machine<'_> {
         if shape.len() > 16 {
             return Err(format!("a tensor has {} dimensions, expected at most 16", shape.len()));
         }
-        Ok(Object::Tensor(TensorReference { storage: storage.clone(), offset, shape, strides }))
+        let storage = StorageReference::clone(storage);
+        Ok(Object::Tensor(Box::new(TensorReference { storage, offset, shape, strides })))
     }
 
     /// `('storage', type, key, device, elements)`, and in the old form a view, which torch has not written since 0.4.
