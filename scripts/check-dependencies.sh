@@ -8,7 +8,7 @@ CARGO_DENY=0.20.2
 tools=$PWD/target/tools
 export PATH=$tools/bin:$PATH
 if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY" ]; then
-    # Without optimisation it is compiled in half the time, and it has little to do.
+    # The tool has little to do, so optimising it would take longer than it saves.
     cargo install --quiet --locked --debug --root "$tools" cargo-deny --version "$CARGO_DENY"
 fi
 cargo deny --log-level error check licenses bans sources

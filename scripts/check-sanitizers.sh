@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the kernel tests on an emulator that is compiled, with the kernels, with AddressSanitizer and
-# UndefinedBehaviorSanitizer. Builds in target/sanitizers, which leaves the normal build untouched. Arguments replace the
-# list of tests.
+# UndefinedBehaviorSanitizer. Builds in CARGO_TARGET_DIR, or in target/sanitizers, which leaves the normal build
+# untouched. Arguments replace the list of tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

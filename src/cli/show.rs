@@ -52,7 +52,7 @@ pub struct ShowArguments {
     seed: u64,
 
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', requires = "augmented",
-          help = format!("Augmentations of the run, with --augmented: {}", Augmentation::HELP))]
+          help = format!("With --augmented, the augmentations of the run: {}", Augmentation::HELP))]
     augment: Vec<Augmentation>,
 }
 

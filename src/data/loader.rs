@@ -115,7 +115,7 @@ impl Loader {
         Ok(Self { dataset, options, transform: Arc::new(transform), pool: Arc::default() })
     }
 
-    /// The same with these augmentations; see [`Transform::training`]. The test transform has none.
+    /// Sets the augmentations of the training transform; see [`Transform::training`]. The test transform has none.
     pub fn with_augmentations(self, augmentations: &[Augmentation]) -> Self {
         match self.options.mode {
             Mode::Train { .. } => {

@@ -168,8 +168,8 @@ pub struct Transform {
 }
 
 impl Transform {
-    /// The training transform: a random part of the image, flipped half of the time, and the augmentations that are given. One
-    /// that is given replaces the default of its kind.
+    /// The training transform: a random part of the image, a horizontal flip with probability 0.5, and these augmentations. An
+    /// augmentation replaces an earlier one of its kind, the default flip included.
     pub fn training(image_size: u32, augmentations: &[Augmentation]) -> Self {
         let mut chosen = vec![Augmentation::HorizontalFlip { probability: FLIP_PROBABILITY }];
         for &augmentation in augmentations {

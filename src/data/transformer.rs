@@ -223,7 +223,7 @@ pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
     normalize_pixels::<3>(pixels, &Resampling::whole(width as u32, 1), width, output)
 }
 
-/// The same for pixels of `BYTES` bytes in rows of `width`, with the flips of what was drawn.
+/// The same for pixels of `BYTES` bytes in rows of `width`. Of `drawn`, it applies the flips.
 pub(super) fn normalize_pixels<const BYTES: usize>(
     pixels: &[u8],
     drawn: &Resampling,
@@ -236,7 +236,7 @@ pub(super) fn normalize_pixels<const BYTES: usize>(
     })
 }
 
-/// Maps each pixel to its three channels, in rows of `width`, and flips as it was drawn.
+/// Maps each pixel to its three channels, in rows of `width`, and applies the flips of `drawn`.
 fn map_pixels<const BYTES: usize, T>(
     pixels: &[u8],
     drawn: &Resampling,

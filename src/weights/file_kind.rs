@@ -35,17 +35,18 @@ const KINDS: &[(&[u8], FileKind)] = &[
 /// Where a tar archive has its mark: behind the first member's name and properties.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 static TAR_ARCHIVE: FileKind = FileKind { looks_like: "a tar archive", fix: "unpack it first" };
-/// The members of the files that torch wrote in its first months. To unpack one is no use: the weights are spread over all of them.
+/// The members of the tar archives that torch wrote in its first releases. Unpacking one does not help, because each member holds a
+/// part of the weights.
 const MEMBERS_OF_TORCH: [&[u8]; 4] = [b"sys_info", b"pickle", b"tensors", b"storages"];
 static TAR_OF_TORCH: FileKind = FileKind {
     looks_like: "a .pth in the tar format of torch's first releases, which is not supported",
-    fix: "if you trust its source, save it again; this runs code that is in it: torch.save(torch.load(FILE, weights_only=False), OUT)",
+    fix: "if you trust its source, convert it with PyTorch, which runs code in the file: torch.save(torch.load(FILE, weights_only=False), OUT)",
 };
 
 /// Looks at the first bytes and ignores blanks and case.
 pub(super) fn recognise(bytes: &[u8]) -> Option<&'static FileKind> {
     if bytes.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1)) {
-        // Names fill their field up with zeros.
+        // Names are padded with zeros.
         let of_torch = |name: &&[u8]| bytes.starts_with(name) && bytes.get(name.len()) == Some(&0);
         return Some(if MEMBERS_OF_TORCH.iter().any(of_torch) { &TAR_OF_TORCH } else { &TAR_ARCHIVE });
     }

@@ -31,10 +31,12 @@ use crate::device::conv2d::Conv2dShape;
 const PIXELS: usize = 224;
 /// Jobs to cut a pass into, at least, if there are pixels enough.
 const JOBS: usize = 16;
-/// Taps whose weight gradients a job computes for all output channels, at most. A panel of taps under a block of pixels, 100 KB,
-/// stays in the second-level cache, while the image itself, read at the distance of its pixels, would come from memory for
-/// every strip of output channels.
+/// Maximum number of taps whose weight gradients a job computes for all output channels, if it packs them: a panel of taps of a
+/// block of pixels takes 100 KB and stays in the second-level cache.
 const PANEL: usize = 112;
+/// Distance of neighbouring pixels, in floats, from which taps are packed: their cache lines then compete for the same few places
+/// of the first-level cache, and the image would be read from memory again for every strip of output channels.
+const PACKED_DISTANCE: usize = 512;
 /// Taps that a transposition takes at a time: a cache line of them, because the filters lie far apart.
 const TRANSPOSED: usize = 16;
 /// Partial sums of a weight gradient, at most, and the floats that they may take together.
@@ -495,6 +497,8 @@ struct WeightPlan {
     /// Floats of one group's buffer.
     group_len: usize,
     patch_len: usize,
+    /// Whether each job packs the taps of a panel. Otherwise they are read in place, and a panel is one row of taps.
+    packed: bool,
     /// Taps of a panel.
     panel: usize,
 }
@@ -507,14 +511,19 @@ impl WeightPlan {
         let groups = (GROUP_FLOATS / group_len).clamp(1, GROUPS).min(blocks.count);
         let patch_len = lines(blocks.patch_len(&stencil));
         let row_len = stencil.tap_columns * stencil.channels;
-        let panel = row_len.div_ceil(row_len.div_ceil(PANEL));
-        WeightPlan { stencil, blocks, groups, group_len, patch_len, panel }
+        let packed = stencil.is_inside() && stencil.step * stencil.channels >= PACKED_DISTANCE;
+        let panel = if packed { row_len.div_ceil(row_len.div_ceil(PANEL)) } else { row_len };
+        WeightPlan { stencil, blocks, groups, group_len, patch_len, packed, panel }
     }
 
-    /// Floats of scratch memory: a patch, one panel of the taps and one strip of the gradients of its pixels.
+    /// Floats of a packed panel.
+    fn panel_len(&self) -> usize {
+        if self.packed { lines(self.blocks.rows * self.blocks.columns * self.panel) } else { 0 }
+    }
+
+    /// Floats of scratch memory: a patch, a packed panel, and one strip of the gradients of its pixels.
     fn scratch(&self) -> usize {
-        let pixels = self.blocks.rows * self.blocks.columns;
-        self.patch_len + lines(pixels * self.panel) + pixels * WIDEST_STRIP
+        self.patch_len + self.panel_len() + self.blocks.rows * self.blocks.columns * WIDEST_STRIP
     }
 }
 
@@ -533,7 +542,7 @@ pub fn weight_gradient(
 ) {
     let shape = &flattened(shape);
     let plan = WeightPlan::new(shape);
-    let WeightPlan { stencil, blocks, groups, group_len, patch_len, panel } = plan;
+    let WeightPlan { stencil, blocks, groups, group_len, patch_len, packed, panel } = plan;
     let scratch_len = plan.scratch();
     let strip = gemm::strip(level);
     let depth = stencil.depth();
@@ -542,10 +551,10 @@ pub fn weight_gradient(
     let row_len = stencil.tap_columns * stencil.channels;
     let panels_per_row = row_len.div_ceil(panel);
     let panels = stencil.tap_rows * panels_per_row;
-    // Where the image is read in place, a job takes one panel; elsewhere it takes all, to share a patch among them. It takes
-    // several strips, but there should be jobs enough.
-    let panel_jobs = if patch_len == 0 { panels } else { 1 };
-    let panels_per_job = panels / panel_jobs;
+    // A job that packs takes one panel, others take all panels. Jobs take several strips, to share the panel or the patch among
+    // them, but there should be jobs enough.
+    let panels_per_job = if packed { 1 } else { panels };
+    let panel_jobs = panels / panels_per_job;
     let strips_per_job = (strips * groups * panel_jobs / JOBS).clamp(1, strips);
     let strip_jobs = strips.div_ceil(strips_per_job);
     let (sums, scratch) = workspace.split_at_mut(groups * group_len);
@@ -556,47 +565,58 @@ pub fn weight_gradient(
         let strips_to = (strips_from + strips_per_job).min(strips);
         let first_block = group * blocks.count / groups;
         let (patch_scratch, scratch) = scratch.split_at_mut(patch_len);
-        let (taps, gradients) = scratch.split_at_mut(lines(blocks.rows * blocks.columns * panel));
+        let (taps, gradients) = scratch.split_at_mut(plan.panel_len());
         for index in first_block..(group + 1) * blocks.count / groups {
             let block = blocks.block(&stencil, index);
             let pixels = block.rows * block.columns;
             let patch = patch(&stencil, input, &block, block.image, patch_scratch);
-            for panel_index in first_panel..first_panel + panels_per_job {
-                let (tap_row, first_tap) = (panel_index / panels_per_row, panel_index % panels_per_row * panel);
-                let panel_len = panel.min(row_len - first_tap);
-                for (pixel, taps) in taps[..pixels * panel_len].chunks_exact_mut(panel_len).enumerate() {
+            let panel_at = |index: usize| {
+                let (tap_row, first_tap) = (index / panels_per_row, index % panels_per_row * panel);
+                (tap_row, first_tap, panel.min(row_len - first_tap))
+            };
+            if packed {
+                let (tap_row, first_tap, len) = panel_at(first_panel);
+                for (pixel, taps) in taps[..pixels * len].chunks_exact_mut(len).enumerate() {
                     let (row, column) = (pixel / block.columns, pixel % block.columns);
                     let from = (tap_row + row * stencil.step) * patch.pitch + column * stencil.step * stencil.channels;
-                    // SAFETY: the patch, or the image itself, holds the taps of all pixels of the block.
-                    taps.copy_from_slice(unsafe {
-                        std::slice::from_raw_parts(patch.first.add(from + first_tap), panel_len)
-                    });
+                    // SAFETY: no tap of the block lies outside of the image, which is not written.
+                    let source = unsafe { std::slice::from_raw_parts(patch.first.add(from + first_tap), len) };
+                    taps.copy_from_slice(source);
                 }
-                for strip_index in strips_from..strips_to {
-                    let first = strip_index * strip;
-                    let count = strip.min(channels - first);
-                    for row in 0..block.rows {
-                        let line = (block.image * stencil.rows + block.row + row) * stencil.columns + block.column;
-                        let from =
-                            &output_gradient[line * channels + first..][..(block.columns - 1) * channels + count];
-                        let to = &mut gradients[row * block.columns * strip..][..block.columns * strip];
-                        // SAFETY: the slices have the lengths that the copy needs.
-                        unsafe { gemm::pack(level, from.as_ptr(), channels, block.columns, count, to.as_mut_ptr()) };
-                    }
+            }
+            for strip_index in strips_from..strips_to {
+                let first = strip_index * strip;
+                let count = strip.min(channels - first);
+                for row in 0..block.rows {
+                    let line = (block.image * stencil.rows + block.row + row) * stencil.columns + block.column;
+                    let from = &output_gradient[line * channels + first..][..(block.columns - 1) * channels + count];
+                    let to = &mut gradients[row * block.columns * strip..][..block.columns * strip];
+                    // SAFETY: the slices have the lengths that the copy needs.
+                    unsafe { gemm::pack(level, from.as_ptr(), channels, block.columns, count, to.as_mut_ptr()) };
+                }
+                for panel_index in first_panel..first_panel + panels_per_job {
+                    let (tap_row, first_tap, len) = panel_at(panel_index);
                     let offset = group * group_len + (strip_index * depth + tap_row * row_len + first_tap) * strip;
-                    // SAFETY: `taps` and `gradients` hold the panel and the strip for all pixels of the block, and this
-                    // job alone writes the sums of this group, panel and strip.
+                    // SAFETY: the patch holds the taps of the block, `taps` those of a packed panel, `gradients` the strip
+                    // of its pixels, and only this job writes the sums of this group, panel and strip.
                     unsafe {
+                        let (left, step, segments) = match packed {
+                            true => (taps.as_ptr(), len, 1),
+                            false => {
+                                let place = tap_row * patch.pitch + first_tap;
+                                (patch.first.add(place), stencil.step * stencil.channels, block.rows)
+                            }
+                        };
                         gemm::multiply(
                             level,
                             &Product {
-                                rows: panel_len,
+                                rows: len,
                                 columns: strip,
-                                segments: 1,
-                                depth: pixels,
-                                left: taps.as_ptr(),
-                                left_order: Order::Columns(panel_len),
-                                left_segment: 0,
+                                segments,
+                                depth: pixels / segments,
+                                left,
+                                left_order: Order::Columns(step),
+                                left_segment: stencil.step * patch.pitch,
                                 right: gradients.as_ptr(),
                                 result: shared_sums.at(offset),
                                 result_rows: Grid::even(strip),
@@ -618,11 +638,17 @@ pub fn weight_gradient(
         let target = unsafe { std::slice::from_raw_parts_mut(target.at(first * depth), count * depth) };
         for first_tap in (0..depth).step_by(TRANSPOSED) {
             let taps = TRANSPOSED.min(depth - first_tap);
+            let mut totals = [0.0; TRANSPOSED * WIDEST_STRIP];
+            let totals = &mut totals[..taps * strip];
             let place = (job * depth + first_tap) * strip;
+            totals.copy_from_slice(&sums[place..place + taps * strip]);
+            for group in 1..groups {
+                let sums = &sums[group * group_len + place..][..taps * strip];
+                totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            }
             for lane in 0..count {
                 for (tap, target) in target[lane * depth + first_tap..][..taps].iter_mut().enumerate() {
-                    let place = place + tap * strip + lane;
-                    *target = (0..groups).map(|group| sums[group * group_len + place]).sum();
+                    *target = totals[tap * strip + lane];
                 }
             }
         }

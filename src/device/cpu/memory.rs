@@ -30,14 +30,13 @@ impl Drop for HeapAllocation {
     }
 }
 
-/// Larger allocations ask for pages of 2 MiB: with pages of 4 KiB, loops that step over whole pixels spend a good part of their
-/// time on address translation.
+/// Allocations from this size ask for pages of 2 MiB, because loops that step over whole pixels touch many pages.
 const HUGE: usize = 4 << 20;
 
 /// Zeroed pages of their own, huge ones where the system has them.
 fn map(bytes: usize) -> Option<MmapMut> {
     let map = MmapMut::map_anon(bytes).ok()?;
-    // Where there are no huge pages, small ones do.
+    // An error means that there are no huge pages, and the memory is usable all the same.
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Some(map)
