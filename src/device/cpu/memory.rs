@@ -4,8 +4,6 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use memmap2::MmapMut;
-
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Memory, Tensor};
 
@@ -13,33 +11,16 @@ use crate::tensor::{ElementType, Memory, Tensor};
 const ALIGNMENT: usize = 256;
 
 /// Owns one allocation. The pages of a large one are zeroed, and become resident, when they are first touched.
-enum HostAllocation {
-    Heap { _memory: HeapAllocation },
-    Pages { _memory: MmapMut },
-}
-
-struct HeapAllocation {
+struct HostAllocation {
     pointer: NonNull<u8>,
     layout: Layout,
 }
 
-impl Drop for HeapAllocation {
+impl Drop for HostAllocation {
     fn drop(&mut self) {
         // SAFETY: `pointer` came from `alloc_zeroed` with this layout and is released once.
         unsafe { dealloc(self.pointer.as_ptr(), self.layout) };
     }
-}
-
-/// Allocations from this size ask for pages of 2 MiB, because loops that step over whole pixels touch many pages.
-const HUGE: usize = 4 << 20;
-
-/// Zeroed pages of their own, huge ones where the system has them.
-fn map(bytes: usize) -> Option<MmapMut> {
-    let map = MmapMut::map_anon(bytes).ok()?;
-    // An error means that there are no huge pages, and the memory is usable all the same.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Some(map)
 }
 
 /// Smaller allocations are not worth a question to the system.
@@ -63,20 +44,11 @@ pub(super) fn allocate(bytes: usize) -> Result<Rc<Memory>> {
     if bytes >= QUESTIONED && available().is_some_and(|available| bytes > available) {
         return Err(too_much());
     }
-    if bytes >= HUGE {
-        let mut map = map(bytes).ok_or_else(too_much)?;
-        let address = map.as_mut_ptr().expose_provenance() as u64;
-        return Ok(Rc::new(Memory::new(address, bytes, Box::new(HostAllocation::Pages { _memory: map }))));
-    }
     let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| too_much())?;
     // SAFETY: the layout's size is not zero.
     let pointer = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_much)?;
     let address = pointer.as_ptr().expose_provenance() as u64;
-    Ok(Rc::new(Memory::new(
-        address,
-        bytes,
-        Box::new(HostAllocation::Heap { _memory: HeapAllocation { pointer, layout } }),
-    )))
+    Ok(Rc::new(Memory::new(address, bytes, Box::new(HostAllocation { pointer, layout }))))
 }
 
 /// Rust types whose every bit pattern is a value, with the element type that they stand for.
