@@ -43,9 +43,9 @@ fn picture(random: &mut Random, width: u32, height: u32) -> RgbImage {
 }
 
 /// The training transform of a crop.
-fn crop_resampling(crop: CropBox, flip: bool, size: u32) -> Resampling {
+fn crop_resampling(crop: CropBox, flip_columns: bool, size: u32) -> Resampling {
     let CropBox { top, left, height, width } = crop;
-    Resampling { top, left, height, width, flip, ..Resampling::whole(size, size) }
+    Resampling { top, left, height, width, flip_columns, ..Resampling::whole(size, size) }
 }
 
 /// The test transform of an image of this size.
@@ -87,9 +87,13 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
             center_crop_resampling(width, height, size + size.div_ceil(7), size),
             // Smaller than the output: black around it.
             center_crop_resampling(width, height, size.div_ceil(2), size),
-            Resampling { flip: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
+            Resampling { flip_columns: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
             Resampling { flip_rows: true, ..drawn },
-            Resampling { flip: true, flip_rows: true, ..center_crop_resampling(width, height, size.div_ceil(3), size) },
+            Resampling {
+                flip_columns: true,
+                flip_rows: true,
+                ..center_crop_resampling(width, height, size.div_ceil(3), size)
+            },
         ];
         cases.extend(views.map(|resampling| Case { image: image.clone(), resampling }));
     }

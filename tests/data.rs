@@ -381,7 +381,7 @@ mod transforming {
         let drawn = |seed, epoch, index| Transform::training(224, &[]).draw(Draw { seed, epoch, index }, 400, 300);
         let crop = |seed, epoch, index| crop(Draw { seed, epoch, index }, 400, 300);
         let all: Vec<Resampling> = (0..4000).map(|index| drawn(5, 0, index)).collect();
-        let flips = all.iter().filter(|drawn| drawn.flip).count();
+        let flips = all.iter().filter(|drawn| drawn.flip_columns).count();
         assert!((1800..2200).contains(&flips), "{flips}");
         assert_eq!(all[17], drawn(5, 0, 17));
         for other in [crop(5, 1, 17), crop(6, 0, 17), crop(5, 0, 18)] {
@@ -395,7 +395,7 @@ mod transforming {
         let whole = Resampling::whole(4, 4);
         let mut transformer = Transformer::default();
         let straight = transformer.apply(&source, &whole, 4).unwrap();
-        let flipped = transformer.apply(&source, &Resampling { flip: true, ..whole }, 4).unwrap();
+        let flipped = transformer.apply(&source, &Resampling { flip_columns: true, ..whole }, 4).unwrap();
         let upside_down = transformer.apply(&source, &Resampling { flip_rows: true, ..whole }, 4).unwrap();
         for y in 0..4 {
             for x in 0..4 {
@@ -415,7 +415,7 @@ mod transforming {
         let transform = Transform::training(32, &[flip]);
         let operations = [Operation::RandomResizedCrop { size: 32 }, Operation::Augmentation(flip)];
         assert_eq!(transform.operations(), operations);
-        assert!((0..100).all(|index| !transform.draw(Draw { index, ..Draw::default() }, 90, 70).flip));
+        assert!((0..100).all(|index| !transform.draw(Draw { index, ..Draw::default() }, 90, 70).flip_columns));
         for wrong in ["horizontal-flip", "horizontal-flip=", "horizontal-flip=1.1", "horizontal-flip=NaN", "turn=1"] {
             let error = wrong.parse::<Augmentation>().unwrap_err();
             assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");

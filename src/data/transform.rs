@@ -103,7 +103,7 @@ impl Augmentation {
 
     fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
         match *self {
-            Self::HorizontalFlip { probability } => drawn.flip ^= random.unit() < probability,
+            Self::HorizontalFlip { probability } => drawn.flip_columns ^= random.unit() < probability,
             Self::VerticalFlip { probability } => drawn.flip_rows ^= random.unit() < probability,
         }
     }

@@ -254,7 +254,7 @@ fn map_pixels<const BYTES: usize, T>(
     for (number, mapped_row) in mapped.chunks_mut(width).enumerate() {
         let row = if drawn.flip_rows { rows - 1 - number } else { number };
         let row = &pixels[row * width..][..width];
-        if drawn.flip {
+        if drawn.flip_columns {
             row.iter().rev().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));
         } else {
             row.iter().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));

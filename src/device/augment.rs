@@ -24,7 +24,7 @@ pub struct Resampling {
     /// The scaled column at which the output begins.
     pub window_left: i32,
     /// Whether left and right change places in the output.
-    pub flip: bool,
+    pub flip_columns: bool,
     /// Whether top and bottom change places in the output.
     pub flip_rows: bool,
 }
@@ -42,7 +42,7 @@ impl Resampling {
             scaled_width,
             window_top: 0,
             window_left: 0,
-            flip: false,
+            flip_columns: false,
             flip_rows: false,
         }
     }
@@ -75,7 +75,7 @@ impl ImageView {
             scaled_width,
             window_top,
             window_left,
-            flip,
+            flip_columns,
             flip_rows,
         } = self.resampling;
         let inside = match *self.image.shape().dims() {
@@ -100,7 +100,7 @@ impl ImageView {
             scaled_width.to_ne_bytes(),
             window_top.to_ne_bytes(),
             window_left.to_ne_bytes(),
-            (u32::from(flip) | u32::from(flip_rows) << 1).to_ne_bytes(),
+            (u32::from(flip_columns) | u32::from(flip_rows) << 1).to_ne_bytes(),
         ];
         bytes[8..].copy_from_slice(rest.as_flattened());
         Ok(bytes)

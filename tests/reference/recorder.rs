@@ -89,9 +89,9 @@ impl Recorder {
             rows.resize(height as usize * row_pixels as usize * 3, 0);
             let image = RgbImage { width: row_pixels, height, pixels: rows };
             let whole = Resampling::whole(width, height);
-            let (flip, flip_rows) = (flips & 1 != 0, flips & 2 != 0);
+            let (flip_columns, flip_rows) = (flips & 1 != 0, flips & 2 != 0);
             let resampling =
-                Resampling { scaled_height, scaled_width, window_top, window_left, flip, flip_rows, ..whole };
+                Resampling { scaled_height, scaled_width, window_top, window_left, flip_columns, flip_rows, ..whole };
             pixels.extend(resample(&image, &resampling, size));
         }
         let Some(table) = arguments.lookup_table else { return self.device.upload(&pixels, arguments.output) };

@@ -31,14 +31,25 @@ fn weighted(bytes: impl Iterator<Item = u8>, coefficients: &[i64]) -> u8 {
 
 /// The output of a view: `[size, size, 3]`, black outside the scaled rectangle.
 pub fn resample(image: &RgbImage, resampling: &Resampling, size: usize) -> Vec<u8> {
-    let Resampling { top, left, height, width, scaled_height, scaled_width, window_top, window_left, flip, flip_rows } =
-        *resampling;
+    let Resampling {
+        top,
+        left,
+        height,
+        width,
+        scaled_height,
+        scaled_width,
+        window_top,
+        window_left,
+        flip_columns,
+        flip_rows,
+    } = *resampling;
     let scaled = |begin: i32, index: usize, all: u32| {
         u32::try_from(i64::from(begin) + index as i64).ok().filter(|&pixel| pixel < all)
     };
     let mut output = vec![0; size * size * 3];
     for column in 0..size {
-        let Some(pixel) = scaled(window_left, if flip { size - 1 - column } else { column }, scaled_width) else {
+        let Some(pixel) = scaled(window_left, if flip_columns { size - 1 - column } else { column }, scaled_width)
+        else {
             continue;
         };
         let (across, factors) = coefficients(width, scaled_width, pixel);

@@ -63,7 +63,7 @@ impl Decoded {
                 left: (place * 11 % (PHOTO[1] - CROP)) as u32,
                 height: CROP as u32,
                 width: CROP as u32,
-                flip: place % 2 == 1,
+                flip_columns: place % 2 == 1,
                 ..Resampling::whole(shape.width as u32, shape.height as u32)
             };
             ImageView { image: decoded.part(place % images * values, PHOTO.into()), resampling }
