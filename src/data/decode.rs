@@ -13,12 +13,8 @@ use std::sync::Once;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
-use zune_core::bytestream::ZCursor;
-use zune_core::colorspace::ColorSpace;
-use zune_core::options::DecoderOptions;
-use zune_jpeg::JpegDecoder;
 
-use super::jpeg::Outline;
+use super::jpeg::{self, Markers};
 use crate::error::{Error, Result};
 
 /// The most pixels that an image may have: Pillow's own limit, against small files that unpack to fill the memory.
@@ -133,7 +129,7 @@ impl Decoder {
     ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let result = read_file(path, &mut file)
-            .and_then(|()| self.decode_rows(&mut file, image, rows))
+            .and_then(|()| self.decode_rows(&file, image, rows))
             .map_err(|reason| Error::new(format!("cannot decode {}: {reason}", path.display())));
         self.file = file;
         shrink(&mut self.file);
@@ -146,16 +142,17 @@ impl Decoder {
     /// # Errors
     /// The same, without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
-        self.decode(bytes, image).map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
+        self.decode_rows(bytes, image, |_, height| height)
+            .map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
     }
 
-    /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does. The bytes may be changed.
+    /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does.
     ///
     /// # Errors
     /// The same, without the name of a file.
     pub fn decode_bytes_rows<const BYTES: usize>(
         &mut self,
-        bytes: &mut [u8],
+        bytes: &[u8],
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
@@ -164,54 +161,18 @@ impl Decoder {
 
     fn decode_rows<const BYTES: usize>(
         &mut self,
-        bytes: &mut [u8],
+        bytes: &[u8],
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<(), String> {
-        let format = recognise(bytes)?;
-        if format == ImageFormat::Jpeg {
-            let outline = Outline::read(bytes)?;
-            let orientation = self.orientation_of(outline.exif(bytes));
-            let (width, height) = outline.dimensions();
-            let is_upright = orientation == Orientation::NoTransforms;
-            if is_upright && outline.has_rows_in_order() && self.require_pixels(width, height).is_ok() {
-                outline.keep_rows(bytes, rows(width, height));
-                return self.decode_as(format, bytes, image);
+        match recognise(bytes)? {
+            ImageFormat::Jpeg => guarded(|| self.decode_jpeg(bytes, image, rows)),
+            format => {
+                guarded(|| self.decode_other(format, bytes, image))?;
+                rows(image.width, image.height);
+                Ok(())
             }
-            self.decode_as(format, bytes, image)?;
-            turn(image, orientation)?;
-        } else {
-            self.decode_as(format, bytes, image)?;
         }
-        rows(image.width, image.height);
-        Ok(())
-    }
-
-    fn decode<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
-        let format = recognise(bytes)?;
-        if format == ImageFormat::Jpeg {
-            let orientation = self.orientation_of(Outline::read(bytes)?.exif(bytes));
-            self.decode_as(format, bytes, image)?;
-            return turn(image, orientation);
-        }
-        self.decode_as(format, bytes, image)
-    }
-
-    fn decode_as<const BYTES: usize>(
-        &mut self,
-        format: ImageFormat,
-        bytes: &[u8],
-        image: &mut Image<BYTES>,
-    ) -> Result<(), String> {
-        guarded(|| match format {
-            ImageFormat::Jpeg => self.decode_jpeg(bytes, image),
-            _ => self.decode_other(format, bytes, image),
-        })
-    }
-
-    fn orientation_of(&self, exif: Option<&[u8]>) -> Orientation {
-        let told = exif.filter(|_| self.options.exif).and_then(Orientation::from_exif_chunk);
-        told.unwrap_or(Orientation::NoTransforms)
     }
 
     /// The number of pixels, if it is acceptable.
@@ -259,30 +220,23 @@ impl Decoder {
         turn(image, orientation)
     }
 
-    /// `image` would read the headers twice and copy the file.
-    fn decode_jpeg<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<(), String> {
-        let decoder = |colors| {
-            let options = DecoderOptions::default()
-                .set_strict_mode(false)
-                .set_max_width(usize::MAX)
-                .set_max_height(usize::MAX)
-                .jpeg_set_out_colorspace(colors);
-            JpegDecoder::new_with_options(ZCursor::new(bytes), options)
-        };
-        let describe = |cause| describe(ImageFormat::Jpeg, &cause);
-        let mut headers = decoder(if BYTES == 4 { ColorSpace::RGBA } else { ColorSpace::RGB });
-        headers.decode_headers().map_err(describe)?;
-        let (width, height) = headers.dimensions().ok_or("broken JPEG data: there is no image")?;
-        (image.width, image.height) = (width as u32, height as u32);
-        let pixels = self.require_pixels(image.width, image.height)?;
-        // The decoder refuses to pad what is stored as red, green and blue, and gives CMYK other colours when it pads.
-        if BYTES == 4 && !matches!(headers.input_colorspace(), Some(ColorSpace::YCbCr | ColorSpace::Luma)) {
-            self.samples.resize(pixels * 3, 0);
-            decoder(ColorSpace::RGB).decode_into(&mut self.samples).map_err(describe)?;
-            return expand(&self.samples, ExtendedColorType::Rgb8, image);
+    fn decode_jpeg<const BYTES: usize>(
+        &mut self,
+        bytes: &[u8],
+        image: &mut Image<BYTES>,
+        rows: impl FnOnce(u32, u32) -> u32,
+    ) -> Result<(), String> {
+        let markers = Markers::read(bytes);
+        let orientation = if self.options.exif { markers.orientation() } else { Orientation::NoTransforms };
+        if orientation == Orientation::NoTransforms {
+            return jpeg::decode(bytes, &markers, image, |width, height| {
+                self.require_pixels(width, height).map(|_| rows(width, height))
+            });
         }
-        image.pixels.resize(pixels * BYTES, 0);
-        headers.decode_into(&mut image.pixels).map_err(describe)
+        jpeg::decode(bytes, &markers, image, |width, height| self.require_pixels(width, height).map(|_| height))?;
+        turn(image, orientation)?;
+        rows(image.width, image.height);
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ pub mod format;
 pub mod image_folder;
 mod jpeg;
 pub mod loader;
+mod orientation;
 mod pipeline;
 pub mod random;
 mod resident;

@@ -95,7 +95,7 @@ fn picture(bytes: &[u8]) -> bool {
         wanted
     };
     let decoded = Decoder::new(DecodeOptions { exif: false, max_pixels: MAX_PIXELS })
-        .decode_bytes_rows(&mut bytes.to_vec(), &mut upper, half)
+        .decode_bytes_rows(bytes, &mut upper, half)
         .map_err(one_line);
     if decoded.is_ok() {
         assert!(upper.height >= wanted, "{} rows of {wanted}", upper.height);

@@ -1,0 +1,113 @@
+//! What the markers of a JPEG tell before anything is decoded.
+
+use image::metadata::Orientation;
+
+use crate::data::orientation;
+
+const EXIF: &[u8] = b"Exif\0\0";
+const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
+
+/// The markers up to the end of the image, or of the file.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::data) struct Markers<'a> {
+    /// Whether there is an end marker.
+    has_end: bool,
+    /// Whether the first scan is the whole image, and what follows it is more than its end.
+    has_more: bool,
+    components: Option<u8>,
+    is_sequential: bool,
+    is_one_scan: bool,
+    /// The number of scans: how often a decoder may have to go over the whole image.
+    pub(super) scans: u64,
+    /// Why the file is of a kind that no decoder here reads.
+    pub(super) unsupported: Option<&'static str>,
+    exif: Option<&'a [u8]>,
+    xmp: Option<&'a [u8]>,
+}
+
+impl<'a> Markers<'a> {
+    /// Follows the markers.
+    pub(in crate::data) fn read(bytes: &'a [u8]) -> Self {
+        let mut markers = Self::default();
+        markers.follow(bytes);
+        markers
+    }
+
+    /// Returns nothing where the data end first.
+    fn follow(&mut self, bytes: &'a [u8]) -> Option<()> {
+        let mut place = 2;
+        loop {
+            // Between segments and inside a scan alike, the next marker is an FF that neither a 00 (a data byte FF) nor
+            // an FF (filler) follows.
+            place += memchr::memchr(0xFF, bytes.get(place..)?)? + 1;
+            match *bytes.get(place)? {
+                0xFF => {}
+                // These stand alone. Those up to BF are reserved, and libjpeg goes on behind them, not behind a segment.
+                marker @ (0x00..=0xBF | 0xD0..=0xD8) => {
+                    self.has_more |= self.is_one_scan && !matches!(marker, 0x00 | 0xD0..=0xD7);
+                    place += 1;
+                }
+                0xD9 => {
+                    self.has_end = true;
+                    return Some(());
+                }
+                marker => {
+                    let rest = bytes.get(place + 1..)?;
+                    let length = usize::from(u16::from_be_bytes([*rest.first()?, *rest.get(1)?]));
+                    let segment = rest.get(..length.max(2))?;
+                    self.note(marker, segment);
+                    place += 1 + segment.len();
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, marker: u8, segment: &'a [u8]) {
+        self.has_more |= self.is_one_scan;
+        match marker {
+            // A frame: length, bits of a sample, height, width, number of components. C4, C8 and CC are something else.
+            0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) && self.scans == 0 => {
+                self.components = segment.get(7).copied();
+                self.is_sequential = matches!(marker, 0xC0 | 0xC1 | 0xC9);
+                let kind = match (marker, segment.get(2), segment.get(7)) {
+                    (0xC3 | 0xCB, ..) => "lossless JPEG is not supported",
+                    (0xC5..=0xC7 | 0xCD..=0xCF, ..) => "hierarchical JPEG is not supported",
+                    (_, Some(bits), _) if *bits != 8 => "a JPEG of more than 8 bits a sample is not supported",
+                    (_, _, Some(components)) if !matches!(components, 1 | 3 | 4) => {
+                        "a JPEG must have 1, 3 or 4 components: grey, red, green and blue, or cyan, magenta, yellow and black"
+                    }
+                    _ => return,
+                };
+                self.unsupported.get_or_insert(kind);
+            }
+            0xF7 if self.scans == 0 => {
+                self.unsupported.get_or_insert("JPEG-LS is not supported");
+            }
+            // An application's block: length, its name, what it holds.
+            0xE1 if self.scans == 0 => {
+                if let Some(exif) = segment[2..].strip_prefix(EXIF) {
+                    self.exif.get_or_insert(exif);
+                } else if let Some(xmp) = segment[2..].strip_prefix(XMP) {
+                    self.xmp = Some(xmp);
+                }
+            }
+            // A scan: length, number of components.
+            0xDA => {
+                self.is_one_scan |= self.scans == 0 && self.is_sequential && segment.get(2).copied() == self.components;
+                self.scans += 1;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether nothing that would make the file an error can follow the rows that a decoder is asked for.
+    pub(super) fn can_stop_early(&self) -> bool {
+        self.has_end && !self.has_more
+    }
+
+    /// How the image is to be turned, as Pillow understands it: XMP counts where EXIF says nothing.
+    pub(in crate::data) fn orientation(&self) -> Orientation {
+        let told = self.exif.and_then(orientation::from_exif).or_else(|| self.xmp.and_then(orientation::from_xmp));
+        told.unwrap_or(Orientation::NoTransforms)
+    }
+}

@@ -1,0 +1,188 @@
+//! JPEGs of every kind, decoded to the pixels of libjpeg-turbo. `scripts/make-jpeg-fixtures.py` writes them.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use retune::data::{DecodeOptions, Decoder, PaddedImage, RgbImage};
+use sha2::{Digest, Sha256};
+use zip::ZipArchive;
+
+/// A file and, where Pillow reads it, the width, height and hash of the image.
+struct Case {
+    name: String,
+    file: Vec<u8>,
+    expected: Option<(u32, u32, String)>,
+}
+
+impl Case {
+    fn decoder(&self) -> Decoder {
+        Decoder::new(DecodeOptions::with_exif(self.name.starts_with("turned")))
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.zip");
+    let mut archive = ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let (mut names, mut files) = (String::new(), Vec::new());
+    archive.by_name("names").unwrap().read_to_string(&mut names).unwrap();
+    archive.by_name("files").unwrap().read_to_end(&mut files).unwrap();
+    let mut rest = files.as_slice();
+    let cases = names.lines().map(|line| {
+        let [length, width, height, hash, name] = line.splitn(5, ' ').collect::<Vec<_>>().try_into().unwrap();
+        let expected = (hash != "-").then(|| (width.parse().unwrap(), height.parse().unwrap(), hash.to_string()));
+        Case { name: name.to_string(), file: rest.split_off(..length.parse().unwrap()).unwrap().to_vec(), expected }
+    });
+    cases.collect()
+}
+
+fn hash(pixels: &[u8]) -> String {
+    Sha256::digest(pixels)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn colours(padded: &PaddedImage) -> Vec<u8> {
+    padded.pixels.chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec()).collect()
+}
+
+#[test]
+fn every_pixel_is_that_of_libjpeg_turbo() {
+    let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
+    for case in cases() {
+        let (mut rgb, mut padded) = (RgbImage::default(), PaddedImage::default());
+        let decoded = case.decoder().decode_bytes(&case.file, &mut rgb);
+        let is_padded = case.decoder().decode_bytes(&case.file, &mut padded).is_ok();
+        match (decoded, &case.expected) {
+            (Ok(()), Some(expected)) => {
+                let found = (rgb.width, rgb.height, hash(&rgb.pixels));
+                equal += 1;
+                if found != *expected || !is_padded || colours(&padded) != rgb.pixels {
+                    wrong.push(format!("{}: other pixels", case.name));
+                }
+            }
+            (Ok(()), None) => wrong.push(format!("{}: read, but Pillow refuses it", case.name)),
+            (Err(error), Some(_)) => wrong.push(format!("{}: {}", case.name, error.message())),
+            (Err(error), None) => {
+                refused += 1;
+                let message = error.message();
+                if message.contains(['\n']) || message.contains("gave up") || is_padded {
+                    wrong.push(format!("{}: {message}", case.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), equal + refused, wrong.join("\n"));
+    assert!(equal > 1100 && refused > 100, "{equal} equal, {refused} refused");
+}
+
+/// Whatever the rows, and whether the decoder can stop early or not.
+#[test]
+fn upper_rows_are_those_of_the_whole_image() {
+    let mut stopped = 0;
+    for case in cases().iter().filter(|case| case.expected.is_some()) {
+        let mut whole = PaddedImage::default();
+        case.decoder().decode_bytes(&case.file, &mut whole).unwrap();
+        for rows in [0, 1, whole.height / 3, whole.height / 2, whole.height.saturating_sub(1), whole.height, 70_000] {
+            let mut upper = PaddedImage::default();
+            let told = |width, height| {
+                assert_eq!((width, height), (whole.width, whole.height), "{}", case.name);
+                rows
+            };
+            case.decoder().decode_bytes_rows(&case.file, &mut upper, told).unwrap();
+            assert!(upper.width == whole.width && upper.height >= rows.min(whole.height), "{}: {rows}", case.name);
+            assert_eq!(upper.pixels.len(), (upper.height * upper.width * 4) as usize, "{}", case.name);
+            let wanted = (rows.min(whole.height) * whole.width * 4) as usize;
+            assert!(upper.pixels[..wanted] == whole.pixels[..wanted], "{}: {rows} rows", case.name);
+            stopped += usize::from(upper.height < whole.height);
+        }
+    }
+    assert!(stopped > 4000, "{stopped}");
+}
+
+/// Cut anywhere, a file is an error or, where it lacks nothing but its end, the same image.
+#[test]
+fn every_cut_is_an_error_or_the_same_image() {
+    let mut read = 0;
+    for case in cases() {
+        let is_small = ["444/baseline/restart-0/16x16", "420/progressive/restart-0/45x37", "damaged/base/no-end-zeros"];
+        let is_rare =
+            ["420/arithmetic/restart-0/45x37", "damaged/restarts/no-end-zeros", "damaged/planes/no-end-zeros"];
+        let Some((_, _, expected)) =
+            case.expected.filter(|_| is_small.contains(&&*case.name) || is_rare.contains(&&*case.name))
+        else {
+            continue;
+        };
+        for length in 0..case.file.len() {
+            let (mut image, mut upper) = (RgbImage::default(), RgbImage::default());
+            let whole = Decoder::default().decode_bytes(&case.file[..length], &mut image);
+            // Whether a file can be read does not depend on the crop.
+            let part = Decoder::default().decode_bytes_rows(&case.file[..length], &mut upper, |_, _| 1);
+            assert_eq!(whole.is_ok(), part.is_ok(), "{} cut to {length} bytes", case.name);
+            if whole.is_ok() {
+                assert_eq!(hash(&image.pixels), expected, "{} cut to {length} bytes", case.name);
+                read += 1;
+            }
+        }
+    }
+    assert!(read > 10, "{read}");
+}
+
+#[test]
+fn kinds_that_are_not_read_are_named() {
+    let cases = cases();
+    let reason = |name: &str| {
+        let case = cases.iter().find(|case| case.name == name).unwrap();
+        let error = Decoder::default().decode_bytes(&case.file, &mut RgbImage::default()).unwrap_err();
+        error.message().strip_prefix("cannot decode the image: ").unwrap().to_string()
+    };
+    assert_eq!(reason("damaged/base/frame-c3"), "lossless JPEG is not supported");
+    assert_eq!(reason("damaged/base/frame-c5"), "hierarchical JPEG is not supported");
+    assert_eq!(reason("damaged/base/frame-f7"), "JPEG-LS is not supported");
+    assert_eq!(reason("damaged/base/bits-12"), "a JPEG of more than 8 bits a sample is not supported");
+    assert_eq!(reason("damaged/base/half"), "truncated JPEG: the data end before the end marker");
+    assert_eq!(reason("damaged/base/sampling-51"), "broken or unsupported JPEG data: Bogus sampling factors");
+}
+
+/// A file of some kilobytes that asks for the same millions of pixels again and again.
+#[test]
+fn many_scans_of_a_huge_image_are_refused() {
+    let base = cases().into_iter().find(|case| case.name == "420/planes/restart-0/45x37").unwrap().file;
+    let find = |marker: u8| base.windows(2).position(|pair| pair == [0xFF, marker]).unwrap();
+    let (frame, scan) = (find(0xC0), find(0xDA));
+    let many = |size: u16, scans: usize| {
+        let mut file = base[..scan].to_vec();
+        file[frame + 5..frame + 7].copy_from_slice(&size.to_be_bytes());
+        file[frame + 7..frame + 9].copy_from_slice(&size.to_be_bytes());
+        for _ in 0..scans {
+            file.extend_from_slice(&base[scan..scan + 10]);
+        }
+        file.extend_from_slice(&[0xFF, 0xD9]);
+        Decoder::default().decode_bytes(&file, &mut RgbImage::default()).map_err(|error| error.message().to_string())
+    };
+    many(45, 2000).unwrap();
+    let reason = many(13_000, 102).unwrap_err();
+    assert_eq!(reason, "cannot decode the image: it has 102 scans of 13000 x 13000 pixels, too many to decode");
+}
+
+/// The buffers of one image do not shine through in the next.
+#[test]
+fn one_decoder_reads_all_kinds_in_turn() {
+    let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());
+    for case in cases().iter().filter(|case| !case.name.starts_with("turned")) {
+        let decoded = decoder.decode_bytes(&case.file, &mut image);
+        if let Some((width, height, expected)) = &case.expected {
+            decoded.unwrap();
+            assert_eq!((&image.width, &image.height, &hash(&image.pixels)), (width, height, expected), "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn a_file_is_read_like_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = cases().into_iter().find(|case| case.name == "440/planes/restart-0/45x37").unwrap();
+    let path = folder.path().join("a.jpg");
+    fs::write(&path, &case.file).unwrap();
+    let mut image = RgbImage::default();
+    Decoder::default().decode_file(&path, &mut image).unwrap();
+    assert_eq!(hash(&image.pixels), case.expected.unwrap().2);
+}
