@@ -23,8 +23,8 @@ if [ "$(cargo fuzz --version 2>/dev/null)" != "cargo-fuzz $CARGO_FUZZ" ]; then
     cargo install --quiet --locked --debug --root "$tools" cargo-fuzz --version "$CARGO_FUZZ"
 fi
 
-# Sanitizers are an unstable option of the compiler. Parsing needs no kernels.
-export RUSTC_BOOTSTRAP=1 RETUNE_CUDA_ARCHS=none
+# Sanitizers are an unstable option of the compiler. Parsing needs no kernels. The C code that decodes JPEGs is checked, too.
+export RUSTC_BOOTSTRAP=1 RETUNE_CUDA_ARCHS=none CFLAGS="-fsanitize=address ${CFLAGS:-}"
 host=$(rustc -vV | sed -n 's/^host: //p')
 (cd fuzz && cargo fuzz build --sanitizer address --codegen-units 16 --target-dir ../target/fuzz)
 
@@ -42,7 +42,20 @@ for target in "${targets[@]}"; do
         mkdir -p target/fuzz/images
         find tests/fixtures/pillow -type f -size -8k ! -name '*-*.png' ! -name '*.json' ! -name '*.f32' \
             -exec cp -t target/fuzz/images {} +
-        begin+=(target/fuzz/images)
+        begin+=(target/fuzz/images target/fuzz/jpegs)
+        python3 - <<'UNPACK'
+import pathlib
+import zipfile
+
+archive = zipfile.ZipFile("tests/fixtures/jpeg.zip")
+files, place = archive.read("files"), 0
+folder = pathlib.Path("target/fuzz/jpegs")
+folder.mkdir(exist_ok=True)
+for number, line in enumerate(archive.read("names").decode().splitlines()):
+    length = int(line.split()[0])
+    (folder / str(number)).write_bytes(files[place : place + length])
+    place += length
+UNPACK
         ;;
     esac
     log=target/fuzz/$target.log

@@ -2,6 +2,7 @@
 //! several lines, and no allocation of a size that only a header claims. `RETUNE_FUZZ_ROUNDS` sets the number of
 //! rounds; the targets in `fuzz/` search further.
 
+mod jpegs;
 mod parsers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -224,6 +225,16 @@ fn pictures() {
         [b'I', b'I', ..] | [b'M', b'M', ..] => 256 << 20,
         _ => in_proportion(file) + 4 * 8 * (1 << 18),
     });
+}
+
+/// One of eleven of the JPEGs, which are of all samplings, scans and colours. The coefficients of a progressive one take up to eight bytes per
+/// pixel.
+#[test]
+fn jpegs_of_all_kinds() {
+    let is_read = |case: &jpegs::Case| case.expected.is_some() && !case.name.starts_with("damaged");
+    let sources: Vec<Vec<u8>> = jpegs::cases().into_iter().filter(is_read).step_by(11).map(|case| case.file).collect();
+    assert!(sources.len() > 100, "{}", sources.len());
+    damage("picture", &sources, |file| in_proportion(file) + 4 * 8 * (1 << 18));
 }
 
 #[test]

@@ -1,39 +1,15 @@
-//! JPEGs of every kind, decoded to the pixels of libjpeg-turbo. `scripts/make-jpeg-fixtures.py` writes them.
+//! JPEGs of every kind, decoded to the pixels of libjpeg-turbo.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::path::Path;
+mod jpegs;
 
+use std::fs;
+
+use jpegs::{Case, cases};
 use retune::data::{DecodeOptions, Decoder, PaddedImage, RgbImage};
 use sha2::{Digest, Sha256};
-use zip::ZipArchive;
 
-/// A file and, where Pillow reads it, the width, height and hash of the image.
-struct Case {
-    name: String,
-    file: Vec<u8>,
-    expected: Option<(u32, u32, String)>,
-}
-
-impl Case {
-    fn decoder(&self) -> Decoder {
-        Decoder::new(DecodeOptions::with_exif(self.name.starts_with("turned")))
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.zip");
-    let mut archive = ZipArchive::new(File::open(path).unwrap()).unwrap();
-    let (mut names, mut files) = (String::new(), Vec::new());
-    archive.by_name("names").unwrap().read_to_string(&mut names).unwrap();
-    archive.by_name("files").unwrap().read_to_end(&mut files).unwrap();
-    let mut rest = files.as_slice();
-    let cases = names.lines().map(|line| {
-        let [length, width, height, hash, name] = line.splitn(5, ' ').collect::<Vec<_>>().try_into().unwrap();
-        let expected = (hash != "-").then(|| (width.parse().unwrap(), height.parse().unwrap(), hash.to_string()));
-        Case { name: name.to_string(), file: rest.split_off(..length.parse().unwrap()).unwrap().to_vec(), expected }
-    });
-    cases.collect()
+fn decoder(case: &Case) -> Decoder {
+    Decoder::new(DecodeOptions::with_exif(case.name.starts_with("turned")))
 }
 
 fn hash(pixels: &[u8]) -> String {
@@ -49,8 +25,8 @@ fn every_pixel_is_that_of_libjpeg_turbo() {
     let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
     for case in cases() {
         let (mut rgb, mut padded) = (RgbImage::default(), PaddedImage::default());
-        let decoded = case.decoder().decode_bytes(&case.file, &mut rgb);
-        let is_padded = case.decoder().decode_bytes(&case.file, &mut padded).is_ok();
+        let decoded = decoder(&case).decode_bytes(&case.file, &mut rgb);
+        let is_padded = decoder(&case).decode_bytes(&case.file, &mut padded).is_ok();
         match (decoded, &case.expected) {
             (Ok(()), Some(expected)) => {
                 let found = (rgb.width, rgb.height, hash(&rgb.pixels));
@@ -78,16 +54,16 @@ fn every_pixel_is_that_of_libjpeg_turbo() {
 #[test]
 fn upper_rows_are_those_of_the_whole_image() {
     let mut stopped = 0;
-    for case in cases().iter().filter(|case| case.expected.is_some()) {
+    for case in cases().into_iter().filter(|case| case.expected.is_some()) {
         let mut whole = PaddedImage::default();
-        case.decoder().decode_bytes(&case.file, &mut whole).unwrap();
+        decoder(&case).decode_bytes(&case.file, &mut whole).unwrap();
         for rows in [0, 1, whole.height / 3, whole.height / 2, whole.height.saturating_sub(1), whole.height, 70_000] {
             let mut upper = PaddedImage::default();
             let told = |width, height| {
                 assert_eq!((width, height), (whole.width, whole.height), "{}", case.name);
                 rows
             };
-            case.decoder().decode_bytes_rows(&case.file, &mut upper, told).unwrap();
+            decoder(&case).decode_bytes_rows(&case.file, &mut upper, told).unwrap();
             assert!(upper.width == whole.width && upper.height >= rows.min(whole.height), "{}: {rows}", case.name);
             assert_eq!(upper.pixels.len(), (upper.height * upper.width * 4) as usize, "{}", case.name);
             let wanted = (rows.min(whole.height) * whole.width * 4) as usize;

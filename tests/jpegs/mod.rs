@@ -1,0 +1,30 @@
+//! The JPEGs of `tests/fixtures/jpeg.zip`, which `scripts/make-jpeg-fixtures.py` writes.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use zip::ZipArchive;
+
+/// A file and, where Pillow reads it, the width, height and hash of the image.
+pub struct Case {
+    pub name: String,
+    pub file: Vec<u8>,
+    pub expected: Option<(u32, u32, String)>,
+}
+
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.zip");
+    let mut archive = ZipArchive::new(File::open(path).unwrap()).unwrap();
+    let (mut names, mut files) = (String::new(), Vec::new());
+    archive.by_name("names").unwrap().read_to_string(&mut names).unwrap();
+    archive.by_name("files").unwrap().read_to_end(&mut files).unwrap();
+    let mut rest = files.as_slice();
+    let cases = names.lines().map(|line| {
+        let [length, width, height, hash, name] = line.splitn(5, ' ').collect::<Vec<_>>().try_into().unwrap();
+        let expected = (hash != "-").then(|| (width.parse().unwrap(), height.parse().unwrap(), hash.to_string()));
+        Case { name: name.to_string(), file: rest.split_off(..length.parse().unwrap()).unwrap().to_vec(), expected }
+    });
+    cases.collect()
+}
