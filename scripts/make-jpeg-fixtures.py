@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""Writes the JPEGs of tests/fixtures/jpeg.zip: sampling x scans x markers x restarts x colours x sizes, damaged ones and turned ones, with what
-Pillow decodes from each. The names of those that Pillow turns begin with `turned`.
+"""Writes the JPEGs of tests/fixtures/jpeg.zip: sampling x scans x markers x restarts x colours x sizes, damaged ones and turned ones,
+with what Pillow decodes from each. The names of those that Pillow turns begin with `turned`.
 
-libjpeg-turbo writes them (scripts/make-jpeg-fixtures.c); markers that it does not write are put in here. In the archive, `names` has a line for
-each file: its length, the width, height and first 16 digits of the SHA-256 of its RGB pixels (or `-` where Pillow refuses it), its name; `files` has the files, one
-after the other. Needs pillow, a C compiler, and libjpeg-turbo's headers (libjpeg62-turbo-dev). `--unpack FOLDER` writes the files and their pixels instead.
+libjpeg-turbo writes them (scripts/make-jpeg-fixtures.c); this script adds the markers that it does not write. In the archive,
+`files` has the files, one after the other, and `names` has a line for each: its length, the width, the height and the first 16 digits of the
+SHA-256 of its RGB pixels (`-` if Pillow refuses the file), and its name. libjpeg-turbo's vector instructions and its plain C differ
+where damage makes coefficients overflow; such a file has both hashes, with `|` between them.
+
+Needs pillow, a C compiler, and libjpeg-turbo's headers (libjpeg62-turbo-dev). `--unpack FOLDER` writes the files and their pixels
+instead, and `--names` prints the lines.
 """
 
 import hashlib
 import io
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -291,24 +296,47 @@ def pixels(name, data):
         return None
 
 
-def main():
-    names, files, folder = [], [], None
-    if sys.argv[1:2] == ["--unpack"]:
-        folder = Path(sys.argv[2])
+def lines(folder=None):
+    """Returns the lines of `names`, without the hashes of plain C, and the files."""
+    names, files = [], []
     for name, data in grid():
         image = pixels(name, data)
         decoded = image.tobytes() if image else b""
         facts = f"{image.width} {image.height} {hashlib.sha256(decoded).hexdigest()[:16]}" if image else "- - -"
-        names.append(f"{len(data)} {facts} {name}\n")
+        names.append(f"{len(data)} {facts} {name}")
         files.append(data)
         if folder:
             folder.mkdir(exist_ok=True)
             (folder / (name.replace("/", "_") + ".jpg")).write_bytes(data)
             (folder / (name.replace("/", "_") + ".rgb")).write_bytes(decoded)
-    if not folder:
-        with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for part, content in [("names", "".join(names).encode()), ("files", b"".join(files))]:
-                archive.writestr(zipfile.ZipInfo(part), content, zipfile.ZIP_DEFLATED, 9)
+    return names, files
+
+
+def with_plain_hashes(names):
+    """Adds the hashes of plain C where they differ. libjpeg-turbo reads the variable once, so that this takes another process."""
+    command = [sys.executable, __file__, "--names"]
+    plain = subprocess.run(command, env={**os.environ, "JSIMD_FORCENONE": "1"}, check=True, capture_output=True, text=True)
+    joined = []
+    for vector, plain in zip(names, plain.stdout.splitlines(), strict=True):
+        length, width, height, digits, name = vector.split(" ", 4)
+        other = plain.split(" ", 4)[3]
+        digits = digits if digits == other else f"{digits}|{other}"
+        joined.append(f"{length} {width} {height} {digits} {name}")
+    return joined
+
+
+def main():
+    if sys.argv[1:] == ["--names"]:
+        print("\n".join(lines()[0]))
+        return
+    if sys.argv[1:2] == ["--unpack"]:
+        lines(Path(sys.argv[2]))
+        return
+    names, files = lines()
+    names = with_plain_hashes(names)
+    with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for part, content in [("names", "".join(f"{name}\n" for name in names).encode()), ("files", b"".join(files))]:
+            archive.writestr(zipfile.ZipInfo(part), content, zipfile.ZIP_DEFLATED, 9)
     refused = sum(" - - - " in name for name in names)
     print(f"{len(files)} files, {refused} of which Pillow refuses, {sum(map(len, files))} bytes")
 

@@ -4,7 +4,7 @@ mod jpegs;
 
 use std::fs;
 
-use jpegs::{Case, cases};
+use jpegs::{Case, Expected, cases};
 use retune::data::{DecodeOptions, Decoder, PaddedImage, RgbImage};
 use sha2::{Digest, Sha256};
 
@@ -14,6 +14,11 @@ fn decoder(case: &Case) -> Decoder {
 
 fn hash(pixels: &[u8]) -> String {
     Sha256::digest(pixels)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_expected(image: &RgbImage, expected: &Expected) -> bool {
+    let Expected { width, height, hashes } = expected;
+    (image.width, image.height) == (*width, *height) && hashes.contains(&hash(&image.pixels))
 }
 
 fn colours(padded: &PaddedImage) -> Vec<u8> {
@@ -29,9 +34,8 @@ fn every_pixel_is_that_of_libjpeg_turbo() {
         let is_padded = decoder(&case).decode_bytes(&case.file, &mut padded).is_ok();
         match (decoded, &case.expected) {
             (Ok(()), Some(expected)) => {
-                let found = (rgb.width, rgb.height, hash(&rgb.pixels));
                 equal += 1;
-                if found != *expected || !is_padded || colours(&padded) != rgb.pixels {
+                if !is_expected(&rgb, expected) || !is_padded || colours(&padded) != rgb.pixels {
                     wrong.push(format!("{}: other pixels", case.name));
                 }
             }
@@ -82,7 +86,7 @@ fn every_cut_is_an_error_or_the_same_image() {
         let is_small = ["444/baseline/restart-0/16x16", "420/progressive/restart-0/45x37", "damaged/base/no-end-zeros"];
         let is_rare =
             ["420/arithmetic/restart-0/45x37", "damaged/restarts/no-end-zeros", "damaged/planes/no-end-zeros"];
-        let Some((_, _, expected)) =
+        let Some(expected) =
             case.expected.filter(|_| is_small.contains(&&*case.name) || is_rare.contains(&&*case.name))
         else {
             continue;
@@ -94,7 +98,7 @@ fn every_cut_is_an_error_or_the_same_image() {
             let part = Decoder::default().decode_bytes_rows(&case.file[..length], &mut upper, |_, _| 1);
             assert_eq!(whole.is_ok(), part.is_ok(), "{} cut to {length} bytes", case.name);
             if whole.is_ok() {
-                assert_eq!(hash(&image.pixels), expected, "{} cut to {length} bytes", case.name);
+                assert!(is_expected(&image, &expected), "{} cut to {length} bytes", case.name);
                 read += 1;
             }
         }
@@ -145,9 +149,9 @@ fn one_decoder_reads_all_kinds_in_turn() {
     let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());
     for case in cases().iter().filter(|case| !case.name.starts_with("turned")) {
         let decoded = decoder.decode_bytes(&case.file, &mut image);
-        if let Some((width, height, expected)) = &case.expected {
+        if let Some(expected) = &case.expected {
             decoded.unwrap();
-            assert_eq!((&image.width, &image.height, &hash(&image.pixels)), (width, height, expected), "{}", case.name);
+            assert!(is_expected(&image, expected), "{}", case.name);
         }
     }
 }
@@ -160,5 +164,5 @@ fn a_file_is_read_like_its_bytes() {
     fs::write(&path, &case.file).unwrap();
     let mut image = RgbImage::default();
     Decoder::default().decode_file(&path, &mut image).unwrap();
-    assert_eq!(hash(&image.pixels), case.expected.unwrap().2);
+    assert!(is_expected(&image, &case.expected.unwrap()));
 }
