@@ -10,8 +10,9 @@ writes a torchvision state dict; the third trains for one epoch on DATA first an
 
 An image passes if ||ours - torchvision's|| <= limit x ||torchvision's||. The limit is 1e-4 for images whose shorter
 side is already --resize, and 5e-3 for others, whose pixels may differ by 1 of 255 after resizing. If
-torchvision's two largest logits are further apart than the difference, the prediction must be the same too. No
-probability may differ by more than 1e-4 where nothing is resized. Exits 1 if any image fails. Needs torch, torchvision, safetensors and pillow.
+torchvision's two largest logits are further apart than the difference, the prediction must be the same too. If an image is
+not resized, no probability may differ by more than 1e-4. Exits 1 if any image fails. Needs torch, torchvision, safetensors
+and pillow.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("retune")
     parser.add_argument("weights")
-    parser.add_argument("images", nargs="+", metavar="IMAGE.png")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--train", metavar="DATA", help="also train on this folder and check what that writes")
     parser.add_argument("--resize", type=int, default=256)
     parser.add_argument("--crop", type=int, default=224)

@@ -16,8 +16,7 @@ fn hash(pixels: &[u8]) -> String {
     Sha256::digest(pixels)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn is_expected(image: &RgbImage, expected: &Expected) -> bool {
-    let Expected { width, height, hashes } = expected;
+fn is_expected(image: &RgbImage, (width, height, hashes): &Expected) -> bool {
     (image.width, image.height) == (*width, *height) && hashes.contains(&hash(&image.pixels))
 }
 
@@ -143,7 +142,7 @@ fn many_scans_of_a_huge_image_are_refused() {
     assert_eq!(reason, "cannot decode the image: it has 102 scans of 13000 x 13000 pixels, too many to decode");
 }
 
-/// The buffers of one image do not shine through in the next.
+/// Nothing of one image remains in the next.
 #[test]
 fn one_decoder_reads_all_kinds_in_turn() {
     let (mut decoder, mut image) = (Decoder::default(), RgbImage::default());

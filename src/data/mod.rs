@@ -3,7 +3,6 @@
 pub mod augmenter;
 pub mod batches;
 pub mod decode;
-pub mod format;
 pub mod image_folder;
 mod jpeg;
 pub mod loader;
@@ -18,7 +17,6 @@ pub mod transformer;
 pub use augmenter::Augmenter;
 pub use batches::{BatchEpoch, Batches, InputBatch, Placement};
 pub use decode::{DecodeOptions, Decoder, Image, PaddedImage, RgbImage, decode_file};
-pub use format::FileKind;
 pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use store::{ImageStore, Stored};

@@ -1,4 +1,4 @@
-//! The orientation that cameras and programs note beside an image, as `PIL.ImageOps.exif_transpose` understands it.
+//! The orientation in the metadata of an image, as `PIL.ImageOps.exif_transpose` reads it.
 
 use image::metadata::Orientation;
 
@@ -46,7 +46,7 @@ pub(super) fn from_xmp(xmp: &[u8]) -> Option<Orientation> {
     })
 }
 
-/// Numbers without a meaning do not turn the image.
+/// Undefined numbers mean no rotation.
 fn of_number(number: u32) -> Orientation {
     u8::try_from(number).ok().and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }

@@ -13,13 +13,8 @@ pub struct Case {
     pub expected: Option<Expected>,
 }
 
-/// Width, height and hash of an image.
-pub struct Expected {
-    pub width: u32,
-    pub height: u32,
-    /// Two hashes where libjpeg-turbo's vector instructions and its plain C differ.
-    pub hashes: Vec<String>,
-}
+/// Width, height and hash of an image; two hashes where libjpeg-turbo's vector instructions and its plain C differ.
+pub type Expected = (u32, u32, Vec<String>);
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
@@ -31,11 +26,8 @@ pub fn cases() -> Vec<Case> {
     let mut rest = files.as_slice();
     let cases = names.lines().map(|line| {
         let [length, width, height, hash, name] = line.splitn(5, ' ').collect::<Vec<_>>().try_into().unwrap();
-        let expected = (hash != "-").then(|| Expected {
-            width: width.parse().unwrap(),
-            height: height.parse().unwrap(),
-            hashes: hash.split('|').map(String::from).collect(),
-        });
+        let hashes = || hash.split('|').map(String::from).collect();
+        let expected = (hash != "-").then(|| (width.parse().unwrap(), height.parse().unwrap(), hashes()));
         Case { name: name.to_string(), file: rest.split_off(..length.parse().unwrap()).unwrap().to_vec(), expected }
     });
     cases.collect()

@@ -1,4 +1,4 @@
-//! What the markers of a JPEG tell before anything is decoded.
+//! Reads the markers of a JPEG before anything is decoded.
 
 use image::metadata::Orientation;
 
@@ -19,7 +19,7 @@ pub(in crate::data) struct Markers<'a> {
     is_one_scan: bool,
     /// The number of scans: how often a decoder may have to go over the whole image.
     pub(super) scans: u64,
-    /// Why the file is of a kind that no decoder here reads.
+    /// The reason if the decoder does not support this kind of file.
     pub(super) unsupported: Option<&'static str>,
     exif: Option<&'a [u8]>,
     xmp: Option<&'a [u8]>,
@@ -105,9 +105,9 @@ impl<'a> Markers<'a> {
         self.has_end && !self.has_more
     }
 
-    /// How the image is to be turned, as Pillow understands it: XMP counts where EXIF says nothing.
+    /// The orientation as Pillow reads it: XMP is used only if EXIF has none.
     pub(in crate::data) fn orientation(&self) -> Orientation {
-        let told = self.exif.and_then(orientation::from_exif).or_else(|| self.xmp.and_then(orientation::from_xmp));
-        told.unwrap_or(Orientation::NoTransforms)
+        let found = self.exif.and_then(orientation::from_exif).or_else(|| self.xmp.and_then(orientation::from_xmp));
+        found.unwrap_or(Orientation::NoTransforms)
     }
 }

@@ -1,4 +1,4 @@
-//! JPEG, decoded by libjpeg-turbo's decoder (in the version that MozJPEG carries) to the pixels that Pillow and torchvision see.
+//! Decodes JPEG with libjpeg-turbo's decoder, in the version that MozJPEG includes, to the pixels that Pillow and torchvision get.
 
 mod markers;
 
@@ -13,7 +13,7 @@ pub(super) use markers::Markers;
 use super::decode::Image;
 
 /// The most pixels times scans that a file may ask for. An image of 12 megapixels may have 1,400 scans, the largest 96; encoders write
-/// about ten. Otherwise a file of some kilobytes could occupy a decoder for hours, because each scan may refine every pixel.
+/// about ten. Without a limit, a file of a few kilobytes could keep a decoder busy for hours, because each scan may refine every pixel.
 const MAX_SCANNED_PIXELS: u64 = 1 << 34;
 
 /// Decodes the upper rows of an image, as many as `rows` returns for its width and height; or all, if the file does not end as it
@@ -32,7 +32,7 @@ pub(super) fn decode<const BYTES: usize>(
     let is_ended = Cell::new(false);
     let source = Source { bytes, is_ended: &is_ended };
     let decoded = recover(|| read(source, markers, image, rows));
-    // Whatever the decoder made of the missing data does not matter.
+    // The decoder has filled in the missing data, or failed because of it.
     if is_ended.get() { Err("truncated JPEG: the data end before the end marker".into()) } else { decoded }
 }
 
@@ -79,7 +79,7 @@ fn read<const BYTES: usize>(
         }
     }
     if !markers.can_stop_early() {
-        // Pillow looks for the end, too, and what it finds on the way may be an error, but not that there is no end.
+        // Pillow reads to the end too: damage on the way is an error, a missing end is not.
         let finished = recover(|| decoder.finish().map_err(describe));
         if !is_ended.replace(false) {
             return finished;
@@ -98,7 +98,7 @@ fn mix([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
 
 /// Turns libjpeg's errors into ours. They leave its C code as the unwinding of a panic that prints nothing.
 fn recover<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // The decoder is dropped on the way, and after an error the image holds nothing of use.
+    // The decoder is dropped during unwinding, and the contents of the image are unspecified after an error.
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|panic| match panic.downcast::<String>() {
         Ok(message) => match message.strip_prefix("libjpeg fatal error: ") {
             Some(reason) => Err(describe(reason)),
