@@ -1,6 +1,9 @@
 //! The crate's error type: what is wrong with which file or flag, and a hint with the fix.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use crate::printable::printable;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -10,6 +13,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorKind {
     /// The command failed (exit status 1).
     Failure,
+    /// Numbers of a network are no longer finite (exit status 1).
+    NotFinite,
     /// The command line is wrong: an invalid value, or flags that contradict each other (exit status 2).
     Usage,
     /// The user interrupted the command (exit status 130).
@@ -36,19 +41,21 @@ pub struct MemoryShortage {
 }
 
 impl Error {
-    /// A failure. The message names the file or value, what was expected and what was found. Control characters, which may
-    /// come from file names and file contents, are replaced: the message stays on one line.
+    /// A failure. The message names the file or value, what was expected and what was found. It stays on one line, and hidden
+    /// characters, which may come from file names and file contents, are shown as escapes.
     pub fn new(message: impl Into<String>) -> Self {
-        let mut message = message.into();
-        if message.contains(char::is_control) {
-            message = message.replace(char::is_control, "\u{fffd}");
-        }
+        let message = one_line(message.into());
         Self { kind: ErrorKind::Failure, message, hint: None, details: None, shortage: None }
     }
 
     /// A wrong command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self { kind: ErrorKind::Usage, ..Self::new(message) }
+    }
+
+    /// Numbers of a network that are not finite.
+    pub fn not_finite(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::NotFinite, ..Self::new(message) }
     }
 
     /// An interruption by the user.
@@ -72,7 +79,7 @@ impl Error {
 
     /// Adds a hint with the fix, printed on its own line as `hint: ...`.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(one_line(hint.into()));
         self
     }
 
@@ -105,6 +112,13 @@ impl Error {
     /// The message without its hint.
     pub fn message(&self) -> &str {
         &self.message
+    }
+}
+
+fn one_line(text: String) -> String {
+    match printable(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(shown) => shown,
     }
 }
 

@@ -124,7 +124,7 @@ impl Check<'_> {
         let file = reference.file();
         let [batch, _, height, width] = reference.input_shape();
         let shape = BatchShape { batch, height, width };
-        let input = from_torch(file.read_f32("input")?, &reference.input_shape());
+        let input = from_torch(file.read_finite_f32("input")?, &reference.input_shape());
         let targets: Vec<u32> = file
             .read_i64("target")?
             .into_iter()
@@ -290,7 +290,7 @@ impl Check<'_> {
                 return Ok(());
             }
         };
-        let mut truth = file.read_f32(name)?;
+        let mut truth = file.read_finite_f32(name)?;
         if truth.len() != ours.len() {
             return Err(Error::new(format!(
                 "{name}: the file has {} elements, the network {}",

@@ -21,6 +21,7 @@ pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod optim;
+pub mod printable;
 pub mod protobuf;
 pub mod report;
 pub mod tensor;

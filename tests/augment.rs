@@ -608,6 +608,7 @@ impl Training<'_> {
             trainer,
             recipe,
             splits: Splits { train: split(train), test: split(test) },
+            images: retune::train::ImageList::default(),
             position: Position::default(),
             options: RunOptions {
                 folder: RunFolder { path: out.path().to_path_buf() },

@@ -138,13 +138,19 @@ mod reading {
             OutputTensor::f32("good", &[2], vec![1.0, f32::MAX]),
             OutputTensor::f32("bad", &[2], vec![1.0, f32::NAN]),
             OutputTensor::f32("large", &[2], vec![f32::NEG_INFINITY, 1.0]),
+            OutputTensor::f32("bn.running_var", &[2], vec![-1.0, 0.0]),
         ];
         save(&path, &tensors, &BTreeMap::new()).unwrap();
         let file = TensorFile::open(&path).unwrap();
         assert_eq!(file.read_finite_f32("good").unwrap(), [1.0, f32::MAX]);
         let refused = |name: &str| shown(file.read_finite_f32(name).unwrap_err(), &folder);
-        assert!(refused("bad").starts_with("w.safetensors: tensor bad is not finite: it contains NaN\nhint: "));
-        assert!(refused("large").starts_with("w.safetensors: tensor large is not finite: it contains -inf\nhint: "));
+        let expected = "w.safetensors: tensor bad has 1 NaN of 2 values, expected finite ones; 2 other tensors of the file are damaged as well\nhint: ";
+        assert!(refused("bad").starts_with(expected), "{}", refused("bad"));
+        assert!(refused("large").contains("tensor large has 1 infinite of 2 values, "), "{}", refused("large"));
+        assert!(
+            refused("bn.running_var")
+                .contains("has 1 negative of 2 values, expected finite ones that are not negative")
+        );
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
             .entries()
             .iter()
             .map(|entry| {
-                if found.is_ok() && entry.is_float() {
+                if entry.is_float() {
                     weights.read_finite_f32(&entry.name)?;
                 }
                 Ok(OutputTensor::bytes(entry.name.clone(), entry.dtype, &entry.shape, weights.bytes(&entry.name)?))

@@ -12,14 +12,14 @@ use serde::Serialize;
 
 use super::progress::{Progress, duration};
 use super::train::command_words;
-use super::training::{Trained, Training, interruption};
+use super::training::{Place, Trained, Training, interruption};
 use super::{GlobalArguments, print_json, print_result, report};
 use crate::data::ImageFolder;
 use crate::device::{Device, threads};
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
-use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start, find_network};
+use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start, find_network, reserve};
 use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
@@ -124,14 +124,21 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
         print_result(&format!("{name:<12}  {}", trained.line()))?;
     }
     print_result(&page.display().to_string())?;
-    global.note(&format!(
-        "\nThe demo took {}. The report compares both networks. To fine-tune on your own images, with one folder per class in \
-         photos/train and photos/test:\n\n  \
-         retune fetch resnet18\n  \
-         retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos\n  \
-         retune predict runs/photos/model.safetensors new.jpg",
+    let took = format!(
+        "The demo took {}. The report compares both networks. To fine-tune on your own images, with one folder per class in \
+         photos/train and photos/test:",
         duration(seconds)
-    ));
+    );
+    for line in [
+        "",
+        &took,
+        "",
+        "  retune fetch resnet18",
+        "  retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos",
+        "  retune predict runs/photos/model.safetensors new.jpg",
+    ] {
+        global.note(line);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -236,7 +243,7 @@ impl Demo<'_> {
         for (name, trained) in [("fine-tuned", fine_tuned), ("from scratch", from_scratch)] {
             let mut record = RunRecord::open(&trained.folder)?;
             record.name = name.into();
-            report::evaluate(self.global, &mut record, None, &self.device);
+            report::evaluate(self.global, &mut record, None, &self.device)?;
             records.push(record);
         }
         let [source, target] = [source, target].map(|folder| ImageFolder::open(folder.join("train")));
@@ -298,7 +305,7 @@ impl Demo<'_> {
         let folder = RunFolder { path: self.folder.join(out) };
         let words = command_words(&recipe, data, weights, &folder.path);
         let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
-        self.global.note(&format!("\n{title}\n$ {}", words.join(" ")));
+        ["", title, &format!("$ {}", words.join(" "))].into_iter().for_each(|line| self.global.note(line));
         let options = RunOptions {
             folder,
             workers: threads::count(),
@@ -313,7 +320,8 @@ impl Demo<'_> {
             }
         };
         let run = start.run(self.device.clone(), recipe, data, options, &mut tell)?;
-        Training { data, weights, resumes: false, tensorboard: false, report: true }.complete(self.global, run)
+        Training { data, weights, place: Place::Named(None), tensorboard: false, report: true }
+            .complete(self.global, run)
     }
 }
 
@@ -335,12 +343,12 @@ fn free_folder(arguments: &DemoArguments) -> Result<PathBuf> {
             Err(Error::new(format!("--out {}: already exists and is not an empty folder", folder.display()))
                 .hint("choose another folder, or remove that one"))
         }
-        None => (1..1000)
-            .map(|number| PathBuf::from(if number == 1 { "runs/demo".into() } else { format!("runs/demo-{number}") }))
-            .find(is_free)
-            .ok_or_else(|| {
+        None => {
+            let name = |number| if number == 1 { "runs/demo".into() } else { format!("runs/demo-{number}") };
+            reserve((1..1000).map(|number| PathBuf::from(name(number))))?.ok_or_else(|| {
                 Error::new("runs/ already contains 999 demos").hint("remove some, or choose a folder with --out")
-            }),
+            })
+        }
     }
 }
 

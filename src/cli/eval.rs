@@ -13,6 +13,7 @@ use super::{GlobalArguments, print_json, print_result, warn_of_skipped};
 use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
 use crate::device::threads;
 use crate::error::{Error, Result};
+use crate::printable::printable;
 use crate::report::{ClassResult, Confusion};
 use crate::train::{evaluate, load_model};
 
@@ -126,26 +127,25 @@ fn labelled_folder(data: &Path) -> PathBuf {
 const WIDEST_MATRIX: usize = 12;
 
 fn print_table(result: &EvalResult) -> Result<()> {
-    let width = result.classes.iter().map(|class| class.class.chars().count()).max().unwrap_or(0).max("actual".len());
+    let names: Vec<_> = result.classes.iter().map(|class| printable(&class.class)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("actual".len());
     print_result(&format!("{:<width$}  {:>6}  {:>6}  {:>9}  {:>6}", "class", "images", "recall", "precision", "f1"))?;
-    for ClassResult { class, images, recall, precision, f1 } in &result.classes {
+    for (class, ClassResult { images, recall, precision, f1, .. }) in names.iter().zip(&result.classes) {
         print_result(&format!("{class:<width$}  {images:>6}  {recall:>6.3}  {precision:>9.3}  {f1:>6.3}"))?;
     }
     if result.confusion.len() <= WIDEST_MATRIX {
         let cell = width.clamp(5, 14);
         let shortened = |name: &str| name.chars().take(cell).collect::<String>();
-        let header: Vec<String> =
-            result.classes.iter().map(|class| format!("{:>cell$}", shortened(&class.class))).collect();
-        print_result(&format!(
-            "\nConfusion matrix\n{:<width$}  predicted\n{:<width$}  {}",
-            "",
-            "actual",
-            header.join("  ")
-        ))?;
-        for (class, row) in result.classes.iter().zip(&result.confusion) {
+        let header: Vec<String> = names.iter().map(|name| format!("{:>cell$}", shortened(name))).collect();
+        print_result("")?;
+        print_result("Confusion matrix")?;
+        print_result(&format!("{:<width$}  predicted", ""))?;
+        print_result(&format!("{:<width$}  {}", "actual", header.join("  ")))?;
+        for (name, row) in names.iter().zip(&result.confusion) {
             let cells: Vec<String> = row.iter().map(|count| format!("{count:>cell$}")).collect();
-            print_result(&format!("{:<width$}  {}", class.class, cells.join("  ")))?;
+            print_result(&format!("{name:<width$}  {}", cells.join("  ")))?;
         }
     }
-    print_result(&format!("\nloss {:.3}, accuracy {:.3} over {} images", result.loss, result.accuracy, result.images))
+    print_result("")?;
+    print_result(&format!("loss {:.3}, accuracy {:.3} over {} images", result.loss, result.accuracy, result.images))
 }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
 use crate::ops::LossReduction;
+use crate::printable::printable;
 use crate::train::{LARGEST_IMAGE_SIZE, ModelFile, find_network};
 use crate::weights::{Found, TensorFile};
 
@@ -106,11 +107,12 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
             "tensors": rows,
         }));
     }
-    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(6);
+    let width = rows.iter().map(|row| printable(row.name).chars().count()).max().unwrap_or(0).max(6);
     print_result(&format!("{:<width$}  {:<5} {:<16} {:>10}", "tensor", "type", "shape", "elements"))?;
     for TensorRow { name, element_type, shape, elements } in &rows {
         let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
         let shape = if shape.is_empty() { "number".to_string() } else { shape.join("x") };
+        let name = printable(name);
         print_result(&format!("{name:<width$}  {element_type:<5} {shape:<16} {elements:>10}"))?;
     }
     print_result("")?;
@@ -243,7 +245,8 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
         ))?;
     }
     let mib = |bytes: usize| bytes as f64 / (1 << 20) as f64;
-    print_result(&format!("\n{:<9}  {:<22}  {:>9}  {:>11}  {:>9}", "buffer", "module", "MiB", "steps", "at MiB"))?;
+    print_result("")?;
+    print_result(&format!("{:<9}  {:<22}  {:>9}  {:>11}  {:>9}", "buffer", "module", "MiB", "steps", "at MiB"))?;
     let mut buffers: Vec<_> = plan.buffers().iter().collect();
     buffers.sort_by_key(|buffer| (buffer.first, buffer.last));
     for buffer in buffers {

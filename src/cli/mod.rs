@@ -37,6 +37,7 @@ use crate::device::cuda::emulator::Emulator;
 use crate::device::{Device, threads};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::model::Architecture;
+use crate::printable::{is_hidden, printable};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -205,22 +206,20 @@ fn warn_of_skipped(images: usize) {
     });
 }
 
-/// Writes a line to standard error. `eprintln!` would panic where standard error is closed or full.
+/// Writes a line to standard error; what names in it hide is shown. `eprintln!` would panic where standard error is closed or full.
 fn say(text: &str) {
-    let text = if console::colors_enabled_stderr() { coloured(text) } else { text.into() };
+    let text = printable(text);
+    let text = if console::colors_enabled_stderr() { coloured(&text).into() } else { text };
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Colours the word that a line starts with, such as `error:`.
-fn coloured(text: &str) -> String {
+fn coloured(line: &str) -> String {
     let words = [("error:", Color::Red), ("warning:", Color::Yellow), ("hint:", Color::Cyan)];
-    let lines = text.lines().map(|line| {
-        match words.iter().find_map(|&(word, colour)| Some((word, colour, line.strip_prefix(word)?))) {
-            Some((word, colour, rest)) => format!("{}{rest}", console::style(word).fg(colour).bold().for_stderr()),
-            None => line.into(),
-        }
-    });
-    lines.collect::<Vec<String>>().join("\n")
+    match words.iter().find_map(|&(word, colour)| Some((word, colour, line.strip_prefix(word)?))) {
+        Some((word, colour, rest)) => format!("{}{rest}", console::style(word).fg(colour).bold().for_stderr()),
+        None => line.into(),
+    }
 }
 
 /// A size in the unit that suits it.
@@ -237,9 +236,9 @@ fn architecture_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
-/// Prints a result and a newline.
-fn print_result(text: &str) -> Result<()> {
-    print_bytes(format!("{text}\n").as_bytes())
+/// Prints a line of a result. Whatever names are in it, it is one line, and what they hide is shown.
+fn print_result(line: &str) -> Result<()> {
+    print_bytes(format!("{}\n", printable(line)).as_bytes())
 }
 
 /// Prints a result. A closed pipe (`retune inspect ... | head`) is not an error.
@@ -252,9 +251,19 @@ fn print_bytes(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Prints a result as one line of JSON.
+/// Prints a result as one line of JSON. Names are as they are, with JSON's escapes for hidden characters.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    print_result(&serde_json::to_string(value).context(|| "cannot write JSON")?)
+    let text = serde_json::to_string(value).context(|| "cannot write JSON")?;
+    // Outside strings, JSON has no hidden characters but those that it escapes itself.
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            escaped.push(c);
+        }
+    }
+    print_bytes(format!("{escaped}\n").as_bytes())
 }
 
 /// The whole command line, for completions and manual pages.
@@ -287,15 +296,18 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            let mut tip = "";
-            match (error.details(), global.verbose) {
-                (Some(details), true) => say(details.trim_end()),
-                (Some(_), false) => tip = "\nhint: use --verbose for the full list",
-                (None, _) => {}
+            if let (Some(details), true) = (error.details(), global.verbose) {
+                details.lines().for_each(say);
             }
-            say(&format!("error: {error}{tip}"));
+            say(&format!("error: {}", error.message()));
+            if let Some(hint) = error.hint_text() {
+                say(&format!("hint: {hint}"));
+            }
+            if error.details().is_some() && !global.verbose {
+                say("hint: use --verbose for the full list");
+            }
             ExitCode::from(match error.kind() {
-                ErrorKind::Failure => 1,
+                ErrorKind::Failure | ErrorKind::NotFinite => 1,
                 ErrorKind::Usage => 2,
                 ErrorKind::Interrupted => 130,
             })
@@ -329,6 +341,7 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         .filter(|name| command_line().get_subcommands().any(|command| command.get_name() == name));
     let help = command.map_or("`retune --help`".to_string(), |command| format!("`retune {command} --help`"));
     let hint = if tips.is_empty() { format!("see {help}") } else { tips.join("; ") };
-    say(&format!("{}\nhint: {hint}", message.join(" ")));
+    say(&message.join(" "));
+    say(&format!("hint: {hint}"));
     ExitCode::from(2)
 }

@@ -52,7 +52,9 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
     make_names_unique(&mut records);
     if !arguments.no_images {
         let device = global.open_device()?;
-        records.iter_mut().for_each(|record| evaluate(global, record, arguments.data.as_deref(), &device));
+        for record in &mut records {
+            evaluate(global, record, arguments.data.as_deref(), &device)?;
+        }
     }
     let page = match records.as_slice() {
         [record] => {
@@ -78,16 +80,23 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
 }
 
 /// Evaluates a run's best model on its test images, with a progress line.
-pub fn evaluate(global: &GlobalArguments, record: &mut RunRecord, data: Option<&Path>, device: &Rc<dyn Device>) {
+pub fn evaluate(
+    global: &GlobalArguments,
+    record: &mut RunRecord,
+    data: Option<&Path>,
+    device: &Rc<dyn Device>,
+) -> Result<()> {
     let progress = Progress::new(global, 1, "test batches");
-    record.evaluate(data, device.clone(), |batch, batches| {
+    let evaluated = record.evaluate(data, device.clone(), |batch, batches| {
         progress.length(batches as u64);
         progress.position(batch as u64);
     });
     progress.finish();
+    evaluated?;
     if let Err(reason) = &record.test {
         super::warn(&format!("the report lacks the test images: {reason}"));
     }
+    Ok(())
 }
 
 /// Writes a run's report and curves into its folder. Returns the path of the report.
@@ -127,7 +136,7 @@ fn make_names_unique(records: &mut [RunRecord]) {
 /// Writes the report of a finished run. A failure is only a warning: the run itself succeeded.
 pub fn after_training(global: &GlobalArguments, folder: &RunFolder, data: &Path, device: &Rc<dyn Device>) {
     let page = RunRecord::open(folder).and_then(|mut record| {
-        evaluate(global, &mut record, Some(data), device);
+        evaluate(global, &mut record, Some(data), device)?;
         write_page(&record)
     });
     match page {

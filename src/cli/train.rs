@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
 use super::progress::Progress;
-use super::training::{Trained, Training, interruption};
+use super::training::{Place, Trained, Training, interruption};
 use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
 use crate::data::Augmentation;
 use crate::device::Device;
@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
 use crate::optim::OPTIMIZERS;
 use crate::train::{
-    Checkpoint, CheckpointEvery, Checkpointing, Event, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run, RunFolder,
-    RunOptions, Start, find_network,
+    Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run,
+    RunFolder, RunOptions, Start, find_network,
 };
 use crate::weights::{Found, TensorFile};
 
@@ -64,6 +64,10 @@ pub struct TrainArguments {
     /// --from-scratch is given, start the run, so that the same command starts and resumes it
     #[arg(long, help_heading = "Run options")]
     resume: bool,
+
+    /// Resume even if images were added, removed or changed since the run began
+    #[arg(long, requires = "resume", help_heading = "Run options")]
+    allow_changed_data: bool,
 
     /// Interval of checkpoints, in steps (500) or time (90s, 10m, 2h); a checkpoint is also saved after every epoch
     #[arg(long, value_name = "INTERVAL", default_value = "10m", value_parser = checkpoint_every, help_heading = "Run options")]
@@ -365,22 +369,25 @@ fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained
     if arguments.resume && !resumes {
         global.note("there is nothing to resume yet: the run starts");
     }
-    let run = if resumes {
-        resume(global, device, arguments, interrupted)?
+    let (place, run) = if resumes {
+        let folder = resumed_folder(arguments)?;
+        // Before anything is read that another process may be writing.
+        let lock = FolderLock::acquire(&folder.path)?;
+        (Place::Resumed(lock), resume(global, device, arguments, folder, interrupted)?)
     } else {
-        let folder = match &arguments.out {
-            Some(path) => RunFolder { path: path.clone() },
-            None => {
-                let free = RunFolder::numbered().find(|folder| !folder.is_taken());
-                free.ok_or_else(|| Error::new("runs/ is full"))?
-            }
+        let place = match &arguments.out {
+            Some(path) if path.is_dir() => Place::Named(Some(FolderLock::acquire(path)?)),
+            Some(_) => Place::Named(None),
+            None => Place::Numbered,
         };
-        begin(global, device, arguments, folder, interrupted)?
+        // A folder with a number gets it when the run begins.
+        let folder = RunFolder { path: arguments.out.clone().unwrap_or_else(|| RunFolder::NUMBERED.into()) };
+        (place, begin(global, device, arguments, folder, interrupted)?)
     };
     let training = Training {
         data: &arguments.data,
         weights: arguments.weights.as_deref(),
-        resumes,
+        place,
         tensorboard: arguments.tensorboard,
         report: !arguments.no_report,
     };
@@ -435,9 +442,8 @@ fn resumed_folder(arguments: &TrainArguments) -> Result<RunFolder> {
     let folder = match &arguments.out {
         Some(path) => RunFolder { path: path.clone() },
         None => {
-            let last = RunFolder::numbered().take_while(RunFolder::is_taken).last();
             let none = || Error::new("--resume: there is no numbered run in runs/").hint("name its folder with --out");
-            last.ok_or_else(none)?
+            RunFolder::last_numbered().ok_or_else(none)?
         }
     };
     if !folder.checkpoint().exists() {
@@ -451,9 +457,10 @@ fn resume<'a>(
     global: &GlobalArguments,
     device: Rc<dyn Device>,
     arguments: &TrainArguments,
+    folder: RunFolder,
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
-    let options = arguments.options(resumed_folder(arguments)?, interrupted)?;
+    let options = arguments.options(folder, interrupted)?;
     let checkpoint = Checkpoint::open(&options.folder.checkpoint())?;
     let out = options.folder.path.display();
     const WAY_OUT: &str = "leave it out to resume, or start another run with another --out";
@@ -466,7 +473,8 @@ fn resume<'a>(
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
     })?;
     check(&recipe)?;
-    Start::Resume(Box::new(checkpoint)).run(device, recipe, &arguments.data, options, &mut tell(global))
+    let start = Start::Resume { checkpoint: Box::new(checkpoint), allow_changed_data: arguments.allow_changed_data };
+    start.run(device, recipe, &arguments.data, options, &mut tell(global))
 }
 
 /// Refuses a `--freeze` that the network cannot follow.

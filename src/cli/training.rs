@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, say, size, warn_of_skipped};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::train::{Event, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
+use crate::train::{Event, FolderLock, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
 /// What a run writes besides its model, checkpoint and metrics, and what `config.json` says of it.
 pub struct Training<'a> {
@@ -14,12 +14,22 @@ pub struct Training<'a> {
     pub data: &'a Path,
     /// The weights that it starts from, as the user named them.
     pub weights: Option<&'a Path>,
-    /// Whether the run has a folder and a configuration already.
-    pub resumes: bool,
+    /// Where the run writes.
+    pub place: Place,
     /// Whether event files for TensorBoard are written.
     pub tensorboard: bool,
     /// Whether `report.html` and the curves are written.
     pub report: bool,
+}
+
+/// Where a run writes.
+pub enum Place {
+    /// The next of `runs/1`, `runs/2`, ...
+    Numbered,
+    /// A named folder, which is locked already if it existed.
+    Named(Option<FolderLock>),
+    /// The folder of a run that is resumed.
+    Resumed(FolderLock),
 }
 
 /// What a finished run left.
@@ -48,14 +58,16 @@ impl Trained {
 
 impl Training<'_> {
     /// Trains `run` to its end.
-    pub fn complete(&self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
+    pub fn complete(self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
         run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
-        let folder = run.options.folder.clone();
-        if !self.resumes {
-            // Only now: what is refused or does not fit into memory leaves no folder behind.
-            folder.create()?;
-            RunConfig::new(&run, self.data, self.weights).save(&folder)?;
+        run.options.folder.require_apart(self.data, &run.splits)?;
+        // Only now: what is refused or does not fit into memory leaves no folder behind.
+        let lock = occupy(self.place, &mut run.options.folder)?;
+        if let Some(notice) = lock.notice() {
+            super::warn(&notice);
         }
+        let folder = run.options.folder.clone();
+        record_origin(&run, self.data, self.weights)?;
         describe(global, &run)?;
 
         let shared = run.trainer.network().shared_device();
@@ -110,6 +122,43 @@ impl Training<'_> {
         }
         Ok(Trained { folder, summary, device, skipped })
     }
+}
+
+/// Creates the folder of a run, unless it is there, and locks it.
+fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
+    match place {
+        Place::Resumed(lock) => return Ok(lock),
+        Place::Numbered => *folder = RunFolder::numbered()?,
+        Place::Named(_) => folder.create()?,
+    }
+    let lock = match place {
+        Place::Named(Some(lock)) => lock,
+        _ => FolderLock::acquire(&folder.path)?,
+    };
+    // Another run may have begun and ended before this one had the lock.
+    folder.require_free()?;
+    Ok(lock)
+}
+
+/// Writes what the run was started with; in a resumed run, only if its images are others now.
+fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
+    let folder = &run.options.folder;
+    let mut config = RunConfig::new(run, data, weights);
+    // Not every run of an earlier version has a configuration that can be read.
+    if let (true, Ok(earlier)) = (run.position != Position::default(), RunConfig::open(folder)) {
+        if earlier.images == config.images {
+            return Ok(());
+        }
+        config = RunConfig {
+            train_images: config.train_images,
+            test_images: config.test_images,
+            images: config.images,
+            data: config.data,
+            ..earlier
+        };
+    }
+    run.images.save(&folder.images())?;
+    config.save(folder)
 }
 
 /// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.

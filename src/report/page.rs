@@ -12,6 +12,7 @@ use super::contact_sheet::Tile;
 use super::curves::themed_rules;
 use super::record::RunRecord;
 use crate::error::Result;
+use crate::printable::{is_hidden, printable};
 
 const STYLE: &str = include_str!("page.css");
 /// A comparison of more runs than this shows no confusion matrices.
@@ -44,6 +45,7 @@ pub struct Section {
 /// # Errors
 /// When an image cannot be encoded as JPEG.
 pub fn run_page(run: &RunRecord) -> Result<String> {
+    let run = &run.with_printable_names();
     let body = html! {
         header {
             p.eyebrow { "retune" }
@@ -67,6 +69,8 @@ pub fn run_page(run: &RunRecord) -> Result<String> {
 /// # Errors
 /// When an image cannot be encoded as JPEG.
 pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Result<String> {
+    let runs: Vec<RunRecord> = runs.iter().map(|run| run.with_printable_names()).collect();
+    let runs: &[&RunRecord] = &runs.iter().collect::<Vec<_>>();
     let best = runs.iter().max_by(|a, b| results::best_accuracy(a).total_cmp(&results::best_accuracy(b)));
     let body = html! {
         header {
@@ -107,5 +111,10 @@ fn document(title: &str, body: &Markup) -> String {
             }
         }
     };
-    page.into_string()
+    // Names were made visible where they are on the page; whatever else is hidden follows here. Lines of the markup stay lines.
+    let page = page.into_string();
+    match page.contains(|c| c != '\n' && is_hidden(c)) {
+        true => page.split('\n').map(printable).collect::<Vec<_>>().join("\n"),
+        false => page,
+    }
 }

@@ -14,8 +14,11 @@ use crate::data::{
     Transform, Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
-use crate::error::Result;
-use crate::train::{Metric, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model};
+use crate::error::{ErrorKind, Result};
+use crate::printable::printable;
+use crate::train::{
+    Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model,
+};
 
 /// Width and height of the images on a page.
 const TILE: u32 = 160;
@@ -108,9 +111,19 @@ impl RunRecord {
     }
 
     /// Reads the data set, from `data` or from the folder in the run's configuration, and evaluates the best model on the
-    /// test images. Failures are recorded, so that the page shows them in place of the results. `tell` is called with the
-    /// number of evaluated test batches and their total.
-    pub fn evaluate(&mut self, data: Option<&Path>, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) {
+    /// test images. Images that cannot be read are recorded, so that the page shows the reason in place of the results. `tell` is
+    /// called with the number of evaluated test batches and their total.
+    ///
+    /// # Errors
+    /// When the model is damaged.
+    pub fn evaluate(
+        &mut self,
+        data: Option<&Path>,
+        device: Rc<dyn Device>,
+        tell: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let model = RunFolder { path: self.folder.clone() }.model();
+        let loaded = model.exists().then(|| load_model(device.clone(), &model)).transpose()?;
         let data = data.unwrap_or(&self.config.data).to_path_buf();
         let Recipe { test_fraction, seed, .. } = self.config.recipe;
         let splits = match open_dataset(&data, test_fraction, seed) {
@@ -118,7 +131,7 @@ impl RunRecord {
             Err(error) => {
                 self.images = Err(error.message().to_string());
                 self.test = Err(error.message().to_string());
-                return;
+                return Ok(());
             }
         };
         if splits.train.classes != self.config.classes {
@@ -129,14 +142,23 @@ impl RunRecord {
                 self.config.classes.join(", ")
             );
             (self.images, self.test) = (Err(message.clone()), Err(message));
-            return;
+            return Ok(());
         }
         self.images = Ok(ImageRecord::new(&splits, &self.config.recipe));
-        self.test = self.test(&splits.test, device, tell).map_err(|error| error.message().to_string());
+        self.test = match loaded.map(|loaded| Self::test(loaded, &splits.test, device, tell)) {
+            Some(Err(error)) if error.kind() == ErrorKind::NotFinite => return Err(error),
+            Some(tested) => tested.map_err(|error| error.message().to_string()),
+            None => Err(format!("there is no {}", model.display())),
+        };
+        Ok(())
     }
 
-    fn test(&self, folder: &ImageFolder, device: Rc<dyn Device>, tell: impl FnMut(usize, usize)) -> Result<TestRecord> {
-        let (mut network, model) = load_model(device.clone(), &RunFolder { path: self.folder.clone() }.model())?;
+    fn test(
+        (mut network, model): (Network, ModelFile),
+        folder: &ImageFolder,
+        device: Rc<dyn Device>,
+        tell: impl FnMut(usize, usize),
+    ) -> Result<TestRecord> {
         let (totals, predictions) = predictions(&mut network, folder, model.image_size, device, tell)?;
         let predicted = |prediction: &Prediction, with_grad_cam: bool| -> Option<PredictedImage> {
             let sample = &folder.samples[prediction.index];
@@ -168,6 +190,32 @@ impl RunRecord {
         let grad_cams = representative(&predictions, folder.classes.len());
         let grad_cams = grad_cams.into_iter().filter_map(|prediction| predicted(prediction, true)).collect();
         Ok(TestRecord { totals, confusion: Confusion::new(&predictions, folder.classes.len()), mistakes, grad_cams })
+    }
+
+    /// The same with every name as it can be shown, also in a page whose line breaks are spaces.
+    pub fn with_printable_names(&self) -> Self {
+        let mut record = self.clone();
+        let show = |name: &mut String| *name = printable(name).into_owned();
+        show(&mut record.name);
+        record.config.classes.iter_mut().for_each(show);
+        for metric in &mut record.metrics {
+            if let Metric::Skipped { path, reason } = metric {
+                show(path);
+                show(reason);
+            }
+        }
+        if let Ok(images) = &mut record.images {
+            let tiles = images.sheet.iter_mut().chain(&mut images.augmented).flatten();
+            tiles.for_each(|tile| show(&mut tile.label));
+        }
+        if let Ok(test) = &mut record.test {
+            for image in test.mistakes.iter_mut().chain(&mut test.grad_cams) {
+                image.path = PathBuf::from(printable(&image.path.to_string_lossy()).into_owned());
+                show(&mut image.predicted);
+                show(&mut image.actual);
+            }
+        }
+        record
     }
 
     /// The metrics of every finished epoch, in order.

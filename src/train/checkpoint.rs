@@ -18,6 +18,9 @@ const FORMAT: &str = "retune-checkpoint-1";
 /// The metadata field with the number of steps, where the optimiser depends on it.
 const STEPS: &str = "optimizer_steps";
 
+/// The metadata field with the digest of the list of images.
+const IMAGES: &str = "images";
+
 /// The best model so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Best {
@@ -95,6 +98,7 @@ pub fn save_checkpoint(
     trainer: &Trainer,
     recipe: &Recipe,
     classes: &[String],
+    images: &str,
     position: &Position,
 ) -> Result<()> {
     let network = trainer.network();
@@ -113,6 +117,7 @@ pub fn save_checkpoint(
         ("recipe".to_string(), json(serde_json::to_string(recipe))?),
         ("classes".to_string(), json(serde_json::to_string(classes))?),
         ("position".to_string(), json(serde_json::to_string(&StoredPosition::from(position)))?),
+        (IMAGES.to_string(), images.to_string()),
         ("precision".to_string(), network.device().precision().to_string()),
     ]);
     if let Some(steps) = trainer.updater().counted_steps() {
@@ -128,6 +133,8 @@ pub struct Checkpoint {
     pub recipe: Recipe,
     /// Names of the classes.
     pub classes: Vec<String>,
+    /// The digest of the list of images; versions before 0.2 stored none.
+    pub images: Option<String>,
     /// Where it is.
     pub position: Position,
     /// The precision of the device that it was on. What is stored here is float32 in all of them.
@@ -162,7 +169,8 @@ impl Checkpoint {
         let position: StoredPosition = serde_json::from_str(field("position")?).context(|| unreadable("position"))?;
         let precision = file.metadata().get("precision").map_or(Ok(Precision::Fp32), |name| name.parse());
         let precision = precision.context(|| unreadable("precision"))?;
-        Ok(Self { recipe, classes, position: position.into(), precision, file })
+        let images = file.metadata().get(IMAGES).cloned();
+        Ok(Self { recipe, classes, images, position: position.into(), precision, file })
     }
 
     /// Puts parameters, statistics and the optimiser's state where they were.
@@ -174,7 +182,7 @@ impl Checkpoint {
         let network = trainer.network();
         for specification in network.parameters().specifications() {
             for (slot, tensor) in network.parameters().slots_of(&specification.name)? {
-                let values = self.file.read_f32(&format!("{slot}/{}", specification.name))?;
+                let values = self.file.read_finite_f32(&format!("{slot}/{}", specification.name))?;
                 write_f32(network.device(), &from_torch(values, &specification.torch_shape()), tensor)?;
             }
         }

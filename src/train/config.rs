@@ -17,9 +17,9 @@ use crate::file::write_atomically;
 pub struct RunConfig {
     /// The version of the program that started the run.
     pub retune: String,
-    /// The folder of the data set.
+    /// The folder of the data set; an absolute path, except from versions before 0.2.
     pub data: PathBuf,
-    /// The weights that it started from, if any.
+    /// The weights that it started from, if any: an absolute path, or the name of a model on the Hugging Face Hub.
     pub weights: Option<PathBuf>,
     /// The device's name.
     pub device: String,
@@ -31,6 +31,9 @@ pub struct RunConfig {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
+    /// The digest of the list of images ([`super::ImageList::digest`]); versions before 0.2 stored none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
     /// How it trains.
     pub recipe: Recipe,
 }
@@ -39,17 +42,22 @@ impl RunConfig {
     /// That of a run on the images in `data`, started from `weights`.
     pub fn new(run: &Run, data: &Path, weights: Option<&Path>) -> Self {
         let device = run.trainer.network().device();
-        // Names that are not Unicode have no place in JSON.
-        let unicode = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
+        let absolute = |path: &Path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+            // Names that are not Unicode have no place in JSON.
+            PathBuf::from(path.to_string_lossy().into_owned())
+        };
+        let of_weights = |path: &Path| if path.exists() { absolute(path) } else { path.to_path_buf() };
         Self {
             retune: env!("CARGO_PKG_VERSION").into(),
-            data: unicode(data),
-            weights: weights.map(unicode),
+            data: absolute(data),
+            weights: weights.map(of_weights),
             device: device.name(),
             precision: device.precision().to_string(),
             classes: run.splits.train.classes.clone(),
             train_images: run.splits.train.len(),
             test_images: run.splits.test.len(),
+            images: Some(run.images.digest().to_string()),
             recipe: run.recipe.clone(),
         }
     }

@@ -54,6 +54,9 @@ pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
 
 /// Classifies every image, in the order of the data set. `visit` sees each batch, for its skipped images and for a
 /// progress line.
+///
+/// # Errors
+/// When `visit` fails, no image can be read, or an output is not finite ([`crate::error::ErrorKind::NotFinite`]).
 pub fn evaluate(
     network: &mut Network,
     batches: &mut Batches,
@@ -63,6 +66,7 @@ pub fn evaluate(
     let classes = network.resnet().classes;
     let mut totals = Totals::default();
     let mut predictions = Vec::new();
+    let dataset = batches.loader().dataset().clone();
     let mut epoch = batches.epoch_from(0, 0);
     while let Some(batch) = epoch.next_batch() {
         let batch = batch?;
@@ -73,6 +77,13 @@ pub fn evaluate(
         let shape = batch_shape(&batch, image_size);
         let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
         let (result, logits) = network.evaluate_by(shape, write, &batch.targets)?;
+        if let Some(position) = logits.chunks_exact(classes).position(|logits| !logits.iter().all(|x| x.is_finite())) {
+            let path = &dataset.samples[batch.indices[position]].path;
+            return Err(Error::not_finite(format!(
+                "{}: the outputs of the network are not finite: its weights are too large to compute with",
+                path.display()
+            )));
+        }
         let first = predictions.len();
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });

@@ -1,12 +1,17 @@
 //! The folder of a run: which file is where, and what is kept in it.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Component, Path, PathBuf};
 
 use super::checkpoint::{Checkpoint, Position};
+use crate::data::Splits;
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
+
+/// The folder of runs that have a number as their name.
+const RUNS: &str = "runs";
 
 /// The files of a run's folder.
 #[derive(Debug, Clone)]
@@ -16,14 +21,56 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// `runs/1`, `runs/2`, ...
-    pub fn numbered() -> impl Iterator<Item = Self> {
-        (1..100_000).map(|number| Self { path: PathBuf::from(format!("runs/{number}")) })
+    /// Stands for a folder with a number until the run has one.
+    pub const NUMBERED: &str = "runs/N";
+
+    /// Creates the first of `runs/1`, `runs/2`, ... that does not exist. Two processes never get the same one.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn numbered() -> Result<Self> {
+        let names = (1..100_000).map(|number| Path::new(RUNS).join(number.to_string()));
+        let path =
+            reserve(names)?.ok_or_else(|| Error::new(format!("{RUNS}/ is full")).hint("name a folder with --out"))?;
+        Ok(Self { path })
     }
 
-    /// Whether a run has left something to lose.
-    pub fn is_taken(&self) -> bool {
-        self.checkpoint().exists() || self.model().exists()
+    /// The existing folder `runs/N` with the largest number that holds a checkpoint.
+    pub fn last_numbered() -> Option<Self> {
+        let entries = fs::read_dir(RUNS).ok()?;
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
+        let folders = numbers.map(|number| (number, Self { path: Path::new(RUNS).join(number.to_string()) }));
+        let runs = folders.filter(|(_, folder)| folder.checkpoint().exists());
+        runs.max_by_key(|(number, _)| *number).map(|(_, folder)| folder)
+    }
+
+    /// Refuses a folder that contains a part of the data set, or is a part of it. What a run writes, curves among it, would be taken for
+    /// images.
+    ///
+    /// # Errors
+    /// When it is so. Paths that do not exist are none.
+    pub fn require_apart(&self, data: &Path, splits: &Splits) -> Result<()> {
+        let Some(out) = real_path(&self.path) else { return Ok(()) };
+        let mut folders: BTreeSet<&Path> = [data, &splits.train.root, &splits.test.root].into();
+        // Class folders may be links to somewhere else.
+        let samples = splits.train.samples.iter().chain(&splits.test.samples);
+        folders.extend(samples.filter_map(|sample| sample.path.parent()));
+        for folder in folders {
+            let Some(real) = real_path(folder) else { continue };
+            let relation = match (out.starts_with(&real), real.starts_with(&out)) {
+                (true, true) => "is the folder of images",
+                (true, false) => "is inside the folder of images",
+                (false, true) => "contains the folder of images",
+                (false, false) => continue,
+            };
+            return Err(Error::usage(format!(
+                "the run's folder {} {relation} {}",
+                self.path.display(),
+                folder.display()
+            ))
+            .hint("choose a folder outside the data set with --out"));
+        }
+        Ok(())
     }
 
     /// Refuses a folder in which a run has left something to lose. A run that was stopped before its first step has
@@ -65,6 +112,11 @@ impl RunFolder {
     /// The recipe and where everything came from.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.json")
+    }
+
+    /// The names, sizes and classes of the images, one JSON list a line.
+    pub fn images(&self) -> PathBuf {
+        self.path.join("images.jsonl")
     }
 
     /// What was measured, one JSON object a line.
@@ -114,8 +166,15 @@ impl RunFolder {
 
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
-        const OURS: [&str; 6] =
-            [".model.safetensors.", ".checkpoint", ".config.json.", ".metrics.jsonl.", ".report.html.", ".curves."];
+        const OURS: [&str; 7] = [
+            ".model.safetensors.",
+            ".checkpoint",
+            ".config.json.",
+            ".images.jsonl.",
+            ".metrics.jsonl.",
+            ".report.html.",
+            ".curves.",
+        ];
         let Ok(entries) = fs::read_dir(&self.path) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -125,4 +184,37 @@ impl RunFolder {
             }
         }
     }
+}
+
+/// Creates the first of these folders that does not exist; `None` if all do. Only one process can create a folder, so that two never
+/// get the same one.
+///
+/// # Errors
+/// When it cannot be created.
+pub fn reserve(names: impl Iterator<Item = PathBuf>) -> Result<Option<PathBuf>> {
+    for path in names {
+        let doing = || format!("cannot create the folder {}", path.display());
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).context(doing)?;
+        }
+        match fs::create_dir(&path) {
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {}
+            created => return created.context(doing).map(|()| Some(path)),
+        }
+    }
+    Ok(None)
+}
+
+/// The path without links, also of a folder that does not exist yet.
+fn real_path(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let existing = path.ancestors().find(|folder| folder.exists())?;
+    let mut real = fs::canonicalize(existing).ok()?;
+    for part in path.strip_prefix(existing).ok()?.components() {
+        match part {
+            Component::ParentDir => drop(real.pop()),
+            part => real.push(part),
+        }
+    }
+    Some(real)
 }

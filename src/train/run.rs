@@ -12,6 +12,7 @@ use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
 use super::folder::RunFolder;
+use super::image_list::ImageList;
 use super::metrics::{Metric, MetricsFile, Totals};
 use super::model_file::save_model;
 use super::network::BatchResult;
@@ -71,6 +72,8 @@ pub struct Run<'a> {
     pub recipe: Recipe,
     /// What to train on and what to test on.
     pub splits: Splits,
+    /// The names of those images.
+    pub images: ImageList,
     /// Where to begin.
     pub position: Position,
     /// How it is carried out.
@@ -148,6 +151,13 @@ impl Run<'_> {
     /// When the user interrupts it: a checkpoint has then been saved. When a loss is not finite. When a file cannot be
     /// written; the last checkpoint is then as it was.
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
+        self.train_to_the_end(&mut observe).map_err(|error| match error.kind() {
+            ErrorKind::NotFinite => self.not_finite(error.message()),
+            _ => error,
+        })
+    }
+
+    fn train_to_the_end(&mut self, observe: &mut impl FnMut(Event)) -> Result<Summary> {
         self.prepare()?;
         self.options.folder.remove_leftovers();
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
@@ -165,13 +175,13 @@ impl Run<'_> {
         let mut stored = Stored::default();
         while self.position.epoch < self.recipe.epochs {
             let before = (clock.images, clock.training);
-            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut left_out, &mut observe)?;
+            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut left_out, observe)?;
             let (images, training) = (clock.images - before.0, clock.training - before.1);
 
             let batches = test_batches.loader().batch_count();
             let mut batch = 0;
             let tested = evaluate(self.trainer.network_mut(), &mut test_batches, self.recipe.image_size, |tested| {
-                left_out.note(&tested.skipped, &mut metrics, &mut observe)?;
+                left_out.note(&tested.skipped, &mut metrics, observe)?;
                 batch += 1;
                 observe(Event::Tested { batch, batches });
                 match self.options.interrupted.load(Ordering::Relaxed) {
@@ -253,7 +263,7 @@ impl Run<'_> {
                 let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
-                    return Err(self.not_finite(result, place));
+                    return Err(Error::not_finite(describe_not_finite(result, place)));
                 }
                 let loss = match self.recipe.reduction()? {
                     LossReduction::Sum => f64::from(result.loss),
@@ -301,20 +311,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The error of a run whose numbers are no longer finite.
-    fn not_finite(&self, result: BatchResult, place: Option<String>) -> Error {
-        let what = match result.loss.is_finite() {
-            true => format!("the norm of the gradients became {}", result.gradient_norm.unwrap_or(f32::NAN)),
-            false => format!("the loss became {}", result.loss),
-        };
-        let place = place.map_or(String::new(), |place| format!("; the first value that is not finite is in {place}"));
+    /// The error of a run whose numbers are no longer finite. What was loaded was finite, so that the learning rate is the likely
+    /// cause once it has had an effect.
+    fn not_finite(&self, what: &str) -> Error {
+        let Position { epoch, batch, .. } = self.position;
         let Recipe { learning_rate, .. } = self.recipe;
-        Error::new(format!(
-            "{what} in epoch {}, batch {}, at a learning rate of {learning_rate:e}{place}; the last checkpoint is unchanged",
-            self.position.epoch + 1,
-            self.position.batch + 1
-        ))
-        .hint("use a smaller learning rate, or --clip-gradient-norm 1")
+        let hint = match (epoch, batch) {
+            (0, 0) => "no update was made yet, so the learning rate is not the cause: start from other weights",
+            _ => "use a smaller learning rate, or --clip-gradient-norm 1",
+        };
+        let message = format!("in epoch {}, at a learning rate of {learning_rate:e}, {what}", epoch + 1);
+        Error::new(format!("{message}; the last checkpoint is unchanged")).hint(hint)
     }
 
     /// Saves a checkpoint; returns the error of an interrupted run.
@@ -330,9 +337,15 @@ impl Run<'_> {
     }
 
     fn save_checkpoint(&self) -> Result<()> {
-        let (trainer, recipe) = (&self.trainer, &self.recipe);
         self.options.folder.keep_checkpoint(self.options.checkpointing.kept)?;
-        save_checkpoint(&self.options.folder.checkpoint(), trainer, recipe, &self.splits.train.classes, &self.position)
+        save_checkpoint(
+            &self.options.folder.checkpoint(),
+            &self.trainer,
+            &self.recipe,
+            &self.splits.train.classes,
+            self.images.digest(),
+            &self.position,
+        )
     }
 
     fn loader(&self, folder: &ImageFolder, mode: Mode) -> Result<Loader> {
@@ -349,4 +362,14 @@ impl Run<'_> {
             strict: self.options.strict,
         }
     }
+}
+
+/// What is wrong with a training step.
+fn describe_not_finite(result: BatchResult, place: Option<String>) -> String {
+    let what = match result.loss.is_finite() {
+        true => format!("the norm of the gradients became {}", result.gradient_norm.unwrap_or(f32::NAN)),
+        false => format!("the loss became {}", result.loss),
+    };
+    let place = place.map_or(String::new(), |place| format!("; the first value that is not finite is in {place}"));
+    format!("{what}{place}")
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::checkpoint::{Checkpoint, Position};
 use super::config::RunConfig;
 use super::events::Event;
+use super::image_list::ImageList;
 use super::recipe::Recipe;
 use super::run::{Run, RunOptions};
 use super::state_dict::{copy_head, initialise, load_state_dict, new_head};
@@ -23,7 +24,12 @@ pub enum Start {
     /// Random weights.
     FromScratch,
     /// All that an interrupted run had.
-    Resume(Box<Checkpoint>),
+    Resume {
+        /// Where the run was.
+        checkpoint: Box<Checkpoint>,
+        /// Whether it may go on with other images than it began with.
+        allow_changed_data: bool,
+    },
 }
 
 impl Start {
@@ -41,12 +47,22 @@ impl Start {
         options: RunOptions<'a>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Run<'a>> {
-        if let Self::Resume(checkpoint) = &self {
+        if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
         let splits = open_dataset(data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
-        if let Self::Resume(checkpoint) = &self {
-            check_data_set(checkpoint, &splits, data, &options, device.as_ref(), observe)?;
+        let images = ImageList::of(&splits);
+        if let Self::Resume { checkpoint, allow_changed_data } = &self {
+            check_classes(checkpoint, &splits, data, &options)?;
+            if let Some(notice) = check_images(checkpoint, &splits, &images, data, &options, *allow_changed_data)? {
+                observe(Event::Notice(&notice));
+            }
+            let (before, now) = (checkpoint.precision, device.precision());
+            if before != now {
+                observe(Event::Notice(&format!(
+                    "the run used {before} so far and continues in {now}: results will differ from a run in either"
+                )));
+            }
         }
         let classes = splits.train.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
@@ -81,12 +97,12 @@ impl Start {
                 }
                 Position::default()
             }
-            Self::Resume(checkpoint) => {
+            Self::Resume { checkpoint, .. } => {
                 checkpoint.restore(&mut trainer)?;
                 checkpoint.position
             }
         };
-        Ok(Run { trainer, recipe, splits, position, options })
+        Ok(Run { trainer, recipe, splits, images, position, options })
     }
 }
 
@@ -105,40 +121,56 @@ fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOpt
     Ok(())
 }
 
-/// Refuses other classes, and tells of what makes a resumed run differ from an uninterrupted one.
-fn check_data_set(
+/// Refuses other classes than the run has.
+fn check_classes(checkpoint: &Checkpoint, splits: &Splits, data: &Path, options: &RunOptions) -> Result<()> {
+    if splits.train.classes == checkpoint.classes {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "{} has the classes {}, but the run in {} was trained on {}",
+        data.display(),
+        splits.train.classes.join(", "),
+        options.folder.path.display(),
+        checkpoint.classes.join(", ")
+    )))
+}
+
+/// Refuses other images than the run began with, or, if they are allowed, returns what to tell of them. A checkpoint of a version
+/// before 0.2 allows no more than to compare their numbers.
+fn check_images(
     checkpoint: &Checkpoint,
     splits: &Splits,
+    images: &ImageList,
     data: &Path,
     options: &RunOptions,
-    device: &dyn Device,
-    observe: &mut dyn FnMut(Event),
-) -> Result<()> {
+    allow_changed_data: bool,
+) -> Result<Option<String>> {
+    const CONSEQUENCE: &str = "results will differ from an uninterrupted run";
     let folder = &options.folder;
-    if splits.train.classes != checkpoint.classes {
-        return Err(Error::new(format!(
-            "{} has the classes {}, but the run in {} was trained on {}",
-            data.display(),
-            splits.train.classes.join(", "),
-            folder.path.display(),
-            checkpoint.classes.join(", ")
-        )));
-    }
-    if let Ok(config) = RunConfig::open(folder) {
+    let Some(earlier) = &checkpoint.images else {
+        let Ok(config) = RunConfig::open(folder) else { return Ok(None) };
         let (before, now) = ([config.train_images, config.test_images], [splits.train.len(), splits.test.len()]);
-        if before != now {
-            observe(Event::Notice(&format!(
-                "the run started with {} training and {} test images, now there are {} and {}: results will differ from \
-                 an uninterrupted run",
+        return Ok((before != now).then(|| {
+            format!(
+                "the run started with {} training and {} test images, now there are {} and {}: {CONSEQUENCE}",
                 before[0], before[1], now[0], now[1]
-            )));
-        }
+            )
+        }));
+    };
+    if earlier == images.digest() {
+        return Ok(None);
     }
-    let (before, now) = (checkpoint.precision, device.precision());
-    if before != now {
-        observe(Event::Notice(&format!(
-            "the run used {before} so far and continues in {now}: results will differ from a run in either"
-        )));
+    let list = ImageList::open(&folder.images()).ok().filter(|list| list.digest() == earlier);
+    let difference = list.and_then(|list| images.difference(&list));
+    let difference = difference.unwrap_or_else(|| "names, sizes or classes differ".into());
+    let message = format!(
+        "the images in {} are not those that the run in {} began with: {difference}",
+        data.display(),
+        folder.path.display()
+    );
+    match allow_changed_data {
+        true => Ok(Some(format!("{message}; {CONSEQUENCE}"))),
+        false => Err(Error::new(message)
+            .hint(format!("restore the images, or resume with these by --allow-changed-data: {CONSEQUENCE}"))),
     }
-    Ok(())
 }

@@ -6,12 +6,16 @@ use std::path::Path;
 use super::network::Network;
 use crate::error::{Error, Result};
 use crate::model::{self, HEAD, Recognised, init, is_head};
+use crate::weights::finite;
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{
     Found, HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, find, head_from, match_state_dict, save,
 };
 
 /// The whole state dict of the network: what torch's `state_dict()` would hold.
+///
+/// # Errors
+/// When a tensor is not finite ([`ErrorKind::NotFinite`](crate::error::ErrorKind::NotFinite)).
 pub fn state_dict(network: &Network) -> Result<Vec<OutputTensor<'static>>> {
     let parameters = network.parameters();
     network
@@ -25,7 +29,11 @@ pub fn state_dict(network: &Network) -> Result<Vec<OutputTensor<'static>>> {
             }
             None => {
                 let values = to_torch(parameters.read(network.device(), &name)?, &shape);
-                Ok(OutputTensor::f32(name, &shape, values))
+                // What could not be loaded again is not saved.
+                match finite::is_sound(&name, &values) {
+                    true => Ok(OutputTensor::f32(name, &shape, values)),
+                    false => Err(Error::not_finite(format!("{name} {}", finite::describe(&name, &values)))),
+                }
             }
         })
         .collect()
@@ -62,7 +70,7 @@ pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolic
 /// Sets the network from a file of this program's own making, whose keys stand behind `prefix`.
 ///
 /// # Errors
-/// When a key is missing or wrongly shaped. Keys with other prefixes are left alone.
+/// When a key is missing or wrongly shaped, or a tensor is not finite. Keys with other prefixes are left alone.
 pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &str) -> Result<()> {
     for NamedShape { name, shape } in network.resnet().state_dict() {
         let key = format!("{prefix}{name}");
@@ -80,7 +88,7 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
                 let count = file.read_i64(&key)?.first().copied().unwrap_or(0);
                 network.parameters_mut().set_batches_tracked(module, count);
             }
-            None => network.write(&name, &from_torch(file.read_f32(&key)?, &shape))?,
+            None => network.write(&name, &from_torch(file.read_finite_f32(&key)?, &shape))?,
         }
     }
     Ok(())

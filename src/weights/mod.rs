@@ -5,6 +5,7 @@
 
 mod file_kind;
 mod find;
+pub(crate) mod finite;
 pub mod head;
 mod key_names;
 pub mod layout;

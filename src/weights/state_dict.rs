@@ -321,34 +321,17 @@ impl TensorFile {
     /// A single whole number of any numeric type, as torch casts one when it loads a counter.
     ///
     /// # Errors
-    /// When there is no such tensor, when it has no element, or when its elements are not numbers.
+    /// When there is no such tensor, when it has no element, or when its elements are not finite numbers.
     pub fn read_counter(&self, name: &str) -> Result<i64> {
         let entry = self.entry(name)?;
         let first = match entry.dtype {
             Dtype::U64 => convert(self.bytes_of(entry), u64::from_le_bytes).first().map(|&number| number as i64),
             Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64 => {
-                self.read_f32(name)?.first().map(|&number| number as i64)
+                self.read_finite_f32(name)?.first().map(|&number| number as i64)
             }
             _ => self.read_i64(name)?.first().copied(),
         };
         first.ok_or_else(|| Error::new(format!("{}: tensor {} is empty", self.path.display(), printable(name))))
-    }
-
-    /// As [`TensorFile::read_f32`], of weights.
-    ///
-    /// # Errors
-    /// Those of [`TensorFile::read_f32`], and when an element is infinite or not a number.
-    pub fn read_finite_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let values = self.read_f32(name)?;
-        match values.iter().find(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(value) => Err(Error::new(format!(
-                "{}: tensor {} is not finite: it contains {value}",
-                self.path.display(),
-                printable(name)
-            ))
-            .hint("the weights are damaged or come from a training run that diverged: use an earlier checkpoint")),
-        }
     }
 
     fn wrong_type(&self, entry: &TensorEntry, expected: &str) -> Error {
@@ -418,13 +401,11 @@ pub(super) fn listed(mut items: impl ExactSizeIterator<Item = String>) -> String
     format!("{}{more}", items.by_ref().take(LISTED).collect::<Vec<_>>().join(", "))
 }
 
-/// Text from a file, made fit for one line of a terminal.
+/// Text from a file, made fit for one line of a message.
 pub(super) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
-    let mut shown: String =
-        text.chars().take(LONGEST).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    if text.chars().nth(LONGEST).is_some() {
-        shown.push('…');
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", crate::printable::printable(&text[..end])),
+        None => crate::printable::printable(text).into_owned(),
     }
-    shown
 }

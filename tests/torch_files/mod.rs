@@ -1,5 +1,7 @@
 //! Writes files of tensors as torch does: nested dictionaries in its two formats, and flattened as safetensors.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use std::io::{Cursor, Write};
 
 use safetensors::Dtype;

@@ -155,7 +155,8 @@ fn is_plain(module: &str, name: &str) -> bool {
 }
 
 fn printable(text: &str) -> String {
-    text.chars().take(80).map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    let end = text.char_indices().nth(80).map_or(text.len(), |(end, _)| end);
+    crate::printable::printable(&text[..end]).into_owned()
 }
 
 const DAMAGED: &str = "its pickle is damaged";

@@ -1,0 +1,57 @@
+//! Text of others, such as names of files and classes, made fit to be shown.
+//!
+//! A name may contain escape sequences, which a terminal would obey, line breaks, which would split a record, and marks that reverse
+//! or hide what is beside them. All of them are shown as escapes.
+
+use std::borrow::Cow;
+
+/// The text on one line, with escapes such as `\n`, `\u{1b}` and `\u{202e}` in place of every character that is not shown as itself.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            // `\n`, `\r` and `\t` have names of their own.
+            '\n' | '\r' | '\t' => shown.extend(c.escape_default()),
+            c if is_hidden(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    shown.into()
+}
+
+/// Whether a character is invisible, or changes how others are shown. The joiners U+200C and U+200D are not among them: words and
+/// emojis need them.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}'
+            | '\u{200b}' | '\u{200e}' | '\u{200f}'
+            // Separators of lines and paragraphs; embeddings, overrides and isolates of direction.
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_on_one_line_and_hide_nothing() {
+        for (name, expected) in [
+            ("caf\u{e9} \u{732b} a'b\"c\\d", "caf\u{e9} \u{732b} a'b\"c\\d"),
+            ("\u{1b}[31mred\u{1b}[0m", "\\u{1b}[31mred\\u{1b}[0m"),
+            ("a\nb\r\tc\0\u{7f}", "a\\nb\\r\\tc\\u{0}\\u{7f}"),
+            ("\u{9b}31m \u{85}", "\\u{9b}31m \\u{85}"),
+            ("gpj\u{202e}.exe \u{2066}x\u{2069}", "gpj\\u{202e}.exe \\u{2066}x\\u{2069}"),
+            ("a\u{200b}b\u{feff}\u{2028}\u{2029}", "a\\u{200b}b\\u{feff}\\u{2028}\\u{2029}"),
+            ("\u{1f468}\u{200d}\u{1f469} \u{645}\u{200c}\u{6cc}", "\u{1f468}\u{200d}\u{1f469} \u{645}\u{200c}\u{6cc}"),
+        ] {
+            assert_eq!(printable(name), expected);
+            assert_eq!(printable(expected), expected, "what is printable stays as it is");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The list of a run's images: their names, sizes and classes, by which another list is told from the one that a run began with.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::data::{ImageFolder, Splits};
+use crate::error::{Context, Result};
+use crate::file::write_atomically;
+
+/// An image: in `images.jsonl`, a line with these values in a list. There may be millions, so names are shared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    /// Train or test.
+    split: Arc<str>,
+    /// Its path below the folder of the split, with `/` between folders; what is not Unicode is replaced.
+    path: Box<str>,
+    class: Arc<str>,
+    bytes: u64,
+}
+
+/// The images of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageList {
+    entries: Vec<Entry>,
+    digest: String,
+}
+
+impl ImageList {
+    /// Looks up the size of every image.
+    pub fn of(splits: &Splits) -> Self {
+        let mut entries = Vec::new();
+        for (split, folder) in [("train", &splits.train), ("test", &splits.test)] {
+            let split: Arc<str> = split.into();
+            let classes: Vec<Arc<str>> = folder.classes.iter().map(|class| class.as_str().into()).collect();
+            entries.extend(folder.samples.iter().map(|sample| Entry {
+                split: split.clone(),
+                path: name_below(folder, &sample.path).into(),
+                class: classes[sample.class].clone(),
+                // An image that is not there any more is reported when it is read.
+                bytes: fs::metadata(&sample.path).map_or(0, |found| found.len()),
+            }));
+        }
+        Self::new(entries)
+    }
+
+    fn new(entries: Vec<Entry>) -> Self {
+        let mut hash = Sha256::new();
+        for Entry { split, path, class, bytes } in &entries {
+            for text in [split.as_ref(), path, class] {
+                hash.update((text.len() as u64).to_le_bytes());
+                hash.update(text);
+            }
+            hash.update(bytes.to_le_bytes());
+        }
+        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { entries, digest }
+    }
+
+    /// SHA-256 of all names, sizes and classes, in order.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Writes `images.jsonl`, in one step.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomically(path, |writer| {
+            for Entry { split, path, class, bytes } in &self.entries {
+                let line = serde_json::to_string(&(split.as_ref(), path, class.as_ref(), bytes))?;
+                writeln!(writer, "{line}")?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads `images.jsonl`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("cannot read {}", path.display());
+        let text = fs::read_to_string(path).context(doing)?;
+        let entries = text.lines().map(|line| {
+            let (split, path, class, bytes): (String, Box<str>, String, u64) = serde_json::from_str(line)?;
+            Ok(Entry { split: split.into(), path, class: class.into(), bytes })
+        });
+        Ok(Self::new(entries.collect::<serde_json::Result<Vec<Entry>>>().context(doing)?))
+    }
+
+    /// How these images differ from `earlier` ones: `2 added (first train/cat/9.jpg), 1 of another size (...)`. `None` if they do
+    /// not.
+    pub fn difference(&self, earlier: &Self) -> Option<String> {
+        let (now, before) = (self.by_name(), earlier.by_name());
+        let mut kinds = [
+            ("added", Vec::new()),
+            ("removed", Vec::new()),
+            ("of another size", Vec::new()),
+            ("of another class", Vec::new()),
+        ];
+        for (name, found) in &now {
+            match before.get(name) {
+                None => kinds[0].1.push(name),
+                Some(known) if known == found => {}
+                Some((class, _)) if *class == found.0 => kinds[2].1.push(name),
+                Some(_) => kinds[3].1.push(name),
+            }
+        }
+        kinds[1].1.extend(before.keys().filter(|name| !now.contains_key(name)));
+        let told = kinds.iter().filter_map(|(kind, names)| {
+            let (split, path) = names.first()?;
+            let first = if names.len() == 1 { "" } else { "first " };
+            Some(format!("{} {kind} ({first}{split}: {path})", names.len()))
+        });
+        match told.collect::<Vec<String>>().join(", ") {
+            none if none.is_empty() && self.digest == earlier.digest => None,
+            none if none.is_empty() => Some("the same images in another order".into()),
+            told => Some(told),
+        }
+    }
+
+    /// Class and size of each image, by split and path.
+    fn by_name(&self) -> BTreeMap<(&str, &str), (&str, u64)> {
+        self.entries.iter().map(|entry| ((&*entry.split, &*entry.path), (&*entry.class, entry.bytes))).collect()
+    }
+}
+
+fn name_below(folder: &ImageFolder, path: &Path) -> String {
+    let below = path.strip_prefix(&folder.root).unwrap_or(path);
+    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(entries: &[(&str, &str, &str, u64)]) -> ImageList {
+        let entry = |&(split, path, class, bytes): &(&str, &str, &str, u64)| Entry {
+            split: split.into(),
+            path: path.into(),
+            class: class.into(),
+            bytes,
+        };
+        ImageList::new(entries.iter().map(entry).collect())
+    }
+
+    #[test]
+    fn differences_are_counted_by_kind() {
+        let before = list(&[("train", "a/1", "a", 5), ("train", "a/2", "a", 5), ("test", "b/1", "b", 7)]);
+        assert_eq!(before.difference(&before.clone()), None);
+        let now = list(&[
+            ("train", "a/1", "b", 5),
+            ("train", "a/3", "a", 5),
+            ("train", "a/4", "a", 5),
+            ("test", "b/1", "b", 8),
+        ]);
+        assert_eq!(
+            now.difference(&before).unwrap(),
+            "2 added (first train: a/3), 1 removed (train: a/2), 1 of another size (test: b/1), 1 of another class (train: a/1)"
+        );
+        let moved = list(&[("train", "a/1", "a", 5), ("train", "a/2", "a", 5), ("train", "b/1", "b", 7)]);
+        assert_eq!(moved.difference(&before).unwrap(), "1 added (train: b/1), 1 removed (test: b/1)");
+        let turned = list(&[("train", "a/2", "a", 5), ("train", "a/1", "a", 5), ("test", "b/1", "b", 7)]);
+        assert_eq!(turned.difference(&before).unwrap(), "the same images in another order");
+    }
+
+    /// Names may hold everything that files separate values with.
+    #[test]
+    fn lists_come_back_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.jsonl");
+        let written = list(&[("train", "a/\n\t\"1\u{1b}[31m", "a\r", 5), ("test", "ü", "", u64::MAX)]);
+        written.save(&path).unwrap();
+        assert_eq!(ImageList::open(&path).unwrap(), written);
+        assert_ne!(list(&[("train", "ab", "c", 1)]).digest(), list(&[("train", "a", "bc", 1)]).digest());
+    }
+}

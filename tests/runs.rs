@@ -1,0 +1,371 @@
+//! The folder of a run: who writes to it, where it may lie, and which images a run may go on with.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+const SMALL: &str = "--from-scratch --width 4 --image-size 33 --batch-size 4 --no-report";
+
+/// A folder with `data/train` and `data/test` of two classes of a few images each.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        for (split, count) in [("train", 6), ("test", 2)] {
+            for (class, colour) in [("blue", [40, 60, 200]), ("red", [200, 60, 40])] {
+                (0..count).for_each(|number| place.draw(&format!("data/{split}/{class}/{number}.png"), colour, number));
+            }
+        }
+        place
+    }
+
+    fn draw(&self, name: &str, colour: [u8; 3], number: u8) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::from_pixel(40, 36 + u32::from(number), Rgb(colour)).save(path).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).env("CUDA_VISIBLE_DEVICES", "");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, line: &str) -> (i32, String) {
+        result(self.command(line).output().unwrap())
+    }
+
+    fn succeed(&self, line: &str) -> String {
+        let (status, stderr) = self.run(line);
+        assert_eq!(status, 0, "{line}: {stderr}");
+        stderr
+    }
+
+    fn refuse(&self, line: &str, status: i32, expected: &str) {
+        let (found, stderr) = self.run(line);
+        assert_eq!(found, status, "{line}: {stderr}");
+        assert!(stderr.contains(expected), "{line}: {stderr}");
+    }
+
+    /// Starts a run that goes on until it is stopped, and waits until it trains.
+    fn start(&self, line: &str, folder: &str) -> Running {
+        let child = self.command(&format!("{line} --epochs 1000000")).stderr(Stdio::null()).spawn().unwrap();
+        let running = Running(child);
+        let begun = Instant::now();
+        while !self.path(folder).join("model.safetensors").exists() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{line}: the run does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        running
+    }
+
+    fn names(&self, folder: &str) -> BTreeSet<String> {
+        let entries = fs::read_dir(self.path(folder)).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn result(output: Output) -> (i32, String) {
+    (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+}
+
+/// Killed at the end of a test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+mod locks {
+    use super::*;
+
+    #[test]
+    fn a_second_run_in_the_same_folder_fails_at_once_and_names_the_first() {
+        let place = Place::new();
+        let first = place.start(&format!("train data {SMALL} --out run"), "run");
+        let message = format!("error: a run in run is in progress: process {} on ", first.0.id());
+        for line in [
+            format!("train data {SMALL} --epochs 1 --out run"),
+            format!("train data {SMALL} --epochs 1 --out ./run/../run"),
+            format!("train data {SMALL} --epochs 9 --out run --resume"),
+            "train data --out run --resume".to_string(),
+        ] {
+            let begun = Instant::now();
+            let (status, stderr) = place.run(&line);
+            assert_eq!(status, 1, "{line}: {stderr}");
+            assert!(stderr.replace("./run/../run", "run").contains(&message), "{line}: {stderr}");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{line}");
+        }
+    }
+
+    /// The system releases the lock of a process that was killed.
+    #[test]
+    fn no_lock_outlives_its_process() {
+        let place = Place::new();
+        let mut first = place.start(&format!("train data {SMALL} --out run"), "run");
+        first.0.kill().unwrap();
+        first.0.wait().unwrap();
+        assert!(place.path("run/.lock").exists(), "it had no time to remove the file");
+        let (_, stderr) = place.run(&format!("train data {SMALL} --out run"));
+        assert!(stderr.contains("there is already a "), "{stderr}");
+        let line = "train data --out run --resume --no-report";
+        let second = place.start(line, "run");
+        drop(second);
+    }
+
+    #[test]
+    fn a_finished_run_leaves_no_lock() {
+        let place = Place::new();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let expected = ["checkpoint.safetensors", "config.json", "images.jsonl", "metrics.jsonl", "model.safetensors"];
+        assert_eq!(place.names("run"), expected.map(String::from).into());
+        place.refuse(&format!("train data {SMALL} --epochs 1 --out run"), 1, "there is already a run in run");
+        assert_eq!(place.names("run"), expected.map(String::from).into());
+    }
+
+    /// Whoever comes second is refused before anything of the first is overwritten.
+    #[test]
+    fn simultaneous_starts_in_one_folder() {
+        for _ in 0..4 {
+            let place = Place::new();
+            let line = |seed| format!("train data {SMALL} --epochs 2 --seed {seed} --out run");
+            let children: Vec<Child> = (0..4).map(|seed| place.command(&line(seed)).spawn().unwrap()).collect();
+            let results = children.into_iter().map(|child| result(child.wait_with_output().unwrap()));
+            let (done, refused): (Vec<_>, Vec<_>) = results.enumerate().partition(|(_, (status, _))| *status == 0);
+            assert_eq!(done.len(), 1, "{refused:?}");
+            for (_, (status, stderr)) in refused {
+                assert_eq!(status, 1, "{stderr}");
+                let expected = ["is in progress", "there is already a run", "there is already a model"];
+                assert!(expected.iter().any(|expected| stderr.contains(expected)), "{stderr}");
+            }
+            let config = fs::read_to_string(place.path("run/config.json")).unwrap();
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            assert_eq!(config["recipe"]["seed"], done[0].0);
+        }
+    }
+}
+
+mod numbers {
+    use super::*;
+
+    /// Every run gets a folder of its own, in which nothing of another run lies.
+    fn start_together(count: u64) {
+        let place = Place::new();
+        let line = |seed| format!("train data {SMALL} --epochs 1 --seed {seed}");
+        let children: Vec<Child> = (0..count).map(|seed| place.command(&line(seed)).spawn().unwrap()).collect();
+        for child in children {
+            let (status, stderr) = result(child.wait_with_output().unwrap());
+            assert_eq!(status, 0, "{stderr}");
+        }
+        assert_eq!(place.names("runs"), (1..=count).map(|number| number.to_string()).collect());
+        let mut seeds = BTreeSet::new();
+        for run in 1..=count {
+            let path = place.path(&format!("runs/{run}"));
+            let config: serde_json::Value =
+                serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+            let seed = config["recipe"]["seed"].as_u64().unwrap();
+            assert!(seeds.insert(seed), "two folders have the run of seed {seed}");
+            for file in ["model.safetensors", "checkpoint.safetensors"] {
+                let bytes = fs::read(path.join(file)).unwrap();
+                let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+                let recipe: serde_json::Value =
+                    serde_json::from_str(&header.metadata().as_ref().unwrap()["recipe"]).unwrap();
+                assert_eq!(recipe["seed"], seed, "runs/{run}/{file}");
+            }
+            // 5 lines of progress and one of the epoch.
+            assert_eq!(fs::read_to_string(path.join("metrics.jsonl")).unwrap().lines().count(), 4, "runs/{run}");
+        }
+        assert_eq!(seeds.len() as u64, count);
+    }
+
+    #[test]
+    fn simultaneous_runs_get_different_ones() {
+        // RETUNE_TRIES repeats it.
+        let tries = std::env::var("RETUNE_TRIES").map_or(1, |tries| tries.parse().unwrap());
+        for _ in 0..tries {
+            [2, 4, 8].into_iter().for_each(start_together);
+        }
+    }
+
+    #[test]
+    fn the_last_one_is_resumed() {
+        let place = Place::new();
+        for _ in 0..2 {
+            place.succeed(&format!("train data {SMALL} --epochs 1"));
+        }
+        fs::create_dir(place.path("runs/7")).unwrap();
+        let stderr = place.succeed("train data --resume --epochs 2 --no-report");
+        assert!(stderr.contains("runs/2/model.safetensors"), "{stderr}");
+        // A gap is filled, and an existing folder is never taken.
+        fs::remove_dir_all(place.path("runs/1")).unwrap();
+        place.succeed(&format!("train data {SMALL} --epochs 1"));
+        place.succeed(&format!("train data {SMALL} --epochs 1"));
+        assert_eq!(place.names("runs"), ["1", "2", "3", "7"].map(String::from).into());
+        assert!(place.names("runs/7").is_empty());
+    }
+}
+
+mod places {
+    use super::*;
+
+    #[test]
+    fn a_run_inside_its_data_set_is_refused() {
+        let place = Place::new();
+        let train = |data: &str, out: &str| format!("train {data} {SMALL} --epochs 1 --out {out}");
+        for out in ["data", "data/run", "data/train/run", "data/train/blue/run", "data/new/../run", "new/../data/run"] {
+            place.refuse(&train("data", out), 2, "folder of images");
+        }
+        for (data, out) in [("data", "."), ("./data", "../"), ("data/train", "data")] {
+            let line = format!("{} --test-fraction 0.5", train(data, out));
+            let line = if data.ends_with("train") { line } else { train(data, out) };
+            place.refuse(&line, 2, "contains the folder of images");
+        }
+        assert_eq!(place.names("."), ["data"].map(String::from).into());
+        assert_eq!(place.names("data"), ["test", "train"].map(String::from).into());
+        // Beside it is well, also where the name begins alike.
+        place.succeed(&train("data", "data-run"));
+    }
+
+    #[test]
+    fn a_run_without_out_is_refused_inside_the_data_set_too() {
+        let place = Place::new();
+        let line = format!("train . {SMALL} --epochs 1");
+        let output = place.command(&line).current_dir(place.path("data")).output().unwrap();
+        let (status, stderr) = result(output);
+        assert_eq!(status, 2, "{stderr}");
+        assert!(stderr.contains("is inside the folder of images") && stderr.contains("--out"), "{stderr}");
+        assert_eq!(place.names("data"), ["test", "train"].map(String::from).into());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn behind_links_too() {
+        use std::os::unix::fs::symlink;
+        let place = Place::new();
+        symlink(place.path("data"), place.path("linked")).unwrap();
+        fs::create_dir(place.path("elsewhere")).unwrap();
+        place.draw("elsewhere/green/1.png", [40, 200, 60], 1);
+        for split in ["train", "test"] {
+            symlink(place.path("elsewhere/green"), place.path(&format!("data/{split}/green"))).unwrap();
+        }
+        let train = |data: &str, out: &str| format!("train {data} {SMALL} --epochs 1 --out {out}");
+        for (data, out) in
+            [("linked", "data/run"), ("data", "linked/run"), ("data", "elsewhere/green/run"), ("linked", "elsewhere")]
+        {
+            place.refuse(&train(data, out), 2, "folder of images");
+        }
+    }
+}
+
+mod resuming {
+    use super::*;
+
+    fn begun() -> Place {
+        let place = Place::new();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        place
+    }
+
+    const RESUME: &str = "train data --resume --epochs 2 --out run --no-report";
+
+    #[test]
+    fn the_same_images_are_accepted_wherever_they_lie() {
+        let place = begun();
+        fs::rename(place.path("data"), place.path("moved")).unwrap();
+        place.succeed(&RESUME.replace("data", "moved"));
+    }
+
+    #[test]
+    fn other_images_are_refused_with_what_is_different() {
+        type Change = fn(&Place);
+        let cases: [(Change, &str); 5] = [
+            (|place| place.draw("data/train/red/9.png", [200, 60, 40], 9), "1 added (train: red/9.png)"),
+            (|place| fs::remove_file(place.path("data/test/blue/0.png")).unwrap(), "1 removed (test: blue/0.png)"),
+            (
+                |place| {
+                    for name in ["1", "2"] {
+                        let path = place.path(&format!("data/train/blue/{name}.png"));
+                        let bytes = [fs::read(&path).unwrap(), vec![0]].concat();
+                        fs::write(path, bytes).unwrap();
+                    }
+                },
+                "2 of another size (first train: blue/1.png)",
+            ),
+            (
+                // As many images as before.
+                |place| {
+                    let (from, to) = (place.path("data/train/blue/3.png"), place.path("data/train/blue/30.png"));
+                    fs::rename(from, to).unwrap();
+                },
+                "1 added (train: blue/30.png), 1 removed (train: blue/3.png)",
+            ),
+            (
+                |place| {
+                    let (from, to) = (place.path("data/train/blue/3.png"), place.path("data/train/red/33.png"));
+                    fs::rename(from, to).unwrap();
+                },
+                "1 added (train: red/33.png), 1 removed (train: blue/3.png)",
+            ),
+        ];
+        for (change, expected) in cases {
+            let place = begun();
+            change(&place);
+            let before = fs::read(place.path("run/checkpoint.safetensors")).unwrap();
+            place.refuse(RESUME, 1, expected);
+            place.refuse(RESUME, 1, "--allow-changed-data");
+            assert!(before == fs::read(place.path("run/checkpoint.safetensors")).unwrap());
+            let stderr = place.succeed(&format!("{RESUME} --allow-changed-data"));
+            assert!(stderr.contains(expected) && stderr.contains("will differ from an uninterrupted run"), "{stderr}");
+            // From then on, these are the run's images.
+            place.succeed(&RESUME.replace("--epochs 2", "--epochs 3"));
+        }
+    }
+
+    /// Without the list, the checkpoint still knows that the images are others.
+    #[test]
+    fn the_list_may_be_lost() {
+        let place = begun();
+        fs::remove_file(place.path("run/images.jsonl")).unwrap();
+        place.draw("data/train/red/9.png", [200, 60, 40], 9);
+        place.refuse(RESUME, 1, "names, sizes or classes differ");
+    }
+
+    /// Its checkpoints know nothing of the images; `config.json` has their numbers.
+    #[test]
+    fn a_run_of_an_earlier_version() {
+        let place = begun();
+        let path = place.path("run/checkpoint.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let mut metadata = header.metadata().clone().unwrap();
+        assert!(metadata.remove("images").is_some());
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        fs::write(&path, safetensors::serialize(file.tensors(), Some(metadata)).unwrap()).unwrap();
+        fs::remove_file(place.path("run/images.jsonl")).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&fs::read(place.path("run/config.json")).unwrap()).unwrap();
+        assert!(config.as_object_mut().unwrap().remove("images").is_some());
+        fs::write(place.path("run/config.json"), config.to_string()).unwrap();
+
+        place.draw("data/train/red/9.png", [200, 60, 40], 9);
+        let stderr = place.succeed(RESUME);
+        assert!(stderr.contains("started with 12 training and 4 test images, now there are 13 and 4"), "{stderr}");
+        assert!(Path::exists(&place.path("run/images.jsonl")), "from now on it knows them");
+        place.draw("data/train/red/8.png", [200, 60, 40], 8);
+        place.refuse(&RESUME.replace("--epochs 2", "--epochs 3"), 1, "1 added (train: red/8.png)");
+    }
+}
