@@ -247,6 +247,7 @@ mod training {
                 "config.json",
                 "curves.png",
                 "curves.svg",
+                "images.jsonl",
                 "metrics.jsonl",
                 "model.safetensors",
                 "report.html"
@@ -280,14 +281,20 @@ mod training {
         );
         assert_eq!(accuracies, said);
 
-        assert_snapshot!(String::from_utf8(place.read("run/config.json")).unwrap(), @r##"
+        let config = String::from_utf8(place.read("run/config.json")).unwrap();
+        let mut values: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(values["data"].take(), place.path("data").to_string_lossy().as_ref(), "an absolute path");
+        let digest = values["images"].take();
+        assert_eq!(digest.as_str().unwrap().len(), 64, "{digest}");
+        assert_snapshot!(serde_json::to_string_pretty(&values).unwrap(), @r##"
 {
   "classes": [
     "blue",
     "red"
   ],
-  "data": "data",
+  "data": null,
   "device": "cpu",
+  "images": null,
   "precision": "fp32",
   "recipe": {
     "architecture": "resnet18",
@@ -1455,7 +1462,7 @@ exit status 1
         let outcome = place.run(&format!("train data {SMALL} --epochs 1 --lr 1e30 --quiet --out run"));
         assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
         assert_snapshot!(outcome.stderr, @r##"
-error: the loss became NaN in epoch 1, batch 2, at a learning rate of 1e30; the first value that is not finite is in the output of bn1; the last checkpoint is unchanged
+error: in epoch 1, at a learning rate of 1e30, the loss became NaN in batch 2; the first value that is not finite is in the output of bn1; the last checkpoint is unchanged
 hint: use a smaller learning rate, or --clip-gradient-norm 1
 "##);
         // A smaller learning rate in the same folder, as the hint says.
@@ -1516,7 +1523,7 @@ hint: whatever wrote it did not finish: download or save it again
 exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out cut
-error: cut/checkpoint.safetensors is truncated: its header tells of 193448 bytes, the file has 96724
+error: cut/checkpoint.safetensors is truncated: its header tells of 193528 bytes, the file has 96764
 hint: download or copy it again
 exit status 1
 
@@ -1808,7 +1815,7 @@ mod full_disk {
         let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
         assert_eq!(outcome.status, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("no file was written"), "{}", outcome.stderr);
-        assert_eq!(place.names("run"), ["config.json", "metrics.jsonl"]);
+        assert_eq!(place.names("run"), ["config.json", "images.jsonl", "metrics.jsonl"]);
         place.succeed(&format!("{train} --out run"));
         place.succeed(&format!("{train} --out other"));
         place.assert_same_result("run", "other");

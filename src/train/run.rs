@@ -263,7 +263,7 @@ impl Run<'_> {
                 let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
-                    return Err(Error::not_finite(describe_not_finite(result, place)));
+                    return Err(Error::not_finite(describe_not_finite(result, self.position.batch, place)));
                 }
                 let loss = match self.recipe.reduction()? {
                     LossReduction::Sum => f64::from(result.loss),
@@ -364,12 +364,12 @@ impl Run<'_> {
     }
 }
 
-/// What is wrong with a training step.
-fn describe_not_finite(result: BatchResult, place: Option<String>) -> String {
+/// What is wrong with the training step of a batch.
+fn describe_not_finite(result: BatchResult, batch: usize, place: Option<String>) -> String {
     let what = match result.loss.is_finite() {
         true => format!("the norm of the gradients became {}", result.gradient_norm.unwrap_or(f32::NAN)),
         false => format!("the loss became {}", result.loss),
     };
     let place = place.map_or(String::new(), |place| format!("; the first value that is not finite is in {place}"));
-    format!("{what}{place}")
+    format!("{what} in batch {}{place}", batch + 1)
 }
