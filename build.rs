@@ -1,4 +1,4 @@
-//! Compiles what is not Rust: the CUDA kernels, where there is an nvcc, and the emulator, where it is asked for.
+//! Compiles the code that is not Rust: the CUDA kernels if nvcc is found, and the emulator if its feature is enabled.
 
 #[path = "build/arguments.rs"]
 mod arguments;

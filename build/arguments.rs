@@ -2,19 +2,19 @@
 //!
 //! Reads the structs that `kernel_arguments!` declares in `src/device/` and the enums of `repr(i32)` there. For every
 //! `kernels/*.cu` it writes assertions about the C++ declarations of the same names: size, and offset and type of each
-//! field. nvcc and the emulator's compiler both compile them behind the source, so a field that is renamed, retyped or
+//! field. nvcc and the emulator's compiler both compile them after the source, so a field that is renamed, retyped or
 //! moved on one side fails the build.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::{fs, process};
 
-/// What the assertions need.
+/// The headers that the assertions need.
 pub const INCLUDES: &str = "#include <cstddef>\n#include <cstdint>\n#include <type_traits>\n";
 
 struct Struct {
     name: String,
-    /// Where it is declared.
+    /// The file that declares it.
     file: PathBuf,
     /// Name and Rust type.
     fields: Vec<(String, String)>,
@@ -26,7 +26,7 @@ struct Enum {
     variants: Vec<(String, String)>,
 }
 
-/// The Rust side.
+/// The declarations in Rust.
 pub struct Declarations {
     structs: Vec<Struct>,
     enums: Vec<Enum>,
@@ -40,7 +40,7 @@ fn fail(message: &str) -> ! {
 }
 
 impl Declarations {
-    /// Reads them, and checks that every struct has its counterpart.
+    /// Reads the declarations and checks that every struct has a counterpart in C++.
     pub fn read() -> Self {
         println!("cargo::rerun-if-changed=build/arguments.rs");
         println!("cargo::rerun-if-changed=src/device");
@@ -48,7 +48,7 @@ impl Declarations {
         let mut declarations = Self { structs: Vec::new(), enums: Vec::new() };
         for file in files_below(Path::new("src/device"), "rs") {
             let text = without_comments(&read(&file));
-            // The macro's own file names it in its definition and where it exports it.
+            // The macro's own file contains its name in the definition and the export.
             for invocation in text.split("kernel_arguments! {").skip(1) {
                 if let Some((name, fields)) = body_of(invocation, "struct ") {
                     declarations.structs.push(Struct { name, file: file.clone(), fields: pairs(fields, ':') });
@@ -64,14 +64,14 @@ impl Declarations {
         declarations
     }
 
-    /// Every struct of one side exists on the other.
+    /// Checks that every struct exists on both sides.
     fn check_names(&self) {
         let sources = [files_below(Path::new("kernels"), "cu"), files_below(Path::new("kernels"), "cuh")].concat();
         let sources: Vec<(PathBuf, String)> =
             sources.into_iter().map(|path| (path.clone(), without_comments(&read(&path)))).collect();
         for Struct { name, file, .. } in &self.structs {
             if !sources.iter().any(|(_, text)| declaration_of(text, name).is_some()) {
-                fail(&format!("{}: no file of kernels/ declares struct {name}", file.display()));
+                fail(&format!("{}: no file in kernels/ declares the struct {name}", file.display()));
             }
         }
         for (path, text) in &sources {
@@ -79,7 +79,7 @@ impl Declarations {
                 let name = identifier(declaration);
                 if name.ends_with("Arguments") && !self.structs.iter().any(|known| known.name == name) {
                     let path = path.display();
-                    fail(&format!("{path}: no kernel_arguments! of src/device/ declares struct {name}"));
+                    fail(&format!("{path}: no kernel_arguments! in src/device/ declares the struct {name}"));
                 }
             }
         }
@@ -92,12 +92,12 @@ impl Declarations {
             name if self.enums.iter().any(|known| known.name == name) => 4,
             name => match self.structs.iter().find(|known| known.name == name) {
                 Some(known) => known.fields.iter().map(|(_, field)| self.size_of(field)).sum(),
-                None => fail(&format!("kernel_arguments!: a field of type {name}, of which the build knows no size")),
+                None => fail(&format!("kernel_arguments!: the build script does not know the size of the type {name}")),
             },
         }
     }
 
-    /// C++ that compiles behind `source` only where its declarations are the Rust side's.
+    /// C++ that compiles after `source` only if its declarations match those in Rust.
     pub fn assertions(&self, source: &Path) -> String {
         let text = with_includes(source, &mut BTreeSet::new());
         let mut assertions = String::new();
@@ -145,7 +145,7 @@ fn declaration_of(text: &str, name: &str) -> Option<bool> {
     Some(before.trim_end().ends_with('>'))
 }
 
-/// The name that follows `keyword`, and what its braces hold. None where the braces belong to a macro's definition.
+/// The name that follows `keyword`, and the text in its braces; `None` if the braces belong to a macro definition.
 fn body_of<'a>(text: &'a str, keyword: &str) -> Option<(String, &'a str)> {
     let (_, declaration) = text.split_once(keyword)?;
     let name = identifier(declaration);
@@ -164,7 +164,7 @@ fn pairs(text: &str, separator: char) -> Vec<(String, String)> {
     items.map(|(name, value)| (name.trim().into(), value.trim().into())).collect()
 }
 
-/// A source with the files of its folder that it includes.
+/// The text of a source and of the files in its folder that it includes.
 fn with_includes(path: &Path, seen: &mut BTreeSet<PathBuf>) -> String {
     if !seen.insert(path.into()) {
         return String::new();

@@ -2,9 +2,9 @@
 //! the cfg
 //! `cuda_kernels`. Without nvcc it does neither, and the program is built without CUDA kernels.
 //!
-//! nvcc is looked for at `$NVCC`, in `$CUDA_HOME/bin`, on PATH, and in `.cuda/bin`, which `scripts/install-nvcc.sh`
+//! It looks for nvcc at `$NVCC`, in `$CUDA_HOME/bin`, on PATH, and in `.cuda/bin`, which `scripts/install-nvcc.sh`
 //! fills.
-//! `RETUNE_CUDA_ARCHS` ("80 90", or "none") replaces the list of architectures. Nothing is downloaded, and no GPU is asked.
+//! `RETUNE_CUDA_ARCHS` ("80 90", or "none") replaces the list of architectures. It downloads nothing and queries no GPU.
 
 use crate::arguments::{Declarations, INCLUDES};
 use std::collections::BTreeSet;
@@ -14,16 +14,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, iter, process, thread};
 
-/// Compute capabilities that get machine code. The last one that nvcc knows also gets PTX, which the driver compiles
+/// Compute capabilities that get machine code. The last one that nvcc supports also gets PTX, which the driver compiles
 /// for later GPUs.
 const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90", "100", "120"];
 
-/// What changes nvcc's output without being on its command line.
+/// Environment variables that change nvcc's output but are not on its command line.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
 struct Compiler {
     nvcc: PathBuf,
-    /// What `nvcc --version` printed.
+    /// The output of `nvcc --version`.
     version: String,
     /// CUDA's major and minor version.
     cuda: (u32, u32),
@@ -32,15 +32,15 @@ struct Compiler {
 
 struct Kernels {
     source: PathBuf,
-    /// What nvcc compiles: includes the source, then asserts that its structs are those of the Rust side.
+    /// The unit that nvcc compiles: it includes the source, then asserts that its structs match those in Rust.
     unit: PathBuf,
     unit_text: String,
     fatbin: PathBuf,
-    /// What the compiler printed, so that a build that finds the fatbin repeats the warnings.
+    /// The compiler's output, kept so that a build that reuses the fatbin repeats its warnings.
     log: PathBuf,
 }
 
-/// Ends the build with a message. cargo fails because of it; a status other than zero would make it print all that this
+/// Ends the build with a message, which makes cargo fail. A non-zero exit status would make it print everything that this
 /// script printed.
 fn fail(message: &str) -> ! {
     for line in message.lines() {
@@ -79,7 +79,7 @@ pub fn build(declarations: &Declarations) {
     compiler.compile_all(&missing);
     for kernels in &kernels {
         let log = fs::read_to_string(&kernels.log).unwrap_or_default();
-        // The same for every architecture, as a rule.
+        // Usually the same for every architecture.
         for line in log.lines().filter(|line| line.contains("warning")).collect::<BTreeSet<_>>() {
             println!("cargo::warning={}: {line}", kernels.source.display());
         }
@@ -90,7 +90,7 @@ pub fn build(declarations: &Declarations) {
     println!("cargo::rustc-cfg=cuda_kernels");
 }
 
-/// The first nvcc of those named in the head of this file.
+/// The first nvcc found in the places that the comment at the top of this file lists.
 fn find_nvcc() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     if let Some(nvcc) = env::var_os("NVCC").filter(|nvcc| !nvcc.is_empty()).map(PathBuf::from) {
@@ -98,7 +98,7 @@ fn find_nvcc() -> Option<PathBuf> {
             1 => program_in(env::split_paths(&path), &nvcc),
             _ => Some(nvcc.clone()).filter(|nvcc| nvcc.is_file()),
         };
-        return Some(found.unwrap_or_else(|| fail(&format!("NVCC={}: there is no such program", nvcc.display()))));
+        return Some(found.unwrap_or_else(|| fail(&format!("NVCC={}: no such program", nvcc.display()))));
     }
     let program = PathBuf::from(format!("nvcc{}", env::consts::EXE_SUFFIX));
     let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
@@ -127,7 +127,7 @@ impl Compiler {
         };
         let version = ask("--version");
         let cuda = parse_version(&version)
-            .unwrap_or_else(|| fail(&format!("{} --version names no release: {version}", nvcc.display())));
+            .unwrap_or_else(|| fail(&format!("{} --version prints no release: {version}", nvcc.display())));
         let architectures: Vec<String> = match asked {
             Some(archs) => archs.split([' ', ',']).filter(|arch| !arch.is_empty()).map(checked).collect(),
             None => {
@@ -138,12 +138,12 @@ impl Compiler {
             }
         };
         let Some(last) = architectures.last() else {
-            fail(&format!("{} compiles for none of {}", nvcc.display(), ARCHITECTURES.join(", ")))
+            fail(&format!("{} supports none of the architectures {}", nvcc.display(), ARCHITECTURES.join(", ")))
         };
         let mut flags: Vec<String> =
             ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-warn-spills"].map(String::from).into();
         if cuda >= (13, 0) {
-            // Earlier releases run on drivers that cannot read this compression.
+            // Earlier releases support drivers that cannot read this compression.
             flags.push("-compress-mode=size".into());
         }
         let target = |arch: &str, code: &str| format!("-gencode=arch=compute_{},code={code}", virtual_of(arch));
@@ -152,8 +152,8 @@ impl Compiler {
         Self { nvcc, version, cuda, flags }
     }
 
-    /// What is to be there in the end, the longest file first, so that no core waits for it. The names of the results
-    /// hold a hash of all that went into them: what is there already need not be compiled.
+    /// The files to compile, the longest first, so that no core waits for it at the end. The names of the results
+    /// contain a hash of all inputs, so that existing results are not compiled again.
     fn plan(
         &self,
         folder: &Path,
@@ -161,7 +161,7 @@ impl Compiler {
         sources: Vec<PathBuf>,
         declarations: &Declarations,
     ) -> Vec<Kernels> {
-        let root = env::current_dir().unwrap_or_else(|cause| fail(&format!("there is no current folder: {cause}")));
+        let root = env::current_dir().unwrap_or_else(|cause| fail(&format!("cannot find the current folder: {cause}")));
         let headers = headers.iter().flat_map(|header| [name(header).into_bytes(), read(header)]);
         let invocation = [self.version.clone().into_bytes(), self.flags.join(" ").into_bytes()];
         let variables = NVCC_VARIABLES.map(|variable| env::var_os(variable).unwrap_or_default().into_encoded_bytes());
@@ -183,7 +183,7 @@ impl Compiler {
         kernels.into_iter().map(|(_, kernels)| kernels).collect()
     }
 
-    /// One nvcc a file, as many at a time as cargo may run; what is left of the cores goes to each one's architectures.
+    /// Runs one nvcc per file, as many at a time as cargo allows; each uses its share of the cores for its architectures.
     fn compile_all(&self, kernels: &[&Kernels]) {
         if kernels.is_empty() {
             return;
@@ -224,14 +224,14 @@ impl Compiler {
     }
 }
 
-/// The virtual architecture from whose PTX the code for a real one is made. The kernels know two kinds: with tensor
-/// cores and without. So the C++ is compiled twice and not once for each, which is most of nvcc's time.
+/// The virtual architecture from whose PTX the code for a real one is generated. The kernels have two variants, with
+/// and without tensor cores, so the C++ is compiled twice instead of once per architecture. That is most of nvcc's time.
 fn virtual_of(architecture: &str) -> &'static str {
     let newer = architecture.len() > 2 || architecture >= "80";
     if newer { "80" } else { "75" }
 }
 
-/// `release 13.0, V13.0.88` says 13 and 0.
+/// Parses `release 13.0, V13.0.88` as 13 and 0.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let (_, rest) = text.split_once("release ")?;
     let (major, minor) = rest.split(',').next()?.split_once('.')?;
@@ -241,7 +241,9 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 fn checked(architecture: &str) -> String {
     let digits = architecture.trim_end_matches(['a', 'f']);
     if digits.parse::<u32>().is_err() || architecture.len() > digits.len() + 1 {
-        fail(&format!("RETUNE_CUDA_ARCHS: {architecture} is no compute capability; write 80 90, or none"));
+        fail(&format!(
+            "RETUNE_CUDA_ARCHS: {architecture} is not a compute capability; expected a list such as 80 90, or none"
+        ));
     }
     architecture.into()
 }
@@ -276,19 +278,19 @@ fn hash(parts: impl IntoIterator<Item = Vec<u8>>) -> u64 {
     hasher.finish()
 }
 
-/// Removes what earlier versions of the kernels left.
+/// Removes the results of earlier versions of the kernels.
 fn remove_others(folder: &Path, kernels: &[Kernels]) {
     let kept: BTreeSet<&PathBuf> =
         kernels.iter().flat_map(|kernels| [&kernels.fatbin, &kernels.log, &kernels.unit]).collect();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !kept.contains(&entry.path()) {
-            // One that stays does no harm.
+            // A file that cannot be removed does no harm.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// The names of the kernels that a file defines: what stands after `extern "C" __global__ void` and launch bounds.
+/// The names of the kernels that a file defines: the identifiers after `extern "C" __global__ void` and the launch bounds.
 fn kernels_of(source: &str) -> Vec<String> {
     let definitions = source.split("extern \"C\" __global__ void").skip(1);
     let names = definitions.map(|definition| {
@@ -306,7 +308,7 @@ fn kernels_of(source: &str) -> Vec<String> {
     names.collect()
 }
 
-/// What follows the closing parenthesis of the one that `text` begins with.
+/// The text after the parenthesis that closes the one at the start of `text`.
 fn after_parentheses(text: &str) -> &str {
     let mut depth = 0;
     for (index, letter) in text.char_indices() {
@@ -327,8 +329,8 @@ fn write_modules(path: &Path, compiler: &Compiler, kernels: &[Kernels]) {
         compiler.flags.iter().filter_map(|flag| flag.split_once(",code=").map(|(_, code)| code)).collect();
     let mut text = format!(
         "/// The CUDA version of the nvcc that compiled the kernels.\npub const CUDA_VERSION: (u32, u32) = ({major}, {minor});\n\
-         /// What they were compiled for.\npub const CODES: &[&str] = &{architectures:?};\n\
-         /// One a `.cu` file.\npub static MODULES: &[Module] = &[\n"
+         /// The architectures that they were compiled for.\npub const CODES: &[&str] = &{architectures:?};\n\
+         /// One per `.cu` file.\npub static MODULES: &[Module] = &[\n"
     );
     for kernels in kernels {
         let (source, fatbin) = (name(&kernels.source), format!("/cuda/{}", name(&kernels.fatbin)));

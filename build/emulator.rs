@@ -2,7 +2,7 @@
 //! own tests, `tests/faults/*.cu`.
 //!
 //! Each `.cu` becomes a translation unit in a namespace of its own, with a table of its kernels; one more file lists
-//! the tables. `RETUNE_EMULATOR_FLAGS` holds further flags for the compiler, `-fsanitize=address,undefined` for
+//! the tables. `RETUNE_EMULATOR_FLAGS` contains further flags for the compiler, `-fsanitize=address,undefined` for
 //! example.
 
 use crate::arguments::{Declarations, INCLUDES};
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, process, thread};
 
-/// Sums keep their roundings whatever the compiler is; kernels read memory as several types, as nvcc lets them.
+/// Rounding must not depend on the compiler, and kernels access memory through several types, as nvcc allows.
 const FLAGS: [&str; 16] = [
     "-std=c++17",
     "-O3",
@@ -31,12 +31,12 @@ const FLAGS: [&str; 16] = [
     "-ftls-model=initial-exec",
     "-fno-extern-tls-init",
     "-fno-omit-frame-pointer",
-    // Local variables that a fiber's stack has no room for meet the page below it.
+    // If local variables do not fit on a fiber's stack, they reach the guard page below it.
     "-fstack-clash-protection",
 ];
 
-/// The kernels' second compilation: calls before every access, whose targets are in `kernels/emulator/hooks.cpp`.
-/// Accesses stay as they are written: none is widened.
+/// Flags of the kernels' second compilation: it calls the functions of `kernels/emulator/hooks.cpp` before every access.
+/// Accesses are compiled as they are written: none is widened.
 const CHECKED_FLAGS: [&str; 7] = [
     "-O2",
     "-fsanitize=thread",
@@ -59,7 +59,7 @@ struct Unit {
     source: PathBuf,
     object: PathBuf,
     instrumented: bool,
-    /// Changes when anything changes that the object is made of.
+    /// Changes when any input of the object changes.
     key: u64,
 }
 
@@ -79,12 +79,10 @@ pub fn build(declarations: &Declarations) {
     }
     let mut flags: Vec<String> = FLAGS.iter().map(|&flag| flag.to_string()).collect();
     match variable("CARGO_CFG_TARGET_ARCH").as_str() {
-        // Without fused multiply-add each fmaf of a kernel would be a call.
+        // Without fused multiply-add, each fmaf of a kernel would be a call.
         "x86_64" => flags.push("-march=x86-64-v3".into()),
         "aarch64" => {}
-        other => fail(&format!(
-            "the feature `emulator` switches stacks by hand, and knows how on x86-64 and aarch64, not on {other}"
-        )),
+        other => fail(&format!("the feature `emulator` supports x86-64 and aarch64, not {other}")),
     }
     let more = env::var("RETUNE_EMULATOR_FLAGS").unwrap_or_default();
     let more: Vec<&str> = more.split_whitespace().collect();
@@ -109,7 +107,7 @@ pub fn build(declarations: &Declarations) {
     }
     let common = common.finish();
 
-    // Instrumented by a sanitizer of the compiler's own, kernels cannot be by ours.
+    // Kernels that the compiler's own sanitizer instruments cannot also be instrumented for the emulator's checks.
     let sanitized = more.iter().any(|flag| flag.starts_with("-fsanitize="));
     let mut units: Vec<Unit> = files(&root.join("kernels/emulator"), "cpp")
         .into_iter()
@@ -125,7 +123,7 @@ pub fn build(declarations: &Declarations) {
         }
         for kernel in &kernels {
             if !names.insert(kernel.name.clone()) {
-                fail(&format!("{}: there is another kernel {}", source.display(), kernel.name));
+                fail(&format!("{}: the kernel {} is defined twice", source.display(), kernel.name));
             }
         }
         let mut hasher = DefaultHasher::new();
@@ -169,7 +167,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| fail(&format!("cannot read {}: {error}", path.display())))
 }
 
-/// Leaves a file alone that already says so.
+/// Writes a file unless it already has these contents.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).is_ok_and(|present| present == text) {
         return;
@@ -183,7 +181,7 @@ fn file_stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The files of a folder with this extension, in the order of their names. None where there is no such folder.
+/// The files in a folder with this extension, sorted by name; `None` if there is no such folder.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut files: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|is| is == extension)).collect();
@@ -232,7 +230,7 @@ fn without_comments(source: &str) -> String {
     text + rest
 }
 
-/// Where the parenthesis closes that `text` begins with.
+/// The position of the parenthesis that closes the one at the start of `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     text.char_indices().find_map(|(at, c)| {
@@ -258,7 +256,7 @@ fn wrapped(namespace: &str, source: &Path, root: &Path, kernels: &[Kernel], decl
         text += &format!("#define {name} {name}__{namespace}\n");
     }
     text += &format!("\nnamespace {namespace} {{\n\n");
-    // What a kernel declares `extern` within this namespace is the machine's array.
+    // A kernel's `extern` array in this namespace is the machine's shared memory.
     text += "extern thread_local unsigned char shared_memory[] __asm__(\"retune_emulator_shared_memory\");\n";
     text += &format!("#include \"{}\"\n\n", source.display());
     text += &declarations.assertions(source);
@@ -294,7 +292,7 @@ fn list_of(plain: &[(String, usize)], checked: &[(String, usize)], root: &Path) 
     text + "}  // namespace emulator\n"
 }
 
-/// Compiles what has changed, as many files at a time as cargo allows.
+/// Compiles the files that have changed, as many at a time as cargo allows.
 fn compile(tool: &cc::Tool, flags: &[String], units: &[Unit]) {
     let stale: Vec<&Unit> = units
         .iter()

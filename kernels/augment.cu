@@ -1,32 +1,32 @@
-// From decoded images, each of its own size, to the batch that the network takes:
+// Turns decoded images, each of its own size, into the batch that the network takes:
 //
-//   images (height, width, 3) uint8, wherever they lie -> output (N, S, S, 3), normalised float32 or bf16, or uint8
+//   images (height, width, 3) uint8, at any addresses -> output (N, S, S, 3), normalised float32 or bf16, or uint8
 //
-// A view says of each image: which rectangle of it is scaled to how many pixels, which S x S of those are wanted
-// (black where there are none), and whether they are mirrored. The training transform scales its crop to S x S; the
-// test transform scales the whole image and takes the middle. Scaling is Pillow's BILINEAR to the bit: a triangle as
+// A view describes, for each image, which rectangle of it is scaled to how many pixels, which S x S of those form the output
+// (black outside the scaled rectangle), and whether they are mirrored. The training transform scales its crop to S x S; the
+// test transform scales the whole image and takes the middle. Scaling has the bits of Pillow's BILINEAR: a triangle as
 // wide as two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised;
 // rows first (as in every Pillow before 13), rounded to bytes, then columns; coefficients in fixed point with 22 bits.
 //
 // Pillow computes coefficients in float64. All its quantities are fractions over 2 x scaled size, so that integers
-// give the same numbers exactly, on any device, whether or not a compiler fuses multiply and add, and without the
-// float64 that most GPUs do at 1/64 of their speed. Sums of products are exact as well, hence their order is free.
+// give the same numbers exactly, on any device, whether or not a compiler fuses multiply and add, and without
+// float64, which most GPUs compute at 1/64 of their speed. Sums of products are exact as well, so their order is arbitrary.
 //
-// Bytes: every pixel that is used once, every output once. Batch 128, 224 x 224, from crops of half of a 500 x 375
+// Bytes: every pixel in use is read once, every output is written once. Batch 128, 224 x 224, from crops of half of a 500 x 375
 // photo: 36 MB read, 39 MB (bf16) or 77 MB (float32) written, 17 or 26 us at 4.3 TB/s. Operations: a source pixel
-// takes part in two target pixels an axis, about 1.0 M multiply-adds an image, 0.25 G operations a batch, 4 us of a
+// contributes to two target pixels per axis, about 1.0 M multiply-adds per image, 0.25 G operations per batch, 4 us of a
 // float32 unit; with the loads and the unpacking of bytes around each, four times as many instructions. So it is bound
 // by bytes and by issuing instructions about equally, and is below 1 % of a training step either way.
 //
-// Tiles: a block of 256 threads makes 32 x 32 pixels of one image (seven tiles are 224), a warp a row of 32, so that
+// Tiles: a block of 256 threads computes 32 x 32 pixels of one image (seven tiles are 224), a warp a row of 32, so that
 // everything that depends on a row is uniform in a warp, a warp's reads are one or two lines of memory, and shared
 // memory does not grow with S. Source rows come in chunks of 32: a thread scales one column of up to four of them, in
 // registers, to bytes in shared memory; then they are added to the four output pixels of the thread, in registers.
-// Where shrinking takes more than 32 columns to a pixel, their coefficients come in chunks as well. So no factor is
+// If shrinking maps more than 32 columns to a pixel, their coefficients come in chunks as well, so no factor is
 // too large. Rows at the edges of tiles are scaled in both: 6 % more than once at a factor of 1.4.
 //
-// Coefficients are computed by each block: a photo shrunk by 18 has 66 KB of them, 128 of those are more than a step
-// should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes an image.
+// Coefficients are computed by each block: a photo shrunk by 18 has 66 KB of them, and 128 times as many are more than a step
+// should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes per image.
 //
 // An H100 takes 0.14 ms, four (float32) to seven (bf16) times what its bytes would take.
 #include "common.cuh"
@@ -75,13 +75,13 @@ struct Axis {
         return 2LL * (source > scaled ? source : scaled);
     }
 
-    // No scaled pixel is made of more source pixels than this.
+    // No scaled pixel is computed from more source pixels than this.
     __device__ int taps() const {
         return source > scaled ? static_cast<int>(2 * ((source - 1) / scaled + 1) + 1) : 3;
     }
 };
 
-// The source pixels first .. last - 1 that make one scaled pixel.
+// The source pixels first .. last - 1 from which one scaled pixel is computed.
 struct Window {
     long long centre;
     long long sum;
@@ -96,7 +96,7 @@ __device__ __forceinline__ long long weight(const Axis& axis, long long centre, 
     return height > 0 ? height : 0;
 }
 
-// Empty for a pixel outside of the scaled image.
+// Empty for a pixel outside the scaled image.
 __device__ __forceinline__ Window make_window(const Axis& axis, long long pixel) {
     if (pixel < 0 || pixel >= axis.scaled) return {0, 1, 0, 0};
     Window window;
@@ -173,7 +173,7 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
     }
     __syncthreads();
 
-    // The source rows that the tile takes; none if it is all black.
+    // The source rows that the tile needs; none if it is all black.
     const long long black = scaled_top < 0 ? -scaled_top : 0;
     const long long below = static_cast<long long>(down.scaled) - scaled_top;
     const int first_row = static_cast<int>(black < tile_rows ? black : tile_rows);

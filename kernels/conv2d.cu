@@ -316,7 +316,7 @@ struct WeightGradientLoader {
     int stride;
     int top;                      // filter row minus padding
     int left_edge;                // filter column minus padding
-    int picture;                  // image, row and column of the next pixel to read
+    int image;                    // image, row and column of the next pixel to read
     int row;
     int column;
     int remaining;                // pixels of the split that are left to read
@@ -333,7 +333,7 @@ struct WeightGradientLoader {
             float loaded[kVector] = {};
             if (exists && remaining > 0 && static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
                 static_cast<unsigned>(x) < static_cast<unsigned>(width)) {
-                const int place = (picture * height + y) * width + x;
+                const int place = (image * height + y) * width + x;
                 load_floats(loaded, input + static_cast<long long>(place) * input_channels);
             }
 #pragma unroll
@@ -345,7 +345,7 @@ struct WeightGradientLoader {
                 row++;
                 if (row == output_height) {
                     row = 0;
-                    picture++;
+                    image++;
                 }
             }
         }
@@ -425,16 +425,16 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
 
     ForwardLoader<T, kVector> loader;
     const int output_row = (first_pixel + thread) / geometry.output_width;
-    const int picture = output_row / geometry.output_height;
+    const int image = output_row / geometry.output_height;
     loader.left.source = arguments.input;
     loader.left.height = geometry.height;
     loader.left.width = geometry.width;
     loader.left.channels = geometry.input_channels;
     loader.left.tap_rows = geometry.kernel_height;
     loader.left.tap_columns = geometry.kernel_width;
-    const int y = (output_row - picture * geometry.output_height) * geometry.stride - geometry.padding;
+    const int y = (output_row - image * geometry.output_height) * geometry.stride - geometry.padding;
     const int x = (first_pixel + thread - output_row * geometry.output_width) * geometry.stride - geometry.padding;
-    loader.left.pixel = thread < count ? (picture * geometry.height + y) * geometry.width + x : 0;
+    loader.left.pixel = thread < count ? (image * geometry.height + y) * geometry.width + x : 0;
     loader.left.y = thread < count ? y : kNowhere;
     loader.left.x = x;
     loader.left.tap = {0, 0, 0};
@@ -502,14 +502,14 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
     const int taps = loader.left.tap_rows * loader.left.tap_columns;
     if (arguments.accumulate != 0 && taps == 0) return;
     const int class_row = (first_pixel + thread) / class_width;
-    const int picture = class_row / class_height;
-    const int y = class_row - picture * class_height + origin_row;
+    const int image = class_row / class_height;
+    const int y = class_row - image * class_height + origin_row;
     const int x = first_pixel + thread - class_row * class_width + origin_column;
     loader.left.source = arguments.output_gradient;
     loader.left.height = geometry.output_height;
     loader.left.width = geometry.output_width;
     loader.left.channels = geometry.output_channels;
-    loader.left.pixel = thread < count ? (picture * geometry.output_height + y) * geometry.output_width + x : 0;
+    loader.left.pixel = thread < count ? (image * geometry.output_height + y) * geometry.output_width + x : 0;
     loader.left.y = thread < count ? y : kNowhere;
     loader.left.x = x;
     loader.left.tap = {0, 0, 0};
@@ -533,10 +533,10 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
         if (row_of(i) >= count) continue;
         const int pixel = first_pixel + row_of(i);
         const int row = pixel / class_width;
-        const int target_picture = row / class_height;
-        const int target_y = (row - target_picture * class_height) * stride + parity_row;
+        const int target_image = row / class_height;
+        const int target_y = (row - target_image * class_height) * stride + parity_row;
         const int target_x = (pixel - row * class_width) * stride + parity_column;
-        const int place = (target_picture * geometry.height + target_y) * geometry.width + target_x;
+        const int place = (target_image * geometry.height + target_y) * geometry.width + target_x;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int channel = first_channel + column_of(half * 4);
@@ -584,8 +584,8 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     loader.left_edge = position - kernel_row * geometry.kernel_width - geometry.padding;
     const int pixel = first_pixel + thread / chunks;
     const int output_row = pixel / geometry.output_width;
-    loader.picture = output_row / geometry.output_height;
-    loader.row = output_row - loader.picture * geometry.output_height;
+    loader.image = output_row / geometry.output_height;
+    loader.row = output_row - loader.image * geometry.output_height;
     loader.column = pixel - output_row * geometry.output_width;
     loader.remaining = split_pixels - thread / chunks;
     const int column = first_channel + thread % 16 * 4;

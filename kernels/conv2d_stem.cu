@@ -119,7 +119,7 @@ constexpr int kFilterRow = kFilter * kInputChannels;
 constexpr int kFilterLength = kFilter * kFilterRow;
 constexpr int kStepWords = 8;     // of depth in one multiplication
 constexpr int kChunkWords = 4;    // 16 bytes
-static_assert(kThreads == kPixels, "each thread tells where one pixel lies");
+static_assert(kThreads == kPixels, "each thread computes the offset of one pixel");
 
 // Sizes in words of four bytes: two elements of bf16, one float.
 template <class T>
@@ -195,11 +195,11 @@ __device__ __forceinline__ void fill_patch(const Arguments& arguments, int tile,
         const int filter_row = line - run * kFilter;
         const int run_pixel = run == 0 ? 0 : first_length + (run - 1) * width;
         const int length = run == 0 ? first_length : min(width, count - run_pixel);
-        const int picture = (first_row + run) / geometry.output_height;
-        const int output_row = first_row + run - picture * geometry.output_height;
+        const int image = (first_row + run) / geometry.output_height;
+        const int output_row = first_row + run - image * geometry.output_height;
         const int row = output_row * kStride - geometry.padding + filter_row;
         const bool inside = row >= 0 && row < geometry.height;
-        const T* source = arguments.input + static_cast<long long>(picture * geometry.height + row) * input_row;
+        const T* source = arguments.input + static_cast<long long>(image * geometry.height + row) * input_row;
         uint32_t* target =
             patch + filter_row * arguments.patch_pitch + run_pixel * Words::kPixelWords + run * Words::kRunWords;
         const int words = length * Words::kPixelWords + Words::kRunWords;

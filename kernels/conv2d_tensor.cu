@@ -244,11 +244,11 @@ __device__ __forceinline__ void multiply(const Product<T>& product, int first_pi
     {
         const int pixel = first_pixel + thread;
         const int target_row = pixel / product.target_width;
-        const int picture = target_row / product.target_height;
-        const int y = (target_row - picture * product.target_height) * product.origin_step + product.origin_row;
+        const int image = target_row / product.target_height;
+        const int y = (target_row - image * product.target_height) * product.origin_step + product.origin_row;
         const int x = (pixel - target_row * product.target_width) * product.origin_step + product.origin_column;
         const bool exists = pixel < product.pixels;
-        origins[thread] = exists ? (picture * product.source_height + y) * product.source_width + x : 0;
+        origins[thread] = exists ? (image * product.source_height + y) * product.source_width + x : 0;
         taps[thread] = exists ? valid_taps<kGradient>(y, product.source_height, product.tap_rows) |
                                     valid_taps<kGradient>(x, product.source_width, product.tap_columns) * kColumnBit
                               : 0u;
@@ -622,10 +622,10 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     int* rows = reinterpret_cast<int*>(shared_memory + kStages * kStageBytes<kChannels>);
     const int pixel = first_pixel + static_cast<int>(threadIdx.x);
     const int target_row = pixel / product.target_width;
-    const int picture = target_row / product.target_height;
-    const int y = (target_row - picture * product.target_height) * stride + parity_row;
+    const int image = target_row / product.target_height;
+    const int y = (target_row - image * product.target_height) * stride + parity_row;
     const int x = (pixel - target_row * product.target_width) * stride + parity_column;
-    rows[threadIdx.x] = pixel < product.pixels ? (picture * geometry.height + y) * geometry.width + x : -1;
+    rows[threadIdx.x] = pixel < product.pixels ? (image * geometry.height + y) * geometry.width + x : -1;
 
     Sums<kChannels> sums = {};
     multiply<T, true, kChannels>(product, first_pixel, first_channel, shared_memory, sums);

@@ -130,10 +130,10 @@ struct Copies {
     int pixels;
     int first_channel;                         // of this thread's first chunk
     int pixel;                                 // the first pixel to copy next
-    int picture[Sizes::kPixelCopies];          // image, row and column of each pixel
+    int image[Sizes::kPixelCopies];            // image, row and column of each pixel
     int row[Sizes::kPixelCopies];
     int column[Sizes::kPixelCopies];
-    int step_pictures;                         // the distance to the pixel of the next step
+    int step_images;                           // the distance to the pixel of the next step
     int step_rows;
     int step_columns;
     int offset[Sizes::kColumnCopies];          // of a column of the tile in the input, from the origin of the window
@@ -143,19 +143,19 @@ struct Copies {
                                       int first_channel, int first_column)
         : arguments(arguments), first_channel(first_channel + chunk() * Sizes::kVector) {
         const Conv2dGeometry& geometry = arguments.geometry;
-        const int picture_pixels = geometry.output_height * geometry.output_width;
-        pixels = geometry.batch * picture_pixels;
+        const int image_pixels = geometry.output_height * geometry.output_width;
+        pixels = geometry.batch * image_pixels;
         pixel = first_step * Sizes::kStep + static_cast<int>(threadIdx.x) / kChunksAtOnce;
 #pragma unroll
         for (int i = 0; i < Sizes::kPixelCopies; i++) {
             const int index = pixel + i * (kThreads / kChunksAtOnce);
-            picture[i] = index / picture_pixels;
-            const int rest = index - picture[i] * picture_pixels;
+            image[i] = index / image_pixels;
+            const int rest = index - image[i] * image_pixels;
             row[i] = rest / geometry.output_width;
             column[i] = rest - row[i] * geometry.output_width;
         }
-        step_pictures = Sizes::kStep / picture_pixels;
-        const int rest = Sizes::kStep - step_pictures * picture_pixels;
+        step_images = Sizes::kStep / image_pixels;
+        const int rest = Sizes::kStep - step_images * image_pixels;
         step_rows = rest / geometry.output_width;
         step_columns = rest - step_rows * geometry.output_width;
 
@@ -204,7 +204,7 @@ struct Copies {
                 inside ? positions_inside(origin_row, geometry.height, geometry.kernel_height) |
                              positions_inside(origin_column, geometry.width, geometry.kernel_width) * kColumnBit
                        : 0u;
-            const int origin = (picture[i] * geometry.height + origin_row) * geometry.width + origin_column;
+            const int origin = (image[i] * geometry.height + origin_row) * geometry.width + origin_column;
             const T* window = arguments.input + static_cast<long long>(origin) * geometry.input_channels;
 #pragma unroll
             for (int j = 0; j < Sizes::kColumnCopies; j++) {
@@ -217,9 +217,9 @@ struct Copies {
             const bool next_row = column[i] >= geometry.output_width;
             if (next_row) column[i] -= geometry.output_width;
             row[i] += step_rows + (next_row ? 1 : 0);
-            const bool next_picture = row[i] >= geometry.output_height;
-            if (next_picture) row[i] -= geometry.output_height;
-            picture[i] += step_pictures + (next_picture ? 1 : 0);
+            const bool next_image = row[i] >= geometry.output_height;
+            if (next_image) row[i] -= geometry.output_height;
+            image[i] += step_images + (next_image ? 1 : 0);
         }
         pixel += Sizes::kStep;
     }

@@ -215,7 +215,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ),
     ("write_far_away", "where nothing is allocated", Found("where nothing is allocated")),
     ("copy_vectors_misaligned", "misaligned: an access of type ", Unseen),
-    ("atomic_misaligned", "which is no multiple of 4", Found("which is no multiple of 4")),
+    ("atomic_misaligned", "which is not a multiple of 4", Found("which is not a multiple of 4")),
     // Shared memory.
     ("static_shared_past_end", "out of bounds: index 64 of an array of type 'float [64]'", Unseen),
     (
@@ -260,7 +260,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("divergent_barrier", "divergent barrier: waits at __syncthreads (barriers.cu:", Found("divergent barrier")),
     ("barrier_in_uneven_loop", "__syncthreads (barriers.cu:", Found("__syncthreads (barriers.cu:")),
     ("exit_before_barrier", "exit", Found("exit")),
-    ("warp_waits_and_block_waits", "deadlock: waits at ", Found("deadlock: waits at ")),
+    ("warp_waits_and_block_waits", "deadlock: waits forever at ", Found("deadlock: waits forever at ")),
     // Warp collectives.
     ("divergent_collective", "divergent warp collective", Found("divergent warp collective")),
     ("shuffle_in_part_of_warp", "wait for it at __shfl_xor_sync (collectives.cu:|have exited", Found("exit")),
@@ -274,7 +274,7 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("collective_of_half_a_warp", "of which the lanes 0xffff0000 do not exist", Found("do not exist")),
     ("multiply_in_part_of_warp", "wait for it at mma (bf16) (collectives.cu:|have exited", Found("exit")),
     ("multiply_at_two_places", "divergent warp collective: calls mma (bf16)", Found("divergent warp collective")),
-    ("load_matrix_misaligned", "which is no multiple of 16", Found("ldmatrix (collectives.cu:")),
+    ("load_matrix_misaligned", "which is not a multiple of 16", Found("ldmatrix (collectives.cu:")),
     // Asynchronous copies.
     ("copies_without_wait", "the destination of a cp.async", Wrong("copies_right")),
     ("copies_with_weak_wait", "the destination of a cp.async", Wrong("copies_right")),
@@ -285,8 +285,8 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
         Wrong("copies_right"),
     ),
     ("copies_overwrite_what_is_read", "race: writes|the destination of a cp.async", Wrong("copies_right")),
-    ("copy_to_misaligned", "cp.async (copies.cu:", Found("which is no multiple of 16")),
-    ("copy_from_misaligned", "cp.async (copies.cu:", Found("which is no multiple of 16")),
+    ("copy_to_misaligned", "cp.async (copies.cu:", Found("which is not a multiple of 16")),
+    ("copy_from_misaligned", "cp.async (copies.cu:", Found("which is not a multiple of 16")),
     ("copy_from_past_end", "out of bounds: reads 16 bytes", Unseen),
     ("copy_to_past_end", "out of bounds: writes 16 bytes", Unseen),
     ("copy_to_global", "cp.async to memory that is not shared", Unseen),
@@ -429,10 +429,10 @@ fn invalid_launches_are_refused() {
                 bench.emulator.record(&mut || bench.launch_with(kernel, grid, block, shared_bytes, &arguments));
             assert!(recorded.is_err_and(|error| error.message().contains(cause)), "{cause}");
         };
-        refused("no_such_kernel", [1, 1, 1], [64, 1, 1], 0, "there is no kernel of that name");
-        refused("increment", [1, 1, 1], [96, 1, 1], 0, "96 threads a block, but its launch bounds allow 64");
-        refused("increment", [1, 1, 1], [1025, 1, 1], 0, "(1025, 1, 1) threads a block, of at most 1024");
-        refused("increment", [1, 1, 1], [32, 0, 1], 0, "(32, 0, 1) threads a block");
+        refused("no_such_kernel", [1, 1, 1], [64, 1, 1], 0, "there is no kernel with this name");
+        refused("increment", [1, 1, 1], [96, 1, 1], 0, "96 threads per block, but its launch bounds allow 64");
+        refused("increment", [1, 1, 1], [1025, 1, 1], 0, "(1025, 1, 1) threads per block, at most 1024 are possible");
+        refused("increment", [1, 1, 1], [32, 0, 1], 0, "(32, 0, 1) threads per block");
         refused("increment", [0, 1, 1], [64, 1, 1], 0, "a grid of (0, 1, 1) blocks");
         refused("increment", [1, 65536, 1], [64, 1, 1], 0, "a grid of (1, 65536, 1) blocks");
         refused(
@@ -440,7 +440,7 @@ fn invalid_launches_are_refused() {
             [1, 1, 1],
             [64, 1, 1],
             231_425,
-            "231425 bytes of dynamic shared memory, of at most 231424",
+            "231425 bytes of dynamic shared memory, at most 231424 are possible",
         );
         let error = bench.launch_with("increment", [1, 1, 1], [64, 1, 1], 0, &[0u64; 3]).expect_err("too few");
         assert!(error.message().contains("24 bytes of arguments, but its parameter has 32"), "{error}");

@@ -75,7 +75,7 @@ Checks::Checks(const Memory& memory, bool strict)
     : memory_(memory), strict_(strict), dynamic_cells_(kMostSharedBytes), static_cells_(static_shared_.bytes()) {}
 
 void Checks::begin_launch() {
-    // Numbers that run out would be taken for later ones.
+    // If numbers overflowed, old ones would be taken for new ones.
     if (launch_base_ + contexts_.size() > 0xf0000000u) {
         for (auto& [begin, cells] : global_cells_) {
             const auto bytes = memory_.bytes_at(reinterpret_cast<const void*>(begin));
@@ -164,7 +164,7 @@ bool Checks::is_past(uint32_t context, bool shared) const {
     return context < (shared ? block_base_ : launch_base_);
 }
 
-// Whether what happened in `context` came before what the current thread does now, whatever the schedule.
+// Whether everything in `context` came before the current operation of the thread, whatever the schedule.
 bool Checks::ordered(uint32_t context, bool shared) {
     if (is_past(context, shared)) return true;
     const Context& past = contexts_[context - launch_base_];
@@ -290,7 +290,7 @@ void Checks::fail_race(const Place& place, size_t byte, bool writes, uint32_t ot
     const std::string where = Place{nullptr, place.shared, false, place.object, place.offset + byte, place.size}.name();
     const Launch& launch = runner_->launch();
     if (past.kind == Kind::pending_copy) {
-        fault("%s %s, the destination of a cp.async of thread %s that was not waited for",
+        fault("%s %s, the destination of a cp.async of thread %s that was not awaited",
               writes ? "writes" : "reads", where.c_str(), format_position(launch.thread_index(past.thread)).c_str());
     }
     std::string who = "thread " + format_position(launch.thread_index(past.thread));
@@ -323,8 +323,8 @@ void Checks::access(Place& place, size_t bytes, bool writes, Kind kind) {
             cell = {now, {0, 0}};
             continue;
         }
-        // Two readers are kept, of different warps or blocks where there are such: then whoever writes next without
-        // being ordered after all of them is not ordered after one of the two.
+        // Two readers are kept, of different warps or blocks if possible: then a write that is not
+        // ordered after all readers is not ordered after one of the two.
         const auto group = [&](uint32_t read) -> uint64_t {
             if (is_past(read, shared)) return ~uint64_t{0};
             const Context& past = contexts_[read - launch_base_];

@@ -1,15 +1,15 @@
-// What a checked launch watches: every load and store of every thread.
+// The checks of every load and store of every thread in a checked launch.
 //
 // Kernels are compiled a second time with the calls that GCC's -fsanitize=thread puts before each access, and with
 // those of -fsanitize=bounds,alignment. Their targets are not libtsan and libubsan but the functions of hooks.cpp,
 // which ask here whether the access may happen. Blocks of a checked launch run one after the other on one host thread.
 //
-// Every byte of memory has a cell that knows the last write and two reads since. A moment of a thread (a context) is
-// known by a number; numbers grow, so what happened in earlier launches, and in earlier blocks for shared memory, is
-// told by comparing them. Whether an access of another thread is ordered before the present one:
-// - in the same block, when a barrier was between, or, in the same warp, a chain of __syncwarp (vector clocks of lanes);
-// - in another block, when that block has published it (a fence, then an atomic operation) and this one has since read the
-//   same word by an atomic operation, then fenced. So much of the memory model is what kernels here use.
+// Every byte of memory has a cell that stores the last write and two reads since. A moment of a thread (a context) is
+// identified by a number; numbers grow, so comparing them shows what happened in earlier launches and, for shared memory, in
+// earlier blocks. An access of another thread is ordered before the present one
+// - in the same block, if there was a barrier between them, or, in the same warp, a chain of __syncwarp (vector clocks of lanes);
+// - in another block, if that block has published it (a fence, then an atomic operation) and this one has since read the
+//   same word by an atomic operation, then fenced. The kernels use no other part of the memory model.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,7 @@ struct Cell {
     uint32_t reads[2];
 };
 
-// Cells for as many bytes; pages become resident when touched.
+// Cells for as many bytes; pages become resident when they are first touched.
 class Cells {
 public:
     Cells() = default;
@@ -54,7 +54,7 @@ public:
 
     void begin_launch();
     void begin_block(const Runner& runner);
-    // All threads have met at a barrier.
+    // All threads have arrived at a barrier.
     void pass_barrier();
     void synchronize_warp(unsigned warp, uint32_t mask);
     void fence();
@@ -69,7 +69,7 @@ public:
     // Called by the host.
     void forget(const void* address);
     void upload(const void* address, size_t bytes);
-    // What is wrong with reading these bytes; empty where nothing is.
+    // What is wrong with reading these bytes; empty if nothing is.
     std::string download_refusal(const void* address, size_t bytes);
 
 private:
@@ -83,7 +83,7 @@ private:
         Kind kind;
     };
 
-    // What one block has published at one moment.
+    // What one block has published at one time.
     struct Release {
         uint32_t block;
         // Everything up to this epoch...
@@ -103,7 +103,7 @@ private:
         unsigned thread;
         int64_t epoch;
         bool fenced_by_thread;
-        // When somebody fenced after it; from the next epoch on it holds for the whole block.
+        // The epoch of a fence after it; from the next epoch on it holds for the whole block.
         int64_t fence_epoch;
         bool flattened;
         std::unordered_map<uint32_t, std::vector<const Release*>> by_block;
@@ -127,7 +127,7 @@ private:
         size_t size;
     };
 
-    // The cells of bytes that the current thread may access, or none where nothing is to be watched.
+    // The cells of bytes that the current thread may access, or none if nothing is checked.
     bool find(const void* address, size_t bytes, bool writes, Place& place);
     [[noreturn]] void fail_outside(const void* address, size_t bytes, bool writes);
     [[noreturn]] void fail_race(const Place& place, size_t byte, bool writes, uint32_t other, bool other_writes);

@@ -1,7 +1,7 @@
-// What a kernel sees of the emulator: CUDA's keywords, built-in variables, types and intrinsics, and a stand-in for
-// every function of ptx.cuh. With this header the host's C++ compiler compiles the .cu files as they are.
+// The emulator's interface for kernels: CUDA's keywords, built-in variables, types and intrinsics, and a substitute for
+// every function of ptx.cuh. With this header the host's C++ compiler compiles the .cu files unchanged.
 //
-// A CUDA thread is a fiber, a block's fibers run on one host thread, and whatever waits for other threads of the block
+// A CUDA thread is a fiber, a block's fibers run on one host thread, and a fiber that waits for other threads of the block
 // switches fibers (machine.cpp). Functions that need the machine are declared here and defined there, because kernels
 // may be compiled with instrumented memory accesses (checks.h) and the machine is not.
 #pragma once
@@ -64,12 +64,12 @@ using dim3 = uint3;
 
 namespace emulator {
 
-// A place in a kernel's source. Not the return address: the compiler may duplicate a call.
+// A location in a kernel's source. Not the return address: the compiler may duplicate a call.
 struct Site {
     const char* file;
     int line;
 
-    // As a default argument: where the function is called.
+    // As a default argument: the location of the call.
     static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
         return {file, line};
     }
@@ -79,7 +79,7 @@ struct Site {
     }
 };
 
-// Constant for a thread as long as it lives, so the compiler may call them once.
+// Constant during the life of a thread, so the compiler may call them once.
 __attribute__((const)) uint3 thread_index();
 __attribute__((const)) uint3 block_index();
 __attribute__((const)) uint3 block_extent();
@@ -88,10 +88,10 @@ __attribute__((const)) uint3 grid_extent();
 // Ends the launch with an error that names kernel, block, thread and `cause`.
 [[noreturn]] void fault(const char* cause, ...) __attribute__((format(printf, 1, 2)));
 
-// Waits for all threads of the block. Returns for how many of them `predicate` held.
+// Waits for all threads of the block. Returns the number of threads for which `predicate` held.
 int barrier(const char* name, bool predicate, Site site);
 
-// The collectives of a warp. `name` identifies the intrinsic: lanes that wait for each other must call the same one.
+// The collectives of a warp. `name` identifies the intrinsic; lanes that wait for each other must call the same one.
 void synchronize_warp(uint32_t mask, Site site);
 uint64_t shuffle(const char* name, uint32_t mask, uint64_t value, int source_lane, Site site);
 uint32_t ballot(const char* name, uint32_t mask, bool predicate, Site site);
@@ -130,7 +130,7 @@ inline T narrow(uint64_t bits) {
     else return bits_as<T>(bits);
 }
 
-// One kernel as the build script's table lists it.
+// One kernel, as it appears in the build script's table.
 struct Kernel {
     const char* name;
     void (*call)(const void* arguments);
@@ -183,7 +183,7 @@ inline void __threadfence() {
     emulator::fence();
 }
 
-// Barriers order the threads of a block; between barriers this orders nothing that the checks could rely on.
+// Barriers order the threads of a block; between barriers, the checks rely on no other order.
 inline void __threadfence_block() {}
 
 [[noreturn]] inline void __trap() {
@@ -331,7 +331,7 @@ EMULATOR_MIN_MAX(long long)
 EMULATOR_MIN_MAX(unsigned long long)
 #undef EMULATOR_MIN_MAX
 
-// As IEEE 754's minNum and maxNum, which is what the hardware does: a NaN loses.
+// Like IEEE 754's minNum and maxNum, as in the hardware: a NaN loses.
 inline float min(float a, float b) {
     return std::fmin(a, b);
 }
@@ -480,7 +480,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     return permuted;
 }
 
-// Stand-ins for ptx.cuh, where each is described.
+// Substitutes for ptx.cuh, which describes each of them.
 
 inline uint32_t pack_bf16(float low, float high) {
     const auto round = [](float value) -> uint32_t {

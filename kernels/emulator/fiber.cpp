@@ -34,7 +34,7 @@ retune_emulator_switch:
 
 void* prepare_stack(unsigned char* end, void (*entry)()) {
     void** top = reinterpret_cast<void**>(end);
-    // A function finds the stack 8 bytes off a multiple of 16, as after a call.
+    // A function expects the stack pointer 8 bytes off a multiple of 16, as after a call.
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(entry);
     for (int registers = 0; registers < 6; registers++) *--top = nullptr;

@@ -1,10 +1,10 @@
-// Stacks of their own for threads that share a host thread, and the switch between them.
+// Separate stacks for threads that share a host thread, and switching between them.
 #pragma once
 
 #include <cstddef>
 
 #if !defined(__x86_64__) && !defined(__aarch64__)
-#error "the emulator switches stacks by hand, and knows how on x86-64 and aarch64 only"
+#error "the emulator supports only x86-64 and aarch64, because it switches stacks itself"
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -23,13 +23,13 @@ constexpr size_t kStackBytes = size_t{64} << 10;
 constexpr size_t kPage = 4096;
 
 // Saves the registers that a function must preserve on the current stack, stores that stack's pointer, and continues
-// where `to` was saved.
+// at the point saved in `to`.
 extern "C" void retune_emulator_switch(void** saved, void* to);
 
-// The pointer of a stack that ends at `end` (a multiple of 16) and begins by calling `entry`, which must not return.
+// The pointer of a stack that ends at `end` (a multiple of 16) and starts by calling `entry`, which must not return.
 void* prepare_stack(unsigned char* end, void (*entry)());
 
-// Stacks of kStackBytes, each above an inaccessible page. Only pages that are touched become resident.
+// Stacks of kStackBytes, each above an inaccessible page. Only touched pages become resident.
 class Stacks {
 public:
     explicit Stacks(size_t count);

@@ -1,4 +1,4 @@
-// What the compiler calls in a kernel that is compiled with -fsanitize=thread and -fsanitize=bounds,alignment. The
+// The functions that the compiler calls in a kernel compiled with -fsanitize=thread and -fsanitize=bounds,alignment. The
 // names and parameters are those of GCC's run-time libraries, which are not linked.
 
 #include "checks.h"
@@ -49,7 +49,7 @@ std::string format_location(const SourceLocation& location) {
 
 using namespace emulator;
 
-// The access may happen, or the hook does not return.
+// Either the access is allowed, or the hook does not return.
 #define EMULATOR_HOOK(name, action, bytes)                                                                             \
     extern "C" void name(void* address) {                                                                              \
         if (Checks* const found = checks()) {                                                                          \
@@ -104,7 +104,7 @@ void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t pointer) {
     if (checks() == nullptr) return;
     const unsigned alignment = 1u << data->log_alignment;
     if (pointer % alignment == 0) return;
-    fault("misaligned: an access of type %s at %p, which is no multiple of %u (%s)", data->type->name,
+    fault("misaligned: an access of type %s at %p, which is not a multiple of %u (%s)", data->type->name,
           reinterpret_cast<void*>(pointer), alignment, format_location(data->location).c_str());
 }
 

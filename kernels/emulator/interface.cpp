@@ -30,9 +30,9 @@ bool refuse(const std::string& text, char* message, size_t capacity) {
     return false;
 }
 
-// What is wrong with a launch before it begins; empty where nothing is.
+// What is wrong with a launch before it starts; empty if nothing is.
 std::string refusal(const LaunchDescription& description, const Kernel* kernel) {
-    if (kernel == nullptr) return format("kernel %s: there is no kernel of that name", description.kernel);
+    if (kernel == nullptr) return format("kernel %s: there is no kernel with this name", description.kernel);
     const std::string name = format("kernel %s: ", kernel->name);
     if (description.argument_bytes != kernel->argument_bytes) {
         return name + format("launched with %zu bytes of arguments, but its parameter has %zu",
@@ -45,20 +45,20 @@ std::string refusal(const LaunchDescription& description, const Kernel* kernel) 
     const auto& [x, y, z] = description.block;
     const uint64_t threads = static_cast<uint64_t>(x) * y;
     if (threads == 0 || z == 0 || threads > kMostThreads || threads * z > kMostThreads || z > 64) {
-        return name + format("launched with (%u, %u, %u) threads a block, of at most %u", x, y, z, kMostThreads);
+        return name + format("launched with (%u, %u, %u) threads per block, at most %u are possible", x, y, z, kMostThreads);
     }
     if (threads * z > kernel->most_threads) {
-        return name + format("launched with %u threads a block, but its launch bounds allow %u",
+        return name + format("launched with %u threads per block, but its launch bounds allow %u",
                              static_cast<unsigned>(threads * z), kernel->most_threads);
     }
     if (description.shared_bytes > kMostSharedBytes) {
-        return name + format("launched with %u bytes of dynamic shared memory, of at most %u", description.shared_bytes,
+        return name + format("launched with %u bytes of dynamic shared memory, at most %u are possible", description.shared_bytes,
                              kMostSharedBytes);
     }
     return {};
 }
 
-// What the program's addresses are relative to.
+// The base of the program's addresses.
 uintptr_t program_begin() {
     uintptr_t begin = 0;
     dl_iterate_phdr(
@@ -92,7 +92,7 @@ bool retune_emulator_supported() {
 #endif
 }
 
-// Whether a machine can be made that checks accesses.
+// Whether a machine that checks accesses is possible.
 bool retune_emulator_can_check() {
     return checked_kernels.length > 0 && StaticShared().known();
 }
@@ -140,20 +140,20 @@ bool retune_emulator_download(Machine* machine, uint64_t source, void* target, s
     return true;
 }
 
-// Whether a launch could begin.
+// Whether a launch could start.
 bool retune_emulator_check(const LaunchDescription* description, char* message, size_t capacity) {
     const std::string refusal = emulator::refusal(*description, find_kernel(description->kernel, false));
     return refusal.empty() || refuse(refusal, message, capacity);
 }
 
-// Where a fault has a place in the program, `place` becomes that place as debuggers count, else 0.
+// If a fault has a location in the program, `place` becomes that location as debuggers count, otherwise 0.
 bool retune_emulator_launch(Machine* machine, const LaunchDescription* description, char* message, size_t capacity,
                             uint64_t* place) {
     *place = 0;
     const Kernel* kernel = find_kernel(description->kernel, machine->checks != nullptr);
     const std::string refusal = emulator::refusal(*description, kernel);
     if (!refusal.empty()) return refuse(refusal, message, capacity);
-    // Aligned as any parameter may be.
+    // Aligned like any parameter.
     struct alignas(16) Piece {
         unsigned char bytes[16];
     };

@@ -1,4 +1,4 @@
-// What emulator.h declares, in terms of the machine.
+// Implements the functions that emulator.h declares with the machine.
 
 #include <cstdarg>
 #include <cstdio>
@@ -108,7 +108,7 @@ template <int Depth>
 void multiply_add(float (&d)[16][8], const float (&a)[16][Depth], const float (&b)[Depth][8]) {
     for (int row = 0; row < 16; row++) {
         for (int k = 0; k < Depth; k++) {
-            // Exact before it is added: the factors have few digits.
+            // Exact before the addition: the factors have few digits.
             for (int column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
         }
     }
@@ -226,7 +226,7 @@ void fence() {
 uint32_t atomic(uint32_t* address, uint32_t operand, uint32_t (*operation)(uint32_t, uint32_t), uint32_t compared,
                 Site site) {
     if (reinterpret_cast<uintptr_t>(address) % sizeof(uint32_t) != 0) {
-        fault("atomic operation (%s) at %p, which is no multiple of 4", format_site(site).c_str(),
+        fault("atomic operation (%s) at %p, which is not a multiple of 4", format_site(site).c_str(),
               static_cast<void*>(address));
     }
     if (Checks* const checks = runner->checks()) checks->atomic(address);
@@ -257,7 +257,7 @@ void copy_async_wait(int pending) {
 
 void load_matrix(uint32_t* registers, const void* row, bool transposed, Site site) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-        fault("ldmatrix (%s) from %p, which is no multiple of 16", format_site(site).c_str(), row);
+        fault("ldmatrix (%s) from %p, which is not a multiple of 16", format_site(site).c_str(), row);
     }
     if (Checks* const checks = runner->checks()) checks->read(row, 16);
     MatrixLoad load{registers, row, transposed};

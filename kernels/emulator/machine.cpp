@@ -93,7 +93,7 @@ uint64_t Runner::random() {
     return random_state_;
 }
 
-// One of the bits that are set: the next one after `after`, or any.
+// One of the set bits: the next one after `after`, or a random one.
 unsigned Runner::choose_bit(uint32_t bits, unsigned after) {
     const unsigned turn = (shuffled_ ? static_cast<unsigned>(random() >> 32) : after + 1) % kLanes;
     const uint32_t turned = bits >> turn | bits << ((kLanes - turn) % kLanes);
@@ -102,7 +102,7 @@ unsigned Runner::choose_bit(uint32_t bits, unsigned after) {
 
 Fiber* Runner::choose() {
     if (ready_warps_ == 0) return nullptr;
-    // A warp goes on while it can, so that it may run far ahead of the others; shuffled, it is left now and then.
+    // A warp continues while it can, so that it may run far ahead of the others; if shuffled, it is left now and then.
     if ((ready_warps_ >> warp_ & 1) == 0 || (shuffled_ && (random() >> 32) % 64 == 0)) {
         warp_ = choose_bit(ready_warps_, warp_);
         lane_ = kLanes - 1;
@@ -124,7 +124,7 @@ void Runner::resume(Fiber& next) {
 #endif
 }
 
-// Gives up the current fiber for good: to another one, or to the scheduler.
+// Abandons the current fiber: switches to another one, or to the scheduler.
 void Runner::leave(Fiber* next) {
     void* abandoned;
     current_ = next;
@@ -149,7 +149,7 @@ void Runner::fail_deadlocked() {
         if (fiber.waits_at == nullptr) continue;
         const std::string name = fiber.waits_at;
         current_ = &fiber;
-        fail("deadlock: waits at " + name + " (" + format_site(fiber.site) + ") for ever");
+        fail("deadlock: waits forever at " + name + " (" + format_site(fiber.site) + ")");
     }
     fail("deadlock");
 }
@@ -303,13 +303,13 @@ void Runner::copy_async(unsigned char* shared, const unsigned char* global, int 
     const unsigned alignment = static_cast<unsigned>(bytes) - 1;
     current_->program_counter = nullptr;
     if (reinterpret_cast<uintptr_t>(shared) & alignment) {
-        fail(format("cp.async (%s) to %p, which is no multiple of %d", format_site(site).c_str(), shared, bytes));
+        fail(format("cp.async (%s) to %p, which is not a multiple of %d", format_site(site).c_str(), shared, bytes));
     }
     if (reinterpret_cast<uintptr_t>(global) & alignment) {
-        fail(format("cp.async (%s) from %p, which is no multiple of %d", format_site(site).c_str(), global, bytes));
+        fail(format("cp.async (%s) from %p, which is not a multiple of %d", format_site(site).c_str(), global, bytes));
     }
     if (checks_ != nullptr) checks_->begin_copy(shared, global, bytes, valid);
-    // Until the wait the destination holds nothing.
+    // Until the wait, the destination is undefined.
     std::memset(shared, kPoison, static_cast<size_t>(bytes));
     current_->copies.push_back({shared, global, bytes, valid, current_->copy_group});
 }
@@ -468,7 +468,7 @@ private:
 }  // namespace
 
 void run_on_host_threads(unsigned threads, void (*work)(void*), void* context) {
-    // Never destroyed: at the process's end its threads may still be waiting.
+    // Never destroyed, because its threads may still be waiting when the process ends.
     static HostThreads* const host_threads = new HostThreads;
     host_threads->run(threads, work, context);
 }

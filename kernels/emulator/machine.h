@@ -18,12 +18,12 @@ namespace emulator {
 
 constexpr unsigned kLanes = 32;
 constexpr unsigned kMostThreads = 1024;
-// As on compute capability 9.0: what one block can have, less 1 KiB for static arrays.
+// The maximum of a block on compute capability 9.0, less 1 KiB for static arrays.
 constexpr unsigned kMostSharedBytes = 232448 - 1024;
-// Follows the dynamic shared memory of a block and must be found as it was.
+// Follows the dynamic shared memory of a block and must not change.
 constexpr unsigned kSharedFence = 256;
 
-// What fresh memory is filled with: NaN as float32 and as bf16, absurd as an integer.
+// The bytes of fresh memory: NaN as float32 and as bf16, absurd as an integer.
 constexpr unsigned char kPoison = 0xFF;
 constexpr unsigned char kFence = 0xA5;
 
@@ -37,22 +37,22 @@ inline uint64_t mix(uint64_t value) {
 
 class Checks;
 
-// One emulator: its memory and how it schedules.
+// One emulator: its memory and its schedule.
 struct Machine {
-    // 0 runs threads and blocks in order; every other seed shuffles them in its own way.
+    // 0 runs threads and blocks in order; every other seed shuffles them differently.
     uint64_t seed = 0;
     uint64_t launches = 0;
     // Whether fresh memory is full of NaN.
     bool poisoned = false;
     Memory memory;
-    // Where every access is checked.
+    // Set if every access is checked.
     std::unique_ptr<Checks> checks;
 
     Machine();
     ~Machine();
 };
 
-// A kernel on its way, shared by the host threads that run its blocks.
+// A launch in progress, shared by the host threads that run its blocks.
 struct Launch {
     Machine* machine;
     const Kernel* kernel;
@@ -63,7 +63,7 @@ struct Launch {
     unsigned shared_bytes;
     uint64_t blocks;
     uint64_t seed;
-    // Block `first + i * stride` modulo `blocks` is the i-th to begin.
+    // Block `first + i * stride` modulo `blocks` is the i-th to start.
     uint64_t stride;
     uint64_t first;
     std::atomic<uint64_t> begun{0};
@@ -71,7 +71,7 @@ struct Launch {
     std::mutex mutex;
     std::string failure;
 
-    // What a fault was at, 0 where that is not known.
+    // The location of a fault in the program; 0 if unknown.
     uintptr_t failure_counter = 0;
 
     // Keeps the first failure only.
@@ -82,7 +82,7 @@ struct Launch {
     }
 };
 
-// A copy to shared memory that nobody has waited for.
+// A copy to shared memory that has not been awaited.
 struct PendingCopy {
     unsigned char* target;
     const unsigned char* source;
@@ -96,10 +96,10 @@ struct Fiber {
     void* stack_pointer;
     uint3 index;
     unsigned thread;
-    // What it waits at; for messages.
+    // The place at which it waits, for messages.
     const char* waits_at;
     Site site;
-    // Of its latest access, where accesses are checked.
+    // The location of its latest access, if accesses are checked.
     const void* program_counter;
     std::vector<PendingCopy> copies;
     uint32_t copy_group;
@@ -108,7 +108,7 @@ struct Fiber {
 #endif
 };
 
-// Lanes that have met at a collective, or wait there for the rest of `mask`.
+// Lanes that have arrived at a collective, or wait there for the rest of `mask`.
 struct Meeting {
     const char* name;
     Site site;
@@ -127,7 +127,7 @@ struct Warp {
 
 inline const void* const kNoAddress = reinterpret_cast<const void*>(UINTPTR_MAX);
 
-// A stack for this host thread's signal handler, where it has none yet.
+// A stack for this host thread's signal handler, if it has none yet.
 class SignalStack {
 public:
     SignalStack();
@@ -139,12 +139,12 @@ private:
 
 using Combine = void (*)(void* const* operands, uint32_t mask);
 
-// Runs blocks, one after the other, on the host thread that it belongs to.
+// Runs blocks, one after the other, on its host thread.
 class Runner {
 public:
     Runner();
 
-    // Takes blocks of the launch until there are none, or it has failed.
+    // Takes blocks of the launch until none are left or it has failed.
     void run(Launch& launch);
 
     // Called on fibers.
@@ -168,13 +168,13 @@ public:
     uint3 block_index() const {
         return block_index_;
     }
-    // None where accesses are not checked.
+    // Null if accesses are not checked.
     Checks* checks() const {
         return checks_;
     }
     bool owns_stack(const void* address, size_t bytes) const;
     bool owns_any_stack(const void* address) const;
-    // An access of the current fiber that the processor refused; kNoAddress where it did not tell the address.
+    // An access of the current fiber that the processor refused; kNoAddress if it did not report the address.
     [[noreturn]] void fail_access(const void* address, const void* program_counter);
     void* rescue_stack() const {
         return stacks_.end(kMostThreads);
@@ -183,7 +183,7 @@ public:
 private:
     void run_block(uint64_t block);
     void begin_block(uint64_t block);
-    // The next fiber to run, none where all wait.
+    // The next fiber to run, none if all wait.
     Fiber* choose();
     unsigned choose_bit(uint32_t bits, unsigned after);
     void wait();
@@ -206,7 +206,7 @@ private:
     unsigned warp_ = 0;
     unsigned lane_ = 0;
 
-    // The barrier that some threads may wait at.
+    // The barrier at which some threads may wait.
     const char* barrier_name_ = nullptr;
     Site barrier_site_{};
     unsigned barrier_arrived_ = 0;
@@ -232,7 +232,7 @@ std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
 std::string format_position(uint3 position);
 std::string format_site(Site site);
 
-// Runs `work` on up to `threads` host threads, this one among them. The others are kept for later. While one caller has
+// Runs `work` on up to `threads` host threads, this one among them. The others are kept for later calls. While one caller uses
 // them, another works alone.
 void run_on_host_threads(unsigned threads, void (*work)(void* context), void* context);
 
@@ -245,7 +245,7 @@ extern const KernelList plain_kernels;
 extern const KernelList checked_kernels;
 const Kernel* find_kernel(const char* name, bool checked);
 
-// Makes a fiber's access that the processor refuses a failure of its launch.
+// Turns a fiber's access that the processor refuses into a failure of its launch.
 void catch_signals();
 
 }  // namespace emulator

@@ -15,7 +15,7 @@ namespace emulator {
 
 namespace {
 
-// As the driver interface promises.
+// The alignment that the driver interface promises.
 constexpr size_t kAlignment = 256;
 constexpr size_t kMostReleased = 256;
 
@@ -41,7 +41,7 @@ Memory::~Memory() {
 
 unsigned char* Memory::allocate(size_t bytes, const unsigned char* poison) {
     if (bytes > SIZE_MAX / 2) return nullptr;
-    // At least one fence's width on each side lies before the page that faults.
+    // At least one fence on each side lies before the page that faults.
     const size_t data = round_up(bytes + 1, kAlignment);
     const size_t pages = round_up(data + kAlignment, kPage);
     const size_t mapping_bytes = pages + 2 * kPage;
@@ -50,7 +50,7 @@ unsigned char* Memory::allocate(size_t bytes, const unsigned char* poison) {
     if (mapped == MAP_FAILED) return nullptr;
     unsigned char* mapping = static_cast<unsigned char*>(mapped);
 #if EMULATOR_ADDRESS_SANITIZER
-    // Whatever was mapped here before, a thread's stack say, may have left its marks.
+    // Earlier mappings at this address, such as a thread's stack, may have left their marks.
     __asan_unpoison_memory_region(mapping, mapping_bytes);
 #endif
     mprotect(mapping, kPage, PROT_NONE);
@@ -75,7 +75,7 @@ void Memory::release(unsigned char* address) {
 #if EMULATOR_ADDRESS_SANITIZER
     __asan_unpoison_memory_region(allocation.mapping, allocation.mapping_bytes);
 #endif
-    // The address range stays taken, without memory behind it, so that a later use of it is noticed.
+    // The address range stays reserved, without memory, so that a later use is detected.
     mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE,
          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     released_.emplace_back(*found);

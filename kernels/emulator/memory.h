@@ -10,24 +10,24 @@
 
 namespace emulator {
 
-// Allocations with an inaccessible page on both sides, and fences in what alignment leaves free between.
+// Allocations with an inaccessible page on both sides, and fences in the space that alignment leaves.
 class Memory {
 public:
     ~Memory();
 
-    // Memory for `bytes`, zeroed or filled with `poison`; none where the host has no more.
+    // Memory for `bytes`, zeroed or filled with `poison`; null if the host is out of memory.
     unsigned char* allocate(size_t bytes, const unsigned char* poison);
     void release(unsigned char* address);
 
-    // What is wrong with an access to these bytes; empty where they lie in one allocation.
+    // What is wrong with an access to these bytes; empty if they lie in one allocation.
     std::string refusal(const void* address, size_t bytes) const;
 
-    // Where the allocation begins that contains all of these bytes; 0 where none does.
+    // The start of the allocation that contains all of these bytes; 0 if there is none.
     uintptr_t begin_of(const void* address, size_t bytes) const;
-    // The size of the allocation that begins there.
+    // The size of the allocation that starts there.
     size_t bytes_at(const void* begin) const;
 
-    // What is wrong with the fences around the allocations; empty where they are whole.
+    // What is wrong with the fences around the allocations; empty if they are intact.
     std::string damage() const;
 
 private:
@@ -40,7 +40,7 @@ private:
     static std::string damage(const unsigned char* begin, const Allocation& allocation);
 
     std::map<uintptr_t, Allocation> allocations_;
-    // Released lately: their addresses are not given out again for a while.
+    // Recently released: their addresses are not reused for a while.
     std::deque<std::pair<uintptr_t, Allocation>> released_;
 };
 

@@ -1,4 +1,4 @@
-// Accesses that the processor refuses: to pages around allocations and stacks, to nothing at all, or misaligned ones.
+// Accesses that the processor refuses: to pages around allocations and stacks, to null, or misaligned ones.
 // The handler makes the fiber continue on a spare stack with a function that fails the launch.
 
 #include <csignal>
@@ -24,12 +24,12 @@ void fail_refused_access() {
 
 void handle(int signal, siginfo_t* information, void* interrupted) {
     if (runner == nullptr || !runner->on_fiber()) {
-        // Not an access of a kernel: whoever was to handle it before does so when it happens again.
+        // Not an access of a kernel: the previous handler receives it when it happens again.
         sigaction(signal, &previous_of[signal], nullptr);
         return;
     }
     mcontext_t& registers = static_cast<ucontext_t*>(interrupted)->uc_mcontext;
-    // The kernel knows no address when the processor refuses one of impossible form, or a misaligned one.
+    // The operating system reports no address when the processor refuses one of impossible form, or a misaligned one.
     refused_address = information->si_code == SI_KERNEL ? kNoAddress : information->si_addr;
     const uintptr_t stack = reinterpret_cast<uintptr_t>(runner->rescue_stack());
 #if defined(__x86_64__)

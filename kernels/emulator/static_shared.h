@@ -1,4 +1,4 @@
-// Where a kernel's static shared arrays lie: thread-local variables of the program, found in its symbol table.
+// The location of a kernel's static shared arrays: thread-local variables of the program, found in its symbol table.
 #pragma once
 
 #include <cstddef>
@@ -15,15 +15,15 @@ public:
         unsigned char* begin;
         size_t bytes;
         std::string name;
-        // As the linker knows it: contains the unit's namespace.
+        // The linker's name, which contains the unit's namespace.
         std::string symbol;
-        // Where its bytes are counted from when all variables are laid end to end.
+        // The offset of its bytes if all variables are placed end to end.
         size_t offset;
     };
 
     StaticShared();
 
-    // False where the program has lost its symbol table; then there are no variables.
+    // False if the program has no symbol table; then there are no variables.
     bool known() const {
         return known_;
     }
@@ -33,7 +33,7 @@ public:
     size_t bytes() const {
         return bytes_;
     }
-    // The variable that an address lies in, or the nearest one before it; none where there is none.
+    // The variable that an address lies in, or the nearest one before it; null if there is none.
     const Variable* nearest(const void* address) const;
     // Fills the variables of one translation unit.
     void fill(const char* unit, unsigned char byte) const;
