@@ -28,14 +28,14 @@ from safetensors.numpy import save_file
 
 def pixels(path, preprocessing):
     """Returns an image as [3, size, size], preprocessed as in torchvision with the settings in the metadata."""
-    picture = Image.open(path).convert("RGB")
+    image = Image.open(path).convert("RGB")
     side, crop = preprocessing["resize"], preprocessing["center_crop"]
-    width, height = picture.size
+    width, height = image.size
     if min(width, height) != side:
         size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
-        picture = picture.resize(size, Image.BILINEAR)
-    left, top = round((picture.width - crop) / 2), round((picture.height - crop) / 2)
-    values = numpy.asarray(picture.crop((left, top, left + crop, top + crop)), dtype=numpy.float32) / 255
+        image = image.resize(size, Image.BILINEAR)
+    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+    values = numpy.asarray(image.crop((left, top, left + crop, top + crop)), dtype=numpy.float32) / 255
     mean, deviation = (numpy.array(preprocessing[name], dtype=numpy.float32) for name in ("mean", "std"))
     return ((values - mean) / deviation).transpose(2, 0, 1)
 

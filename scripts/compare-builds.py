@@ -61,7 +61,7 @@ RUNS = {
     "cpu, resumed within an epoch": SCRATCH | CPU | MOMENTUM,
     "emulator fp32, from scratch": SCRATCH | FP32,
     "emulator fp32, frozen with batch norm, momentum": FROZEN_STATISTICS | FP32 | MOMENTUM,
-    "emulator fp32, images not kept on the device": SCRATCH | FP32 | {"picture-memory": 0},
+    "emulator fp32, images not kept on the device": SCRATCH | FP32 | {"image-memory": 0},
     "emulator tf32, clipped": CLIPPED | TF32,
     "emulator tf32, resnet34": SCRATCH | TF32 | {"arch": "resnet34"},
     "emulator bf16, frozen": FROZEN | BF16,

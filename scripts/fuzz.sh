@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes every parser of files from elsewhere, with libFuzzer and AddressSanitizer.
+# Fuzzes every parser of files from other sources, with libFuzzer and AddressSanitizer.
 #
 #   scripts/fuzz.sh [SECONDS [TARGET...]]     20 seconds for each target in fuzz/fuzz_targets by default
 #
@@ -37,7 +37,7 @@ for target in "${targets[@]}"; do
     [ -d "fuzz/seeds/$target" ] && begin+=("fuzz/seeds/$target")
     case $target in
     pth) begin+=(tests/fixtures/pth) ;;
-    picture)
+    image)
         # Small images only; the expected results beside them are not images.
         mkdir -p target/fuzz/images
         find tests/fixtures/pillow -type f -size -8k ! -name '*-*.png' ! -name '*.json' ! -name '*.f32' \

@@ -160,7 +160,7 @@ for tool in memcheck racecheck synccheck initcheck; do
             skip "sanitizer-$tool-$precision" "compute-sanitizer is not installed"
         else
             check "sanitizer-$tool-$precision" 150 "$sanitizer" --tool $tool --error-exitcode 1 \
-                "$retune" gradcheck tests/fixtures/tiny-picture.safetensors --device cuda:0 --precision $precision &
+                "$retune" gradcheck tests/fixtures/tiny-image.safetensors --device cuda:0 --precision $precision &
         fi
     done
 done

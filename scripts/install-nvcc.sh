@@ -54,7 +54,7 @@ for wheel in sorted((unfinished / "wheels").glob("*.whl")):
         archive.extractall(unfinished / "unpacked")
 toolkits = list((unfinished / "unpacked/nvidia").glob("cu*/bin/nvcc"))
 if len(toolkits) != 1:
-    sys.exit(f"the packages hold {len(toolkits)} nvcc, expected 1")
+    sys.exit(f"expected 1 nvcc in the packages, found {len(toolkits)}")
 toolkit = toolkits[0].parent.parent
 for folder in ("bin", "nvvm/bin"):
     for program in (toolkit / folder).iterdir():

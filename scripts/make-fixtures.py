@@ -5,7 +5,7 @@
     scripts/make-fixtures.py odd lesson               # only these
     scripts/make-fixtures.py --search 500 odd         # searches for a good seed, writes nothing
     scripts/make-fixtures.py --full-width full.safetensors
-    scripts/make-fixtures.py --weights resnet18.safetensors --images pictures/ --batch 4 --classes 2 real.safetensors
+    scripts/make-fixtures.py --weights resnet18.safetensors --images images/ --batch 4 --classes 2 real.safetensors
     scripts/make-fixtures.py --add-noise any.safetensors # noise_tf32/ and noise_bf16/ for a file that has none
 
 Needs torch, torchvision, safetensors, numpy (and pillow for --images). The network is torchvision's own, made narrower.
@@ -94,8 +94,8 @@ CASES = [
     Case("frozen-middle", seed=315, size=(56, 48), freeze=("layer2",), freeze_batch_norm=True, step1=SOME_OF_EACH),
     Case("resnet34", seed=109, arch="resnet34", batch=3, size=(48, 56), step1=("bn1", "fc"),
          step3=(*SOME_OF_EACH, "layer3")),
-    Case("tiny-picture", seed=180, size=(33, 33), momentum=0.5, step1=SOME_OF_EACH),
-    Case("single-picture", seed=25, classes=3, batch=1, step1=SOME_OF_EACH),
+    Case("tiny-image", seed=180, size=(33, 33), momentum=0.5, step1=SOME_OF_EACH),
+    Case("single-image", seed=25, classes=3, batch=1, step1=SOME_OF_EACH),
     Case("head-only", seed=2, classes=3, size=(40, 40), step1=("bn1", "fc"), step3=("bn1", "fc"),
          freeze=("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), freeze_batch_norm=True),
     # 16, 32 and 64 channels in layers 2 to 4. layer4 contains three quarters of the numbers. It is frozen, so it needs no
@@ -395,24 +395,24 @@ def synthetic(case):
     return Experiment(case, net.state_dict(), images, target)
 
 
-def from_pictures(case, weights, folder):
+def from_images(case, weights, folder):
     """Returns published weights with images: the first of each class folder in turn, with torchvision's test transform."""
     transforms = torchvision.transforms
     transform = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
         transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ])
-    pictures = torchvision.datasets.ImageFolder(folder, transform)
-    by_class = [[] for _ in pictures.classes]
-    for index, (_, label) in enumerate(pictures.samples):
+    images = torchvision.datasets.ImageFolder(folder, transform)
+    by_class = [[] for _ in images.classes]
+    for index, (_, label) in enumerate(images.samples):
         by_class[label].append(index)
     rounds = (group[i] for i in range(max(map(len, by_class))) for group in by_class if i < len(group))
-    chosen = [pictures[index] for _, index in zip(range(case.batch), rounds)]
+    chosen = [images[index] for _, index in zip(range(case.batch), rounds)]
 
     state = load_file(weights)
     width, classes = state["conv1.weight"].shape[0], case.classes or state["fc.weight"].shape[0]
-    if len(pictures.classes) > classes:
-        sys.exit(f"{folder} has {len(pictures.classes)} classes, but the head has {classes}: set --classes")
+    if len(images.classes) > classes:
+        sys.exit(f"{folder} has {len(images.classes)} classes, but the head has {classes}: set --classes")
     case = dataclasses.replace(case, width=width, classes=classes, batch=len(chosen))
     net = network(case.arch, width, classes)
     initialise(net, numpy.random.Generator(numpy.random.PCG64(case.seed)))
@@ -580,8 +580,8 @@ def main():
                                    head_lr=5e-4, freeze=tuple(filter(None, arguments.freeze.split(","))),
                                    separated=False,
                                    freeze_batch_norm=arguments.freeze_batch_norm)
-        experiment = from_pictures(case, arguments.weights, arguments.images)
-        write(experiment, pathlib.Path(arguments.names[0]), "given weights and pictures")
+        experiment = from_images(case, arguments.weights, arguments.images)
+        write(experiment, pathlib.Path(arguments.names[0]), "given weights and images")
         return
     if not arguments.full_width:
         # The number of threads changes the order of float32 sums, and with it the noise in the files.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the small files that fuzzing starts from to fuzz/seeds, one folder per target.
 
-Needs only Python. The targets `pth` and `picture` also start from the fixtures of the tests; these files add inputs
+Needs only Python. The targets `pth` and `image` also start from the fixtures of the tests; these files add inputs
 that fuzzing is unlikely to find by itself.
 """
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Writes the JPEGs of tests/fixtures/jpeg.zip: sampling x scans x markers x restarts x colours x sizes, damaged ones and turned ones,
-with what Pillow decodes from each. The names of those that Pillow turns begin with `turned`.
+"""Writes the JPEGs of tests/fixtures/jpeg.zip: sampling x scans x markers x restarts x colours x sizes, damaged and rotated ones,
+with Pillow's result for each. The names of those that Pillow rotates begin with `turned`.
 
-libjpeg-turbo writes them (scripts/make-jpeg-fixtures.c); this script adds the markers that it does not write. In the archive,
+libjpeg-turbo writes them (scripts/make-jpeg-fixtures.c); this script adds the markers that libjpeg-turbo does not write. In the archive,
 `files` has the files, one after the other, and `names` has a line for each: its length, the width, the height and the first 16 digits of the
 SHA-256 of its RGB pixels (`-` if Pillow refuses the file), and its name. libjpeg-turbo's vector instructions and its plain C differ
-where damage makes coefficients overflow; such a file has both hashes, with `|` between them.
+if damage makes coefficients overflow; such a file has both hashes, separated by `|`.
 
 Needs pillow, a C compiler, and libjpeg-turbo's headers (libjpeg62-turbo-dev). `--unpack FOLDER` writes the files and their pixels
 instead, and `--names` prints the lines.
@@ -206,7 +206,7 @@ def grid():
 
 
 def damaged():
-    """Files that are not as they should be. Pillow reads some of them."""
+    """Damaged files. Pillow reads some of them."""
     base, planes, progressive, restarts, arithmetic = write(
         [
             (45, 37, "ycc", SAMPLINGS["420"], "-", 0, 80, "huffman", "j"),
@@ -288,7 +288,7 @@ def turned():
 
 
 def pixels(name, data):
-    """Returns the RGB image that Pillow decodes, or nothing where it refuses."""
+    """Returns the RGB image that Pillow decodes, or None if it refuses."""
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG"])
         return (ImageOps.exif_transpose(image) if name.startswith("turned") else image).convert("RGB")
@@ -313,7 +313,7 @@ def lines(folder=None):
 
 
 def with_plain_hashes(names):
-    """Adds the hashes of plain C where they differ. libjpeg-turbo reads the variable once, so that this takes another process."""
+    """Adds the hashes of plain C if they differ. libjpeg-turbo reads the variable once, so this needs another process."""
     command = [sys.executable, __file__, "--names"]
     plain = subprocess.run(command, env={**os.environ, "JSIMD_FORCENONE": "1"}, check=True, capture_output=True, text=True)
     joined = []

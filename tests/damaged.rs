@@ -210,7 +210,7 @@ fn checkpoints() {
 }
 
 #[test]
-fn pictures() {
+fn images() {
     let is_wanted = |name: &str| {
         let made = ["decoded-", "resized-", "tested-", "upright-", "drawn-"].iter().any(|part| name.starts_with(part));
         !made && !name.ends_with(".json") && !name.ends_with(".f32")
@@ -220,7 +220,7 @@ fn pictures() {
     // A decoder keeps a few copies of the largest allowed image, at up to eight bytes per pixel. Two formats trust more
     // of a header, within limits: WebP allows eight parts of up to 16 MiB and a frame of up to 16384 x 16384 pixels,
     // TIFF a list of up to 256 MiB.
-    damage("picture", &sources, |file| match file {
+    damage("image", &sources, |file| match file {
         [b'R', b'I', b'F', b'F', ..] => ((8 * 16) << 20) + 2 * 16384 * 16384,
         [b'I', b'I', ..] | [b'M', b'M', ..] => 256 << 20,
         _ => in_proportion(file) + 4 * 8 * (1 << 18),
@@ -234,7 +234,7 @@ fn jpegs_of_all_kinds() {
     let is_read = |case: &jpegs::Case| case.expected.is_some() && !case.name.starts_with("damaged");
     let sources: Vec<Vec<u8>> = jpegs::cases().into_iter().filter(is_read).step_by(11).map(|case| case.file).collect();
     assert!(sources.len() > 100, "{}", sources.len());
-    damage("picture", &sources, |file| in_proportion(file) + 4 * 8 * (1 << 18));
+    damage("image", &sources, |file| in_proportion(file) + 4 * 8 * (1 << 18));
 }
 
 #[test]

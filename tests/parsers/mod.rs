@@ -17,7 +17,7 @@ pub fn parse(parser: &str, bytes: &[u8]) -> bool {
         "safetensors" | "pth" => weights(bytes),
         "reference" => reference(bytes),
         "checkpoint" => checkpoint(bytes),
-        "picture" => picture(bytes),
+        "image" => image(bytes),
         "archive" => archive(bytes),
         "run" => run(bytes),
         _ => panic!("no parser {parser}"),
@@ -76,7 +76,7 @@ fn checkpoint(bytes: &[u8]) -> bool {
 }
 
 /// An image in any format, with and without its EXIF orientation, with and without padding.
-fn picture(bytes: &[u8]) -> bool {
+fn image(bytes: &[u8]) -> bool {
     fn decode<const BYTES: usize>(bytes: &[u8], exif: bool) -> Option<Image<BYTES>> {
         let mut image = Image::<BYTES>::default();
         Decoder::new(DecodeOptions { exif, max_pixels: MAX_PIXELS })

@@ -4,5 +4,5 @@
 mod parsers;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    parsers::parse("picture", bytes);
+    parsers::parse("image", bytes);
 });
