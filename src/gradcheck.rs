@@ -5,8 +5,8 @@
 //! `||ours - truth|| / ||truth - before||`. The limit is four times the error that PyTorch itself makes on that tensor in
 //! the device's precision, or the floor, whichever is larger.
 //!
-//! PyTorch's tf32 and bf16 flip ReLUs and are far from the truth on small networks. Where the file does not tell their
-//! error, or where it is so large that zeros would pass, a tensor is not judged in that precision.
+//! PyTorch's tf32 and bf16 flip ReLUs and are far from the truth on small networks. If the file does not contain their
+//! error, or if it is so large that zeros would pass, a tensor is not compared in that precision.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -22,21 +22,21 @@ use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
 
-/// The floor of every limit: a Winograd F(4x4,3x3) in float32 stays under it, a bug does not.
+/// The floor of every limit: a Winograd F(4x4,3x3) in float32 stays below it, a bug does not.
 pub const FLOOR: f64 = 5e-5;
-/// The limit in errors of PyTorch's own.
+/// The limit, as a multiple of PyTorch's own error.
 pub const NOISE_FACTOR: f64 = 4.0;
 
 /// One compared tensor.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    /// As the file names it.
+    /// Its name in the file.
     pub name: String,
     /// In torch's layout.
     pub shape: Vec<usize>,
-    /// Relative error; NaN where ours is not finite.
+    /// Relative error; NaN if ours is not finite.
     pub error: f64,
-    /// The largest error that passes.
+    /// The largest error that is within the limit.
     pub limit: f64,
     /// Whether it passes.
     pub ok: bool,
@@ -47,7 +47,7 @@ pub struct Comparison {
 pub struct GradcheckReport {
     /// Whether all pass.
     pub ok: bool,
-    /// The one that comes nearest to its limit, or exceeds it the most.
+    /// The tensor that is closest to its limit, or exceeds it the most.
     pub worst: Option<Comparison>,
     /// In the order of the file's kinds; the worst last.
     pub tensors: Vec<Comparison>,
@@ -57,18 +57,18 @@ pub struct GradcheckReport {
     pub contradiction: Option<String>,
 }
 
-/// Runs everything that the file has values for and compares. `floor` is the smallest limit: without it [`FLOOR`], and in
-/// tf32 and bf16 no limit at all for tensors whose error in PyTorch the file does not tell.
+/// Computes everything that the file contains and compares the results. `floor` is the smallest limit: without it [`FLOOR`], and in
+/// tf32 and bf16 no limit at all for tensors without a PyTorch error in the file.
 ///
 /// # Errors
-/// When the file is bad, or when it has nothing that could be judged in the device's precision.
+/// When the file is invalid, or when it contains nothing that can be compared in the device's precision.
 pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: Option<f64>) -> Result<GradcheckReport> {
     let reference = Reference::open(path)?;
     let precision = device.precision();
     let nothing_to_judge = |why: &str| {
-        Error::new(format!("{}: {why}, so nothing can be judged in {precision}", path.display())).hint(
-            "scripts/make-fixtures.py --add-noise FILE measures PyTorch's own error; or give --floor, the error that \
-             shall pass",
+        Error::new(format!("{}: nothing can be compared in {precision}: {why}", path.display())).hint(
+            "run scripts/make-fixtures.py --add-noise FILE to measure PyTorch's own error, or set a limit with \
+             --floor",
         )
     };
     if precision != Precision::Fp32 && floor.is_none() && !reference.has_noise(precision) {
@@ -96,8 +96,8 @@ pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: Option<f64>) -> Res
     let contradiction = unmoved.first().map(|first| {
         let count = unmoved.len();
         format!(
-            "{}: {first} and {} other parameters did not move in the file's first step, though `freeze` names none of \
-             them and their learning rate is not zero; whatever made the file cut their gradients off",
+            "{}: {first} and {} other parameters do not change in the file's first step, although `freeze` names none of \
+             them and their learning rate is not zero; the program that wrote the file did not train them",
             path.display(),
             count - 1
         )
@@ -105,7 +105,7 @@ pub fn gradcheck(device: Rc<dyn Device>, path: &Path, floor: Option<f64>) -> Res
     Ok(GradcheckReport { ok, worst: tensors.last().cloned(), tensors, not_compared, contradiction })
 }
 
-/// How the names of counters end, which have no rounding.
+/// The suffix of counters, which have no rounding error.
 const BATCHES: &str = ".num_batches_tracked";
 
 struct Check<'a> {
@@ -114,7 +114,7 @@ struct Check<'a> {
     floor: Option<f64>,
     comparisons: Vec<Comparison>,
     not_compared: Vec<String>,
-    /// Trainable parameters that the file's first step leaves as they were.
+    /// Trainable parameters that the file's first step leaves unchanged.
     unmoved: Vec<String>,
 }
 
@@ -128,7 +128,7 @@ impl Check<'_> {
         let targets: Vec<u32> = file
             .read_i64("target")?
             .into_iter()
-            .map(|target| u32::try_from(target).map_err(|_| Error::new(format!("target {target} is no class"))))
+            .map(|target| u32::try_from(target).map_err(|_| Error::new(format!("target {target} is not a class"))))
             .collect::<Result<_>>()?;
 
         let unknown = |field: &'static str| {
@@ -199,7 +199,7 @@ impl Check<'_> {
             };
             let truth_shape = &self.reference.file().entry(&full_name)?.shape;
             let ours = to_torch(read_f32(network.device(), executor.value(value))?, truth_shape);
-            // A batch norm and the ReLU behind it are one node here.
+            // A batch norm and the ReLU after it are one node here.
             let layer = specification.layer(name).map(|layer| layer.layer);
             let has_relu = matches!(layer, Some(Layer::BatchNorm { activation: Activation::Relu, .. }));
             self.compare(&full_name, &ours, if has_relu { Some(Truth::Rectified) } else { None })?;
@@ -223,7 +223,7 @@ impl Check<'_> {
         for specification in network.parameters().specifications() {
             let name = format!("grad/{}", specification.name);
             if network.parameters().gradient_of(&specification.name)?.is_some() && !reference.file().contains(&name) {
-                self.not_compared.push(format!("{name}: the file does not have it"));
+                self.not_compared.push(format!("{name}: it is missing in the file"));
             }
         }
         Ok(())
@@ -266,12 +266,12 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The largest error of a tensor that passes, or why there is none.
+    /// The limit of a tensor, or the reason why there is none.
     fn limit(&self, name: &str) -> std::result::Result<f64, String> {
         let Self { reference, precision, floor, .. } = *self;
         let noise = match reference.noise(precision, name) {
             Some(noise) => noise,
-            None => return floor.ok_or_else(|| format!("the file does not tell PyTorch's error in {precision}")),
+            None => return floor.ok_or_else(|| format!("the file has no PyTorch error in {precision}")),
         };
         let limit = (NOISE_FACTOR * noise).max(floor.unwrap_or(FLOOR));
         match precision != Precision::Fp32 && floor.is_none() && limit >= 1.0 {
@@ -316,9 +316,9 @@ impl Check<'_> {
     }
 }
 
-/// What the file's values mean where it is not simply the tensor.
+/// Where the meaning of the file's values differs from that of the tensor.
 enum Truth {
-    /// They come from before the ReLU.
+    /// The values are those before the ReLU.
     Rectified,
     /// A parameter after an update of these values.
     UpdateOf(Vec<f32>),

@@ -1,9 +1,9 @@
 //! Fine-tunes an ImageNet ResNet on a folder of images.
 //!
 //! Modules depend downwards only: `cli` -> `report` -> `train` -> `model`, `data`, `optim`, `weights` -> `graph` -> `ops` ->
-//! `device` -> `tensor`. `ARCHITECTURE.md` has the image.
+//! `device` -> `tensor`. `ARCHITECTURE.md` has an overview.
 //!
-//! Unsafe code is in `device`, and where a file is mapped; `docs/unsafe.md` lists it.
+//! Unsafe code is limited to `device` and to the mapping of files; `docs/unsafe.md` lists it.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Writing Protocol Buffers: as much as ONNX and TensorBoard files take.
+//! Writes Protocol Buffers, as far as ONNX and TensorBoard files need them.
 //!
 //! A message is a sequence of fields: a key (the field's number and how its value is written), then the value.
 
@@ -69,7 +69,7 @@ impl Message {
         self.bytes(field, value.bytes)
     }
 
-    /// The message as it is written.
+    /// The encoded message.
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::rc::Rc;
 
-/// What one element is.
+/// The type of an element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ElementType {
     /// IEEE single precision.
@@ -13,7 +13,7 @@ pub enum ElementType {
     Bf16,
     /// Signed 32-bit integer: class indices.
     I32,
-    /// Unsigned byte: positions of a maximum, pixels.
+    /// Unsigned byte: argmax indices, pixels.
     U8,
 }
 
@@ -100,7 +100,7 @@ impl Memory {
         Self { address, bytes, owner }
     }
 
-    /// Where it begins, as the device counts addresses.
+    /// Its address on the device.
     pub fn address(&self) -> u64 {
         self.address
     }
@@ -110,7 +110,7 @@ impl Memory {
         self.bytes
     }
 
-    /// What keeps the memory: tells a device its own allocations from those of others.
+    /// The owner of the memory, by which a device recognises its own allocations.
     pub fn owner(&self) -> &dyn Any {
         self.owner.as_ref()
     }
@@ -144,22 +144,22 @@ impl Tensor {
         Self::new(self.memory.clone(), offset, shape, self.element_type)
     }
 
-    /// The allocation that it lies in.
+    /// The allocation that contains it.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// Where the first element lies, as the device counts addresses.
+    /// The address of the first element on the device.
     pub fn address(&self) -> u64 {
         self.memory.address + self.offset as u64
     }
 
-    /// Its extents.
+    /// Its shape.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// What its elements are.
+    /// The type of its elements.
     pub fn element_type(&self) -> ElementType {
         self.element_type
     }
@@ -179,7 +179,7 @@ impl Tensor {
         self.len() * self.element_type.size()
     }
 
-    /// Whether the two share a byte.
+    /// Whether two tensors share a byte.
     pub fn overlaps(&self, other: &Tensor) -> bool {
         let (start, end) = (self.address(), self.address() + self.bytes() as u64);
         let (other_start, other_end) = (other.address(), other.address() + other.bytes() as u64);

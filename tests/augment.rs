@@ -1,5 +1,5 @@
-//! From decoded pictures to batches: the reference against Pillow, the kernel against the reference, and the way of a
-//! data set's pictures through a device's memory.
+//! From decoded images to batches: the reference against Pillow, the kernel against the reference, and the path of a
+//! data set's images through a device's memory.
 
 mod reference;
 
@@ -58,7 +58,7 @@ struct Case {
     resampling: Resampling,
 }
 
-/// Pictures and views of every kind for outputs of this size: tiny, huge, one pixel, enlarged, shrunk, padded.
+/// Images and views of every kind for outputs of this size: tiny, huge, one pixel, enlarged, shrunk, padded.
 fn cases(random: &mut Random, size: u32) -> Vec<Case> {
     let mut cases = Vec::new();
     let sizes = [
@@ -100,7 +100,7 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
     cases
 }
 
-/// What the CPU makes of a view.
+/// The CPU's result for a view.
 fn transformed(image: &RgbImage, resampling: &Resampling, size: u32) -> Vec<u8> {
     Transformer::default().apply(image, resampling, size).unwrap()
 }
@@ -110,7 +110,7 @@ fn worst_difference(ours: &[u8], theirs: &[u8]) -> u8 {
     ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
 }
 
-/// Views of the pictures that Pillow and torchvision have scaled, with what came out, in a square of black.
+/// Views of the images that Pillow and torchvision have scaled, with the results, in a black square.
 fn pillow_cases() -> Vec<(Case, usize, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pillow");
     let manifest: Value = serde_json::from_str(&fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
@@ -145,8 +145,8 @@ fn in_a_square(image: &RgbImage, size: usize) -> Vec<u8> {
     square
 }
 
-/// To the bit, but for pictures whose height shrinks more than their width: Pillow 13 scales the columns of those
-/// first, Pillow before that rows always, as we do. Rounding to bytes between the two makes a difference of one level then.
+/// To the bit, except for images whose height shrinks more than their width: Pillow 13 scales the columns of those
+/// first, earlier versions of Pillow always the rows, as we do. Rounding to bytes in between then causes a difference of one level.
 #[track_caller]
 fn assert_pillow(number: usize, resampling: &Resampling, ours: &[u8], pillow: &[u8]) {
     let Resampling { height, width, scaled_height, scaled_width, .. } = *resampling;
@@ -177,7 +177,7 @@ fn resamplings_are_the_transforms_of_the_cpu() {
             compared += 1;
         }
     }
-    println!("{different} of {values} values differ by one level, in {compared} pictures");
+    println!("{different} of {values} values differ by one level, in {compared} images");
     assert!(compared == 4 * 88);
 }
 
@@ -230,7 +230,7 @@ mod kernel {
             let entry = ImageView { image: picture.clone(), resampling: *resampling }.bytes().unwrap();
             (picture, entry)
         };
-        // The device's pictures live as long as the process, which is short.
+        // The device's images live as long as the process, which is short.
         let (pictures, entries): (Vec<Tensor>, Vec<_>) = cases.iter().map(entry).unzip();
         std::mem::forget(pictures);
         (upload(device, entries.as_flattened()), pixels)
@@ -351,16 +351,16 @@ mod kernel {
         let (expected, told) = train(0, 1, None);
         assert_eq!(told, [Stored { images: PICTURES, bytes }]);
         let (again, told) = train(1, 3, Some(bytes / 2));
-        assert!(again == expected, "half the room");
+        assert!(again == expected, "half the memory");
         assert!(told.len() == 1 && told[0].bytes <= bytes / 2, "{told:?}");
-        assert!(train(2, 2, Some(0)).0 == expected, "no room");
+        assert!(train(2, 2, Some(0)).0 == expected, "no memory");
     }
 }
 
 const SIZE: u32 = 40;
 const PICTURES: usize = 23;
 
-/// Pictures of many sizes in three classes.
+/// Images of many sizes in three classes.
 fn folder() -> (tempfile::TempDir, Arc<ImageFolder>) {
     let root = tempfile::tempdir().unwrap();
     let mut random = Random(5);
@@ -380,12 +380,12 @@ fn options(mode: Mode, workers: usize) -> LoaderOptions {
     LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
 }
 
-/// A device whose `augment` is the reference's.
+/// A device with the reference's `augment`.
 fn augmenting() -> Rc<Recorder> {
     Rc::new(Recorder::augmenting(Rc::new(Cpu)))
 }
 
-/// What a batch holds.
+/// The contents of a batch.
 #[derive(Debug, Clone, PartialEq)]
 struct Content {
     pixels: Vec<f32>,
@@ -430,7 +430,7 @@ fn decoded_bytes(folder: &ImageFolder) -> usize {
     folder.samples.iter().map(|sample| decode_file(&sample.path).unwrap().pixels.len()).sum()
 }
 
-/// The byte before it was normalised.
+/// The byte before normalisation.
 fn level(channel: usize, value: f32) -> u8 {
     let levels = &lookup_table()[channel];
     levels.iter().position(|&level| level == value).expect("a normalised byte") as u8
@@ -508,7 +508,7 @@ fn pictures_are_decoded_once_while_there_is_room() {
         }
         assert_eq!(stored.images > 0, limit != Some(0));
 
-        // What is kept needs no file any more.
+        // Stored images no longer need their files.
         let files: Vec<_> = folder.samples.iter().map(|sample| fs::read(&sample.path).unwrap()).collect();
         folder.samples.iter().for_each(|sample| fs::remove_file(&sample.path).unwrap());
         let second = batches_of(&device, &mut batches, 0, 0);
@@ -580,7 +580,7 @@ fn a_batch_of_which_nothing_is_left_is_empty() {
     assert_eq!(sizes, [(0, 5), (0, 5), (0, 5), (0, 5), (0, 3)]);
 }
 
-/// Trains on a folder and gives the bytes of the checkpoint that it leaves, and what it said of stored pictures.
+/// Trains on a folder and returns the bytes of the checkpoint, and the reported numbers of stored images.
 struct Training<'a> {
     folder: &'a ImageFolder,
     workers: usize,
@@ -642,10 +642,10 @@ fn a_run_does_not_depend_on_workers_or_room() {
     let (again, _) = Training { workers: 3, ..one }.train(augmenting());
     assert!(again == expected, "three workers");
     let (again, told) = Training { image_memory: Some(bytes / 2), ..one }.train(augmenting());
-    assert!(again == expected, "half the room");
+    assert!(again == expected, "half the memory");
     assert!(told.len() == 1 && told[0].bytes <= bytes / 2, "{told:?}");
     let (again, told) = Training { image_memory: Some(0), ..one }.train(augmenting());
-    assert!(again == expected, "no room");
+    assert!(again == expected, "no memory");
     assert_eq!(told, []);
     let (_, told) = one.train(Rc::new(Cpu));
     assert_eq!(told, []);

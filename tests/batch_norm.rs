@@ -266,7 +266,7 @@ fn any_dims() -> impl Strategy<Value = [usize; 4]> {
     let one_pixel = (2usize..=9, 1usize..=70).prop_map(|(batch, channels)| [batch, 1, 1, channels]);
     let many_blocks = (2usize..=3, 7usize..=9, 200usize..=600).prop_map(|(n, side, c)| [n, side, side, c]);
     prop_oneof![4 => small, 1 => one_pixel, 1 => many_blocks]
-        .prop_filter("more than one value a channel", |dims| dims[0] * dims[1] * dims[2] > 1)
+        .prop_filter("more than one value per channel", |dims| dims[0] * dims[1] * dims[2] > 1)
 }
 
 proptest! {

@@ -518,22 +518,22 @@ error: data is a folder, expected a safetensors file
 exit status 1
 
 $ retune train data --weights cut.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: cut.safetensors is truncated: its header tells of 192860 bytes, the file has 96430
+error: cut.safetensors is truncated: its header describes 192860 bytes, the file has 96430
 hint: download or copy it again
 exit status 1
 
 $ retune train data --weights header.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: header.safetensors is truncated: its header is of 10808 bytes, the file has 100
+error: header.safetensors is truncated: its header takes 10808 bytes, the file has 100
 hint: download or copy it again
 exit status 1
 
 $ retune train data --weights empty.safetensors --image-size 33 --epochs 1 --quiet --out run 
 error: empty.safetensors is empty (0 bytes), expected a safetensors file
-hint: whatever wrote it did not finish: download or save it again
+hint: download or save it again: the writing program did not finish
 exit status 1
 
 $ retune train data --weights page.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: page.safetensors is no safetensors file: it looks like an HTML page
+error: page.safetensors is not a safetensors file: it looks like an HTML page
 hint: download the file itself, not the page about it
 exit status 1
 
@@ -556,7 +556,7 @@ hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, 
 exit status 2
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze conv1,bn1,layer1,layer2,layer3,layer4,fc
-error: --freeze: every module is frozen, nothing is left to train
+error: --freeze: every module is frozen; nothing is left to train
 exit status 2
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --freeze-batch-norm
@@ -570,7 +570,7 @@ hint: list the rows in the order of the classes: folder names, sorted
 exit status 1
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,3
-error: cannot copy rows of the final layer of base/model.safetensors: it has no row 3, expected 0 to 2 of its 3 rows
+error: cannot copy rows of the final layer of base/model.safetensors: it has no row 3, expected 0 to 2
 exit status 1
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,-1
@@ -648,12 +648,12 @@ error: 1 of 3 images could not be read
         ]), @r##"
 $ retune predict base/model.safetensors missing.png
 error: missing.png: no such file
-hint: images are files ending in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors empty
 error: empty: no images in this folder
-hint: images are files ending in .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors data/[
@@ -674,7 +674,7 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune predict data/test/red/00.png data/test/red/00.png
-error: data/test/red/00.png is no safetensors file: it looks like a PNG image
+error: data/test/red/00.png is not a safetensors file: it looks like a PNG image
 hint: give a file of weights
 exit status 1
 
@@ -789,12 +789,12 @@ error: data is a folder, expected a safetensors file
 exit status 1
 
 $ retune inspect data/test/red/00.png
-error: data/test/red/00.png is no safetensors file: it looks like a PNG image
+error: data/test/red/00.png is not a safetensors file: it looks like a PNG image
 hint: give a file of weights
 exit status 1
 
 $ retune inspect base/config.json
-error: base/config.json is no safetensors file: it looks like a JSON file, such as a config or an index
+error: base/config.json is not a safetensors file: it looks like a JSON file, such as a config or an index
 hint: give the weights beside it
 exit status 1
 
@@ -831,7 +831,7 @@ exit status 1
     #[test]
     fn gradcheck_passes_the_fixture_and_names_a_wrong_tensor() {
         let place = Workplace::empty();
-        let good = fixture("tiny-picture.safetensors");
+        let good = fixture("tiny-image.safetensors");
         let good = good.to_str().unwrap();
         let outcome = place.succeed(&format!("gradcheck {good}"));
         let summary = outcome.stdout.lines().last().unwrap();
@@ -879,12 +879,12 @@ exit status 1
 
 $ retune gradcheck empty.safetensors
 error: empty.safetensors is empty (0 bytes), expected a safetensors file
-hint: whatever wrote it did not finish: download or save it again
+hint: download or save it again: the writing program did not finish
 exit status 1
 
 $ retune gradcheck other.safetensors
 error: other.safetensors: metadata field format is missing
-hint: a reference file says `format` = `retune-reference-1` and tells its whole recipe
+hint: the metadata of a reference file contains `format` = `retune-reference-1` and the whole recipe
 exit status 1
 
 $ retune gradcheck broken.safetensors --floor -1
@@ -1519,11 +1519,11 @@ exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out empty
 error: empty/checkpoint.safetensors is empty (0 bytes), expected a safetensors file
-hint: whatever wrote it did not finish: download or save it again
+hint: download or save it again: the writing program did not finish
 exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out cut
-error: cut/checkpoint.safetensors is truncated: its header tells of 193528 bytes, the file has 96764
+error: cut/checkpoint.safetensors is truncated: its header describes 193528 bytes, the file has 96764
 hint: download or copy it again
 exit status 1
 

@@ -245,12 +245,12 @@ impl Case {
 }
 
 fn any_shape() -> impl Strategy<Value = Conv2dShape> {
-    let pictures = (1usize..=3, 1usize..=17, 1usize..=17);
+    let images = (1usize..=3, 1usize..=17, 1usize..=17);
     let channels = (1usize..=37, 1usize..=37);
     let filter = (1usize..=7, 1usize..=7, 1usize..=3, 0usize..=3);
-    (pictures, channels, filter)
+    (images, channels, filter)
         .prop_map(|((n, h, w), (c, k), (r, s, stride, padding))| shape([n, h, w, c, k, r, s, stride, padding]))
-        .prop_filter("the filter fits the picture", |shape| {
+        .prop_filter("the filter fits the image", |shape| {
             let room = 2 * shape.padding;
             shape.height + room >= shape.kernel_height && shape.width + room >= shape.kernel_width
         })
@@ -260,8 +260,8 @@ fn any_shape() -> impl Strategy<Value = Conv2dShape> {
 /// Filters of 3 x 3, mostly with stride 1, with channel counts that fit tiles and others.
 fn shape_of_residual_block() -> impl Strategy<Value = Conv2dShape> {
     let channels = prop::sample::select(vec![16usize, 31, 32, 33, 48, 64]);
-    let pictures = (1usize..=3, 3usize..=29, 3usize..=29);
-    (pictures, channels.clone(), channels, 1usize..=2)
+    let images = (1usize..=3, 3usize..=29, 3usize..=29);
+    (images, channels.clone(), channels, 1usize..=2)
         .prop_map(|((n, h, w), c, k, stride)| shape([n, h, w, c, k, 3, 3, stride, 1]))
         .prop_filter("the naive version takes no seconds", |shape| shape.multiply_adds() < 8_000_000)
 }

@@ -1,4 +1,4 @@
-//! The data part against Pillow and torchvision (fixtures by `scripts/make-pillow-fixtures.py`), and against misuse.
+//! The data module against Pillow and torchvision (fixtures by `scripts/make-pillow-fixtures.py`), and against misuse.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -39,7 +39,7 @@ fn worst_difference(ours: &[u8], theirs: &[u8]) -> u8 {
     ours.iter().zip(theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
 }
 
-/// Pictures that only this test makes: every pixel tells its place.
+/// Images that only this test creates: every pixel encodes its position.
 fn drawn(width: u32, height: u32) -> RgbImage {
     let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x ^ y) as u8])).collect();
     RgbImage { width, height, pixels }
@@ -59,7 +59,7 @@ mod decoding {
         }
     }
 
-    /// With EXIF, `PIL.ImageOps.exif_transpose`; without it, what lies in the file, but for TIFF.
+    /// With EXIF, `PIL.ImageOps.exif_transpose`; without it, the stored rows, except for TIFF.
     #[test]
     fn pictures_are_turned_as_pillow_turns_them() {
         let mut turned = 0;
@@ -156,7 +156,7 @@ mod decoding {
 
     #[test]
     fn every_truncation_is_an_error() {
-        // The last bytes of some formats are padding, or hold nothing but checks that Pillow skips too.
+        // The last bytes of some formats are padding, or contain only checksums that Pillow skips too.
         for (name, needless) in [
             ("picture.jpg", 0),
             ("progressive.jpg", 0),
@@ -194,7 +194,7 @@ mod decoding {
                 let result = Decoder::default().decode_bytes(&bytes, &mut RgbImage::default());
                 counts[usize::from(result.is_ok())] += 1;
                 if let Err(error) = result {
-                    assert!(!error.message().contains("gave up"), "{name}: {error}");
+                    assert!(!error.message().contains("decoder gave up"), "{name}: {error}");
                 }
             }
             assert!(counts[1] > 0 && (counts[0] > 0) == (components > 1), "{name}: {counts:?}");
@@ -233,7 +233,7 @@ mod decoding {
         }
     }
 
-    /// More when looking for trouble: `RETUNE_FUZZ_ROUNDS=100000 cargo test --release damaged`.
+    /// More rounds on request: `RETUNE_FUZZ_ROUNDS=100000 cargo test --release damaged`.
     fn rounds() -> u32 {
         std::env::var("RETUNE_FUZZ_ROUNDS").ok().and_then(|value| value.parse().ok()).unwrap_or(200)
     }
@@ -467,7 +467,7 @@ mod transforming {
 mod random_streams {
     use super::*;
 
-    /// Written down once: a seed must mean the same after every update.
+    /// Known values: a seed must mean the same after every update.
     #[test]
     fn numbers_stay_the_same() {
         let mut random = RandomStream::new(42, Purpose::Order, 7, 0);
@@ -496,7 +496,7 @@ mod random_streams {
     }
 }
 
-/// A folder of small pictures: `(path, what to write)`; pictures get different pixels.
+/// A folder of small images: `(path, contents)`; images get different pixels.
 fn folder_of(files: &[&str]) -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     for (number, file) in files.iter().enumerate() {
@@ -595,7 +595,7 @@ mod folders {
         assert!(message.ends_with("read the same\nhint: rename one of them"), "{message}");
     }
 
-    /// The message, with the folder's own path shown as `DATA`.
+    /// The message, with the folder's path shown as `DATA`.
     fn message<T: std::fmt::Debug>(root: &Path, result: retune::Result<T>) -> String {
         result.unwrap_err().to_string().replace(root.to_str().unwrap(), "DATA")
     }

@@ -99,13 +99,13 @@ fn of_earlier_stages_agree_with_differences() {
                         *moved = bench.logits();
                     }
                     bench.network.write(bias, &before).unwrap();
-                    for picture in 0..SHAPE.batch {
+                    for image in 0..SHAPE.batch {
                         let predicted: f64 = (0..places)
-                            .map(|place| (picture * places + place) * channels + channel)
+                            .map(|place| (image * places + place) * channels + channel)
                             .filter(|&index| found.activation[index] > 0.0)
                             .map(|index| f64::from(found.gradient[index]))
                             .sum();
-                        let logit = picture * CLASSES + class;
+                        let logit = image * CLASSES + class;
                         let measured = f64::from(moved[0][logit] - moved[1][logit]) / f64::from(2.0 * STEP);
                         // A few of thousands of pixels cross the kink of a ReLU. Logits are exact to 1e-6, so the slope
                         // is exact to 5e-4.
@@ -113,7 +113,7 @@ fn of_earlier_stages_agree_with_differences() {
                             found.gradient.iter().map(|g| f64::from(g.abs())).fold(0.0, f64::max) * places as f64;
                         assert!(
                             (predicted - measured).abs() <= 0.02 * size + 2e-3,
-                            "{module}, class {class}, channel {channel}, image {picture}: {predicted} and {measured}, {size}"
+                            "{module}, class {class}, channel {channel}, image {image}: {predicted} and {measured}, {size}"
                         );
                         assert!(predicted.abs() > 0.0);
                     }

@@ -134,7 +134,7 @@ impl Bench {
 }
 
 /// In bf16, PyTorch rounds at other places than the devices, and its errors are large. A reference that rounds at the
-/// same places differs only in the order of float32 sums, which seldom changes the rounding of a number by a unit in
+/// same places differs only in the order of float32 sums, which rarely changes the rounding of a number by a unit in
 /// its last place. So the error of every tensor is less than if all of its elements differed. This holds if no ReLU's
 /// input is near zero.
 #[test]
@@ -299,7 +299,7 @@ fn wrong_tensor_is_named() {
 fn a_file_that_contradicts_itself_is_recognised() {
     let report = Edited::of("lesson.safetensors").with_body_that_does_not_move().check().unwrap();
     let contradiction = report.contradiction.as_ref().expect("the body has gradients but does not change");
-    assert!(contradiction.contains("did not move in the file's first step"), "{contradiction}");
+    assert!(contradiction.contains("do not change in the file's first step"), "{contradiction}");
     let failed = failed(&report);
     assert!(!report.ok && failed.iter().all(|name| name.starts_with("step1/")), "{failed:?}");
     assert!(Edited::of("lesson.safetensors").check().unwrap().contradiction.is_none());
@@ -386,7 +386,7 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
 
     let report = file().without("noise_tf32/logits").check_on(device(), None).unwrap();
     assert!(report.ok && !judged(&report, "logits"));
-    assert_eq!(report.not_compared, ["logits: the file does not tell PyTorch's error in tf32"]);
+    assert_eq!(report.not_compared, ["logits: the file has no PyTorch error in tf32"]);
     let report = file().without("noise_tf32/logits").check_on(device(), Some(0.5)).unwrap();
     assert!(judged(&report, "logits"), "--floor is the limit of tensors without another");
 
@@ -400,8 +400,8 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
         file
     };
     let error = without_noise().check_on(device(), None).expect_err("no limits").to_string();
-    assert!(error.contains("the file has no noise_tf32/ tensors, so nothing can be judged in tf32"), "{error}");
-    assert!(error.contains("hint: scripts/make-fixtures.py --add-noise FILE"), "{error}");
+    assert!(error.contains("nothing can be compared in tf32: the file has no noise_tf32/ tensors"), "{error}");
+    assert!(error.contains("hint: run scripts/make-fixtures.py --add-noise FILE"), "{error}");
     assert!(without_noise().check_on(device(), Some(0.05)).unwrap().ok);
     assert!(without_noise().check().unwrap().ok, "float32 needs no noise tensors");
 

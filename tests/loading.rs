@@ -1,5 +1,5 @@
 //! The same network in every wrapper: nested dictionaries, prefixes, other tensors beside it, in each of the three kinds of file.
-//! Whatever loads weights has to find it.
+//! Every command that loads weights must find it.
 
 mod torch_files;
 
@@ -38,7 +38,7 @@ fn resnet() -> ResNet {
     ResNet { architecture: "resnet18".parse().unwrap(), width: 4, classes: CLASSES }
 }
 
-/// Numbers of which no two tensors have the same: positive, as variances have to be, but for the weights of sums.
+/// Values that differ between tensors: positive, because variances must be, except for weights in sums.
 fn state_dict() -> Vec<(String, Value)> {
     let mut state = 1u64;
     let tensor = |NamedShape { name, shape }| {
@@ -60,7 +60,7 @@ fn state_dict() -> Vec<(String, Value)> {
 struct Wrapper {
     prefix: &'static str,
     nesting: &'static [&'static str],
-    /// Whether other tensors stand beside the network.
+    /// Whether there are other tensors beside the network.
     beside: bool,
     form: Form,
 }
@@ -76,12 +76,12 @@ impl Wrapper {
         })
     }
 
-    /// What stands before each key in the file.
+    /// The prefix of each key in the file.
     fn full_prefix(&self) -> String {
         self.nesting.iter().map(|key| format!("{key}.")).collect::<String>() + self.prefix
     }
 
-    /// Only dictionaries and prefixes tell other tensors from those of the network.
+    /// Only dictionaries and prefixes distinguish other tensors from those of the network.
     fn is_separable(&self) -> bool {
         match self.form {
             Form::Safetensors => !self.beside || !self.full_prefix().is_empty(),
@@ -104,7 +104,7 @@ impl Wrapper {
         }
         let Value::Dict(mut entries) = value else { unreachable!() };
         if self.beside {
-            // Inside the state dict itself only a prefix tells a loose tensor from those of the network.
+            // Inside the state dict, only a prefix distinguishes other tensors from those of the network.
             if !self.full_prefix().is_empty() {
                 entries.insert(0, ("criterion_weight".into(), Value::floats(&[2], &[1.0, 2.0])));
             }
@@ -118,7 +118,7 @@ impl Wrapper {
     }
 }
 
-/// What training scripts save too: gradients under the names of the parameters, and the state of the optimizer.
+/// What training scripts also save: gradients under the names of the parameters, and the state of the optimizer.
 fn others(state: &[(String, Value)]) -> Vec<(String, Value)> {
     let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
     let parameters: Vec<&(String, Value)> = state.iter().filter(|(name, _)| is_parameter(name)).collect();
@@ -175,7 +175,7 @@ fn every_wrapper_is_found() {
     }
 }
 
-/// Nothing tells those tensors from the network's own, and torch refuses them too.
+/// Nothing distinguishes those tensors from the network's own, and torch rejects them too.
 #[test]
 fn other_tensors_among_those_of_the_network_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -187,7 +187,7 @@ fn other_tensors_among_those_of_the_network_are_refused() {
     assert!(error.message().contains("68 unexpected (gradients.bn1.bias, "), "{error}");
 }
 
-/// In either order: which is first in a file says nothing.
+/// In either order: the order in a file means nothing.
 #[test]
 fn trained_weights_come_before_their_average() {
     let folder = tempfile::tempdir().unwrap();

@@ -98,13 +98,13 @@ fn values(kind: Values, count: usize, random: &mut Random) -> Vec<f32> {
 }
 
 fn any_shape() -> impl Strategy<Value = PoolShape> {
-    let pictures = (1usize..=3, 1usize..=15, 1usize..=15, 1usize..=40);
-    (pictures, 1usize..=5, 1usize..=4, 0usize..=2)
+    let images = (1usize..=3, 1usize..=15, 1usize..=15, 1usize..=40);
+    (images, 1usize..=5, 1usize..=4, 0usize..=2)
         .prop_map(|((batch, height, width, channels), kernel, stride, padding)| {
             let padding = padding.min(kernel / 2);
             PoolShape { batch, height, width, channels, kernel, stride, padding }
         })
-        .prop_filter("the window fits the picture", |shape| {
+        .prop_filter("the window fits the image", |shape| {
             shape.height.min(shape.width) + 2 * shape.padding >= shape.kernel
         })
 }

@@ -74,7 +74,7 @@ fn no_code_in_a_file_is_run() {
     assert!(!Path::new("hostile-was-run").exists() && !fixture("hostile-was-run").exists());
     let error = open("whole-model.pth").unwrap_err();
     let reason =
-        "it holds no tensors outside Python objects, such as torch.nn.modules.linear.Linear; nothing in it was run";
+        "it contains no tensors outside Python objects such as torch.nn.modules.linear.Linear; no code in it was run";
     assert!(error.message().ends_with(reason), "{error}");
     assert!(error.hint_text().unwrap().contains("torch.save(model.state_dict()"), "{error}");
 }
@@ -82,9 +82,9 @@ fn no_code_in_a_file_is_run() {
 #[test]
 fn files_without_a_state_dict_are_refused() {
     let error = open("no-tensors.pth").unwrap_err();
-    assert!(error.message().contains("it holds no tensors"), "{error}");
+    assert!(error.message().contains("it contains no tensors"), "{error}");
     let error = open("only-a-pickle.pth").unwrap_err();
-    assert!(error.message().contains("it looks like a pickle, but none of torch's files"), "{error}");
+    assert!(error.message().contains("it looks like a pickle, but not a file of torch"), "{error}");
     let folder = tempfile::tempdir().unwrap();
     let other = folder.path().join("other.zip");
     let mut archive = zip::ZipWriter::new(fs::File::create(&other).unwrap());
@@ -144,17 +144,17 @@ fn tar_archives_are_named() {
     assert!(error.message().ends_with(reason), "{error}");
     assert!(error.hint_text().unwrap().contains("torch.load(FILE, weights_only=False)"), "{error}");
 
-    // Any other one, such as weights that were packed for a download.
+    // Any other tar archive, such as weights that were packed for a download.
     let mut archive = fs::read(fixture("tar.pth")).unwrap();
     archive[..8].copy_from_slice(b"resnet18");
     let error = TensorFile::from_bytes(Path::new("w.pth.tar"), archive).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "w.pth.tar is no safetensors file: it looks like a tar archive\nhint: unpack it first"
+        "w.pth.tar is not a safetensors file: it looks like a tar archive\nhint: unpack it first"
     );
 }
 
-/// Every member's name begins with the file's, so its length moves all that follows.
+/// Every member's name begins with the file's, so its length moves everything that follows.
 #[test]
 fn the_file_may_have_a_name_of_any_length() {
     let original = fs::read(fixture("stem-of-21-characters.pth")).unwrap();
@@ -186,7 +186,7 @@ struct Member {
     bytes: Vec<u8>,
 }
 
-/// A zip archive to the byte as torch writes it: the contents of every member begin at a multiple of 64, behind an extra field
+/// A zip archive exactly as torch writes it: the contents of every member begin at a multiple of 64, after an extra field
 /// that fills the gap; checksums and sizes follow the contents; and the 64-bit form of the end record is always there.
 fn torch_archive(stem: &str, members: &[Member]) -> Vec<u8> {
     const ALIGNMENT: usize = 64;

@@ -1,4 +1,4 @@
-//! The page of a run, its curves, comparisons and contact sheets: what they say, and that nothing hostile gets through.
+//! The page of a run, its curves, comparisons and contact sheets: their contents, and that hostile names cannot change the markup.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -67,7 +67,7 @@ impl Workplace {
         assert!(!stderr.contains("panicked"), "{words:?}: {stderr}");
         assert!(
             !stdout.contains('\u{1b}') && !stderr.contains('\u{1b}'),
-            "{words:?}: escapes though this is no terminal"
+            "{words:?}: escape sequences outside a terminal"
         );
         Outcome { status: output.status.code().unwrap_or(-1), stdout, stderr }
     }
@@ -88,7 +88,7 @@ impl Workplace {
     }
 }
 
-/// Elements with their attributes, in order; checks that they are properly nested and that nothing is loaded or run.
+/// The elements with their attributes, in order; checks that they are properly nested and that nothing is loaded or run.
 fn elements(page: &str) -> Vec<(String, String)> {
     const VOID: [&str; 4] = ["meta", "img", "br", "!DOCTYPE"];
     let (mut open, mut found) = (Vec::new(), Vec::new());
@@ -118,7 +118,7 @@ fn elements(page: &str) -> Vec<(String, String)> {
     for (name, attributes) in &found {
         assert!(!["script", "iframe", "object", "embed", "link", "base", "form"].contains(&name.as_str()), "{name}");
         assert!(!attributes.contains("javascript:"), "{attributes}");
-        // Every other piece between quotes is a value, which may say anything.
+        // Every other piece between quotes is a value, which may contain any text.
         let names: String = attributes.split('"').step_by(2).collect::<String>().to_lowercase();
         assert!(!names.split_whitespace().any(|word| word.starts_with("on") && word.contains('=')), "{attributes}");
         for source in ["src=\"", "href=\""] {
@@ -152,7 +152,7 @@ fn the_page_says_what_was_measured() {
     ] {
         assert!(page.contains(&text), "{text} is missing");
     }
-    // The sums of the confusion matrix are the numbers of test pictures, and its diagonal gives the best accuracy.
+    // The sums of the confusion matrix are the numbers of test images, and its diagonal gives the best accuracy.
     let evaluated: Value =
         serde_json::from_str(&place.succeed("eval run/model.safetensors data --json").stdout).unwrap();
     let cells: Vec<usize> = page

@@ -1,4 +1,4 @@
-//! State dicts: reading, matching and saving them, reference files, and files that are damaged or something else.
+//! State dicts: reading, matching and saving them, reference files, and files that are damaged or of another kind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,7 +27,7 @@ fn metadata(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// A file by the format's own library, as an independent writer.
+/// A file written by the format's own library, as an independent writer.
 fn library_file(path: &Path, tensors: &[(&str, Dtype, &[usize], &[u8])]) {
     let views: Vec<_> = tensors
         .iter()
@@ -176,37 +176,49 @@ mod damaged {
     fn each_says_what_is_wrong() {
         let cases: Vec<(Vec<u8>, &str)> = vec![
             (vec![], "w.safetensors is empty (0 bytes), expected a safetensors file\nhint: "),
-            (vec![1, 2, 3], "w.safetensors is no safetensors file, or a damaged one: it is 3 bytes long, expected at"),
-            (with_header(HEADER, &[0; 7]), "w.safetensors is truncated: its header tells of 70 bytes, the file has 69"),
-            (with_header(HEADER, &[0; 9]), "w.safetensors is damaged: its header tells of 70 bytes, the file has 71"),
+            (vec![1, 2, 3], "w.safetensors is not a safetensors file, or is damaged: it is 3 bytes long, expected at"),
+            (
+                with_header(HEADER, &[0; 7]),
+                "w.safetensors is truncated: its header describes 70 bytes, the file has 69",
+            ),
+            (with_header(HEADER, &[0; 9]), "w.safetensors is damaged: its header describes 70 bytes, the file has 71"),
             (
                 with_header(HEADER, &[0; 8])[..40].to_vec(),
-                "w.safetensors is truncated: its header is of 54 bytes, the file has 40",
+                "w.safetensors is truncated: its header takes 54 bytes, the file has 40",
             ),
             (
                 vec![0xff; 100],
-                "w.safetensors is no safetensors file, or a damaged one: its first bytes tell of a header",
+                "w.safetensors is not a safetensors file, or is damaged: its first bytes announce a header",
             ),
-            (with_header(&HEADER.replace("[2]", "[3]"), &[0; 8]), "w.safetensors is no safetensors file, or a damaged"),
-            (with_header(&HEADER.replace("[0,8]", "[8,0]"), &[0; 8]), "w.safetensors is no safetensors file, or a dam"),
-            (with_header(&HEADER.replace("F32", "Q9"), &[0; 8]), "w.safetensors is no safetensors file, or a damaged"),
+            (
+                with_header(&HEADER.replace("[2]", "[3]"), &[0; 8]),
+                "w.safetensors is not a safetensors file, or is damaged",
+            ),
+            (
+                with_header(&HEADER.replace("[0,8]", "[8,0]"), &[0; 8]),
+                "w.safetensors is not a safetensors file, or is dam",
+            ),
+            (
+                with_header(&HEADER.replace("F32", "Q9"), &[0; 8]),
+                "w.safetensors is not a safetensors file, or is damaged",
+            ),
             (
                 b"PK\x03\x04 a zip, which is what torch.save writes".to_vec(),
                 "w.safetensors cannot be read as a .pth of torch: its zip archive is damaged",
             ),
             (
                 b"\x80\x02}q\x00.".to_vec(),
-                "w.safetensors is no safetensors file: it looks like a pickle, but none of torch's files",
+                "w.safetensors is not a safetensors file: it looks like a pickle, but not a file of torch",
             ),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(),
-                "w.safetensors is no safetensors file: it looks like a git-lfs pointer",
+                "w.safetensors is not a safetensors file: it looks like a git-lfs pointer",
             ),
             (
                 b"\n<!DOCTYPE html><html>not found</html>".to_vec(),
-                "w.safetensors is no safetensors file: it looks like an HTML page",
+                "w.safetensors is not a safetensors file: it looks like an HTML page",
             ),
-            (b"{\"weight_map\": {}}".to_vec(), "w.safetensors is no safetensors file: it looks like a JSON file"),
+            (b"{\"weight_map\": {}}".to_vec(), "w.safetensors is not a safetensors file: it looks like a JSON file"),
         ];
         for (bytes, expected) in cases {
             let found = opening(&bytes);
@@ -223,11 +235,11 @@ mod damaged {
             assert!(opening(&with_header(&header, &[0; 8])).contains("its header cannot be read"));
         }
         let header = HEADER.replace("[2]", "[1000000000000]").replace("[0,8]", "[0,4000000000000]");
-        assert!(opening(&with_header(&header, &[0; 8])).contains("is truncated: its header tells of 40000000000"));
+        assert!(opening(&with_header(&header, &[0; 8])).contains("is truncated: its header describes 40000000000"));
         for length in [101, u64::MAX / 2, u64::MAX - 7, u64::MAX] {
             let mut bytes = with_header(HEADER, &[0; 8]);
             bytes[..8].copy_from_slice(&length.to_le_bytes());
-            let expected = format!("is truncated: its header is of {length} bytes, the file has 70");
+            let expected = format!("is truncated: its header takes {length} bytes, the file has 70");
             assert!(opening(&bytes).contains(&expected));
         }
     }
@@ -650,7 +662,7 @@ mod matching {
         let refused = |rows: &[usize]| shown(head_from(rows, &file, &report).unwrap_err(), &folder);
         assert_eq!(
             refused(&[0, 10]),
-            "cannot copy rows of the final layer of w.safetensors: it has no row 10, expected 0 to 9 of its 10 rows"
+            "cannot copy rows of the final layer of w.safetensors: it has no row 10, expected 0 to 9"
         );
         assert!(refused(&[usize::MAX, 0]).contains("it has no row"));
         assert!(refused(&[1]).contains("expected 2 rows, one per class, found 1\nhint: "));
@@ -777,7 +789,7 @@ mod finding {
         let mut tensors = under("a.", &body);
         tensors.extend(under("b.", &resnet18(3)));
         assert_eq!(found_in(&tensors, &[]).unwrap().prefix, "b.");
-        // Alone, an average is taken, and the user is told.
+        // If it is the only network, an average is taken, and the user is told.
         let found = found_in(&under("state_dict_ema.", &resnet18(3)), &[]).unwrap();
         assert_eq!(found.notices, ["averaged or copied weights (such as EMA) found under `state_dict_ema.`"]);
         // A name is compared part by part.

@@ -19,7 +19,7 @@ Examples:
 ///
 /// Reads safetensors and PyTorch .pth files; code in a .pth file is never run. A safetensors file gets the same tensors with
 /// torchvision's key names. An ONNX file contains the whole network, with the input `input` (normalised pixels, [batch, 3, size,
-/// size]) and the output `logits`; its metadata holds the class names and the preprocessing.
+/// size]) and the output `logits`; its metadata contains the class names and the preprocessing.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ConvertArguments {

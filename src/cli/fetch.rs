@@ -21,15 +21,15 @@ Examples:
 
 /// Download pretrained weights or the hot dog data set
 ///
-/// Interrupted downloads resume, and checksums are verified. Set the environment variable RETUNE_FETCH_BASE to the URL of a
-/// mirror to download from there.
+/// Resumes interrupted downloads and verifies checksums. To download from a mirror, set the environment variable
+/// RETUNE_FETCH_BASE to its URL.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct FetchArguments {
     /// What to download
     what: What,
 
-    /// Folder to download to [default: data for the data set, weights for weights]
+    /// Folder to download to [default: data for images, weights for weights]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
@@ -99,7 +99,7 @@ fn hotdog(global: &GlobalArguments, source: &Source, folder: &Path) -> Result<Pa
     }
     let files = unpack(&archive, &data, Limits::default())?;
     global.note(&format!("unpacked {files} files"));
-    // The archive is no longer needed; if it cannot be removed, it only takes space.
+    // The archive is no longer needed; if it cannot be removed, it only wastes space.
     let _ = std::fs::remove_file(&archive);
     Ok(data)
 }

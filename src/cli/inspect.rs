@@ -87,7 +87,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         let kept = file.entries().iter().filter(|entry| is_parameter(&entry.name) && keep(&entry.name));
         kept.map(|entry| entry.elements()).sum()
     };
-    // Of the network if there is one, without what else the file holds.
+    // The tensors of the network, if there is one, without the other contents of the file.
     let counted = found.as_ref().map_or(file, |found| &found.weights);
     let (all, head) = (parameters(counted, &|_| true), parameters(counted, &is_head));
     if global.json {
@@ -144,7 +144,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     Ok(())
 }
 
-/// Files put integers first, which keeps tensors aligned; here a batch norm's counter follows its module.
+/// Files store integers first to keep tensors aligned; this order puts a batch norm's counter after its module.
 fn counters_last(rows: Vec<TensorRow>) -> Vec<TensorRow> {
     let (mut counters, others): (Vec<TensorRow>, Vec<TensorRow>) =
         rows.into_iter().partition(|row| row.name.ends_with(".num_batches_tracked"));

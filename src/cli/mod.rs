@@ -113,7 +113,7 @@ enum Precision {
     Bf16,
 }
 
-/// The upper limit of `--threads`: a typing error must not start a million threads.
+/// The upper limit of `--threads`: a typo must not start a million threads.
 const MOST_THREADS: usize = 4096;
 
 impl GlobalArguments {

@@ -145,7 +145,7 @@ fn image_paths(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if paths.len() == before {
             let what = if argument.is_dir() { "no images in this folder" } else { "no such file" };
             return Err(Error::new(format!("{}: {what}", argument.display()))
-                .hint(format!("images are files ending in {}", EXTENSIONS.join(" "))));
+                .hint(format!("give images that end in one of {}", EXTENSIONS.join(" "))));
         }
     }
     Ok(paths)

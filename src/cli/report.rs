@@ -40,7 +40,7 @@ pub struct ReportArguments {
     data: Option<PathBuf>,
 
     /// Leave out everything that needs the images: confusion matrix, mistakes, Grad-CAM and data set
-    #[arg(long, alias = "no-pictures")]
+    #[arg(long)]
     no_images: bool,
 }
 

@@ -91,7 +91,9 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
                 "height": sheet.height,
             }))?;
         } else {
-            print_result(&format!("{}: {images} images of {} classes", path.display(), folder.classes.len()))?;
+            let classes = folder.classes.len();
+            let nouns = (if images == 1 { "image" } else { "images" }, if classes == 1 { "class" } else { "classes" });
+            print_result(&format!("{}: {images} {} of {classes} {}", path.display(), nouns.0, nouns.1))?;
         }
     }
     Ok(ExitCode::SUCCESS)

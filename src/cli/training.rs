@@ -1,4 +1,4 @@
-//! What the commands that train share: a run from its preparation to its report, shown as it goes on.
+//! Code that the training commands share: a run from its preparation to its report, with its progress.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use super::{GlobalArguments, report, say, size, warn_of_skipped};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::train::{Event, FolderLock, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
-/// What a run writes besides its model, checkpoint and metrics, and what `config.json` says of it.
+/// The optional outputs of a run, and its entries in `config.json`.
 pub struct Training<'a> {
     /// The folder of the data set.
     pub data: &'a Path,
@@ -22,7 +22,7 @@ pub struct Training<'a> {
     pub report: bool,
 }
 
-/// Where a run writes.
+/// The folder to which a run writes.
 pub enum Place {
     /// The next of `runs/1`, `runs/2`, ...
     Numbered,
@@ -32,11 +32,11 @@ pub enum Place {
     Resumed(FolderLock),
 }
 
-/// What a finished run left.
+/// The results of a finished run.
 pub struct Trained {
-    /// Where.
+    /// The run's folder.
     pub folder: RunFolder,
-    /// Its last figures, and the best.
+    /// The metrics of the last epoch and of the best.
     pub summary: Summary,
     /// The device's name.
     pub device: String,
@@ -45,7 +45,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The last line of the lesson that the default recipe comes from.
+    /// The results in the form of the last line of output in the lesson.
     pub fn line(&self) -> String {
         let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
         format!(
@@ -174,13 +174,13 @@ pub fn interruption() -> Result<&'static AtomicBool> {
     Ok(&INTERRUPTED)
 }
 
-/// Adds to a shortage of memory the batch that would fit.
+/// Adds the largest batch size that would fit to an out-of-memory error.
 fn with_fitting_batch(error: Error, run: &Run) -> Error {
-    // Devices hand out whole pages, of 2 MiB at most.
+    // Devices allocate whole pages of at most 2 MiB.
     let free = error.shortage().and_then(|shortage| shortage.free).map(|free| free.saturating_sub(2 << 20));
     match free.map(|free| run.largest_batch_within(free)) {
         Some(Ok(Some(batch))) => error.hint(format!("--batch-size {batch} fits")),
-        Some(Ok(None)) => error.hint("not even --batch-size 1 fits: give a smaller --image-size, or --device cpu"),
+        Some(Ok(None)) => error.hint("use a smaller --image-size, or --device cpu: not even --batch-size 1 fits"),
         // The device's own message is enough.
         Some(Err(_)) | None => error,
     }

@@ -17,13 +17,13 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Waiting for images is shown if it takes more than this fraction of the time.
 const NOTABLE_WAITING: f64 = 0.1;
 
-/// How much there is to do.
+/// The number of batches of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
     pub epochs: usize,
-    /// Batches of an epoch.
+    /// Batches per epoch.
     pub train_batches: usize,
-    /// Batches of a test.
+    /// Batches of the test set.
     pub test_batches: usize,
 }
 
@@ -52,7 +52,7 @@ pub struct TrainingDisplay {
 }
 
 impl TrainingDisplay {
-    /// Shows a run that starts at `position` on the device of that name.
+    /// Shows a run that starts at `position` on the device with this name.
     pub fn new(global: &GlobalArguments, workload: Workload, position: &Position, device: String) -> Self {
         let progress = Progress::of_work(global, workload.done(workload.epochs, 0, 0));
         let begun_at = workload.done(position.epoch, position.batch, 0);
@@ -71,7 +71,7 @@ impl TrainingDisplay {
         }
     }
 
-    /// Shows what happened.
+    /// Shows an event.
     pub fn observe(&mut self, event: Event) {
         match event {
             Event::Step { epoch, batch, batches, totals, pace } => {
@@ -91,7 +91,7 @@ impl TrainingDisplay {
             Event::Recorded(_) | Event::Notice(_) => {}
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
-                "{} of {of} images stay decoded on {}: {}",
+                "{} of {of} decoded images are kept on {}: {}",
                 stored.images,
                 self.device,
                 size(stored.bytes)
@@ -131,7 +131,7 @@ impl TrainingDisplay {
         self.last_line = Instant::now();
     }
 
-    /// Warns above the live line.
+    /// Prints a warning above the live line.
     pub fn warn(&self, text: &str) {
         self.progress.warn(text);
     }

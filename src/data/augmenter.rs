@@ -1,23 +1,23 @@
-//! Executes transforms on a device, by its `augment`.
+//! Executes transforms on a device with its `augment`.
 
 use crate::data::transform::lookup_table;
 use crate::device::{Augment, Device, ImageView, write_f32};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
-/// Device memory that a batch's transform needs.
+/// Device memory for the transform of a batch.
 pub struct Augmenter {
-    /// What each byte becomes, `[3, 256]`.
+    /// The lookup table, `[3, 256]`.
     lookup_table: Tensor,
     /// The views of a batch.
     views: Tensor,
 }
 
 impl Augmenter {
-    /// For batches of at most so many images.
+    /// Allocates the memory for batches of at most this many images.
     ///
     /// # Errors
-    /// When the device has no memory for it.
+    /// When the device is out of memory.
     pub fn new(device: &dyn Device, batch_size: usize) -> Result<Self> {
         let table = allocate(device, [3, 256].into(), ElementType::F32)?;
         write_f32(device, lookup_table().as_flattened(), &table)?;
@@ -39,7 +39,7 @@ impl Augmenter {
     }
 }
 
-/// Memory of a device for a tensor.
+/// Allocates device memory for a tensor.
 pub(super) fn allocate(device: &dyn Device, shape: Shape, element_type: ElementType) -> Result<Tensor> {
     Ok(Tensor::new(device.allocate(shape.len() * element_type.size())?, 0, shape, element_type))
 }

@@ -1,4 +1,4 @@
-//! Batches on their way to a network, wherever their pixels are made.
+//! Batches for a network, on the host or on a device.
 
 use std::rc::Rc;
 
@@ -9,17 +9,17 @@ use crate::device::{Device, write_f32};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
-/// Where decoded images become a network's input, with what each place needs for it.
+/// The place where decoded images become the network's input, with its resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement<H, D> {
-    /// On the threads that decode them.
+    /// The threads that decode the images.
     Host(H),
-    /// On the device, by its `augment`.
+    /// The device, with its `augment`.
     Device(D),
 }
 
 impl Placement<(), ()> {
-    /// The device, if it can.
+    /// The device if it supports `augment`, otherwise the host.
     pub fn of(device: &dyn Device) -> Self {
         match device.features().augment {
             true => Self::Device(()),
@@ -45,7 +45,7 @@ pub struct InputBatch<'a> {
     pub targets: Vec<u32>,
     /// The index of each image in [`super::ImageFolder::samples`].
     pub indices: Vec<usize>,
-    /// The images that were left out.
+    /// The images that were skipped.
     pub skipped: Vec<SkippedSample>,
     pixels: Placement<Batch, ResidentBatch<'a>>,
 }
@@ -78,10 +78,10 @@ impl<'a> InputBatch<'a> {
 }
 
 impl Batches {
-    /// The batches of `loader` for the store's device, which keeps images there if it makes the pixels.
+    /// The batches of `loader` for the store's device. If the device computes the pixels, the store keeps the images.
     ///
     /// # Errors
-    /// When the device has no memory for it.
+    /// When the device is out of memory.
     pub fn new(loader: Loader, store: &Rc<ImageStore>) -> Result<Self> {
         let placement = match Placement::of(store.device().as_ref()) {
             Placement::Host(()) => Placement::Host(()),
@@ -90,7 +90,7 @@ impl Batches {
         Ok(Self { loader, placement })
     }
 
-    /// The data set and how it is read.
+    /// The loader, with the data set and its options.
     pub fn loader(&self) -> &Loader {
         &self.loader
     }
@@ -107,8 +107,8 @@ impl Batches {
 }
 
 impl BatchEpoch<'_> {
-    /// The next batch, which has to be written before the one after it is made: they share memory on the device. Blocks
-    /// until the images are there. None at the end and after an error.
+    /// The next batch. It must be written before the following one is requested, because both use the same device memory. Blocks
+    /// until the images are ready. `None` at the end and after an error.
     pub fn next_batch(&mut self) -> Option<Result<InputBatch<'_>>> {
         match &mut self.source {
             Placement::Host(epoch) => epoch.next().map(|batch| batch.map(InputBatch::on_host)),

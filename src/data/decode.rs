@@ -17,10 +17,10 @@ use image::{DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageErr
 use super::jpeg::{self, Markers};
 use crate::error::{Error, Result};
 
-/// The most pixels that an image may have: Pillow's own limit, against small files that unpack to fill the memory.
+/// The maximum number of pixels of an image. It is Pillow's limit, against small files that expand to fill the memory.
 pub const MAX_PIXELS: u64 = 178_956_970;
 
-/// The most bytes that a file may have.
+/// The maximum size of a file in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 31;
 
 /// What a decoder may allocate before it knows the size of the image: profiles, comments, tables.
@@ -31,13 +31,13 @@ fn decoder_bytes(pixels: usize) -> u64 {
     2 * 8 * pixels as u64 + (1 << 20)
 }
 
-/// A buffer that had to grow beyond this for one huge image is freed.
+/// Buffers that grew beyond this size for one huge image are freed.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// An image: 8-bit RGB, rows from the top, nothing between them.
+/// An 8-bit RGB image, with rows from top to bottom and no padding.
 pub type RgbImage = Image<3>;
 
-/// The same with a byte of no meaning after each pixel: processors take four bytes more easily than three. Scaling a
+/// The same with an unused byte after each pixel, because processors handle four bytes faster than three. Scaling a
 /// photo's crop to 224 x 224 takes 0.14 ms instead of 0.20 (Zen 3).
 pub type PaddedImage = Image<4>;
 
@@ -53,7 +53,7 @@ pub struct Image<const BYTES: usize> {
 }
 
 impl<const BYTES: usize> Image<BYTES> {
-    /// Frees the buffer of a huge image, so that it does not stay for the small ones after it.
+    /// Frees the buffer of a huge image, which later small images do not need.
     pub(super) fn free_large_buffer(&mut self) {
         if self.pixels.capacity() > KEPT_BYTES {
             *self = Self::default();
@@ -71,24 +71,24 @@ pub fn decode_file(path: impl AsRef<Path>) -> Result<RgbImage> {
     Ok(image)
 }
 
-/// What a [`Decoder`] makes of a file.
+/// Options of a [`Decoder`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeOptions {
-    /// Whether an image is rotated and mirrored as its EXIF orientation says, as `PIL.ImageOps.exif_transpose` does it.
+    /// Whether to rotate and mirror an image according to its EXIF orientation, as `PIL.ImageOps.exif_transpose` does.
     pub exif: bool,
-    /// An image of more pixels is an error. It may be less than [`MAX_PIXELS`], not more.
+    /// The maximum number of pixels; at most [`MAX_PIXELS`].
     pub max_pixels: u64,
 }
 
 impl DecodeOptions {
-    /// The default but for EXIF.
+    /// The default options, with or without EXIF orientation.
     pub fn with_exif(exif: bool) -> Self {
         Self { exif, ..Self::default() }
     }
 }
 
 impl Default for DecodeOptions {
-    /// What torchvision's loader does.
+    /// The behaviour of torchvision's loader.
     fn default() -> Self {
         Self { exif: false, max_pixels: MAX_PIXELS }
     }
@@ -103,21 +103,21 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder; [`Decoder::default`] has the default options.
+    /// Creates a decoder; [`Decoder::default`] has the default options.
     pub fn new(options: DecodeOptions) -> Self {
         Self { options, ..Self::default() }
     }
 
-    /// Decodes a file into `image`, whose buffer is reused. After an error, `image` holds nothing of use.
+    /// Decodes a file into `image`, whose buffer is reused. After an error, the contents of `image` are unspecified.
     ///
     /// # Errors
-    /// A file that is unreadable, empty, truncated, broken, of a format not supported, or of more than
-    /// [`MAX_PIXELS`]; the message names the file.
+    /// When the file is unreadable, empty, truncated, damaged, in an unsupported format, or has more than
+    /// [`MAX_PIXELS`] pixels; the message names the file.
     pub fn decode_file<const BYTES: usize>(&mut self, path: &Path, image: &mut Image<BYTES>) -> Result<()> {
         self.decode_file_rows(path, image, |_, height| height)
     }
 
-    /// Decodes the upper rows of a file into `image`: at least as many as `rows` returns for the image's width and height. `image.height` is the number of rows that are there. An image that is rotated has all its rows.
+    /// Decodes the upper rows of a file into `image`: at least as many as `rows` returns for the image's width and height. `image.height` is the number of decoded rows. A rotated image is decoded completely.
     ///
     /// # Errors
     /// Those of [`Decoder::decode_file`].
@@ -140,16 +140,16 @@ impl Decoder {
     /// Decodes the bytes of a file into `image`, as [`Decoder::decode_file`] does.
     ///
     /// # Errors
-    /// The same, without the name of a file.
+    /// Those of [`Decoder::decode_file`], without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
         self.decode_rows(bytes, image, |_, height| height)
             .map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
     }
 
-    /// Decodes the upper rows of a file that is in memory, as [`Decoder::decode_file_rows`] does.
+    /// Decodes the upper rows of a file in memory, as [`Decoder::decode_file_rows`] does.
     ///
     /// # Errors
-    /// The same, without the name of a file.
+    /// Those of [`Decoder::decode_file`], without the name of a file.
     pub fn decode_bytes_rows<const BYTES: usize>(
         &mut self,
         bytes: &[u8],
@@ -175,7 +175,7 @@ impl Decoder {
         }
     }
 
-    /// The number of pixels, if it is acceptable.
+    /// Returns the number of pixels if it is allowed.
     fn require_pixels(&self, width: u32, height: u32) -> Result<usize, String> {
         let most = self.options.max_pixels.min(MAX_PIXELS);
         match u64::from(width) * u64::from(height) {
@@ -244,8 +244,8 @@ thread_local! {
     static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A panic of a third-party decoder is an error for its image only, and prints nothing. When fuzzing, which looks for such
-/// decoders, it stays a panic.
+/// Turns a panic of a third-party decoder into an error for its image, without output. In fuzzing builds, which search for
+/// such panics, it stays a panic.
 fn guarded(decode: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     static QUIET: Once = Once::new();
     if cfg!(fuzzing) {
@@ -260,10 +260,10 @@ fn guarded(decode: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
         }));
     });
     IS_GUARDED.set(true);
-    // The buffers hold nothing of use after an error, and are written before they are read.
+    // After an error, the contents of the buffers are unspecified; they are written before they are read.
     let result = catch_unwind(AssertUnwindSafe(decode));
     IS_GUARDED.set(false);
-    result.unwrap_or_else(|_| Err("broken data, at which its decoder gave up".into()))
+    result.unwrap_or_else(|_| Err("damaged data: its decoder gave up".into()))
 }
 
 fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
@@ -283,7 +283,7 @@ fn turn<const BYTES: usize>(image: &mut Image<BYTES>, orientation: Orientation) 
         3 => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
         _ => ImageBuffer::from_raw(width, height, pixels).map(DynamicImage::ImageRgba8),
     };
-    let mut turned = turned.ok_or("its pixels are not as many as it says")?;
+    let mut turned = turned.ok_or("the number of its pixels does not match its size")?;
     turned.apply_orientation(orientation);
     (image.width, image.height) = (turned.width(), turned.height());
     image.pixels = turned.into_bytes();
@@ -372,10 +372,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decoder_that_panics_costs_its_picture_only() {
+    fn a_decoder_that_panics_costs_its_image_only() {
         let defect = guarded(|| panic!("at this image"));
-        assert_eq!(defect.unwrap_err(), "broken data, at which its decoder gave up");
-        assert!(!IS_GUARDED.get(), "later panics are told");
+        assert_eq!(defect.unwrap_err(), "damaged data: its decoder gave up");
+        assert!(!IS_GUARDED.get(), "later panics are reported");
         guarded(|| Ok(())).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! Batches of normalised pixels, prepared by worker threads ahead of the computation.
 //!
-//! What a batch holds depends on the data set, the options and the epoch, never on the workers.
+//! The contents of a batch depend on the data set, the options and the epoch, never on the workers.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -17,53 +17,53 @@ use crate::error::{Error, Result};
 /// How many batches are prepared ahead of the one that the consumer works on.
 const PREFETCHED_BATCHES: usize = 2;
 
-/// No image is decoded while those that wait for the consumer have more bytes.
+/// No image is decoded while the images that wait for the consumer take at least this many bytes.
 const DECODED_BYTES: usize = 512 << 20;
 
-/// What the images are for.
+/// The purpose of the batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// The training transform, in an order that each epoch shuffles anew.
+    /// Training: the training transform, in an order that is shuffled in each epoch.
     Train {
-        /// Decides the order, and every crop and flip.
+        /// Determines the order, and every crop and flip.
         seed: u64,
     },
-    /// The test transform, in the order of the data set.
+    /// Evaluation: the test transform, in the order of the data set.
     Evaluate,
 }
 
-/// How a [`Loader`] makes batches.
+/// Options of a [`Loader`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoaderOptions {
-    /// Images in a batch, at least one; the last batch of an epoch may be shorter.
+    /// Images in a batch, at least one; the last batch of an epoch may be smaller.
     pub batch_size: usize,
     /// Height and width of the network's input in pixels, at least one.
     pub image_size: u32,
-    /// What the images are for.
+    /// The purpose of the batches.
     pub mode: Mode,
-    /// Threads that decode and transform; zero counts as one.
+    /// Number of threads that decode and transform images; zero means one.
     pub workers: usize,
-    /// Whether an image that cannot be decoded is an error. Otherwise it is skipped and reported.
+    /// Whether an unreadable image is an error. Otherwise it is skipped and reported.
     pub strict: bool,
 }
 
 impl LoaderOptions {
-    /// Bytes that the batches of an epoch over so many images take at once, when the consumer drops each before the next:
-    /// those that are ready, the one that it works on, and one that is being assembled.
+    /// The maximum number of bytes that the batches of an epoch take if the consumer drops each batch before it requests the next:
+    /// the batches that are ready, the one in use, and the one that is being assembled.
     pub fn bytes_at_once(&self, images: usize) -> usize {
         let image = (self.image_size as usize).pow(2).saturating_mul(3 * size_of::<f32>());
         image.saturating_mul(self.batch_size.min(images)).saturating_mul(PREFETCHED_BATCHES + 2)
     }
 }
 
-/// An image that was left out of its batch.
+/// An image that was skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkippedSample {
     /// An index into [`ImageFolder::samples`].
     pub index: usize,
     /// The file.
     pub path: PathBuf,
-    /// One line that names the file and says what is wrong with it.
+    /// One line that names the file and the problem.
     pub reason: String,
 }
 
@@ -76,7 +76,7 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// The index of each image in [`ImageFolder::samples`], `[n]`.
     pub indices: Vec<usize>,
-    /// The images that were left out.
+    /// The images that were skipped.
     pub skipped: Vec<SkippedSample>,
     pool: Arc<Pool>,
 }
@@ -97,7 +97,7 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader for `dataset`. No thread runs before [`Loader::epoch`].
+    /// A loader for `dataset`. No thread starts before [`Loader::epoch`].
     ///
     /// # Errors
     /// When the batch size or the image size is zero.
@@ -131,12 +131,12 @@ impl Loader {
         &self.dataset
     }
 
-    /// How batches are made.
+    /// The options.
     pub fn options(&self) -> &LoaderOptions {
         &self.options
     }
 
-    /// What is done to this image of the data set in this epoch.
+    /// The resampling of this image of the data set in this epoch.
     pub(super) fn draw(&self, epoch: u64, index: usize, width: u32, height: u32) -> Resampling {
         let seed = match self.options.mode {
             Mode::Train { seed } => seed,
@@ -150,27 +150,27 @@ impl Loader {
         self.dataset.len().div_ceil(self.options.batch_size)
     }
 
-    /// The batches of an epoch. Workers begin at once. The iterator blocks until its next batch is there, and ends
+    /// The batches of an epoch. The workers start immediately. The iterator blocks until its next batch is ready, and ends
     /// after an error; dropping it stops the workers.
     pub fn epoch(&self, epoch: u64) -> Epoch {
         self.epoch_from(epoch, 0)
     }
 
-    /// The batches of an epoch from number `first_batch` on, the same as [`Loader::epoch`] gives there.
+    /// The batches of an epoch from number `first_batch` on, the same as those of [`Loader::epoch`].
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
         let job = BatchJob { loader: self.clone(), epoch };
         let order = epoch_order(self.dataset.len(), self.options.mode, epoch);
         Epoch { pipeline: Pipeline::start(job, order, first_batch, self.options.workers) }
     }
 
-    /// These samples as they are decoded, in this order. Workers begin at once.
+    /// The decoded images of these samples, in this order. The workers start immediately.
     pub(super) fn decode(&self, samples: Vec<usize>) -> DecodedImages {
         let job = DecodeJob { loader: self.clone() };
         DecodedImages { pipeline: Pipeline::start(job, samples, 0, self.options.workers) }
     }
 }
 
-/// The order of the samples of a data set in an epoch: shuffled to train, as they are to evaluate.
+/// The order of the samples of a data set in an epoch: shuffled for training, unchanged for evaluation.
 pub fn epoch_order(samples: usize, mode: Mode, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..samples).collect();
     if let Mode::Train { seed } = mode {
@@ -179,7 +179,7 @@ pub fn epoch_order(samples: usize, mode: Mode, epoch: u64) -> Vec<usize> {
     order
 }
 
-/// Buffers that are used again.
+/// Buffers for reuse.
 #[derive(Debug, Default)]
 struct Pool {
     pixels: Mutex<Vec<Vec<u8>>>,
@@ -199,7 +199,7 @@ impl Pool {
         lock(&self.images).pop().unwrap_or_default()
     }
 
-    /// Keeps as many as are in use when the consumer drops each batch before the next, and frees any others.
+    /// Keeps as many as are in use if the consumer drops each batch before it requests the next, and frees any others.
     fn return_images(&self, buffer: Vec<f32>) {
         let mut kept = lock(&self.images);
         if kept.len() <= PREFETCHED_BATCHES {
@@ -225,7 +225,7 @@ impl BatchJob {
         (self.loader.options.image_size as usize).pow(2)
     }
 
-    /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and returns what was drawn. Its flips are still to be done.
+    /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and returns the resampling, whose flips are still to be applied.
     fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<Resampling> {
         let BatchScratch { decoder, image, transformer } = scratch;
         let loader = &self.loader;
@@ -244,7 +244,7 @@ impl BatchJob {
 struct Scaled {
     /// Padded RGB, [image_size, image_size, 4].
     pixels: Vec<u8>,
-    /// Of which the flips are still to be done.
+    /// The resampling, whose flips are still to be applied.
     drawn: Resampling,
 }
 
@@ -314,7 +314,7 @@ impl Job for BatchJob {
     }
 }
 
-/// Images as they are decoded, one by one.
+/// Decoded images, one by one.
 struct DecodeJob {
     loader: Loader,
 }
@@ -364,10 +364,10 @@ impl Job for DecodeJob {
 /// The error for a worker that panicked on a file.
 fn panicked(dataset: &ImageFolder, index: usize) -> Error {
     Error::new(format!("a data worker failed on {}", dataset.samples[index].path.display()))
-        .hint("this is a defect of the program; moving the file away avoids it")
+        .hint("this is a bug: please report it, and move the file away to continue")
 }
 
-/// An unreadable image is an error or is skipped, as the options say.
+/// Returns an error for an unreadable image, or skips it, depending on the options.
 fn skip<T>(loader: &Loader, index: usize, sample: Result<T>) -> Result<Result<T, SkippedSample>> {
     match sample {
         Ok(sample) => Ok(Ok(sample)),
@@ -379,7 +379,7 @@ fn skip<T>(loader: &Loader, index: usize, sample: Result<T>) -> Result<Result<T,
     }
 }
 
-/// An image of a data set as it was decoded, or why it could not be.
+/// A decoded image of a data set, or the reason why it could not be decoded.
 pub(super) struct DecodedImage {
     /// An index into [`ImageFolder::samples`].
     pub(super) index: usize,

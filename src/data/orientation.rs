@@ -18,7 +18,7 @@ pub(super) fn from_exif(exif: &[u8]) -> Option<Orientation> {
     };
     let directory = number(4, 4)? as usize;
     let entries = number(directory, 2)? as usize;
-    // An entry: tag, type, count, and the value itself where it takes at most four bytes, else its place.
+    // An entry: tag, type, count, and the value if it fits in four bytes, otherwise its offset.
     for entry in (0..entries).map(|index| directory.saturating_add(2 + 12 * index)) {
         if number(entry, 2)? != u32::from(ORIENTATION) {
             continue;
@@ -84,7 +84,7 @@ mod tests {
         ] {
             assert_eq!(from_exif(&exif(is_little, kind, 1, value)), Some(Orientation::Rotate90), "{kind}");
         }
-        // The first of two longs, which lie elsewhere.
+        // The first of two longs, which are stored at an offset.
         let mut two = exif(false, 4, 2, [0, 0, 0, 34]);
         two.extend([0, 0, 0, 8, 0, 0, 0, 1]);
         assert_eq!(from_exif(&two), Some(Orientation::Rotate270));

@@ -1,8 +1,8 @@
 //! An ordered, bounded, parallel pipeline.
 //!
-//! Workers take single items in the order that was asked for, so that all of them work on the same group; the worker that
+//! Workers take single items in the requested order, so that all of them work on the same group; the worker that
 //! finishes the last item of a group assembles it. One consumer receives the groups in order. How far the workers may run
-//! ahead of it is bounded in groups and in bytes. What a group holds never depends on the workers.
+//! ahead of it is bounded in groups and in bytes. The contents of a group never depend on the workers.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,13 +10,13 @@ use std::thread::JoinHandle;
 
 use crate::error::{Context, Error, Result};
 
-/// What the workers of a [`Pipeline`] do.
+/// The work of a [`Pipeline`].
 pub(super) trait Job: Send + Sync + 'static {
-    /// What a worker keeps from item to item, such as buffers.
+    /// State that a worker keeps from item to item, such as buffers.
     type Scratch;
     /// The result for one item.
     type Item: Send;
-    /// What the consumer receives.
+    /// The type of what the consumer receives.
     type Group: Send;
 
     fn scratch(&self) -> Self::Scratch;
@@ -40,10 +40,10 @@ pub(super) trait Job: Send + Sync + 'static {
     /// Prepares the item with this index.
     fn prepare(&self, scratch: &mut Self::Scratch, index: usize) -> Result<Self::Item>;
 
-    /// Makes a group of its items, whose indices are `indices`.
+    /// Assembles a group from its items, whose indices are `indices`.
     fn assemble(&self, indices: &[usize], items: Vec<Result<Self::Item>>) -> Result<Self::Group>;
 
-    /// The error that the consumer receives when a worker panicked on this item.
+    /// The error that the consumer receives if a worker panicked on this item.
     fn panicked(&self, index: usize) -> Error;
 }
 
@@ -111,7 +111,7 @@ impl<J: Job> Pipeline<J> {
                 .context(|| "cannot start a data worker");
             match spawned {
                 Ok(worker) => workers.push(worker),
-                // Fewer workers make the same groups.
+                // Fewer workers give the same groups.
                 Err(error) if workers.is_empty() => lock(&shared.state).failure = Some(error),
                 Err(_) => break,
             }
@@ -123,7 +123,7 @@ impl<J: Job> Pipeline<J> {
 impl<J: Job> Iterator for Pipeline<J> {
     type Item = Result<J::Group>;
 
-    /// The next group. Blocks until it is complete. None after the last group and after an error.
+    /// The next group. Blocks until it is complete. `None` after the last group and after an error.
     fn next(&mut self) -> Option<Result<J::Group>> {
         let groups = self.shared.order.len().div_ceil(self.shared.job.group_size());
         let mut state = lock(&self.shared.state);
@@ -177,7 +177,7 @@ impl<J: Job> Drop for PanicReporter<'_, J> {
 }
 
 impl<J: Job> Shared<J> {
-    /// The life of a worker.
+    /// The loop of a worker.
     fn work(&self) {
         let mut scratch = self.job.scratch();
         let size = self.job.group_size();
@@ -194,7 +194,7 @@ impl<J: Job> Shared<J> {
         }
     }
 
-    /// The next position in the order, once the consumer is near enough to it; None at the end.
+    /// The next position in the order, once the consumer is near enough to it; `None` at the end.
     fn claim(&self) -> Option<usize> {
         let size = self.job.group_size();
         let mut state = lock(&self.state);
@@ -204,7 +204,7 @@ impl<J: Job> Shared<J> {
                 return None;
             }
             let ahead = position / size - state.next_group;
-            // The group that the consumer waits for is never held up.
+            // The group that the consumer waits for is never delayed.
             if ahead == 0 || ahead < self.job.groups_ahead() && state.bytes < self.job.bytes_ahead() {
                 if ahead == state.assemblies.len() {
                     let missing = size.min(self.order.len() - position);
@@ -218,7 +218,7 @@ impl<J: Job> Shared<J> {
         }
     }
 
-    /// Puts an item into its group, and returns all items of the group when this was the last.
+    /// Puts an item into its group, and returns all items of the group if this was the last one.
     fn deliver(&self, position: usize, item: Result<J::Item>) -> Option<Vec<Result<J::Item>>> {
         let size = self.job.group_size();
         let bytes = item.as_ref().map_or(0, J::bytes);

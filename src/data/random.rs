@@ -1,9 +1,9 @@
-//! Random numbers that stay the same whatever the worker, the platform and the versions of crates.
+//! Random numbers that do not depend on the worker, the platform or the versions of crates.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// What a stream of random numbers is for; streams of different purposes never meet.
+/// The purpose of a stream of random numbers; streams with different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// The order of the samples in one epoch.
@@ -12,16 +12,16 @@ pub enum Purpose {
     Augmentation = 2,
     /// Which samples of one class are held out for the test.
     Split = 3,
-    /// What is on one drawn image.
+    /// The contents of one drawn image.
     Drawing = 4,
 }
 
-/// An independent stream of random numbers, named by its seed, purpose and two more numbers.
+/// An independent stream of random numbers, identified by its seed, purpose and two more numbers.
 #[derive(Debug, Clone)]
 pub struct RandomStream(ChaCha8Rng);
 
 impl RandomStream {
-    /// The stream of that name; `major` and `minor` mean what the purpose needs, such as epoch and sample.
+    /// Creates a stream. The purpose determines the meaning of `major` and `minor`, such as epoch and sample.
     pub fn new(seed: u64, purpose: Purpose, major: u64, minor: u64) -> Self {
         let mut key = [0u8; 32];
         key[0..8].copy_from_slice(&seed.to_le_bytes());

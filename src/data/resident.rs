@@ -1,8 +1,8 @@
-//! The images of a data set on a device, which makes the pixels of each batch from them.
+//! The images of a data set on a device, which computes the pixels of each batch from them.
 //!
-//! The device receives each image once, as it was decoded, and keeps it while there is room; a step then uploads only which
-//! part of which image it takes. An image for which there is no room is decoded in every epoch, copied to the device, and
-//! scaled there by the same kernel to bytes that wait for their batch: the pixels do not depend on how much memory was free.
+//! The device receives each decoded image once and keeps it while there is room; a step then uploads only which part of
+//! which image it uses. An image for which there is no room is decoded in every epoch, copied to the device, and
+//! scaled there by the same kernel to bytes that wait for their batch: the pixels do not depend on the free memory.
 
 use std::rc::Rc;
 
@@ -14,10 +14,10 @@ use crate::device::{Augment, Device, ImageView, Resampling};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
-/// See the module.
+/// See the module documentation.
 pub(super) struct ResidentImages {
     store: Rc<ImageStore>,
-    /// By index in the data set.
+    /// The images on the device, by index in the data set.
     images: Vec<Option<Tensor>>,
     batch_size: usize,
     image_size: usize,
@@ -25,9 +25,9 @@ pub(super) struct ResidentImages {
     transit: Option<Transit>,
 }
 
-/// For images that find no room in the store.
+/// For images that do not fit in the store.
 struct Transit {
-    /// One image as it was decoded.
+    /// One decoded image.
     decoded: Tensor,
     /// Its view.
     view: Tensor,
@@ -42,17 +42,17 @@ pub(super) struct ResidentEpoch<'a> {
     epoch: u64,
     order: Vec<usize>,
     position: usize,
-    /// Those that are not on the device, in the same order.
+    /// The decoded images that are not on the device, in the same order.
     decoded: Option<DecodedImages>,
 }
 
-/// A batch of which the device is still to make the pixels.
+/// A batch whose pixels the device has yet to compute.
 pub(super) struct ResidentBatch<'a> {
     /// The class of each image.
     pub(super) targets: Vec<u32>,
     /// The index of each image in the data set.
     pub(super) indices: Vec<usize>,
-    /// The images that were left out.
+    /// The images that were skipped.
     pub(super) skipped: Vec<SkippedSample>,
     images: &'a ResidentImages,
     views: Vec<ImageView>,
@@ -66,7 +66,7 @@ impl ResidentBatch<'_> {
 }
 
 impl<'a> ResidentEpoch<'a> {
-    /// From batch number `first_batch` on.
+    /// Starts at batch number `first_batch`.
     pub(super) fn new(images: &'a mut ResidentImages, loader: &'a Loader, epoch: u64, first_batch: usize) -> Self {
         let options = loader.options();
         let order = epoch_order(loader.dataset().len(), options.mode, epoch);
@@ -77,7 +77,7 @@ impl<'a> ResidentEpoch<'a> {
         Self { images, loader, epoch, order, position, decoded }
     }
 
-    /// The next batch; None at the end and after an error.
+    /// The next batch; `None` at the end and after an error.
     pub(super) fn next_batch(&mut self) -> Option<Result<ResidentBatch<'_>>> {
         let end = (self.position + self.loader.options().batch_size).min(self.order.len());
         let indices = self.order.get(self.position..end).filter(|indices| !indices.is_empty())?;
@@ -100,7 +100,7 @@ impl ResidentImages {
         self.store.device().as_ref()
     }
 
-    /// Makes the batch of these samples. `decoded` yields those of them that are not on the device.
+    /// Assembles the batch of these samples. `decoded` yields those of them that are not on the device.
     fn batch(
         &mut self,
         loader: &Loader,
@@ -146,7 +146,7 @@ impl ResidentImages {
         Ok(ResidentBatch { targets, indices, skipped, images: self, views })
     }
 
-    /// Scales an image that is not kept, and returns a view of the result, which is place `place` of the batch.
+    /// Scales an image that the store does not keep, and returns a view of the result, at position `place` of the batch.
     fn scale(&mut self, place: usize, image: &RgbImage, resampling: Resampling) -> Result<ImageView> {
         let device = self.store.device().as_ref();
         let size = self.image_size;
@@ -160,7 +160,7 @@ impl ResidentImages {
             },
         };
         if transit.decoded.bytes() < bytes {
-            // The old memory is freed first: both would not always fit.
+            // Frees the old memory first, because both may not fit at once.
             let Transit { decoded, view, scaled } = transit;
             drop(decoded);
             transit = Transit { decoded: allocate(device, [bytes].into(), ElementType::U8)?, view, scaled };

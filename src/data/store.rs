@@ -8,28 +8,28 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{ElementType, Memory, Tensor};
 
-/// Images lie one after another in pieces of this many bytes; a larger image has a piece of its own.
+/// Images are stored one after another in pieces of this many bytes; a larger image has a piece of its own.
 const PIECE_BYTES: usize = 64 << 20;
 
-/// What is left free on a device: for the images that find no room, which pass through it one by one, and for the driver.
+/// Bytes to leave free on a device, for the driver and for images that do not fit, which pass through it one by one.
 const RESERVED_BYTES: usize = 1 << 30;
 
 /// Images begin at multiples of this.
 const ALIGNMENT: usize = 16;
 
-/// How much a [`ImageStore`] holds.
+/// The contents of an [`ImageStore`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// Images.
+    /// Number of images.
     pub images: usize,
-    /// Their bytes.
+    /// Bytes of the images.
     pub bytes: usize,
 }
 
-/// Memory of a device for decoded images of one or several data sets. The first that come are kept; nothing is removed.
+/// Device memory for the decoded images of one or more data sets. It keeps the first images that fit and removes none.
 pub struct ImageStore {
     device: Rc<dyn Device>,
-    /// Bytes that may still be allocated.
+    /// Bytes that the store may still allocate.
     allowed: Cell<usize>,
     latest: RefCell<Option<Piece>>,
     stored: Cell<Stored>,
@@ -41,8 +41,8 @@ struct Piece {
 }
 
 impl ImageStore {
-    /// An empty store of at most `limit` bytes; without a limit, of what is free on the device when an image
-    /// comes, except for a reserve.
+    /// Creates an empty store of at most `limit` bytes. Without a limit, it may use the memory that is free on the device when an image
+    /// arrives, except for a reserve.
     pub fn new(device: Rc<dyn Device>, limit: Option<usize>) -> Self {
         Self {
             device,
@@ -52,17 +52,17 @@ impl ImageStore {
         }
     }
 
-    /// Where the images are kept.
+    /// The device on which the images are kept.
     pub fn device(&self) -> &Rc<dyn Device> {
         &self.device
     }
 
-    /// How much is kept.
+    /// The number of stored images and their bytes.
     pub fn stored(&self) -> Stored {
         self.stored.get()
     }
 
-    /// Copies an image to the device, where it stays as long as the tensor, `[height, width, 3]`. None if there is no room
+    /// Copies an image to the device, where it stays as long as the tensor, `[height, width, 3]`. `None` if there is no room
     /// for it.
     pub(super) fn keep(&self, image: &RgbImage) -> Result<Option<Tensor>> {
         let bytes = image.pixels.len();
@@ -89,7 +89,7 @@ impl ImageStore {
         if size < bytes {
             return Ok(None);
         }
-        // What is free need not be in one piece, or another program was quicker: then there is no room either.
+        // Free memory may be fragmented, or another program may have taken it: then there is no room either.
         let Ok(memory) = self.device.allocate(size) else { return Ok(None) };
         self.allowed.set(self.allowed.get() - size);
         let left = |piece: &Piece| piece.memory.bytes() - piece.used;

@@ -1,8 +1,8 @@
-//! What is done to an image before a network sees it, in the operations of torchvision's `transforms`.
+//! The operations that turn an image into a network's input, as in torchvision's `transforms`.
 //!
-//! A [`Transform`] is a list of operations. It is drawn once for each image and epoch: the random choices are made, and what
-//! the operations amount to is written down as one [`Resampling`]. Whoever executes that, [`super::Transformer`] on the CPU
-//! or a device's `augment`, makes no choice of its own. Both end with the normalisation of [`lookup_table`].
+//! A [`Transform`] is a list of operations. It is drawn once for each image and epoch: this makes the random choices and
+//! combines the operations into one [`Resampling`]. [`super::Transformer`] on the CPU
+//! or a device's `augment` executes it and makes no further choices. Both end with the normalisation of [`lookup_table`].
 
 use std::mem::discriminant;
 use std::str::FromStr;
@@ -14,10 +14,10 @@ use super::random::{Purpose, RandomStream};
 use crate::device::Resampling;
 use crate::error::{Error, Result};
 
-/// What is subtracted from red, green and blue, each in 0..1: ImageNet's mean.
+/// ImageNet's mean of red, green and blue, each from 0 to 1, which normalisation subtracts.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 
-/// What red, green and blue are then divided by: ImageNet's standard deviation.
+/// ImageNet's standard deviation of red, green and blue, by which normalisation then divides.
 pub const STANDARD_DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
 const AREA: (f64, f64) = (0.08, 1.0);
@@ -33,7 +33,7 @@ pub enum Operation {
         /// Height and width of the result.
         size: u32,
     },
-    /// One that the user chooses.
+    /// An augmentation that the user chooses.
     Augmentation(Augmentation),
     /// torchvision's `Resize(shorter_side)`, see [`resized_size`].
     Resize {
@@ -48,7 +48,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Makes the operation's random choices and adds it to what is done to an image.
+    /// Makes the operation's random choices and adds the operation to the resampling.
     fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
         match *self {
             Self::RandomResizedCrop { size } => {
@@ -81,24 +81,24 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// A random operation of the training transform that the user chooses, written `NAME=VALUE`.
+/// A random operation of the training transform that the user chooses, in the form `NAME=VALUE`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Augmentation {
     /// torchvision's `RandomHorizontalFlip(probability)`: exchanges left and right.
     HorizontalFlip {
-        /// How often, from 0 to 1.
+        /// The probability, from 0 to 1.
         probability: f64,
     },
     /// torchvision's `RandomVerticalFlip(probability)`: exchanges top and bottom.
     VerticalFlip {
-        /// How often, from 0 to 1.
+        /// The probability, from 0 to 1.
         probability: f64,
     },
 }
 
 impl Augmentation {
-    /// How each is written, for the help of the command line.
+    /// The form of each augmentation, for the help of the command line.
     pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5], vertical-flip=PROBABILITY [default: 0]";
 
     fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
@@ -121,7 +121,7 @@ impl FromStr for Augmentation {
         match name {
             "vertical-flip" => Ok(Self::VerticalFlip { probability: probability()? }),
             "horizontal-flip" => Ok(Self::HorizontalFlip { probability: probability()? }),
-            _ => Err(Error::usage(format!("there is no augmentation {name}; expected {}", Self::HELP))),
+            _ => Err(Error::usage(format!("unknown augmentation {name}; expected {}", Self::HELP))),
         }
     }
 }
@@ -149,7 +149,7 @@ impl std::fmt::Display for Augmentation {
     }
 }
 
-/// Which image is drawn for: the random choices depend on these numbers and on nothing else.
+/// The image for which a transform is drawn: the random choices depend on these numbers only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Draw {
     /// The run's seed.
@@ -194,7 +194,7 @@ impl Transform {
         Self { operations, image_size }
     }
 
-    /// What is done to the image, in this order.
+    /// The operations, in order.
     pub fn operations(&self) -> &[Operation] {
         &self.operations
     }
@@ -204,7 +204,7 @@ impl Transform {
         self.image_size
     }
 
-    /// What is done to one image of this size.
+    /// Draws the resampling of one image of this size.
     pub fn draw(&self, draw: Draw, width: u32, height: u32) -> Resampling {
         let Draw { seed, epoch, index } = draw;
         let mut random = RandomStream::new(seed, Purpose::Augmentation, epoch, index as u64);
@@ -219,13 +219,13 @@ impl Transform {
 /// A rectangle of whole pixels within an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CropBox {
-    /// Rows above it.
+    /// Rows above the rectangle.
     pub top: u32,
-    /// Columns to the left of it.
+    /// Columns to the left of the rectangle.
     pub left: u32,
-    /// Its rows, at least one.
+    /// Number of rows, at least one.
     pub height: u32,
-    /// Its columns, at least one.
+    /// Number of columns, at least one.
     pub width: u32,
 }
 
@@ -247,7 +247,7 @@ pub fn sample_random_resized_crop(random: &mut RandomStream, width: u32, height:
     central_crop(width, height)
 }
 
-/// The fallback of [`sample_random_resized_crop`]: the whole image where its aspect ratio is within 3/4 to 4/3, otherwise the
+/// The fallback of [`sample_random_resized_crop`]: the whole image if its aspect ratio is within 3/4 to 4/3, otherwise the
 /// largest part of its middle that has such a ratio.
 pub fn central_crop(width: u32, height: u32) -> CropBox {
     let ratio = f64::from(width) / f64::from(height);
@@ -285,7 +285,7 @@ fn centered(length: u32, crop: u32) -> i32 {
     (f64::from(length - crop) / 2.0).round_ties_even() as i32
 }
 
-/// What normalisation makes of each byte of red, of green and of blue, `[3, 256]`: the byte scaled to 0..1, minus [`MEAN`],
+/// The normalised value of each byte of red, green and blue, `[3, 256]`: the byte scaled to 0..1, minus [`MEAN`],
 /// divided by [`STANDARD_DEVIATION`], in float32 as PyTorch computes it.
 pub fn lookup_table() -> &'static [[f32; 256]; 3] {
     static TABLE: LazyLock<[[f32; 256]; 3]> = LazyLock::new(|| {

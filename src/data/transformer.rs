@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// Buffers that had to grow beyond this for one huge image are freed.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// A part of an image, not necessarily of whole pixels.
+/// A part of an image, whose borders need not lie between pixels.
 #[derive(Debug, Clone, Copy)]
 struct Region {
     left: f64,
@@ -21,19 +21,19 @@ struct Region {
     height: f64,
 }
 
-/// Which pixels of a scaled axis the output takes.
+/// The pixels of a scaled axis that the output takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
-    /// Scaled pixels before them.
+    /// Number of scaled pixels before them.
     skipped: u32,
-    /// How many.
+    /// Number of pixels taken.
     taken: u32,
-    /// Black output pixels before them.
+    /// Number of black output pixels before them.
     padding: u32,
 }
 
 impl Span {
-    /// Of an axis of `scaled` pixels, the `size` pixels from `begin` on.
+    /// The `size` pixels starting at `begin` of an axis of `scaled` pixels.
     fn new(scaled: u32, begin: i32, size: u32) -> Self {
         let (begin, scaled) = (i64::from(begin), i64::from(scaled));
         let first = begin.clamp(0, scaled);
@@ -61,7 +61,7 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// The whole transform but for normalisation, to 8-bit RGB, `[image_size, image_size, 3]`.
+    /// Applies the whole transform except normalisation. The result is 8-bit RGB, `[image_size, image_size, 3]`.
     ///
     /// # Errors
     /// When the transform does not fit the image: a size is zero.
@@ -74,7 +74,7 @@ impl Transformer {
         self.apply(image, &transform.draw(draw, image.width, image.height), transform.image_size())
     }
 
-    /// The same for what was drawn.
+    /// The same for a drawn resampling.
     ///
     /// # Errors
     /// When the rectangle lies outside of the image, or a size is zero.
@@ -92,7 +92,7 @@ impl Transformer {
         Ok(output)
     }
 
-    /// What was drawn but for flips, which [`normalize_pixels`] does in the same pass. `output` has the image's kind of
+    /// Applies a resampling except its flips, which [`normalize_pixels`] applies in the same pass. `output` has the image's kind of
     /// pixels, `[image_size, image_size, BYTES]`.
     ///
     /// # Errors
@@ -115,7 +115,7 @@ impl Transformer {
         }
         let across = Span::new(scaled_width, window_left, image_size);
         let down = Span::new(scaled_height, window_top, image_size);
-        // Only the pixels that the output takes are computed.
+        // Computes only the pixels that the output takes.
         let (region_left, region_width) = across.source_range(width, scaled_width);
         let (region_top, region_height) = down.source_range(height, scaled_height);
         let region = Region { left: region_left, top: region_top, width: region_width, height: region_height };
@@ -160,7 +160,7 @@ impl Transformer {
         Ok(())
     }
 
-    /// Scales a region of a part of the image to (width, height), rows first and columns then, with bytes between: the
+    /// Scales a region of a part of the image to (width, height), first the rows and then the columns, with bytes in between: the
     /// order in which Pillow rounds. In one call the crate scales columns first, which is faster, and then 14 % of the values
     /// are off by one instead of 0.13 %.
     fn scale<const BYTES: usize>(
@@ -190,7 +190,7 @@ impl Transformer {
         let source = TypedImageRef::<P>::from_buffer(image.width, image.height, &image.pixels).map_err(impossible)?;
         let source =
             TypedCroppedImage::new(source, part.left, part.top, part.width, part.height).map_err(impossible)?;
-        // The filter reaches one pixel, or one target pixel's worth when it shrinks; one more is for rounding.
+        // The filter reaches one pixel, or the width of one target pixel if it shrinks; one more is for rounding.
         let reach = (region.height / f64::from(height)).max(1.0) + 1.0;
         let first = (region.top - reach).floor().max(0.0) as u32;
         let last = ((region.top + region.height + reach).ceil() as u32).min(source.height());
@@ -223,7 +223,7 @@ pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
     normalize_pixels::<3>(pixels, &Resampling::whole(width as u32, 1), width, output)
 }
 
-/// The same for pixels of `BYTES` bytes in rows of `width`. Of `drawn`, it applies the flips.
+/// The same for pixels of `BYTES` bytes in rows of `width`. Also applies the flips of `drawn`.
 pub(super) fn normalize_pixels<const BYTES: usize>(
     pixels: &[u8],
     drawn: &Resampling,

@@ -1,9 +1,9 @@
-//! What [`Device::augment`](super::Device::augment) does to each image, and the table of it that a kernel reads.
+//! The work of [`Device::augment`](super::Device::augment) for each image, and the table that describes it to a kernel.
 
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
-/// Which part of an image becomes which output pixels: a rectangle is scaled, as Pillow's `BILINEAR` does it, and a
+/// The mapping of an image to output pixels: a rectangle is scaled, as by Pillow's `BILINEAR`, and a
 /// square of the scaled pixels is the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resampling {
@@ -11,26 +11,26 @@ pub struct Resampling {
     pub top: u32,
     /// Columns to the left of it.
     pub left: u32,
-    /// Its rows, at least one.
+    /// Number of rows, at least one.
     pub height: u32,
-    /// Its columns, at least one.
+    /// Number of columns, at least one.
     pub width: u32,
     /// Rows to which it is scaled, at least one.
     pub scaled_height: u32,
     /// Columns to which it is scaled, at least one.
     pub scaled_width: u32,
-    /// The scaled row at which the output begins. What lies outside of the scaled rectangle is black.
+    /// The scaled row at which the output begins. Pixels outside the scaled rectangle are black.
     pub window_top: i32,
     /// The scaled column at which the output begins.
     pub window_left: i32,
-    /// Whether left and right change places in the output.
+    /// Whether the output is mirrored from left to right.
     pub flip_columns: bool,
-    /// Whether top and bottom change places in the output.
+    /// Whether the output is mirrored from top to bottom.
     pub flip_rows: bool,
 }
 
 impl Resampling {
-    /// An image of this size as it is.
+    /// Keeps an image of this size unchanged.
     pub fn whole(width: u32, height: u32) -> Self {
         let (scaled_height, scaled_width) = (height, width);
         Self {
@@ -48,12 +48,12 @@ impl Resampling {
     }
 }
 
-/// An image in device memory, and what is to be done to it.
+/// An image in device memory, and its resampling.
 #[derive(Debug, Clone)]
 pub struct ImageView {
     /// `[height, width, 3]`, bytes.
     pub image: Tensor,
-    /// What is done to it.
+    /// Its resampling.
     pub resampling: Resampling,
 }
 
@@ -109,13 +109,13 @@ impl ImageView {
 
 /// Arguments of [`super::Device::augment`].
 pub struct Augment<'a> {
-    /// One [`ImageView::bytes`] after the other, `[N * ImageView::BYTES]` bytes. A recording reads what is there
-    /// when it is replayed.
+    /// One [`ImageView::bytes`] after the other, `[N * ImageView::BYTES]` bytes. A recording reads the contents
+    /// at the time when it is replayed.
     pub views: &'a Tensor,
-    /// `[3, 256]`, float32: what each byte of red, green and blue becomes. None for an output of bytes, which are not changed.
+    /// `[3, 256]`, float32: the result for each byte of red, green and blue. `None` for an output of bytes, which are not normalised.
     pub lookup_table: Option<&'a Tensor>,
     /// `[N, S, S, 3]`, of the type of activations, or bytes.
     pub output: &'a Tensor,
-    /// Pixels of the views' rectangles together, for the roofline.
+    /// Total number of pixels in the views' rectangles, for the roofline.
     pub source_pixels: u64,
 }

@@ -22,7 +22,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What activations and their gradients are stored as.
+    /// The element type of activations and their gradients.
     pub fn activation_type(self) -> ElementType {
         match self {
             Self::Fp32 | Self::Tf32 => ElementType::F32,
@@ -46,22 +46,22 @@ impl std::str::FromStr for Precision {
 
     fn from_str(name: &str) -> Result<Self> {
         let named = [Self::Fp32, Self::Tf32, Self::Bf16].into_iter().find(|precision| precision.to_string() == name);
-        named.ok_or_else(|| Error::new(format!("{name:?} is no precision: expected fp32, tf32 or bf16")))
+        named.ok_or_else(|| Error::new(format!("unknown precision {name:?}: expected fp32, tf32 or bf16")))
     }
 }
 
-/// Work that was issued once and can be issued again as a whole.
+/// Recorded work that can be issued again as a whole.
 pub trait Recording {
     /// Issues all of it, in order.
     fn replay(&self) -> Result<()>;
 }
 
-/// Where a gradient goes.
+/// The destination of a gradient.
 #[derive(Debug, Clone)]
 pub struct Gradient {
     /// The buffer of the gradient.
     pub tensor: Tensor,
-    /// Whether to add to what is there (a value with several consumers) or to overwrite it.
+    /// Whether to add to the existing values (a value with several consumers) or to overwrite them.
     pub accumulate: bool,
 }
 
@@ -76,7 +76,7 @@ pub struct Conv2dForward<'a> {
     /// `[rows, 2, K]`: for each block of output pixels, per channel, the sum and the sum of squared deviations from the
     /// block's own mean, of the output as it is stored. `rows` is [`Device::statistics_rows`].
     pub statistics: Option<&'a Tensor>,
-    /// As large as [`Device::conv2d_workspace`] says.
+    /// Of the size that [`Device::conv2d_workspace`] returns.
     pub workspace: &'a Tensor,
 }
 
@@ -88,7 +88,7 @@ pub struct Conv2dInputGradient<'a> {
     pub weight: &'a Tensor,
     /// `[N, H, W, C]`
     pub input_gradient: &'a Gradient,
-    /// As large as [`Device::conv2d_workspace`] says.
+    /// Of the size that [`Device::conv2d_workspace`] returns.
     pub workspace: &'a Tensor,
 }
 
@@ -100,23 +100,23 @@ pub struct Conv2dWeightGradient<'a> {
     pub output_gradient: &'a Tensor,
     /// `[K, R, S, C]`
     pub weight_gradient: &'a Tensor,
-    /// As large as [`Device::conv2d_workspace`] says.
+    /// Of the size that [`Device::conv2d_workspace`] returns.
     pub workspace: &'a Tensor,
 }
 
-/// What batch normalisation normalises by.
+/// The statistics by which batch normalisation normalises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BatchNormMode {
     /// The batch's own mean and biased variance; the running statistics are updated (torch's training mode).
     Training,
-    /// The running statistics, which stay as they are (torch's evaluation mode, and frozen layers).
+    /// The running statistics, which do not change (torch's evaluation mode, and frozen layers).
     Running,
 }
 
 /// Arguments of [`Device::batch_norm_forward`]: normalise, scale and shift, then add `residual`, then
 /// apply the activation.
 pub struct BatchNormForward<'a> {
-    /// What to normalise by.
+    /// The statistics to use.
     pub mode: BatchNormMode,
     /// `[N, H, W, C]`
     pub input: &'a Tensor,
@@ -135,7 +135,7 @@ pub struct BatchNormForward<'a> {
     pub saved_statistics: &'a Tensor,
     /// `[N, H, W, C]`, added after the shift.
     pub residual: Option<&'a Tensor>,
-    /// Applied last.
+    /// The activation, applied last.
     pub activation: Activation,
     /// `[N, H, W, C]`
     pub output: &'a Tensor,
@@ -149,11 +149,11 @@ pub struct BatchNormForward<'a> {
 pub struct BatchNormBackward<'a> {
     /// As in the forward pass.
     pub mode: BatchNormMode,
-    /// The forward pass's input, `[N, H, W, C]`. May be absent where it is not needed: in running mode, with no
-    /// gradient of the weight wanted and no argument of the activation to compute from it.
+    /// The forward pass's input, `[N, H, W, C]`. May be absent if it is not needed: in running mode, with no
+    /// gradient of the weight requested and no argument of the activation to recompute.
     pub input: Option<&'a Tensor>,
-    /// The forward pass's output: needed where an activation followed an added residual, to find the activation's
-    /// derivative. Without a residual the activation's argument is computed again from `input`.
+    /// The forward pass's output: needed if an activation followed an added residual, to find the activation's
+    /// derivative. Without a residual the activation's argument is recomputed from `input`.
     pub output: Option<&'a Tensor>,
     /// As in the forward pass.
     pub activation: Activation,
@@ -173,7 +173,7 @@ pub struct BatchNormBackward<'a> {
     pub weight_gradient: Option<&'a Tensor>,
     /// `[C]`
     pub bias_gradient: Option<&'a Tensor>,
-    /// As large as [`Device::batch_norm_workspace`] says.
+    /// Of the size that [`Device::batch_norm_workspace`] returns.
     pub workspace: &'a Tensor,
 }
 
@@ -184,12 +184,12 @@ pub struct MaxPoolWindow {
     pub size: usize,
     /// Step of the window.
     pub stride: usize,
-    /// Padding, which never wins.
+    /// Padding, which is never the maximum.
     pub padding: usize,
 }
 
 impl MaxPoolWindow {
-    /// Extent of the output for an extent of the input.
+    /// Size of the output for a size of the input.
     pub fn output_extent(&self, extent: usize) -> usize {
         (extent + 2 * self.padding - self.size) / self.stride + 1
     }
@@ -206,16 +206,16 @@ pub struct CrossEntropy<'a> {
     pub result: &'a Tensor,
     /// `[N, classes]`: gradient of the reduced loss.
     pub logits_gradient: Option<&'a Tensor>,
-    /// What every row's loss is multiplied by: 1 for a sum, 1/N for a mean.
+    /// The factor of every row's loss: 1 for a sum, 1/N for a mean.
     pub scale: f32,
 }
 
-/// What differs between devices besides their speed.
+/// The optional features of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// [`Device::augment`]. Without it images become pixels in [`crate::data`], on the threads that decode them.
+    /// Whether it has [`Device::augment`]. Without it, the threads that decode images also compute pixels, in [`crate::data`].
     pub augment: bool,
-    /// [`Device::conv2d_batch_norm`].
+    /// Whether it has [`Device::conv2d_batch_norm`].
     pub conv2d_batch_norm: bool,
     /// Whether [`Device::free_bytes`] is memory of the host, which loading data needs as well.
     pub shares_host_memory: bool,
@@ -230,15 +230,15 @@ pub trait Device {
     /// One line about the hardware.
     fn description(&self) -> String;
 
-    /// Which of the optional operations it has, and what its memory is.
+    /// Its optional features.
     fn features(&self) -> Features;
 
-    /// The number format that it computes in.
+    /// The precision in which it computes.
     fn precision(&self) -> Precision {
         Precision::Fp32
     }
 
-    /// Bytes that can still be allocated, where the device tells.
+    /// Bytes that can still be allocated, if the device reports them.
     fn free_bytes(&self) -> Result<Option<usize>> {
         Ok(None)
     }
@@ -255,16 +255,16 @@ pub trait Device {
     /// Waits for everything issued so far.
     fn synchronize(&self) -> Result<()>;
 
-    /// Collects the work that `step` issues, to be issued later as a whole; `step` may neither copy nor synchronise.
-    /// None where the device cannot: then `step` was not called.
+    /// Records the work that `step` issues, to be issued later as a whole; `step` may neither copy nor synchronise.
+    /// `None` if the device cannot record: then `step` was not called.
     fn record(&self, _step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>> {
         Ok(None)
     }
 
-    /// From decoded images to the pixels that the network takes: crops, scales, flips, normalises. Only where
-    /// [`Features::augment`] says so.
+    /// Turns decoded images into the pixels of the network's input: crops, scales, flips, normalises. Only available if
+    /// [`Features::augment`] is true.
     fn augment(&self, _arguments: &Augment) -> Result<()> {
-        Err(Error::new(format!("{} has no augment", self.name())))
+        Err(Error::new(format!("{} does not support augment", self.name())))
     }
 
     /// Rows of the partial statistics of an activation of `shape`. Each device divides the pixels in its own way.
@@ -277,21 +277,21 @@ pub trait Device {
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()>;
 
     /// [`Device::conv2d_forward`], then [`Device::batch_norm_forward`] in running mode, in one pass: the convolution's
-    /// output, the batch norm's input and its output are one tensor, which only ever holds the last. Only where
-    /// [`Features::conv2d_batch_norm`] says so.
+    /// output, the batch norm's input and its output are one tensor, which ends up with the final output. Only available if
+    /// [`Features::conv2d_batch_norm`] is true.
     fn conv2d_batch_norm(
         &self,
         _shape: &Conv2dShape,
         _convolution: &Conv2dForward,
         _batch_norm: &BatchNormForward,
     ) -> Result<()> {
-        Err(Error::new(format!("{} has no conv2d_batch_norm", self.name())))
+        Err(Error::new(format!("{} does not support conv2d_batch_norm", self.name())))
     }
 
-    /// Its gradient with respect to the input.
+    /// The gradient of `conv2d` with respect to the input.
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
 
-    /// Its gradient with respect to the weight.
+    /// The gradient of `conv2d` with respect to the weight.
     fn conv2d_weight_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()>;
 
     /// Partial sums as in [`Conv2dForward::statistics`], for an input that no convolution wrote.
@@ -303,11 +303,11 @@ pub trait Device {
     /// Batch normalisation, as `torch.nn.functional.batch_norm`.
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()>;
 
-    /// Its gradients.
+    /// The gradients of batch normalisation.
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()>;
 
-    /// Maximum over windows, as `torch.nn.functional.max_pool2d`. `indices` (one byte an output element, where the
-    /// backward pass will want it) is the index in the window of the first maximum in scan order.
+    /// Maximum over windows, as `torch.nn.functional.max_pool2d`. `indices` (one byte per output element, if the
+    /// backward pass needs it) is the index in the window of the first maximum in scan order.
     fn max_pool_forward(
         &self,
         window: MaxPoolWindow,
@@ -316,7 +316,7 @@ pub trait Device {
         indices: Option<&Tensor>,
     ) -> Result<()>;
 
-    /// Its gradient: each output's goes to its maximum.
+    /// The gradient of max pooling: the gradient of each output goes to its maximum.
     fn max_pool_backward(
         &self,
         window: MaxPoolWindow,
@@ -328,7 +328,7 @@ pub trait Device {
     /// Mean over the image: `[N, H, W, C]` to `[N, C]`.
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()>;
 
-    /// Its gradient.
+    /// The gradient of average pooling.
     fn avg_pool_backward(&self, output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()>;
 
     /// Bytes of workspace that the passes of `linear` need.
@@ -366,7 +366,7 @@ pub trait Device {
     /// Softmax cross entropy with its gradient.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
 
-    /// Elements of float32 that [`Device::gradient_norm`] needs for its sums, for so many gradients at a time.
+    /// Number of float32 elements that [`Device::gradient_norm`] needs for its sums, given the lengths of the gradients.
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;
 
     /// The Euclidean norm of all `gradients` together, to `norm` `[1]`. `sums` has [`Device::gradient_norm_sums`] elements.

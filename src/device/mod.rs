@@ -1,6 +1,6 @@
-//! What a device can do: memory, and one kernel for each forward and backward computation.
+//! The interface of devices: memory, and one kernel for each forward and backward computation.
 //!
-//! The vocabulary is that of kernel launches, not of tensor algebra: every argument is a buffer that the graph's plan
+//! The methods are kernel launches, not tensor algebra: every argument is a buffer that the graph's plan
 //! has already placed, nothing is returned, nothing is allocated. Activations are NHWC, see [`Conv2dShape`] for
 //! weights. An output may never overlap another argument.
 

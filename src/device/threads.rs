@@ -1,11 +1,11 @@
 //! The thread pool of the host, which stays awake between one kernel and the next.
 //!
-//! A training step is some hundreds of parallel pieces of work, most of them shorter than a millisecond, and waking a
-//! thread that sleeps takes 20 to 90 microseconds. So a thread of the pool looks for its next piece of work for
-//! `AWAKE` before it sleeps. The caller takes part itself, and does not wait for threads that come late: a thread that
+//! A training step consists of several hundred parallel pieces of work, most of them shorter than a millisecond, and waking a
+//! sleeping thread takes 20 to 90 microseconds. So a thread of the pool looks for its next piece of work for
+//! `AWAKE` before it sleeps. The caller takes part itself, and does not wait for threads that are late: a thread that
 //! has not begun when the work runs out is not needed.
 //!
-//! How many threads take part must not change a result; see [`super::cpu`] for how work is cut.
+//! How many threads take part must not change a result; see [`super::cpu`] for how work is divided.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -19,17 +19,17 @@ use crate::error::{Error, Result};
 /// How long a thread looks for work before it sleeps.
 const AWAKE: Duration = Duration::from_micros(300);
 
-/// More than any machine has; what [`Board::state`] can count.
+/// More threads than any machine has, and the maximum that [`Board::state`] can count.
 const MOST: usize = u16::MAX as usize;
 
 static DEFAULT: OnceLock<usize> = OnceLock::new();
 
 thread_local! {
-    /// What [`with`] asks for; 0 outside of it.
+    /// The number that [`with`] requests; 0 outside of it.
     static WANTED: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many threads take part in the work of the calling thread: as many as the machine runs at once, unless [`set`]
+/// The number of threads that take part in the work of the calling thread: as many as the machine runs at once, unless [`set`]
 /// or [`with`] sets another number.
 pub fn count() -> usize {
     match WANTED.get() {
@@ -46,11 +46,11 @@ pub fn set(threads: usize) -> Result<()> {
     let threads = threads.clamp(1, MOST);
     match *DEFAULT.get_or_init(|| threads) {
         fixed if fixed == threads => Ok(()),
-        fixed => Err(Error::new(format!("cannot use {threads} threads: {fixed} are already at work"))),
+        fixed => Err(Error::new(format!("cannot use {threads} threads: {fixed} are already in use"))),
     }
 }
 
-/// Calls `function`, whose work uses so many threads.
+/// Calls `function`, whose work uses this many threads.
 pub fn with<R>(threads: usize, function: impl FnOnce() -> R) -> R {
     struct Restore(usize);
     impl Drop for Restore {
@@ -62,20 +62,20 @@ pub fn with<R>(threads: usize, function: impl FnOnce() -> R) -> R {
     function()
 }
 
-/// Where a piece of work is offered to the thread pool.
+/// The place where work is offered to the thread pool.
 struct Board {
-    /// `generation << 32 | room << 16 | entered`: which offer it is, how many may still begin, how many have begun.
+    /// `generation << 32 | room << 16 | entered`: the number of the offer, how many threads may still begin, how many have begun.
     state: AtomicU64,
-    /// How many of those have ended.
+    /// The number of those that have ended.
     left: AtomicUsize,
     work: UnsafeCell<Option<Work>>,
     /// The first panic of a member.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Threads that were started. Held by the thread that offers work.
+    /// The number of started threads. Held by the thread that offers work.
     owner: Mutex<usize>,
     /// Held by a thread that is about to sleep or to wake others.
     rest: Mutex<()>,
-    /// How many sleep, or are about to.
+    /// The number of threads that sleep, or are about to.
     sleeping: AtomicUsize,
     wake: Condvar,
 }
@@ -109,13 +109,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Calls `function(index)` on up to `participants` threads, the caller's among them, with indices below
-/// `participants`, all different. Some may never be called: the others have to do their work, as by taking jobs from a
+/// `participants`, all different. Some may never be called: the others must then do their work, for example by taking jobs from a
 /// counter. While the pool is busy with another caller's work, the caller works alone.
 pub fn run(participants: usize, function: impl Fn(usize) + Sync) {
     let members = participants.min(count()).saturating_sub(1);
     let mut started = match BOARD.owner.try_lock() {
         Ok(started) if members > 0 => started,
-        // Left by a caller that panicked, who took the offer away all the same.
+        // A caller may have panicked while it held the lock; it has withdrawn its offer nevertheless.
         Err(TryLockError::Poisoned(started)) if members > 0 => started.into_inner(),
         _ => return function(0),
     };
@@ -127,7 +127,7 @@ pub fn run(participants: usize, function: impl Fn(usize) + Sync) {
         *started += 1;
     }
     let function: &(dyn Fn(usize) + Sync) = &function;
-    // SAFETY: only the lifetime changes; `Offer` sees to it that nobody calls the function after this call.
+    // SAFETY: only the lifetime changes; `Offer` ensures that nobody calls the function after this call.
     let function: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(function) };
     let offer = Offer::new(function, members as u64);
     function(0);
@@ -167,7 +167,7 @@ impl Drop for Offer {
 }
 
 impl Board {
-    /// The life of a member.
+    /// The loop of a pool thread.
     fn serve(&self) {
         let mut seen = 0;
         loop {
@@ -211,7 +211,7 @@ impl Board {
         state
     }
 
-    /// Takes a place in the offer that `state` is of; none if it is full, closed or another by now.
+    /// Takes a place in the offer that `state` is of; `None` if it is full, closed or replaced.
     fn enter(&self, mut state: u64) -> Option<usize> {
         let generation = state / GENERATION;
         while state / GENERATION == generation && state & ROOM != 0 {
@@ -224,7 +224,7 @@ impl Board {
     }
 }
 
-/// Waits, awake, for what another thread is about to do.
+/// Waits, without sleeping, for another thread.
 pub fn wait_until(mut done: impl FnMut() -> bool) {
     loop {
         for _ in 0..16 {
@@ -235,7 +235,7 @@ pub fn wait_until(mut done: impl FnMut() -> bool) {
                 std::hint::spin_loop();
             }
         }
-        // Whoever is waited for may need this processor.
+        // The other thread may need this processor.
         std::thread::yield_now();
     }
 }

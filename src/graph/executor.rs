@@ -100,29 +100,29 @@ impl Executor {
         Ok(Self { graph, plan, nodes, values })
     }
 
-    /// Gives graph and plan back, to bind them to another arena.
+    /// Returns graph and plan, to bind them to another arena.
     pub fn into_parts(self) -> (Graph, Plan) {
         (self.graph, self.plan)
     }
 
-    /// The graph that it runs.
+    /// The graph.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
 
-    /// The plan that it follows.
+    /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The buffer of a value: to be filled for an input of the graph, to be read for an output. Others hold their value
+    /// The buffer of a value: the caller fills those of inputs and reads those of outputs. Others contain their value
     /// only for part of a run.
     pub fn value(&self, value: Value) -> &Tensor {
         &self.values[value.0]
     }
 
-    /// The buffer of a value's gradient, where the plan computes one. It holds it from the backward step of the value's
-    /// first reader on, and no longer than to the step of the node that wrote the value.
+    /// The buffer of a value's gradient, if the plan computes one. It contains the gradient from the backward step of the value's
+    /// first reader on, until the step of the node that wrote the value.
     pub fn gradient(&self, value: Value) -> Option<&Tensor> {
         self.graph.nodes().iter().zip(&self.nodes).find_map(|(node, bound)| {
             let backward = bound.backward.as_ref()?;
@@ -141,12 +141,12 @@ impl Executor {
         (0..self.nodes.len()).rev().try_for_each(|node| self.backward_node(device, node))
     }
 
-    /// One step of [`Executor::forward`], for timing it alone.
+    /// One step of [`Executor::forward`], to time it separately.
     pub fn forward_node(&self, device: &dyn Device, node: usize) -> Result<()> {
         self.graph.nodes()[node].operation.forward(device, &self.nodes[node].forward)
     }
 
-    /// One step of [`Executor::backward`], for timing it alone; nothing where the node has no backward pass.
+    /// One step of [`Executor::backward`], to time it separately; does nothing if the node has no backward pass.
     pub fn backward_node(&self, device: &dyn Device, node: usize) -> Result<()> {
         match &self.nodes[node].backward {
             Some(buffers) => self.graph.nodes()[node].operation.backward(device, buffers),

@@ -1,26 +1,26 @@
-//! Which modules stay as they are in training.
+//! The modules that are not trained.
 
 use super::{ParameterSpecification, Specification};
 use crate::error::{Error, Result};
 
-/// Modules whose parameters are fixed.
+/// Modules whose parameters are frozen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Freezing {
-    /// torch's module names: `conv1`, `layer2`, `layer3.0`. A module's parts are fixed with it.
+    /// torch's module names: `conv1`, `layer2`, `layer3.0`. Freezing a module freezes its parts.
     pub modules: Vec<String>,
-    /// Whether the batch norms among them normalise by their running statistics and leave them as they are.
+    /// Whether the batch norms among them normalise by their running statistics and do not update them.
     pub batch_norm: bool,
 }
 
 impl Freezing {
-    /// Whether the parameter or module of this name is fixed.
+    /// Whether the parameter or module with this name is frozen.
     pub fn covers(&self, name: &str) -> bool {
         self.modules.iter().any(|module| {
             name.strip_prefix(module.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         })
     }
 
-    /// Refuses names that are no modules of the network, and names that leave nothing to train.
+    /// Rejects names that are not modules of the network, and names that leave nothing to train.
     ///
     /// # Errors
     /// A usage error that names the module, with the network's modules as a hint.
@@ -35,7 +35,7 @@ impl Freezing {
         }
         let trains = |parameter: &ParameterSpecification| !parameter.role.is_buffer() && !self.covers(&parameter.name);
         if !parameters.iter().any(trains) {
-            return Err(Error::usage("every module is frozen, nothing is left to train"));
+            return Err(Error::usage("every module is frozen; nothing is left to train"));
         }
         Ok(())
     }

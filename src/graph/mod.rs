@@ -29,28 +29,28 @@ pub struct Value(usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ParameterId(usize);
 
-/// What is known of a value before anything is planned.
+/// The properties of a value that are known before planning.
 #[derive(Debug, Clone)]
 pub struct ValueInfo {
-    /// Its extents.
+    /// Its shape.
     pub shape: Shape,
-    /// Its elements.
+    /// The type of its elements.
     pub element_type: ElementType,
-    /// The node that writes it; none for an input of the graph.
+    /// The node that writes it; `None` for an input of the graph.
     pub producer: Option<usize>,
-    /// For people: the module that it comes from, in torch's words.
+    /// The module that it comes from, by torch's name, for messages.
     pub name: String,
 }
 
 /// One operation with its connections.
 pub struct Node {
-    /// What it computes.
+    /// The operation.
     pub operation: Box<dyn Operation>,
-    /// The module that it stands for, in torch's words: `layer1.0.conv1`.
+    /// The module that it belongs to, by torch's name: `layer1.0.conv1`.
     pub name: String,
-    /// What it reads.
+    /// Its inputs.
     pub inputs: Vec<Value>,
-    /// What it writes.
+    /// Its outputs.
     pub outputs: Vec<Value>,
     /// Its parameters and running statistics.
     pub parameters: Vec<ParameterId>,
@@ -73,7 +73,7 @@ impl Graph {
         &self.nodes
     }
 
-    /// What is known of a value.
+    /// The properties of a value.
     pub fn value(&self, value: Value) -> &ValueInfo {
         &self.values[value.0]
     }
@@ -83,22 +83,22 @@ impl Graph {
         self.values.iter().rposition(|info| info.name == name).map(Value)
     }
 
-    /// All parameters and running statistics, in the order in which they were first named.
+    /// All parameters and running statistics, in the order in which they were first used.
     pub fn parameters(&self) -> &[ParameterSpecification] {
         &self.parameters
     }
 
-    /// One of them.
+    /// A parameter or running statistic.
     pub fn parameter(&self, id: ParameterId) -> &ParameterSpecification {
         &self.parameters[id.0]
     }
 
-    /// What the caller fills in before each run.
+    /// The inputs, which the caller fills before each run.
     pub fn inputs(&self) -> &[Value] {
         &self.inputs
     }
 
-    /// What the caller may read after each run.
+    /// The outputs, which the caller may read after each run.
     pub fn outputs(&self) -> &[Value] {
         &self.outputs
     }
@@ -108,7 +108,7 @@ impl Graph {
         &self.counted_batch_norms
     }
 
-    /// Multiplications with additions of one forward pass.
+    /// Multiply-adds of one forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.nodes.iter().map(|node| node.operation.multiply_adds()).sum()
     }

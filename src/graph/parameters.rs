@@ -1,4 +1,4 @@
-//! Parameters and running statistics in flat arenas, one a group, shared by every plan of the network.
+//! Parameters and running statistics in flat arenas, one per group, shared by every plan of the network.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Shape, Tensor};
 
-/// What a parameter is, which decides whether it can be trained.
+/// The role of a parameter, which determines whether it can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterRole {
     /// `[K, R, S, C]`
@@ -40,9 +40,9 @@ pub struct ParameterSpecification {
     pub name: String,
     /// In this crate's layout: convolution weights are `[K, R, S, C]`.
     pub shape: Shape,
-    /// What it is.
+    /// Its role.
     pub role: ParameterRole,
-    /// How it begins in a network that is trained from scratch.
+    /// Its initial values in a network that is trained from scratch.
     pub initialisation: Initialisation,
 }
 
@@ -60,11 +60,11 @@ impl ParameterSpecification {
 pub struct ParameterGroup {
     /// All values, padded between parameters with zeros.
     pub values: Tensor,
-    /// Gradients at the same places.
+    /// Gradients at the same positions.
     pub gradients: Tensor,
-    /// The optimiser's state at the same places, one tensor a slot.
+    /// The optimiser's state at the same positions, one tensor per slot.
     pub slots: Vec<Tensor>,
-    /// The values rounded to bf16 at the same places, where the device's convolutions read that.
+    /// The values rounded to bf16 at the same positions, if the device's convolutions read them.
     pub compute_copy: Option<Tensor>,
 }
 
@@ -90,7 +90,7 @@ pub struct Parameters {
 const ALIGNMENT: usize = 64;
 
 impl Parameters {
-    /// Allocates parameters, zeroed. `group` puts each into one of `groups` groups, or into none: then it is fixed and
+    /// Allocates parameters, zeroed. `group` puts each into one of `groups` groups, or into none: then it is frozen and
     /// has no gradient; it is not called for running statistics. The optimiser keeps `slots` for each parameter of a group.
     pub fn new(
         device: &dyn Device,
@@ -182,7 +182,7 @@ impl Parameters {
         self.entries[id.0].gradient.is_some()
     }
 
-    /// What an operation reads: the value, or the bf16 copy for convolutions of a device that computes in that.
+    /// The tensor that an operation reads: the value, or the bf16 copy for convolutions on a device that computes in bf16.
     pub(super) fn compute_copy(&self, id: ParameterId) -> &Tensor {
         let entry = &self.entries[id.0];
         entry.compute_copy.as_ref().unwrap_or(&entry.value)
@@ -204,20 +204,20 @@ impl Parameters {
         Ok(&self.entry(name)?.value)
     }
 
-    /// The device memory of what an operation reads: the value, or the bf16 copy for convolutions of a device that computes
-    /// in that.
+    /// The device memory of the tensor that an operation reads: the value, or the bf16 copy for convolutions of a device that computes
+    /// in bf16.
     pub fn compute_copy_of(&self, name: &str) -> Result<&Tensor> {
         let entry = self.entry(name)?;
         Ok(entry.compute_copy.as_ref().unwrap_or(&entry.value))
     }
 
-    /// The device memory of a parameter's gradient; none where it is fixed.
+    /// The device memory of a parameter's gradient; `None` if it is frozen.
     pub fn gradient_of(&self, name: &str) -> Result<Option<&Tensor>> {
         Ok(self.entry(name)?.gradient.as_ref())
     }
 
-    /// The state that the optimiser keeps for a parameter: names of slots and their device memory. None where the parameter is
-    /// fixed.
+    /// The state that the optimiser keeps for a parameter: names of slots and their device memory. `None` if the parameter is
+    /// frozen.
     pub fn slots_of(&self, name: &str) -> Result<impl Iterator<Item = (&'static str, &Tensor)>> {
         Ok(self.slot_names.iter().copied().zip(&self.entry(name)?.slots))
     }

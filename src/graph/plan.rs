@@ -2,7 +2,7 @@
 //! lies.
 //!
 //! Time is counted in steps: the inputs are filled at 0, node `i` of `n` runs forward at `1 + i` and backward at
-//! `2n - i`, and the outputs are read at `2n + 1`. Two buffers may share bytes when their lives do not touch.
+//! `2n - i`, and the outputs are read at `2n + 1`. Two buffers may share bytes if their lifetimes do not overlap.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,12 +13,12 @@ use crate::error::Result;
 use crate::ops::Wanted;
 use crate::tensor::Memory;
 
-/// What a buffer holds.
+/// The contents of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BufferKind {
     /// An input or a node's output.
     Value,
-    /// Something that a node's forward pass leaves for its backward pass.
+    /// Data that a node's forward pass leaves for its backward pass.
     Saved,
     /// The gradient of a value.
     Gradient,
@@ -26,12 +26,12 @@ pub enum BufferKind {
     Workspace,
 }
 
-/// A buffer of the arena with its life.
+/// A buffer of the arena with its lifetime.
 #[derive(Debug, Clone)]
 pub struct PlannedBuffer {
     /// The module that it belongs to.
     pub name: String,
-    /// What it holds.
+    /// Its contents.
     pub kind: BufferKind,
     /// Size.
     pub bytes: usize,
@@ -39,7 +39,7 @@ pub struct PlannedBuffer {
     pub first: usize,
     /// The last step that reads it.
     pub last: usize,
-    /// Where it lies in the arena.
+    /// Its offset in the arena.
     pub offset: usize,
 }
 
@@ -49,7 +49,7 @@ impl PlannedBuffer {
     }
 }
 
-/// Where an input's gradient goes.
+/// The destination of an input's gradient.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PlannedGradient {
     pub buffer: usize,
@@ -90,14 +90,14 @@ impl Plan {
         Self::new(graph, device, vec![None; graph.nodes().len()])
     }
 
-    /// Plans forward and backward passes. A gradient is computed only where a trainable parameter lies behind it, and a
-    /// value is kept only where such a gradient reads it.
+    /// Plans forward and backward passes. A gradient is computed only if it leads to a trainable parameter, and a
+    /// value is kept only if such a gradient reads it.
     pub fn training(graph: &Graph, device: &dyn Device, is_trainable: impl Fn(ParameterId) -> bool) -> Self {
         Self::new(graph, device, wanted_gradients(graph, is_trainable, None))
     }
 
-    /// Plans forward passes, and of the backward pass what leads from the loss to one value: its gradient, and no
-    /// parameter's.
+    /// Plans forward passes, and the part of the backward pass that leads from the loss to one value. It computes the gradient of this value
+    /// and of no parameter.
     pub fn gradient_of(graph: &Graph, device: &dyn Device, value: Value) -> Self {
         Self::new(graph, device, wanted_gradients(graph, |_| false, Some(value)))
     }
@@ -186,7 +186,7 @@ impl Plan {
         Self { buffers, arena_bytes, nodes, values }
     }
 
-    /// All buffers with their lives and places.
+    /// All buffers with their lifetimes and offsets.
     pub fn buffers(&self) -> &[PlannedBuffer] {
         &self.buffers
     }
@@ -196,7 +196,7 @@ impl Plan {
         self.arena_bytes
     }
 
-    /// The most bytes that are alive at any one step: no placement can need less.
+    /// The maximum number of bytes in use at any one step: no placement can need less.
     pub fn peak_bytes(&self) -> usize {
         let alive = |step| self.buffers.iter().filter(move |buffer| (buffer.first..=buffer.last).contains(&step));
         let end = self.buffers.iter().map(|buffer| buffer.last).max().unwrap_or(0);
@@ -209,8 +209,8 @@ impl Plan {
     }
 }
 
-/// For each node what its backward pass has to produce; none where it has nothing to do. `watched` is a value whose gradient
-/// is wanted for itself.
+/// The gradients that each node's backward pass must produce; `None` if it has nothing to do. `watched` is a value whose gradient
+/// the caller requested.
 fn wanted_gradients(
     graph: &Graph,
     is_trainable: impl Fn(ParameterId) -> bool,
@@ -244,7 +244,7 @@ fn wanted_gradients(
 /// Offsets are multiples of this many bytes.
 const ALIGNMENT: usize = 256;
 
-/// Places buffers, largest first, each at the lowest offset where it fits beside those that live at the same time.
+/// Places buffers, largest first, each at the lowest offset where it fits beside those that are in use at the same time.
 /// Returns the size of the arena.
 fn place(buffers: &mut [PlannedBuffer]) -> usize {
     let mut order: Vec<usize> = (0..buffers.len()).collect();

@@ -1,4 +1,4 @@
-//! What a network computes, without a device and without a batch: its layers in an order in which they can be computed, with
+//! The description of a network, independent of device and batch: its layers in an order in which they can be computed, with
 //! torch's module names. Parameters, key names, ONNX files and, for a device and a batch shape, the graph follow from it.
 
 use std::collections::BTreeMap;
@@ -12,20 +12,20 @@ use crate::ops::{
 };
 use crate::tensor::{ElementType, Shape};
 
-/// Sizes of a convolution that its input does not tell.
+/// Sizes of a convolution that do not follow from its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvolutionOptions {
     /// Channels of the output.
     pub channels: usize,
     /// Rows and columns of the filter.
     pub kernel: usize,
-    /// Step of the filter.
+    /// Stride of the filter.
     pub stride: usize,
     /// Zeros around the input.
     pub padding: usize,
 }
 
-/// What a layer computes.
+/// The operation of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layer {
     /// A convolution without bias (`torch.nn.Conv2d(bias=False)`).
@@ -34,10 +34,10 @@ pub enum Layer {
     BatchNorm {
         /// Whether the second input is added.
         residual: bool,
-        /// What is applied last.
+        /// The activation, applied last.
         activation: Activation,
     },
-    /// The largest of each window (`torch.nn.MaxPool2d`).
+    /// The maximum of each window (`torch.nn.MaxPool2d`).
     MaxPool(MaxPoolWindow),
     /// The mean over rows and columns (`torch.nn.AdaptiveAvgPool2d(1)` and `flatten`).
     AvgPool,
@@ -48,7 +48,7 @@ pub enum Layer {
     },
 }
 
-/// Where a layer's input comes from.
+/// The source of a layer's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// The network's input: normalised pixels.
@@ -62,11 +62,11 @@ pub enum Source {
 pub struct LayerSpecification {
     /// torch's module name: `layer1.0.conv1`. A parameter is `<name>.weight` and so on.
     pub name: String,
-    /// The module whose output the layer's is: its own, or that of the block that it ends, `layer1.0`.
+    /// The module whose output is that of the layer: its own, or that of the block that it ends, `layer1.0`.
     pub output: String,
-    /// What it computes.
+    /// Its operation.
     pub layer: Layer,
-    /// What it reads: the residual, where there is one, is the second.
+    /// Its inputs: the residual, if there is one, is the second.
     pub inputs: Vec<Source>,
     /// Channels, or features, of the first input.
     pub input_channels: usize,
@@ -74,7 +74,7 @@ pub struct LayerSpecification {
     pub channels: usize,
 }
 
-/// How a parameter begins in a network that is trained from scratch: PyTorch's and torchvision's rules.
+/// The initial values of a parameter in a network that is trained from scratch: PyTorch's and torchvision's rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Initialisation {
     /// All 0.
@@ -178,13 +178,13 @@ impl LayerSpecification {
 pub struct OnnxOperator {
     /// The standard's name.
     pub name: &'static str,
-    /// What it reads besides its first input.
+    /// Its inputs after the first.
     pub operands: Operands,
-    /// The standard's names, with values.
+    /// Attributes: the standard's names, with values.
     pub attributes: Vec<(&'static str, OnnxAttribute)>,
 }
 
-/// What an operator reads besides its first input.
+/// The inputs of an operator after the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operands {
     /// Nothing.
@@ -245,7 +245,7 @@ impl Specification {
         self.layers.iter().flat_map(LayerSpecification::parameters).collect()
     }
 
-    /// The modules that people name, in order of computation: stages, their blocks, and the layers outside of blocks.
+    /// The modules that users can name, in order of computation: stages, their blocks, and the layers outside of blocks.
     pub fn modules(&self) -> Vec<String> {
         let mut modules: Vec<String> = Vec::new();
         for layer in self.layers.iter().filter(|layer| !layer.parameters().is_empty()) {
@@ -273,7 +273,7 @@ impl Specification {
         self.push(name, Layer::Conv2d(options), vec![input], options.channels)
     }
 
-    /// Appends a convolution and the batch norm of its output, with an added residual where there is one. `names` are those of
+    /// Appends a convolution and the batch norm of its output, with an added residual if there is one. `names` are those of
     /// the two.
     pub fn conv2d_batch_norm(
         &mut self,
@@ -303,7 +303,7 @@ impl Specification {
         self.push(name, Layer::Linear { outputs }, vec![input], outputs)
     }
 
-    /// Says that the last layer's output is that of the enclosing module `name`.
+    /// Declares that the last layer's output is that of the enclosing module `name`.
     pub fn end_module(&mut self, name: &str) {
         if let Some(last) = self.layers.last_mut() {
             last.output = name.into();
@@ -325,16 +325,16 @@ impl Specification {
     }
 }
 
-/// What a graph is for.
+/// The purpose of a graph.
 #[derive(Debug, Clone)]
 pub enum Phase {
-    /// Batch norms normalise by the batch, but for frozen ones.
+    /// Training: batch norms use the statistics of the batch, except frozen ones.
     Training(Freezing),
-    /// Batch norms normalise by their running statistics.
+    /// Evaluation: batch norms use their running statistics.
     Evaluation,
 }
 
-/// Sizes of one batch.
+/// The sizes of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BatchShape {
     /// Images.
@@ -347,7 +347,7 @@ pub struct BatchShape {
 
 /// A network's graph and the values that its users need.
 pub struct NetworkGraph {
-    /// The graph itself.
+    /// The graph.
     pub graph: Graph,
     /// `[N, H, W, C]`, normalised pixels, in the device's type of activations.
     pub input: Value,
@@ -402,9 +402,9 @@ impl Specification {
     }
 }
 
-/// Turns layers into nodes with operations, checking shapes as it goes.
+/// Turns layers into nodes with operations, and checks shapes.
 struct Lowering<'a> {
-    /// Says how finely it takes partial statistics, and whether it has [`Device::conv2d_batch_norm`].
+    /// Determines the rows of partial statistics, and whether [`Device::conv2d_batch_norm`] is available.
     device: &'a dyn Device,
     phase: &'a Phase,
     graph: Graph,
@@ -420,7 +420,7 @@ impl Lowering<'_> {
                 Ok(self.push(specification, Conv2d { shape, element_type, statistics_rows: 0 }, vec![input])[0])
             }
             Layer::BatchNorm { .. } => {
-                Err(Error::new(format!("{name}: a batch norm has to follow the convolution that it normalises")))
+                Err(Error::new(format!("{name}: a batch norm must follow the convolution that it normalises")))
             }
             Layer::MaxPool(window) => {
                 self.activation(input, name)?;
@@ -439,8 +439,8 @@ impl Lowering<'_> {
         }
     }
 
-    /// A convolution and the batch norm behind it. In training mode the convolution leaves the statistics that the batch norm
-    /// needs, so that its output is not read once more for them. In evaluation, on a device that can, both are one node.
+    /// A convolution and the batch norm after it. In training mode the convolution computes the statistics that the batch norm
+    /// needs, so that its output is not read once more for them. In evaluation, both are one node if the device supports it.
     fn conv2d_batch_norm(
         &mut self,
         convolution: &LayerSpecification,

@@ -1,4 +1,4 @@
-//! The table of architectures. A row is all that an architecture of known blocks takes: names on the command line, graphs,
+//! The table of architectures. An architecture of known blocks needs only a row: names on the command line, graphs,
 //! parameters, recognition of weights and the ONNX file follow from it.
 
 use std::fmt;
@@ -119,19 +119,19 @@ impl FromStr for Architecture {
     }
 }
 
-/// What the shapes of a state dict tell about its network.
+/// The network that follows from the shapes of a state dict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recognised {
     /// The row of the table.
     pub architecture: Architecture,
     /// Channels after the first convolution.
     pub width: usize,
-    /// Outputs of the final layer; none where the state dict has no final layer.
+    /// Outputs of the final layer; `None` if the state dict has no final layer.
     pub classes: Option<usize>,
 }
 
 impl Recognised {
-    /// The network, with `classes` outputs where the state dict has no final layer.
+    /// The network, with `classes` outputs if the state dict has no final layer.
     pub fn resnet(&self, classes: usize) -> ResNet {
         ResNet { architecture: self.architecture, width: self.width, classes: self.classes.unwrap_or(classes) }
     }
@@ -141,7 +141,7 @@ impl Recognised {
 /// prefix, in torch's layout. Whether every other key fits is left to the comparison with the network's own keys.
 ///
 /// # Errors
-/// The reason, as a clause such as `there is no conv1.weight`, where no row of the table fits.
+/// The reason, as a clause such as `there is no conv1.weight`, if no row of the table fits.
 pub fn recognise<'a>(shape_of: impl Fn(&str) -> Option<&'a [usize]>) -> std::result::Result<Recognised, String> {
     let convolution = |name: &str| match shape_of(&format!("{name}.weight")) {
         None => Err(format!("there is no {name}.weight")),

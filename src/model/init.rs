@@ -1,4 +1,4 @@
-//! How parameters begin, as PyTorch defines it.
+//! Initialisation of parameters, as in PyTorch.
 //!
 //! Every parameter draws from a stream of its own, so its values depend on the seed and its name only, not on what was
 //! drawn before.
@@ -22,7 +22,7 @@ pub fn parameter_stream(seed: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// The values of a parameter in a network that is trained from scratch, in this crate's layout.
+/// The initial values of a parameter in a network that is trained from scratch, in this crate's layout.
 pub fn initial_values(parameter: &ParameterSpecification, seed: u64) -> Vec<f32> {
     let mut values = vec![0.0; parameter.shape.len()];
     let random = &mut parameter_stream(seed, &parameter.name);
@@ -35,7 +35,7 @@ pub fn initial_values(parameter: &ParameterSpecification, seed: u64) -> Vec<f32>
     values
 }
 
-/// The values of a parameter of a new head for fine-tuning: a weight is Xavier-uniform, a bias begins as from scratch.
+/// The initial values of a parameter of a new head for fine-tuning: the weight is Xavier-uniform, the bias as from scratch.
 pub fn head_values(parameter: &ParameterSpecification, seed: u64) -> Vec<f32> {
     match (parameter.role, parameter.shape.dims()) {
         (ParameterRole::LinearWeight, &[outputs, inputs]) => {

@@ -1,5 +1,5 @@
-//! What networks are, without a device: the table of architectures, the layers that follow from a row of it, and how
-//! parameters begin.
+//! Networks, independent of a device: the table of architectures, the layers that follow from a row, and the initialisation of
+//! parameters.
 
 mod architecture;
 pub mod init;

@@ -69,7 +69,7 @@ impl ResNet {
         keys
     }
 
-    /// The Python expression that makes this network in torchvision; none for a width that torchvision does not build.
+    /// The Python expression that makes this network in torchvision; `None` for a width that torchvision does not build.
     pub fn torchvision_call(&self) -> Option<String> {
         let Self { architecture, width, classes } = self;
         (*width == FULL_WIDTH).then(|| format!("torchvision.models.{architecture}(num_classes={classes})"))

@@ -1,6 +1,6 @@
-//! A trained model as ONNX, for runtimes that know nothing of this program.
+//! Writes a trained model as ONNX, for other runtimes.
 //!
-//! The graph follows from the network's specification, layer by layer, in float32, for any number of images at a time. The
+//! The graph follows from the network's specification, layer by layer, in float32, for any batch size. The
 //! classes, and how an image becomes the input, are in the file's metadata.
 
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
@@ -97,7 +97,7 @@ fn attribute(name: &str, value: &OnnxAttribute) -> Message {
 }
 
 impl Writer<'_> {
-    /// The layers of the specification, in its order. A node and its output are named by the module.
+    /// The layers of the specification, in its order. A node and its output are named after the module.
     fn network(&mut self, specification: &Specification) {
         let mut outputs: Vec<String> = Vec::new();
         for layer in specification.layers() {

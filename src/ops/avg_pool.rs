@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};
 
-/// Input `[N, H, W, C]`, output `[N, C]`, which is float32 whatever the input is: the head is small.
+/// Input `[N, H, W, C]`, output `[N, C]`, which is float32 in every precision: the head is small.
 pub struct AvgPool {
     /// `[N, H, W, C]`
     pub input: Shape,

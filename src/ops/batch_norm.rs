@@ -6,7 +6,7 @@ use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMo
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
-/// Added to the variance before its root.
+/// Added to the variance before the square root.
 pub const EPSILON: f32 = 1e-5;
 /// Weight of the new value in the running statistics.
 pub const MOMENTUM: f32 = 0.1;
@@ -16,13 +16,13 @@ pub const MOMENTUM: f32 = 0.1;
 pub struct BatchNorm {
     /// `[N, H, W, C]`
     pub shape: Shape,
-    /// Of the activations.
+    /// The type of the activations.
     pub element_type: ElementType,
-    /// What to normalise by.
+    /// The statistics to use.
     pub mode: BatchNormMode,
     /// Whether the last input is added before the activation.
     pub residual: bool,
-    /// Applied last.
+    /// The activation, applied last.
     pub activation: Activation,
 }
 
@@ -89,7 +89,7 @@ impl Operation for BatchNorm {
     fn backward_reads(&self, wanted: &Wanted) -> Reads {
         let has_activation = self.activation != Activation::None;
         let mut inputs = vec![false; self.inputs()];
-        // The input gives the normalised value (gradients of weight and, in training mode, of the input) and, where
+        // The input gives the normalised value (gradients of weight and, in training mode, of the input) and, if
         // there is no residual, the argument of the activation.
         inputs[0] = wanted.parameters[0]
             || (wanted.inputs[0] && self.mode == BatchNormMode::Training)

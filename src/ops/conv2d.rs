@@ -12,7 +12,7 @@ use crate::tensor::{ElementType, Shape, Tensor};
 pub struct Conv2d {
     /// All sizes.
     pub shape: Conv2dShape,
-    /// Of input and output.
+    /// The element type of input and output.
     pub element_type: ElementType,
     /// Rows of the second output, the partial statistics of the first; 0 for none.
     pub statistics_rows: usize,
@@ -28,7 +28,7 @@ impl Conv2d {
     }
 }
 
-/// A convolution and the batch norm behind it, by running statistics, in one pass, on a device that has
+/// A convolution and the batch norm after it, by running statistics, in one pass, on a device that has
 /// [`Device::conv2d_batch_norm`]. Evaluation only: there is no backward pass.
 ///
 /// Inputs: `[N, H, W, C]`, then the residual if there is one. Parameters: those of the convolution, then of the batch norm.

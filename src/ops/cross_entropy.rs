@@ -5,12 +5,12 @@ use crate::device::{CrossEntropy, Device};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};
 
-/// How the rows' losses become one.
+/// How the losses of the rows are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LossReduction {
-    /// Added: the lesson's habit, its learning rate means that.
+    /// Their sum, as in the lesson: its learning rate applies to the sum.
     Sum,
-    /// Averaged: PyTorch's default.
+    /// Their mean, which is PyTorch's default.
     Mean,
 }
 
@@ -19,7 +19,7 @@ pub enum LossReduction {
 pub struct CrossEntropyLoss {
     /// Rows.
     pub batch: usize,
-    /// How the rows' losses become one.
+    /// How the losses of the rows are combined.
     pub reduction: LossReduction,
 }
 
@@ -69,7 +69,7 @@ impl Operation for CrossEntropyLoss {
         device.cross_entropy(&CrossEntropy {
             logits: buffers.input(0),
             targets: buffers.input(1),
-            result: buffers.outputs[0].as_ref().expect("backward_reads asked for it"),
+            result: buffers.outputs[0].as_ref().expect("backward_reads requested it"),
             logits_gradient: Some(&gradient.tensor),
             scale: self.scale(),
         })

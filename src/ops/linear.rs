@@ -9,9 +9,9 @@ use crate::tensor::{ElementType, Shape};
 pub struct Linear {
     /// Rows of the input.
     pub batch: usize,
-    /// Features in.
+    /// Number of input features.
     pub inputs: usize,
-    /// Features out.
+    /// Number of output features.
     pub outputs: usize,
 }
 

@@ -5,11 +5,11 @@ use crate::device::{Device, MaxPoolWindow};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};
 
-/// Input `[N, H, W, C]`, output `[N, OH, OW, C]`. The backward pass keeps one byte an output element and nothing else.
+/// Input `[N, H, W, C]`, output `[N, OH, OW, C]`. The backward pass keeps one byte per output element and nothing else.
 pub struct MaxPool {
     /// `[N, H, W, C]`
     pub input: Shape,
-    /// Of input and output.
+    /// The element type of input and output.
     pub element_type: ElementType,
     /// Size, stride and padding.
     pub window: MaxPoolWindow,

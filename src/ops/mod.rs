@@ -1,4 +1,4 @@
-//! The operations of the graph, one file each: shapes, what the backward pass will need, and the calls on the device.
+//! The operations of the graph, one file each: shapes, what the backward pass needs, and the calls on the device.
 
 mod avg_pool;
 pub mod batch_norm;
@@ -18,7 +18,7 @@ use crate::device::{Device, Gradient};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
-/// Which gradients a node has to produce. Decided by the plan from what is trainable.
+/// The gradients that a node must produce. The plan derives them from the trainable parameters.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// One for each input.
@@ -27,7 +27,7 @@ pub struct Wanted {
     pub parameters: Vec<bool>,
 }
 
-/// Which values of the forward pass the backward pass reads again, and which must therefore be kept.
+/// The values of the forward pass that the backward pass reads, and which must therefore be kept.
 #[derive(Debug, Clone)]
 pub struct Reads {
     /// One for each input.
@@ -38,7 +38,7 @@ pub struct Reads {
 
 /// The buffers of a node's forward pass.
 pub struct ForwardBuffers {
-    /// In the order in which the node was given them.
+    /// The inputs, in the order of the node's definition.
     pub inputs: Vec<Tensor>,
     /// Parameters and running statistics.
     pub parameters: Vec<Tensor>,
@@ -46,34 +46,34 @@ pub struct ForwardBuffers {
     pub outputs: Vec<Tensor>,
     /// As [`Operation::saved`] describes them.
     pub saved: Vec<Tensor>,
-    /// Bytes, as many as [`Operation::forward_workspace`] says.
+    /// Scratch memory of the size that [`Operation::forward_workspace`] returns.
     pub workspace: Tensor,
 }
 
 /// The buffers of a node's backward pass.
 pub struct BackwardBuffers {
-    /// Those inputs that [`Operation::backward_reads`] asked for.
+    /// The inputs that [`Operation::backward_reads`] requested.
     pub inputs: Vec<Option<Tensor>>,
-    /// Those outputs that [`Operation::backward_reads`] asked for.
+    /// The outputs that [`Operation::backward_reads`] requested.
     pub outputs: Vec<Option<Tensor>>,
     /// Parameters and running statistics.
     pub parameters: Vec<Tensor>,
-    /// From the forward pass.
+    /// The buffers that the forward pass has filled.
     pub saved: Vec<Tensor>,
     /// Gradient of the first output; absent for a loss, which is where the backward pass begins.
     pub output_gradient: Option<Tensor>,
-    /// Where each wanted input gradient goes.
+    /// The destination of each requested input gradient.
     pub input_gradients: Vec<Option<Gradient>>,
-    /// Where each wanted parameter gradient goes. Always overwritten.
+    /// The destination of each requested parameter gradient, which is always overwritten.
     pub parameter_gradients: Vec<Option<Tensor>>,
-    /// Bytes, as many as [`Operation::backward_workspace`] says.
+    /// Scratch memory of the size that [`Operation::backward_workspace`] returns.
     pub workspace: Tensor,
 }
 
 impl BackwardBuffers {
-    /// An input that the backward pass asked for.
+    /// An input that the backward pass requested.
     fn input(&self, index: usize) -> &Tensor {
-        self.inputs[index].as_ref().expect("the plan keeps what backward_reads asked for")
+        self.inputs[index].as_ref().expect("the plan keeps what backward_reads requested")
     }
 
     /// The gradient of the first output.
@@ -87,7 +87,7 @@ pub trait Operation {
     /// One of the names that every folder uses: `conv2d`, `batch_norm`, ...
     fn name(&self) -> &'static str;
 
-    /// What it writes; only the first output has a gradient.
+    /// Its outputs; only the first one has a gradient.
     fn outputs(&self) -> Vec<(Shape, ElementType)>;
 
     /// Whether gradients flow to this input at all. Class indices and statistics have none.
@@ -100,7 +100,7 @@ pub trait Operation {
         false
     }
 
-    /// Small buffers that the forward pass writes and, where there is one, the backward pass reads.
+    /// Small buffers that the forward pass writes and, if there is one, the backward pass reads.
     fn saved(&self, _has_backward: bool) -> Vec<(Shape, ElementType)> {
         Vec::new()
     }
@@ -115,10 +115,10 @@ pub trait Operation {
         0
     }
 
-    /// What has to be kept for the backward pass.
+    /// The values to keep for the backward pass.
     fn backward_reads(&self, wanted: &Wanted) -> Reads;
 
-    /// Multiplications with additions of the forward pass; 0 for what is bound by memory.
+    /// Multiply-adds of the forward pass; 0 for operations that are bound by memory.
     fn multiply_adds(&self) -> usize {
         0
     }
@@ -126,6 +126,6 @@ pub trait Operation {
     /// Computes the outputs.
     fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()>;
 
-    /// Computes the wanted gradients.
+    /// Computes the requested gradients.
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()>;
 }

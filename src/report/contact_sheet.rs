@@ -27,7 +27,7 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// As a JPEG in a `data:` address.
+    /// Encodes it as JPEG in a `data:` URL.
     pub fn data_uri(&self) -> Result<String> {
         let mut bytes = Vec::new();
         JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
@@ -37,7 +37,7 @@ impl Tile {
     }
 }
 
-/// The middle of an image, scaled.
+/// Crops and scales the middle of an image.
 pub fn tile(path: &Path, decoding: DecodeOptions, label: &str, size: u32) -> Result<Tile> {
     let mut image = RgbImage::default();
     Decoder::new(decoding).decode_file(path, &mut image)?;
@@ -58,7 +58,7 @@ pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
 }
 
 /// Rows of a contact sheet: of two classes the first images of one and the last of the other; of
-/// more classes the first of each. Images that cannot be read are left out.
+/// more classes the first of each. Images that cannot be read are skipped.
 pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Vec<Tile>> {
     let rows: Vec<Vec<usize>> = if folder.classes.len() <= 2 {
         first_and_last(folder, count).to_vec()
@@ -91,7 +91,7 @@ pub fn augmented_tiles(folder: &ImageFolder, count: usize, transform: &Transform
     first_and_last(folder, count).iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()
 }
 
-/// Rows of tiles, put together.
+/// A contact sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContactSheet {
     /// Pixels in a row.
@@ -109,7 +109,7 @@ const FONT_SIZE: u32 = 13;
 const LETTER_WIDTH: f32 = 0.55;
 
 impl ContactSheet {
-    /// Puts tiles of one size on white, each above its label.
+    /// Places tiles of one size on a white background, each above its label.
     pub fn new(rows: &[Vec<Tile>]) -> Result<Self> {
         let size = rows.iter().flatten().map(|tile| tile.size).max().unwrap_or(0);
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0) as u32;
@@ -150,7 +150,7 @@ impl ContactSheet {
         Ok(Self { width, height, pixels })
     }
 
-    /// As PNG.
+    /// Encodes it as PNG.
     pub fn png(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         PngEncoder::new(&mut bytes)
@@ -160,7 +160,7 @@ impl ContactSheet {
     }
 }
 
-/// At most so many letters, the last an ellipsis where some are missing.
+/// Shortens a text to this many characters, with an ellipsis at the end.
 pub(super) fn shortened(text: &str, letters: usize) -> String {
     if text.chars().count() <= letters {
         return text.into();

@@ -1,18 +1,18 @@
-//! Where a network looks: Grad-CAM (Selvaraju et al., 2017).
+//! The areas that influenced a prediction: Grad-CAM (Selvaraju et al., 2017).
 //!
-//! The gradient of a class's logit with respect to the last convolutions' output tells, averaged over the image, how much
-//! each channel speaks for the class. The channels' sum with these weights, where it is positive, is a map of what
-//! speaks for it. Both come from the graph's own forward and backward pass. At 224 x 224 that output is layer4's, 7 x 7.
+//! The gradient of a class's logit with respect to the output of the last convolutions, averaged over the image, weights
+//! the channels of that output. Their weighted sum, where it is positive, is a map of the areas that influenced
+//! the prediction. Both come from the graph's own forward and backward pass. At 224 x 224 that output is layer4's, 7 x 7.
 
 use super::contact_sheet::Tile;
 use crate::error::Result;
 use crate::model::BatchShape;
 use crate::train::{Network, logit_gradients};
 
-/// A map of fewer rows is too coarse to show anything; small images are looked at in an earlier stage.
+/// A map of fewer rows is too coarse to show anything; for small images, an earlier stage is used.
 const LEAST_ROWS: usize = 6;
 
-/// How much each place of an image, `[H, W, 3]` normalised, speaks for the class with the largest logit, from 0 to 1.
+/// How much each area of an image, `[H, W, 3]` normalised, influenced the largest logit, from 0 to 1.
 /// Returns the map's rows, columns and values, and the class.
 pub fn attention(network: &Network, image: &[f32], image_size: usize) -> Result<(usize, usize, Vec<f32>, usize)> {
     let shape = BatchShape { batch: 1, height: image_size, width: image_size };

@@ -11,7 +11,7 @@ use crate::data::{CropBox, RgbImage, Transformer};
 /// The largest chunk of kitty's protocol, in bytes.
 const CHUNK: usize = 4096;
 
-/// The bytes that show a contact sheet in a terminal `columns` wide. The environment tells what the terminal supports.
+/// The bytes that show a contact sheet in a terminal `columns` wide. The environment determines what the terminal supports.
 pub fn preview(sheet: &ContactSheet, columns: usize) -> Vec<u8> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let (program, terminal) = (variable("TERM_PROGRAM"), variable("TERM"));

@@ -25,7 +25,7 @@ const TILE: u32 = 160;
 const MISTAKES: usize = 12;
 const GRAD_CAMS: usize = 8;
 const SHEET_COLUMNS: usize = 8;
-/// Classes on the contact sheet at most.
+/// Maximum number of classes on the contact sheet.
 const SHEET_ROWS: usize = 12;
 
 /// A run as a report shows it.
@@ -99,7 +99,7 @@ impl RunRecord {
     /// Reads the files of a run's folder, without its images.
     ///
     /// # Errors
-    /// When the folder holds no run, or its files cannot be read.
+    /// When the folder contains no run, or its files cannot be read.
     pub fn open(folder: &RunFolder) -> Result<Self> {
         let config = RunConfig::open(folder)?;
         let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();

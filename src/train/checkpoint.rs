@@ -1,4 +1,4 @@
-//! All that resuming needs: every parameter, the optimiser's state, and the position in the run.
+//! Checkpoints: every parameter, the optimiser's state, and the position in the run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{OutputTensor, TensorFile, save};
 
 const FORMAT: &str = "retune-checkpoint-1";
-/// The metadata field with the number of steps, where the optimiser depends on it.
+/// The metadata field with the number of steps, if the optimiser depends on it.
 const STEPS: &str = "optimizer_steps";
 
 /// The metadata field with the digest of the list of images.
@@ -33,28 +33,28 @@ pub struct Best {
 }
 
 impl Best {
-    /// More correct images, or as many with a lower loss.
+    /// Whether it is better: more correct images, or as many with a lower loss.
     pub fn beats(&self, other: &Best) -> bool {
         self.test_acc > other.test_acc || (self.test_acc == other.test_acc && self.test_loss < other.test_loss)
     }
 }
 
-/// Where a run is.
+/// The position of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Position {
-    /// Epochs that are done.
+    /// Completed epochs.
     pub epoch: usize,
-    /// Batches that are done in the current epoch.
+    /// Completed batches of the current epoch.
     pub batch: usize,
     /// Sums over those batches.
     pub totals: Totals,
-    /// Lines of `metrics.jsonl` that belong to what is done.
+    /// Lines of `metrics.jsonl` that belong to this position.
     pub metrics_lines: usize,
     /// The best model so far.
     pub best: Option<Best>,
 }
 
-/// Floats as their bits, so that a file brings back exactly what was written.
+/// Stores floats as bits, so that reading restores exactly what was written.
 #[derive(Serialize, Deserialize)]
 struct StoredPosition {
     epoch: usize,
@@ -92,7 +92,7 @@ impl From<StoredPosition> for Position {
     }
 }
 
-/// Writes a checkpoint, in one step.
+/// Writes a checkpoint atomically.
 pub fn save_checkpoint(
     path: &Path,
     trainer: &Trainer,
@@ -129,15 +129,15 @@ pub fn save_checkpoint(
 /// A checkpoint whose header has been read.
 pub struct Checkpoint {
     file: TensorFile,
-    /// How the run trains.
+    /// The recipe of the run.
     pub recipe: Recipe,
     /// Names of the classes.
     pub classes: Vec<String>,
     /// The digest of the list of images; versions before 0.2 stored none.
     pub images: Option<String>,
-    /// Where it is.
+    /// The position.
     pub position: Position,
-    /// The precision of the device that it was on. What is stored here is float32 in all of them.
+    /// The precision of the run's device. The stored tensors are float32 in every precision.
     pub precision: Precision,
 }
 
@@ -147,13 +147,13 @@ impl Checkpoint {
         Self::from_file(TensorFile::open(path)?)
     }
 
-    /// The same of a file whose header has been read.
+    /// Like [`Checkpoint::open`], for a file whose header has been read.
     pub fn from_file(file: TensorFile) -> Result<Self> {
         let path = file.path();
         let field = |name: &str| {
             file.metadata().get(name).ok_or_else(|| {
                 Error::new(format!("{}: not a checkpoint of retune: its metadata has no `{name}`", path.display()))
-                    .hint("a run is resumed from the checkpoint.safetensors that `train` wrote")
+                    .hint("give the checkpoint.safetensors of a run")
             })
         };
         if field("format")? != FORMAT {
@@ -173,7 +173,7 @@ impl Checkpoint {
         Ok(Self { recipe, classes, images, position: position.into(), precision, file })
     }
 
-    /// Puts parameters, statistics and the optimiser's state where they were.
+    /// Restores parameters, running statistics and the optimiser's state.
     ///
     /// # Errors
     /// When the file lacks something or belongs to another network.

@@ -1,4 +1,4 @@
-//! `config.json`: what a run was started with.
+//! `config.json`: the settings with which a run was started.
 
 use std::fs;
 use std::io::Write;
@@ -12,7 +12,7 @@ use super::run::Run;
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
 
-/// See the module. Figures and names are those of the start; a resumed run leaves them as they are.
+/// See the module documentation. A resumed run leaves all values unchanged.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunConfig {
     /// The version of the program that started the run.
@@ -34,12 +34,12 @@ pub struct RunConfig {
     /// The digest of the list of images ([`super::ImageList::digest`]); versions before 0.2 stored none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<String>,
-    /// How it trains.
+    /// The recipe.
     pub recipe: Recipe,
 }
 
 impl RunConfig {
-    /// That of a run on the images in `data`, started from `weights`.
+    /// The configuration of a run on the images in `data`, started from `weights`.
     pub fn new(run: &Run, data: &Path, weights: Option<&Path>) -> Self {
         let device = run.trainer.network().device();
         let absolute = |path: &Path| {
@@ -62,7 +62,7 @@ impl RunConfig {
         }
     }
 
-    /// Reads that of a run.
+    /// Reads the configuration of a run.
     ///
     /// # Errors
     /// When there is no run in the folder, or the file cannot be read.
@@ -75,10 +75,10 @@ impl RunConfig {
         serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Writes it, in one step.
+    /// Writes it atomically.
     pub fn save(&self, folder: &RunFolder) -> Result<()> {
         let doing = || "cannot write config.json";
-        // By way of a value, which sorts the keys.
+        // A `Value` sorts the keys.
         let value = serde_json::to_value(self).context(doing)?;
         let text = serde_json::to_string_pretty(&value).context(doing)? + "\n";
         write_atomically(&folder.config(), |writer| writer.write_all(text.as_bytes()))

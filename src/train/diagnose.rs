@@ -1,4 +1,4 @@
-//! Finds where in a training step numbers stopped being finite.
+//! Finds the first value of a training step that is not finite.
 
 use super::network::Purpose;
 use super::trainer::Trainer;
@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::model::BatchShape;
 use crate::tensor::Tensor;
 
-/// Computes a training batch of a prepared shape again, node by node, and describes where the first value that is not
-/// finite appears; none where all are finite. Changes running statistics and gradients.
+/// Computes a training batch of a prepared shape again, node by node, and describes where the first value appears that is not
+/// finite; `None` if all are finite. Changes running statistics and gradients.
 pub fn find_not_finite(
     trainer: &Trainer,
     shape: BatchShape,

@@ -1,4 +1,4 @@
-//! Classifying a set of images.
+//! Classifies a set of images.
 
 use super::metrics::Totals;
 use super::network::Network;
@@ -8,30 +8,30 @@ use crate::error::{Error, Result};
 use crate::model::BatchShape;
 use crate::tensor::Tensor;
 
-/// What the network said of one image.
+/// The prediction for one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prediction {
     /// Index of the image in its folder's list.
     pub index: usize,
     /// Its true class.
     pub target: usize,
-    /// One a class.
+    /// One per class.
     pub logits: Vec<f32>,
 }
 
 impl Prediction {
-    /// The class with the largest logit, the first of them when several are.
+    /// The class with the largest logit; the first of them if several are equal.
     pub fn class(&self) -> usize {
         let best = |best: usize, class: usize| if self.logits[class] > self.logits[best] { class } else { best };
         (0..self.logits.len()).fold(0, best)
     }
 
-    /// The logits' softmax.
+    /// The softmax of the logits.
     pub fn probabilities(&self) -> Vec<f64> {
         softmax(&self.logits)
     }
 
-    /// Cross entropy of this image.
+    /// The cross entropy of this image.
     pub fn loss(&self) -> f64 {
         let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = self.logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
@@ -39,7 +39,7 @@ impl Prediction {
     }
 }
 
-/// Probabilities that belong to logits.
+/// The softmax of logits.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let exponentials: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - largest).exp()).collect();
@@ -88,7 +88,7 @@ pub fn evaluate(
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
         }
-        // The images' own losses, so that the figure does not depend on how the loss was reduced or on batches.
+        // The losses of single images, so that the result depends neither on the loss reduction nor on batches.
         let loss = predictions[first..].iter().map(Prediction::loss).sum();
         totals.add(Totals { loss, correct: result.correct as u64, images: batch.targets.len() as u64 });
     }

@@ -1,4 +1,4 @@
-//! What a run reports while it goes on, and at its end.
+//! The events and the results that a run reports.
 
 use std::time::Duration;
 
@@ -6,64 +6,64 @@ use super::checkpoint::Best;
 use super::metrics::{Metric, Totals};
 use crate::data::{SkippedSample, Stored};
 
-/// What a run reports while it goes on.
+/// An event that a run reports.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A step was made.
+    /// A step was completed.
     Step {
         /// Counted from 1.
         epoch: usize,
-        /// Batches done in this epoch, of how many.
+        /// Completed batches of this epoch.
         batch: usize,
         /// Batches of an epoch.
         batches: usize,
-        /// Over the epoch so far.
+        /// Metrics of the epoch so far.
         totals: Totals,
-        /// How fast it goes.
+        /// The current speed.
         pace: Pace,
     },
-    /// A part of an epoch was recorded.
+    /// The metrics of a part of an epoch were recorded.
     Recorded(&'a Metric),
     /// A batch of test images was classified.
     Tested {
-        /// How many batches so far.
+        /// The number of classified batches.
         batch: usize,
         /// Batches of the test set.
         batches: usize,
     },
     /// An epoch was completed and saved.
     Epoch(&'a Metric),
-    /// Images stay in the device's memory from here on; the number is that of all images.
+    /// From here on, decoded images stay in the device's memory; the number is that of all images.
     Stored(Stored, usize),
-    /// An image could not be read and was left out; reported once per image.
+    /// An image could not be read and was skipped; reported once per image.
     Skipped(&'a SkippedSample),
     /// Something that a user should know before the run starts.
     Notice(&'a str),
 }
 
-/// How fast a run goes, since it began or resumed.
+/// The speed of a run since it started or was resumed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Training images a second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// How long a batch waits for its images, on average.
+    /// Average time that a batch waits for its images.
     pub data: Duration,
-    /// How long a step then takes, on average.
+    /// Average time of a step after that.
     pub compute: Duration,
 }
 
-/// What a completed run ends with.
+/// The results of a completed run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// Mean loss a training image, over the last epoch.
+    /// Mean loss per training image, over the last epoch.
     pub train_loss: f64,
     /// Share of correct training images, over the last epoch.
     pub train_acc: f64,
     /// Share of correct test images, after the last epoch.
     pub test_acc: f64,
-    /// Training images a second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// Of that, the share of time that was spent waiting for images.
+    /// The share of that time that was spent waiting for images.
     pub waiting_share: f64,
     /// The epoch whose model was kept.
     pub best: Best,

@@ -1,4 +1,4 @@
-//! How logits depend on the output of a module: what Grad-CAM is made from.
+//! Gradients of logits with respect to the output of a module, for Grad-CAM.
 
 use super::network::Network;
 use crate::device::{read_f32, write_f32, write_i32};
@@ -8,12 +8,12 @@ use crate::model::{BatchShape, Freezing, Phase};
 use crate::ops::LossReduction;
 use crate::tensor::Shape;
 
-/// How logits depend on a module's output.
+/// The gradients of logits with respect to a module's output.
 #[derive(Debug, Clone)]
 pub struct LogitGradients {
-    /// Of the module's output: `[N, H, W, C]`.
+    /// The shape of the module's output: `[N, H, W, C]`.
     pub shape: Shape,
-    /// That output.
+    /// The module's output.
     pub activation: Vec<f32>,
     /// Gradient of each image's chosen logit with respect to it.
     pub gradient: Vec<f32>,
@@ -54,7 +54,7 @@ pub fn logit_gradients(
     let mut one_hot = vec![0.0; logits.len()];
     chosen.iter().enumerate().for_each(|(image, &class)| one_hot[image * classes + class] = 1.0);
     write_f32(device, &one_hot, begin)?;
-    // All but the loss, whose gradient the one that was just written replaces.
+    // All nodes but the loss, whose gradient was replaced above.
     for node in (0..executor.graph().nodes().len() - 1).rev() {
         executor.backward_node(device, node)?;
     }

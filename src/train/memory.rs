@@ -1,4 +1,4 @@
-//! How much memory a run takes, before it takes it.
+//! The memory that a run needs, computed before it starts.
 
 use super::network::Purpose;
 use super::recipe::Recipe;
@@ -7,7 +7,7 @@ use crate::data::{LoaderOptions, Mode, Splits};
 use crate::error::{Error, Result};
 use crate::model::BatchShape;
 
-/// What a run takes at its peak, in bytes, as it is planned.
+/// The planned peak memory of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// On the device: the arena of activations, their gradients and workspaces.
@@ -21,21 +21,21 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// What the device's memory has to hold.
+    /// Bytes that must fit in the device's memory.
     pub fn on_device(&self) -> usize {
         let shared = if self.is_shared { self.host } else { 0 };
         self.activations.saturating_add(self.parameters).saturating_add(shared)
     }
 }
 
-/// What the program itself takes: its code, threads, tables.
+/// Bytes of the program itself: code, threads, tables.
 const PROGRAM_BYTES: usize = 16 << 20;
 
-/// What a worker takes to decode a photo.
+/// Bytes that a worker needs to decode a photo.
 const WORKER_BYTES: usize = 4 << 20;
 
 impl Run<'_> {
-    /// What the run takes with batches of this size. Allocates nothing.
+    /// The memory of the run with batches of this size. Allocates nothing.
     pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
         let network = self.trainer.network();
         let activations = |images: usize, purpose| {
@@ -85,7 +85,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The largest batch, below the recipe's, for which `bytes` more are enough; none where a single image takes more.
+    /// The largest batch, below the recipe's, for which `bytes` more are enough; `None` if a single image needs more.
     pub fn largest_batch_within(&self, bytes: usize) -> Result<Option<usize>> {
         let takes = |batch| self.memory(batch).map(|plan| plan.on_device() - plan.parameters);
         let (mut fits, mut too_many) = (0, self.recipe.batch_size.min(self.splits.train.len()));

@@ -1,4 +1,4 @@
-//! What a run measures, one JSON object a line.
+//! The metrics of a run, one JSON object per line.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -23,14 +23,14 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Adds those of another part.
+    /// Adds the sums of another part.
     pub fn add(&mut self, other: Totals) {
         self.loss += other.loss;
         self.correct += other.correct;
         self.images += other.images;
     }
 
-    /// Mean loss an image.
+    /// Mean loss per image.
     pub fn mean_loss(&self) -> f64 {
         self.loss / self.images.max(1) as f64
     }
@@ -45,11 +45,11 @@ impl Totals {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Metric {
-    /// About five times an epoch: averages since the epoch began, while the weights moved.
+    /// About five times per epoch: averages since the start of the epoch, while the weights changed.
     Progress {
-        /// Epochs done, with the fraction of the current one.
+        /// Completed epochs, with the fraction of the current one.
         epoch: f64,
-        /// Mean loss an image.
+        /// Mean loss per image.
         train_loss: f64,
         /// Share of correct images.
         train_acc: f64,
@@ -58,7 +58,7 @@ pub enum Metric {
     Epoch {
         /// Counted from 1.
         epoch: usize,
-        /// Mean loss a training image, over the epoch.
+        /// Mean loss per training image, over the epoch.
         train_loss: f64,
         /// Share of correct training images, over the epoch.
         train_acc: f64,
@@ -66,14 +66,14 @@ pub enum Metric {
         test_loss: f64,
         /// Share of correct test images, after the epoch.
         test_acc: f64,
-        /// Training images a second, without testing and saving.
+        /// Training images per second, without testing and saving.
         images_per_second: f64,
         /// Seconds of training, without testing and saving.
         seconds: f64,
     },
-    /// An image that could not be read and was left out, once.
+    /// An image that could not be read and was skipped, recorded once.
     Skipped {
-        /// The file; what is not Unicode in its name is replaced.
+        /// The file, with replacement characters for what is not Unicode in its name.
         path: String,
         /// What is wrong with it.
         reason: String,
@@ -95,7 +95,7 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file and keeps its first `lines` lines; what a run wrote after its last checkpoint will come again.
+    /// Opens the file and keeps its first `lines` lines; the run writes again what followed its last checkpoint.
     pub fn open(path: &Path, lines: usize) -> Result<Self> {
         let text = if lines == 0 { String::new() } else { fs::read_to_string(path).unwrap_or_default() };
         let kept: String = text.split_inclusive('\n').take(lines).collect();
@@ -109,17 +109,17 @@ impl MetricsFile {
         Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count(), skipped: skipped.collect() })
     }
 
-    /// The images of which the lines that were kept say that they were left out.
+    /// The images that the kept lines record as skipped.
     pub fn skipped(&self) -> &HashSet<String> {
         &self.skipped
     }
 
-    /// Lines so far.
+    /// Number of lines.
     pub fn lines(&self) -> usize {
         self.lines
     }
 
-    /// Adds a line, in one write.
+    /// Appends a line, in one write.
     pub fn append(&mut self, metric: &Metric) -> Result<()> {
         let doing = || format!("cannot write {}", self.path.display());
         let line = serde_json::to_string(metric).context(doing)? + "\n";

@@ -9,27 +9,27 @@ use crate::model::{BatchShape, Freezing, NetworkGraph, Phase, ResNet};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 
-/// What one batch gave.
+/// The result of one batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchResult {
     /// The reduced loss.
     pub loss: f32,
     /// Images whose largest logit is the target's.
     pub correct: usize,
-    /// The norm of the gradients before they were clipped, where they are.
+    /// The norm of the gradients before they were clipped, if they are.
     pub gradient_norm: Option<f32>,
 }
 
-/// What a plan is for.
+/// The purpose of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Forward passes with running statistics.
     Evaluation,
-    /// Forward and backward passes. Only the network of a [`super::Trainer`] can.
+    /// Forward and backward passes. Only the network of a [`super::Trainer`] supports it.
     Training,
 }
 
-/// How a training graph differs from one for evaluation.
+/// The differences between a training graph and one for evaluation.
 #[derive(Debug, Clone)]
 pub(super) struct TrainingGraph {
     pub freezing: Freezing,
@@ -56,7 +56,7 @@ impl Prepared {
     }
 }
 
-/// See the module.
+/// See the module documentation.
 pub struct Network {
     device: Rc<dyn Device>,
     resnet: ResNet,
@@ -83,17 +83,17 @@ impl Network {
         Self { device, resnet, parameters, training, prepared: Vec::new(), arena: None }
     }
 
-    /// What the network is.
+    /// The description of the network.
     pub fn resnet(&self) -> &ResNet {
         &self.resnet
     }
 
-    /// Where its parameters are.
+    /// The device of the parameters.
     pub fn device(&self) -> &dyn Device {
         self.device.as_ref()
     }
 
-    /// The same, to be shared with others that keep memory there.
+    /// The same device, shared with other owners of its memory.
     pub fn shared_device(&self) -> Rc<dyn Device> {
         self.device.clone()
     }
@@ -103,7 +103,7 @@ impl Network {
         &self.parameters
     }
 
-    /// Its parameters, to be set.
+    /// Its parameters, for changes.
     pub fn parameters_mut(&mut self) -> &mut Parameters {
         &mut self.parameters
     }
@@ -123,7 +123,7 @@ impl Network {
         self.prepare_keeping(shape, purpose, &[])
     }
 
-    /// As [`Network::prepare`], and the outputs of the named modules can be read after a run.
+    /// Like [`Network::prepare`]; in addition, the outputs of the named modules can be read after a run.
     pub fn prepare_keeping(&mut self, shape: BatchShape, purpose: Purpose, kept: &[String]) -> Result<()> {
         if self.prepared.iter().any(|prepared| (prepared.shape, prepared.purpose) == (shape, purpose)) {
             return Ok(());
@@ -139,7 +139,7 @@ impl Network {
         Ok(())
     }
 
-    /// How large the arena of a batch shape has to be. Allocates nothing.
+    /// The size of the arena that a batch shape needs. Allocates nothing.
     pub fn arena_bytes_of(&self, shape: BatchShape, purpose: Purpose) -> Result<usize> {
         Ok(self.plan(shape, purpose, &[])?.1.arena_bytes())
     }
@@ -160,7 +160,7 @@ impl Network {
         Ok((network, plan))
     }
 
-    /// Moves every plan to a larger arena. The old one is released first: two would not always fit. Recordings hold
+    /// Moves every plan to a larger arena. The old one is released first: both may not fit. Recordings hold
     /// addresses of the old one, so they are dropped.
     fn grow(&mut self, bytes: usize) -> Result<()> {
         let parts: Vec<_> = std::mem::take(&mut self.prepared)
@@ -204,13 +204,13 @@ impl Network {
         }
     }
 
-    /// Fills in a batch of a prepared shape: `images` `[N, H, W, 3]`, one target each. To be done before every run: the
+    /// Fills in a batch of a prepared shape: `images` `[N, H, W, 3]`, one target each. Must be called before every run: the
     /// plan reuses the memory of the inputs once they have been read.
     pub fn fill(&self, shape: BatchShape, purpose: Purpose, images: &[f32], targets: &[u32]) -> Result<()> {
         self.fill_by(shape, purpose, |device, input| write_f32(device, images, input), targets)
     }
 
-    /// As [`Network::fill`]; `write` writes the images to the tensor that it is given.
+    /// Like [`Network::fill`]; `write` writes the images to the given tensor.
     pub fn fill_by(
         &self,
         shape: BatchShape,
@@ -255,7 +255,7 @@ impl Network {
         self.evaluate_by(shape, |device, input| write_f32(device, images, input), targets)
     }
 
-    /// As [`Network::evaluate`]; `write` writes the images to the tensor that it is given.
+    /// Like [`Network::evaluate`]; `write` writes the images to the given tensor.
     pub fn evaluate_by(
         &mut self,
         shape: BatchShape,

@@ -27,16 +27,16 @@ use crate::tensor::Tensor;
 /// When a checkpoint is saved, besides at the start and after each epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckpointEvery {
-    /// After every so many steps of an epoch.
+    /// After this many steps of an epoch.
     Steps(usize),
-    /// When the last one is this old.
+    /// When the last checkpoint is this old.
     Time(Duration),
 }
 
 /// When checkpoints are saved, and how many are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpointing {
-    /// How often.
+    /// The interval.
     pub every: CheckpointEvery,
     /// How many checkpoints are kept, the newest among them.
     pub kept: usize,
@@ -50,11 +50,11 @@ impl Default for Checkpointing {
 
 /// How a run is carried out. Nothing here changes its results.
 pub struct RunOptions<'a> {
-    /// Where to write.
+    /// The run's folder.
     pub folder: RunFolder,
     /// Threads that decode images.
     pub workers: usize,
-    /// Bytes that decoded images may take on a device that keeps them; without a limit, what is free.
+    /// Bytes that decoded images may take on a device that keeps them; without a limit, all free memory.
     pub image_memory: Option<usize>,
     /// Whether an unreadable image ends the run.
     pub strict: bool,
@@ -66,15 +66,15 @@ pub struct RunOptions<'a> {
 
 /// Everything that a run needs; made by [`super::Start::run`].
 pub struct Run<'a> {
-    /// With its initial parameters, or as a checkpoint left it.
+    /// The trainer, with its initial parameters or those of a checkpoint.
     pub trainer: Trainer,
-    /// How to train.
+    /// The recipe.
     pub recipe: Recipe,
-    /// What to train on and what to test on.
+    /// The training and test images.
     pub splits: Splits,
     /// The names of those images.
     pub images: ImageList,
-    /// Where to begin.
+    /// The position at which to begin.
     pub position: Position,
     /// How it is carried out.
     pub options: RunOptions<'a>,
@@ -83,7 +83,7 @@ pub struct Run<'a> {
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
 
-/// How long what took, since the run started or was resumed.
+/// Time spent on each kind of work, since the run started or was resumed.
 #[derive(Default)]
 struct Clock {
     training: Duration,
@@ -107,20 +107,20 @@ impl Clock {
     }
 }
 
-/// Images that were left out.
+/// The skipped images.
 struct LeftOut {
-    /// Those with a line in `metrics.jsonl`, by their name there.
+    /// Those with a line in `metrics.jsonl`, by the name in that file.
     recorded: HashSet<String>,
     told: HashSet<PathBuf>,
 }
 
 impl LeftOut {
-    /// Those of the part of the run before it was resumed.
+    /// The images that the run skipped before it was resumed.
     fn of_earlier(metrics: &MetricsFile) -> Self {
         Self { recorded: metrics.skipped().clone(), told: HashSet::new() }
     }
 
-    /// Records and reports those that are new.
+    /// Records and reports images that are new.
     fn note(
         &mut self,
         samples: &[SkippedSample],
@@ -138,7 +138,7 @@ impl LeftOut {
         Ok(())
     }
 
-    /// How many images of the folder were left out.
+    /// Number of skipped images of the folder.
     fn of(&self, folder: &ImageFolder) -> usize {
         folder.samples.iter().filter(|sample| self.recorded.contains(&*sample.path.to_string_lossy())).count()
     }
@@ -167,7 +167,7 @@ impl Run<'_> {
         let mut metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
         let mut left_out = LeftOut::of_earlier(&metrics);
         if self.position == Position::default() {
-            // From here on the run can be resumed, whatever happens to it.
+            // From here on the run can be resumed after any failure.
             self.save_checkpoint()?;
         }
         let mut clock = Clock::default();
@@ -209,7 +209,7 @@ impl Run<'_> {
             metrics.append(&metric)?;
             let this = Best { epoch, test_acc: test.accuracy(), test_loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
-                // What leads to this model: it does not depend on the epochs that may follow.
+                // The recipe of this model, which does not depend on later epochs.
                 let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
                 save_model(&self.options.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
                 self.position.best = Some(this);
@@ -225,7 +225,7 @@ impl Run<'_> {
         }
         self.options.folder.remove_older_checkpoints(self.options.checkpointing.kept);
         let (Some((train, test)), Some(best)) = (last, self.position.best) else {
-            return Err(Error::new(format!("no epoch is left of the run's {}", self.recipe.epochs)));
+            return Err(Error::new(format!("the run has no epochs left of its {}", self.recipe.epochs)));
         };
         Ok(Summary {
             train_loss: train.mean_loss(),

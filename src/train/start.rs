@@ -1,4 +1,4 @@
-//! How a run begins: from trained weights, from random ones, or where a checkpoint left it.
+//! The start of a run: from trained weights, from random ones, or from a checkpoint.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -17,24 +17,24 @@ use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
 use crate::weights::{Found, HeadPolicy};
 
-/// What a run begins with.
+/// The initial state of a run.
 pub enum Start {
     /// Trained weights, with a new head: random, or rows of the old one where [`Recipe::head_from`] names some.
     FineTune(Box<Found<Recognised>>),
     /// Random weights.
     FromScratch,
-    /// All that an interrupted run had.
+    /// The state of an interrupted run.
     Resume {
-        /// Where the run was.
+        /// The checkpoint of the run.
         checkpoint: Box<Checkpoint>,
-        /// Whether it may go on with other images than it began with.
+        /// Whether it may continue with other images than it started with.
         allow_changed_data: bool,
     },
 }
 
 impl Start {
-    /// Opens the data set in `data`, builds the network on `device` and fills its parameters. `observe` is told, as
-    /// [`Event::Notice`], what a user should know even if all goes well. Writes no file.
+    /// Opens the data set in `data`, builds the network on `device` and fills its parameters. `observe` receives, as
+    /// [`Event::Notice`], notices for the user. Writes no file.
     ///
     /// # Errors
     /// When the data set cannot be read, the weights do not fit, the recipe freezes what the network does not have, or a
@@ -106,7 +106,7 @@ impl Start {
     }
 }
 
-/// Whether a run can go on from `checkpoint` by `recipe`: only the number of epochs may be another one.
+/// Checks that a run can continue from `checkpoint` with `recipe`: only the number of epochs may differ.
 fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOptions) -> Result<()> {
     let out = options.folder.path.display();
     if checkpoint.recipe != (Recipe { epochs: checkpoint.recipe.epochs, ..recipe.clone() }) {

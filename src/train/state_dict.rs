@@ -1,4 +1,4 @@
-//! Between a network on a device and files of weights in torch's names and layout.
+//! Transfers state dicts between a network on a device and files, in torch's names and layout.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::weights::{
     Found, HeadPolicy, MatchReport, NamedShape, OutputTensor, TensorFile, find, head_from, match_state_dict, save,
 };
 
-/// The whole state dict of the network: what torch's `state_dict()` would hold.
+/// The whole state dict of the network, as torch's `state_dict()`.
 ///
 /// # Errors
 /// When a tensor is not finite ([`ErrorKind::NotFinite`](crate::error::ErrorKind::NotFinite)).
@@ -39,7 +39,7 @@ pub fn state_dict(network: &Network) -> Result<Vec<OutputTensor<'static>>> {
         .collect()
 }
 
-/// Writes the network's state dict, in one step.
+/// Writes the network's state dict atomically.
 pub fn save_state_dict(network: &Network, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     save(path, &state_dict(network)?, metadata)
 }
@@ -67,7 +67,7 @@ pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolic
     Ok(report)
 }
 
-/// Sets the network from a file of this program's own making, whose keys stand behind `prefix`.
+/// Sets the network from a file that this program wrote, whose keys begin with `prefix`.
 ///
 /// # Errors
 /// When a key is missing or wrongly shaped, or a tensor is not finite. Keys with other prefixes are left alone.
@@ -97,12 +97,12 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
 /// The network in a file of weights, in any nested dictionary and behind any prefix; see [`find`].
 ///
 /// # Errors
-/// When the file holds no network of a known architecture.
+/// When the file contains no network of a known architecture.
 pub fn find_network(file: &TensorFile) -> Result<Found<Recognised>> {
     find(file, |shape_of| model::recognise(shape_of))
 }
 
-/// Replaces the head by a fresh one: weight Xavier-uniform, bias as PyTorch begins it.
+/// Replaces the head by a new one: Xavier-uniform weight, bias as in PyTorch's default.
 pub fn new_head(network: &mut Network, seed: u64) -> Result<()> {
     for parameter in network.resnet().parameters().iter().filter(|parameter| is_head(&parameter.name)) {
         network.write(&parameter.name, &init::head_values(parameter, seed))?;
@@ -110,14 +110,14 @@ pub fn new_head(network: &mut Network, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Replaces the head by rows of the file's.
+/// Replaces the head by rows of the file's head.
 pub fn copy_head(network: &mut Network, file: &TensorFile, report: &MatchReport, rows: &[usize]) -> Result<()> {
     let head = head_from(rows, file, report)?;
     network.write(&format!("{HEAD}.weight"), &head.weight)?;
     network.write(&format!("{HEAD}.bias"), &head.bias)
 }
 
-/// Begins every parameter as torchvision does for a network from scratch: Kaiming-normal convolutions (fan-out), batch norms
+/// Initialises every parameter as torchvision does for a network from scratch: Kaiming-normal convolutions (fan-out), batch norms
 /// 1 and 0, linear layers by PyTorch's default.
 pub fn initialise(network: &mut Network, seed: u64) -> Result<()> {
     for parameter in network.resnet().parameters() {

@@ -17,7 +17,7 @@ pub struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Begins an event file in the run's folder. Steps are counted in batches, of which an epoch has so many.
+    /// Begins an event file in the run's folder. Steps are counted in batches, of which an epoch has this many.
     pub fn create(folder: &Path, batches: usize) -> Result<Self> {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut number = 0;
@@ -35,7 +35,7 @@ impl TensorBoard {
         }
     }
 
-    /// Adds what was measured.
+    /// Appends a metric.
     pub fn add(&mut self, metric: &Metric) -> Result<()> {
         let (epoch, scalars) = match *metric {
             Metric::Progress { epoch, train_loss, train_acc } => {
@@ -76,7 +76,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     record
 }
 
-/// So that checksums of data that holds checksums are of use.
+/// Masks a checksum, because checksums of data that contains checksums are weak.
 fn masked_checksum(data: &[u8]) -> u32 {
     crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -85,7 +85,7 @@ fn masked_checksum(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// The checksum of RFC 3720's example, and a record taken apart.
+    /// The checksum of RFC 3720's example, and a record that is parsed again.
     #[test]
     fn records_have_their_length_and_checksums() {
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);

@@ -14,15 +14,15 @@ use crate::tensor::Tensor;
 /// How the parameters of a network are trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trainable {
-    /// Modules that stay as they are.
+    /// Frozen modules.
     pub freezing: Freezing,
-    /// What turns gradients into updates.
+    /// The optimiser.
     pub optimizer: OptimizerSettings,
     /// Learning rates and weight decay of the parameters.
     pub grouping: Grouping,
-    /// How the losses of a batch's images become one.
+    /// How the losses of a batch's images are combined.
     pub reduction: LossReduction,
-    /// The largest norm that the gradients of all parameters together may have; larger ones are scaled down.
+    /// The largest norm of the gradients of all parameters together; larger ones are scaled down.
     pub max_gradient_norm: Option<f32>,
 }
 
@@ -54,7 +54,7 @@ impl Trainer {
         Ok(Self { network, updater })
     }
 
-    /// The network as it is now.
+    /// The network.
     pub fn network(&self) -> &Network {
         &self.network
     }
@@ -64,12 +64,12 @@ impl Trainer {
         &mut self.network
     }
 
-    /// The optimiser at work.
+    /// The optimiser's updates.
     pub fn updater(&self) -> &Updater {
         &self.updater
     }
 
-    /// The optimiser at work, whose learning rates may change between steps. What was recorded stays valid.
+    /// The optimiser's updates, whose learning rates may change between steps. Recordings stay valid.
     pub fn updater_mut(&mut self) -> &mut Updater {
         &mut self.updater
     }
@@ -90,13 +90,13 @@ impl Trainer {
     }
 
     /// A training step: [`Trainer::gradients`] and [`Trainer::update`]. A device that can record does so the first time
-    /// that it meets a batch shape, and issues the step as a whole then and later. The loss is that of before the
-    /// update; where it is not finite, the parameters stay as they were.
+    /// that it meets a batch shape, and from then on issues the step as a whole. The loss is that before the
+    /// update; if it is not finite, the parameters do not change.
     pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.step_by(shape, |device, input| write_f32(device, images, input), targets)
     }
 
-    /// As [`Trainer::step`]; `write` writes the images to the tensor that it is given.
+    /// Like [`Trainer::step`]; `write` writes the images to the given tensor.
     pub fn step_by(
         &mut self,
         shape: BatchShape,

@@ -13,17 +13,17 @@ const DOWNLOAD: &str = "download the file itself, not the page about it";
 
 /// First bytes, and what begins with them.
 const KINDS: &[(&[u8], FileKind)] = &[
-    (b"\x80\x02", FileKind { looks_like: "a pickle, but none of torch's files", fix: CONVERT }),
+    (b"\x80\x02", FileKind { looks_like: "a pickle, but not a file of torch", fix: CONVERT }),
     (
         b"version https://git-lfs",
         FileKind {
-            looks_like: "a git-lfs pointer, which stands for the real file",
-            fix: "run `git lfs pull` in the clone that it came from, or download the file itself",
+            looks_like: "a git-lfs pointer, which replaces the real file",
+            fix: "run `git lfs pull` in the repository that it came from, or download the file itself",
         },
     ),
     (b"<!doctype", FileKind { looks_like: "an HTML page", fix: DOWNLOAD }),
     (b"<html", FileKind { looks_like: "an HTML page", fix: DOWNLOAD }),
-    (b"<?xml", FileKind { looks_like: "an XML page, such as a refusal by a server", fix: DOWNLOAD }),
+    (b"<?xml", FileKind { looks_like: "an XML page, such as the error of a server", fix: DOWNLOAD }),
     (b"{", FileKind { looks_like: "a JSON file, such as a config or an index", fix: "give the weights beside it" }),
     (b"\x1f\x8b", FileKind { looks_like: "a gzip archive", fix: "unpack it first" }),
     (b"\x89hdf", FileKind { looks_like: "an HDF5 file (Keras)", fix: "give torchvision's weights instead" }),
@@ -32,7 +32,7 @@ const KINDS: &[(&[u8], FileKind)] = &[
     (b"\xff\xd8\xff", FileKind { looks_like: "a JPEG image", fix: "give a file of weights" }),
 ];
 
-/// Where a tar archive has its mark: behind the first member's name and properties.
+/// The position of a tar archive's signature: after the first member's name and properties.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 static TAR_ARCHIVE: FileKind = FileKind { looks_like: "a tar archive", fix: "unpack it first" };
 /// The members of the tar archives that torch wrote in its first releases. Unpacking one does not help, because each member holds a

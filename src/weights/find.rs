@@ -25,13 +25,13 @@ const MOST_CANDIDATES: usize = 64;
 /// A network in a file.
 #[derive(Debug)]
 pub struct Found<T> {
-    /// What the recogniser said about it.
+    /// The recogniser's result.
     pub network: T,
-    /// Its tensors under torchvision's names, and whatever else stands behind its prefix. Metadata and path are the file's.
+    /// Its tensors under torchvision's names, and all others with its prefix. Metadata and path are those of the file.
     pub weights: TensorFile,
-    /// What stands before each of its keys in the file; empty if nothing does.
+    /// The prefix of its keys in the file, which may be empty.
     pub prefix: String,
-    /// What a user should know: where the weights were found and what was ignored.
+    /// Notices for the user: where the weights were found and what was ignored.
     pub notices: Vec<String>,
 }
 
@@ -202,15 +202,15 @@ fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<S
 
 fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
     let shown = file.path().display();
-    // Of blocks that look like networks the outermost one tells most.
+    // Of several blocks that look like networks, the outermost one is the most informative.
     let outermost = refused.iter().min_by_key(|(prefix, _)| prefix.len());
     if let Some((prefix, reason)) = outermost {
         let place = if prefix.is_empty() { String::new() } else { format!(" under `{}`", printable(prefix)) };
         return Error::new(format!("{shown}: the network{place} is not supported: {}", printable(reason)))
-            .hint("`retune inspect` lists the tensors of the file");
+            .hint("run `retune inspect` to list the tensors of the file");
     }
     let found = match file.entries() {
-        [] => "it holds no tensors".to_owned(),
+        [] => "it contains no tensors".to_owned(),
         _ => format!("its keys are {}", file.first_names()),
     };
     Error::new(format!("{shown}: no ResNet found: {found}"))

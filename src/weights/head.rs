@@ -49,7 +49,7 @@ pub fn head_from(rows: &[usize], file: &TensorFile, report: &MatchReport) -> Res
         }
     }
     if let Some(row) = rows.iter().find(|&&row| row >= classes) {
-        return Err(no_head(format!("it has no row {row}, expected 0 to {} of its {classes} rows", classes - 1)));
+        return Err(no_head(format!("it has no row {row}, expected 0 to {}", classes - 1)));
     }
     let (old_weight, old_bias) = (file.read_finite_f32(WEIGHT)?, file.read_finite_f32(BIAS)?);
     let mut head = Head { classes: rows.len(), inputs, weight: Vec::new(), bias: Vec::new() };

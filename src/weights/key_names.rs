@@ -51,7 +51,7 @@ impl Naming {
         }
     }
 
-    /// Whose names these are, if not torchvision's.
+    /// The library that uses these names, if not torchvision.
     pub fn origin(self) -> Option<&'static str> {
         match self {
             Self::Torchvision => None,
@@ -60,7 +60,7 @@ impl Naming {
         }
     }
 
-    /// Torchvision's name of a key of the body; none for any other key.
+    /// Torchvision's name of a key of the body; `None` for any other key.
     pub fn torchvision_name(self, key: &str) -> Option<String> {
         match self {
             Self::Torchvision => (!is_head(key)).then(|| key.to_owned()),

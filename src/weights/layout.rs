@@ -7,7 +7,7 @@
 /// width]`.
 ///
 /// # Panics
-/// When `values` has not as many elements as `shape` tells.
+/// When the number of elements in `values` does not match `shape`.
 pub fn from_torch<T: Copy>(values: Vec<T>, shape: &[usize]) -> Vec<T> {
     match *shape {
         [outer, channels, height, width] => transpose_inner(&values, outer, channels, height * width),
@@ -18,7 +18,7 @@ pub fn from_torch<T: Copy>(values: Vec<T>, shape: &[usize]) -> Vec<T> {
 /// Our order to torch's. `shape` is torch's, as in [`from_torch`], though `values` are in ours.
 ///
 /// # Panics
-/// When `values` has not as many elements as `shape` tells.
+/// When the number of elements in `values` does not match `shape`.
 pub fn to_torch<T: Copy>(values: Vec<T>, shape: &[usize]) -> Vec<T> {
     match *shape {
         [outer, channels, height, width] => transpose_inner(&values, outer, height * width, channels),

@@ -96,7 +96,7 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
     let known: HashSet<&str> = expected.iter().map(|key| key.name.as_str()).collect();
     let accounted = |key: &NamedShape| known.contains(key.name.as_str()) || (replaced && in_head(&key));
     report.unexpected = file.entries().iter().map(named).filter(|key| !accounted(key)).collect();
-    // Files put counters first; a convolution's name tells a reader more.
+    // Files store counters first; a convolution's name is more informative.
     report.unexpected.sort_by_key(|key| key.name.ends_with(COUNTER));
     report
 }
@@ -112,7 +112,7 @@ impl MatchReport {
         self.missing.is_empty() && self.unexpected.is_empty() && self.wrong_shape.is_empty()
     }
 
-    /// What a user should know even if every key fits: a replaced head, absent counters.
+    /// Notices for the user even if every key fits: a replaced head, absent counters.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
         if let Some(found) = &self.replaced_head {

@@ -21,7 +21,7 @@ use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::ops::LossReduction;
 
-/// What the metadata `format` of such a file says.
+/// The value of the metadata field `format`.
 pub const FORMAT: &str = "retune-reference-1";
 
 /// A reference file: its recipe, checked, and its tensors.
@@ -51,15 +51,15 @@ pub struct Reference {
     pub beta2: Option<f64>,
     /// AdamW's, where the file says.
     pub epsilon: Option<f64>,
-    /// Whether batch norms and biases have no weight decay; they have where the file does not say.
+    /// Whether batch norms and biases have no weight decay; false by default.
     pub no_decay_norm_bias: bool,
-    /// Names of modules whose parameters are fixed.
+    /// Names of frozen modules.
     pub freeze: Vec<String>,
     /// Whether those modules also normalise by their running statistics.
     pub freeze_batch_norm: bool,
     /// Smallest ReLU input in absolute value, over the root mean square of that layer's inputs.
     pub margin: f64,
-    /// What made the file.
+    /// The program that made the file.
     pub source: String,
     file: TensorFile,
 }
@@ -69,13 +69,13 @@ impl Reference {
     /// noise is read.
     ///
     /// # Errors
-    /// When it is no safetensors file, when a field of its metadata is missing or bad, or when a tensor is missing or
+    /// When it is not a safetensors file, when a field of its metadata is missing or invalid, or when a tensor is missing or
     /// does not fit the others.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_file(TensorFile::open(path)?)
     }
 
-    /// The same of a file whose header has been read.
+    /// Like [`Reference::open`], for a file whose header has been read.
     ///
     /// # Errors
     /// Those of [`Reference::open`].
@@ -126,8 +126,8 @@ impl Reference {
         }
     }
 
-    /// PyTorch's own relative error in this precision on a tensor, named in full. In float32 it is 0 if the file does not
-    /// tell.
+    /// PyTorch's own relative error in this precision on a tensor, named in full. In float32 it is 0 if the file does not contain
+    /// it.
     pub fn noise(&self, precision: Precision, name: &str) -> Option<f64> {
         let name = format!("{}{name}", noise_prefix(precision));
         let told = || self.file.read_f32(&name).ok()?.first().copied().map(f64::from);
@@ -138,7 +138,7 @@ impl Reference {
         }
     }
 
-    /// Whether the file tells PyTorch's own error in this precision on any tensor.
+    /// Whether the file contains PyTorch's own error in this precision for any tensor.
     pub fn has_noise(&self, precision: Precision) -> bool {
         self.group(noise_prefix(precision)).next().is_some()
     }
@@ -158,17 +158,17 @@ impl Reference {
         self.group("buffer/")
     }
 
-    /// Torch names of parameters that are told after one SGD step, `step1/<name>`.
+    /// Torch names of parameters whose values after one SGD step are in the file, `step1/<name>`.
     pub fn after_one_step(&self) -> impl Iterator<Item = &str> {
         self.group("step1/")
     }
 
-    /// Torch names of parameters that are told after three SGD steps, `step3/<name>`.
+    /// Torch names of parameters whose values after three SGD steps are in the file, `step3/<name>`.
     pub fn after_three_steps(&self) -> impl Iterator<Item = &str> {
         self.group("step3/")
     }
 
-    /// Names of modules whose outputs are told, `activation/<module>`.
+    /// Names of modules whose outputs are in the file, `activation/<module>`.
     pub fn activations(&self) -> impl Iterator<Item = &str> {
         self.group("activation/")
     }
@@ -257,7 +257,7 @@ impl Reference {
     }
 }
 
-/// What the names of tensors that tell PyTorch's own error in this precision begin with.
+/// The prefix of the names of tensors that contain PyTorch's own error in this precision.
 fn noise_prefix(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "noise/",
@@ -269,14 +269,14 @@ fn noise_prefix(precision: Precision) -> &'static str {
 /// The metadata of a reference file.
 struct Fields<'a>(&'a TensorFile);
 
-/// How the metadata write yes and no.
+/// The metadata values for yes and no.
 const BOOLEANS: [(&str, bool); 2] = [("true", true), ("false", false)];
 
 impl<'a> Fields<'a> {
     fn text(&self, key: &str) -> Result<&'a str> {
         self.0.metadata().get(key).map(String::as_str).ok_or_else(|| {
             Error::new(format!("{}: metadata field {key} is missing", self.0.path().display()))
-                .hint(format!("a reference file says `format` = `{FORMAT}` and tells its whole recipe"))
+                .hint(format!("the metadata of a reference file contains `format` = `{FORMAT}` and the whole recipe"))
         })
     }
 

@@ -98,7 +98,7 @@ impl<'a> OutputTensor<'a> {
 /// Writes a safetensors file, atomically: see [`write_atomically`].
 ///
 /// Tensors of wider elements come first, so that each is aligned; within a type they keep the order given. PyTorch's
-/// own files carry the metadata `format` = `pt`, and some programs ask for it; pass it where that matters.
+/// own files carry the metadata `format` = `pt`, and some programs require it; pass it where that matters.
 ///
 /// # Errors
 /// When a name is given twice or is `__metadata__`, when a shape does not fit its data, or when the file cannot be

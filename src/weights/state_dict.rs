@@ -57,7 +57,7 @@ impl TensorEntry {
     }
 }
 
-/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, in which nothing is run.
+/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, whose code is never run.
 ///
 /// The keys are those of the file. Nested dictionaries of a `.pth` are joined by dots, as in `state_dict.conv1.weight`.
 #[derive(Debug)]
@@ -95,8 +95,8 @@ impl TensorFile {
     /// Maps the file and checks its header; no tensor is read.
     ///
     /// # Errors
-    /// When the file cannot be opened, is empty or truncated, or is no safetensors file; the message then says what the
-    /// file looks like. No allocation is larger than the header that is really there.
+    /// When the file cannot be opened, is empty or truncated, or is not a safetensors file; the message then states what the
+    /// file looks like. No allocation is larger than the header that the file contains.
     pub fn open(path: &Path) -> Result<Self> {
         let found = fs::metadata(path).context(|| format!("cannot open {}", path.display()))?;
         if !found.is_file() {
@@ -105,7 +105,7 @@ impl TensorFile {
         }
         if found.len() == 0 {
             return Err(Error::new(format!("{} is empty (0 bytes), expected a safetensors file", path.display()))
-                .hint("whatever wrote it did not finish: download or save it again"));
+                .hint("download or save it again: the writing program did not finish"));
         }
         let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
         #[allow(unsafe_code)]
@@ -115,10 +115,10 @@ impl TensorFile {
         Self::from_contents(path, Contents::Mapped(map))
     }
 
-    /// The same of a file that is in memory; `path` is what messages call it.
+    /// Like [`TensorFile::open`], for a file in memory that messages call `path`.
     ///
     /// # Errors
-    /// Those of [`TensorFile::open`] that are about what is in a file.
+    /// Those of [`TensorFile::open`] that concern the contents of a file.
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::from_contents(path, Contents::InMemory(bytes))
     }
@@ -265,7 +265,7 @@ impl TensorFile {
     pub fn entry(&self, name: &str) -> Result<&TensorEntry> {
         self.get(name).ok_or_else(|| {
             Error::new(format!("{}: tensor {} is missing", self.path.display(), printable(name)))
-                .hint(format!("it holds {} tensors; `retune inspect` lists them", self.entries.len()))
+                .hint(format!("run `retune inspect` to list its {} tensors", self.entries.len()))
         })
     }
 
@@ -350,10 +350,10 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let shown = path.display();
     let no_safetensors = |reason: String| match recognise(bytes) {
         Some(kind) => {
-            Error::new(format!("{shown} is no safetensors file: it looks like {}", kind.looks_like)).hint(kind.fix)
+            Error::new(format!("{shown} is not a safetensors file: it looks like {}", kind.looks_like)).hint(kind.fix)
         }
-        None => Error::new(format!("{shown} is no safetensors file, or a damaged one: {reason}"))
-            .hint("check where it came from, and download or save it again"),
+        None => Error::new(format!("{shown} is not a safetensors file, or is damaged: {reason}"))
+            .hint("check its source, and download or save it again"),
     };
     let file_bytes = bytes.len();
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
@@ -363,17 +363,17 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let Some(text) = usize::try_from(claimed).ok().and_then(|claimed| rest.get(..claimed)) else {
         if rest.first() == Some(&b'{') {
             return Err(Error::new(format!(
-                "{shown} is truncated: its header is of {claimed} bytes, the file has {file_bytes}"
+                "{shown} is truncated: its header takes {claimed} bytes, the file has {file_bytes}"
             ))
             .hint("download or copy it again"));
         }
         return Err(no_safetensors(format!(
-            "its first bytes tell of a header of {claimed} bytes, it has {}",
+            "its first bytes announce a header of {claimed} bytes, it has {}",
             rest.len()
         )));
     };
     if claimed > HEADER_LIMIT {
-        return Err(no_safetensors(format!("its header is of {claimed} bytes, expected at most {HEADER_LIMIT}")));
+        return Err(no_safetensors(format!("its header takes {claimed} bytes, expected at most {HEADER_LIMIT}")));
     }
     let header: Metadata = serde_json::from_slice(text)
         .map_err(|cause| no_safetensors(format!("its header cannot be read: {}", printable(&cause.to_string()))))?;
@@ -381,13 +381,13 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     match start.checked_add(header.data_len()) {
         Some(described) if described == file_bytes => Ok((start, header)),
         Some(described) if described < file_bytes => Err(Error::new(format!(
-            "{shown} is damaged: its header tells of {described} bytes, the file has {file_bytes}"
+            "{shown} is damaged: its header describes {described} bytes, the file has {file_bytes}"
         ))
         .hint("download or save it again")),
         described => {
             let described = described.map_or_else(|| "too many".to_owned(), |bytes| bytes.to_string());
             Err(Error::new(format!(
-                "{shown} is truncated: its header tells of {described} bytes, the file has {file_bytes}"
+                "{shown} is truncated: its header describes {described} bytes, the file has {file_bytes}"
             ))
             .hint("download or copy it again"))
         }

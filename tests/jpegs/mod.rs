@@ -6,14 +6,14 @@ use std::path::Path;
 
 use zip::ZipArchive;
 
-/// A file and, where Pillow reads it, what it decodes.
+/// A file and, if Pillow reads it, the decoded image.
 pub struct Case {
     pub name: String,
     pub file: Vec<u8>,
     pub expected: Option<Expected>,
 }
 
-/// Width, height and hash of an image; two hashes where libjpeg-turbo's vector instructions and its plain C differ.
+/// Width, height and hash of an image; two hashes if libjpeg-turbo's vector instructions and its plain C differ.
 pub type Expected = (u32, u32, Vec<String>);
 
 /// All of them.

@@ -7,7 +7,7 @@ use std::io::{Cursor, Write};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-/// What a pickle holds.
+/// The contents of a pickle.
 #[derive(Debug, Clone)]
 pub enum Value {
     Tensor {
@@ -17,7 +17,7 @@ pub enum Value {
     },
     Int(i32),
     List(Vec<Value>),
-    /// Keys that are numbers become integers, as those of an optimizer are.
+    /// Keys that are numbers become integers, as in the state of an optimizer.
     Dict(Vec<(String, Value)>),
 }
 
@@ -65,7 +65,7 @@ pub fn write(form: Form, value: &Value) -> Vec<u8> {
     }
 }
 
-/// Tensors only, their names joined by dots.
+/// Tensors only, with their names joined by dots.
 fn safetensors(value: &Value) -> Vec<u8> {
     fn flatten<'a>(name: String, value: &'a Value, found: &mut Vec<(String, TensorView<'a>)>) {
         let inside = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };

@@ -27,11 +27,11 @@ pub struct DataResult {
 struct Transform {
     images_per_second: f64,
     epoch_seconds: Vec<f64>,
-    /// What all threads computed, where the system tells: on a busy machine a better measure than time that passed.
+    /// The processor time of all threads, if the system reports it: on a busy machine a better measure than elapsed time.
     epoch_processor_seconds: Option<Vec<f64>>,
 }
 
-/// Times `epochs` passes over a folder with the training transform, then with the test transform, each after one pass
+/// that is not counted. The time covers everything from reading the files to batches of normalised float32.
 /// that is not counted. What is timed begins at the files and ends with normalised float32 in batches.
 pub fn measure(
     folder: &Path,
@@ -67,7 +67,7 @@ pub fn measure(
     })
 }
 
-/// Seconds that pass and seconds of processors.
+/// Elapsed seconds and processor seconds.
 fn time_epoch(loader: &Loader, epoch: u64) -> Result<(f64, Option<f64>)> {
     let (started, computed) = (Instant::now(), processor_seconds());
     for batch in loader.epoch(epoch) {
@@ -77,10 +77,10 @@ fn time_epoch(loader: &Loader, epoch: u64) -> Result<(f64, Option<f64>)> {
     Ok((started.elapsed().as_secs_f64(), computed))
 }
 
-/// What this process has computed in its own code and in the system's, to a hundredth of a second.
+/// The processor time of this process, in user and system code, to a hundredth of a second.
 fn processor_seconds() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // The name before the parenthesis may hold anything.
+    // The name before the parenthesis may contain any character.
     let mut fields = status.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     Some((ticks()? + ticks()?) / 100.0)

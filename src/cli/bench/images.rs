@@ -1,4 +1,4 @@
-//! The images of a benchmark: noise, where training has its images.
+//! The images of a benchmark: noise, stored where training stores its images.
 
 use super::CLASSES;
 use crate::data::{Augmenter, Placement};
@@ -10,17 +10,17 @@ use crate::tensor::{ElementType, Tensor};
 /// A batch of noise, the same in every run.
 pub(super) struct Images(Placement<Vec<f32>, Decoded>);
 
-/// On the device as decoded images, from which every step makes its pixels.
+/// Decoded images on the device, from which every step computes its pixels.
 struct Decoded {
     views: Vec<ImageView>,
     augmenter: Augmenter,
 }
 
-/// A photo, and the half of it that a training step cuts out.
+/// The size of a photo, and the half of it that a training step crops.
 const PHOTO: [usize; 3] = [375, 500, 3];
 const CROP: usize = 306;
 
-/// Decoded images, at most: 72 MB, more than the second-level cache of a GPU. Larger batches use them again.
+/// The maximum number of decoded images: 72 MB, more than the second-level cache of a GPU. Larger batches reuse them.
 const DECODED: usize = 128;
 
 impl Images {

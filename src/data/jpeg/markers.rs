@@ -7,19 +7,19 @@ use crate::data::orientation;
 const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
-/// The markers up to the end of the image, or of the file.
+/// The contents of the markers up to the end of the image, or of the file.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in crate::data) struct Markers<'a> {
     /// Whether there is an end marker.
     has_end: bool,
-    /// Whether the first scan is the whole image, and what follows it is more than its end.
+    /// Whether the first scan contains the whole image and is followed by more than the end marker.
     has_more: bool,
     components: Option<u8>,
     is_sequential: bool,
     is_one_scan: bool,
-    /// The number of scans: how often a decoder may have to go over the whole image.
+    /// The number of scans: how often a decoder may have to process the whole image.
     pub(super) scans: u64,
-    /// The reason if the decoder does not support this kind of file.
+    /// Why the decoder does not support this kind of file, if it does not.
     pub(super) unsupported: Option<&'static str>,
     exif: Option<&'a [u8]>,
     xmp: Option<&'a [u8]>,
@@ -33,7 +33,7 @@ impl<'a> Markers<'a> {
         markers
     }
 
-    /// Returns nothing where the data end first.
+    /// Returns `None` if the data ends first.
     fn follow(&mut self, bytes: &'a [u8]) -> Option<()> {
         let mut place = 2;
         loop {
@@ -42,7 +42,7 @@ impl<'a> Markers<'a> {
             place += memchr::memchr(0xFF, bytes.get(place..)?)? + 1;
             match *bytes.get(place)? {
                 0xFF => {}
-                // These stand alone. Those up to BF are reserved, and libjpeg goes on behind them, not behind a segment.
+                // Markers without a segment. Those up to BF are reserved; libjpeg continues directly after them.
                 marker @ (0x00..=0xBF | 0xD0..=0xD8) => {
                     self.has_more |= self.is_one_scan && !matches!(marker, 0x00 | 0xD0..=0xD7);
                     place += 1;
@@ -65,14 +65,14 @@ impl<'a> Markers<'a> {
     fn note(&mut self, marker: u8, segment: &'a [u8]) {
         self.has_more |= self.is_one_scan;
         match marker {
-            // A frame: length, bits of a sample, height, width, number of components. C4, C8 and CC are something else.
+            // A frame: length, bits of a sample, height, width, number of components. C4, C8 and CC are not frames.
             0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) && self.scans == 0 => {
                 self.components = segment.get(7).copied();
                 self.is_sequential = matches!(marker, 0xC0 | 0xC1 | 0xC9);
                 let kind = match (marker, segment.get(2), segment.get(7)) {
                     (0xC3 | 0xCB, ..) => "lossless JPEG is not supported",
                     (0xC5..=0xC7 | 0xCD..=0xCF, ..) => "hierarchical JPEG is not supported",
-                    (_, Some(bits), _) if *bits != 8 => "a JPEG of more than 8 bits a sample is not supported",
+                    (_, Some(bits), _) if *bits != 8 => "a JPEG with more than 8 bits per sample is not supported",
                     (_, _, Some(components)) if !matches!(components, 1 | 3 | 4) => {
                         "a JPEG must have 1, 3 or 4 components: grey, red, green and blue, or cyan, magenta, yellow and black"
                     }
@@ -83,7 +83,7 @@ impl<'a> Markers<'a> {
             0xF7 if self.scans == 0 => {
                 self.unsupported.get_or_insert("JPEG-LS is not supported");
             }
-            // An application's block: length, its name, what it holds.
+            // An application segment: length, name, contents.
             0xE1 if self.scans == 0 => {
                 if let Some(exif) = segment[2..].strip_prefix(EXIF) {
                     self.exif.get_or_insert(exif);
@@ -100,7 +100,7 @@ impl<'a> Markers<'a> {
         }
     }
 
-    /// Whether nothing that would make the file an error can follow the rows that a decoder is asked for.
+    /// Whether nothing after the requested rows can make the file invalid.
     pub(super) fn can_stop_early(&self) -> bool {
         self.has_end && !self.has_more
     }

@@ -12,14 +12,14 @@ pub(super) use markers::Markers;
 
 use super::decode::Image;
 
-/// The most pixels times scans that a file may ask for. An image of 12 megapixels may have 1,400 scans, the largest 96; encoders write
+/// The maximum of pixels times scans. An image of 12 megapixels may have 1,400 scans, the largest 96; encoders write
 /// about ten. Without a limit, a file of a few kilobytes could keep a decoder busy for hours, because each scan may refine every pixel.
 const MAX_SCANNED_PIXELS: u64 = 1 << 34;
 
 /// Decodes the upper rows of an image, as many as `rows` returns for its width and height; or all, if the file does not end as it
 /// should, so that whether it can be read does not depend on the rows.
 ///
-/// What is damaged in the file is filled in as libjpeg does it. It is an error only if the data end before the image does.
+/// Damaged parts are filled in as libjpeg does it. Only data that ends before the image is an error.
 pub(super) fn decode<const BYTES: usize>(
     bytes: &[u8],
     markers: &Markers<'_>,
@@ -88,7 +88,7 @@ fn read<const BYTES: usize>(
     Ok(())
 }
 
-/// The colour of four inks, which JPEGs store inverted: 255 is none. Rounds as Pillow does.
+/// Converts inverted CMYK, as JPEGs store it (255 is no ink), to RGB. Rounds as Pillow does.
 fn mix([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
     [cyan, magenta, yellow].map(|ink| {
         let product = u32::from(!ink) * u32::from(black) + 128;

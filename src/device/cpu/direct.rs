@@ -15,7 +15,7 @@
 //! Nothing is multiplied by an inserted zero, and no two write the same float.
 //!
 //! *Gradient of the weight*: the same left matrix, transposed (rows are taps, the depth is the output pixels), times
-//! the gradient of the output. The batch is cut in groups by shape alone; each sums in its own buffer, and the buffers
+//! the gradient of the output. The batch is divided into groups by shape alone; each sums in its own buffer, and the buffers
 //! are added in order.
 //!
 //! Bound by the multiply-add units: a multiply-add per tap and channel, while each float of a patch is used `taps *
@@ -27,9 +27,9 @@ use super::jobs::{self, Shared, lines};
 use super::simd::Level;
 use crate::device::conv2d::Conv2dShape;
 
-/// Output pixels of a job, at most: enough to use each packed weight often, few enough for the second-level cache.
+/// Maximum number of output pixels of a job: enough to use each packed weight often, few enough for the second-level cache.
 const PIXELS: usize = 224;
-/// Jobs to cut a pass into, at least, if there are pixels enough.
+/// Minimum number of jobs of a pass, if there are enough pixels.
 const JOBS: usize = 16;
 /// Maximum number of taps whose weight gradients a job computes for all output channels, if it packs them: a panel of taps of a
 /// block of pixels takes 100 KB and stays in the second-level cache.
@@ -37,9 +37,9 @@ const PANEL: usize = 112;
 /// Distance of neighbouring pixels, in floats, from which taps are packed: their cache lines then compete for the same few places
 /// of the first-level cache, and the image would be read from memory again for every strip of output channels.
 const PACKED_DISTANCE: usize = 512;
-/// Taps that a transposition takes at a time: a cache line of them, because the filters lie far apart.
+/// Number of taps that are transposed at a time: a cache line of them, because the filters lie far apart.
 const TRANSPOSED: usize = 16;
-/// Partial sums of a weight gradient, at most, and the floats that they may take together.
+/// Maximum number of partial sums of a weight gradient, and of the floats that they take together.
 const GROUPS: usize = 8;
 const GROUP_FLOATS: usize = 4 << 20;
 
@@ -56,12 +56,12 @@ struct Stencil {
     step: usize,
     origin_row: isize,
     origin_column: isize,
-    /// Destination pixels to compute.
+    /// Number of destination pixels to compute.
     rows: usize,
     columns: usize,
 }
 
-/// Where the destination grid lies in its image: pixel `(i, j)` is image pixel `(first_row + i * spacing,
+/// The position of the destination grid in its image: pixel `(i, j)` is image pixel `(first_row + i * spacing,
 /// first_column + j * spacing)`.
 #[derive(Clone, Copy)]
 struct Placement {
@@ -71,7 +71,7 @@ struct Placement {
     first_row: usize,
     first_column: usize,
     spacing: usize,
-    /// Whether to add to what is there.
+    /// Whether to add to the existing values.
     accumulate: bool,
 }
 
@@ -95,7 +95,7 @@ impl Stencil {
     }
 }
 
-/// A cut of the destination grid in blocks of images, rows and columns.
+/// A division of the destination grid into blocks of images, rows and columns.
 #[derive(Clone, Copy)]
 struct Blocks {
     images: usize,
@@ -106,7 +106,7 @@ struct Blocks {
     count: usize,
 }
 
-/// One block: where it begins and how large it is.
+/// One block: its position and its size.
 struct Block {
     image: usize,
     images: usize,
@@ -145,7 +145,7 @@ impl Blocks {
         }
     }
 
-    /// Floats of the patch under one image of a block; none if the image is read in place.
+    /// Floats of the patch under one image of a block; 0 if the image is read in place.
     fn patch_len(&self, stencil: &Stencil) -> usize {
         if stencil.is_inside() {
             return 0;
@@ -165,12 +165,12 @@ struct Patch {
 
 /// Finds the taps of image `image` of the block; copies them to `scratch` if the stencil leaves the image.
 fn patch(stencil: &Stencil, source: &[f32], block: &Block, image: usize, scratch: &mut [f32]) -> Patch {
-    let picture = &source[image * stencil.height * stencil.width * stencil.channels..];
+    let pixels = &source[image * stencil.height * stencil.width * stencil.channels..];
     let pitch = stencil.width * stencil.channels;
     let top = (block.row * stencil.step) as isize + stencil.origin_row;
     let left = (block.column * stencil.step) as isize + stencil.origin_column;
     if stencil.is_inside() {
-        return Patch { first: picture[top as usize * pitch + left as usize * stencil.channels..].as_ptr(), pitch };
+        return Patch { first: pixels[top as usize * pitch + left as usize * stencil.channels..].as_ptr(), pitch };
     }
     let rows = stencil.patch_side(block.rows, stencil.tap_rows);
     let columns = stencil.patch_side(block.columns, stencil.tap_columns);
@@ -187,7 +187,7 @@ fn patch(stencil: &Stencil, source: &[f32], block: &Block, image: usize, scratch
         }
         let from = row as usize * pitch + begin as usize * stencil.channels;
         target[..zeros_before].fill(0.0);
-        target[zeros_before..zeros_before + inside].copy_from_slice(&picture[from..from + inside]);
+        target[zeros_before..zeros_before + inside].copy_from_slice(&pixels[from..from + inside]);
         target[zeros_before + inside..].fill(0.0);
     }
     Patch { first: scratch.as_ptr(), pitch: patch_pitch }
@@ -238,7 +238,7 @@ fn forward_stencil(shape: &Conv2dShape) -> Stencil {
 struct Residue {
     /// First input row of this residue.
     first: usize,
-    /// How many input rows have it.
+    /// Number of input rows that have it.
     count: usize,
     /// First filter row that takes part; the others follow at distance `stride`.
     first_tap: usize,
@@ -291,7 +291,7 @@ fn packed_len(depth: usize, columns: usize) -> usize {
     lines(depth * columns.next_multiple_of(WIDEST_STRIP))
 }
 
-/// Blocks of a convolution. Their size doesn't change any sum.
+/// Blocks of a convolution. Their size changes no sum.
 fn convolution_blocks(stencil: &Stencil) -> Blocks {
     let total = stencil.batch * stencil.rows * stencil.columns;
     Blocks::new(stencil, (total / JOBS).next_multiple_of(14).clamp(28, PIXELS), usize::MAX)
@@ -303,7 +303,7 @@ fn convolution_scratch(stencil: &Stencil) -> usize {
 }
 
 /// Computes the destination grid. `packed` is the weight: for each strip of destination channels, `depth` rows of it.
-/// Pixels that are to be finished lie side by side.
+/// Pixels that `finish` processes are adjacent.
 #[allow(clippy::too_many_arguments)]
 fn convolve(
     level: Level,
@@ -330,18 +330,18 @@ fn convolve(
             find(image);
         }
         let Patch { first, pitch } = find(0);
-        // One pointer has to lead to the patches of all images.
+        // One pointer must reach the patches of all images.
         let first = if stencil.is_inside() { first } else { scratch.as_ptr() };
         let y = placement.first_row + block.row * placement.spacing;
         let x = placement.first_column + block.column * placement.spacing;
         let pixel = (block.image * placement.height + y) * placement.width + x;
-        let picture = if stencil.is_inside() { stencil.height * stencil.width * stencil.channels } else { patch_len };
+        let image_len = if stencil.is_inside() { stencil.height * stencil.width * stencil.channels } else { patch_len };
         let pixels = Grid {
             columns: block.columns,
             lines: block.rows,
             column: stencil.step * stencil.channels,
             line: stencil.step * pitch,
-            image: picture,
+            image: image_len,
         };
         let results = Grid {
             column: placement.spacing * placement.channels,
@@ -489,7 +489,7 @@ pub fn input_gradient(
     }
 }
 
-/// How a weight gradient is cut: `blocks` are summed in `groups` buffers, by shape alone.
+/// The division of a weight gradient: `blocks` are summed in `groups` buffers, by shape alone.
 struct WeightPlan {
     stencil: Stencil,
     blocks: Blocks,
@@ -552,7 +552,7 @@ pub fn weight_gradient(
     let panels_per_row = row_len.div_ceil(panel);
     let panels = stencil.tap_rows * panels_per_row;
     // A job that packs takes one panel, others take all panels. Jobs take several strips, to share the panel or the patch among
-    // them, but there should be jobs enough.
+    // them, but there should be enough jobs.
     let panels_per_job = if packed { 1 } else { panels };
     let panel_jobs = panels / panels_per_job;
     let strips_per_job = (strips * groups * panel_jobs / JOBS).clamp(1, strips);
@@ -579,7 +579,7 @@ pub fn weight_gradient(
                 for (pixel, taps) in taps[..pixels * len].chunks_exact_mut(len).enumerate() {
                     let (row, column) = (pixel / block.columns, pixel % block.columns);
                     let from = (tap_row + row * stencil.step) * patch.pitch + column * stencil.step * stencil.channels;
-                    // SAFETY: no tap of the block lies outside of the image, which is not written.
+                    // SAFETY: no tap of the block lies outside the image, which is not written.
                     let source = unsafe { std::slice::from_raw_parts(patch.first.add(from + first_tap), len) };
                     taps.copy_from_slice(source);
                 }

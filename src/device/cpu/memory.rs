@@ -23,11 +23,11 @@ impl Drop for HostAllocation {
     }
 }
 
-/// Smaller allocations are not worth a question to the system.
+/// For smaller allocations, the system is not asked how much memory is available.
 const QUESTIONED: usize = 256 << 20;
 
-/// Bytes that this process can still make resident, where the system tells: what Linux takes to be available, and what a control
-/// group leaves. A system that lends more than it has would end the process when it is touched.
+/// Bytes that this process can still make resident, if the system reports them: the memory that Linux considers available, limited
+/// by the control group. A system that overcommits memory would end the process when it touches more.
 pub(super) fn available() -> Option<usize> {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
     let table = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -7,7 +7,7 @@ use crate::device::interface::{Augment, ImageView};
 use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 
-/// Rows and columns that a block makes.
+/// Rows and columns that a block computes.
 const TILE: usize = 32;
 const THREADS: usize = 256;
 
@@ -45,7 +45,7 @@ pub(super) fn run(cuda: &Cuda, arguments: &Augment) -> Result<()> {
     }
     let tiles = height.div_ceil(TILE);
     let read = source_pixels * 3;
-    // A source pixel takes part in two scaled pixels of its row, a scaled row in two output rows.
+    // A source pixel contributes to two scaled pixels of its row, a scaled row in two output rows.
     let multiply_adds = 2 * read + 2 * output.len() as u64;
     cuda.launch(
         kernel,

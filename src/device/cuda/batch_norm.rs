@@ -8,16 +8,16 @@ use crate::device::interface::{Activation, BatchNormBackward, BatchNormForward, 
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
-/// Threads of a block, in all these kernels.
+/// Threads per block, in all these kernels.
 const THREADS: usize = 256;
-/// Groups of channels that a block of a pass over all elements has, at most.
+/// Maximum number of channel groups of a block, in a pass over all elements.
 const GROUPS_PER_TILE: usize = 32;
-/// Groups that a thread of such a pass has, at least and at most: so many that there are this many blocks.
+/// Minimum and maximum number of groups per thread in such a pass, chosen to give this many blocks.
 const ROUNDS: [usize; 2] = [4, 8];
 const PASS_BLOCKS: usize = 512;
 /// Elements of such a group in the backward pass.
 const BACKWARD_LENGTH: usize = 4;
-/// Elements of a reduction's block, at least, and its blocks, at most: two or three times what a large GPU runs at once.
+/// Minimum number of elements per block of a reduction, and maximum number of blocks: two or three times what a large GPU runs at once.
 const REDUCED_ELEMENTS: usize = 16384;
 const REDUCTION_BLOCKS: usize = 1024;
 
@@ -92,7 +92,7 @@ kernel_arguments! {
     }
 }
 
-/// How a pass over all elements is cut: blocks of pixels along x, tiles of channels along y.
+/// The division of a pass over all elements: blocks of pixels along x, tiles of channels along y.
 struct Pass {
     length: usize,
     pixels_per_block: usize,
@@ -100,7 +100,7 @@ struct Pass {
 }
 
 impl Pass {
-    /// In groups of `length` elements where that divides the channels, else of one.
+    /// Divides into groups of `length` elements if the channels are a multiple of it, otherwise of one.
     fn new(shape: Shape, length: usize) -> Self {
         let length = if shape.channels().is_multiple_of(length) { length } else { 1 };
         let groups = shape.channels() / length;
@@ -112,7 +112,7 @@ impl Pass {
     }
 }
 
-/// How a reduction over the pixels is cut, by shape alone.
+/// The division of a reduction over the pixels, by shape alone.
 struct Reduction {
     pixels_per_block: usize,
     blocks: usize,
@@ -211,8 +211,8 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
     let bytes = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::bytes) as u64;
     let training = arguments.mode == BatchNormMode::Training;
-    // Where a residual was added before the activation, the output decides its derivative; else its argument does,
-    // computed again from the input.
+    // If a residual was added before the activation, the derivative depends on the output; otherwise on the argument,
+    // which is recomputed from the input.
     let has_activation = arguments.activation != Activation::None;
     let output = arguments.output.filter(|_| has_activation);
     let has_slope = training && arguments.input_gradient.is_some();

@@ -7,7 +7,7 @@ use crate::device::interface::Recording;
 use crate::error::Result;
 use crate::tensor::Memory;
 
-/// Which unit of a multiprocessor bounds a kernel's arithmetic.
+/// The unit of a multiprocessor that bounds a kernel's arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ArithmeticUnit {
     /// Float32 fused multiply-add.
@@ -18,12 +18,12 @@ pub enum ArithmeticUnit {
     TensorBf16,
 }
 
-/// What a launch cannot do without, for the roofline: every operand read once, every result written once.
+/// The minimal cost of a launch, for the roofline: every operand is read once, every result written once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
     /// Additions and multiplications, each counted as one.
     pub operations: u64,
-    /// Where they are done.
+    /// The unit that computes them.
     pub unit: ArithmeticUnit,
     /// Bytes of device memory read.
     pub bytes_read: u64,
@@ -44,18 +44,18 @@ pub struct Launch<'a> {
     pub shared_bytes: u32,
     /// The bytes of the kernel's only parameter, a struct passed by value.
     pub arguments: &'a [u8],
-    /// For the roofline.
+    /// The minimal cost, for the roofline.
     pub work: Work,
 }
 
-/// What launch code has to know about the hardware.
+/// The properties of the hardware that launch code needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
     /// 90 for compute capability 9.0.
     pub compute_capability: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
-    /// The most dynamic shared memory of one block, in bytes.
+    /// Maximum dynamic shared memory of a block, in bytes.
     pub shared_bytes_per_block: u32,
 }
 
@@ -67,10 +67,10 @@ pub trait Driver {
     /// One line about the hardware.
     fn description(&self) -> String;
 
-    /// What launch code has to know.
+    /// The properties that launch code needs.
     fn capabilities(&self) -> Capabilities;
 
-    /// Bytes that can still be allocated, where the device tells.
+    /// Bytes that can still be allocated, if the device reports them.
     fn free_bytes(&self) -> Result<Option<usize>>;
 
     /// Zeroed memory, aligned to at least 256 bytes.
@@ -82,21 +82,21 @@ pub trait Driver {
     /// Copies to the host, after everything that was issued before.
     fn download(&self, address: u64, target: &mut [u8]) -> Result<()>;
 
-    /// Issues a kernel.
+    /// Issues a kernel launch.
     fn launch(&self, launch: &Launch) -> Result<()>;
 
-    /// Waits for everything issued so far. A fault of a kernel is reported here at the latest, with the kernel's name where
+    /// Waits for everything issued so far. A fault of a kernel is reported here at the latest, with the kernel's name if
     /// it is known.
     fn synchronize(&self) -> Result<()>;
 
-    /// Whether launches can be collected: not while each is to be waited for.
+    /// Whether launches can be recorded: not while each one is waited for.
     fn can_record(&self) -> bool {
         true
     }
 
-    /// Collects the launches that `step` issues instead of running them. `step` may neither copy nor synchronise.
+    /// Records the launches that `step` issues instead of running them. `step` may neither copy nor synchronise.
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Rc<dyn Recording>>;
 
-    /// How long the device takes for what `work` issues.
+    /// Measures how long the device takes for the launches of `work`.
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
 }

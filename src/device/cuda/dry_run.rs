@@ -1,4 +1,4 @@
-//! Drivers that keep what was launched: one that runs nothing, for planning without a GPU, and one that times each launch.
+//! Drivers that keep their launches: one that runs nothing, for planning without a GPU, and one that times each launch.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -25,7 +25,7 @@ pub struct RecordedLaunch {
     pub arguments: Vec<u8>,
     /// For the roofline.
     pub work: Work,
-    /// How long it took, where that was measured.
+    /// Its duration, if it was measured.
     pub duration: Option<Duration>,
 }
 
@@ -36,14 +36,14 @@ impl RecordedLaunch {
     }
 }
 
-/// The launches that a driver was given; clones share them.
+/// The launches of a driver; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct LaunchLog {
     launches: Rc<RefCell<Vec<RecordedLaunch>>>,
 }
 
 impl LaunchLog {
-    /// Takes out what was launched since the last time.
+    /// Removes and returns the launches since the last call.
     pub fn take(&self) -> Vec<RecordedLaunch> {
         self.launches.take()
     }
@@ -53,12 +53,12 @@ impl LaunchLog {
     }
 }
 
-/// Addresses begin here, so that none is null.
+/// Addresses start here, so that none is null.
 const FIRST_ADDRESS: u64 = 1 << 40;
 const ALIGNMENT: u64 = 256;
 
-/// A driver without a device: allocations are ranges of addresses with nothing behind them, uploads go nowhere, downloads
-/// are zeros, launches are kept.
+/// A driver without a device: allocations are ranges of addresses without memory, uploads are discarded, downloads
+/// give zeros, and launches are kept.
 pub struct DryRun {
     model: &'static GpuModel,
     log: LaunchLog,
@@ -66,17 +66,17 @@ pub struct DryRun {
 }
 
 impl DryRun {
-    /// As if on this GPU.
+    /// Behaves like this GPU.
     pub fn new(model: &'static GpuModel) -> Self {
         Self { model, log: LaunchLog::default(), next_address: Cell::new(FIRST_ADDRESS) }
     }
 
-    /// What it will have been asked to launch.
+    /// The launches that it keeps.
     pub fn log(&self) -> LaunchLog {
         self.log.clone()
     }
 
-    /// Bytes of all allocations so far; nothing is ever taken back.
+    /// Bytes of all allocations so far; none is ever released.
     pub fn allocated_bytes(&self) -> u64 {
         self.next_address.get() - FIRST_ADDRESS
     }
@@ -144,23 +144,23 @@ impl Driver for Rc<DryRun> {
     }
 
     fn time(&self, _work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        Err(Error::new(format!("{}: nothing runs, so nothing takes time", self.name())))
+        Err(Error::new(format!("{}: a dry run cannot measure time", self.name())))
     }
 }
 
-/// Times each launch by itself on another driver, and keeps the launches.
+/// Times each launch separately on another driver, and keeps the launches.
 pub struct Stopwatch {
     driver: Box<dyn Driver>,
     log: LaunchLog,
 }
 
 impl Stopwatch {
-    /// On this driver.
+    /// Launches on this driver.
     pub fn new(driver: Box<dyn Driver>) -> Self {
         Self { driver, log: LaunchLog::default() }
     }
 
-    /// What it will have been asked to launch, with durations.
+    /// The launches that it keeps, with durations.
     pub fn log(&self) -> LaunchLog {
         self.log.clone()
     }

@@ -14,7 +14,7 @@ use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::tensor::Memory;
 
-/// As `kernels/emulator/interface.cpp` declares it.
+/// Mirrors the declaration in `kernels/emulator/interface.cpp`.
 #[repr(C)]
 struct LaunchDescription {
     kernel: *const c_char,
@@ -110,16 +110,16 @@ impl Recording for LaunchList {
 
 /// Runs the kernels on the CPU.
 ///
-/// A seed chooses the schedule: 0 runs threads and blocks in order, every other number in an order of its own. Whatever
-/// it is, a kernel that is right gives the same bits.
+/// A seed selects the schedule: 0 runs threads and blocks in order, every other number in a different order. A correct
+/// kernel gives the same bits for every seed.
 pub struct Emulator {
     machine: Rc<Handle>,
     recorded: RefCell<Option<Vec<OwnedLaunch>>>,
 }
 
 impl Emulator {
-    /// As fast as it goes: blocks are spread over the threads of [`threads`]. With the environment variable
-    /// `RETUNE_EMULATOR_CHECKED` set to 1 it is [`Self::checked`] instead.
+    /// The fastest mode: blocks are distributed over the threads of [`threads`]. With the environment variable
+    /// `RETUNE_EMULATOR_CHECKED` set to 1 it is like [`Self::checked`].
     ///
     /// # Errors
     /// When this processor lacks instructions that the emulator was compiled for.
@@ -127,8 +127,8 @@ impl Emulator {
         Self::create(seed, false, checked_by_environment())
     }
 
-    /// As [`Self::new`], but fresh memory is full of NaN (and with `RETUNE_EMULATOR_CHECKED` as [`Self::strict`]): for
-    /// tests that nothing relies on its being zero.
+    /// Like [`Self::new`], but fresh memory is full of NaN (and with `RETUNE_EMULATOR_CHECKED` like [`Self::strict`]), to
+    /// test that nothing relies on zeroed memory.
     ///
     /// # Errors
     /// As for [`Self::new`].
@@ -136,9 +136,9 @@ impl Emulator {
         Self::create(seed, true, checked_by_environment())
     }
 
-    /// Every load and store is checked: that it lies within one allocation, shared array or the thread's own variables,
-    /// is aligned, does not race with another thread, reads no shared memory that nothing has written and nothing that
-    /// is still being copied. Some ten times slower.
+    /// Checks every load and store: that it lies within one allocation, shared array or the thread's own variables,
+    /// is aligned, does not race with another thread, and reads neither unwritten shared memory nor the destination of a
+    /// copy in progress. About ten times slower.
     ///
     /// # Errors
     /// When this build cannot, see [`Self::can_check`].
@@ -146,8 +146,8 @@ impl Emulator {
         Self::create(seed, false, true)
     }
 
-    /// As [`Self::checked`], and neither a kernel nor a copy may read fresh memory before something was written there.
-    /// It is full of NaN.
+    /// Like [`Self::checked`], and neither a kernel nor a copy may read fresh memory before it is written.
+    /// Fresh memory is full of NaN.
     ///
     /// # Errors
     /// As for [`Self::checked`].
@@ -155,7 +155,7 @@ impl Emulator {
         Self::create(seed, true, true)
     }
 
-    /// Whether [`Self::checked`] and [`Self::strict`] are possible. They are not where the kernels were compiled with a
+    /// Whether [`Self::checked`] and [`Self::strict`] are possible. They are not if the kernels were compiled with a
     /// sanitizer instead, or the program has lost its symbol table.
     pub fn can_check() -> bool {
         // SAFETY: no arguments, no state.
@@ -190,7 +190,7 @@ fn checked_by_environment() -> bool {
     std::env::var_os("RETUNE_EMULATOR_CHECKED").is_some_and(|value| value == "1")
 }
 
-/// Calls a function of the machine that writes a message when it fails.
+/// Calls a function of the machine that writes a message if it fails.
 fn call(function: impl FnOnce(*mut c_char, usize) -> bool) -> Result<()> {
     let mut message = [0u8; 1024];
     if function(message.as_mut_ptr().cast(), message.len()) {
@@ -202,7 +202,8 @@ fn call(function: impl FnOnce(*mut c_char, usize) -> bool) -> Result<()> {
 
 /// Calls `function` with the C++ view of a launch.
 fn describe(launch: &OwnedLaunch, function: impl FnOnce(&LaunchDescription) -> Result<()>) -> Result<()> {
-    let kernel = CString::new(launch.kernel).map_err(|_| Error::new("a kernel's name has no zero byte"))?;
+    let kernel =
+        CString::new(launch.kernel).map_err(|_| Error::new("the name of a kernel must not contain a zero byte"))?;
     function(&LaunchDescription {
         kernel: kernel.as_ptr(),
         grid: launch.grid,
@@ -225,7 +226,7 @@ fn run(machine: &Handle, launch: &OwnedLaunch) -> Result<()> {
         match (result, std::env::current_exe()) {
             (Err(error), Ok(program)) if place != 0 => {
                 let program = program.display();
-                Err(error.hint(format!("`addr2line -ipfCe {program} {place:#x}` tells the line of the access")))
+                Err(error.hint(format!("run `addr2line -ipfCe {program} {place:#x}` to find the line of the access")))
             }
             (result, _) => result,
         }

@@ -6,7 +6,7 @@ use crate::device::interface::Precision;
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
-/// Counters of arrived blocks. Zero between launches: the last block to arrive sets its counter back.
+/// Counters of arrived blocks. Zero between launches: the last block to arrive resets its counter.
 pub(super) const COUNTERS: usize = 1 << 16;
 
 /// A device that runs the kernels of `kernels/`.
@@ -18,7 +18,7 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Kernels in this precision on this driver.
+    /// Creates a device that computes in this precision on this driver.
     ///
     /// # Errors
     /// When the hardware has no tensor cores for the precision, or no memory is left.
@@ -33,12 +33,12 @@ impl Cuda {
             .hint("use fp32"));
         }
         let counters = Tensor::new(driver.allocate(COUNTERS * 4)?, 0, [COUNTERS].into(), ElementType::I32);
-        // An emulator may fill fresh memory otherwise.
+        // An emulator may fill fresh memory with other values.
         driver.upload(&vec![0; counters.bytes()], counters.address())?;
         Ok(Self { driver, capabilities, precision, counters })
     }
 
-    /// What runs the kernels.
+    /// The driver that runs the kernels.
     pub fn driver(&self) -> &dyn Driver {
         self.driver.as_ref()
     }
@@ -47,9 +47,8 @@ impl Cuda {
     pub(super) fn counters_for(&self, count: usize) -> Result<u64> {
         match count <= COUNTERS {
             true => Ok(self.counters.address()),
-            false => {
-                Err(Error::new(format!("{count} groups of blocks, of at most {COUNTERS}")).hint("use smaller batches"))
-            }
+            false => Err(Error::new(format!("{count} groups of blocks, expected at most {COUNTERS}"))
+                .hint("use smaller batches")),
         }
     }
 
@@ -86,14 +85,14 @@ pub(super) fn of_type(element_type: ElementType, fp32: &'static str, bf16: &'sta
     if element_type == ElementType::Bf16 { bf16 } else { fp32 }
 }
 
-/// Elements of 16 bytes, where groups of so many do not cross a pixel; else 1.
+/// The number of elements in 16 bytes, if groups of that many do not cross a pixel; otherwise 1.
 pub(super) fn group_length(tensor: &Tensor) -> usize {
     let length = 16 / tensor.element_type().size();
     if tensor.shape().channels().is_multiple_of(length) { length } else { 1 }
 }
 
-/// How many groups of `length` elements a tensor has. Kernels that find their place by division count them in 32 bits,
-/// because 64-bit divisions would take longer than the memory.
+/// The number of groups of `length` elements in a tensor. Kernels that compute positions by division count them in 32 bits,
+/// because 64-bit divisions would take longer than the memory accesses.
 pub(super) fn group_count(tensor: &Tensor, length: usize) -> Result<u32> {
     u32::try_from(tensor.len() / length)
         .ok()

@@ -1,23 +1,23 @@
-//! What some GPUs can do at most, for rooflines.
+//! Peak rates of some GPUs, for rooflines.
 
 use super::driver::{ArithmeticUnit, Capabilities, Work};
 
-/// A GPU by its figures. Rates are dense, without the doubling that structured sparsity would give.
+/// A GPU and its peak rates, for dense matrices (structured sparsity would double them).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GpuModel {
-    /// As `--gpu` takes it.
+    /// The value of `--gpu`.
     pub name: &'static str,
-    /// For people: which variant, and where its figures come from.
+    /// The variant and the source of its figures, for messages.
     pub description: &'static str,
-    /// What launch code has to know.
+    /// The properties that launch code needs.
     pub capabilities: Capabilities,
     /// Device memory in bytes.
     pub memory_bytes: u64,
-    /// Bytes a second between device memory and chip.
+    /// Bytes per second between device memory and chip.
     pub bytes_per_second: f64,
-    /// Float32 additions and multiplications a second outside tensor cores.
+    /// Float32 additions and multiplications per second outside tensor cores.
     pub fp32_per_second: f64,
-    /// The same on tensor cores in tf32; none where there are no such.
+    /// The same on tensor cores in tf32; `None` without such tensor cores.
     pub tf32_per_second: Option<f64>,
     /// The same in bf16.
     pub bf16_per_second: Option<f64>,
@@ -81,7 +81,7 @@ pub const GPU_MODELS: [GpuModel; 5] = [
     },
 ];
 
-/// What bounds a piece of work from below.
+/// The resource that bounds a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bound {
     /// The arithmetic.
@@ -90,17 +90,17 @@ pub enum Bound {
     Bytes,
 }
 
-/// The least time of a piece of work.
+/// The minimum time of a piece of work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Roofline {
     /// The larger of the two times.
     pub seconds: f64,
-    /// Whose it is.
+    /// The resource that needs it.
     pub bound: Bound,
 }
 
 impl GpuModel {
-    /// The model that a name stands for.
+    /// The model with this name.
     pub fn find(name: &str) -> Option<&'static Self> {
         GPU_MODELS.iter().find(|model| model.name == name)
     }
@@ -108,11 +108,11 @@ impl GpuModel {
     /// The model that a driver's description of a GPU (`NVIDIA H200, ...`) names.
     pub fn described(description: &str) -> Option<&'static Self> {
         let words = description.to_lowercase().replace(' ', "");
-        // A PCIe H100 or A100 is another chip than the one of the table.
+        // The PCIe versions of H100 and A100 are other chips than those in the table.
         GPU_MODELS.iter().find(|model| words.contains(model.name)).filter(|_| !words.contains("pcie"))
     }
 
-    /// Operations a second of a unit; none where there is no such unit.
+    /// Operations per second of a unit; `None` if the GPU does not have it.
     pub fn operations_per_second(&self, unit: ArithmeticUnit) -> Option<f64> {
         match unit {
             ArithmeticUnit::Float32 => Some(self.fp32_per_second),
@@ -121,8 +121,8 @@ impl GpuModel {
         }
     }
 
-    /// The least time of a launch: its operations at the rate of their unit or its bytes at that of the memory, whichever
-    /// takes longer. Work of a unit that is not there takes for ever.
+    /// The minimum time of a launch: its operations at the rate of their unit or its bytes at that of the memory, whichever
+    /// takes longer. Work for a unit that the GPU lacks takes infinitely long.
     pub fn roofline(&self, work: &Work) -> Roofline {
         let operations = match (work.operations, self.operations_per_second(work.unit)) {
             (0, _) => 0.0,

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 const THREADS: usize = 256;
-/// Rows and columns of the result that a block makes.
+/// Rows and columns of the result that a block computes.
 const TILE: usize = 32;
 
 kernel_arguments! {
@@ -35,7 +35,7 @@ struct Product {
     depth: usize,
 }
 
-/// Addresses of the operands; zero where there is none.
+/// Addresses of the operands; zero if there is none.
 #[derive(Default)]
 struct Operands {
     left: u64,

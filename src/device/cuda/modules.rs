@@ -4,7 +4,7 @@
 pub struct Module {
     /// Name of the file.
     pub source: &'static str,
-    /// What the driver loads.
+    /// The bytes that the driver loads.
     pub image: &'static [u8],
     /// Its `extern "C"` kernels.
     pub kernels: &'static [&'static str],
@@ -27,9 +27,9 @@ mod compiled {
 
     /// The CUDA version of the nvcc that compiled the kernels.
     pub const CUDA_VERSION: (u32, u32) = (0, 0);
-    /// What they were compiled for.
+    /// The architectures that they were compiled for.
     pub const CODES: &[&str] = &[];
-    /// One a `.cu` file.
+    /// One per `.cu` file.
     pub static MODULES: &[Module] = &[];
 }
 

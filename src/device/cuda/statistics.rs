@@ -5,15 +5,15 @@ use crate::tensor::Tensor;
 
 /// Output pixels of one block of a forward convolution, of whichever kernel: the pixels of a row of partial statistics.
 pub(super) const PIXELS_PER_BLOCK: usize = 128;
-/// Rows that the last of their blocks to arrive combines.
+/// Rows that the last block of a group to arrive combines.
 const BLOCKS_PER_GROUP: usize = 64;
 
-/// Rows of a table: the total, one a group of blocks, one a block.
+/// Rows of a table: the total, one per group of blocks, one per block.
 pub(super) fn rows_of(blocks: usize) -> usize {
     1 + blocks.div_ceil(BLOCKS_PER_GROUP) + blocks
 }
 
-/// Counters that a table needs: one a group, and one for the groups.
+/// Counters that a table needs: one per group, and one for the groups.
 pub(super) fn counters(blocks: usize) -> usize {
     1 + blocks.div_ceil(BLOCKS_PER_GROUP)
 }

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 const THREADS: usize = 256;
-/// Values of a thread.
+/// Values per thread.
 const GROUP: usize = 4;
 
 kernel_arguments! {

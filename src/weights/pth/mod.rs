@@ -66,19 +66,19 @@ fn is_legacy(bytes: &[u8]) -> bool {
     bytes.strip_prefix(b"\x80\x02\x8a\x0a").is_some_and(|rest| rest.starts_with(&MAGIC))
 }
 
-/// Reads either form. The message of an error says what is wrong with the file, without naming it.
+/// Reads either form. The message of an error describes the problem without naming the file.
 pub(in crate::weights) fn read(bytes: &[u8]) -> Result<Tensors, String> {
     if is_legacy(bytes) { read_legacy(bytes) } else { read_zip(bytes) }
 }
 
 fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
-    // torch puts nothing before the archive. The library would guess at that, and guess wrongly for some lengths of names.
+    // torch puts nothing before the archive. The library would guess its start, wrongly for some lengths of names.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, Cursor::new(bytes))
         .map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
     let names = archive.file_names().filter_map(|name| name.ok());
     let root = names.into_iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
-    let root = root.ok_or("it is a zip archive without a data.pkl, so none of torch's")?;
+    let root = root.ok_or("it is a zip archive without a data.pkl, so not a file of torch")?;
     let mut member = |name: &str| -> Result<Range<usize>, String> {
         let name = format!("{root}{name}");
         let entry = archive.by_name(&name).map_err(|cause| format!("it has no {name}: {cause}"))?;
@@ -112,7 +112,7 @@ fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
     next()?;
     let (pickle, protocol) = next()?;
     if !matches!(pickle.object(protocol), Object::Int(PROTOCOL)) {
-        return Err(format!("its protocol is not {PROTOCOL}, the only one that torch ever wrote"));
+        return Err(format!("its protocol is not {PROTOCOL}, the only one that torch has written"));
     }
     let (pickle, system) = next()?;
     if matches!(pickle.entry(system, "little_endian"), Some(Object::Bool(false))) {
@@ -123,7 +123,7 @@ fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
     let Object::List(list) = keys.object(list) else { return Err("its storages are not listed".into()) };
     let mut storages: Vec<(String, Range<usize>)> = Vec::new();
     for &key in list {
-        let Object::Text(key) = keys.object(key) else { return Err("the name of a storage is no text".into()) };
+        let Object::Text(key) = keys.object(key) else { return Err("the name of a storage is not text".into()) };
         let storage = pickle.storage(key).ok_or_else(|| format!("nothing uses storage {key}"))?;
         let rest = bytes.get(position..).unwrap_or_default();
         let Some((count, _)) = rest.split_first_chunk::<8>() else { return Err("it is truncated".into()) };
@@ -151,8 +151,10 @@ fn collect(
     search.visit(found, "", 0)?;
     if search.tensors.is_empty() {
         return Err(match pickle.foreign_names() {
-            [] => "it holds no tensors".into(),
-            [name, ..] => format!("it holds no tensors outside Python objects, such as {name}; nothing in it was run"),
+            [] => "it contains no tensors".into(),
+            [name, ..] => {
+                format!("it contains no tensors outside Python objects such as {name}; no code in it was run")
+            }
         });
     }
     let mut tensors = Tensors {
@@ -164,7 +166,7 @@ fn collect(
     let mut names = HashSet::new();
     for (name, nesting, tensor) in search.tensors {
         if !names.insert(name.clone()) {
-            return Err(format!("it has two tensors {name}"));
+            return Err(format!("it contains the tensor {name} twice"));
         }
         let storage = place(&tensor.storage)?;
         let place = locate(&name, tensor, storage, bytes, &mut tensors.gathered)?;
@@ -227,7 +229,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Where a tensor's elements are, in order; gathers them where they are not.
+/// The position of a tensor's elements, in order; gathers them if they are not.
 fn locate(
     name: &str,
     tensor: &TensorReference,
@@ -264,7 +266,7 @@ fn locate(
         let start = storage.start + tensor.offset * size;
         return Ok(Place::File(start..start + elements * size));
     }
-    // Nothing that was trained repeats its elements, and a lying shape shall not take more memory than the file.
+    // Trained tensors never repeat elements, and a false shape must not take more memory than the file.
     let total = elements.checked_mul(size).and_then(|bytes| bytes.checked_add(gathered.len()));
     if total.is_none_or(|total| total > bytes.len()) {
         return Err(format!("tensor {name} has more elements than the file"));

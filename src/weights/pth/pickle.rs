@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
-/// More objects than any state dict has; a pickle of a few bytes shall not fill the memory.
+/// More objects than any state dict has; a pickle of a few bytes must not fill the memory.
 const MOST_OBJECTS: usize = 4_000_000;
 
 /// An index into a pickle's objects.
@@ -29,7 +29,7 @@ pub struct TensorReference {
     pub strides: Vec<usize>,
 }
 
-/// What a global name of Python stands for.
+/// The meaning of a global name of Python.
 #[derive(Debug, Clone, Copy)]
 pub enum Global {
     OrderedDict,
@@ -55,7 +55,7 @@ pub enum Object {
     Global(Global),
     Storage(Box<StorageReference>),
     Tensor(Box<TensorReference>),
-    /// Anything else, without its value: a large number, a float, bytes, an object of a class that is not known here.
+    /// Anything else, without its value: a large number, a float, bytes, an object of an unknown class.
     Other,
 }
 
@@ -107,7 +107,7 @@ impl Pickle {
     }
 }
 
-/// What a name stands for; none for one that is not known.
+/// The meaning of a name; `None` for an unknown one.
 fn global(module: &str, name: &str) -> Option<Global> {
     Some(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
@@ -129,7 +129,7 @@ fn global(module: &str, name: &str) -> Option<Global> {
     })
 }
 
-/// Names that say nothing worth a notice: what numbers and containers of Python and torch consist of.
+/// Names that deserve no notice: those of numbers and containers of Python and torch.
 fn is_plain(module: &str, name: &str) -> bool {
     matches!(
         (module, name),
@@ -174,7 +174,7 @@ impl Machine<'_> {
         Ok(self.take(1)?[0])
     }
 
-    /// An unsigned number of so many bytes, little-endian.
+    /// An unsigned number of this many bytes, little-endian.
     fn number(&mut self, bytes: usize) -> Result<u64, String> {
         Ok(self.take(bytes)?.iter().rev().fold(0, |number, &byte| (number << 8) | u64::from(byte)))
     }
@@ -206,7 +206,7 @@ impl Machine<'_> {
     }
 
     fn pop(&mut self) -> Result<Id, String> {
-        // What lies below a mark is out of reach.
+        // Objects below a mark are out of reach.
         if self.marks.last().is_some_and(|&mark| self.stack.len() <= mark) {
             return Err(DAMAGED.into());
         }
@@ -279,7 +279,7 @@ impl Machine<'_> {
 
     fn run(&mut self) -> Result<Id, String> {
         loop {
-            // Copies of references are as bounded as objects.
+            // References are limited like objects.
             if self.stack.len() > MOST_OBJECTS {
                 return Err(format!("its pickle stacks more than {MOST_OBJECTS} objects"));
             }
@@ -506,7 +506,11 @@ impl Machine<'_> {
                     let key = self.line()?.parse().map_err(|_| DAMAGED.to_string())?;
                     self.recall(key)?;
                 }
-                opcode => return Err(format!("its pickle has an instruction {opcode:#04x} that no state dict needs")),
+                opcode => {
+                    return Err(format!(
+                        "its pickle contains the instruction {opcode:#04x}, which no state dict needs"
+                    ));
+                }
             }
         }
     }
@@ -580,7 +584,7 @@ impl Machine<'_> {
         match (self.pickle.object(kind), self.pickle.object(dtype), self.pickle.object(key)) {
             (Object::Text(kind), Object::Global(Global::Storage(dtype)), Object::Text(key)) if kind == "storage" => {
                 if view.iter().any(|&view| !matches!(self.pickle.object(view), Object::None)) {
-                    return Err("it has a view of a storage, a form that torch gave up; save it again".into());
+                    return Err("it contains a view of a storage, which torch no longer writes; save it again".into());
                 }
                 Ok(Some(StorageReference { key: key.clone(), dtype: *dtype }))
             }

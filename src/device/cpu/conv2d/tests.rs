@@ -140,7 +140,7 @@ fn winograd_layers() {
 
 /// Every remainder of height and width: tiles at the ends have fewer points.
 #[test]
-fn winograd_at_the_ends_of_pictures() {
+fn winograd_at_the_edges_of_images() {
     for (height, width) in (8..12).flat_map(|height| (12..16).map(move |width| (height, width))) {
         let shape = shape([6, height, width, 32, 48, 3, 3, 1, 1]);
         assert!(winograd::suits(&shape));

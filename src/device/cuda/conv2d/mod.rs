@@ -1,5 +1,5 @@
-//! Launches of the convolutions: of `kernels/conv2d.cu`, which takes everything, and where tensor cores are wanted and
-//! the shape suits them of `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and
+//! Launches of the convolutions. `kernels/conv2d.cu` supports every shape. Shapes that suit tensor cores use, in tf32 and
+//! bf16, `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and
 //! `kernels/conv2d_stem.cu`.
 
 mod geometry;
@@ -22,7 +22,7 @@ pub(super) fn statistics_rows(shape: Shape) -> usize {
 /// The kernels of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kernels {
-    /// Float32 arithmetic on whatever type is stored.
+    /// Float32 arithmetic on either storage type.
     Plain,
     /// Forward and input gradient on tensor cores.
     Tensor,

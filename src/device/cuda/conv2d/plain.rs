@@ -13,13 +13,13 @@ const THREADS: usize = 128;
 /// A tile of the result.
 const ROWS: usize = PIXELS_PER_BLOCK;
 const COLUMNS: usize = 64;
-/// Depth of a step of the weight gradient: pixels of a split are a multiple of it, except in the last.
+/// Depth of a step of the weight gradient: the pixels of every split but the last are a multiple of it.
 const DEPTH: usize = 8;
-/// Blocks that a multiprocessor holds at once.
+/// Blocks that a multiprocessor can hold at once.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
-/// More splits make the addition of their sums, by one block a tile, longer than what they save.
+/// With more splits, the addition of their sums, by one block per tile, takes longer than they save.
 const MOST_SPLITS: usize = 64;
-/// Fewer pixels are not worth the traffic of a split's sums.
+/// Fewer pixels per split are not worth the traffic of its sums.
 const LEAST_PIXELS_PER_SPLIT: usize = 128;
 
 kernel_arguments! {
@@ -93,7 +93,7 @@ fn vectors(channels: usize, tensors: &[&Tensor]) -> bool {
     channels.is_multiple_of(4) && tensors.iter().all(aligned)
 }
 
-/// Elements of the input that a window covers: with a filter smaller than its step there are gaps.
+/// Elements of the input that a window covers: with a filter smaller than the stride there are gaps.
 fn covered_input(shape: &Conv2dShape) -> usize {
     let rows = shape.height.min(shape.output_height() * shape.kernel_height);
     let columns = shape.width.min(shape.output_width() * shape.kernel_width);
@@ -108,7 +108,7 @@ fn element(cuda: &Cuda) -> usize {
     cuda.precision.activation_type().size()
 }
 
-/// Tiles of the weight gradient, and into how many parts the pixels are split: so many that the multiprocessors are full
+/// Tiles of the weight gradient, and the number of parts into which the pixels are split: enough to fill the multiprocessors
 /// once.
 fn splits(cuda: &Cuda, shape: &Conv2dShape) -> (usize, usize) {
     let tiles = depth(shape).div_ceil(ROWS) * shape.output_channels.div_ceil(COLUMNS);
@@ -173,10 +173,10 @@ pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2
     let Conv2dInputGradient { output_gradient, weight, .. } = arguments;
     let input_gradient = &arguments.input_gradient.tensor;
     let accumulate = arguments.input_gradient.accumulate;
-    // Of the largest class; blocks past the end of a smaller one return at once.
+    // The grid of the largest class; blocks past the end of a smaller one return immediately.
     let pixels = shape.batch * shape.height.div_ceil(shape.stride) * shape.width.div_ceil(shape.stride);
     let column_tiles = shape.input_channels.div_ceil(COLUMNS);
-    // What no output reads has no gradient: nothing to add there.
+    // Pixels that no output reads have no gradient: there is nothing to add.
     let changed = if accumulate { covered_input(shape) } else { shape.input_len() };
     let read_back = if accumulate { changed } else { 0 };
     cuda.launch(

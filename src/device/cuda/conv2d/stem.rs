@@ -13,12 +13,12 @@ const THREADS: usize = 128;
 const FILTER: usize = 7;
 const INPUT_CHANNELS: usize = 3;
 const STRIDE: usize = 2;
-/// Channels of the output that a block makes.
+/// Channels of the output that a block computes.
 const CHANNELS: usize = 64;
 const WORD: usize = 4;
 /// Float32 sums of a block of the weight gradient: 64 channels x 160 of depth.
 const GRADIENT_SUMS: usize = CHANNELS * 160;
-/// Of the launch that adds the splits: its threads, and the sums that one of its blocks adds.
+/// The launch that adds the splits: its threads, and the sums that one of its blocks adds.
 const SUM_THREADS: usize = 256;
 const SUMS_PER_BLOCK: usize = 32 * 4;
 
@@ -55,15 +55,15 @@ kernel_arguments! {
     }
 }
 
-/// How a precision lies in shared memory, in words of four bytes; `Format` in the kernel.
+/// The layout of a precision in shared memory, in words of four bytes; `Words` in the kernel.
 struct Format {
-    /// Of a row of the filter.
+    /// Words of a row of the filter.
     row: usize,
-    /// From one output pixel to the next.
+    /// Words from one output pixel to the next.
     pixel: usize,
-    /// Of a run of pixels beyond those.
+    /// Words of a run in addition to those of its pixels.
     run: usize,
-    /// Of the weights of one channel.
+    /// Words of the weights of one channel.
     weight_pitch: usize,
 }
 
@@ -75,7 +75,7 @@ impl Format {
         }
     }
 
-    /// Words of one row of the patch: as many as the tile with the most runs (pixels of one output row) takes, and such
+    /// Words of one row of the patch: as many as the tile with the most runs (pixels of one output row) needs, and such
     /// that rows of the filter follow each other in the banks as they do in the weights.
     fn patch_pitch(&self, shape: &Conv2dShape) -> usize {
         let runs = ((PIXELS_PER_BLOCK - 1).div_ceil(shape.output_width()) + 1).min(PIXELS_PER_BLOCK);
@@ -83,7 +83,7 @@ impl Format {
         self.row + (words - self.row).next_multiple_of(32)
     }
 
-    /// The patch and the places of the pixels in it.
+    /// The patch and the offsets of the pixels in it.
     fn patch_bytes(&self, shape: &Conv2dShape) -> usize {
         (FILTER * self.patch_pitch(shape) + PIXELS_PER_BLOCK) * WORD
     }
@@ -150,7 +150,7 @@ pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool 
     let input_row = (shape.width + 2 * shape.padding) * INPUT_CHANNELS;
     let largest =
         [input_pixels, input_row, pixel_tiles(shape) * PIXELS_PER_BLOCK, shape.weight_len()].into_iter().max();
-    // Static shared memory besides.
+    // Leaves space for static shared memory.
     shared_bytes + 1024 <= cuda.capabilities.shared_bytes_per_block as usize
         && counters <= COUNTERS
         && channel_tiles(shape) <= 65535
@@ -194,14 +194,14 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
         Work {
             operations: 2 * shape.multiply_adds() as u64,
             unit: unit(cuda),
-            // The rows of statistics but the total are read again.
+            // All rows of statistics but the total are read again.
             bytes_read: ((shape.input_len() + shape.weight_len()) * element + statistics.saturating_sub(row)) as u64,
             bytes_written: (shape.output_len() * element + statistics) as u64,
         },
     )
 }
 
-/// Two launches: parts, and their sum.
+/// Two launches: the partial sums, and their addition.
 pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()> {
     let format = Format::of(cuda);
     let (kernel, sum_kernel) = match cuda.precision {

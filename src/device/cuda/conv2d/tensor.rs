@@ -9,7 +9,7 @@ use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, C
 use crate::error::Result;
 
 const THREADS: usize = 128;
-/// Shared memory of a step of one pixel or one channel, and how many steps are kept.
+/// Shared memory of a step of one pixel or one channel, and the number of steps that are kept.
 const STEP_BYTES: usize = 64;
 const STAGES: usize = 3;
 /// The filter's rows and columns are bits of half a word.
@@ -67,7 +67,7 @@ pub(super) fn takes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> bool 
         && largest.is_some_and(|largest| largest < (1 << 31) - (1 << 16))
 }
 
-/// Channels of a block. A narrow tile is reckoned to take five eighths of a wide one's time: it is preferred where wide
+/// Channels of a block. A narrow tile is estimated to take five eighths of a wide one's time: it is preferred where wide
 /// ones leave too many multiprocessors idle in the last round.
 fn channels_per_block(cuda: &Cuda, pixel_blocks: usize, channels: usize) -> usize {
     let multiprocessors = (cuda.capabilities.multiprocessors as usize).max(1);
@@ -86,7 +86,7 @@ fn unit(cuda: &Cuda) -> ArithmeticUnit {
     }
 }
 
-/// Elements of the input that a window covers: with a filter smaller than its step there are gaps.
+/// Elements of the input that a window covers: with a filter smaller than the stride there are gaps.
 fn covered_input(shape: &Conv2dShape) -> usize {
     let rows = shape.height.min(shape.output_height() * shape.kernel_height);
     let columns = shape.width.min(shape.output_width() * shape.kernel_width);
@@ -130,7 +130,7 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
 }
 
 pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
-    // The largest of the parity classes; blocks past the end of a smaller one return at once.
+    // The largest of the parity classes; blocks past the end of a smaller one return immediately.
     let classes = shape.stride * shape.stride;
     let pixels = shape.batch * shape.height.div_ceil(shape.stride) * shape.width.div_ceil(shape.stride);
     let pixel_blocks = pixels.div_ceil(PIXELS_PER_BLOCK);
@@ -144,7 +144,7 @@ pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2
     };
     let element = cuda.precision.activation_type().size();
     let accumulate = arguments.input_gradient.accumulate;
-    // What no output reads has no gradient: nothing to add there.
+    // Pixels that no output reads have no gradient: there is nothing to add.
     let changed = if accumulate { covered_input(shape) } else { shape.input_len() };
     let read_back = if accumulate { changed } else { 0 };
     cuda.launch(

@@ -8,7 +8,7 @@ use crate::device::interface::{Conv2dShape, Conv2dWeightGradient, Precision};
 use crate::error::Result;
 
 const THREADS: usize = 128;
-/// Shared memory of a step of one channel or one column, and how many steps are kept.
+/// Shared memory of a step of one channel or one column, and the number of steps that are kept.
 const STEP_BYTES: usize = 64;
 const STAGES: usize = 3;
 /// The filter's rows and columns are bits of half a word, of which one is kept for "none".
@@ -30,29 +30,29 @@ kernel_arguments! {
     }
 }
 
-/// Channels of the output and columns of the gradient (R S C) that one block makes.
+/// Channels of the output and columns of the gradient (R S C) that one block computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tile {
     channels: usize,
     columns: usize,
 }
 
-/// How the work is cut.
+/// The division of the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
     tile: Tile,
     channel_tiles: usize,
     column_tiles: usize,
     splits: usize,
-    /// Steps of a split; the last has what is left.
+    /// Steps per split; the last split has the remaining ones.
     split_steps: usize,
-    /// Splits that are summed before groups are; the last group has what is left.
+    /// Splits per group, which are added before the groups; the last group has the remaining ones.
     group_splits: usize,
 }
 
 impl Cut {
-    /// By what a multiprocessor does, in steps of one block: 400 clocks, in each of which 64 bytes can come from L2. A
-    /// split more costs filling and draining a pipeline, writing a tile and, in the last block to arrive, reading one;
+    /// Minimises the time of a multiprocessor, counted in steps of one block: 400 clocks, in each of which 64 bytes can come from L2. Each
+    /// further split costs filling and draining a pipeline, writing a tile and, in the last block to arrive, reading one;
     /// a single block of four warps does not keep a multiprocessor busy.
     fn new(cuda: &Cuda, shape: &Conv2dShape) -> Self {
         let columns = columns(shape);
@@ -83,7 +83,7 @@ impl Cut {
             let rounds = if blocks == 1 { 4 } else { blocks * 3 };
             rounds * (split_steps + PIPELINE_STEPS + stored) + 3 * read
         };
-        // Six blocks for each multiprocessor are more than ever pay.
+        // More than six blocks for each multiprocessor never pay.
         let most_splits = (6 * multiprocessors / tiles).min(COUNTERS / tiles.saturating_mul(2)).clamp(1, steps);
         let split_steps = (1..=most_splits).map(|splits| steps.div_ceil(splits)).min_by_key(|&steps| cost(steps));
         let split_steps = split_steps.unwrap_or(steps);
@@ -96,7 +96,7 @@ impl Cut {
     }
 }
 
-/// About the root: then a tile's last blocks read the fewest parts one after the other.
+/// About the square root: then the last blocks of a tile read the fewest partial sums one after the other.
 fn group_splits(splits: usize) -> usize {
     let root = splits.isqrt();
     if splits <= 4 { splits } else { root + usize::from(root * root < splits) }
@@ -154,7 +154,7 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
     let covered_rows = shape.height.min(shape.output_height() * shape.kernel_height);
     let covered_columns = shape.width.min(shape.output_width() * shape.kernel_width);
     let covered = shape.batch * covered_rows * covered_columns * shape.input_channels;
-    // Parts that go to the workspace and come back: those of the splits, and the groups' sums.
+    // Partial sums that are written to the workspace and read again: those of the splits and of the groups.
     let groups = cut.splits.div_ceil(cut.group_splits);
     let parts = match (cut.splits, groups) {
         (1, _) => 0,

@@ -1,4 +1,4 @@
-//! What the driver's answers mean, each with a hint how to fix it.
+//! The meanings of the driver's error codes, each with a hint how to fix the problem.
 
 use std::ffi::CStr;
 
@@ -13,12 +13,13 @@ pub(super) fn no_such_device(index: usize, all: &[Gpu]) -> Error {
         return no_device();
     }
     let there: Vec<String> = all.iter().map(|gpu| format!("cuda:{} ({})", gpu.index, gpu.name)).collect();
-    Error::usage(format!("there is no cuda:{index}")).hint(format!("there is {}", there.join(", ")))
+    Error::usage(format!("there is no cuda:{index}")).hint(format!("use {}", there.join(" or ")))
 }
 
-/// The driver works but lists nothing.
+/// The driver works but lists no GPU.
 pub fn no_device() -> Error {
-    Error::new("NVIDIA's driver finds no GPU").hint("CUDA_VISIBLE_DEVICES hides GPUs that it does not list; is it set?")
+    Error::new("NVIDIA's driver finds no GPU")
+        .hint("check CUDA_VISIBLE_DEVICES, which hides GPUs that it does not list")
 }
 
 /// The oldest version of NVIDIA's driver that runs the kernels of CUDA 13, with which release builds are made.
@@ -37,13 +38,13 @@ pub(super) fn initialisation_failure(code: CUresult, description: &str) -> Error
                 .hint("restart the machine after an update of the driver")
         }
         CUresult::CUDA_ERROR_STUB_LIBRARY => Error::new("libcuda.so.1 is the toolkit's stub, not the driver")
-            .hint("take the folder `stubs` out of LD_LIBRARY_PATH"),
+            .hint("remove the folder `stubs` from LD_LIBRARY_PATH"),
         _ => Error::new(format!("NVIDIA's driver does not start: {description}"))
-            .hint("does nvidia-smi work? It shows the state of the driver"),
+            .hint("run nvidia-smi, which shows the state of the driver"),
     }
 }
 
-/// What a build's kernels were compiled by and for.
+/// The compiler and the architectures of a build's kernels.
 pub(super) struct Build {
     pub cuda: (u32, u32),
     pub codes: &'static [&'static str],
@@ -87,10 +88,10 @@ pub(super) fn load_failure(code: CUresult, description: &str, source: &str, gpu:
         });
     }
     Error::new(format!("cannot load the kernels of {source}: {description}"))
-        .hint("`retune devices` shows driver and GPU")
+        .hint("run `retune devices` to see the driver and the GPU")
 }
 
-/// Whether an error is about a kernel that ran, whichever call reports it. After one, the context answers every call
+/// Whether an error is about a kernel that ran, whichever call reports it. After such an error, every call in the context fails
 /// with it.
 pub(super) fn is_fault(code: CUresult) -> bool {
     matches!(
@@ -110,7 +111,7 @@ pub(super) fn is_fault(code: CUresult) -> bool {
     )
 }
 
-/// A fault, with the kernels that it may have happened in, the last launched last.
+/// The error for a fault, with the kernels that may have caused it, in the order of their launches.
 pub(super) fn kernel_fault(device: &str, description: &str, launched: &[&str]) -> Error {
     let mut kernels: Vec<&str> = Vec::new();
     for kernel in launched.iter().rev() {
@@ -124,12 +125,11 @@ pub(super) fn kernel_fault(device: &str, description: &str, launched: &[&str]) -
     kernels.reverse();
     let and_others = if rest > 0 { format!("{rest} others, ") } else { String::new() };
     match kernels.as_slice() {
-        [] => Error::new(format!("{device}: {description}"))
-            .hint("the GPU has lost this program's memory; start it again"),
+        [] => Error::new(format!("{device}: {description}")).hint("run the command again: the GPU has lost its memory"),
         [kernel] => Error::new(format!("{device}: kernel {kernel}: {description}"))
-            .hint("that is a bug; please report it with the command that shows it"),
+            .hint("this is a bug: please report it with the command that causes it"),
         _ => Error::new(format!("{device}: {description}, in one of the kernels {and_others}{}", kernels.join(", ")))
-            .hint(format!("{SYNC_VARIABLE}=1 waits after every kernel and names the one; please report it")),
+            .hint(format!("run the command again with {SYNC_VARIABLE}=1 to find the kernel, and please report it")),
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn refused(code: CUresult, gpu: Gpu) -> String {
-        load_failure(code, "said the driver", "sgd.cu", &gpu, &BUILD).to_string()
+        load_failure(code, "the driver's reason", "sgd.cu", &gpu, &BUILD).to_string()
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
         let text = refused(no_binary, gpu(61, (13, 0)));
         assert!(text.contains("--device cpu"), "{text}");
         let text = refused(CUresult::CUDA_ERROR_OUT_OF_MEMORY, gpu(90, (12, 4)));
-        assert!(text.contains("cannot load the kernels of sgd.cu: said the driver"), "{text}");
+        assert!(text.contains("cannot load the kernels of sgd.cu: the driver's reason"), "{text}");
     }
 
     #[test]

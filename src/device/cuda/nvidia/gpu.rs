@@ -1,4 +1,4 @@
-//! What is known of a GPU before it is opened.
+//! The properties of a GPU that are known before it is opened.
 
 use crate::device::cuda::driver::Capabilities;
 
@@ -10,13 +10,13 @@ pub(super) const SYNC_VARIABLE: &str = "RETUNE_CUDA_SYNC";
 pub struct Gpu {
     /// Its number, as in `cuda:0`.
     pub index: usize,
-    /// The vendor's name of it.
+    /// The vendor's name.
     pub name: String,
     /// 90 for compute capability 9.0.
     pub compute_capability: u32,
-    /// Bytes of memory, those in use included.
+    /// Bytes of memory, including those in use.
     pub bytes: usize,
-    /// The newest CUDA version whose programs the driver runs.
+    /// The newest CUDA version that the driver supports.
     pub driver: (u32, u32),
     pub(super) capabilities: Capabilities,
 }

@@ -1,8 +1,8 @@
-//! The NVIDIA driver behind [`Driver`]. cudarc loads libcuda when it is first asked for, so the same program runs on
+//! The NVIDIA driver behind [`Driver`]. cudarc loads libcuda when it is first used, so the same program runs on
 //! machines without one.
 //!
-//! Only cudarc's thin layer is used: its safe one tracks events, which a captured graph does not allow, and would have a
-//! second opinion about who owns memory.
+//! Only cudarc's thin layer is used: its safe one tracks events, which a captured graph does not allow, and would be a
+//! second owner of memory.
 
 mod failures;
 mod gpu;
@@ -29,7 +29,7 @@ use failures::{
 pub use gpu::Gpu;
 use gpu::SYNC_VARIABLE;
 
-/// What this file, or cudarc on its behalf, calls. cudarc panics when one is missing, so they are looked for first.
+/// The functions that this file calls, directly or through cudarc. cudarc panics if one is missing, so they are looked up first.
 const SYMBOLS: [&str; 36] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
@@ -75,7 +75,7 @@ const SHARED_BYTES_UNASKED: u32 = 48 << 10;
 
 /// Pinned buffers that uploads go through, in turn: those of two steps, each with images and targets.
 const STAGING_BUFFERS: usize = 4;
-/// A larger upload waits instead of pinning as much memory.
+/// A larger upload waits, so that not as much memory is pinned.
 const STAGING_BYTES: usize = 256 << 20;
 
 /// Kernels whose names are kept until they are known to have run.
@@ -87,7 +87,7 @@ pub fn is_driver_present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// The GPUs of this machine, in the driver's order; empty where it finds none.
+/// The GPUs of this machine, in the driver's order; empty if it finds none.
 ///
 /// # Errors
 /// When there is no driver library, or it does not work.
@@ -98,7 +98,7 @@ pub fn gpus() -> Result<Vec<Gpu>> {
         ));
     }
     let missing = SYMBOLS.iter().chain(&STREAM_SYMBOLS).find(|symbol| {
-        // SAFETY: the symbol is only looked for, never called as this type.
+        // SAFETY: the symbol is only looked up, never called as this type.
         unsafe { sys::culib().get::<unsafe extern "C" fn()>(symbol.as_bytes()) }.is_err()
     });
     if let Some(symbol) = missing {
@@ -112,7 +112,7 @@ pub fn gpus() -> Result<Vec<Gpu>> {
     let mut version = 0;
     // SAFETY: the pointer is to a local.
     let known = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
-    known.map_err(|error| failure("cannot ask for the driver's version", error))?;
+    known.map_err(|error| failure("cannot query the driver's version", error))?;
     let driver = split_version(version);
     let count = result::device::get_count().map_err(|error| failure("cannot count the GPUs", error))?;
     (0..count).map(|index| describe_gpu(index, driver)).collect()
@@ -141,17 +141,17 @@ fn describe_gpu(index: i32, driver: (u32, u32)) -> Result<Gpu> {
             capabilities,
         })
     };
-    ask().map_err(|error| failure(&format!("cannot ask about cuda:{index}"), error))
+    ask().map_err(|error| failure(&format!("cannot query cuda:{index}"), error))
 }
 
-/// The GPU of this number.
+/// The GPU with this number.
 pub fn gpu(index: usize) -> Result<Gpu> {
     let all = gpus()?;
     let found = all.iter().find(|gpu| gpu.index == index).cloned();
     found.ok_or_else(|| no_such_device(index, &all))
 }
 
-/// The primary context of a GPU, the one stream, and the loaded kernels. Allocations and recordings keep it.
+/// The primary context of a GPU, the one stream, and the loaded kernels. Allocations and recordings keep it alive.
 struct Context {
     name: String,
     device: sys::CUdevice,
@@ -166,7 +166,7 @@ struct Context {
 }
 
 impl Context {
-    /// Retains the context and makes the stream; what fails half-way is released.
+    /// Retains the context and creates the stream; releases them if that fails halfway.
     fn new(gpu: &Gpu) -> Result<Self> {
         let name = format!("cuda:{}", gpu.index);
         let failed = |error| failure(&format!("cannot use {name} ({})", gpu.name), error);
@@ -189,13 +189,13 @@ impl Context {
         Ok(context)
     }
 
-    /// Makes the context this thread's current one, which every call to the driver speaks of.
+    /// Makes the context the current one of this thread, to which all calls to the driver refer.
     fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as `self` lives.
         self.check("cannot use the GPU", unsafe { result::ctx::set_current(self.handle) })
     }
 
-    /// Turns the driver's answer into an error; the error of a fault names kernels, whichever call reports it.
+    /// Turns the driver's answer into an error; the error for a fault names kernels, whichever call reports it.
     fn check<T>(&self, doing: &str, answer: Result<T, DriverError>) -> Result<T> {
         answer.map_err(|DriverError(code)| {
             if is_fault(code) {
@@ -228,7 +228,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // What fails here has failed and been reported before, or is released with the process.
+        // An error here was reported before, or the process releases the resource.
         let _ = self.enter();
         // SAFETY: nothing else uses the stream, the modules or the context: allocations and recordings keep `self`.
         unsafe {
@@ -254,7 +254,7 @@ struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // An error here repeats one that was reported, and the memory goes with the process.
+        // An error here was reported before, and the process releases the memory.
         let _ = self.context.enter();
         // SAFETY: the address comes from `malloc_sync`; the stream, on which all its users were launched, has come to
         // rest.
@@ -292,21 +292,21 @@ impl StreamEvent {
 impl Drop for StreamEvent {
     fn drop(&mut self) {
         let _ = self.context.enter();
-        // SAFETY: the event is not used after this.
+        // SAFETY: the event is not used afterwards.
         let _ = unsafe { result::event::destroy(self.handle) };
     }
 }
 
-/// Host memory that the GPU copies from by itself.
+/// Pinned host memory, from which the GPU copies asynchronously.
 struct Staging {
     pointer: *mut u8,
     bytes: usize,
-    /// When the last copy from it is done.
+    /// Signals that the last copy from it is complete.
     copied: StreamEvent,
 }
 
 impl Staging {
-    /// None where the machine has no memory to pin.
+    /// `None` if the machine has no memory to pin.
     fn new(context: &Rc<Context>, bytes: usize) -> Result<Option<Self>> {
         let copied = StreamEvent::new(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
         // SAFETY: no flags: plain memory, which `drop` frees.
@@ -320,7 +320,7 @@ impl Staging {
     fn upload(&self, source: &[u8], address: u64) -> Result<()> {
         self.copied.wait()?;
         let context = &self.copied.context;
-        // SAFETY: `source` is at most as long as the buffer, which no copy reads any more. The caller answers for the
+        // SAFETY: `source` is at most as long as the buffer, which no copy reads any more. The caller guarantees the
         // target.
         let answer = unsafe {
             std::ptr::copy_nonoverlapping(source.as_ptr(), self.pointer, source.len());
@@ -344,7 +344,7 @@ impl Drop for Staging {
 /// A kernel.
 struct Function {
     handle: sys::CUfunction,
-    /// Dynamic shared memory that it may be launched with.
+    /// Maximum dynamic shared memory of a launch.
     shared_bytes: Cell<u32>,
 }
 
@@ -380,7 +380,7 @@ impl Nvidia {
                 // SAFETY: the module stays loaded as long as the context.
                 let found = unsafe { result::module::get_function(handle, name) };
                 let handle = context.check(&doing, found)?;
-                // The driver loads code when it is first asked about, which a launch that is being recorded must not be.
+                // The driver loads code when it is first used, which must not happen while a launch is being recorded.
                 let static_bytes = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found just now.
                 let known = unsafe { result::function::get_function_attribute(handle, static_bytes) };
@@ -419,7 +419,7 @@ impl Driver for Nvidia {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Rc<Memory>> {
-        self.require_no_recording("memory was wanted")?;
+        self.require_no_recording("cannot allocate memory")?;
         self.context.enter()?;
         // SAFETY: fresh memory; it is set before anyone sees it.
         let address = match unsafe { result::malloc_sync(bytes.max(1)) } {
@@ -436,7 +436,7 @@ impl Driver for Nvidia {
     }
 
     fn upload(&self, source: &[u8], address: u64) -> Result<()> {
-        self.require_no_recording("a copy was wanted")?;
+        self.require_no_recording("cannot copy to the GPU")?;
         if source.is_empty() {
             return Ok(());
         }
@@ -460,7 +460,7 @@ impl Driver for Nvidia {
     }
 
     fn download(&self, address: u64, target: &mut [u8]) -> Result<()> {
-        self.require_no_recording("a copy was wanted")?;
+        self.require_no_recording("cannot copy from the GPU")?;
         if target.is_empty() {
             return Ok(());
         }
@@ -482,7 +482,10 @@ impl Driver for Nvidia {
             // SAFETY: the function's module is loaded as long as the context.
             let answer =
                 unsafe { result::function::set_function_attribute(function.handle, attribute, *shared_bytes as i32) };
-            context.check(&format!("{kernel}: {shared_bytes} bytes of shared memory are too much"), answer)?;
+            context.check(
+                &format!("{kernel}: the GPU does not have {shared_bytes} bytes of shared memory for a block"),
+                answer,
+            )?;
             function.shared_bytes.set(*shared_bytes);
         }
         let mut length = arguments.len();
@@ -526,7 +529,7 @@ impl Driver for Nvidia {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.require_no_recording("a wait was wanted")?;
+        self.require_no_recording("cannot wait")?;
         self.context.enter()?;
         self.context.synchronize("a launch failed")
     }
@@ -537,7 +540,7 @@ impl Driver for Nvidia {
 
     fn record(&self, step: &mut dyn FnMut() -> Result<()>) -> Result<Rc<dyn Recording>> {
         let context = &self.context;
-        self.require_no_recording("another recording was wanted")?;
+        self.require_no_recording("cannot start another recording")?;
         context.enter()?;
         let doing = "cannot record a step";
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -546,11 +549,11 @@ impl Driver for Nvidia {
         context.recording.replace(Some(Vec::new()));
         let issued = step();
         let kernels = context.recording.take().unwrap_or_default();
-        // SAFETY: a capture was begun on this stream. It is ended whatever became of the step.
+        // SAFETY: a capture was begun on this stream. It is ended even if the step failed.
         let captured = unsafe { result::stream::end_capture(context.stream) };
         if let (Err(error), Ok(graph)) = (&issued, &captured) {
             if !graph.is_null() {
-                // SAFETY: the graph came from the capture and nobody else knows it.
+                // SAFETY: the graph came from the capture and nothing else uses it.
                 let _ = unsafe { result::graph::destroy(*graph) };
             }
             return Err(error.clone());
@@ -565,7 +568,7 @@ impl Driver for Nvidia {
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        self.require_no_recording("a measurement was wanted")?;
+        self.require_no_recording("cannot measure time")?;
         let context = &self.context;
         context.enter()?;
         let event = || StreamEvent::new(context, sys::CUevent_flags::CU_EVENT_DEFAULT);
@@ -602,7 +605,7 @@ impl Recording for RecordedStep {
 
 impl Drop for RecordedStep {
     fn drop(&mut self) {
-        // An error here repeats one that was reported.
+        // An error here was reported before.
         let _ = self.context.enter();
         // SAFETY: the graph is not used after this; the driver lets a launch that is under way end.
         let _ = unsafe { result::graph::exec_destroy(self.graph) };
