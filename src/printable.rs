@@ -1,11 +1,11 @@
-//! Text of others, such as names of files and classes, made fit to be shown.
+//! Makes text from other sources, such as names of files and classes, safe to print.
 //!
-//! A name may contain escape sequences, which a terminal would obey, line breaks, which would split a record, and marks that reverse
-//! or hide what is beside them. All of them are shown as escapes.
+//! A name may contain escape sequences, which a terminal would execute, line breaks, which would split a record, and marks that reverse
+//! or hide the text around them. All of them are shown as escapes.
 
 use std::borrow::Cow;
 
-/// The text on one line, with escapes such as `\n`, `\u{1b}` and `\u{202e}` in place of every character that is not shown as itself.
+/// The text on one line, with escapes such as `\n`, `\u{1b}` and `\u{202e}` in place of every invisible character.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
         return text.into();
@@ -13,7 +13,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 8);
     for c in text.chars() {
         match c {
-            // `\n`, `\r` and `\t` have names of their own.
+            // `\n`, `\r` and `\t` have their own escapes.
             '\n' | '\r' | '\t' => shown.extend(c.escape_default()),
             c if is_hidden(c) => shown.extend(c.escape_unicode()),
             c => shown.push(c),
@@ -22,7 +22,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Whether a character is invisible, or changes how others are shown. The joiners U+200C and U+200D are not among them: words and
+/// Whether a character is invisible, or changes how others are displayed. The joiners U+200C and U+200D are not among them: words and
 /// emojis need them.
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
@@ -51,7 +51,7 @@ mod tests {
             ("\u{1f468}\u{200d}\u{1f469} \u{645}\u{200c}\u{6cc}", "\u{1f468}\u{200d}\u{1f469} \u{645}\u{200c}\u{6cc}"),
         ] {
             assert_eq!(printable(name), expected);
-            assert_eq!(printable(expected), expected, "what is printable stays as it is");
+            assert_eq!(printable(expected), expected, "printable text does not change");
         }
     }
 }

@@ -1439,19 +1439,19 @@ exit status 1
 
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file
 error: cannot create the folder file: File exists (os error 17)
-hint: name a folder that can be created and written
+hint: choose a folder that can be created and written
 exit status 1
 
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out file/run
 error: cannot create the folder file/run: Not a directory (os error 20)
-hint: name a folder that can be created and written
+hint: choose a folder that can be created and written
 exit status 1
 "##);
         #[cfg(target_os = "linux")]
         assert_snapshot!(place.refusals(&[&train("/proc/run")]), @r##"
 $ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --epochs 1 --quiet --out /proc/run
 error: cannot create the folder /proc/run: No such file or directory (os error 2)
-hint: name a folder that can be created and written
+hint: choose a folder that can be created and written
 exit status 1
 "##);
     }
@@ -1571,12 +1571,12 @@ error: other has the classes green, yellow, but the run in run was trained on bl
 exit status 1
 
 $ retune train data --resume --epochs 1 --out run
-error: the run in run is finished: it has done 1 epoch of 1
+error: the run in run is finished: it has completed 1 epoch of 1
 hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 
 $ retune train data --resume --out run
-error: the run in run is finished: it has done 1 epoch of 1
+error: the run in run is finished: it has completed 1 epoch of 1
 hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 "##);
@@ -1773,7 +1773,7 @@ mod interruption {
             }
             let resume = if place.path(&format!("{out}/checkpoint.safetensors")).exists() { "--resume" } else { "" };
             let last = place.run(&format!("{train} --out {out} {resume}"));
-            assert!(last.status == 0 || last.stderr.contains("has done 12 epochs"), "{delays:?}: {}", last.stderr);
+            assert!(last.status == 0 || last.stderr.contains("has completed 12 epochs"), "{delays:?}: {}", last.stderr);
             place.assert_same_result("whole", &out);
             if last.status == 0 {
                 assert_eq!(place.names(&out), place.names("whole"), "{delays:?}");

@@ -134,7 +134,7 @@ impl Place {
     /// Runs the same command, which also started the run, to its end.
     fn finish(&self, line: &str, run: &str, what: &str) {
         let last = self.run(&format!("{line} --out {run} --resume"), "");
-        let done = text(&last.stderr).contains("has done 6 epochs");
+        let done = text(&last.stderr).contains("has completed 6 epochs");
         assert!(last.status.success() || done, "{what}: {}", text(&last.stderr));
         self.assert_as_whole(run, what);
     }

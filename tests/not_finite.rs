@@ -1,5 +1,5 @@
-//! Numbers that are not finite: every command that loads weights refuses them and names tensor and file, and no command shows
-//! them as a result.
+//! Numbers that are not finite: every command that loads weights rejects them, names tensor and file, and shows no such number
+//! as a result.
 
 mod torch_files;
 
@@ -147,7 +147,7 @@ fn several_damaged_tensors_are_counted() {
     });
     let value = Value::Dict(entries.filter(|(name, _)| !name.starts_with("layer")).collect());
     fs::write(folder.path().join("w.pth"), write(Form::Zip, &value)).unwrap();
-    // No network, but what it holds is copied.
+    // Not a network, but its tensors are copied.
     let (status, _, stderr) = run(folder.path(), "convert w.pth out.safetensors");
     assert_eq!(status, 1, "{stderr}");
     assert!(stderr.contains("w.pth: tensor bn1.running_var has 4 NaN of 4 values"), "{stderr}");
@@ -258,13 +258,13 @@ fn a_run_names_the_likely_cause() {
     assert!(!folder.path().join("run/model.safetensors").exists(), "no model of such a run is kept");
 }
 
-/// A rate with which the training losses of the only step are finite, and what it leaves is not.
+/// A learning rate with which the training losses of the only step are finite, but the updated weights are not.
 #[test]
 fn a_test_loss_that_is_not_finite_ends_the_run() {
     let folder = place();
     for rate in ["1e30", "1e36", "3e38"] {
         let _ = fs::remove_dir_all(folder.path().join("run"));
-        // One step an epoch: only the test sees what it did.
+        // One step per epoch: only the test shows its effect.
         let line = format!(
             "train data --from-scratch --width 4 --image-size 33 --batch-size 12 --epochs 1 --lr {rate} --quiet --out run"
         );

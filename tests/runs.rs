@@ -1,4 +1,4 @@
-//! The folder of a run: who writes to it, where it may lie, and which images a run may go on with.
+//! The folder of a run: which process writes to it, where it may be, and with which images a run may continue.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,7 +58,7 @@ impl Place {
         assert!(stderr.contains(expected), "{line}: {stderr}");
     }
 
-    /// Starts a run that goes on until it is stopped, and waits until it trains.
+    /// Starts a run that continues until it is stopped, and waits until it trains.
     fn start(&self, line: &str, folder: &str) -> Running {
         let child = self.command(&format!("{line} --epochs 1000000")).stderr(Stdio::null()).spawn().unwrap();
         let running = Running(child);
@@ -137,7 +137,7 @@ mod locks {
         assert_eq!(place.names("run"), expected.map(String::from).into());
     }
 
-    /// Whoever comes second is refused before anything of the first is overwritten.
+    /// The second process is refused before it overwrites any file of the first.
     #[test]
     fn simultaneous_starts_in_one_folder() {
         for _ in 0..4 {
@@ -162,7 +162,7 @@ mod locks {
 mod numbers {
     use super::*;
 
-    /// Every run gets a folder of its own, in which nothing of another run lies.
+    /// Every run gets its own folder, which contains no files of another run.
     fn start_together(count: u64) {
         let place = Place::new();
         let line = |seed| format!("train data {SMALL} --epochs 1 --seed {seed}");
@@ -236,7 +236,7 @@ mod places {
         }
         assert_eq!(place.names("."), ["data"].map(String::from).into());
         assert_eq!(place.names("data"), ["test", "train"].map(String::from).into());
-        // Beside it is well, also where the name begins alike.
+        // A folder beside it is accepted, even if its name begins with the same letters.
         place.succeed(&train("data", "data-run"));
     }
 
@@ -306,7 +306,7 @@ mod resuming {
                 "2 of another size (first train: blue/1.png)",
             ),
             (
-                // As many images as before.
+                // The same number of images as before.
                 |place| {
                     let (from, to) = (place.path("data/train/blue/3.png"), place.path("data/train/blue/30.png"));
                     fs::rename(from, to).unwrap();
@@ -330,12 +330,12 @@ mod resuming {
             assert!(before == fs::read(place.path("run/checkpoint.safetensors")).unwrap());
             let stderr = place.succeed(&format!("{RESUME} --allow-changed-data"));
             assert!(stderr.contains(expected) && stderr.contains("will differ from an uninterrupted run"), "{stderr}");
-            // From then on, these are the run's images.
+            // From then on, these images belong to the run.
             place.succeed(&RESUME.replace("--epochs 2", "--epochs 3"));
         }
     }
 
-    /// Without the list, the checkpoint still knows that the images are others.
+    /// Without the list, the checkpoint still shows that the images differ.
     #[test]
     fn the_list_may_be_lost() {
         let place = begun();
@@ -344,7 +344,7 @@ mod resuming {
         place.refuse(RESUME, 1, "names, sizes or classes differ");
     }
 
-    /// Its checkpoints know nothing of the images; `config.json` has their numbers.
+    /// Its checkpoints contain no list of images; `config.json` has their numbers.
     #[test]
     fn a_run_of_an_earlier_version() {
         let place = begun();

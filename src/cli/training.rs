@@ -14,7 +14,7 @@ pub struct Training<'a> {
     pub data: &'a Path,
     /// The weights that it starts from, as the user named them.
     pub weights: Option<&'a Path>,
-    /// Where the run writes.
+    /// The folder to which the run writes.
     pub place: Place,
     /// Whether event files for TensorBoard are written.
     pub tensorboard: bool,
@@ -22,11 +22,11 @@ pub struct Training<'a> {
     pub report: bool,
 }
 
-/// The folder to which a run writes.
+/// The choice of a run's folder.
 pub enum Place {
     /// The next of `runs/1`, `runs/2`, ...
     Numbered,
-    /// A named folder, which is locked already if it existed.
+    /// A named folder, which is already locked if it existed.
     Named(Option<FolderLock>),
     /// The folder of a run that is resumed.
     Resumed(FolderLock),
@@ -61,7 +61,7 @@ impl Training<'_> {
     pub fn complete(self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
         run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
         run.options.folder.require_apart(self.data, &run.splits)?;
-        // Only now: what is refused or does not fit into memory leaves no folder behind.
+        // Created this late so that a run that is rejected or does not fit into memory leaves no folder.
         let lock = occupy(self.place, &mut run.options.folder)?;
         if let Some(notice) = lock.notice() {
             super::warn(&notice);
@@ -124,7 +124,7 @@ impl Training<'_> {
     }
 }
 
-/// Creates the folder of a run, unless it is there, and locks it.
+/// Creates the folder of a run if it does not exist, and locks it.
 fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
     match place {
         Place::Resumed(lock) => return Ok(lock),
@@ -135,16 +135,16 @@ fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
         Place::Named(Some(lock)) => lock,
         _ => FolderLock::acquire(&folder.path)?,
     };
-    // Another run may have begun and ended before this one had the lock.
+    // Another run may have started and ended before this one locked the folder.
     folder.require_free()?;
     Ok(lock)
 }
 
-/// Writes what the run was started with; in a resumed run, only if its images are others now.
+/// Writes the settings with which the run was started; for a resumed run, only if its images have changed.
 fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
     let folder = &run.options.folder;
     let mut config = RunConfig::new(run, data, weights);
-    // Not every run of an earlier version has a configuration that can be read.
+    // The configuration of a run of an earlier version may be unreadable.
     if let (true, Ok(earlier)) = (run.position != Position::default(), RunConfig::open(folder)) {
         if earlier.images == config.images {
             return Ok(());

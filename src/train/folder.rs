@@ -1,4 +1,4 @@
-//! The folder of a run: which file is where, and what is kept in it.
+//! The folder of a run, and the files in it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::data::Splits;
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
 
-/// The folder of runs that have a number as their name.
+/// The folder that contains the runs with numbers as names.
 const RUNS: &str = "runs";
 
 /// The files of a run's folder.
@@ -21,7 +21,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Stands for a folder with a number until the run has one.
+    /// A placeholder for a numbered folder, until the run creates one.
     pub const NUMBERED: &str = "runs/N";
 
     /// Creates the first of `runs/1`, `runs/2`, ... that does not exist. Two processes never get the same one.
@@ -35,7 +35,7 @@ impl RunFolder {
         Ok(Self { path })
     }
 
-    /// The existing folder `runs/N` with the largest number that holds a checkpoint.
+    /// The existing folder `runs/N` with the largest number that contains a checkpoint.
     pub fn last_numbered() -> Option<Self> {
         let entries = fs::read_dir(RUNS).ok()?;
         let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
@@ -44,15 +44,15 @@ impl RunFolder {
         runs.max_by_key(|(number, _)| *number).map(|(_, folder)| folder)
     }
 
-    /// Refuses a folder that contains a part of the data set, or is a part of it. What a run writes, curves among it, would be taken for
+    /// Rejects a folder that contains a part of the data set, or is a part of it: the files of a run, such as its curves, would be taken for
     /// images.
     ///
     /// # Errors
-    /// When it is so. Paths that do not exist are none.
+    /// When that is the case. Paths that do not exist are accepted.
     pub fn require_apart(&self, data: &Path, splits: &Splits) -> Result<()> {
         let Some(out) = real_path(&self.path) else { return Ok(()) };
         let mut folders: BTreeSet<&Path> = [data, &splits.train.root, &splits.test.root].into();
-        // Class folders may be links to somewhere else.
+        // Class folders may be links to other places.
         let samples = splits.train.samples.iter().chain(&splits.test.samples);
         folders.extend(samples.filter_map(|sample| sample.path.parent()));
         for folder in folders {
@@ -73,8 +73,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Refuses a folder in which a run has left something to lose. A run that was stopped before its first step has
-    /// nothing to lose.
+    /// Rejects a folder that contains results of a run. A run that was stopped before its first step has
+    /// none.
     pub fn require_free(&self) -> Result<()> {
         let path = self.path.display();
         let has_steps = || {
@@ -95,7 +95,7 @@ impl RunFolder {
         self.require_free()?;
         fs::create_dir_all(&self.path).map_err(|cause| {
             Error::new(format!("cannot create the folder {}: {cause}", self.path.display()))
-                .hint("name a folder that can be created and written")
+                .hint("choose a folder that can be created and written")
         })
     }
 
@@ -104,34 +104,34 @@ impl RunFolder {
         self.path.join("model.safetensors")
     }
 
-    /// All that resuming needs.
+    /// The checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint.safetensors")
     }
 
-    /// The recipe and where everything came from.
+    /// The recipe and the sources of data and weights.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.json")
     }
 
-    /// The names, sizes and classes of the images, one JSON list a line.
+    /// The names, sizes and classes of the images, one JSON list per line.
     pub fn images(&self) -> PathBuf {
         self.path.join("images.jsonl")
     }
 
-    /// What was measured, one JSON object a line.
+    /// The metrics, one JSON object per line.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
-    /// Gives the newest checkpoint a second name, `checkpoint-EPOCH-BATCH.safetensors` after its position, so that it
-    /// survives the next; and removes older ones until, with the next, `kept` are there.
+    /// Gives the newest checkpoint a second name, `checkpoint-EPOCH-BATCH.safetensors` after its position, so that the next
+    /// one does not replace it; and removes older ones so that, with the next one, `kept` remain.
     pub(super) fn keep_checkpoint(&self, kept: usize) -> Result<()> {
         let newest = self.checkpoint();
         if kept > 1 && newest.exists() {
             let Position { epoch, batch, .. } = Checkpoint::open(&newest)?.position;
             let name = self.path.join(format!("checkpoint-{epoch:05}-{batch:06}.safetensors"));
-            // Some file systems know no hard links. The copy is only a copy: the checkpoint itself stays where it is.
+            // Some file systems have no hard links. Then the file is copied; the checkpoint itself stays in place.
             if !name.exists() && fs::hard_link(&newest, &name).is_err() {
                 let bytes = fs::read(&newest).context(|| format!("cannot read {}", newest.display()))?;
                 write_atomically(&name, |writer| writer.write_all(&bytes))?;
@@ -141,12 +141,12 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Leaves, with the newest, `kept` checkpoints.
+    /// Keeps `kept` checkpoints, including the newest.
     pub(super) fn remove_older_checkpoints(&self, kept: usize) {
         let mut older = self.older_checkpoints();
         older.truncate(older.len().saturating_sub(kept.saturating_sub(1)));
         for path in older {
-            // One that cannot be removed only takes room, and the next time may be luckier.
+            // A file that cannot be removed only wastes space; the next attempt may succeed.
             let _ = fs::remove_file(path);
         }
     }
@@ -179,14 +179,14 @@ impl RunFolder {
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.ends_with(".tmp") && OURS.iter().any(|ours| name.starts_with(ours)) {
-                // One that cannot be removed only takes room.
+                // A file that cannot be removed only wastes space.
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
 }
 
-/// Creates the first of these folders that does not exist; `None` if all do. Only one process can create a folder, so that two never
+/// Creates the first of these folders that does not exist; `None` if all do. Only one process can create a folder, so two never
 /// get the same one.
 ///
 /// # Errors
@@ -205,7 +205,7 @@ pub fn reserve(names: impl Iterator<Item = PathBuf>) -> Result<Option<PathBuf>> 
     Ok(None)
 }
 
-/// The path without links, also of a folder that does not exist yet.
+/// The path without links, even if the folder does not exist yet.
 fn real_path(path: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let existing = path.ancestors().find(|folder| folder.exists())?;

@@ -1,4 +1,4 @@
-//! The list of a run's images: their names, sizes and classes, by which another list is told from the one that a run began with.
+//! The list of a run's images with their names, sizes and classes, to detect images that differ from those at the start of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::file::write_atomically;
 struct Entry {
     /// Train or test.
     split: Arc<str>,
-    /// Its path below the folder of the split, with `/` between folders; what is not Unicode is replaced.
+    /// Its path below the folder of the split, with `/` between folders; characters that are not Unicode are replaced.
     path: Box<str>,
     class: Arc<str>,
     bytes: u64,
@@ -31,7 +31,7 @@ pub struct ImageList {
 }
 
 impl ImageList {
-    /// Looks up the size of every image.
+    /// Reads the size of every image.
     pub fn of(splits: &Splits) -> Self {
         let mut entries = Vec::new();
         for (split, folder) in [("train", &splits.train), ("test", &splits.test)] {
@@ -41,7 +41,7 @@ impl ImageList {
                 split: split.clone(),
                 path: name_below(folder, &sample.path).into(),
                 class: classes[sample.class].clone(),
-                // An image that is not there any more is reported when it is read.
+                // An image that no longer exists is reported when it is read.
                 bytes: fs::metadata(&sample.path).map_or(0, |found| found.len()),
             }));
         }
@@ -66,7 +66,7 @@ impl ImageList {
         &self.digest
     }
 
-    /// Writes `images.jsonl`, in one step.
+    /// Writes `images.jsonl` atomically.
     pub fn save(&self, path: &Path) -> Result<()> {
         write_atomically(path, |writer| {
             for Entry { split, path, class, bytes } in &self.entries {
@@ -91,8 +91,8 @@ impl ImageList {
         Ok(Self::new(entries.collect::<serde_json::Result<Vec<Entry>>>().context(doing)?))
     }
 
-    /// How these images differ from `earlier` ones: `2 added (first train/cat/9.jpg), 1 of another size (...)`. `None` if they do
-    /// not.
+    /// The difference between these images and `earlier` ones: `2 added (first train/cat/9.jpg), 1 of another size (...)`. `None` if there is
+    /// none.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
         let (now, before) = (self.by_name(), earlier.by_name());
         let mut kinds = [
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(turned.difference(&before).unwrap(), "the same images in another order");
     }
 
-    /// Names may hold everything that files separate values with.
+    /// Names may contain every separator that files use.
     #[test]
     fn lists_come_back_as_they_were() {
         let folder = tempfile::tempdir().unwrap();

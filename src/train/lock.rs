@@ -1,7 +1,7 @@
-//! The lock of a run's folder: one process at a time writes to it.
+//! The lock of a run's folder: only one process at a time writes to it.
 //!
 //! The operating system holds the lock and releases it when the process ends, however it ends, so that no lock is ever stale. The
-//! file itself says who holds it.
+//! file contains the name of the process that holds it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
-/// The name of the file that is locked, in the run's folder.
+/// The name of the locked file in the run's folder.
 const FILE: &str = ".lock";
 
-/// A locked folder, until it is dropped.
+/// A folder that is locked until this value is dropped.
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
     file: File,
-    /// Why the folder is not locked after all.
+    /// The reason if the folder could not be locked.
     unlockable: Option<String>,
 }
 
@@ -42,13 +42,13 @@ impl FolderLock {
                 continue;
             }
             let owner = format!("process {} on {}\n", std::process::id(), gethostname::gethostname().to_string_lossy());
-            // The lock holds without it, even on a full disk.
+            // The lock is effective without the contents, even if the disk is full.
             let _ = file.set_len(0).and_then(|()| file.write_all(owner.as_bytes()));
             return Ok(Self { path, file, unlockable });
         }
     }
 
-    /// What a user should know if the file system has no locks.
+    /// A notice for the user if the file system has no locks.
     pub fn notice(&self) -> Option<String> {
         let reason = self.unlockable.as_ref()?;
         let folder = self.path.parent().unwrap_or(&self.path).display();
@@ -58,8 +58,8 @@ impl FolderLock {
 
 impl Drop for FolderLock {
     fn drop(&mut self) {
-        // While it is locked, so that nobody else holds a lock on the file that vanishes. Elsewhere than on Unix another process
-        // could not tell that it did, and the file stays; it does no harm.
+        // Removed while it is locked, so that no other process locks a file that disappears. On systems other than Unix, another process
+        // could not detect the removal, so the file stays; it does no harm.
         #[cfg(unix)]
         if is_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
@@ -92,7 +92,7 @@ fn taken(folder: &Path, file: &mut File) -> Error {
         owner => owner,
     };
     Error::new(format!("a run in {} is in progress: {owner}", folder.display()))
-        .hint("wait until it has ended, stop it, or use another folder")
+        .hint("wait until it ends, stop it, or use another folder")
 }
 
 /// Whether `path` still is the opened file.

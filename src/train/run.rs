@@ -311,7 +311,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The error of a run whose numbers are no longer finite. What was loaded was finite, so that the learning rate is the likely
+    /// The error of a run whose numbers are no longer finite. The loaded weights were finite, so the learning rate is the likely
     /// cause once it has had an effect.
     fn not_finite(&self, what: &str) -> Error {
         let Position { epoch, batch, .. } = self.position;

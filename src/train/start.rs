@@ -19,7 +19,7 @@ use crate::weights::{Found, HeadPolicy};
 
 /// The initial state of a run.
 pub enum Start {
-    /// Trained weights, with a new head: random, or rows of the old one where [`Recipe::head_from`] names some.
+    /// Trained weights, with a new head: random, or rows of the old one if [`Recipe::head_from`] names some.
     FineTune(Box<Found<Recognised>>),
     /// Random weights.
     FromScratch,
@@ -115,13 +115,13 @@ fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOpt
     let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
     if done >= wanted {
         let epochs = if done == 1 { "1 epoch".to_string() } else { format!("{done} epochs") };
-        return Err(Error::new(format!("the run in {out} is finished: it has done {epochs} of {wanted}"))
+        return Err(Error::new(format!("the run in {out} is finished: it has completed {epochs} of {wanted}"))
             .hint("give a larger --epochs to train longer, or another --out to start another run"));
     }
     Ok(())
 }
 
-/// Refuses other classes than the run has.
+/// Rejects classes that differ from those of the run.
 fn check_classes(checkpoint: &Checkpoint, splits: &Splits, data: &Path, options: &RunOptions) -> Result<()> {
     if splits.train.classes == checkpoint.classes {
         return Ok(());
@@ -135,8 +135,8 @@ fn check_classes(checkpoint: &Checkpoint, splits: &Splits, data: &Path, options:
     )))
 }
 
-/// Refuses other images than the run began with, or, if they are allowed, returns what to tell of them. A checkpoint of a version
-/// before 0.2 allows no more than to compare their numbers.
+/// Rejects images that differ from those at the start of the run or, if they are allowed, returns a notice about them. For a checkpoint of a version
+/// before 0.2, only their numbers can be compared.
 fn check_images(
     checkpoint: &Checkpoint,
     splits: &Splits,
@@ -164,13 +164,14 @@ fn check_images(
     let difference = list.and_then(|list| images.difference(&list));
     let difference = difference.unwrap_or_else(|| "names, sizes or classes differ".into());
     let message = format!(
-        "the images in {} are not those that the run in {} began with: {difference}",
+        "the images in {} differ from those at the start of the run in {}: {difference}",
         data.display(),
         folder.path.display()
     );
     match allow_changed_data {
         true => Ok(Some(format!("{message}; {CONSEQUENCE}"))),
-        false => Err(Error::new(message)
-            .hint(format!("restore the images, or resume with these by --allow-changed-data: {CONSEQUENCE}"))),
+        false => Err(Error::new(message).hint(format!(
+            "restore the images, or resume with the new ones by adding --allow-changed-data: {CONSEQUENCE}"
+        ))),
     }
 }

@@ -29,7 +29,7 @@ pub fn state_dict(network: &Network) -> Result<Vec<OutputTensor<'static>>> {
             }
             None => {
                 let values = to_torch(parameters.read(network.device(), &name)?, &shape);
-                // What could not be loaded again is not saved.
+                // A state dict that could not be loaded again is not saved.
                 match finite::is_sound(&name, &values) {
                     true => Ok(OutputTensor::f32(name, &shape, values)),
                     false => Err(Error::not_finite(format!("{name} {}", finite::describe(&name, &values)))),
@@ -70,7 +70,7 @@ pub fn load_state_dict(network: &mut Network, file: &TensorFile, head: HeadPolic
 /// Sets the network from a file that this program wrote, whose keys begin with `prefix`.
 ///
 /// # Errors
-/// When a key is missing or wrongly shaped, or a tensor is not finite. Keys with other prefixes are left alone.
+/// When a key is missing or wrongly shaped, or a tensor is not finite. Keys with other prefixes are ignored.
 pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &str) -> Result<()> {
     for NamedShape { name, shape } in network.resnet().state_dict() {
         let key = format!("{prefix}{name}");

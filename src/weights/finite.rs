@@ -1,9 +1,9 @@
-//! The check of everything that is loaded: no weight is infinite or not a number, and no variance is negative.
+//! Checks that no loaded weight is infinite or not a number, and that no variance is negative.
 
 use super::state_dict::{TensorEntry, TensorFile, printable};
 use crate::error::{Error, Result};
 
-/// The end of the names of variances.
+/// The suffix of the names of variances.
 const VARIANCE: &str = "running_var";
 
 /// What is wrong with the elements of a tensor.
@@ -16,7 +16,7 @@ struct Faults {
 }
 
 impl TensorFile {
-    /// As [`TensorFile::read_f32`], of weights. Every command reads weights through this function.
+    /// Like [`TensorFile::read_f32`], for weights. Every command reads weights through this function.
     ///
     /// # Errors
     /// Those of [`TensorFile::read_f32`], and when an element is infinite or not a number, or a variance is negative.
@@ -43,13 +43,13 @@ impl TensorFile {
     }
 }
 
-/// Whether a network can use the values of a tensor of this name. Without branches, so that it takes vector instructions.
+/// Whether a network can use the values of a tensor with this name. Without branches, so that the compiler vectorises it.
 pub fn is_sound(name: &str, values: &[f32]) -> bool {
     let is_finite = values.iter().fold(true, |sound, value| sound & value.is_finite());
     is_finite && !(is_variance(name) && values.iter().any(|&value| value < 0.0))
 }
 
-/// What is wrong with the values of a tensor of this name, as in `has 3 NaN values, of 64`.
+/// What is wrong with the values of a tensor with this name, as in `has 3 NaN values, of 64`.
 pub fn describe(name: &str, values: &[f32]) -> String {
     let mut faults = Faults::default();
     for value in values {

@@ -401,7 +401,7 @@ pub(super) fn listed(mut items: impl ExactSizeIterator<Item = String>) -> String
     format!("{}{more}", items.by_ref().take(LISTED).collect::<Vec<_>>().join(", "))
 }
 
-/// Text from a file, made fit for one line of a message.
+/// Text from a file, in a form that fits on one line of a message.
 pub(super) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
     match text.char_indices().nth(LONGEST) {
