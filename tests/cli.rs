@@ -539,7 +539,7 @@ exit status 1
 
 $ retune train data --weights other.safetensors --image-size 33 --epochs 1 --quiet --out run 
 error: other.safetensors: no ResNet found: its keys are encoder.weight
-hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 
 $ retune train data --weights resnet34/model.safetensors --image-size 33 --epochs 1 --quiet --out run --arch resnet18
@@ -698,7 +698,7 @@ exit status 2
 
 $ retune eval base/checkpoint.safetensors colours
 error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
-hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
     }
@@ -823,7 +823,7 @@ exit status 2
 
 $ retune inspect base/checkpoint.safetensors --plan
 error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
-hint: expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
 exit status 1
 "##);
     }

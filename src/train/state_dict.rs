@@ -94,7 +94,7 @@ pub fn load_state_dict_named(network: &mut Network, file: &TensorFile, prefix: &
     Ok(())
 }
 
-/// The network in a file of weights, in any nested dictionary and behind any prefix; see [`find`].
+/// The network in a file of weights, in any nested dictionary and with any prefix; see [`find`].
 ///
 /// # Errors
 /// When the file contains no network of a known architecture.

@@ -1,4 +1,4 @@
-//! Finds a network in a file: in any nested dictionary, behind any prefix, in any of the known naming schemes.
+//! Finds a network in a file: in any nested dictionary, with any prefix, in any of the known naming schemes.
 //!
 //! A file may hold one network or several, and tensors that belong to none: optimizer state, a loss with weights, a counter. A
 //! network is a prefix `P` and a naming scheme under which the caller's recogniser accepts the keys `P` + `conv1.weight`, ...
@@ -214,7 +214,7 @@ fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
         _ => format!("its keys are {}", file.first_names()),
     };
     Error::new(format!("{shown}: no ResNet found: {found}"))
-        .hint("expected torchvision's key names behind any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
+        .hint("expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
 }
 
 fn count(number: usize, noun: &str) -> String {
