@@ -607,7 +607,7 @@ impl Training<'_> {
         let run = Run {
             trainer,
             recipe,
-            splits: Splits { train: split(train), test: split(test) },
+            splits: Splits::new(split(train), split(test)),
             images: retune::train::ImageList::default(),
             position: Position::default(),
             options: RunOptions {

@@ -322,6 +322,58 @@ mod training {
 "##);
     }
 
+    /// Validation images choose the epoch; the test images are classified once, by the model that was chosen.
+    #[test]
+    fn validation_images_choose_and_test_images_measure() {
+        let place = Workplace::new();
+        // Validation images with exchanged labels choose the worst epoch for the test images.
+        for (class, other) in [("red", "blue"), ("blue", "red")] {
+            fs::create_dir_all(place.path(&format!("data/val/{class}"))).unwrap();
+            for name in place.names(&format!("data/test/{other}")) {
+                let (from, to) = (format!("data/test/{other}/{name}"), format!("data/val/{class}/{name}"));
+                fs::copy(place.path(&from), place.path(&to)).unwrap();
+            }
+        }
+        fs::write(place.path("data/train/red/photo.heic"), "").unwrap();
+        let arguments = format!("train data {SMALL} --epochs 8 --lr 2e-3 --momentum 0.5 --out run");
+        let refused = place.run(&format!("{arguments} --strict"));
+        assert_eq!(refused.status, 1);
+        let expected = "error: data/train/red/photo.heic: HEIC is not supported; 1 file skipped: 1 HEIC\n";
+        assert!(refused.stderr.starts_with(expected), "{}", refused.stderr);
+        assert!(!place.path("run").exists());
+        let outcome = place.succeed(&format!("{arguments} --json"));
+        assert!(outcome.stderr.contains("1 file skipped: 1 HEIC"), "{}", outcome.stderr);
+        let run: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(keys(&run["best"]), ["epoch", "val_acc", "val_loss"]);
+
+        let metrics = place.metrics("run");
+        let (tests, others): (Vec<_>, Vec<_>) = metrics.iter().partition(|metric| metric["kind"] == "test");
+        let epochs: Vec<_> = others.iter().filter(|metric| metric["kind"] == "epoch").collect();
+        assert!(
+            epochs.iter().all(|epoch| epoch.get("test_acc").is_none()),
+            "no test image is classified before the end"
+        );
+        let best = epochs.iter().map(|epoch| epoch["val_acc"].as_f64().unwrap()).fold(0.0, f64::max);
+        assert_eq!(run["best"]["val_acc"], best);
+        assert!(best < 1.0, "{best}");
+        let [test] = tests.as_slice() else { panic!("{tests:?}") };
+        assert_eq!(test["epoch"], run["best"]["epoch"]);
+        assert_eq!(test["test_acc"], run["test_acc"]);
+        // The labels are exchanged, so the two add up to all images.
+        assert!((best + test["test_acc"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{best} {test}");
+
+        // `eval` measures the same model on the same images.
+        let eval = place.json("eval run/model.safetensors data --json");
+        assert_eq!((&eval["accuracy"], &eval["loss"]), (&test["test_acc"], &test["test_loss"]));
+        let page = String::from_utf8(place.read("run/report.html")).unwrap();
+        assert!(page.contains("The validation images chose the epoch whose model is saved"), "{page}");
+        assert!(page.contains("1 file skipped: 1 HEIC") && page.contains("photo.heic"));
+        let resumed = place.succeed(&format!("{} --resume", arguments.replace("--epochs 8", "--epochs 9")));
+        assert!(resumed.stdout.contains("test acc"), "{}", resumed.stdout);
+        let tested: Vec<_> = place.metrics("run").into_iter().filter(|metric| metric["kind"] == "test").collect();
+        assert_eq!(tested.len(), 2, "a run that is continued is tested at its new end");
+    }
+
     #[test]
     fn learns_and_is_measured_by_eval() {
         let place = Workplace::new();
@@ -336,7 +388,10 @@ mod training {
         assert_eq!(run["best"]["test_acc"], 1.0, "two colours are easy to learn");
 
         let eval = place.json("eval run/model.safetensors data --json");
-        assert_eq!(keys(&eval), ["accuracy", "classes", "confusion", "images", "loss", "skipped"]);
+        assert_eq!(
+            keys(&eval),
+            ["accuracy", "classes", "confusion", "images", "loss", "skipped", "unknown_classes", "unsupported"]
+        );
         assert_eq!(keys(&eval["classes"][0]), ["class", "f1", "images", "precision", "recall"]);
         assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the saved model is the best");
         let (loss, best) = (eval["loss"].as_f64().unwrap(), run["best"]["test_loss"].as_f64().unwrap());
@@ -648,12 +703,12 @@ error: 1 of 3 images could not be read
         ]), @r##"
 $ retune predict base/model.safetensors missing.png
 error: missing.png: no such file
-hint: give images that end in one of .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors empty
 error: empty: no images in this folder
-hint: give images that end in one of .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
 exit status 1
 
 $ retune predict base/model.safetensors data/[
@@ -684,8 +739,8 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune eval base/model.safetensors data
-error: data/test/blue is not one of the 3 classes of the model: green, purple, yellow
-hint: remove the folder, or give the class images to train on
+error: data/test holds no image of the 3 classes of the model: green, purple, yellow; its folders are blue, red
+hint: give the folders the names of the model's classes
 exit status 1
 
 $ retune eval base/model.safetensors colours --workers 0
@@ -1134,7 +1189,7 @@ hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
 $ retune train bare --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: bare/train holds no folders; expected one for each class
+error: test/ and train/ in bare hold no class folders, so the classes of the images are not known
 hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
@@ -1149,7 +1204,7 @@ hint: add a folder of images of another class
 exit status 1
 
 $ retune train hole --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp
+error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
 hint: put images into the folder, or remove it
 exit status 1
 

@@ -12,7 +12,7 @@ use retune::data::transform::{central_crop, resized_size, sample_random_resized_
 use retune::data::transformer::normalize;
 use retune::data::{
     Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, Operation,
-    PaddedImage, RgbImage, Transform, Transformer, decode_file, epoch_order, open_dataset,
+    PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset, open_labelled,
 };
 use serde_json::Value;
 
@@ -543,17 +543,18 @@ mod folders {
                 "Z/1.bmp",
                 "Z/2.jpeg",
                 "Z/3.tif",
-                "a/._1.pgm",
                 "a/.ppm",
                 "a/1.tiff",
                 "b/10.JPG",
                 "b/2.jpg",
+                "b/noextension",
                 "b/a/z.png",
                 "b/a-b/y.Png",
                 "b/a/deep/er/x.webp",
             ]
         );
-        assert_eq!(folder.class_counts(), [3, 3, 5]);
+        // `b/noextension` holds an image: see `what_is_no_image_of_a_class_is_counted`.
+        assert_eq!(folder.class_counts(), [3, 2, 6]);
         assert_eq!((folder.len(), folder.is_empty()), (11, false));
     }
 
@@ -683,6 +684,213 @@ mod folders {
             let error = open_dataset(root.path(), Some(fraction), 0).unwrap_err();
             assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
         }
+    }
+
+    #[test]
+    fn splits_have_the_names_that_people_give_them() {
+        let names = [
+            ("Train", "Val", None),
+            ("training", "validation", None),
+            ("TRAIN_SET", "testing", None),
+            ("train-images", "dev", None),
+            ("train", "valid", Some("test")),
+            ("Training", "Validation", Some("Evaluation")),
+        ];
+        for (train, held_out, test) in names {
+            let mut files = Vec::new();
+            for split in [Some(train), Some(held_out), test].into_iter().flatten() {
+                files.extend(["cat/1.jpg", "dog/1.jpg"].map(|file| format!("{split}/{file}")));
+            }
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            let splits = open_dataset(root.path(), None, 0).unwrap();
+            assert_eq!(splits.train.root, root.path().join(train));
+            assert_eq!(splits.test.root, root.path().join(test.unwrap_or(held_out)));
+            let validation = splits.validation.as_ref().map(|folder| folder.root.clone());
+            assert_eq!(validation, test.map(|_| root.path().join(held_out)));
+            assert_eq!(splits.choosing().root, root.path().join(held_out));
+            assert_eq!(splits.notices, Vec::<String>::new());
+            for class in ["cat", "dog"] {
+                assert!(Role::of(class.as_ref()).is_none());
+            }
+        }
+        let root = folder_of(&["Train/a/1.jpg", "training/a/1.jpg", "val/a/1.jpg"]);
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), None, 0)),
+            "DATA holds two folders of training images: Train and training\n\
+             hint: keep one of them there, and move the other away"
+        );
+    }
+
+    #[test]
+    fn folders_of_splits_are_never_classes() {
+        let cases: [(&[&str], &str); 6] = [
+            (
+                &["photos/train/a/1.jpg", "photos/train/b/1.jpg", "photos/test/a/1.jpg"],
+                "DATA holds no class folders; one level down there is DATA/photos/test and DATA/photos/train\n\
+                 hint: give DATA/photos as the data set",
+            ),
+            (
+                &["a/train/1.jpg", "a/test/2.jpg", "b/train/1.jpg", "b/test/2.jpg"],
+                "every class folder in DATA has its own splits, such as DATA/a/test and DATA/a/train; expected the splits \
+                 above the classes\nhint: move the folders: train/CLASS instead of CLASS/train",
+            ),
+            (
+                &["val/a/1.jpg", "test/a/1.jpg", "val/b/1.jpg"],
+                "DATA holds test/, but no folder of training images\n\
+                 hint: put the training images beside it, into train/ with one folder for each class",
+            ),
+            (
+                &["train/1.jpg", "train/2.jpg", "test/1.jpg", "test/2.jpg"],
+                "test/ and train/ in DATA hold no class folders, so the classes of the images are not known\n\
+                 hint: put the images of each class into a folder that has the name of the class",
+            ),
+            (
+                &["photos/a/1.jpg", "photos/b/1.jpg"],
+                "DATA has only one class folder, photos; a classifier needs at least two\n\
+                 hint: if a, b are the classes, give DATA/photos as the data set",
+            ),
+            (
+                &["images/1.jpg", "images/2.jpg", "labels.csv"],
+                "DATA has only one class folder, images; a classifier needs at least two\n\
+                 hint: labels in a table such as DATA/labels.csv are not read: put the images of each class into a folder \
+                 that has its name",
+            ),
+        ];
+        for (files, expected) in cases {
+            let root = folder_of(files);
+            for fraction in [None, Some(0.25)] {
+                assert_eq!(message(root.path(), open_dataset(root.path(), fraction, 0)), expected);
+            }
+        }
+        // Names of splits that hold images among other classes are classes.
+        let root = folder_of(&["train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg"]);
+        assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["bus", "train"]);
+        let root = folder_of(&["valid/1.jpg", "valid/2.jpg", "invalid/1.jpg", "invalid/2.jpg"]);
+        assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["invalid", "valid"]);
+    }
+
+    #[test]
+    fn unlabelled_test_images_are_set_aside() {
+        let root = folder_of(&["train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg", "test/1.jpg"]);
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), None, 0)),
+            "test/ in DATA cannot be tested on, as the images there are in no class folders, and no test fraction is given\n\
+             hint: hold out part of every training class with a test fraction such as 0.2, or sort the images by class"
+        );
+        let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
+        assert_eq!((splits.train.len(), splits.test.len()), (2, 2));
+        let test = root.path().join("test").display().to_string();
+        assert_eq!(splits.notices, [format!("{test} is set aside: it has no class folders (1 image)")]);
+        // With validation images, they are what is tested on.
+        fs::create_dir_all(root.path().join("val/a")).unwrap();
+        fs::copy(root.path().join("test/1.jpg"), root.path().join("val/a/1.jpg")).unwrap();
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        assert_eq!((splits.test.root, splits.validation), (root.path().join("val"), None));
+        let val = root.path().join("val").display().to_string();
+        assert_eq!(splits.notices[1..], [format!("{val} has no image of the class b")]);
+    }
+
+    #[test]
+    fn what_is_no_image_of_a_class_is_counted() {
+        let root = folder_of(&[
+            "__MACOSX/a/._1.jpg",
+            ".ipynb_checkpoints/1.jpg",
+            "a/1.jpg",
+            "a/._1.jpg",
+            "a/._2.jpg",
+            "a/.hidden/2.jpg",
+            "a/@eaDir/3.jpg",
+            "a/Thumbs.db",
+            "a/bare",
+            "a/3.ppm.part",
+            "a/4.heic",
+            "a/6.HEIC",
+            "a/5.avif",
+            "a/words",
+            "b/1.jfif",
+            "b/notes.txt",
+        ]);
+        fs::write(root.path().join("a/words"), "no image").unwrap();
+        fs::write(root.path().join("b/notes.txt"), "no image").unwrap();
+        fs::write(root.path().join("b/heic"), b"\0\0\0\x18ftypheic\0\0\0\0").unwrap();
+        let folder = ImageFolder::open(root.path()).unwrap();
+        assert_eq!(names(&folder), ["a/1.jpg", "a/bare", "b/1.jfif"]);
+        let foreign: Vec<_> = folder.not_read.foreign.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        let expected =
+            [("._*", 2), (".hidden", 1), (".ipynb_checkpoints", 1), ("@eaDir", 1), ("Thumbs.db", 1), ("__MACOSX", 1)];
+        assert_eq!(foreign, expected);
+        assert_eq!(
+            folder.not_read.unsupported_line().unwrap(),
+            "5 files skipped: 3 HEIC, 1 AVIF, 1 PNM with the ending .part"
+        );
+        let error = folder.not_read.require_none_unsupported().unwrap_err();
+        assert!(error.message().contains("3.ppm.part: PNM with the ending .part is not"), "{error}");
+        let first = folder_of(&["a/1.jpg", "b/1.heic"]);
+        let error = message(first.path(), ImageFolder::open(first.path()));
+        assert!(error.starts_with("the class folder DATA/b holds no image (1 file skipped: 1 HEIC); "), "{error}");
+
+        let root = folder_of(&["a/1.jpg", "a/2.jpg", "a/._1.jpg", "b/1.jpg", "b/2.jpg", "b/3.heic", ".git/1.jpg"]);
+        let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
+        assert_eq!(splits.train.classes, ["a", "b"]);
+        assert_eq!(
+            splits.notices,
+            [
+                "set aside, as it belongs to no class: ._*, .git",
+                "1 file skipped: 1 HEIC (these types are not supported)"
+            ]
+        );
+    }
+
+    #[test]
+    fn names_in_any_unicode_form_or_case_are_the_same_class() {
+        let (composed, decomposed) = ("caf\u{e9}", "cafe\u{301}");
+        let files = [format!("train/{decomposed}/1.jpg"), "train/tea/1.jpg".into(), format!("val/{composed}/1.jpg")];
+        let more = ["val/Tea/1.jpg".to_string(), format!("train/{composed}/2.jpg")];
+        let all: Vec<&str> = files.iter().chain(&more).map(String::as_str).collect();
+        let root = folder_of(&all);
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        assert_eq!(splits.train.classes, [composed, "tea"]);
+        assert_eq!(splits.train.class_counts(), [2, 1]);
+        assert_eq!(splits.test.class_counts(), [1, 1]);
+        let val = root.path().join("val").display().to_string();
+        let expected = format!("{val}/Tea is taken for the class tea, although upper and lower case differ");
+        assert_eq!(splits.notices, [expected]);
+
+        let root = folder_of(&["train/Cat/1.jpg", "train/cat/1.jpg", "test/cat/1.jpg"]);
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        assert_eq!((splits.train.class_counts(), splits.test.class_counts()), (vec![1, 1], vec![0, 1]));
+        assert_eq!(
+            splits.notices[1],
+            "Cat and cat are two classes, although their names differ in upper and lower case only"
+        );
+    }
+
+    #[test]
+    fn a_model_is_evaluated_on_the_classes_that_it_knows() {
+        let known = ["c", "a", "b"].map(String::from);
+        let root = folder_of(&["test/d/1.jpg", "test/d/2.jpg", "test/b/1.jpg", "test/A/1.jpg", "train/a/1.jpg"]);
+        let labelled = open_labelled(root.path(), &known).unwrap();
+        assert_eq!(labelled.images.classes, known);
+        assert_eq!(labelled.images.class_counts(), [0, 1, 1]);
+        assert_eq!(labelled.unknown, [("d".to_string(), 2)]);
+        let test = root.path().join("test").display().to_string();
+        let expected = [
+            "/A is taken for the class a, although upper and lower case differ",
+            " has no image of the class c",
+            ": 2 images of 1 class that the model does not know are left out: d (2)",
+        ];
+        assert_eq!(labelled.notices, expected.map(|text| format!("{test}{text}")));
+        // One class folder alone is a subset.
+        assert_eq!(open_labelled(root.path().join("train"), &known).unwrap().images.len(), 1);
+        let other = ["x".to_string(), "y".to_string()];
+        assert_eq!(
+            message(root.path(), open_labelled(root.path(), &other)),
+            "DATA/test holds no image of the 2 classes of the model: x, y; its folders are A, b, d\n\
+             hint: give the folders the names of the model's classes"
+        );
+        let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
+        let error = message(root.path(), open_labelled(root.path(), &known));
+        assert!(error.starts_with("DATA holds training images, but no test images: DATA/train is all"), "{error}");
     }
 
     #[test]

@@ -112,7 +112,7 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
     if global.json {
         let [pretrained, fine_tuned, from_scratch] = [pretrained, fine_tuned, from_scratch].map(|trained| StepResult {
             test_acc: trained.summary.test_acc,
-            best_test_acc: trained.summary.best.test_acc,
+            best_test_acc: trained.summary.best.accuracy,
             model: trained.folder.model().to_string_lossy().into_owned(),
         });
         let page = page.to_string_lossy().into_owned();

@@ -1,6 +1,7 @@
 //! `retune eval`
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result, warn_of_skipped};
-use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
+use crate::data::{Batches, DecodeOptions, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled};
 use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::printable::printable;
@@ -46,7 +47,7 @@ pub struct EvalArguments {
     #[arg(long)]
     exif: bool,
 
-    /// Stop at an unreadable image instead of skipping it with a warning
+    /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
     #[arg(long)]
     strict: bool,
 }
@@ -55,6 +56,10 @@ pub struct EvalArguments {
 struct EvalResult {
     images: u64,
     skipped: usize,
+    /// Images of types that are not supported, by type.
+    unsupported: BTreeMap<String, usize>,
+    /// Images of classes that the model does not know, by class.
+    unknown_classes: BTreeMap<String, usize>,
     accuracy: f64,
     loss: f64,
     classes: Vec<ClassResult>,
@@ -74,7 +79,13 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
     model.notices.iter().for_each(|notice| global.note(notice));
-    let mut folder = ImageFolder::open_with_classes(labelled_folder(&arguments.data), &model.classes)?;
+    let Labelled { images: mut folder, unknown, notices } = open_labelled(&arguments.data, &model.classes)?;
+    if arguments.strict {
+        folder.not_read.require_none_unsupported()?;
+    }
+    notices.iter().for_each(|notice| global.note(notice));
+    let unsupported: BTreeMap<String, usize> =
+        folder.not_read.unsupported_counts().into_iter().map(|(kind, count)| (kind.to_string(), count)).collect();
     folder.decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
     let options = LoaderOptions {
         batch_size: arguments.batch_size,
@@ -104,6 +115,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let result = EvalResult {
         images: totals.images,
         skipped,
+        unsupported,
+        unknown_classes: unknown.into_iter().collect(),
         accuracy: totals.accuracy(),
         loss: totals.mean_loss(),
         classes: confusion.classes(&model.classes),
@@ -115,12 +128,6 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         print_table(&result)?
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The folder that contains the class folders.
-fn labelled_folder(data: &Path) -> PathBuf {
-    let split = ["test", "val"].map(|name| data.join(name)).into_iter().find(|path| path.is_dir());
-    split.unwrap_or_else(|| data.to_path_buf())
 }
 
 /// A confusion matrix of more classes does not fit a terminal.

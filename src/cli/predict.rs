@@ -11,7 +11,7 @@ use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::image_folder::EXTENSIONS;
-use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, Sample};
+use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample};
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
@@ -88,7 +88,13 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         strict: false,
     };
     let decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
-    let folder = ImageFolder { root: PathBuf::new(), classes: model.classes.clone(), samples, decoding };
+    let folder = ImageFolder {
+        root: PathBuf::new(),
+        classes: model.classes.clone(),
+        samples,
+        decoding,
+        not_read: NotRead::default(),
+    };
     let dataset = Arc::new(folder);
     let mut batches = Batches::new(Loader::new(dataset.clone(), options)?, &store)?;
     let progress = Progress::new(global, dataset.len() as u64, "images");

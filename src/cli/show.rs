@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{Augmentation, DecodeOptions, ImageFolder, Transform, open_dataset};
+use crate::data::{Augmentation, DecodeOptions, Transform, open_training_images};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
@@ -63,7 +63,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
             Error::usage("standard output is not a terminal, and no output file is given").hint("add -o sheet.png")
         );
     }
-    let mut folder = open(&arguments.data)?;
+    let mut folder = open_training_images(&arguments.data)?;
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
     let count = arguments.per_class as usize;
     let rows: Vec<Vec<Tile>> = match arguments.augmented {
@@ -97,15 +97,4 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The training images, or all of them where there are no splits.
-fn open(data: &std::path::Path) -> Result<ImageFolder> {
-    match open_dataset(data, None, 0) {
-        Ok(splits) => Ok(splits.train),
-        Err(_) if data.join("train").is_dir() => {
-            ImageFolder::open(data.join("train")).or_else(|_| ImageFolder::open(data))
-        }
-        Err(_) => ImageFolder::open(data),
-    }
 }

@@ -18,8 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
 use crate::optim::OPTIMIZERS;
 use crate::train::{
-    Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, Run,
-    RunFolder, RunOptions, Start, find_network,
+    Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe,
+    Run, RunFolder, RunOptions, Start, find_network,
 };
 use crate::weights::{Found, TensorFile};
 
@@ -37,8 +37,9 @@ Examples:
 
 /// Fine-tune a network on a folder of images
 ///
-/// DATA contains the folders `train` and `test` (or `val`), each with one folder of images per class. If it contains only the
-/// class folders, --test-fraction holds out part of each class for testing. The default settings are those of the fine-tuning
+/// DATA contains the folders `train` and `test` (or `val`), each with one folder of images per class. With `val` and `test`, the
+/// first chooses the epoch and the second is used once, at the end. If DATA contains only the class folders, --test-fraction
+/// holds out part of each class for testing. The default settings are those of the fine-tuning
 /// chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss, learning rate 5e-5, and ten times that for the
 /// final layer.
 #[derive(clap::Args)]
@@ -192,7 +193,7 @@ pub struct TrainArguments {
     #[arg(long, alias = "picture-memory", value_name = "MIB", help_heading = "Image options")]
     image_memory: Option<usize>,
 
-    /// Stop at an unreadable image instead of skipping it with a warning
+    /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
     #[arg(long, help_heading = "Image options")]
     strict: bool,
 }
@@ -342,17 +343,25 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     let trained = train(global, arguments)?;
     if global.json {
         let Trained { folder, summary, device, skipped } = &trained;
+        let best = match summary.held_out {
+            HeldOut::Test { .. } => serde_json::json!({
+                "epoch": summary.best.epoch,
+                "test_acc": summary.best.accuracy,
+                "test_loss": summary.best.loss,
+            }),
+            HeldOut::Validation { .. } => serde_json::json!({
+                "epoch": summary.best.epoch,
+                "val_acc": summary.best.accuracy,
+                "val_loss": summary.best.loss,
+            }),
+        };
         print_json(&serde_json::json!({
             "train_loss": summary.train_loss,
             "train_acc": summary.train_acc,
             "test_acc": summary.test_acc,
             "images_per_second": summary.images_per_second,
             "device": device,
-            "best": {
-                "epoch": summary.best.epoch,
-                "test_acc": summary.best.test_acc,
-                "test_loss": summary.best.test_loss,
-            },
+            "best": best,
             "skipped": skipped.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
             "model": folder.model().to_string_lossy(),
         }))?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, say, size, warn_of_skipped};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::train::{Event, FolderLock, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
+use crate::train::{Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
 /// The optional outputs of a run, and its entries in `config.json`.
 pub struct Training<'a> {
@@ -76,7 +76,7 @@ impl Training<'_> {
         let workload = Workload {
             epochs: run.recipe.epochs,
             train_batches: batches(run.splits.train.len()),
-            test_batches: batches(run.splits.test.len()),
+            test_batches: batches(run.splits.choosing().len()),
         };
         let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
         let mut board = match self.tensorboard {
@@ -112,11 +112,15 @@ impl Training<'_> {
         }
         let best = summary.best;
         global.note(&format!(
-            "best test accuracy {:.3} in epoch {}: {}",
-            best.test_acc,
+            "best {} accuracy {:.3} in epoch {}: {}",
+            summary.held_out.name(),
+            best.accuracy,
             best.epoch,
             folder.model().display()
         ));
+        if let HeldOut::Validation { .. } = summary.held_out {
+            global.note(&format!("test accuracy of that model {:.3}", summary.test_acc));
+        }
         if self.report {
             report::after_training(global, &folder, self.data, &shared);
         }
@@ -191,8 +195,10 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
     let memory = run.memory(*batch_size)?;
     let width = if *width == 64 { String::new() } else { format!(" of width {width}") };
     let device = run.trainer.network().device();
+    let validation =
+        run.splits.validation.as_ref().map_or(String::new(), |images| format!(", {} validation", images.len()));
     global.note(&format!(
-        "{architecture}{width} on {} ({}); {} training and {} test images in {} classes",
+        "{architecture}{width} on {} ({}); {} training{validation} and {} test images in {} classes",
         device.name(),
         device.description(),
         run.splits.train.len(),

@@ -88,6 +88,9 @@ impl TrainingDisplay {
                 let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
                 self.show(done, format!("testing {batch}/{batches}"));
             }
+            Event::FinalTest { batch, batches } => {
+                self.progress.message(format!("testing the best model {batch}/{batches}"));
+            }
             Event::Recorded(_) | Event::Notice(_) => {}
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
@@ -116,10 +119,11 @@ impl TrainingDisplay {
     }
 
     fn epoch_line(&mut self, metric: &Metric) {
-        if let Metric::Epoch { epoch, train_loss, train_acc, test_loss, test_acc, images_per_second, .. } = metric {
+        if let Metric::Epoch { epoch, train_loss, train_acc, held_out, images_per_second, .. } = metric {
+            let (name, loss, accuracy) = (held_out.short_name(), held_out.loss(), held_out.accuracy());
             self.line(&format!(
-                "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, test loss {test_loss:.3}, \
-                 test acc {test_acc:.3}; {images_per_second:.1} examples/sec"
+                "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, {name} loss {loss:.3}, \
+                 {name} acc {accuracy:.3}; {images_per_second:.1} examples/sec"
             ));
         }
     }

@@ -4,12 +4,15 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::decode::DecodeOptions;
-use super::random::{Purpose, RandomStream};
+use super::not_read::{FileKind, NotRead, UnsupportedFile, foreign_folder, kind_of};
 use crate::error::{Context, Error, Result};
 
 /// The extensions of images, in lower case; a file's own may be in any case.
-pub const EXTENSIONS: [&str; 9] = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
+pub const EXTENSIONS: [&str; 11] =
+    [".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
 
 /// One image and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,69 +34,189 @@ pub struct ImageFolder {
     pub samples: Vec<Sample>,
     /// How they are decoded; [`ImageFolder::open`] sets the default.
     pub decoding: DecodeOptions,
+    /// What lies there beside them.
+    pub not_read: NotRead,
 }
 
-/// The training and test images. Both have the same classes with the same indices.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Splits {
-    /// The images to train on.
-    pub train: ImageFolder,
-    /// The images to test on.
-    pub test: ImageFolder,
+/// What to do with the images of a class that a model does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownClasses {
+    /// It is an error that there are any.
+    Refuse,
+    /// They are left out and counted.
+    LeaveOut,
 }
 
-impl Splits {
-    /// The same images, decoded with these options.
-    pub fn decoded_with(mut self, decoding: DecodeOptions) -> Self {
-        (self.train.decoding, self.test.decoding) = (decoding, decoding);
-        self
+/// How the class folders of one folder correspond to known classes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Correspondence {
+    /// Classes that are not known, with the number of their images, which were left out.
+    pub unknown: Vec<(String, usize)>,
+    /// Known classes without an image.
+    pub missing: Vec<String>,
+    /// Folders that differ from their class in upper and lower case: the folder, and the class.
+    pub by_case: Vec<(String, String)>,
+}
+
+impl Correspondence {
+    /// One line for each thing that a user should know; `place` names the folder.
+    pub fn notices(&self, place: &Path) -> Vec<String> {
+        let place = place.display();
+        let mut notices = Vec::new();
+        for (folder, class) in &self.by_case {
+            notices
+                .push(format!("{place}/{folder} is taken for the class {class}, although upper and lower case differ"));
+        }
+        if !self.missing.is_empty() {
+            let classes = if self.missing.len() == 1 { "class" } else { "classes" };
+            notices.push(format!("{place} has no image of the {classes} {}", first_names(&self.missing)));
+        }
+        if !self.unknown.is_empty() {
+            let images: usize = self.unknown.iter().map(|(_, count)| count).sum();
+            let names: Vec<String> = self.unknown.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+            let (classes, images) = (counted(names.len(), "class", "classes"), counted(images, "image", "images"));
+            notices.push(format!(
+                "{place}: {images} of {classes} that the model does not know are left out: {}",
+                first_names(&names)
+            ));
+        }
+        notices
     }
 }
 
 impl ImageFolder {
     /// Lists the images below `root`. The classes are its sub-folders in byte order; images lie in them at any
-    /// depth, behind symbolic links too.
+    /// depth, behind symbolic links too. Folders whose names differ in their Unicode form only are one class.
     ///
     /// # Errors
     /// When there is no such folder, it holds no class folder, a class holds no image, or a folder is unreadable.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
-        let root = root.as_ref();
-        let folders = class_folders(root)?;
-        let mut classes = Vec::with_capacity(folders.len());
-        let mut samples = Vec::new();
-        for (class, folder) in folders.iter().enumerate() {
-            classes.push(folder.to_string_lossy().into_owned());
-            collect_samples(&root.join(folder), class, &mut samples)?;
+        let folder = Self::list(root.as_ref())?;
+        let counts = folder.class_counts();
+        match counts.iter().position(|&count| count == 0) {
+            Some(class) => Err(folder.without_images(class)),
+            None => Ok(folder),
         }
-        Ok(Self { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default() })
     }
 
-    /// Lists the images below `root`, with the classes of a trained model or of the training images. A class
-    /// may lack a folder, but a folder must not lack its class.
+    /// As [`ImageFolder::open`]; a class may have no image.
+    pub(super) fn list(root: &Path) -> Result<Self> {
+        let mut not_read = NotRead::default();
+        let mut classes = Vec::new();
+        let mut samples = Vec::new();
+        for (class, ClassFolder { name, folders }) in class_folders(root, &mut not_read)?.into_iter().enumerate() {
+            classes.push(name);
+            for folder in folders {
+                collect_samples(&root.join(folder), class, &mut samples, &mut not_read)?;
+            }
+        }
+        not_read.unsupported.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default(), not_read })
+    }
+
+    /// Lists the images below `root`, with the classes of a trained model or of the training images. A class may lack a
+    /// folder. The name of a folder may differ from that of its class in its Unicode form, or in upper and lower case if no
+    /// other class fits.
     ///
     /// # Errors
-    /// Those of [`ImageFolder::open`], and a folder whose name is not in `classes`.
-    pub fn open_with_classes(root: impl AsRef<Path>, classes: &[String]) -> Result<Self> {
-        let mut folder = Self::open(root)?;
+    /// Those of [`ImageFolder::open`], but that a class may have no image; no image at all; and, unless they are left out,
+    /// folders of classes that are not known.
+    pub fn open_with_classes(
+        root: impl AsRef<Path>,
+        classes: &[String],
+        unknown: UnknownClasses,
+    ) -> Result<(Self, Correspondence)> {
+        Self::list(root.as_ref())?.with_classes(classes, unknown)
+    }
+
+    /// These images with the classes of a model; see [`ImageFolder::open_with_classes`].
+    pub(super) fn with_classes(self, classes: &[String], unknown: UnknownClasses) -> Result<(Self, Correspondence)> {
+        let mut folder = self;
+        let normal: Vec<String> = classes.iter().map(|name| normal_form(name)).collect();
+        let mut correspondence = Correspondence::default();
+        let counts = folder.class_counts();
         let mut indices = Vec::with_capacity(folder.classes.len());
-        for name in &folder.classes {
-            let index = classes.iter().position(|known| known == name).ok_or_else(|| {
-                Error::new(format!(
-                    "{} is not one of the {} classes of the model: {}",
-                    folder.root.join(name).display(),
-                    classes.len(),
-                    first_names(classes)
-                ))
-                .hint("remove the folder, or give the class images to train on")
-            })?;
+        for (name, &count) in folder.classes.iter().zip(&counts) {
+            let exact = normal.iter().position(|known| known == name);
+            let index = exact.or_else(|| {
+                let lower = name.to_lowercase();
+                let alike = |known: &String| known.to_lowercase() == lower;
+                let mut found = (0..normal.len()).filter(|&index| alike(&normal[index]));
+                // Another folder may have the exact name of the class.
+                found.next().filter(|&index| found.next().is_none() && !folder.classes.contains(&normal[index]))
+            });
+            match index {
+                Some(index) if exact.is_none() => correspondence.by_case.push((name.clone(), classes[index].clone())),
+                Some(_) => {}
+                None if unknown == UnknownClasses::LeaveOut => correspondence.unknown.push((name.clone(), count)),
+                None => {
+                    return Err(Error::new(format!(
+                        "{} is not one of the {} classes of the model: {}",
+                        folder.root.join(name).display(),
+                        classes.len(),
+                        first_names(classes)
+                    ))
+                    .hint("remove the folder, or give the class images to train on"));
+                }
+            }
             indices.push(index);
         }
-        for sample in &mut folder.samples {
-            sample.class = indices[sample.class];
-        }
+        folder.samples = folder
+            .samples
+            .into_iter()
+            .filter_map(|sample| Some(Sample { class: indices[sample.class]?, ..sample }))
+            .collect();
         folder.samples.sort_by_key(|sample| sample.class);
-        folder.classes = classes.to_vec();
-        Ok(folder)
+        let found = std::mem::replace(&mut folder.classes, classes.to_vec());
+        if folder.samples.is_empty() {
+            return Err(Error::new(format!(
+                "{} holds no image of the {} classes of the model: {}; its folders are {}",
+                folder.root.display(),
+                classes.len(),
+                first_names(classes),
+                first_names(&found)
+            ))
+            .hint("give the folders the names of the model's classes"));
+        }
+        let counts = folder.class_counts();
+        let missing = classes.iter().zip(&counts).filter(|(_, count)| **count == 0).map(|(name, _)| name.clone());
+        correspondence.missing = missing.collect();
+        Ok((folder, correspondence))
+    }
+
+    /// The error for a class without images.
+    fn without_images(&self, class: usize) -> Error {
+        let folder = self.root.join(&self.classes[class]);
+        let unsupported = NotRead {
+            unsupported: self
+                .not_read
+                .unsupported
+                .iter()
+                .filter(|file| file.path.starts_with(&folder))
+                .cloned()
+                .collect(),
+            ..NotRead::default()
+        };
+        let found = unsupported.unsupported_line().map_or(String::new(), |line| format!(" ({line})"));
+        Error::new(format!(
+            "the class folder {} holds no image{found}; the extensions accepted are {}",
+            folder.display(),
+            EXTENSIONS.join(" ")
+        ))
+        .hint("put images into the folder, or remove it")
+    }
+
+    /// Classes whose names differ in upper and lower case only, in pairs.
+    pub(super) fn classes_alike(&self) -> Vec<(&str, &str)> {
+        let mut seen = std::collections::BTreeMap::new();
+        let mut pairs = Vec::new();
+        for name in &self.classes {
+            match seen.insert(name.to_lowercase(), name.as_str()) {
+                Some(other) => pairs.push((other, name.as_str())),
+                None => {}
+            }
+        }
+        pairs
     }
 
     /// Checks that there are classes to distinguish.
@@ -131,81 +254,7 @@ impl ImageFolder {
     }
 }
 
-/// Opens a data set: `root` holds `train/` and `test/` (or `val/`); or `train/` alone, or one level of class folders,
-/// of which each class gives `test_fraction` of its images, chosen by `seed`, to the test.
-///
-/// # Errors
-/// Those of [`ImageFolder`]; only one class; a test class that training lacks; a fraction that is missing, not between
-/// 0 and 1, or given although there is a test folder; a class of one image to be split.
-pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u64) -> Result<Splits> {
-    let root = root.as_ref();
-    require_folder(root)?;
-    let train_root = root.join("train");
-    let test_root = ["test", "val"].map(|name| root.join(name)).into_iter().find(|path| path.is_dir());
-
-    // A data set of vehicles may well have a class called "train": then that folder holds images, not folders.
-    if !train_root.is_dir() || (test_root.is_none() && sub_folders(&train_root)?.is_empty()) {
-        return match test_fraction {
-            Some(fraction) => split(ImageFolder::open(root)?, fraction, seed),
-            None => Err(Error::new(format!(
-                "{} holds no train/ and test/ (or val/) folders, and no test fraction is given",
-                root.display()
-            ))
-            .hint("make both folders, or hold out part of every class with a test fraction such as 0.2")),
-        };
-    }
-    let train = ImageFolder::open(&train_root)?;
-    train.require_two_classes()?;
-    match (test_root, test_fraction) {
-        (Some(test_root), None) => {
-            let test = ImageFolder::open_with_classes(test_root, &train.classes)?;
-            Ok(Splits { train, test })
-        }
-        (None, Some(fraction)) => split(train, fraction, seed),
-        (Some(test_root), Some(_)) => {
-            Err(Error::usage(format!("a test fraction is given, but there is {} to test on", test_root.display()))
-                .hint("leave the test fraction out, or move the test folder away"))
-        }
-        (None, None) => Err(Error::new(format!(
-            "{} has a train/ folder, but no test/ or val/ folder beside it, and no test fraction is given",
-            root.display()
-        ))
-        .hint("make the folder, or hold out part of every class with a test fraction such as 0.2")),
-    }
-}
-
-/// Holds out the same share of every class: at least one image, and never all.
-fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
-    if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Error::usage(format!("the test fraction is {fraction}; it has to be between 0 and 1")));
-    }
-    folder.require_two_classes()?;
-    let mut is_test = vec![false; folder.samples.len()];
-    for (class, name) in folder.classes.iter().enumerate() {
-        let mut members: Vec<usize> = (0..folder.len()).filter(|&index| folder.samples[index].class == class).collect();
-        if members.len() < 2 {
-            return Err(Error::new(format!(
-                "{} holds one image; two are needed to train on one and test on the other",
-                folder.root.join(name).display()
-            ))
-            .hint("add images to the class, or remove its folder"));
-        }
-        let held_out = ((members.len() as f64 * fraction).round() as usize).clamp(1, members.len() - 1);
-        RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);
-        for &index in &members[..held_out] {
-            is_test[index] = true;
-        }
-    }
-    let part = |test: bool| ImageFolder {
-        root: folder.root.clone(),
-        classes: folder.classes.clone(),
-        samples: folder.samples.iter().zip(&is_test).filter(|(_, t)| **t == test).map(|(s, _)| s.clone()).collect(),
-        decoding: folder.decoding,
-    };
-    Ok(Splits { train: part(false), test: part(true) })
-}
-
-fn require_folder(path: &Path) -> Result<()> {
+pub(super) fn require_folder(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::new(format!("{} is a file; expected a folder of class folders", path.display()))),
@@ -216,45 +265,66 @@ fn require_folder(path: &Path) -> Result<()> {
     }
 }
 
-fn class_folders(root: &Path) -> Result<Vec<OsString>> {
+/// The folders of one class: several if their names differ in their Unicode form.
+struct ClassFolder {
+    name: String,
+    folders: Vec<OsString>,
+}
+
+/// A name in the Unicode form that most systems write. macOS decomposes accents in the names of files.
+pub(super) fn normal_form(name: &str) -> String {
+    name.nfc().collect()
+}
+
+fn class_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<ClassFolder>> {
     require_folder(root)?;
-    let folders = sub_folders(root)?;
+    let folders = sub_folders(root, not_read)?;
     if folders.is_empty() {
         return Err(Error::new(format!("{} holds no folders; expected one for each class", root.display()))
             .hint("put the images of each class into a folder that has the name of the class"));
     }
-    // Names that are not Unicode are shown with replacement characters, which can make two of them the same.
-    for pair in folders.windows(2) {
-        if pair[0].to_string_lossy() == pair[1].to_string_lossy() {
-            return Err(Error::new(format!(
-                "{} holds two class folders whose names are not Unicode and read the same",
-                root.join(&pair[0]).display()
-            ))
-            .hint("rename one of them"));
+    let mut classes: Vec<ClassFolder> = Vec::with_capacity(folders.len());
+    for folder in folders {
+        let name = normal_form(&folder.to_string_lossy());
+        match classes.iter_mut().find(|class| class.name == name) {
+            // Names that are not Unicode are shown with replacement characters, which can make two of them the same.
+            Some(class) if folder.to_str().is_none() || class.folders.iter().any(|other| other.to_str().is_none()) => {
+                return Err(Error::new(format!(
+                    "{} holds two class folders whose names are not Unicode and read the same",
+                    root.join(&class.folders[0]).display()
+                ))
+                .hint("rename one of them"));
+            }
+            Some(class) => class.folders.push(folder),
+            None => classes.push(ClassFolder { name, folders: vec![folder] }),
         }
     }
-    Ok(folders)
+    classes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(classes)
 }
 
-/// The names of the folders in `root`, in byte order.
-fn sub_folders(root: &Path) -> Result<Vec<OsString>> {
+/// The names of the folders in `root` that may be classes or splits, in byte order.
+pub(super) fn sub_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in entries(root)? {
-        if entry.is_folder {
-            names.push(entry.name);
+        match (entry.is_folder, foreign_folder(&entry.name)) {
+            (true, Some(name)) => not_read.add_foreign(name),
+            (true, None) => names.push(entry.name),
+            (false, _) => {}
         }
     }
     names.sort();
     Ok(names)
 }
 
-struct Entry {
-    name: OsString,
-    is_folder: bool,
+/// Something in a folder.
+pub(super) struct Entry {
+    pub(super) name: OsString,
+    pub(super) is_folder: bool,
     is_link: bool,
 }
 
-fn entries(folder: &Path) -> Result<Vec<Entry>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<Entry>> {
     let doing = || format!("cannot read the folder {}", folder.display());
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).context(doing)? {
@@ -267,44 +337,46 @@ fn entries(folder: &Path) -> Result<Vec<Entry>> {
     Ok(found)
 }
 
-fn collect_samples(class_folder: &Path, class: usize, samples: &mut Vec<Sample>) -> Result<()> {
+fn collect_samples(class_folder: &Path, class: usize, samples: &mut Vec<Sample>, not_read: &mut NotRead) -> Result<()> {
     let mut folders = Vec::new();
     let mut ancestors = vec![real_path(class_folder)?];
-    walk(class_folder, &mut ancestors, &mut folders)?;
+    walk(class_folder, &mut ancestors, &mut folders, not_read)?;
     folders.sort_by(|a, b| a.0.as_os_str().as_encoded_bytes().cmp(b.0.as_os_str().as_encoded_bytes()));
-
-    let before = samples.len();
     for (folder, mut files) in folders {
         files.sort();
         samples.extend(files.into_iter().map(|file| Sample { path: folder.join(file), class }));
-    }
-    if samples.len() == before {
-        return Err(Error::new(format!(
-            "the class folder {} holds no image; the extensions accepted are {}",
-            class_folder.display(),
-            EXTENSIONS.join(" ")
-        ))
-        .hint("put images into the folder, or remove it"));
     }
     Ok(())
 }
 
 /// Lists `folder` and all folders below it, each with the names of its images. A link to a folder that the walk is
 /// inside of is not followed.
-fn walk(folder: &Path, ancestors: &mut Vec<PathBuf>, found: &mut Vec<(PathBuf, Vec<OsString>)>) -> Result<()> {
+fn walk(
+    folder: &Path,
+    ancestors: &mut Vec<PathBuf>,
+    found: &mut Vec<(PathBuf, Vec<OsString>)>,
+    not_read: &mut NotRead,
+) -> Result<()> {
     let mut files = Vec::new();
     for entry in entries(folder)? {
         let path = folder.join(&entry.name);
         if !entry.is_folder {
-            if has_image_extension(&entry.name) {
-                files.push(entry.name);
+            match kind_of(&path, &entry.name) {
+                FileKind::Image => files.push(entry.name),
+                FileKind::Unsupported(kind) => not_read.unsupported.push(UnsupportedFile { path, kind }),
+                FileKind::Foreign(name) => not_read.add_foreign(name),
+                FileKind::Other => {}
             }
+            continue;
+        }
+        if let Some(name) = foreign_folder(&entry.name) {
+            not_read.add_foreign(name);
             continue;
         }
         let real = if entry.is_link { real_path(&path)? } else { inside(ancestors, &entry.name) };
         if !ancestors.contains(&real) {
             ancestors.push(real);
-            walk(&path, ancestors, found)?;
+            walk(&path, ancestors, found, not_read)?;
             ancestors.pop();
         }
     }
@@ -320,18 +392,16 @@ fn real_path(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).context(|| format!("cannot read the folder {}", path.display()))
 }
 
-fn has_image_extension(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    EXTENSIONS.iter().any(|extension| {
-        name.len() >= extension.len() && name[name.len() - extension.len()..].eq_ignore_ascii_case(extension.as_bytes())
-    })
-}
-
-fn first_names(names: &[String]) -> String {
+pub(super) fn first_names(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let mut text = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
         text.push_str(", ...");
     }
     text
+}
+
+/// A count and what it counts.
+pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -2,10 +2,13 @@
 
 pub mod augmenter;
 pub mod batches;
+pub mod dataset;
 pub mod decode;
+pub mod format;
 pub mod image_folder;
 mod jpeg;
 pub mod loader;
+pub mod not_read;
 mod orientation;
 mod pipeline;
 pub mod random;
@@ -16,9 +19,12 @@ pub mod transformer;
 
 pub use augmenter::Augmenter;
 pub use batches::{BatchEpoch, Batches, InputBatch, Placement};
+pub use dataset::{Labelled, Role, Splits, open_dataset, open_labelled, open_training_images};
 pub use decode::{DecodeOptions, Decoder, Image, PaddedImage, RgbImage, decode_file};
-pub use image_folder::{ImageFolder, Sample, Splits, open_dataset};
+pub use format::FileKind;
+pub use image_folder::{Correspondence, ImageFolder, Sample, UnknownClasses};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
+pub use not_read::NotRead;
 pub use store::{ImageStore, Stored};
 pub use transform::{Augmentation, CropBox, Draw, Operation, Transform};
 pub use transformer::Transformer;

@@ -51,12 +51,15 @@ pub(super) fn plots(runs: &[&RunRecord]) -> [String; 2] {
 
 fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) -> Vec<Line> {
     let pick = |loss: f64, accuracy: f64| if quantity == Quantity::Loss { loss } else { accuracy };
-    let (mut train, mut test) = (Vec::new(), Vec::new());
+    let (mut train, mut test, mut name) = (Vec::new(), Vec::new(), "test");
     for metric in &run.metrics {
         match *metric {
             Metric::Progress { epoch, train_loss, train_acc } => train.push((epoch, pick(train_loss, train_acc))),
-            Metric::Epoch { epoch, test_loss, test_acc, .. } => test.push((epoch as f64, pick(test_loss, test_acc))),
-            Metric::Skipped { .. } => {}
+            Metric::Epoch { epoch, held_out, .. } => {
+                name = held_out.short_name();
+                test.push((epoch as f64, pick(held_out.loss(), held_out.accuracy())));
+            }
+            Metric::Test { .. } | Metric::Skipped { .. } => {}
         }
     }
     let colour = |role: usize| (if several { index } else { role }) % COLOURS;
@@ -69,7 +72,7 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
             points: train,
         },
         Line {
-            label: if several { shortened(&run.name, 12) } else { "test".into() },
+            label: if several { shortened(&run.name, 12) } else { name.into() },
             colour: colour(0),
             dashed: false,
             points: test,

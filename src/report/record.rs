@@ -10,8 +10,8 @@ use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
 use super::grad_cam::{attention, overlay};
 use crate::data::transformer::normalize;
 use crate::data::{
-    Batches, DecodeOptions, Decoder, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, RgbImage, Splits,
-    Transform, Transformer, open_dataset,
+    Batches, DecodeOptions, Decoder, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, RgbImage,
+    Splits, Transform, Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
 use crate::error::{ErrorKind, Result};
@@ -50,8 +50,12 @@ pub struct RunRecord {
 pub struct ImageRecord {
     /// Number of training images of each class.
     pub train_counts: Vec<usize>,
+    /// Number of validation images of each class, if there are any.
+    pub validation_counts: Option<Vec<usize>>,
     /// Number of test images of each class.
     pub test_counts: Vec<usize>,
+    /// What lies in the folders and is not read.
+    pub not_read: NotRead,
     /// Rows of a contact sheet.
     pub sheet: Vec<Vec<Tile>>,
     /// Rows of training images as the network saw them in the first epoch.
@@ -223,6 +227,14 @@ impl RunRecord {
         self.metrics.iter().filter(|metric| matches!(metric, Metric::Epoch { .. }))
     }
 
+    /// The epoch and the accuracy of the model that was tested at the end, where validation images chose it.
+    pub fn final_test(&self) -> Option<(usize, f64)> {
+        self.metrics.iter().rev().find_map(|metric| match metric {
+            Metric::Test { epoch, test_acc, .. } => Some((*epoch, *test_acc)),
+            _ => None,
+        })
+    }
+
     /// Files that could not be read, and why.
     pub fn skipped(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metrics.iter().filter_map(|metric| match metric {
@@ -239,7 +251,14 @@ impl ImageRecord {
         let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
         let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile));
-        Self { train_counts: splits.train.class_counts(), test_counts: splits.test.class_counts(), sheet, augmented }
+        Self {
+            train_counts: splits.train.class_counts(),
+            validation_counts: splits.validation.as_ref().map(ImageFolder::class_counts),
+            test_counts: splits.test.class_counts(),
+            not_read: splits.not_read(),
+            sheet,
+            augmented,
+        }
     }
 }
 

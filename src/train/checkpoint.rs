@@ -26,16 +26,16 @@ const IMAGES: &str = "images";
 pub struct Best {
     /// Counted from 1.
     pub epoch: usize,
-    /// Share of correct test images.
-    pub test_acc: f64,
-    /// Mean loss a test image.
-    pub test_loss: f64,
+    /// Share of correct images of those that choose the model.
+    pub accuracy: f64,
+    /// Their mean loss.
+    pub loss: f64,
 }
 
 impl Best {
     /// Whether it is better: more correct images, or as many with a lower loss.
     pub fn beats(&self, other: &Best) -> bool {
-        self.test_acc > other.test_acc || (self.test_acc == other.test_acc && self.test_loss < other.test_loss)
+        self.accuracy > other.accuracy || (self.accuracy == other.accuracy && self.loss < other.loss)
     }
 }
 
@@ -75,7 +75,7 @@ impl From<&Position> for StoredPosition {
             correct: position.totals.correct,
             images: position.totals.images,
             metrics_lines: position.metrics_lines,
-            best: position.best.map(|best| (best.epoch, best.test_acc.to_bits(), best.test_loss.to_bits())),
+            best: position.best.map(|best| (best.epoch, best.accuracy.to_bits(), best.loss.to_bits())),
         }
     }
 }
@@ -83,10 +83,10 @@ impl From<&Position> for StoredPosition {
 impl From<StoredPosition> for Position {
     fn from(stored: StoredPosition) -> Self {
         let totals = Totals { loss: f64::from_bits(stored.loss_bits), correct: stored.correct, images: stored.images };
-        let best = stored.best.map(|(epoch, test_acc, test_loss)| Best {
+        let best = stored.best.map(|(epoch, accuracy, loss)| Best {
             epoch,
-            test_acc: f64::from_bits(test_acc),
-            test_loss: f64::from_bits(test_loss),
+            accuracy: f64::from_bits(accuracy),
+            loss: f64::from_bits(loss),
         });
         Self { epoch: stored.epoch, batch: stored.batch, totals, metrics_lines: stored.metrics_lines, best }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::folder::RunFolder;
 use super::recipe::Recipe;
 use super::run::Run;
+use crate::data::ImageFolder;
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
 
@@ -34,6 +35,9 @@ pub struct RunConfig {
     /// The digest of the list of images ([`super::ImageList::digest`]); versions before 0.2 stored none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<String>,
+    /// Validation images, where they are not the test images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_images: Option<usize>,
     /// The recipe.
     pub recipe: Recipe,
 }
@@ -58,6 +62,7 @@ impl RunConfig {
             train_images: run.splits.train.len(),
             test_images: run.splits.test.len(),
             images: Some(run.images.digest().to_string()),
+            validation_images: run.splits.validation.as_ref().map(ImageFolder::len),
             recipe: run.recipe.clone(),
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::checkpoint::Best;
-use super::metrics::{Metric, Totals};
+use super::metrics::{HeldOut, Metric, Totals};
 use crate::data::{SkippedSample, Stored};
 
 /// An event that a run reports.
@@ -27,6 +27,13 @@ pub enum Event<'a> {
     /// A batch of test images was classified.
     Tested {
         /// The number of classified batches.
+        batch: usize,
+        /// Batches of the test set.
+        batches: usize,
+    },
+    /// At the end, a batch of test images was classified with the model that the validation images chose.
+    FinalTest {
+        /// How many batches so far.
         batch: usize,
         /// Batches of the test set.
         batches: usize,
@@ -59,7 +66,9 @@ pub struct Summary {
     pub train_loss: f64,
     /// Share of correct training images, over the last epoch.
     pub train_acc: f64,
-    /// Share of correct test images, after the last epoch.
+    /// After the last epoch, on the images that choose the model.
+    pub held_out: HeldOut,
+    /// Share of correct test images: after the last epoch, or of the best model where validation images chose it.
     pub test_acc: f64,
     /// Training images per second.
     pub images_per_second: f64,

@@ -15,7 +15,7 @@ use crate::file::write_atomically;
 /// An image: in `images.jsonl`, a line with these values in a list. There may be millions, so names are shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    /// Train or test.
+    /// Train, test or validation.
     split: Arc<str>,
     /// Its path below the folder of the split, with `/` between folders; characters that are not Unicode are replaced.
     path: Box<str>,
@@ -34,7 +34,8 @@ impl ImageList {
     /// Reads the size of every image.
     pub fn of(splits: &Splits) -> Self {
         let mut entries = Vec::new();
-        for (split, folder) in [("train", &splits.train), ("test", &splits.test)] {
+        let validation = splits.validation.iter().map(|folder| ("validation", folder));
+        for (split, folder) in [("train", &splits.train), ("test", &splits.test)].into_iter().chain(validation) {
             let split: Arc<str> = split.into();
             let classes: Vec<Arc<str>> = folder.classes.iter().map(|class| class.as_str().into()).collect();
             entries.extend(folder.samples.iter().map(|sample| Entry {

@@ -3,7 +3,7 @@
 use super::network::Purpose;
 use super::recipe::Recipe;
 use super::run::Run;
-use crate::data::{LoaderOptions, Mode, Splits};
+use crate::data::{LoaderOptions, Mode};
 use crate::error::{Error, Result};
 use crate::model::BatchShape;
 
@@ -45,15 +45,14 @@ impl Run<'_> {
                 _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, purpose),
             }
         };
-        let Splits { train, test } = &self.splits;
-        let batches = LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }
-            .bytes_at_once(train.len().max(test.len()));
+        let (train, held_out) = (self.splits.train.len(), self.splits.choosing().len());
+        let batches =
+            LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }.bytes_at_once(train.max(held_out));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
         let with_slots = state * (1 + self.trainer.updater().slots().len());
         Ok(MemoryPlan {
-            activations: activations(train.len(), Purpose::Training)?
-                .max(activations(test.len(), Purpose::Evaluation)?),
+            activations: activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?),
             parameters: network.parameters().bytes(),
             host: batches.saturating_add(with_slots + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
             is_shared: network.device().features().shares_host_memory,
@@ -74,7 +73,7 @@ impl Run<'_> {
         }
         let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
         for (images, purpose) in
-            [(self.splits.train.len(), Purpose::Training), (self.splits.test.len(), Purpose::Evaluation)]
+            [(self.splits.train.len(), Purpose::Training), (self.splits.choosing().len(), Purpose::Evaluation)]
         {
             for batch in [images.min(batch_size), images % batch_size] {
                 if batch > 0 {

@@ -41,6 +41,67 @@ impl Totals {
     }
 }
 
+/// The results on images that are not trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum HeldOut {
+    /// On the test images, where there are no others.
+    Test {
+        /// Mean loss an image.
+        test_loss: f64,
+        /// Share of correct images.
+        test_acc: f64,
+    },
+    /// On the validation images; the test images then wait for the end.
+    Validation {
+        /// Mean loss an image.
+        val_loss: f64,
+        /// Share of correct images.
+        val_acc: f64,
+    },
+}
+
+impl HeldOut {
+    /// These results, on validation images or on test images.
+    pub fn new(totals: &Totals, is_validation: bool) -> Self {
+        let (loss, accuracy) = (totals.mean_loss(), totals.accuracy());
+        match is_validation {
+            true => Self::Validation { val_loss: loss, val_acc: accuracy },
+            false => Self::Test { test_loss: loss, test_acc: accuracy },
+        }
+    }
+
+    /// Mean loss an image.
+    pub fn loss(&self) -> f64 {
+        match *self {
+            Self::Test { test_loss: loss, .. } | Self::Validation { val_loss: loss, .. } => loss,
+        }
+    }
+
+    /// Share of correct images.
+    pub fn accuracy(&self) -> f64 {
+        match *self {
+            Self::Test { test_acc: accuracy, .. } | Self::Validation { val_acc: accuracy, .. } => accuracy,
+        }
+    }
+
+    /// `test` or `val`, as in the names of the fields.
+    pub fn short_name(&self) -> &'static str {
+        match self {
+            Self::Test { .. } => "test",
+            Self::Validation { .. } => "val",
+        }
+    }
+
+    /// `test` or `validation`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Test { .. } => "test",
+            Self::Validation { .. } => "validation",
+        }
+    }
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -62,14 +123,22 @@ pub enum Metric {
         train_loss: f64,
         /// Share of correct training images, over the epoch.
         train_acc: f64,
-        /// Mean loss a test image, after the epoch.
-        test_loss: f64,
-        /// Share of correct test images, after the epoch.
-        test_acc: f64,
+        /// After the epoch, on the images that choose the model.
+        #[serde(flatten)]
+        held_out: HeldOut,
         /// Training images per second, without testing and saving.
         images_per_second: f64,
         /// Seconds of training, without testing and saving.
         seconds: f64,
+    },
+    /// At the end, where validation images chose the model: its results on the test images.
+    Test {
+        /// The epoch of the model, counted from 1.
+        epoch: usize,
+        /// Mean loss a test image.
+        test_loss: f64,
+        /// Share of correct test images.
+        test_acc: f64,
     },
     /// An image that could not be read and was skipped, recorded once.
     Skipped {

@@ -30,7 +30,7 @@ pub use image_list::ImageList;
 pub use lock::FolderLock;
 pub use logit_gradients::{LogitGradients, logit_gradients};
 pub use memory::MemoryPlan;
-pub use metrics::{Metric, MetricsFile, Totals};
+pub use metrics::{HeldOut, Metric, MetricsFile, Totals};
 pub use model_file::{ModelFile, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
 pub use recipe::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe};

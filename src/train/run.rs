@@ -13,8 +13,8 @@ use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
 use super::folder::RunFolder;
 use super::image_list::ImageList;
-use super::metrics::{Metric, MetricsFile, Totals};
-use super::model_file::save_model;
+use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
+use super::model_file::{load_model, save_model};
 use super::network::BatchResult;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
@@ -79,6 +79,9 @@ pub struct Run<'a> {
     /// How it is carried out.
     pub options: RunOptions<'a>,
 }
+
+/// Images in a batch of the test at the end: few, as the memory of training is still in use.
+const FINAL_TEST_BATCH: usize = 32;
 
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
@@ -163,7 +166,7 @@ impl Run<'_> {
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let mut train_batches = Batches::new(train_loader, &store)?;
-        let mut test_batches = Batches::new(self.loader(&self.splits.test, Mode::Evaluate)?, &store)?;
+        let mut test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
         let mut metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
         let mut left_out = LeftOut::of_earlier(&metrics);
         if self.position == Position::default() {
@@ -201,41 +204,83 @@ impl Run<'_> {
                 epoch,
                 train_loss: train.mean_loss(),
                 train_acc: train.accuracy(),
-                test_loss: test.mean_loss(),
-                test_acc: test.accuracy(),
+                held_out: HeldOut::new(&test, self.splits.validation.is_some()),
                 images_per_second: images as f64 / training.as_secs_f64().max(1e-9),
                 seconds: training.as_secs_f64(),
             };
             metrics.append(&metric)?;
-            let this = Best { epoch, test_acc: test.accuracy(), test_loss: test.mean_loss() };
+            let this = Best { epoch, accuracy: test.accuracy(), loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
                 // The recipe of this model, which does not depend on later epochs.
                 let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
                 save_model(&self.options.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
                 self.position.best = Some(this);
             }
+            let mut final_test = None;
+            if let Some(best) = self.position.best.filter(|_| epoch == self.recipe.epochs)
+                && self.splits.validation.is_some()
+            {
+                let tested = self.test_best_model(&mut left_out, &mut metrics, observe);
+                let test = match tested {
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {
+                        return Err(self.stop(train_batches.loader().batch_count()));
+                    }
+                    tested => tested?,
+                };
+                let (test_loss, test_acc) = (test.mean_loss(), test.accuracy());
+                metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc })?;
+                final_test = Some(test);
+            }
             self.position =
                 Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
             self.save_checkpoint()?;
             observe(Event::Epoch(&metric));
             if std::mem::replace(&mut stored, store.stored()) != stored {
-                observe(Event::Stored(stored, self.splits.train.len() + self.splits.test.len()));
+                observe(Event::Stored(stored, self.splits.train.len() + self.splits.choosing().len()));
             }
-            last = Some((train, test));
+            last = Some((train, test, final_test));
         }
         self.options.folder.remove_older_checkpoints(self.options.checkpointing.kept);
-        let (Some((train, test)), Some(best)) = (last, self.position.best) else {
+        let (Some((train, held_out, test)), Some(best)) = (last, self.position.best) else {
             return Err(Error::new(format!("the run has no epochs left of its {}", self.recipe.epochs)));
         };
         Ok(Summary {
             train_loss: train.mean_loss(),
             train_acc: train.accuracy(),
-            test_acc: test.accuracy(),
+            held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
+            test_acc: test.unwrap_or(held_out).accuracy(),
             images_per_second: clock.images_per_second(),
             waiting_share: clock.waiting.as_secs_f64() / clock.training.as_secs_f64().max(1e-9),
             best,
             skipped: left_out.of(&self.splits.train),
         })
+    }
+
+    /// Classifies the test images with the best model, once.
+    fn test_best_model(
+        &self,
+        left_out: &mut LeftOut,
+        metrics: &mut MetricsFile,
+        observe: &mut impl FnMut(Event),
+    ) -> Result<Totals> {
+        let device = self.trainer.network().shared_device();
+        let (mut network, model) = load_model(device.clone(), &self.options.folder.model())?;
+        let options = LoaderOptions { batch_size: FINAL_TEST_BATCH, ..self.loader_options(Mode::Evaluate) };
+        let loader = Loader::new(Arc::new(self.splits.test.clone()), options)?;
+        // Every image is needed once, so none is kept.
+        let mut test_batches = Batches::new(loader, &Rc::new(ImageStore::new(device, Some(0))))?;
+        let batches = test_batches.loader().batch_count();
+        let mut batch = 0;
+        let (totals, _) = evaluate(&mut network, &mut test_batches, model.image_size, |tested| {
+            left_out.note(&tested.skipped, metrics, observe)?;
+            batch += 1;
+            observe(Event::FinalTest { batch, batches });
+            match self.options.interrupted.load(Ordering::Relaxed) {
+                true => Err(Error::interrupted("stopped while testing")),
+                false => Ok(()),
+            }
+        })?;
+        Ok(totals)
     }
 
     fn train_epoch(

@@ -64,6 +64,10 @@ impl Start {
                 )));
             }
         }
+        if options.strict {
+            splits.not_read().require_none_unsupported()?;
+        }
+        splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
         let classes = splits.train.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
         let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;

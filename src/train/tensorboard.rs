@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::metrics::Metric;
+use super::metrics::{HeldOut, Metric};
 use crate::error::{Context, Result};
 use crate::protobuf::Message;
 
@@ -41,11 +41,19 @@ impl TensorBoard {
             Metric::Progress { epoch, train_loss, train_acc } => {
                 (epoch, vec![("loss/train", train_loss), ("accuracy/train", train_acc)])
             }
-            Metric::Epoch { epoch, test_loss, test_acc, images_per_second, .. } => (
-                epoch as f64,
-                vec![("loss/test", test_loss), ("accuracy/test", test_acc), ("images_per_second", images_per_second)],
-            ),
-            Metric::Skipped { .. } => return Ok(()),
+            Metric::Epoch { epoch, held_out, images_per_second, .. } => {
+                let [loss, accuracy] = match held_out {
+                    HeldOut::Test { .. } => ["loss/test", "accuracy/test"],
+                    HeldOut::Validation { .. } => ["loss/val", "accuracy/val"],
+                };
+                let scalars = vec![
+                    (loss, held_out.loss()),
+                    (accuracy, held_out.accuracy()),
+                    ("images_per_second", images_per_second),
+                ];
+                (epoch as f64, scalars)
+            }
+            Metric::Test { .. } | Metric::Skipped { .. } => return Ok(()),
         };
         let summary = scalars.into_iter().fold(Message::new(), |summary, (tag, value)| {
             summary.message(1, Message::new().bytes(1, tag).float(2, value as f32))

@@ -5,7 +5,13 @@ use maud::{Markup, html};
 use super::super::contact_sheet::Tile;
 use super::super::record::RunRecord;
 use super::text::counted;
+use crate::data::NotRead;
 use crate::error::Result;
+
+/// A longer list of files starts folded.
+const FEW_FILES: usize = 10;
+/// Files in a list at most.
+const MOST_FILES: usize = 200;
 
 fn gallery(rows: &[Vec<Tile>]) -> Result<Markup> {
     let mut tiles = Vec::new();
@@ -48,6 +54,24 @@ fn unreadable(skipped: &[(&str, &str)]) -> Markup {
     }
 }
 
+/// Images of types that are not supported.
+fn unsupported(not_read: &NotRead) -> Markup {
+    let files = &not_read.unsupported;
+    html! {
+        @if let Some(line) = not_read.unsupported_line() {
+            h3 { (line) }
+            p { "These types of images are not supported. As JPEG or PNG they would be used." }
+            details open[files.len() <= FEW_FILES] {
+                summary { (counted(files.len(), "file", "files")) }
+                ul {
+                    @for file in files.iter().take(MOST_FILES) { li { code { (file.path.display()) } ": " (file.kind) } }
+                    @if files.len() > MOST_FILES { li { (files.len() - MOST_FILES) " more" } }
+                }
+            }
+        }
+    }
+}
+
 pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
     let skipped: Vec<_> = run.skipped().collect();
     let images = match &run.images {
@@ -63,7 +87,11 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
         }
     };
     let (sheet, augmented) = (gallery(&images.sheet)?, gallery(&images.augmented)?);
-    let counts = run.config.classes.iter().zip(images.train_counts.iter().zip(&images.test_counts));
+    let counts = run.config.classes.iter().enumerate().map(|(class, name)| {
+        let validation = images.validation_counts.as_ref().map(|counts| counts[class]);
+        (name, images.train_counts[class], validation, images.test_counts[class])
+    });
+    let is_validated = images.validation_counts.is_some();
     let is_cut = run.config.classes.len() > images.sheet.len();
     let size = run.config.recipe.image_size;
     Ok(html! {
@@ -71,10 +99,10 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             h2 { "Data set" }
             div.scroll {
                 table {
-                    thead { tr { th { "class" } th.number { "training images" } th.number { "test images" } } }
+                    thead { tr { th { "class" } th.number { "training images" } @if is_validated { th.number { "validation images" } } th.number { "test images" } } }
                     tbody {
-                        @for (class, (train, test)) in counts {
-                            tr { td { (class) } td.number { (train) } td.number { (test) } }
+                        @for (class, train, validation, test) in counts {
+                            tr { td { (class) } td.number { (train) } @if let Some(count) = validation { td.number { (count) } } td.number { (test) } }
                         }
                     }
                 }
@@ -88,6 +116,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             }
             (augmented)
             (unreadable(&skipped))
+            (unsupported(&images.not_read))
             p.note {
                 @if run.config.recipe.exif {
                     "Images are rotated and mirrored as their EXIF orientation says."

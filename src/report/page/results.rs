@@ -6,21 +6,59 @@ use super::super::curves::{COLOURS, inline, plots};
 use super::super::record::RunRecord;
 use super::settings::network_name;
 use super::text::{counted, percent};
-use crate::train::Metric;
+use crate::train::{HeldOut, Metric};
 
 /// The maximum number of classes in a window title.
 const CLASSES_IN_TITLE: usize = 4;
 
 pub(super) fn best_accuracy(run: &RunRecord) -> f64 {
-    let accuracies =
-        run.epochs().map(|metric| if let Metric::Epoch { test_acc, .. } = metric { *test_acc } else { 0.0 });
-    accuracies.fold(0.0, f64::max)
+    run.final_test().map_or_else(|| best_held_out(run), |(_, accuracy)| accuracy)
+}
+
+/// The best accuracy on the images that choose the model.
+fn best_held_out(run: &RunRecord) -> f64 {
+    run.epochs().filter_map(accuracy_of).fold(0.0, f64::max)
+}
+
+fn accuracy_of(metric: &Metric) -> Option<f64> {
+    match metric {
+        Metric::Epoch { held_out, .. } => Some(held_out.accuracy()),
+        _ => None,
+    }
+}
+
+fn name_of(metric: &Metric) -> Option<&'static str> {
+    match metric {
+        Metric::Epoch { held_out, .. } => Some(held_out.name()),
+        _ => None,
+    }
 }
 
 fn last_accuracy(run: &RunRecord) -> f64 {
-    match run.epochs().last() {
-        Some(Metric::Epoch { test_acc, .. }) => *test_acc,
-        _ => 0.0,
+    let last = || run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
+    run.final_test().map_or_else(last, |(_, accuracy)| accuracy)
+}
+
+/// What chose the epoch whose model is kept, and what that does to the figure.
+fn choice(run: &RunRecord, held_out: &HeldOut) -> String {
+    let epochs = run.epochs().count();
+    match (held_out, run.final_test()) {
+        (HeldOut::Validation { .. }, Some((epoch, _))) => format!(
+            "The validation images chose the epoch whose model is saved, {epoch} of {epochs}. The test images had no part in \
+             that: they were classified once, at the end, by this model."
+        ),
+        (HeldOut::Validation { .. }, None) => {
+            "The validation images choose the epoch whose model is saved. The test images are classified at the end."
+                .into()
+        }
+        (HeldOut::Test { .. }, _) if epochs == 1 => {
+            "There was one epoch only, so the test images had no part in choosing the model that is saved.".into()
+        }
+        (HeldOut::Test { .. }, _) => format!(
+            "The saved model is that of the epoch with the best test accuracy, the best of {epochs}. As the same images chose \
+             it and measured it, the figure is a little flattering. A folder val/ beside train/ and test/ avoids that: it then \
+             chooses the epoch, and the test images are used once, at the end."
+        ),
     }
 }
 
@@ -36,6 +74,9 @@ pub(super) fn title(run: &RunRecord) -> String {
 
 pub(super) fn headline(run: &RunRecord) -> String {
     match run.epochs().last() {
+        Some(Metric::Epoch { held_out: HeldOut::Validation { .. }, .. }) if run.final_test().is_none() => {
+            format!("{} validation accuracy", percent(best_accuracy(run)))
+        }
         Some(_) => format!("{} test accuracy", percent(best_accuracy(run))),
         None => "No epoch finished yet".into(),
     }
@@ -56,8 +97,11 @@ pub(super) fn lead(run: &RunRecord) -> String {
         }
         (None, false) => "fine-tuned from pretrained weights".into(),
     };
+    let validated = config.validation_images.map_or(String::new(), |images| {
+        format!(", chosen by {}", counted(images, "validation image", "validation images"))
+    });
     format!(
-        "{}, {training} on {} of {} and tested on {}.",
+        "{}, {training} on {} of {}{validated} and tested on {}.",
         network_name(&config.recipe),
         counted(config.train_images, "image", "images"),
         counted(config.classes.len(), "class", "classes"),
@@ -66,7 +110,7 @@ pub(super) fn lead(run: &RunRecord) -> String {
 }
 
 pub(super) fn figures(run: &RunRecord) -> Markup {
-    let Some(Metric::Epoch { epoch, train_loss, train_acc, test_acc, images_per_second, .. }) = run.epochs().last()
+    let Some(Metric::Epoch { epoch, train_loss, train_acc, held_out, images_per_second, .. }) = run.epochs().last()
     else {
         return html! {};
     };
@@ -75,8 +119,13 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
         section {
             h2 { "Results" }
             dl.figures {
-                div { dt { "best test accuracy" } dd { (percent(best_accuracy(run))) } }
-                div { dt { "final test accuracy" } dd { (percent(*test_acc)) } }
+                @if let Some((_, accuracy)) = run.final_test() {
+                    div { dt { "test accuracy" } dd { (percent(accuracy)) } }
+                }
+                div { dt { "best " (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
+                @if run.final_test().is_none() {
+                    div { dt { "final " (held_out.name()) " accuracy" } dd { (percent(held_out.accuracy())) } }
+                }
                 div { dt { "training accuracy" } dd { (percent(*train_acc)) } }
                 div { dt { "training loss" } dd { (format!("{train_loss:.3}")) } }
                 div { dt { "images/s" } dd { (format!("{images_per_second:.1}")) } }
@@ -84,14 +133,15 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
             }
             p.summary {
                 (format!(
-                    "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} examples/sec on {}",
+                    "loss {train_loss:.3}, train acc {train_acc:.3}, {} acc {:.3}; {images_per_second:.1} examples/sec on {}",
+                    if run.final_test().is_some() { "test" } else { held_out.short_name() },
+                    last_accuracy(run),
                     run.config.device
                 ))
             }
             p.note {
-                "Accuracy is the share of images that are classified correctly. The saved model is that of the epoch with the best test \
-                 accuracy, which makes this figure slightly optimistic. Training accuracy is measured on randomly cropped images, which \
-                 are harder to classify than the test images."
+                "Accuracy is the share of images that are classified correctly. " (choice(run, held_out)) " Training accuracy is measured \
+                 on randomly cropped images, which are harder to classify than whole ones."
             }
         }
     }
@@ -102,6 +152,9 @@ pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
         return html! {};
     }
     let [loss, accuracy] = plots(runs);
+    let mut names: Vec<&str> = runs.iter().filter_map(|run| run.epochs().last()).filter_map(name_of).collect();
+    names.dedup();
+    let held_out = if names.is_empty() { "test".to_string() } else { names.join(" or ") };
     html! {
         section {
             h2 { "Training curves" }
@@ -110,7 +163,7 @@ pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
                 (PreEscaped(inline(&accuracy, "accuracy per epoch")))
             }
             p.note {
-                "An epoch is one pass over all training images. Solid lines: test images, after each epoch. Dashed lines: training \
+                "An epoch is one pass over all training images. Solid lines: " (held_out) " images, after each epoch. Dashed lines: training \
                  images, averaged since the start of the epoch. The loss measures how far the predicted probabilities are from the \
                  correct classes; lower is better."
             }
@@ -143,9 +196,9 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                     tbody {
                         @for run in runs {
                             @match run.epochs().last() {
-                                Some(Metric::Epoch { epoch, train_loss, train_acc, test_acc, .. }) => tr {
+                                Some(Metric::Epoch { epoch, train_loss, train_acc, .. }) => tr {
                                     td { (run.name) }
-                                    td.number { (percent(*test_acc)) }
+                                    td.number { (percent(last_accuracy(run))) }
                                     td.number { (percent(best_accuracy(run))) }
                                     td.number { (percent(*train_acc)) }
                                     td.number { (format!("{train_loss:.3}")) }

@@ -1,0 +1,150 @@
+//! What lies in the folders of a data set and is not read: what systems and programs leave behind, and images of types that
+//! are not supported.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::format;
+use super::image_folder::EXTENSIONS;
+use crate::error::{Error, Result};
+
+/// Folders that are never a class. So is every folder whose name starts with a dot.
+const FOREIGN_FOLDERS: [&str; 7] =
+    ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"];
+
+/// Files that are never an image, whatever folder they are in. So is every file whose name starts with `._`.
+const FOREIGN_FILES: [&str; 4] = [".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"];
+
+/// What was found and not read; see the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotRead {
+    /// What systems and programs leave behind: how often each name occurs. Files `._*` are counted together.
+    pub foreign: BTreeMap<String, usize>,
+    /// Images of types that are not supported, in the order in which they were found.
+    pub unsupported: Vec<UnsupportedFile>,
+}
+
+/// An image of a type that is not supported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsupportedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What its type is called, such as `HEIC`.
+    pub kind: String,
+}
+
+/// What a file is to a data set.
+pub(super) enum FileKind {
+    /// An image to read.
+    Image,
+    /// An image of a type that is not read.
+    Unsupported(String),
+    /// Counted under this name.
+    Foreign(String),
+    /// Anything else, such as a list of labels.
+    Other,
+}
+
+/// The name under which a folder is counted, if it is left behind by a system or program.
+pub(super) fn foreign_folder(name: &OsStr) -> Option<String> {
+    let name = name.to_string_lossy();
+    (name.starts_with('.') || FOREIGN_FOLDERS.contains(&&*name)).then(|| name.into_owned())
+}
+
+/// What a file is, by its name, or by its content where the name does not say.
+pub(super) fn kind_of(path: &Path, name: &OsStr) -> FileKind {
+    let text = name.to_string_lossy();
+    if text.starts_with("._") {
+        return FileKind::Foreign("._*".into());
+    }
+    if FOREIGN_FILES.contains(&&*text) {
+        return FileKind::Foreign(text.into_owned());
+    }
+    if has_image_extension(name) {
+        return FileKind::Image;
+    }
+    match (format::FileKind::by_extension(path), path.extension()) {
+        (Some(kind), _) if kind.is_image() => FileKind::Unsupported(kind.name.into()),
+        (Some(_), _) => FileKind::Other,
+        (None, extension) => match (format::FileKind::of_file(path).filter(|kind| kind.is_image()), extension) {
+            (None, _) => FileKind::Other,
+            (Some(kind), None) if kind.format.is_some() => FileKind::Image,
+            (Some(kind), None) => FileKind::Unsupported(kind.name.into()),
+            (Some(kind), Some(extension)) => {
+                FileKind::Unsupported(format!("{} with the ending .{}", kind.name, extension.display()))
+            }
+        },
+    }
+}
+
+/// Whether the name ends as that of an image does.
+pub fn has_image_extension(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    EXTENSIONS.iter().any(|extension| {
+        name.len() >= extension.len() && name[name.len() - extension.len()..].eq_ignore_ascii_case(extension.as_bytes())
+    })
+}
+
+impl NotRead {
+    pub(super) fn add_foreign(&mut self, name: String) {
+        *self.foreign.entry(name).or_default() += 1;
+    }
+
+    /// Adds what another folder holds.
+    pub(super) fn add(&mut self, other: &Self) {
+        for (name, count) in &other.foreign {
+            *self.foreign.entry(name.clone()).or_default() += count;
+        }
+        self.unsupported.extend(other.unsupported.iter().cloned());
+    }
+
+    /// How many unsupported images of each type there are, the most frequent type first.
+    pub fn unsupported_counts(&self) -> Vec<(&str, usize)> {
+        let mut counts = BTreeMap::new();
+        for file in &self.unsupported {
+            *counts.entry(file.kind.as_str()).or_default() += 1;
+        }
+        let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+        counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        counts
+    }
+
+    /// `12 files skipped: 9 HEIC, 3 GIF`; none if every image has a supported type.
+    pub fn unsupported_line(&self) -> Option<String> {
+        let counts: Vec<String> =
+            self.unsupported_counts().iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        let files = self.unsupported.len();
+        (files > 0)
+            .then(|| format!("{files} {} skipped: {}", if files == 1 { "file" } else { "files" }, counts.join(", ")))
+    }
+
+    /// One line for each kind of thing.
+    pub(super) fn notices(&self) -> Vec<String> {
+        let names = self.foreign.iter().map(|(name, count)| match count {
+            1 => name.clone(),
+            _ => format!("{count} x {name}"),
+        });
+        let foreign = (!self.foreign.is_empty())
+            .then(|| format!("set aside, as it belongs to no class: {}", names.collect::<Vec<_>>().join(", ")));
+        let unsupported = self.unsupported_line().map(|line| format!("{line} (these types are not supported)"));
+        foreign.into_iter().chain(unsupported).collect()
+    }
+
+    /// Refuses images of types that are not supported.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn require_none_unsupported(&self) -> Result<()> {
+        match (self.unsupported.as_slice(), self.unsupported_line()) {
+            ([first, ..], Some(line)) => {
+                Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind))
+                    .hint(format!("convert the files to JPEG or PNG, or leave --strict out; {SUPPORTED}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What is read instead.
+const SUPPORTED: &str = "JPEG, PNG, PNM, BMP, TIFF and WebP are read";
