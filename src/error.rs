@@ -17,7 +17,7 @@ pub enum ErrorKind {
     NotFinite,
     /// The command line is wrong: an invalid value, or flags that contradict each other (exit status 2).
     Usage,
-    /// The user interrupted the command (exit status 130).
+    /// A signal interrupted the command (exit status 130 after Ctrl-C).
     Interrupted,
 }
 

@@ -1753,14 +1753,14 @@ mod interruption {
         let place = Workplace::new();
         let train = format!("train data {SMALL} {LONG}");
         place.succeed(&format!("{train} --out whole"));
-        for (name, lines) in [("-INT", 1), ("-TERM", 7), ("-INT", 18)] {
+        for (name, lines, status) in [("-INT", 1, 130), ("-TERM", 7, 143), ("-HUP", 13, 129), ("-INT", 18, 130)] {
             let out = format!("stopped{lines}");
             let child = spawn(&place, &format!("{train} --out {out}"));
             wait_for_lines(&place, &format!("{out}/metrics.jsonl"), lines);
             signal(&child, name);
             let output = child.wait_with_output().unwrap();
             let stderr = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(130), "{stderr}");
+            assert_eq!(output.status.code(), Some(status), "{stderr}");
             assert_eq!(output.stdout, b"");
             let [.., stopped, hint] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
             assert!(stopped.starts_with("error: stopped in epoch "), "{stderr}");
@@ -1773,6 +1773,21 @@ mod interruption {
             assert!(resumed.stderr.contains("resuming in epoch "), "{}", resumed.stderr);
             place.assert_same_result("whole", &out);
         }
+    }
+
+    /// A run under `nohup` goes on when its terminal is closed.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn by_a_closed_terminal_is_not_one_under_nohup() {
+        let place = Workplace::new();
+        let mut command = Command::new("nohup");
+        let line = format!("train data {SMALL} {LONG} --out run");
+        command.arg(PROGRAM).args(line.split_whitespace()).current_dir(place.folder.path());
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for_lines(&place, "run/metrics.jsonl", 1);
+        signal(&child, "-HUP");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The first signal stops the run after the current step, the second stops it at once.
@@ -1790,9 +1805,9 @@ mod interruption {
         while !told.contains("stopping after this step; press Ctrl-C again to stop at once") {
             assert!(std::io::BufRead::read_line(&mut stderr, &mut told).unwrap() > 0, "{told}");
         }
-        signal(&child, "-INT");
+        signal(&child, "-TERM");
         let asked = Instant::now();
-        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(child.wait().unwrap().code(), Some(143));
         assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
         std::io::Read::read_to_string(&mut stderr, &mut told).unwrap();
         assert!(!told.contains("stopped in epoch"), "the step was completed: {told}");

@@ -271,19 +271,91 @@ fn a_page_without_its_pictures_says_so() {
     assert!(!place.path("run/report.html").exists() && !place.path("run/curves.svg").exists());
     fs::rename(place.path("data"), place.path("moved")).unwrap();
     let outcome = place.succeed("report run");
-    assert!(
-        outcome.stderr.contains("warning: the report lacks the test images: there is no folder data"),
-        "{}",
-        outcome.stderr
-    );
+    let reason = format!("there is no folder {}", place.path("data").display());
+    let warning = format!("warning: the report lacks the test images: {reason}");
+    assert!(outcome.stderr.contains(&warning), "{}", outcome.stderr);
     let page = place.read("run/report.html");
-    assert!(page.contains("The images are not shown: there is no folder data"));
+    assert!(page.contains(&format!("The images are not shown: {reason}")));
     assert_eq!(count(&page, "img"), 0);
     place.succeed("report run --data moved -o moved.html");
     assert!(count(&place.read("moved.html"), "img") > 30);
     let refused = place.run(&["report", "moved"]);
     assert_eq!(refused.status, 1);
     assert!(refused.stderr.contains("moved is not a run: cannot read config.json: "), "{}", refused.stderr);
+}
+
+#[test]
+fn images_are_found_wherever_the_command_is_called() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+    let page = place.read("run/report.html");
+    // Of the same names, but not the run's.
+    place.draw("elsewhere/data/train/blue", 7, 10);
+    let line = ["report", "../run", "-o", "page.html"];
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_retune"));
+    let output = command.args(line).current_dir(place.path("elsewhere")).env("CUDA_VISIBLE_DEVICES", "");
+    output.assert().success().stderr("");
+    // The commands on it name the run's folder.
+    assert!(place.read("elsewhere/page.html").replace("../run/", "run/") == page);
+}
+
+/// With the same classes and as many images.
+#[test]
+fn images_of_another_data_set_are_never_shown() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+    let page = place.read("run/report.html");
+    fs::rename(place.path("data"), place.path("own")).unwrap();
+    for (split, pictures) in [("train", 10), ("test", 4)] {
+        for (kind, class) in [(5, "blue"), (6, "red")] {
+            place.draw(&format!("data/{split}/{class}"), kind, pictures);
+        }
+    }
+    let refused = place.run(&["report", "run"]);
+    assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
+    let data = place.path("data");
+    let reason = format!("{} does not hold the images of the run: ", data.display());
+    assert!(refused.stderr.contains(&reason), "{}", refused.stderr);
+    assert!(refused.stderr.contains(" of other content (first test: blue/00.png)"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("--data") && refused.stderr.contains("--force"), "{}", refused.stderr);
+    assert!(place.read("run/report.html") == page, "a page without images does not replace one with images");
+
+    let other = place.succeed("report run -o other.html");
+    assert!(other.stderr.contains("warning: the report lacks the test images: "), "{}", other.stderr);
+    assert_eq!(count(&place.read("other.html"), "img"), 0);
+    place.succeed("report run --data own");
+    assert!(place.read("run/report.html") == page);
+    place.succeed("report run --force");
+    assert_eq!(count(&place.read("run/report.html"), "img"), 0);
+    assert!(place.read("run/report.html").contains("does not hold the images of the run"));
+    // One that shows more always may.
+    place.succeed("report run --data own");
+    assert!(place.read("run/report.html") == page);
+    place.succeed("report run --no-images");
+    assert_eq!(count(&place.read("run/report.html"), "img"), 0);
+
+    fs::write(place.path("own/train/red/99.png"), fs::read(place.path("own/train/red/00.png")).unwrap()).unwrap();
+    let added = place.succeed("report run --data own").stderr;
+    assert!(added.contains("does not hold the images of the run: 1 added (train: red/99.png)"), "{added}");
+}
+
+#[test]
+fn a_comparison_does_not_lose_the_images_of_a_run() {
+    let place = Workplace::new(&["blue", "red"]);
+    for run in ["one", "two"] {
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out {run} --no-report"));
+    }
+    place.succeed("report one two");
+    let page = place.read("comparison.html");
+    assert!(count(&page, "img") > 0);
+    fs::remove_file(place.path("two/model.safetensors")).unwrap();
+    let refused = place.run(&["report", "one", "two"]);
+    assert_eq!(refused.status, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("there is no two/model.safetensors"), "{}", refused.stderr);
+    assert!(place.read("comparison.html") == page);
+    // A comparison of fewer runs does not lack what it does not compare.
+    place.succeed("report one one -o comparison.html");
+    place.succeed("report one two --force");
 }
 
 #[test]
@@ -301,7 +373,7 @@ fn a_run_without_an_epoch_and_many_classes_have_pages() {
     )
     .unwrap();
     fs::remove_file(place.path("run/model.safetensors")).unwrap();
-    place.succeed("report run");
+    place.succeed("report run --force");
     let page = place.read("run/report.html");
     elements(&page);
     assert!(page.contains("No epoch finished yet"));

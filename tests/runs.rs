@@ -341,7 +341,7 @@ mod resuming {
         let place = begun();
         fs::remove_file(place.path("run/images.jsonl")).unwrap();
         place.draw("data/train/red/9.png", [200, 60, 40], 9);
-        place.refuse(RESUME, 1, "names, sizes or classes differ");
+        place.refuse(RESUME, 1, "names, sizes, classes or contents differ");
     }
 
     /// Its checkpoints contain no list of images; `config.json` has their numbers.

@@ -266,17 +266,64 @@ fn a_data_set_that_vanishes_ends_the_run_and_its_checkpoint_stays() {
     assert_eq!(checkpoint.position.epoch, 2);
 }
 
+/// Names of classes, folders and files that would recolour a terminal, split a line, or reverse the text beside them.
+#[cfg(unix)]
 #[test]
-fn a_resumed_run_warns_about_changed_images() {
-    let folder = drawn(5, 3);
-    let train = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --device cpu --no-report --out run";
-    succeed(folder.path(), &format!("{train} --epochs 1"));
-    let resumed = String::from_utf8(succeed(folder.path(), &format!("{train} --epochs 2 --resume")).stderr).unwrap();
-    assert!(!resumed.contains("the run started with"), "{resumed}");
-    fs::remove_file(folder.path().join("data/train/red/01.png")).unwrap();
-    let resumed = String::from_utf8(succeed(folder.path(), &format!("{train} --epochs 3 --resume")).stderr).unwrap();
-    let expected = "the run started with 10 training and 6 test images, now there are 9 and 6";
-    assert!(resumed.contains(expected), "{resumed}");
+fn names_cannot_control_the_terminal_or_split_a_record() {
+    let (blue, red) = ("bl\u{1b}[31mue\n", "re\u{202e}d\r\t");
+    let folder = drawn(4, 2);
+    for split in ["train", "test"] {
+        for (plain, hostile) in [("blue", blue), ("red", red)] {
+            let class = folder.path().join(format!("data/{split}/{hostile}"));
+            fs::rename(folder.path().join(format!("data/{split}/{plain}")), &class).unwrap();
+            fs::rename(class.join("00.png"), class.join("0\u{1b}]0;title\u{7}\n0.png")).unwrap();
+            write(&class.join("broken\u{9b}2J.png"), b"no picture");
+        }
+    }
+    let train = "train data --from-scratch --width 4 --image-size 33 --batch-size 4 --epochs 1 --device cpu --out run";
+    let model = "run/model.safetensors";
+    let mut shown = String::new();
+    for line in [
+        train,
+        &format!("eval {model} data --device cpu"),
+        &format!("eval {model} data --device cpu --json"),
+        &format!("inspect {model}"),
+        &format!("inspect {model} --json"),
+        "report run --device cpu",
+        "show data -o sheet.png",
+    ] {
+        let output = succeed(folder.path(), line);
+        shown += &String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    }
+    let images = succeed_with_failures(folder.path(), &format!("predict {model} data/test --device cpu"));
+    assert_eq!(images.lines().count(), 4, "one line for each readable image: {images:?}");
+    let json = succeed_with_failures(folder.path(), &format!("predict {model} data/test --device cpu --json"));
+    assert_eq!(json.lines().count(), 1);
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let classes: BTreeSet<&str> = (0..4).map(|at| found[at]["classes"][0]["class"].as_str().unwrap()).collect();
+    assert!(classes.iter().all(|class| [blue, red].contains(class)), "JSON has the names themselves: {classes:?}");
+    shown += &(images + &json);
+    shown += &fs::read_to_string(folder.path().join("run/report.html")).unwrap();
+    shown += &fs::read_to_string(folder.path().join("run/curves.svg")).unwrap();
+    let hidden = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    if let Some(at) = shown.find(hidden) {
+        let start = shown[..at].rfind('\n').map_or(0, |end| end + 1);
+        panic!("{:?}", shown[start..].lines().next());
+    }
+    for escaped in ["bl\\u{1b}[31mue\\n", "re\\u{202e}d\\r\\t", "0\\u{1b}]0;title\\u{7}\\n0.png", "broken\\u{9b}2J.png"]
+    {
+        assert!(shown.contains(escaped), "{escaped}");
+    }
+}
+
+/// Standard output of a command that skips images and says so by its exit status.
+fn succeed_with_failures(folder: &Path, line: &str) -> String {
+    let output = retune(folder, line);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}: {stderr}");
+    assert!(stderr.contains("error: 2 of 6 images could not be read"), "{stderr}");
+    assert!(!stderr.contains(|c: char| c.is_control() && c != '\n'), "{stderr:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A class of 100,000 files (links to one image): listed in order, and one epoch over all of them.

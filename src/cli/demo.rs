@@ -10,9 +10,10 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use super::interruption::interruption;
 use super::progress::{Progress, duration};
 use super::train::command_words;
-use super::training::{Place, Trained, Training, interruption};
+use super::training::{Place, Trained, Training};
 use super::{GlobalArguments, print_json, print_result, report};
 use crate::data::ImageFolder;
 use crate::device::{Device, threads};

@@ -10,6 +10,7 @@ mod eval;
 mod fetch;
 mod gradcheck;
 mod inspect;
+mod interruption;
 mod man;
 mod predict;
 mod progress;
@@ -271,7 +272,8 @@ fn command_line() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
-/// Parses the command line and runs the command. Exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted.
+/// Parses the command line and runs the command. Exit status: 0 success, 1 failure, 2 wrong usage, 128 and the number of
+/// the signal if a signal ended it: 130 for Ctrl-C.
 pub fn main() -> ExitCode {
     let Arguments { global, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -309,7 +311,7 @@ pub fn main() -> ExitCode {
             ExitCode::from(match error.kind() {
                 ErrorKind::Failure | ErrorKind::NotFinite => 1,
                 ErrorKind::Usage => 2,
-                ErrorKind::Interrupted => 130,
+                ErrorKind::Interrupted => interruption::exit_status(),
             })
         }
     }

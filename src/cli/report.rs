@@ -10,7 +10,7 @@ use super::{GlobalArguments, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::file::write_atomically;
-use crate::report::{Introduction, RunRecord, comparison_page, curves_png, curves_svg, run_page};
+use crate::report::{Introduction, PageContent, RunRecord, comparison_page, curves_png, curves_svg, run_page};
 use crate::train::RunFolder;
 
 const EXAMPLES: &str = "\
@@ -42,6 +42,10 @@ pub struct ReportArguments {
     /// Leave out everything that needs the images: confusion matrix, mistakes, Grad-CAM and data set
     #[arg(long)]
     no_images: bool,
+
+    /// Replace an existing report even if it shows images that the new one lacks
+    #[arg(short, long)]
+    force: bool,
 }
 
 pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<ExitCode> {
@@ -56,16 +60,24 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
             evaluate(global, record, arguments.data.as_deref(), &device)?;
         }
     }
+    let runs: Vec<&RunRecord> = records.iter().collect();
+    // Without the images because that was asked for is not by accident.
+    let may_lose_images = arguments.force || arguments.no_images;
     let page = match records.as_slice() {
         [record] => {
             let page = arguments.output.clone().unwrap_or_else(|| record.folder.join("report.html"));
+            if !may_lose_images {
+                require_no_loss(&page, &runs)?;
+            }
             write(&page, run_page(record)?.as_bytes())?;
             write_curves(record)?;
             page
         }
         _ => {
             let page = arguments.output.clone().unwrap_or_else(|| PathBuf::from("comparison.html"));
-            let runs: Vec<&RunRecord> = records.iter().collect();
+            if !may_lose_images {
+                require_no_loss(&page, &runs)?;
+            }
             let title = format!("{} runs compared", runs.len());
             write(&page, comparison_page(&Introduction { title, ..Introduction::default() }, &runs)?.as_bytes())?;
             page
@@ -99,10 +111,25 @@ pub fn evaluate(
     Ok(())
 }
 
+/// Refuses to replace a page by one that lacks what it shows.
+fn require_no_loss(page: &Path, runs: &[&RunRecord]) -> Result<()> {
+    // A page that cannot be read is not one of this program, or there is none.
+    let Ok(existing) = std::fs::read_to_string(page) else { return Ok(()) };
+    if !PageContent::of(runs).is_poorer_than(&PageContent::of_page(&existing), runs.len()) {
+        return Ok(());
+    }
+    let reasons = runs.iter().filter_map(|run| run.images.as_ref().err().or(run.test.as_ref().err()));
+    let reason = reasons.map(String::as_str).next().unwrap_or("images are missing");
+    Err(Error::new(format!("{} shows images that a new report would lack: {reason}", page.display())).hint(
+        "name the folder of the data set with --data, write another file with --output, or replace it with --force",
+    ))
+}
+
 /// Writes a run's report and curves into its folder. Returns the path of the report.
 pub fn write_page(record: &RunRecord) -> Result<PathBuf> {
-    write_curves(record)?;
     let page = record.folder.join("report.html");
+    require_no_loss(&page, &[record])?;
+    write_curves(record)?;
     write(&page, run_page(record)?.as_bytes())?;
     Ok(page)
 }

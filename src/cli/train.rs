@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
+use super::interruption::interruption;
 use super::progress::Progress;
-use super::training::{Place, Trained, Training, interruption};
+use super::training::{Place, Trained, Training};
 use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
 use crate::data::Augmentation;
 use crate::device::Device;

@@ -1,11 +1,10 @@
 //! Code that the training commands share: a run from its preparation to its report, with its progress.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, report, say, size, warn_of_skipped};
-use crate::error::{Context, Error, ErrorKind, Result};
+use super::{GlobalArguments, report, size, warn_of_skipped};
+use crate::error::{Error, ErrorKind, Result};
 use crate::train::{Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
 /// The optional outputs of a run, and its entries in `config.json`.
@@ -163,19 +162,6 @@ fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
     }
     run.images.save(&folder.images())?;
     config.save(folder)
-}
-
-/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
-pub fn interruption() -> Result<&'static AtomicBool> {
-    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        say("\nstopping after this step; press Ctrl-C again to stop at once");
-    })
-    .context(|| "cannot listen for Ctrl-C")?;
-    Ok(&INTERRUPTED)
 }
 
 /// Adds the largest batch size that would fit to an out-of-memory error.

@@ -13,6 +13,6 @@ pub use confusion::{ClassResult, Confusion};
 pub use contact_sheet::{ContactSheet, Tile, augmented_tiles, first_and_last, tile, tiles_of_classes};
 pub use curves::{curves_png, curves_svg};
 pub use grad_cam::{attention, overlay};
-pub use page::{Introduction, Section, comparison_page, run_page};
+pub use page::{Introduction, PageContent, Section, comparison_page, run_page};
 pub use preview::preview;
 pub use record::{ImageRecord, PredictedImage, RunRecord, TestRecord};

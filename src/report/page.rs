@@ -18,6 +18,50 @@ const STYLE: &str = include_str!("page.css");
 /// A comparison of more runs than this shows no confusion matrices.
 const MOST_MATRICES: usize = 4;
 
+/// The name of the element that says what a page shows.
+const CONTENT: &str = "retune-content";
+
+/// For how many runs a page shows what needs the images.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PageContent {
+    /// Runs with images of the data set.
+    pub images: usize,
+    /// Runs with results of the test images.
+    pub tests: usize,
+}
+
+impl PageContent {
+    /// What a page of these runs shows.
+    pub fn of(runs: &[&RunRecord]) -> Self {
+        let count = |shown: fn(&RunRecord) -> bool| runs.iter().filter(|run| shown(run)).count();
+        Self { images: count(|run| run.images.is_ok()), tests: count(|run| run.test.is_ok()) }
+    }
+
+    /// What an existing page shows. Those of earlier versions do not say so; they show images if they contain any.
+    pub fn of_page(page: &str) -> Self {
+        let start = format!("<meta name=\"{CONTENT}\" content=\"");
+        let said = page.split_once(&start).and_then(|(_, rest)| rest.split_once('"')).map(|(said, _)| said);
+        let numbers = said.and_then(|said| said.strip_prefix("images=")?.split_once(" tests="));
+        match numbers.map(|(images, tests)| (images.parse(), tests.parse())) {
+            Some((Ok(images), Ok(tests))) => Self { images, tests },
+            _ if page.contains("data:image/") => Self { images: 1, tests: 1 },
+            _ => Self::default(),
+        }
+    }
+
+    /// Whether a page of `runs` runs lacks something that the other page shows.
+    pub fn is_poorer_than(&self, other: &Self, runs: usize) -> bool {
+        let lacks = |this: usize, other: usize| this < runs && this < other;
+        lacks(self.images, other.images) || lacks(self.tests, other.tests)
+    }
+}
+
+impl std::fmt::Display for PageContent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "images={} tests={}", self.images, self.tests)
+    }
+}
+
 /// The texts of a comparison besides its results.
 #[derive(Debug, Clone, Default)]
 pub struct Introduction {
@@ -61,7 +105,7 @@ pub fn run_page(run: &RunRecord) -> Result<String> {
         (settings::settings(run))
         (settings::usage(run))
     };
-    Ok(document(&results::title(run), &body))
+    Ok(document(&results::title(run), PageContent::of(&[run]), &body))
 }
 
 /// A comparison of several runs.
@@ -90,10 +134,10 @@ pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Resu
             (predictions::grad_cams(best, Some(&best.name))?)
         }
     };
-    Ok(document(&introduction.title, &body))
+    Ok(document(&introduction.title, PageContent::of(runs), &body))
 }
 
-fn document(title: &str, body: &Markup) -> String {
+fn document(title: &str, content: PageContent, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -102,6 +146,7 @@ fn document(title: &str, body: &Markup) -> String {
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="generator" content=(concat!("retune ", env!("CARGO_PKG_VERSION")));
+                meta name=(CONTENT) content=(content.to_string());
                 title { (title) }
                 style { (PreEscaped(STYLE)) (PreEscaped(themed_rules())) }
             }

@@ -6,6 +6,7 @@ use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{Options, Tree, fontdb};
 
 use crate::error::{Context, Error, Result};
+use crate::printable::printable;
 
 /// The embedded font's family name.
 pub const FONT_FAMILY: &str = "Ubuntu";
@@ -44,14 +45,14 @@ pub fn rgba(svg: &str) -> Result<(Vec<u8>, u32)> {
 /// Escapes text for XML.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             // XML cannot represent these characters.
-            c if c.is_control() || matches!(c, '\u{FFFE}' | '\u{FFFF}') => escaped.push(char::REPLACEMENT_CHARACTER),
+            '\u{FFFE}' | '\u{FFFF}' => escaped.push(char::REPLACEMENT_CHARACTER),
             c => escaped.push(c),
         }
     }

@@ -14,10 +14,10 @@ use crate::data::{
     Splits, Transform, Transformer, open_dataset,
 };
 use crate::device::{Device, threads};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::printable::printable;
 use crate::train::{
-    Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model,
+    ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model,
 };
 
 /// Width and height of the images on a page.
@@ -128,26 +128,14 @@ impl RunRecord {
     ) -> Result<()> {
         let model = RunFolder { path: self.folder.clone() }.model();
         let loaded = model.exists().then(|| load_model(device.clone(), &model)).transpose()?;
-        let data = data.unwrap_or(&self.config.data).to_path_buf();
-        let Recipe { test_fraction, seed, .. } = self.config.recipe;
-        let splits = match open_dataset(&data, test_fraction, seed) {
-            Ok(splits) => splits.decoded_with(self.config.recipe.decoding()),
+        let splits = match self.splits(data.unwrap_or(&self.config.data)) {
+            Ok(splits) => splits,
             Err(error) => {
-                self.images = Err(error.message().to_string());
-                self.test = Err(error.message().to_string());
+                let reason = error.message().to_string();
+                (self.images, self.test) = (Err(reason.clone()), Err(reason));
                 return Ok(());
             }
         };
-        if splits.train.classes != self.config.classes {
-            let message = format!(
-                "{} has the classes {}, the run has {}",
-                data.display(),
-                splits.train.classes.join(", "),
-                self.config.classes.join(", ")
-            );
-            (self.images, self.test) = (Err(message.clone()), Err(message));
-            return Ok(());
-        }
         self.images = Ok(ImageRecord::new(&splits, &self.config.recipe));
         self.test = match loaded.map(|loaded| Self::test(loaded, &splits.test, device, tell)) {
             Some(Err(error)) if error.kind() == ErrorKind::NotFinite => return Err(error),
@@ -155,6 +143,34 @@ impl RunRecord {
             None => Err(format!("there is no {}", model.display())),
         };
         Ok(())
+    }
+
+    /// Opens the data set, and checks that its images are those of the run.
+    fn splits(&self, data: &Path) -> Result<Splits> {
+        let RunConfig { recipe, classes, train_images, test_images, images, .. } = &self.config;
+        let splits = open_dataset(data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
+        let shown = data.display();
+        if splits.train.classes != *classes {
+            let (found, expected) = (splits.train.classes.join(", "), classes.join(", "));
+            return Err(Error::new(format!("{shown} has the classes {found}, the run has {expected}")));
+        }
+        let found = [splits.train.len(), splits.test.len()];
+        let expected = [*train_images, *test_images];
+        let difference = match images {
+            Some(digest) => {
+                ImageList::of(&splits).difference_from(digest, &RunFolder { path: self.folder.clone() }.images())
+            }
+            // Earlier versions recorded only the numbers.
+            None if found == expected => None,
+            None => Some(format!(
+                "{} training and {} test images, the run had {} and {}",
+                found[0], found[1], expected[0], expected[1]
+            )),
+        };
+        match difference {
+            None => Ok(splits),
+            Some(difference) => Err(Error::new(format!("{shown} does not hold the images of the run: {difference}"))),
+        }
     }
 
     fn test(

@@ -133,7 +133,7 @@ pub struct Checkpoint {
     pub recipe: Recipe,
     /// Names of the classes.
     pub classes: Vec<String>,
-    /// The digest of the list of images; versions before 0.2 stored none.
+    /// The digest of the list of images; earlier versions stored none.
     pub images: Option<String>,
     /// The position.
     pub position: Position,

@@ -18,7 +18,7 @@ use crate::file::write_atomically;
 pub struct RunConfig {
     /// The version of the program that started the run.
     pub retune: String,
-    /// The folder of the data set; an absolute path, except from versions before 0.2.
+    /// The folder of the data set; an absolute path, except from earlier versions.
     pub data: PathBuf,
     /// The weights that it started from, if any: an absolute path, or the name of a model on the Hugging Face Hub.
     pub weights: Option<PathBuf>,
@@ -32,7 +32,7 @@ pub struct RunConfig {
     pub train_images: usize,
     /// Test images.
     pub test_images: usize,
-    /// The digest of the list of images ([`super::ImageList::digest`]); versions before 0.2 stored none.
+    /// The digest of the list of images ([`super::ImageList::digest`]); earlier versions stored none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<String>,
     /// Validation images, where they are not the test images.

@@ -1,8 +1,9 @@
-//! The list of a run's images with their names, sizes and classes, to detect images that differ from those at the start of a run.
+//! The list of a run's images with their names, sizes and classes, to detect images that differ from those at the start of a run. A
+//! sample of the images also has a digest of the file's content, to detect another data set with the same names and sizes.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,7 +22,14 @@ struct Entry {
     path: Box<str>,
     class: Arc<str>,
     bytes: u64,
+    /// The SHA-256 of the start of the file, for a sample of the images.
+    content: Option<Box<str>>,
 }
+
+/// The number of images with a digest of their content. Reading all images of a large data set would take minutes.
+const SAMPLES: usize = 64;
+/// The number of bytes of a file that its digest covers.
+const SAMPLE_BYTES: u64 = 1 << 18;
 
 /// The images of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,36 +41,40 @@ pub struct ImageList {
 impl ImageList {
     /// Reads the size of every image.
     pub fn of(splits: &Splits) -> Self {
-        let mut entries = Vec::new();
+        let (mut entries, mut files) = (Vec::new(), Vec::<&Path>::new());
         let validation = splits.validation.iter().map(|folder| ("validation", folder));
         for (split, folder) in [("train", &splits.train), ("test", &splits.test)].into_iter().chain(validation) {
             let split: Arc<str> = split.into();
             let classes: Vec<Arc<str>> = folder.classes.iter().map(|class| class.as_str().into()).collect();
+            files.extend(folder.samples.iter().map(|sample| sample.path.as_path()));
             entries.extend(folder.samples.iter().map(|sample| Entry {
                 split: split.clone(),
                 path: name_below(folder, &sample.path).into(),
                 class: classes[sample.class].clone(),
                 // An image that no longer exists is reported when it is read.
                 bytes: fs::metadata(&sample.path).map_or(0, |found| found.len()),
+                content: None,
             }));
+        }
+        for index in evenly_spaced(files.len()) {
+            entries[index].content = digest_of_start(files[index]).map(String::into_boxed_str);
         }
         Self::new(entries)
     }
 
     fn new(entries: Vec<Entry>) -> Self {
         let mut hash = Sha256::new();
-        for Entry { split, path, class, bytes } in &entries {
-            for text in [split.as_ref(), path, class] {
+        for Entry { split, path, class, bytes, content } in &entries {
+            for text in [split.as_ref(), path, class, content.as_deref().unwrap_or_default()] {
                 hash.update((text.len() as u64).to_le_bytes());
                 hash.update(text);
             }
             hash.update(bytes.to_le_bytes());
         }
-        let digest = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { entries, digest }
+        Self { entries, digest: hexadecimal(hash) }
     }
 
-    /// SHA-256 of all names, sizes and classes, in order.
+    /// SHA-256 of all names, sizes and classes and of the sample of contents, in order.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -70,8 +82,8 @@ impl ImageList {
     /// Writes `images.jsonl` atomically.
     pub fn save(&self, path: &Path) -> Result<()> {
         write_atomically(path, |writer| {
-            for Entry { split, path, class, bytes } in &self.entries {
-                let line = serde_json::to_string(&(split.as_ref(), path, class.as_ref(), bytes))?;
+            for Entry { split, path, class, bytes, content } in &self.entries {
+                let line = serde_json::to_string(&(split.as_ref(), path, class.as_ref(), bytes, content))?;
                 writeln!(writer, "{line}")?;
             }
             Ok(())
@@ -86,8 +98,8 @@ impl ImageList {
         let doing = || format!("cannot read {}", path.display());
         let text = fs::read_to_string(path).context(doing)?;
         let entries = text.lines().map(|line| {
-            let (split, path, class, bytes): (String, Box<str>, String, u64) = serde_json::from_str(line)?;
-            Ok(Entry { split: split.into(), path, class: class.into(), bytes })
+            let (split, path, class, bytes, content): (String, _, String, _, _) = serde_json::from_str(line)?;
+            Ok(Entry { split: split.into(), path, class: class.into(), bytes, content })
         });
         Ok(Self::new(entries.collect::<serde_json::Result<Vec<Entry>>>().context(doing)?))
     }
@@ -101,13 +113,18 @@ impl ImageList {
             ("removed", Vec::new()),
             ("of another size", Vec::new()),
             ("of another class", Vec::new()),
+            ("of other content", Vec::new()),
         ];
         for (name, found) in &now {
             match before.get(name) {
                 None => kinds[0].1.push(name),
-                Some(known) if known == found => {}
-                Some((class, _)) if *class == found.0 => kinds[2].1.push(name),
-                Some(_) => kinds[3].1.push(name),
+                Some(known) if known.class != found.class => kinds[3].1.push(name),
+                Some(known) if known.bytes != found.bytes => kinds[2].1.push(name),
+                // Where images were added or removed, others were sampled.
+                Some(known) if known.content.as_ref().zip(found.content.as_ref()).is_some_and(|(a, b)| a != b) => {
+                    kinds[4].1.push(name);
+                }
+                Some(_) => {}
             }
         }
         kinds[1].1.extend(before.keys().filter(|name| !now.contains_key(name)));
@@ -123,10 +140,39 @@ impl ImageList {
         }
     }
 
-    /// Class and size of each image, by split and path.
-    fn by_name(&self) -> BTreeMap<(&str, &str), (&str, u64)> {
-        self.entries.iter().map(|entry| ((&*entry.split, &*entry.path), (&*entry.class, entry.bytes))).collect()
+    /// The difference from the images with the digest `earlier`, whose list is in the file at `path`. `None` if there is none.
+    pub fn difference_from(&self, earlier: &str, path: &Path) -> Option<String> {
+        if earlier == self.digest {
+            return None;
+        }
+        let list = Self::open(path).ok().filter(|list| list.digest == earlier);
+        let difference = list.and_then(|list| self.difference(&list));
+        Some(difference.unwrap_or_else(|| "names, sizes, classes or contents differ".into()))
     }
+
+    fn by_name(&self) -> BTreeMap<(&str, &str), &Entry> {
+        self.entries.iter().map(|entry| ((&*entry.split, &*entry.path), entry)).collect()
+    }
+}
+
+/// The indices of the sample.
+fn evenly_spaced(images: usize) -> impl Iterator<Item = usize> {
+    let samples = images.min(SAMPLES);
+    (0..samples).map(move |sample| sample * images / samples)
+}
+
+fn digest_of_start(path: &Path) -> Option<String> {
+    // Opening a pipe would wait for ever.
+    if !path.is_file() {
+        return None;
+    }
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(SAMPLE_BYTES).read_to_end(&mut start).ok()?;
+    Some(hexadecimal(Sha256::new_with_prefix(start)))
+}
+
+fn hexadecimal(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn name_below(folder: &ImageFolder, path: &Path) -> String {
@@ -145,6 +191,7 @@ mod tests {
             path: path.into(),
             class: class.into(),
             bytes,
+            content: None,
         };
         ImageList::new(entries.iter().map(entry).collect())
     }
@@ -169,12 +216,36 @@ mod tests {
         assert_eq!(turned.difference(&before).unwrap(), "the same images in another order");
     }
 
+    #[test]
+    fn the_content_of_a_sample_is_compared() {
+        let mut before = list(&[("train", "a/1", "a", 5), ("train", "a/2", "a", 5), ("test", "b/1", "b", 7)]);
+        before.entries[1].content = Some("0a".into());
+        let before = ImageList::new(before.entries);
+        let mut entries = before.entries.clone();
+        entries[1].content = Some("0b".into());
+        let now = ImageList::new(entries);
+        assert_eq!(now.difference(&before).unwrap(), "1 of other content (train: a/2)");
+        let mut added = list(&[("train", "a/0", "a", 5)]).entries;
+        added.extend(before.entries.iter().cloned());
+        added[2].content = None;
+        added[3].content = Some("0c".into());
+        assert_eq!(ImageList::new(added).difference(&before).unwrap(), "1 added (train: a/0)");
+        for images in [0, 1, 63, 64, 65, 1000] {
+            let spaced: Vec<usize> = evenly_spaced(images).collect();
+            assert_eq!(spaced.len(), images.min(SAMPLES));
+            assert!(spaced.is_sorted_by(|a, b| a < b) && spaced.iter().all(|&index| index < images));
+        }
+    }
+
     /// Names may contain every separator that files use.
     #[test]
     fn lists_come_back_as_they_were() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("images.jsonl");
         let written = list(&[("train", "a/\n\t\"1\u{1b}[31m", "a\r", 5), ("test", "ü", "", u64::MAX)]);
+        let mut entries = written.entries;
+        entries[0].content = Some("0a".into());
+        let written = ImageList::new(entries);
         written.save(&path).unwrap();
         assert_eq!(ImageList::open(&path).unwrap(), written);
         assert_ne!(list(&[("train", "ab", "c", 1)]).digest(), list(&[("train", "a", "bc", 1)]).digest());

@@ -139,8 +139,8 @@ fn check_classes(checkpoint: &Checkpoint, splits: &Splits, data: &Path, options:
     )))
 }
 
-/// Rejects images that differ from those at the start of the run or, if they are allowed, returns a notice about them. For a checkpoint of a version
-/// before 0.2, only their numbers can be compared.
+/// Rejects images that differ from those at the start of the run or, if they are allowed, returns a notice about them. For a checkpoint of
+/// an earlier version, only their numbers can be compared.
 fn check_images(
     checkpoint: &Checkpoint,
     splits: &Splits,
@@ -161,12 +161,7 @@ fn check_images(
             )
         }));
     };
-    if earlier == images.digest() {
-        return Ok(None);
-    }
-    let list = ImageList::open(&folder.images()).ok().filter(|list| list.digest() == earlier);
-    let difference = list.and_then(|list| images.difference(&list));
-    let difference = difference.unwrap_or_else(|| "names, sizes or classes differ".into());
+    let Some(difference) = images.difference_from(earlier, &folder.images()) else { return Ok(None) };
     let message = format!(
         "the images in {} differ from those at the start of the run in {}: {difference}",
         data.display(),
