@@ -18,7 +18,7 @@ fn sgd(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("sgd");
     let words = filled([3]);
     for (name, momentum, slots, passes) in [("plain", 0.0, &[][..], 3), ("with momentum", 0.9, &[velocity][..], 5)] {
-        let optimizer = OptimizerSettings::sgd(momentum).build().unwrap();
+        let optimizer = OptimizerSettings::sgd(momentum).unwrap().build();
         let settings = GroupSettings { learning_rate: 5e-5, weight_decay: 1e-3 };
         let mut values_of_words = [0.0; 3];
         optimizer.words(&settings, 1, &mut values_of_words);

@@ -8,6 +8,7 @@
 //! PyTorch's tf32 and bf16 flip ReLUs and are far from the truth on small networks. If the file does not contain their
 //! error, or if it is so large that zeros would pass, a tensor is not compared in that precision.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -17,7 +18,7 @@ use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
-use crate::optim::{Grouping, Hyperparameters, OptimizerKind, OptimizerSettings};
+use crate::optim::{Grouping, Hyperparameter, OptimizerKind, OptimizerSettings};
 use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
@@ -137,19 +138,17 @@ impl Check<'_> {
             }
         };
         let architecture = reference.arch.parse().map_err(unknown("arch"))?;
-        let default = Hyperparameters::default();
+        let kind = OptimizerKind::find(&reference.optimizer).map_err(unknown("optimizer"))?;
+        let mut hyperparameters = BTreeMap::new();
+        for Hyperparameter { name, .. } in kind.hyperparameters {
+            if let Some(value) = reference.number(name)? {
+                hyperparameters.insert(name.to_string(), value);
+            }
+        }
         let resnet = ResNet { architecture, width: reference.width, classes: reference.num_classes };
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
-            optimizer: OptimizerSettings {
-                kind: OptimizerKind::find(&reference.optimizer).map_err(unknown("optimizer"))?,
-                hyperparameters: Hyperparameters {
-                    momentum: reference.momentum,
-                    beta1: reference.beta1.unwrap_or(default.beta1),
-                    beta2: reference.beta2.unwrap_or(default.beta2),
-                    epsilon: reference.epsilon.unwrap_or(default.epsilon),
-                },
-            },
+            optimizer: OptimizerSettings::new(kind, &hyperparameters)?,
             grouping: Grouping {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,

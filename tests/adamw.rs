@@ -11,7 +11,8 @@ use reference::devices::{
 use reference::update::{UpdateBench, assert_moved};
 use reference::*;
 use retune::device::Device;
-use retune::optim::{GroupSettings, Hyperparameters, OptimizerKind, OptimizerSettings};
+use retune::error::Error;
+use retune::optim::{GroupSettings, OptimizerKind, OptimizerSettings};
 
 #[derive(Debug, Clone, Copy)]
 struct Betas(f64, f64);
@@ -19,8 +20,12 @@ struct Betas(f64, f64);
 const EPSILON: f64 = 1e-6;
 
 fn settings(Betas(beta1, beta2): Betas) -> OptimizerSettings {
-    let hyperparameters = Hyperparameters { beta1, beta2, epsilon: EPSILON, ..Hyperparameters::default() };
-    OptimizerSettings { kind: OptimizerKind::find("adamw").unwrap(), hyperparameters }
+    chosen(&[("beta1", beta1), ("beta2", beta2), ("epsilon", EPSILON)]).unwrap()
+}
+
+fn chosen(hyperparameters: &[(&str, f64)]) -> Result<OptimizerSettings, Error> {
+    let given = hyperparameters.iter().map(|&(name, value)| (name.to_string(), value)).collect();
+    OptimizerSettings::new(OptimizerKind::find("adamw")?, &given)
 }
 
 fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
@@ -115,20 +120,22 @@ fn steps_match_the_definition() {
 
 #[test]
 fn settings_out_of_range_are_refused() {
-    let refusal = |change: fn(&mut Hyperparameters)| {
-        let mut settings = settings(Betas(0.9, 0.999));
-        change(&mut settings.hyperparameters);
-        settings.build().err().expect("an error").to_string()
-    };
-    for (change, expected) in [
-        ((|all| all.beta1 = 1.0) as fn(&mut Hyperparameters), "beta1 1: expected at least 0 and less than 1"),
-        (|all| all.beta2 = -0.1, "beta2 -0.1: expected"),
-        (|all| all.epsilon = 0.0, "epsilon 0: expected a number above 0"),
-        (|all| all.momentum = 0.9, "adamw has no momentum"),
+    for (name, value, expected) in [
+        ("beta1", 1.0, "beta1 1: expected at least 0 and less than 1"),
+        ("beta2", -0.1, "beta2 -0.1: expected at least 0 and less than 1"),
+        ("beta2", f64::NAN, "beta2 NaN: expected at least 0 and less than 1"),
+        ("epsilon", 0.0, "epsilon 0: expected more than 0"),
+        ("epsilon", f64::INFINITY, "epsilon inf: expected more than 0"),
+        ("momentum", 0.9, "there is no hyperparameter momentum, only beta1, beta2, epsilon"),
     ] {
-        let error = refusal(change);
-        assert!(error.contains(expected), "{error}");
+        assert_eq!(chosen(&[(name, value)]).unwrap_err().message(), format!("optimizer adamw: {expected}"));
     }
+}
+
+#[test]
+fn defaults_are_those_of_torch() {
+    let values: Vec<_> = chosen(&[("beta2", 0.95)]).unwrap().values().map(|(of, value)| (of.name, value)).collect();
+    assert_eq!(values, [("beta1", 0.9), ("beta2", 0.95), ("epsilon", 1e-8)]);
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Bench {
         let file = reference.file();
         let trainable = Trainable {
             freezing: Freezing { modules: reference.freeze.clone(), batch_norm: reference.freeze_batch_norm },
-            optimizer: OptimizerSettings::sgd(reference.momentum),
+            optimizer: OptimizerSettings::sgd(reference.number("momentum").unwrap().unwrap()).unwrap(),
             grouping: Grouping {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,
@@ -418,7 +418,7 @@ fn coarser_precisions_are_judged_by_their_own_noise() {
 fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
     let trainable = Trainable {
         freezing: Freezing::default(),
-        optimizer: OptimizerSettings::sgd(0.9),
+        optimizer: OptimizerSettings::sgd(0.9).unwrap(),
         grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3, ..Grouping::default() },
         reduction: LossReduction::Sum,
         max_gradient_norm: None,

@@ -2,6 +2,7 @@
 
 mod reference;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use proptest::prelude::*;
@@ -11,11 +12,15 @@ use reference::devices::{
 use reference::update::{UpdateBench, assert_moved};
 use reference::*;
 use retune::device::Device;
-use retune::optim::{GroupSettings, Hyperparameters, OptimizerKind, OptimizerSettings};
+use retune::error::Error;
+use retune::optim::{GroupSettings, OptimizerKind, OptimizerSettings};
 
 fn settings(momentum: f64) -> OptimizerSettings {
-    let hyperparameters = Hyperparameters { momentum, ..Hyperparameters::default() };
-    OptimizerSettings { kind: OptimizerKind::find("nesterov").unwrap(), hyperparameters }
+    chosen("momentum", momentum).unwrap()
+}
+
+fn chosen(name: &str, value: f64) -> Result<OptimizerSettings, Error> {
+    OptimizerSettings::new(OptimizerKind::find("nesterov")?, &BTreeMap::from([(name.to_string(), value)]))
 }
 
 fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
@@ -99,11 +104,10 @@ fn steps_match_the_definition() {
 
 #[test]
 fn nesterov_needs_momentum() {
-    let error = settings(0.0).build().err().expect("without momentum it is plain SGD").to_string();
-    assert!(error.contains("needs a momentum above 0"), "{error}");
-    let hyperparameters = Hyperparameters { momentum: 0.9, beta1: 0.8, ..Hyperparameters::default() };
-    let error = OptimizerSettings { hyperparameters, ..settings(0.9) }.build().err().expect("an error").to_string();
-    assert!(error.contains("nesterov has no beta1"), "{error}");
+    let refusal = |name, value| chosen(name, value).unwrap_err().message().to_string();
+    // Without momentum it would be plain SGD.
+    assert_eq!(refusal("momentum", 0.0), "optimizer nesterov: momentum 0: expected more than 0 and less than 1");
+    assert_eq!(refusal("beta1", 0.8), "optimizer nesterov: there is no hyperparameter beta1, only momentum");
 }
 
 #[test]

@@ -23,7 +23,7 @@ const LARGER: BatchShape = BatchShape { batch: 5, ..FULL };
 fn trainer(device: Rc<dyn Device>) -> Trainer {
     let trainable = Trainable {
         freezing: Freezing::default(),
-        optimizer: OptimizerSettings::sgd(0.9),
+        optimizer: OptimizerSettings::sgd(0.9).unwrap(),
         grouping: Grouping {
             learning_rate: 0.001,
             head_learning_rate: 0.01,

@@ -941,7 +941,9 @@ mod reference {
         assert_eq!((reference.arch.as_str(), reference.width, reference.num_classes), ("resnet18", 4, 2));
         assert_eq!(reference.loss_reduction, LossReduction::Sum);
         assert_eq!((reference.learning_rate, reference.head_learning_rate), (5e-5, 5e-4));
-        assert_eq!((reference.weight_decay, reference.momentum, reference.margin), (1e-3, 0.9, 3.5e-4));
+        assert_eq!((reference.weight_decay, reference.margin), (1e-3, 3.5e-4));
+        assert_eq!(reference.number("momentum").unwrap(), Some(0.9));
+        assert_eq!(reference.number("beta1").unwrap(), None);
         assert_eq!(reference.freeze, ["conv1", "layer1"]);
         assert!(reference.freeze_batch_norm);
         assert_eq!(reference.source, "PyTorch float64");

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::interruption::interruption;
 use super::progress::{Progress, duration};
+use super::shell;
 use super::train::command_words;
 use super::training::{Place, Trained, Training};
 use super::{GlobalArguments, print_json, print_result, report};
@@ -20,7 +21,9 @@ use crate::device::{Device, threads};
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
-use crate::train::{Checkpointing, Event, Recipe, RunFolder, RunOptions, Start, find_network, reserve};
+use crate::train::{
+    Checkpointing, Event, Hyperparameters, Recipe, RunFolder, RunOptions, Start, find_network, reserve,
+};
 use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
@@ -192,7 +195,7 @@ impl Demo<'_> {
         let recipe = Recipe {
             batch_size: 32,
             learning_rate: 0.02,
-            momentum: 0.9,
+            hyperparameters: Hyperparameters::from([("momentum", 0.9)]),
             weight_decay: 5e-4,
             loss_reduction: "mean".into(),
             epochs: self.arguments.pretraining_epochs as usize,
@@ -304,9 +307,13 @@ impl Demo<'_> {
         weights: Option<&Path>,
     ) -> Result<Trained> {
         let folder = RunFolder { path: self.folder.join(out) };
-        let words = command_words(&recipe, data, weights, &folder.path);
-        let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
-        ["", title, &format!("$ {}", words.join(" "))].into_iter().for_each(|line| self.global.note(line));
+        let base = match &start {
+            Start::FineTune(found) => Recipe::fine_tuning().for_weights(found),
+            _ => Recipe::from_scratch(),
+        };
+        let mut words = command_words(&recipe, &base, data, weights, &folder.path);
+        words.extend(self.global.device_words());
+        ["", title, &format!("$ {}", shell::command(&words))].into_iter().for_each(|line| self.global.note(line));
         let options = RunOptions {
             folder,
             workers: threads::count(),
@@ -326,15 +333,6 @@ impl Demo<'_> {
     }
 }
 
-/// Quotes a word for a shell if necessary.
-fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+=,:@%".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
 fn free_folder(arguments: &DemoArguments) -> Result<PathBuf> {
     let is_free =
         |folder: &PathBuf| std::fs::read_dir(folder).map_or(!folder.exists(), |mut rest| rest.next().is_none());
@@ -350,18 +348,5 @@ fn free_folder(arguments: &DemoArguments) -> Result<PathBuf> {
                 Error::new("runs/ already contains 999 demos").hint("remove some, or choose a folder with --out")
             })
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(shell_word("runs/demo-2/a_b.safetensors"), "runs/demo-2/a_b.safetensors");
-        assert_eq!(shell_word("my runs"), "'my runs'");
-        assert_eq!(shell_word("it's"), r"'it'\''s'");
-        assert_eq!(shell_word(""), "''");
     }
 }

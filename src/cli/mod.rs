@@ -14,7 +14,9 @@ mod interruption;
 mod man;
 mod predict;
 mod progress;
+mod recipe_arguments;
 mod report;
+mod shell;
 mod show;
 mod train;
 mod training;
@@ -118,6 +120,18 @@ enum Precision {
 const MOST_THREADS: usize = 4096;
 
 impl GlobalArguments {
+    /// `--device` and `--precision` as they were given.
+    fn device_words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        if self.device != "auto" {
+            words.extend(["--device".into(), self.device.clone()]);
+        }
+        if let Some(precision) = self.precision {
+            words.extend(["--precision".into(), crate::device::Precision::from(precision).to_string()]);
+        }
+        words
+    }
+
     /// Opens the device of `--device`, with `--threads`.
     fn open_device(&self) -> Result<Rc<dyn Device>> {
         self.open_device_in(self.precision())

@@ -7,17 +7,14 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
-
 use super::interruption::interruption;
 use super::progress::Progress;
+use super::recipe_arguments::{RecipeArguments, recipe_words};
 use super::training::{Place, Trained, Training};
-use super::{GlobalArguments, architecture_names, fetch, print_json, print_result};
-use crate::data::Augmentation;
+use super::{GlobalArguments, fetch, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
-use crate::optim::OPTIMIZERS;
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe,
     Run, RunFolder, RunOptions, Start, find_network,
@@ -54,9 +51,8 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
     weights: Option<PathBuf>,
 
-    /// Start from random weights; the default learning rate is then 5e-4 for all layers
-    #[arg(long, help_heading = "Network options")]
-    from_scratch: bool,
+    #[command(flatten)]
+    recipe: RecipeArguments,
 
     /// Folder to write the model, checkpoints and metrics to [default: the next of runs/1, runs/2, ...]
     #[arg(long, value_name = "FOLDER", help_heading = "Run options")]
@@ -92,99 +88,6 @@ pub struct TrainArguments {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run options")]
     keep_checkpoints: usize,
 
-    /// Architecture of a network trained from scratch; otherwise the weights decide [default: resnet18]
-    #[arg(long, value_name = "NAME", value_parser = architecture_names(), help_heading = "Network options")]
-    arch: Option<String>,
-
-    /// Number of channels of the first stage of a network trained from scratch [default: 64]
-    #[arg(long, value_name = "N", help_heading = "Network options")]
-    width: Option<usize>,
-
-    /// Number of passes over the training images [default: 5]
-    #[arg(long, value_name = "N", help_heading = "Training options")]
-    epochs: Option<usize>,
-
-    /// Batch size [default: 128]
-    #[arg(long, value_name = "N", help_heading = "Training options")]
-    batch_size: Option<usize>,
-
-    /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
-    /// 5e-4 from scratch]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Training options")]
-    lr: Option<f64>,
-
-    /// Learning rate of the final layer, as a multiple of --lr [default: 10, or 1 from scratch]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
-    head_lr_multiplier: Option<f64>,
-
-    /// Weight decay (L2 penalty) [default: 1e-3]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
-    weight_decay: Option<f64>,
-
-    /// Optimizer [default: sgd]
-    #[arg(long, value_name = "NAME", value_parser = optimizer_names(), help_heading = "Training options")]
-    optimizer: Option<String>,
-
-    /// Momentum of SGD [default: 0]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
-    momentum: Option<f64>,
-
-    /// Decay rate of AdamW's mean of gradients [default: 0.9]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
-    beta1: Option<f64>,
-
-    /// Decay rate of AdamW's mean of squared gradients [default: 0.999]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
-    beta2: Option<f64>,
-
-    /// Term that AdamW adds to the denominator [default: 1e-8]
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, help_heading = "Training options")]
-    epsilon: Option<f64>,
-
-    /// Apply no weight decay to batch norms and biases
-    #[arg(long, help_heading = "Training options")]
-    no_decay_norm_bias: bool,
-
-    /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
-    #[arg(long, value_name = "sum|mean", help_heading = "Training options")]
-    loss_reduction: Option<String>,
-
-    /// Clip the gradients of all parameters together to this norm [default: off]
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training options")]
-    clip_gradient_norm: Option<f64>,
-
-    /// Modules to freeze, e.g. conv1,bn1,layer1
-    #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "Network options")]
-    freeze: Option<Vec<String>>,
-
-    /// Frozen batch norms use their running statistics and do not update them
-    #[arg(long, requires = "freeze", help_heading = "Network options")]
-    freeze_batch_norm: bool,
-
-    /// Initialise the final layer with these rows of the pretrained one, one per class in order, e.g. 934,713
-    #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "Network options")]
-    head_from: Option<Vec<usize>>,
-
-    /// Width and height of the images that the network sees [default: that of the weights, or 224]
-    #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
-    image_size: Option<usize>,
-
-    /// Apply the EXIF orientation of images, which torchvision ignores
-    #[arg(long, help_heading = "Image options")]
-    exif: bool,
-
-    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
-          help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
-    augment: Option<Vec<Augmentation>>,
-
-    /// Fraction of each class to hold out for testing, if DATA has no test folder
-    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
-    test_fraction: Option<f64>,
-
-    /// Seed of the order of images, augmentation and new parameters [default: 0]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training options")]
-    seed: Option<u64>,
-
     /// Number of threads that decode images; it does not affect the result [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Image options")]
     workers: Option<usize>,
@@ -202,18 +105,18 @@ pub struct TrainArguments {
 impl TrainArguments {
     /// The recipe that the flags ask for, with the network and the image size of the weights.
     fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
-        let mut recipe = if self.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
+        let mut recipe = if self.recipe.is_from_scratch() { Recipe::from_scratch() } else { Recipe::fine_tuning() };
         if let Some(found) = weights {
             recipe = recipe.for_weights(found);
-            if let Some(arch) = self.arch.as_ref().filter(|arch| **arch != recipe.architecture) {
+            if let Some(arch) = self.recipe.architecture().filter(|arch| *arch != recipe.architecture) {
                 let found = &recipe.architecture;
                 return Err(Error::usage(format!("--arch {arch}: the weights are those of a {found}")));
             }
-            if self.width.is_some_and(|width| width != recipe.width) {
+            if self.recipe.width().is_some_and(|width| width != recipe.width) {
                 return Err(Error::usage(format!("--width: the weights have a width of {}", recipe.width)));
             }
         }
-        self.overlay(&mut recipe, |_| Ok(()))?;
+        self.recipe.overlay(&mut recipe, |_| Ok(()))?;
         check(&recipe)?;
         Ok(recipe)
     }
@@ -221,7 +124,7 @@ impl TrainArguments {
     /// Whether --resume names a run without a checkpoint, and the flags are enough to start it.
     fn starts_anew(&self) -> bool {
         let is_there = |path: &PathBuf| RunFolder { path: path.clone() }.checkpoint().exists();
-        (self.weights.is_some() || self.from_scratch) && self.out.as_ref().is_some_and(|out| !is_there(out))
+        (self.weights.is_some() || self.recipe.is_from_scratch()) && self.out.as_ref().is_some_and(|out| !is_there(out))
     }
 
     /// Whether there is a run to resume.
@@ -242,84 +145,17 @@ impl TrainArguments {
         let image_memory = self.image_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
         Ok(RunOptions { folder, workers, image_memory, strict: self.strict, checkpointing, interrupted })
     }
-
-    /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.
-    fn overlay(&self, recipe: &mut Recipe, mut changed: impl FnMut(&'static str) -> Result<()>) -> Result<()> {
-        let mut set = |flag, differs: bool| if differs { changed(flag) } else { Ok(()) };
-        macro_rules! overlay {
-            ($($flag:literal $given:expr => $field:ident),* $(,)?) => {$(
-                if let Some(given) = $given.clone() {
-                    set($flag, recipe.$field != given)?;
-                    recipe.$field = given;
-                }
-            )*};
-        }
-        overlay! {
-            "--from-scratch" self.from_scratch.then_some(true) => from_scratch,
-            "--arch" self.arch => architecture,
-            "--width" self.width => width,
-            "--epochs" self.epochs => epochs,
-            "--batch-size" self.batch_size => batch_size,
-            "--lr" self.lr => learning_rate,
-            "--head-lr-multiplier" self.head_lr_multiplier => head_lr_multiplier,
-            "--weight-decay" self.weight_decay => weight_decay,
-            "--no-decay-norm-bias" self.no_decay_norm_bias.then_some(true) => no_decay_norm_bias,
-            "--optimizer" self.optimizer => optimizer,
-            "--momentum" self.momentum => momentum,
-            "--beta1" self.beta1.map(Some) => beta1,
-            "--beta2" self.beta2.map(Some) => beta2,
-            "--epsilon" self.epsilon.map(Some) => epsilon,
-            "--loss-reduction" self.loss_reduction => loss_reduction,
-            "--clip-gradient-norm" self.clip_gradient_norm.map(Some) => clip_gradient_norm,
-            "--freeze" self.freeze => freeze,
-            "--freeze-batch-norm" self.freeze_batch_norm.then_some(true) => freeze_batch_norm,
-            "--head-from" self.head_from.clone().map(Some) => head_from,
-            "--augment" self.augment => augment,
-            "--exif" self.exif.then_some(true) => exif,
-            "--image-size" self.image_size => image_size,
-            "--test-fraction" self.test_fraction.map(Some) => test_fraction,
-            "--seed" self.seed => seed,
-        }
-        Ok(())
-    }
 }
 
-/// The command that trains by `recipe`: the flags in which it differs from the default recipe.
-pub fn command_words(recipe: &Recipe, data: &Path, weights: Option<&Path>, out: &Path) -> Vec<String> {
-    let mut words = vec!["retune".to_string(), "train".to_string(), data.display().to_string()];
-    let mut add = |flag: &str, value: String| words.extend([flag.to_string(), value]);
+/// The arguments that train by `recipe`; `base` is the recipe without any flag.
+pub fn command_words(recipe: &Recipe, base: &Recipe, data: &Path, weights: Option<&Path>, out: &Path) -> Vec<String> {
+    let mut words = vec!["train".to_string(), data.display().to_string()];
     if let Some(weights) = weights {
-        add("--weights", weights.display().to_string());
+        words.extend(["--weights".into(), weights.display().to_string()]);
     }
-    let default = if recipe.from_scratch { Recipe::from_scratch() } else { Recipe::fine_tuning() };
-    macro_rules! differing {
-        ($($flag:literal $field:ident),* $(,)?) => {$(
-            if recipe.$field != default.$field {
-                add($flag, format!("{}", recipe.$field));
-            }
-        )*};
-    }
-    if weights.is_none() {
-        differing! { "--arch" architecture, "--width" width, "--image-size" image_size }
-    }
-    differing! {
-        "--epochs" epochs, "--batch-size" batch_size, "--lr" learning_rate, "--head-lr-multiplier" head_lr_multiplier,
-        "--weight-decay" weight_decay, "--optimizer" optimizer, "--momentum" momentum, "--loss-reduction" loss_reduction,
-    }
-    if !recipe.augment.is_empty() {
-        add("--augment", recipe.augment.iter().map(Augmentation::to_string).collect::<Vec<_>>().join(","));
-    }
-    add("--seed", recipe.seed.to_string());
-    add("--out", out.display().to_string());
-    if recipe.from_scratch {
-        words.insert(3, "--from-scratch".into());
-    }
+    words.extend(recipe_words(recipe, base));
+    words.extend(["--out".into(), out.display().to_string()]);
     words
-}
-
-/// The values of `--optimizer`.
-fn optimizer_names() -> PossibleValuesParser {
-    OPTIMIZERS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
 }
 
 /// `500` steps, `90s`, `10m`, `2h`.
@@ -429,7 +265,7 @@ fn begin<'a>(
     folder: RunFolder,
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
-    if arguments.weights.is_none() && !arguments.from_scratch {
+    if arguments.weights.is_none() && !arguments.recipe.is_from_scratch() {
         return Err(Error::usage("neither --weights nor --from-scratch is given")
             .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
     }
@@ -478,7 +314,7 @@ fn resume<'a>(
     if arguments.weights.is_some() && recipe.from_scratch {
         return Err(Error::usage(format!("--weights: the run in {out} was started from scratch")).hint(WAY_OUT));
     }
-    arguments.overlay(&mut recipe, |flag| match flag {
+    arguments.recipe.overlay(&mut recipe, |flag| match flag {
         "--epochs" => Ok(()),
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
     })?;
@@ -560,7 +396,6 @@ fn check(recipe: &Recipe) -> Result<()> {
         ("--lr", recipe.learning_rate),
         ("--head-lr-multiplier", recipe.head_lr_multiplier),
         ("--weight-decay", recipe.weight_decay),
-        ("--momentum", recipe.momentum),
     ];
     for (flag, value) in not_negative {
         if !(value.is_finite() && value >= 0.0) {
@@ -576,7 +411,7 @@ fn check(recipe: &Recipe) -> Result<()> {
         return Err(Error::usage("--head-from: a network from scratch has no old head")
             .hint("leave --from-scratch or --head-from out"));
     }
-    recipe.optimizer()?.build()?;
+    recipe.optimizer()?;
     match recipe.loss_reduction.as_str() {
         "sum" | "mean" => Ok(()),
         other => Err(Error::usage(format!("--loss-reduction {other}: expected sum or mean"))),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, report, size, warn_of_skipped};
+use super::{GlobalArguments, report, shell, size, warn_of_skipped};
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::{Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
@@ -95,10 +95,10 @@ impl Training<'_> {
         let skipped = display.finish();
         let summary = result.map_err(|error| match error.kind() {
             ErrorKind::Interrupted => {
-                let device =
-                    if global.device == "auto" { String::new() } else { format!(" --device {}", global.device) };
-                let (data, out) = (self.data.display(), folder.path.display());
-                error.hint(format!("to continue: retune train {data} --resume --out {out}{device}"))
+                let [data, out] = [self.data, &folder.path].map(|path| path.display().to_string());
+                let words = ["train".into(), data, "--resume".into(), "--out".into(), out];
+                let command = shell::command(words.into_iter().chain(global.device_words()));
+                error.hint(format!("to continue: {command}"))
             }
             _ => error,
         })?;

@@ -101,6 +101,16 @@ impl Augmentation {
     /// The form of each augmentation, for the help of the command line.
     pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5], vertical-flip=PROBABILITY [default: 0]";
 
+    /// Those of a list that the training transform would not do without it, each kind once.
+    pub fn besides_default(augmentations: &[Self]) -> Vec<Self> {
+        let is_default = |operation: &Operation| Transform::training(1, &[]).operations.contains(operation);
+        let transform = Transform::training(1, augmentations);
+        let others = transform.operations.into_iter().filter(|operation| !is_default(operation));
+        others
+            .filter_map(|operation| if let Operation::Augmentation(one) = operation { Some(one) } else { None })
+            .collect()
+    }
+
     fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
         match *self {
             Self::HorizontalFlip { probability } => drawn.flip_columns ^= random.unit() < probability,

@@ -10,13 +10,34 @@
 //!
 //! What depends on `t` and the learning rate alone is computed on the host in float64, as PyTorch does.
 
-use super::{GroupSettings, Hyperparameters, Optimizer, OptimizerKind};
+use std::ops::Bound::{self, Excluded, Included, Unbounded};
+
+use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
-use crate::error::{Error, Result};
 
-pub(super) const KIND: OptimizerKind =
-    OptimizerKind { name: "adamw", summary: "Adam with decoupled weight decay", build };
+pub(super) static KIND: OptimizerKind = OptimizerKind {
+    name: "adamw",
+    summary: "Adam with decoupled weight decay",
+    hyperparameters: &[
+        Hyperparameter { name: "beta1", meaning: "decay rate of the mean of gradients", default: 0.9, range: SHARE },
+        Hyperparameter {
+            name: "beta2",
+            meaning: "decay rate of the mean of squared gradients",
+            default: 0.999,
+            range: SHARE,
+        },
+        Hyperparameter {
+            name: "epsilon",
+            meaning: "number added to the denominator of the update",
+            default: 1e-8,
+            range: (Excluded(0.0), Unbounded),
+        },
+    ],
+    build: |values| Box::new(AdamW { beta1: values[0], beta2: values[1], epsilon: values[2] }),
+};
+
+const SHARE: (Bound<f64>, Bound<f64>) = (Included(0.0), Excluded(1.0));
 
 /// See [`AdamW::words`].
 const WORDS: usize = 7;
@@ -27,20 +48,6 @@ struct AdamW {
     beta1: f64,
     beta2: f64,
     epsilon: f64,
-}
-
-fn build(hyperparameters: &Hyperparameters) -> Result<Box<dyn Optimizer>> {
-    hyperparameters.require_default(KIND.name, &[("momentum", |all| all.momentum)])?;
-    let Hyperparameters { beta1, beta2, epsilon, .. } = *hyperparameters;
-    for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
-        if !(0.0..1.0).contains(&beta) {
-            return Err(Error::usage(format!("{name} {beta}: expected at least 0 and less than 1")));
-        }
-    }
-    if !(epsilon.is_finite() && epsilon > 0.0) {
-        return Err(Error::usage(format!("epsilon {epsilon}: expected a number above 0")));
-    }
-    Ok(Box::new(AdamW { beta1, beta2, epsilon }))
 }
 
 impl Optimizer for AdamW {

@@ -1,18 +1,21 @@
 //! Optimisers, and what they update: groups of parameters, each with its own learning rate.
 //!
-//! An optimiser is one file here: its name, the state that it keeps for each parameter, the numbers that a step reads from
-//! device memory, and its loop for the CPU. Its kernel is `kernels/NAME.cu`. [`OPTIMIZERS`] lists them; the values of
-//! `--optimizer`, checkpoints and reference files follow from that table.
+//! An optimiser is one file here: its name, its hyperparameters, the state that it keeps for each parameter, the numbers that
+//! a step reads from device memory, and its loop for the CPU. Its kernel is `kernels/NAME.cu`. [`OPTIMIZERS`] lists them; the
+//! values of `--optimizer`, a flag for each hyperparameter, recipes, checkpoints and reference files follow from that table.
 
 mod adamw;
 mod groups;
+mod hyperparameter;
 mod nesterov;
 mod sgd;
 mod updater;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub use groups::{GroupSettings, Grouping};
+pub use hyperparameter::{Hyperparameter, OptimizerSettings};
 pub use updater::{GradientClipping, Updater};
 
 use crate::device::UpdateRule;
@@ -28,8 +31,10 @@ pub struct OptimizerKind {
     pub name: &'static str,
     /// One line for the help.
     pub summary: &'static str,
-    /// Makes it, or says which hyperparameter it does not take.
-    pub build: fn(&Hyperparameters) -> Result<Box<dyn Optimizer>>,
+    /// Its hyperparameters.
+    pub hyperparameters: &'static [Hyperparameter],
+    /// Makes it from the values of its hyperparameters, which are in their ranges and in their order.
+    pub build: fn(&[f64]) -> Box<dyn Optimizer>,
 }
 
 impl PartialEq for OptimizerKind {
@@ -45,6 +50,11 @@ impl fmt::Display for OptimizerKind {
 }
 
 impl OptimizerKind {
+    /// The hyperparameters with their defaults.
+    pub fn defaults(&self) -> BTreeMap<String, f64> {
+        self.hyperparameters.iter().map(|of| (of.name.to_string(), of.default)).collect()
+    }
+
     /// The row with this name.
     ///
     /// # Errors
@@ -71,65 +81,5 @@ pub trait Optimizer {
     /// Whether [`Optimizer::words`] depend on the number of the step, which checkpoints then store.
     fn counts_steps(&self) -> bool {
         false
-    }
-}
-
-/// The settings of all optimisers. Each takes those that it has; the others must have their defaults.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Hyperparameters {
-    /// Share of the velocity that stays from step to step.
-    pub momentum: f64,
-    /// Share of the mean of the gradients that stays from step to step.
-    pub beta1: f64,
-    /// Share of the mean of the squared gradients that stays from step to step.
-    pub beta2: f64,
-    /// Added to the root of that mean.
-    pub epsilon: f64,
-}
-
-/// The name of a hyperparameter, and how to read it.
-type NamedField = (&'static str, fn(&Hyperparameters) -> f64);
-
-impl Hyperparameters {
-    /// Refuses settings of other optimisers than the one called `name`.
-    fn require_default(&self, name: &str, of_others: &[NamedField]) -> Result<()> {
-        match of_others.iter().find(|(_, value)| value(self) != value(&Self::default())) {
-            Some((other, _)) => Err(Error::usage(format!("the optimizer {name} has no {other}"))),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Hyperparameters of AdamW.
-const OF_ADAMW: [NamedField; 3] =
-    [("beta1", |all| all.beta1), ("beta2", |all| all.beta2), ("epsilon", |all| all.epsilon)];
-
-impl Default for Hyperparameters {
-    fn default() -> Self {
-        Self { momentum: 0.0, beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
-    }
-}
-
-/// An optimiser that has been chosen, with its settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct OptimizerSettings {
-    /// Which one.
-    pub kind: &'static OptimizerKind,
-    /// Its settings.
-    pub hyperparameters: Hyperparameters,
-}
-
-impl OptimizerSettings {
-    /// `torch.optim.SGD` with this momentum.
-    pub fn sgd(momentum: f64) -> Self {
-        Self { kind: &sgd::KIND, hyperparameters: Hyperparameters { momentum, ..Hyperparameters::default() } }
-    }
-
-    /// The optimiser.
-    ///
-    /// # Errors
-    /// When a hyperparameter has a value that it cannot have.
-    pub fn build(&self) -> Result<Box<dyn Optimizer>> {
-        (self.kind.build)(&self.hyperparameters)
     }
 }

@@ -6,27 +6,29 @@
 //! value -= learning_rate * (g + momentum * velocity)
 //! ```
 
-use super::{GroupSettings, Hyperparameters, OF_ADAMW, Optimizer, OptimizerKind};
+use std::ops::Bound::Excluded;
+
+use super::sgd::MOMENTUM_MEANING;
+use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
-use crate::error::{Error, Result};
 
-pub(super) const KIND: OptimizerKind =
-    OptimizerKind { name: "nesterov", summary: "SGD with Nesterov momentum, which --momentum sets", build };
+pub(super) static KIND: OptimizerKind = OptimizerKind {
+    name: "nesterov",
+    summary: "SGD with Nesterov momentum",
+    hyperparameters: &[Hyperparameter {
+        name: "momentum",
+        meaning: MOMENTUM_MEANING,
+        default: 0.9,
+        range: (Excluded(0.0), Excluded(1.0)),
+    }],
+    build: |values| Box::new(Nesterov { momentum: values[0] }),
+};
 
 static RULE: UpdateRule = UpdateRule { kernel: "nesterov", slots: 1, words: 3, operations: 8, cpu: update };
 
 struct Nesterov {
     momentum: f64,
-}
-
-fn build(hyperparameters: &Hyperparameters) -> Result<Box<dyn Optimizer>> {
-    hyperparameters.require_default(KIND.name, &OF_ADAMW)?;
-    let Hyperparameters { momentum, .. } = *hyperparameters;
-    if momentum == 0.0 {
-        return Err(Error::usage("the optimizer nesterov needs a momentum above 0").hint("0.9 is usual"));
-    }
-    Ok(Box::new(Nesterov { momentum }))
 }
 
 impl Optimizer for Nesterov {

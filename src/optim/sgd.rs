@@ -6,13 +6,26 @@
 //! value -= learning_rate * g                                                (without)
 //! ```
 
-use super::{GroupSettings, Hyperparameters, OF_ADAMW, Optimizer, OptimizerKind};
+use std::ops::Bound::{Excluded, Included};
+
+use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
-use crate::error::Result;
 
-pub(super) const KIND: OptimizerKind =
-    OptimizerKind { name: "sgd", summary: "stochastic gradient descent, with --momentum", build };
+pub(super) static KIND: OptimizerKind = OptimizerKind {
+    name: "sgd",
+    summary: "stochastic gradient descent",
+    hyperparameters: &[Hyperparameter {
+        name: "momentum",
+        meaning: MOMENTUM_MEANING,
+        default: 0.0,
+        range: (Included(0.0), Excluded(1.0)),
+    }],
+    build: |values| Box::new(Sgd { momentum: values[0] }),
+};
+
+/// What the momentum is, for all optimisers that have one.
+pub(super) const MOMENTUM_MEANING: &str = "share of the previous update that is added to the next";
 
 /// Learning rate, weight decay, momentum.
 const WORDS: usize = 3;
@@ -23,12 +36,6 @@ static MOMENTUM: UpdateRule =
 
 struct Sgd {
     momentum: f64,
-}
-
-fn build(hyperparameters: &Hyperparameters) -> Result<Box<dyn Optimizer>> {
-    hyperparameters.require_default(KIND.name, &OF_ADAMW)?;
-    let Hyperparameters { momentum, .. } = *hyperparameters;
-    Ok(Box::new(Sgd { momentum }))
 }
 
 impl Optimizer for Sgd {

@@ -1,6 +1,9 @@
 //! How a network is trained: everything that decides the result, and nothing else.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::model_file::ModelFile;
 use super::trainer::Trainable;
@@ -8,12 +11,11 @@ use crate::data::{Augmentation, DecodeOptions};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing, Recognised};
 use crate::ops::LossReduction;
-use crate::optim::{Grouping, Hyperparameters, OPTIMIZERS, OptimizerKind, OptimizerSettings};
+use crate::optim::{Grouping, OPTIMIZERS, OptimizerKind, OptimizerSettings};
 use crate::weights::Found;
 
 /// The settings of a training run. Two runs of the same recipe on the same images and device give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// The name of an [`Architecture`].
     pub architecture: String,
@@ -37,17 +39,9 @@ pub struct Recipe {
     /// The name of an optimiser of [`crate::optim::OPTIMIZERS`].
     #[serde(default = "default_optimizer", skip_serializing_if = "is_default_optimizer")]
     pub optimizer: String,
-    /// Momentum of SGD.
-    pub momentum: f64,
-    /// AdamW's; none for its default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beta1: Option<f64>,
-    /// AdamW's; none for its default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub beta2: Option<f64>,
-    /// AdamW's; none for its default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epsilon: Option<f64>,
+    /// The optimiser's hyperparameters. One that is missing has its default.
+    #[serde(flatten)]
+    pub hyperparameters: Hyperparameters,
     /// `sum` or `mean`.
     pub loss_reduction: String,
     /// The largest norm that the gradients of all parameters together may have; larger ones are clipped.
@@ -71,6 +65,29 @@ pub struct Recipe {
     pub test_fraction: Option<f64>,
     /// Seed of the order of images, their augmentation and new parameters.
     pub seed: u64,
+}
+
+/// Values by the names of hyperparameters. It reads all fields that a recipe does not know, and refuses those that are not
+/// numbers; [`Recipe::optimizer`] refuses unknown names.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Hyperparameters(pub BTreeMap<String, f64>);
+
+impl<'de> Deserialize<'de> for Hyperparameters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
+        let number = |(name, value): (String, serde_json::Value)| match value.as_f64() {
+            Some(number) => Ok((name, number)),
+            None => Err(D::Error::custom(format!("unknown field `{name}`"))),
+        };
+        Ok(Self(fields.into_iter().map(number).collect::<Result<_, _>>()?))
+    }
+}
+
+impl<const N: usize> From<[(&str, f64); N]> for Hyperparameters {
+    fn from(values: [(&str, f64); N]) -> Self {
+        Self(values.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
 }
 
 fn default_optimizer() -> String {
@@ -101,10 +118,7 @@ impl Recipe {
             weight_decay: 1e-3,
             no_decay_norm_bias: false,
             optimizer: default_optimizer(),
-            momentum: 0.0,
-            beta1: None,
-            beta2: None,
-            epsilon: None,
+            hyperparameters: Hyperparameters(OPTIMIZERS[0].defaults()),
             loss_reduction: "sum".into(),
             clip_gradient_norm: None,
             freeze: Vec::new(),
@@ -147,18 +161,15 @@ impl Recipe {
     /// The optimiser with its settings.
     ///
     /// # Errors
-    /// When there is no such optimiser.
+    /// When there is no such optimiser, it has no such hyperparameter, or a value is out of range.
     pub fn optimizer(&self) -> Result<OptimizerSettings> {
-        let default = Hyperparameters::default();
-        Ok(OptimizerSettings {
-            kind: OptimizerKind::find(&self.optimizer)?,
-            hyperparameters: Hyperparameters {
-                momentum: self.momentum,
-                beta1: self.beta1.unwrap_or(default.beta1),
-                beta2: self.beta2.unwrap_or(default.beta2),
-                epsilon: self.epsilon.unwrap_or(default.epsilon),
-            },
-        })
+        OptimizerSettings::new(OptimizerKind::find(&self.optimizer)?, &self.hyperparameters.0)
+    }
+
+    /// The value of a hyperparameter, if the optimiser has it.
+    pub fn hyperparameter(&self, name: &str) -> Option<f64> {
+        let of_optimizer = || OptimizerKind::find(&self.optimizer).ok()?.defaults().get(name).copied();
+        self.hyperparameters.0.get(name).copied().or_else(of_optimizer)
     }
 
     /// The settings of the network's parameters.

@@ -42,7 +42,7 @@ impl Trainer {
         let specification = resnet.specification();
         freezing.check(&specification)?;
         let specifications = specification.parameters();
-        let (optimizer, groups) = (optimizer.build()?, grouping.groups());
+        let (optimizer, groups) = (optimizer.build(), grouping.groups());
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
             true => None,
             false => Some(grouping.group_of(is_head(&specification.name), specification.role)),

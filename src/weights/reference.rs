@@ -41,16 +41,8 @@ pub struct Reference {
     pub head_learning_rate: f64,
     /// Weight decay of both.
     pub weight_decay: f64,
-    /// Momentum of both.
-    pub momentum: f64,
     /// `sgd` where the file does not say.
     pub optimizer: String,
-    /// AdamW's, where the file says.
-    pub beta1: Option<f64>,
-    /// AdamW's, where the file says.
-    pub beta2: Option<f64>,
-    /// AdamW's, where the file says.
-    pub epsilon: Option<f64>,
     /// Whether batch norms and biases have no weight decay; false by default.
     pub no_decay_norm_bias: bool,
     /// Names of frozen modules.
@@ -83,6 +75,8 @@ impl Reference {
         let fields = Fields(&file);
         let reference = {
             fields.one_of("format", &[(FORMAT, ())])?;
+            // Every file has it, whatever its optimiser; `number` reads it.
+            fields.not_negative("momentum")?;
             Self {
                 arch: fields.text("arch")?.to_owned(),
                 width: fields.count("width")?,
@@ -92,11 +86,7 @@ impl Reference {
                 learning_rate: fields.not_negative("lr")?,
                 head_learning_rate: fields.not_negative("head_lr")?,
                 weight_decay: fields.not_negative("weight_decay")?,
-                momentum: fields.not_negative("momentum")?,
                 optimizer: fields.optional("optimizer", Fields::text)?.unwrap_or("sgd").to_string(),
-                beta1: fields.optional("beta1", Fields::not_negative)?,
-                beta2: fields.optional("beta2", Fields::not_negative)?,
-                epsilon: fields.optional("epsilon", Fields::not_negative)?,
                 no_decay_norm_bias: fields
                     .optional("no_decay_norm_bias", |fields, key| fields.one_of(key, &BOOLEANS))?
                     .unwrap_or(false),
@@ -116,6 +106,14 @@ impl Reference {
     /// The file, for its tensors by their full names, such as `grad/conv1.weight`.
     pub fn file(&self) -> &TensorFile {
         &self.file
+    }
+
+    /// A number of the metadata that is not negative, where the file has it: a hyperparameter of the optimiser.
+    ///
+    /// # Errors
+    /// When it is not such a number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        Fields(&self.file).optional(key, Fields::not_negative)
     }
 
     /// Shape of `input`: images, channels (3), height, width.

@@ -28,7 +28,7 @@ impl<'a> UpdateBench<'a> {
         group: GroupSettings,
         values: &[f32],
     ) -> Self {
-        let optimizer = settings.build().unwrap();
+        let optimizer = settings.build();
         let count = values.len();
         let slots = optimizer.slots().iter().map(|_| bench.variable([count], &vec![0.0; count])).collect();
         let compute_copy = (device.precision() == Precision::Bf16).then(|| bench.activation_output([count]));
@@ -86,7 +86,7 @@ impl Sgd {
     /// Builds the optimiser with these settings.
     pub fn bench<'a>(&self, device: &'a dyn Device, bench: &'a Workbench<'a>, values: &[f32]) -> UpdateBench<'a> {
         let group = GroupSettings { learning_rate: self.rate, weight_decay: self.weight_decay };
-        UpdateBench::new(device, bench, OptimizerSettings::sgd(self.momentum), group, values)
+        UpdateBench::new(device, bench, OptimizerSettings::sgd(self.momentum).unwrap(), group, values)
     }
 }
 

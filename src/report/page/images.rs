@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::super::contact_sheet::Tile;
 use super::super::record::RunRecord;
+use super::settings::augmentation;
 use super::text::counted;
 use crate::data::NotRead;
 use crate::error::Result;
@@ -94,6 +95,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
     let is_validated = images.validation_counts.is_some();
     let is_cut = run.config.classes.len() > images.sheet.len();
     let size = run.config.recipe.image_size;
+    let operations = augmentation(&run.config.recipe);
     Ok(html! {
         section {
             h2 { "Data set" }
@@ -111,8 +113,8 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             @if is_cut { p.note { "Only the first " (images.sheet.len()) " classes are shown." } }
             h3 { "Augmented training images" }
             p {
-                "In each epoch the network sees a different random crop of every training image, scaled to " (size) " x " (size)
-                " pixels and sometimes mirrored. These are crops of the first epoch."
+                "In each epoch, these random operations are applied to every training image anew: " (operations) ". The result has "
+                (size) " x " (size) " pixels. These are results of the first epoch."
             }
             (augmented)
             (unreadable(&skipped))

@@ -5,7 +5,8 @@ use maud::{Markup, html};
 use super::super::record::RunRecord;
 use crate::data::{Operation, Transform};
 use crate::model::{Architecture, FULL_WIDTH, ResNet};
-use crate::train::Recipe;
+use crate::optim::OptimizerSettings;
+use crate::train::{Recipe, RunConfig};
 
 /// `ResNet-18`, with its width if it is not torchvision's.
 pub(super) fn network_name(recipe: &Recipe) -> String {
@@ -14,72 +15,123 @@ pub(super) fn network_name(recipe: &Recipe) -> String {
     if recipe.width == FULL_WIDTH { name } else { format!("{name} (width {})", recipe.width) }
 }
 
-/// What is drawn for each training image.
-fn augmentation(recipe: &Recipe) -> String {
+/// The operations on each training image.
+pub(super) fn augmentation(recipe: &Recipe) -> String {
     let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
     transform.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// Name, value and meaning of every setting.
-fn rows(recipe: &Recipe) -> Vec<(&'static str, String, &'static str)> {
-    let head = recipe.learning_rate * recipe.head_lr_multiplier;
-    vec![
-        ("network", network_name(recipe), "the architecture"),
-        (
-            "initial weights",
-            if recipe.from_scratch { "random" } else { "pretrained" }.into(),
-            "the weights before the first step",
-        ),
-        ("epochs", recipe.epochs.to_string(), "passes over the training images"),
-        ("batch size", recipe.batch_size.to_string(), "images per step"),
-        ("learning rate", format!("{:e}", recipe.learning_rate), "the step size for all layers but the final one"),
-        (
-            "learning rate of the final layer",
-            format!("{head:e}"),
-            "the step size for the layer that outputs the classes",
-        ),
-        ("optimizer", recipe.optimizer.clone(), "the rule that turns gradients into updates"),
-        ("momentum", recipe.momentum.to_string(), "the share of the previous update that is added to the next"),
-        ("weight decay", format!("{:e}", recipe.weight_decay), "how strongly weights are pulled towards zero"),
-        ("loss reduction", recipe.loss_reduction.clone(), "how the losses of a batch's images are combined"),
-        (
-            "gradient clipping",
-            recipe.clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}")),
-            "the largest norm of all gradients together",
-        ),
-        (
-            "frozen layers",
-            if recipe.freeze.is_empty() { "none".into() } else { recipe.freeze.join(", ") },
-            "layers that are not trained",
-        ),
-        ("image size", format!("{0} x {0}", recipe.image_size), "pixels of the images that the network sees"),
-        (
-            "augmentation",
-            augmentation(recipe),
-            "how training images are changed at random, so that the network does not learn them by heart",
-        ),
-        (
-            "EXIF orientation",
-            if recipe.exif { "applied" } else { "ignored" }.into(),
-            "whether photos are rotated as the camera was held; torchvision ignores it",
-        ),
-        ("seed", recipe.seed.to_string(), "the same seed gives the same result"),
-    ]
+/// Name, value and meaning of a setting.
+struct Row {
+    name: &'static str,
+    value: String,
+    meaning: &'static str,
+}
+
+/// All settings of a run. Every field of the recipe is in one of them.
+fn rows(config: &RunConfig) -> Vec<Row> {
+    let recipe = &config.recipe;
+    let Recipe {
+        architecture: _,
+        width: _,
+        from_scratch,
+        epochs,
+        batch_size,
+        learning_rate,
+        head_lr_multiplier,
+        weight_decay,
+        no_decay_norm_bias,
+        optimizer,
+        hyperparameters: _,
+        loss_reduction,
+        clip_gradient_norm,
+        freeze,
+        freeze_batch_norm,
+        head_from,
+        image_size,
+        exif,
+        augment: _,
+        test_fraction,
+        seed,
+    } = recipe;
+    let mut rows = Vec::new();
+    let mut add = |name, value: String, meaning| rows.push(Row { name, value, meaning });
+    add("network", network_name(recipe), "the architecture");
+    let weights = match &config.weights {
+        Some(weights) => weights.display().to_string(),
+        None if *from_scratch => "random".into(),
+        None => "pretrained".into(),
+    };
+    add("initial weights", weights, "the weights before the first step");
+    if let Some(rows) = head_from {
+        let rows = rows.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        add(
+            "initial final layer",
+            format!("rows {rows}"),
+            "the rows of the pretrained final layer that the new one starts with",
+        );
+    }
+    add("epochs", epochs.to_string(), "passes over the training images");
+    add("batch size", batch_size.to_string(), "images per step");
+    add("learning rate", format!("{learning_rate:e}"), "the step size for all layers but the final one");
+    add(
+        "learning rate of the final layer",
+        format!("{:e}", learning_rate * head_lr_multiplier),
+        "the step size for the layer that outputs the classes",
+    );
+    add("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
+    let known = recipe.optimizer().ok();
+    for (of, value) in known.iter().flat_map(OptimizerSettings::values) {
+        add(of.name, format!("{value:?}"), of.meaning);
+    }
+    add("weight decay", format!("{weight_decay:e}"), "how strongly weights are pulled towards zero");
+    if *no_decay_norm_bias {
+        add("without weight decay", "batch norms, biases".into(), "parameters that are not pulled towards zero");
+    }
+    add("loss reduction", loss_reduction.clone(), "how the losses of a batch's images are combined");
+    let clipping = clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}"));
+    add("gradient clipping", clipping, "the largest norm of all gradients together");
+    let frozen = if freeze.is_empty() { "none".into() } else { freeze.join(", ") };
+    add("frozen layers", frozen, "layers that are not trained");
+    if *freeze_batch_norm {
+        add("frozen batch norms", "running statistics".into(), "what frozen batch norms normalise by");
+    }
+    add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
+    add(
+        "augmentation",
+        augmentation(recipe),
+        "how training images are changed at random, so that the network does not learn them by heart",
+    );
+    let orientation = if *exif { "applied" } else { "ignored" };
+    add(
+        "EXIF orientation",
+        orientation.into(),
+        "whether photos are rotated as the camera was held; torchvision ignores it",
+    );
+    if let Some(fraction) = test_fraction {
+        add("held out for testing", format!("{fraction} of each class"), "images that are not trained on");
+    }
+    add("seed", seed.to_string(), "the same seed gives the same result");
+    add("data set", config.data.display().to_string(), "the folder of the images");
+    add(
+        "device",
+        format!("{}, {}", config.device, config.precision),
+        "where the run was computed, and in which precision",
+    );
+    add("version", format!("retune {}", config.retune), "the program that started the run");
+    rows
 }
 
 pub(super) fn settings(run: &RunRecord) -> Markup {
-    let config = &run.config;
     html! {
         section {
             h2 { "Settings" }
             div.scroll {
                 table {
                     tbody {
-                        @for (name, value, meaning) in rows(&config.recipe) {
+                        @for Row { name, value, meaning } in rows(&run.config) {
                             tr { th scope="row" { (name) } td { (value) } td.meaning { (meaning) } }
                         }
-                        tr { th scope="row" { "device" } td { (config.device) ", " (config.precision) } td.meaning { "where the run was computed, and in which precision" } }
-                        tr { th scope="row" { "version" } td { "retune " (config.retune) } td.meaning { "the program that started the run" } }
                     }
                 }
             }
@@ -87,23 +139,36 @@ pub(super) fn settings(run: &RunRecord) -> Markup {
     }
 }
 
-/// The settings that differ between several runs, side by side.
+/// The settings that differ between several runs, side by side. A run that does not have a setting has a dash.
 pub(super) fn differences(runs: &[&RunRecord]) -> Markup {
-    let recipes: Vec<_> = runs.iter().map(|run| rows(&run.config.recipe)).collect();
-    let Some(first) = recipes.first() else { return html! {} };
-    let differs = |row: &usize| recipes.iter().any(|recipe| recipe[*row].1 != first[*row].1);
-    let (different, same): (Vec<usize>, Vec<usize>) = (0..first.len()).partition(differs);
-    let same: Vec<String> = same.iter().map(|&row| format!("{} {}", first[row].0, first[row].1)).collect();
+    let runs_of_rows: Vec<Vec<Row>> = runs.iter().map(|run| rows(&run.config)).collect();
+    let mut names: Vec<&str> = Vec::new();
+    for row in runs_of_rows.iter().flatten() {
+        if !names.contains(&row.name) {
+            names.push(row.name);
+        }
+    }
+    let value = |rows: &Vec<Row>, name: &str| {
+        let row = rows.iter().find(|row| row.name == name);
+        row.map_or_else(|| "–".to_string(), |row| row.value.clone())
+    };
+    let values = |name: &str| runs_of_rows.iter().map(|rows| value(rows, name)).collect::<Vec<String>>();
+    let all = names.into_iter().map(|name| (name, values(name)));
+    let (same, different): (Vec<_>, Vec<_>) =
+        all.partition(|(_, values)| values.iter().all(|value| *value == values[0]));
+    let same: Vec<String> = same.iter().map(|(name, values)| format!("{name} {}", values[0])).collect();
     html! {
         section {
             h2 { "Differences in settings" }
-            @if !different.is_empty() {
+            @if different.is_empty() {
+                p { "The runs have the same settings." }
+            } @else {
                 div.scroll {
                     table {
                         thead { tr { th {} @for run in runs { th { (run.name) } } } }
                         tbody {
-                            @for row in different {
-                                tr { th scope="row" { (first[row].0) } @for recipe in &recipes { td { (recipe[row].1) } } }
+                            @for (name, values) in different {
+                                tr { th scope="row" { (name) } @for value in values { td { (value) } } }
                             }
                         }
                     }

@@ -1,0 +1,423 @@
+//! The flags of the recipe: what they are, how they change one, and which of them ask for one.
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+
+use super::architecture_names;
+use crate::data::Augmentation;
+use crate::error::Result;
+use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind};
+use crate::train::{Hyperparameters, Recipe};
+
+/// A flag for each field of the recipe; those that are not given leave the field as it is.
+#[derive(Clone, clap::Args)]
+pub struct RecipeArguments {
+    /// Start from random weights; the default learning rate is then 5e-4 for all layers
+    #[arg(long, help_heading = "Network options")]
+    from_scratch: bool,
+
+    /// Architecture of a network trained from scratch; otherwise the weights decide [default: resnet18]
+    #[arg(long = "arch", value_name = "NAME", value_parser = architecture_names(), help_heading = "Network options")]
+    architecture: Option<String>,
+
+    /// Number of channels of the first stage of a network trained from scratch [default: 64]
+    #[arg(long, value_name = "N", help_heading = "Network options")]
+    width: Option<usize>,
+
+    /// Number of passes over the training images [default: 5]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
+    epochs: Option<usize>,
+
+    /// Batch size [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
+    batch_size: Option<usize>,
+
+    /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
+    /// 5e-4 from scratch]
+    #[arg(long = "lr", value_name = "RATE", allow_negative_numbers = true, help_heading = "Training options")]
+    learning_rate: Option<f64>,
+
+    /// Learning rate of the final layer, as a multiple of --lr [default: 10, or 1 from scratch]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    head_lr_multiplier: Option<f64>,
+
+    /// Weight decay, as the optimizer defines it [default: 1e-3]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    weight_decay: Option<f64>,
+
+    /// Optimizer [default: sgd]
+    #[arg(long, value_name = "NAME", value_parser = optimizer_names(), help_heading = "Training options")]
+    optimizer: Option<String>,
+
+    #[command(flatten)]
+    hyperparameters: HyperparameterArguments,
+
+    /// Apply no weight decay to batch norms and biases
+    #[arg(long, help_heading = "Training options")]
+    no_decay_norm_bias: bool,
+
+    /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
+    #[arg(long, value_name = "sum|mean", help_heading = "Training options")]
+    loss_reduction: Option<String>,
+
+    /// Clip the gradients of all parameters together to this norm [default: off]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training options")]
+    clip_gradient_norm: Option<f64>,
+
+    /// Modules to freeze, e.g. conv1,bn1,layer1
+    #[arg(long, value_name = "MODULES", value_delimiter = ',', help_heading = "Network options")]
+    freeze: Option<Vec<String>>,
+
+    /// Frozen batch norms use their running statistics and do not update them
+    #[arg(long, requires = "freeze", help_heading = "Network options")]
+    freeze_batch_norm: bool,
+
+    /// Initialise the final layer with these rows of the pretrained one, one per class in order, e.g. 934,713
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "Network options")]
+    head_from: Option<Vec<usize>>,
+
+    /// Width and height of the images that the network sees [default: that of the weights, or 224]
+    #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
+    image_size: Option<usize>,
+
+    /// Apply the EXIF orientation of images, which torchvision ignores
+    #[arg(long, help_heading = "Image options")]
+    exif: bool,
+
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
+          help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
+    augment: Option<Vec<Augmentation>>,
+
+    /// Fraction of each class to hold out for testing, if DATA has no test folder
+    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
+    test_fraction: Option<f64>,
+
+    /// Seed of the order of images, augmentation and new parameters [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training options")]
+    seed: Option<u64>,
+}
+
+/// The flags, each with the field that it sets in [`RecipeArguments`] and in [`Recipe`], except for the hyperparameters.
+macro_rules! for_each_flag {
+    ($visit:ident) => {
+        $visit! {
+            "--from-scratch" from_scratch,
+            "--arch" architecture,
+            "--width" width,
+            "--image-size" image_size,
+            "--epochs" epochs,
+            "--batch-size" batch_size,
+            "--lr" learning_rate,
+            "--head-lr-multiplier" head_lr_multiplier,
+            "--weight-decay" weight_decay,
+            "--no-decay-norm-bias" no_decay_norm_bias,
+            "--loss-reduction" loss_reduction,
+            "--clip-gradient-norm" clip_gradient_norm,
+            "--freeze" freeze,
+            "--freeze-batch-norm" freeze_batch_norm,
+            "--head-from" head_from,
+            "--augment" augment,
+            "--exif" exif,
+            "--test-fraction" test_fraction,
+            "--seed" seed,
+        }
+    };
+}
+
+impl RecipeArguments {
+    /// Whether the network starts from random weights.
+    pub fn is_from_scratch(&self) -> bool {
+        self.from_scratch
+    }
+
+    /// The architecture, if it is given.
+    pub fn architecture(&self) -> Option<&str> {
+        self.architecture.as_deref()
+    }
+
+    /// Channels of the first stage, if they are given.
+    pub fn width(&self) -> Option<usize> {
+        self.width
+    }
+
+    /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.
+    pub fn overlay(&self, recipe: &mut Recipe, mut changed: impl FnMut(&str) -> Result<()>) -> Result<()> {
+        if let Some(name) = self.optimizer.as_ref().filter(|name| **name != recipe.optimizer) {
+            changed("--optimizer")?;
+            recipe.hyperparameters = Hyperparameters(OptimizerKind::find(name)?.defaults());
+            recipe.optimizer.clone_from(name);
+        }
+        for &(name, value) in &self.hyperparameters.0 {
+            if recipe.hyperparameter(name) != Some(value) {
+                changed(&format!("--{name}"))?;
+                recipe.hyperparameters.0.insert(name.into(), value);
+            }
+        }
+        let augment = self.augment.as_deref().map(Augmentation::besides_default);
+        let given = Self { augment, ..self.clone() };
+        macro_rules! put {
+            ($($flag:literal $field:ident),* $(,)?) => {$(
+                if given.$field.differs_from(&recipe.$field) {
+                    changed($flag)?;
+                    given.$field.put(&mut recipe.$field);
+                }
+            )*};
+        }
+        for_each_flag!(put);
+        Ok(())
+    }
+}
+
+/// The flags that make `recipe` of `base`.
+pub fn recipe_words(recipe: &Recipe, base: &Recipe) -> Vec<String> {
+    let mut words = Vec::new();
+    macro_rules! add {
+        ($($flag:literal $field:ident),* $(,)?) => {$(
+            // Whether it is from scratch decides the base.
+            if recipe.$field != base.$field || ($flag == "--from-scratch" && recipe.from_scratch) {
+                words.push($flag.to_string());
+                words.extend(recipe.$field.value());
+            }
+        )*};
+    }
+    for_each_flag!(add);
+    if recipe.optimizer != base.optimizer {
+        words.extend(["--optimizer".into(), recipe.optimizer.clone()]);
+    }
+    let defaults = OptimizerKind::find(&recipe.optimizer).map(OptimizerKind::defaults).unwrap_or_default();
+    for (name, value) in &recipe.hyperparameters.0 {
+        if defaults.get(name) != Some(value) {
+            words.extend([format!("--{name}"), value.to_string()]);
+        }
+    }
+    words
+}
+
+/// What a flag may give for a field of type `T`.
+trait Given<T> {
+    /// Whether it gives another value than this.
+    fn differs_from(&self, field: &T) -> bool;
+
+    /// Sets the field if it gives a value.
+    fn put(&self, field: &mut T);
+}
+
+impl Given<bool> for bool {
+    fn differs_from(&self, field: &bool) -> bool {
+        *self && !field
+    }
+
+    fn put(&self, field: &mut bool) {
+        *field |= self;
+    }
+}
+
+impl<T: Clone + PartialEq> Given<T> for Option<T> {
+    fn differs_from(&self, field: &T) -> bool {
+        self.as_ref().is_some_and(|given| given != field)
+    }
+
+    fn put(&self, field: &mut T) {
+        if let Some(given) = self {
+            field.clone_from(given);
+        }
+    }
+}
+
+impl<T: Clone + PartialEq> Given<Option<T>> for Option<T> {
+    fn differs_from(&self, field: &Option<T>) -> bool {
+        self.is_some() && self != field
+    }
+
+    fn put(&self, field: &mut Option<T>) {
+        field.clone_from(self);
+    }
+}
+
+/// A field of the recipe as the value of its flag.
+trait Value {
+    /// None for a flag without a value.
+    fn value(&self) -> Option<String>;
+}
+
+impl Value for bool {
+    fn value(&self) -> Option<String> {
+        None
+    }
+}
+
+macro_rules! displayed {
+    ($($type:ty),*) => {$(
+        impl Value for $type {
+            fn value(&self) -> Option<String> {
+                Some(self.to_string())
+            }
+        }
+    )*};
+}
+
+displayed! { String, usize, u64, f64, Augmentation }
+
+impl<T: Value> Value for Option<T> {
+    fn value(&self) -> Option<String> {
+        self.as_ref().and_then(T::value)
+    }
+}
+
+impl<T: Value> Value for Vec<T> {
+    fn value(&self) -> Option<String> {
+        Some(self.iter().filter_map(T::value).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// A flag for each hyperparameter of the optimisers: names and values of those that are given.
+#[derive(Clone, Default)]
+struct HyperparameterArguments(Vec<(&'static str, f64)>);
+
+/// All hyperparameters, in the order of the optimisers: each with those that have it.
+fn hyperparameters() -> Vec<(&'static str, Vec<(&'static OptimizerKind, &'static Hyperparameter)>)> {
+    let mut all: Vec<(&str, Vec<_>)> = Vec::new();
+    for kind in OPTIMIZERS {
+        for of in kind.hyperparameters {
+            match all.iter_mut().find(|(name, _)| *name == of.name) {
+                Some((_, kinds)) => kinds.push((kind, of)),
+                None => all.push((of.name, vec![(kind, of)])),
+            }
+        }
+    }
+    all
+}
+
+impl clap::Args for HyperparameterArguments {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        hyperparameters().into_iter().fold(command, |command, (name, kinds)| {
+            let meaning = kinds[0].1.meaning;
+            let meaning = format!("{}{}", meaning[..1].to_uppercase(), &meaning[1..]);
+            let defaults: Vec<_> = kinds.iter().map(|(kind, of)| format!("{:?} for {kind}", of.default)).collect();
+            command.arg(
+                clap::Arg::new(name)
+                    .long(name)
+                    .value_name("NUMBER")
+                    .allow_negative_numbers(true)
+                    .value_parser(clap::value_parser!(f64))
+                    .help_heading("Training options")
+                    .help(format!("{meaning} [default: {}]", defaults.join(", "))),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for HyperparameterArguments {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let mut arguments = Self::default();
+        arguments.update_from_arg_matches(matches)?;
+        Ok(arguments)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        let given = |(name, _)| Some((name, *matches.get_one::<f64>(name)?));
+        self.0 = hyperparameters().into_iter().filter_map(given).collect();
+        Ok(())
+    }
+}
+
+/// The values of `--optimizer`.
+fn optimizer_names() -> PossibleValuesParser {
+    OPTIMIZERS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        recipe: RecipeArguments,
+    }
+
+    fn overlaid(mut recipe: Recipe, words: &[String]) -> (Recipe, Vec<String>) {
+        let words = std::iter::once("train").chain(words.iter().map(String::as_str));
+        let mut changed = Vec::new();
+        let arguments = Command::try_parse_from(words).unwrap().recipe;
+        let note = |flag: &str| {
+            changed.push(flag.to_string());
+            Ok(())
+        };
+        arguments.overlay(&mut recipe, note).unwrap();
+        (recipe, changed)
+    }
+
+    /// No field has the value of the default recipe.
+    fn everything_else() -> Recipe {
+        Recipe {
+            architecture: "resnet50".into(),
+            width: 8,
+            from_scratch: true,
+            epochs: 7,
+            batch_size: 3,
+            learning_rate: 1.25e-7,
+            head_lr_multiplier: 2.5,
+            weight_decay: 0.0,
+            no_decay_norm_bias: true,
+            optimizer: "adamw".into(),
+            hyperparameters: Hyperparameters::from([("beta1", 0.5), ("beta2", 0.75), ("epsilon", 1e-300)]),
+            loss_reduction: "mean".into(),
+            clip_gradient_norm: Some(0.1),
+            freeze: vec!["conv1".into(), "bn1".into()],
+            freeze_batch_norm: true,
+            head_from: Some(vec![934, 713]),
+            image_size: 96,
+            exif: true,
+            augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],
+            test_fraction: Some(0.2),
+            seed: u64::MAX,
+        }
+    }
+
+    #[test]
+    fn the_words_of_a_recipe_give_that_recipe() {
+        let wanted = everything_else();
+        for base in [Recipe::from_scratch(), Recipe::fine_tuning()] {
+            assert_eq!(overlaid(base.clone(), &recipe_words(&wanted, &base)).0, wanted);
+        }
+        assert!(recipe_words(&Recipe::fine_tuning(), &Recipe::fine_tuning()).is_empty());
+    }
+
+    #[test]
+    fn flags_that_repeat_a_recipe_change_nothing() {
+        let recipe = everything_else();
+        let (same, changed) = overlaid(recipe.clone(), &recipe_words(&recipe, &Recipe::fine_tuning()));
+        assert_eq!((same, changed.as_slice()), (recipe, &[][..]));
+        let defaults = "--optimizer sgd --momentum 0 --augment horizontal-flip=0.5 --lr 5e-5 --seed 0";
+        let words: Vec<String> = defaults.split(' ').map(String::from).collect();
+        assert_eq!(overlaid(Recipe::fine_tuning(), &words), (Recipe::fine_tuning(), Vec::new()));
+    }
+
+    #[test]
+    fn each_flag_that_differs_is_named() {
+        let wanted = everything_else();
+        let words = recipe_words(&wanted, &Recipe::fine_tuning());
+        let mut flags: Vec<String> = words.iter().filter(|word| word.starts_with("--")).cloned().collect();
+        let (_, mut changed) = overlaid(Recipe::fine_tuning(), &words);
+        flags.sort();
+        changed.sort();
+        assert_eq!(changed, flags);
+        assert_eq!(flags.len(), 23);
+    }
+
+    #[test]
+    fn another_optimizer_has_its_own_defaults() {
+        let words = ["--optimizer", "adamw", "--beta1", "0.8"].map(String::from);
+        let (recipe, _) = overlaid(Recipe { optimizer: "nesterov".into(), ..Recipe::fine_tuning() }, &words);
+        assert_eq!(
+            recipe.hyperparameters,
+            Hyperparameters::from([("beta1", 0.8), ("beta2", 0.999), ("epsilon", 1e-8)])
+        );
+    }
+}
