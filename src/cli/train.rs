@@ -51,9 +51,6 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
     weights: Option<PathBuf>,
 
-    #[command(flatten)]
-    recipe: RecipeArguments,
-
     /// Folder to write the model, checkpoints and metrics to [default: the next of runs/1, runs/2, ...]
     #[arg(long, value_name = "FOLDER", help_heading = "Run options")]
     out: Option<PathBuf>,
@@ -87,6 +84,9 @@ pub struct TrainArguments {
     /// Number of checkpoints to keep; older ones are named checkpoint-EPOCH-BATCH.safetensors
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run options")]
     keep_checkpoints: usize,
+
+    #[command(flatten)]
+    recipe: RecipeArguments,
 
     /// Number of threads that decode images; it does not affect the result [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Image options")]

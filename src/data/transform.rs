@@ -15,10 +15,10 @@ use crate::device::Resampling;
 use crate::error::{Error, Result};
 
 /// ImageNet's mean of red, green and blue, each from 0 to 1, which normalisation subtracts.
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 
 /// ImageNet's standard deviation of red, green and blue, by which normalisation then divides.
-pub const STANDARD_DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
+pub const STANDARD_DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
 
 const AREA: (f64, f64) = (0.08, 1.0);
 const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
@@ -300,7 +300,8 @@ fn centered(length: u32, crop: u32) -> i32 {
 pub fn lookup_table() -> &'static [[f32; 256]; 3] {
     static TABLE: LazyLock<[[f32; 256]; 3]> = LazyLock::new(|| {
         std::array::from_fn(|channel| {
-            std::array::from_fn(|byte| (byte as f32 / 255.0 - MEAN[channel]) / STANDARD_DEVIATION[channel])
+            let (mean, deviation) = (MEAN[channel] as f32, STANDARD_DEVIATION[channel] as f32);
+            std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / deviation)
         })
     });
     &TABLE

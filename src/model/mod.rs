@@ -3,9 +3,11 @@
 
 mod architecture;
 pub mod init;
+mod recognise;
 mod resnet;
 
-pub use architecture::{Architecture, Block, Recognised, recognise};
+pub use architecture::{Architecture, Block};
+pub use recognise::{Recognised, recognise};
 pub use resnet::{FULL_WIDTH, HEAD, ResNet, is_head};
 
 pub use crate::graph::{BatchShape, Freezing, NetworkGraph, Phase};

@@ -55,8 +55,8 @@ pub fn export(model: &ModelFile) -> Result<Vec<u8>> {
         "interpolation": "bilinear, antialias",
         "center_crop": model.image_size,
         "scale": "0..1",
-        "mean": MEAN.map(|value| (f64::from(value) * 1e3).round() / 1e3),
-        "std": STANDARD_DEVIATION.map(|value| (f64::from(value) * 1e3).round() / 1e3),
+        "mean": MEAN,
+        "std": STANDARD_DEVIATION,
         "layout": "NCHW, RGB",
     });
     let property = |key: &str, value: String| Message::new().bytes(1, key).bytes(2, value);

@@ -7,16 +7,11 @@ use std::rc::Rc;
 use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{find_network, load_state_dict, save_state_dict};
-use crate::data::transform::test_shorter_side;
+use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
-use crate::model::ResNet;
+use crate::model::{Recognised, ResNet};
 use crate::weights::{Found, HeadPolicy, TensorFile};
-
-/// Means of the channels that pretrained networks expect, for pixels from 0 to 1.
-const MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// Their standard deviations.
-const STANDARD_DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
 
 /// Writes a trained model.
 pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String]) -> Result<()> {
@@ -99,6 +94,15 @@ impl ModelFile {
             None => (224, false),
         };
         Ok(Self { resnet, classes, image_size, exif, weights, notices })
+    }
+}
+
+impl Recipe {
+    /// This recipe for the network that was found in a file, at its image size where the file names one.
+    pub fn for_weights(self, found: &Found<Recognised>) -> Self {
+        let Found { network, weights, .. } = found;
+        let image_size = ModelFile::describe(weights).map_or(self.image_size, |model| model.image_size);
+        Self { architecture: network.architecture.to_string(), width: network.width, image_size, ..self }
     }
 }
 

@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::model_file::ModelFile;
 use super::trainer::Trainable;
 use crate::data::{Augmentation, DecodeOptions};
 use crate::error::{Error, Result};
-use crate::model::{Architecture, Freezing, Recognised};
+use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
 use crate::optim::{Grouping, OPTIMIZERS, OptimizerKind, OptimizerSettings};
-use crate::weights::Found;
 
 /// The settings of a training run. Two runs of the same recipe on the same images and device give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -135,13 +133,6 @@ impl Recipe {
     /// Its comparison: random weights, ten times the learning rate, the same for all layers.
     pub fn from_scratch() -> Self {
         Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
-    }
-
-    /// This recipe for the network that was found in a file, at its image size where the file names one.
-    pub fn for_weights(self, found: &Found<Recognised>) -> Self {
-        let Found { network, weights, .. } = found;
-        let image_size = ModelFile::describe(weights).map_or(self.image_size, |model| model.image_size);
-        Self { architecture: network.architecture.to_string(), width: network.width, image_size, ..self }
     }
 
     /// How images are read.

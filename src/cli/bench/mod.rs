@@ -161,6 +161,9 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if arguments.kernels && arguments.mode == Mode::Inference {
+        return Err(Error::usage("--kernels times a training step, not --mode inference"));
+    }
     let resnet = ResNet { architecture: arguments.arch.parse()?, width: arguments.width, classes: CLASSES };
     let size = arguments.image_size;
     let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
