@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::report::write;
-use super::{GlobalArguments, fetch, print_json, print_result, size};
+use super::{GlobalArguments, fetch, print_json, print_result, size, warn};
 use crate::error::{Error, Result};
 use crate::onnx;
 use crate::train::{ModelFile, find_network};
-use crate::weights::{OutputTensor, TensorFile, save};
+use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, match_state_dict, save};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +57,13 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         match &found {
             Ok(found) => found.notices.iter().for_each(|notice| global.note(notice)),
             Err(_) => global.note("no ResNet found: every tensor is written under its own name"),
+        }
+        if let Ok(Found { network, weights, .. }) = &found {
+            let resnet = network.resnet(0);
+            let report = match_state_dict(&resnet.state_dict(), weights, HeadPolicy::Replace);
+            if let Err(error) = report.check(&resnet.to_string()) {
+                warn(error.message());
+            }
         }
         let weights = found.as_ref().map_or(&file, |found| &found.weights);
         let tensors: Result<Vec<OutputTensor>> = weights

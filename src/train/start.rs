@@ -57,11 +57,15 @@ impl Start {
             if let Some(notice) = check_images(checkpoint, &splits, &images, data, &options, *allow_changed_data)? {
                 observe(Event::Notice(&notice));
             }
-            let (before, now) = (checkpoint.precision, device.precision());
-            if before != now {
-                observe(Event::Notice(&format!(
-                    "the run used {before} so far and continues in {now}: results will differ from a run in either"
-                )));
+            let before = RunConfig::open(&options.folder).map_or_else(|_| device.name(), |config| config.device);
+            for (before, now) in
+                [(before, device.name()), (checkpoint.precision.to_string(), device.precision().to_string())]
+            {
+                if before != now {
+                    observe(Event::Notice(&format!(
+                        "the run used {before} so far and continues with {now}: results will differ from those of either"
+                    )));
+                }
             }
         }
         if options.strict {

@@ -209,6 +209,19 @@ fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
         return Error::new(format!("{shown}: the network{place} is not supported: {}", printable(reason)))
             .hint("run `retune inspect` to list the tensors of the file");
     }
+    if file.entries().iter().any(|entry| entry.name.starts_with("param/")) {
+        return Error::new(format!("{shown}: a checkpoint or reference file of retune, not a model"))
+            .hint("give the model.safetensors of the run");
+    }
+    let late = Naming::Torchvision.late_key();
+    let incomplete = file.entries().iter().find_map(|entry| entry.name.strip_suffix("layer1.0.conv1.weight"));
+    if let Some(prefix) = incomplete {
+        return Error::new(format!(
+            "{shown}: an incomplete ResNet: there is no {}",
+            printable(&format!("{prefix}{late}"))
+        ))
+        .hint("run `retune inspect` to list the tensors of the file");
+    }
     let found = match file.entries() {
         [] => "it contains no tensors".to_owned(),
         _ => format!("its keys are {}", file.first_names()),
