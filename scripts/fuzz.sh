@@ -42,19 +42,20 @@ for target in "${targets[@]}"; do
         mkdir -p target/fuzz/images
         find tests/fixtures/pillow -type f -size -8k ! -name '*-*.png' ! -name '*.json' ! -name '*.f32' \
             -exec cp -t target/fuzz/images {} +
-        begin+=(target/fuzz/images target/fuzz/jpegs)
+        begin+=(target/fuzz/images target/fuzz/cases)
         python3 - <<'UNPACK'
 import pathlib
 import zipfile
 
-archive = zipfile.ZipFile("tests/fixtures/jpeg.zip")
-files, place = archive.read("files"), 0
-folder = pathlib.Path("target/fuzz/jpegs")
+folder = pathlib.Path("target/fuzz/cases")
 folder.mkdir(exist_ok=True)
-for number, line in enumerate(archive.read("names").decode().splitlines()):
-    length = int(line.split()[0])
-    (folder / str(number)).write_bytes(files[place : place + length])
-    place += length
+for name in ("jpeg", "images"):
+    archive = zipfile.ZipFile(f"tests/fixtures/{name}.zip")
+    files, place = archive.read("files"), 0
+    for number, line in enumerate(archive.read("names").decode().splitlines()):
+        length = int(line.split()[0])
+        (folder / f"{name}-{number}").write_bytes(files[place : place + length])
+        place += length
 UNPACK
         ;;
     esac

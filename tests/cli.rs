@@ -451,7 +451,7 @@ red          0       6
 
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 2 --quiet --out run"));
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "this is no pictu"
+warning: skipped: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
 warning: skipped: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
 warning: 2 unreadable images were skipped
 "##);
@@ -467,7 +467,10 @@ warning: 1 unreadable image was skipped
 
         let strict = place.run(&format!("train data {SMALL} --epochs 1 --strict --quiet --out strict"));
         assert_eq!((strict.status, strict.stdout.as_str()), (1, ""));
-        assert_snapshot!(strict.stderr, @r##"error: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "this is no pictu""##);
+        assert_snapshot!(strict.stderr, @r##"
+error: cannot decode data/train/red/text.jpg: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
+hint: download the image again; what was saved is not the image
+"##);
         assert_snapshot!(place.refusals(&["eval run/model.safetensors data --strict"]), @r##"
 $ retune eval run/model.safetensors data --strict
 error: cannot decode data/test/red/cut.jpg: truncated JPEG: the data end before the end marker
@@ -682,7 +685,7 @@ mod other_commands {
         let answered: Vec<&str> = outcome.stdout.lines().map(|line| line.split(':').next().unwrap()).collect();
         assert_eq!(answered, ["data/test/red/00.png", "data/test/red/01.png"]);
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode broken.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
+warning: skipped: cannot decode broken.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
 error: 1 of 3 images could not be read
 "##);
         let model = "base/model.safetensors";
@@ -703,12 +706,12 @@ error: 1 of 3 images could not be read
         ]), @r##"
 $ retune predict base/model.safetensors missing.png
 error: missing.png: no such file
-hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .apng .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pam .bmp .dib
 exit status 1
 
 $ retune predict base/model.safetensors empty
 error: empty: no images in this folder
-hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
+hint: give images that end in one of .jpg .jpeg .jfif .jpe .png .apng .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pam .bmp .dib
 exit status 1
 
 $ retune predict base/model.safetensors data/[
@@ -1204,7 +1207,7 @@ hint: add a folder of images of another class
 exit status 1
 
 $ retune train hole --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .jfif .jpe .png .ppm .bmp .pgm .tif .tiff .webp
+error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .jfif .jpe .png .apng .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pam .bmp .dib
 hint: put images into the folder, or remove it
 exit status 1
 
@@ -1248,8 +1251,8 @@ exit status 2
         let outcome = place.run(&format!("train bad {SMALL} --quiet --out run"));
         assert_eq!(outcome.status, 1);
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
-warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "no picture"
+warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
+warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
 error: none of the training images could be read
 "##);
         // After fixing the data, the user can run the same command again.

@@ -2,7 +2,7 @@
 //! several lines, and no allocation of a size that only a header claims. `RETUNE_FUZZ_ROUNDS` sets the number of
 //! rounds; the targets in `fuzz/` search further.
 
-mod jpegs;
+mod images;
 mod parsers;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -217,24 +217,36 @@ fn images() {
     };
     let sources = files_in("tests/fixtures/pillow", is_wanted);
     assert!(sources.len() > 40, "{}", sources.len());
-    // A decoder keeps a few copies of the largest allowed image, at up to eight bytes per pixel. Two formats trust more
-    // of a header, within limits: WebP allows eight parts of up to 16 MiB and a frame of up to 16384 x 16384 pixels,
-    // TIFF a list of up to 256 MiB.
-    damage("image", &sources, |file| match file {
+    damage("image", &sources, of_image);
+}
+
+/// A decoder keeps a few copies of the largest allowed image, at up to eight bytes per pixel. WebP trusts more of a header: it allows eight
+/// parts of up to 16 MiB and a frame of up to 16384 x 16384 pixels.
+fn of_image(file: &[u8]) -> usize {
+    match file {
         [b'R', b'I', b'F', b'F', ..] => ((8 * 16) << 20) + 2 * 16384 * 16384,
-        [b'I', b'I', ..] | [b'M', b'M', ..] => 256 << 20,
         _ => in_proportion(file) + 4 * 8 * (1 << 18),
-    });
+    }
+}
+
+/// Every second image of the other formats.
+#[test]
+fn images_of_all_formats() {
+    let cases = images::cases("images.zip").into_iter().filter(|case| case.expected.is_some());
+    let sources: Vec<Vec<u8>> = cases.step_by(2).map(|case| case.file).collect();
+    assert!(sources.len() > 300, "{}", sources.len());
+    damage("image", &sources, of_image);
 }
 
 /// One of eleven of the JPEGs, which are of all samplings, scans and colours. The coefficients of a progressive one take up to eight bytes per
 /// pixel.
 #[test]
 fn jpegs_of_all_kinds() {
-    let is_read = |case: &jpegs::Case| case.expected.is_some() && !case.name.starts_with("damaged");
-    let sources: Vec<Vec<u8>> = jpegs::cases().into_iter().filter(is_read).step_by(11).map(|case| case.file).collect();
+    let is_read = |case: &images::Case| case.expected.is_some() && !case.name.starts_with("damaged");
+    let sources: Vec<Vec<u8>> =
+        images::cases("jpeg.zip").into_iter().filter(is_read).step_by(11).map(|case| case.file).collect();
     assert!(sources.len() > 100, "{}", sources.len());
-    damage("image", &sources, |file| in_proportion(file) + 4 * 8 * (1 << 18));
+    damage("image", &sources, of_image);
 }
 
 #[test]

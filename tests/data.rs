@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use retune::data::image_folder::EXTENSIONS;
 use retune::data::random::{Purpose, RandomStream};
 use retune::data::transform::{central_crop, resized_size, sample_random_resized_crop, test_shorter_side};
 use retune::data::transformer::normalize;
 use retune::data::{
-    Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, Operation,
-    PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset, open_labelled,
+    Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, FileKind, ImageFolder, Loader, LoaderOptions, Mode,
+    Operation, PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
+    open_labelled,
 };
 use serde_json::Value;
 
@@ -128,7 +128,8 @@ mod decoding {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         fs::write(&path, bytes).unwrap();
-        let message = decode_file(&path).unwrap_err().to_string();
+        let error = decode_file(&path).unwrap_err();
+        let message = error.message();
         assert!(!message.contains('\n'), "{message}");
         message.strip_prefix(&format!("cannot decode {}: ", path.display())).expect(&message).to_owned()
     }
@@ -136,14 +137,10 @@ mod decoding {
     #[test]
     fn broken_files_are_errors_of_one_line() {
         assert_eq!(reason("empty.jpg", b""), "the file is empty");
-        assert_eq!(
-            reason("page.jpg", b"<!DOCTYPE html>\n<html>"),
-            r#"expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found "<!DOCTYPE html>\n""#
-        );
-        assert_eq!(
-            reason("moving.jpg", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;"),
-            "GIF is not supported; expected JPEG, PNG, PNM, BMP, TIFF or WebP"
-        );
+        let expected = "expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found";
+        assert_eq!(reason("page.jpg", b"<!DOCTYPE html>\n<html>"), format!("{expected} an HTML page"));
+        assert_eq!(reason("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), format!("{expected} a HEIC image"));
+        assert_eq!(reason("other.jpg", b"\x80\x81\n\x83"), format!(r#"{expected} "\x80\x81\n\x83""#));
         assert_eq!(
             reason("huge.ppm", b"P6 60000 60000 255\n"),
             "it has 60000 x 60000 pixels; at most 178956970 are accepted"
@@ -155,21 +152,22 @@ mod decoding {
     }
 
     #[test]
-    fn every_truncation_is_an_error() {
-        // The last bytes of some formats are padding, or contain only checksums that Pillow skips too.
-        for (name, needless) in [
-            ("picture.jpg", 0),
-            ("progressive.jpg", 0),
-            ("restart-markers.jpg", 0),
-            ("cmyk.jpg", 0),
-            ("turned.jpg", 0),
-            ("rgba.png", 16),
-            ("picture.ppm", 0),
-            ("picture.bmp", 4),
-            ("lossless.webp", 8),
-        ] {
+    fn a_refusal_says_what_to_do() {
+        let hint = |bytes: &[u8]| {
+            let error = Decoder::default().decode_bytes(bytes, &mut RgbImage::default()).unwrap_err();
+            error.hint_text().map(str::to_owned)
+        };
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+        assert_eq!(hint(pointer).unwrap(), "fetch the images with: git lfs pull");
+        assert!(hint(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").unwrap().starts_with("convert it to JPEG"));
+        assert_eq!(hint(b"P6 60000 60000 255\n"), None);
+    }
+
+    #[test]
+    fn every_truncation_of_a_photo_is_an_error() {
+        for name in ["picture.jpg", "progressive.jpg", "restart-markers.jpg", "cmyk.jpg", "turned.jpg"] {
             let whole = fs::read(fixture(name)).unwrap();
-            for length in 0..whole.len() - needless {
+            for length in 0..whole.len() {
                 let result = Decoder::default().decode_bytes(&whole[..length], &mut RgbImage::default());
                 assert!(result.is_err(), "{name} cut to {length} of {} bytes", whole.len());
             }
@@ -629,7 +627,7 @@ mod folders {
             format!(
                 "the class folder DATA/empty holds no image; the extensions accepted are {}\n\
                  hint: put images into the folder, or remove it",
-                EXTENSIONS.join(" ")
+                FileKind::image_extensions()
             )
         );
     }

@@ -96,12 +96,16 @@ fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let jpeg = fs::read(fixtures().join("picture.jpg")).unwrap();
     vec![
         ("empty.jpg", Vec::new(), "the file is empty"),
-        ("text.png", b"no picture".to_vec(), "expected a JPEG, PNG, PNM, BMP, TIFF or WebP image"),
+        (
+            "text.png",
+            b"no picture".to_vec(),
+            "expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file",
+        ),
         ("cut.jpg", jpeg[..jpeg.len() / 2].to_vec(), "truncated JPEG"),
         ("no-rows.png", png(7, 0, 0), "PNG"),
         ("bomb.png", png(60_000, 60_000, 1), "it has 60000 x 60000 pixels; at most 178956970 are accepted"),
         ("ends-early.png", png(500, 400, 3), "PNG"),
-        ("gif.png", b"GIF89a\x01\0\x01\0\0\0\0;".to_vec(), "GIF is not supported"),
+        ("gif.png", b"GIF89a\x01\0\x01\0\0\0\0".to_vec(), "truncated GIF"),
     ]
 }
 

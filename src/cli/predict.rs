@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::fetch;
 use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
-use crate::data::image_folder::EXTENSIONS;
-use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample};
+use crate::data::{
+    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample,
+};
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::train::{Prediction, evaluate, load_model};
@@ -142,7 +143,7 @@ fn image_paths(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
         let before = paths.len();
         if argument.is_dir() {
             let pattern = format!("{}/**/*", glob::Pattern::escape(&argument.to_string_lossy()));
-            paths.extend(matching(&pattern, argument)?.into_iter().filter(|path| is_image(path)));
+            paths.extend(matching(&pattern, argument)?.into_iter().filter(|path| FileKind::is_named_as_image(path)));
         } else if argument.exists() {
             paths.push(argument.clone());
         } else {
@@ -151,7 +152,7 @@ fn image_paths(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
         if paths.len() == before {
             let what = if argument.is_dir() { "no images in this folder" } else { "no such file" };
             return Err(Error::new(format!("{}: {what}", argument.display()))
-                .hint(format!("give images that end in one of {}", EXTENSIONS.join(" "))));
+                .hint(format!("give images that end in one of {}", FileKind::image_extensions())));
         }
     }
     Ok(paths)
@@ -161,9 +162,4 @@ fn matching(pattern: &str, argument: &Path) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(pattern).context(|| format!("{}: invalid pattern", argument.display()))?;
     let files = paths.filter_map(|path| path.ok()).filter(|path| path.is_file());
     Ok(files.collect())
-}
-
-fn is_image(path: &Path) -> bool {
-    let name = path.to_string_lossy().to_lowercase();
-    EXTENSIONS.iter().any(|extension| name.ends_with(extension))
 }

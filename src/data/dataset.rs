@@ -4,8 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::decode::DecodeOptions;
+use super::format::FileKind;
 use super::image_folder::{ImageFolder, UnknownClasses, counted, entries, first_names, require_folder, sub_folders};
-use super::not_read::{NotRead, has_image_extension};
+use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Error, Result};
 
@@ -277,7 +278,7 @@ impl Content {
                 continue;
             }
             let lower = entry.name.to_string_lossy().to_lowercase();
-            if has_image_extension(&entry.name) {
+            if FileKind::is_named_as_image(Path::new(&entry.name)) {
                 content.images += 1;
             } else if lower.ends_with(".csv") || lower.ends_with(".tsv") {
                 content.tables.push(entry.name);

@@ -1,20 +1,23 @@
 //! From a file to 8-bit RGB, as `PIL.Image.open(file).convert("RGB")` does it.
 //!
-//! Alpha is dropped, not composited; palettes and grey are expanded. Sixteen-bit channels keep their high byte. So does
-//! 16-bit grey, which Pillow clips to white at 256 instead. The EXIF orientation is ignored unless [`DecodeOptions::exif`]
-//! asks for it; that of a TIFF, which is no EXIF, is followed always, as Pillow does it.
+//! Alpha is dropped, not composited; palettes and grey are expanded; of an animation or a document the first image counts. Channels of
+//! more than 8 bits are scaled. So is grey, which Pillow cuts off at 255 instead: most of its images would be white. The EXIF
+//! orientation is ignored unless [`DecodeOptions::exif`] asks for it; that of a TIFF, which is no EXIF, is followed always, as Pillow
+//! does it.
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageBuffer};
 
+use super::format::{DECODED, FileKind, Format};
 use super::jpeg::{self, Markers};
+use super::{bmp, gif, png, pnm, tiff, webp};
 use crate::error::{Error, Result};
 
 /// The maximum number of pixels of an image. It is Pillow's limit, against small files that expand to fill the memory.
@@ -22,14 +25,6 @@ pub const MAX_PIXELS: u64 = 178_956_970;
 
 /// The maximum size of a file in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 31;
-
-/// What a decoder may allocate before it knows the size of the image: profiles, comments, tables.
-const MAX_HEADER_BYTES: u64 = 256 << 20;
-
-/// What a decoder may allocate for an image: 16-bit RGBA twice, once to work in, and some room.
-fn decoder_bytes(pixels: usize) -> u64 {
-    2 * 8 * pixels as u64 + (1 << 20)
-}
 
 /// Buffers that grew beyond this size for one huge image are freed.
 const KEPT_BYTES: usize = 64 << 20;
@@ -128,9 +123,11 @@ impl Decoder {
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
-        let result = read_file(path, &mut file)
-            .and_then(|()| self.decode_rows(&file, image, rows))
-            .map_err(|reason| Error::new(format!("cannot decode {}: {reason}", path.display())));
+        let subject = path.display().to_string();
+        let result = match read_file(path, &mut file) {
+            Ok(()) => self.decode_rows(&file, image, rows).map_err(|reason| refusal(&subject, &reason, &file)),
+            Err(reason) => Err(Error::new(format!("cannot decode {subject}: {reason}"))),
+        };
         self.file = file;
         shrink(&mut self.file);
         shrink(&mut self.samples);
@@ -142,8 +139,7 @@ impl Decoder {
     /// # Errors
     /// Those of [`Decoder::decode_file`], without the name of a file.
     pub fn decode_bytes<const BYTES: usize>(&mut self, bytes: &[u8], image: &mut Image<BYTES>) -> Result<()> {
-        self.decode_rows(bytes, image, |_, height| height)
-            .map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
+        self.decode_rows(bytes, image, |_, height| height).map_err(|reason| refusal("the image", &reason, bytes))
     }
 
     /// Decodes the upper rows of a file in memory, as [`Decoder::decode_file_rows`] does.
@@ -156,7 +152,7 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
-        self.decode_rows(bytes, image, rows).map_err(|reason| Error::new(format!("cannot decode the image: {reason}")))
+        self.decode_rows(bytes, image, rows).map_err(|reason| refusal("the image", &reason, bytes))
     }
 
     fn decode_rows<const BYTES: usize>(
@@ -166,7 +162,7 @@ impl Decoder {
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<(), String> {
         match recognise(bytes)? {
-            ImageFormat::Jpeg => guarded(|| self.decode_jpeg(bytes, image, rows)),
+            Format::Jpeg => guarded(|| self.decode_jpeg(bytes, image, rows)),
             format => {
                 guarded(|| self.decode_other(format, bytes, image))?;
                 rows(image.width, image.height);
@@ -187,37 +183,34 @@ impl Decoder {
 
     fn decode_other<const BYTES: usize>(
         &mut self,
-        format: ImageFormat,
+        format: Format,
         bytes: &[u8],
         image: &mut Image<BYTES>,
     ) -> Result<(), String> {
-        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-        let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(MAX_HEADER_BYTES);
-        reader.limits(limits.clone());
-        let mut decoder = reader.into_decoder().map_err(|cause| describe_image_error(format, &cause))?;
-
-        let (width, height) = decoder.dimensions();
-        let pixels = self.require_pixels(width, height)?;
-        // A false header must not cost more memory than the image it describes.
-        limits.max_alloc = Some(decoder_bytes(pixels));
-        decoder.set_limits(limits).map_err(|cause| describe_image_error(format, &cause))?;
-        // A broken EXIF block is ignored.
-        let orientation = match self.options.exif || format == ImageFormat::Tiff {
-            true => decoder.orientation().unwrap_or(Orientation::NoTransforms),
-            false => Orientation::NoTransforms,
+        let mut samples = std::mem::take(&mut self.samples);
+        let require = |width, height| self.require_pixels(width, height);
+        let form = match format {
+            Format::Jpeg => unreachable!("JPEG has a decoder of its own"),
+            Format::Png => png::decode(bytes, &require, &mut samples),
+            Format::Gif => gif::decode(bytes, &require, &mut samples),
+            Format::Bmp => bmp::decode(bytes, &require, &mut samples),
+            Format::Tiff => tiff::decode(bytes, &require, &mut samples),
+            Format::WebP => webp::decode(bytes, &require, &mut samples),
+            Format::Pnm => pnm::decode(bytes, &require, &mut samples),
         };
-        (image.width, image.height) = (width, height);
-        let color = decoder.color_type();
-        if color == image::ColorType::Rgb8 && BYTES == 3 {
-            image.pixels.resize(pixels * 3, 0);
-            decoder.read_image(&mut image.pixels).map_err(|cause| describe_image_error(format, &cause))?;
+        self.samples = samples;
+        let form = form?;
+        (image.width, image.height) = (form.width, form.height);
+        if form.channels == 3 && BYTES == 3 {
+            std::mem::swap(&mut image.pixels, &mut self.samples);
         } else {
-            self.samples.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
-            decoder.read_image(&mut self.samples).map_err(|cause| describe_image_error(format, &cause))?;
-            expand(&self.samples, color.into(), image)?;
+            expand(&self.samples, form.channels, image);
         }
-        turn(image, orientation)
+        // That of a TIFF is no EXIF.
+        match self.options.exif || format == Format::Tiff {
+            true => turn(image, form.orientation),
+            false => Ok(()),
+        }
     }
 
     fn decode_jpeg<const BYTES: usize>(
@@ -266,11 +259,27 @@ fn guarded(decode: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     result.unwrap_or_else(|_| Err("damaged data: its decoder gave up".into()))
 }
 
-fn recognise(bytes: &[u8]) -> Result<ImageFormat, String> {
-    if bytes.is_empty() {
-        return Err("the file is empty".into());
+fn recognise(bytes: &[u8]) -> Result<Format, String> {
+    match FileKind::of(bytes) {
+        Some(FileKind { format: Some(format), .. }) => Ok(*format),
+        Some(_) if bytes.is_empty() => Err("the file is empty".into()),
+        Some(kind) => Err(format!("expected {DECODED}, found {}", kind.noun)),
+        None => {
+            let start = &bytes[..bytes.len().min(16)];
+            Err(format!("expected {DECODED}, found \"{}\"", start.escape_ascii()))
+        }
     }
-    image::guess_format(bytes).map_err(|_| unknown_format(bytes))
+}
+
+/// An error, with what to do about a file of this kind.
+fn refusal(subject: &str, reason: &str, bytes: &[u8]) -> Error {
+    // Messages of decoders may span lines; ours are one line.
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let error = Error::new(format!("cannot decode {subject}: {reason}"));
+    match FileKind::of(bytes) {
+        Some(kind) if kind.format.is_none() => error.hint(kind.advice),
+        _ => error,
+    }
 }
 
 /// Rotates and mirrors an image.
@@ -310,61 +319,23 @@ fn read_file(path: &Path, bytes: &mut Vec<u8>) -> Result<(), String> {
     Ok(())
 }
 
-fn unknown_format(bytes: &[u8]) -> String {
-    let start = &bytes[..bytes.len().min(16)];
-    format!("expected a JPEG, PNG, PNM, BMP, TIFF or WebP image, found \"{}\"", start.escape_ascii())
-}
-
-fn describe_image_error(format: ImageFormat, cause: &ImageError) -> String {
-    match format.reading_enabled() {
-        true => describe(format, cause),
-        false => format!("{} is not supported; expected JPEG, PNG, PNM, BMP, TIFF or WebP", name(format)),
-    }
-}
-
-fn describe(format: ImageFormat, cause: &impl std::fmt::Display) -> String {
-    // Messages of decoders may span lines; ours are one line.
-    let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("broken or unsupported {} data: {cause}", name(format))
-}
-
-fn name(format: ImageFormat) -> String {
-    format!("{format:?}").to_uppercase()
-}
-
-fn expand<const BYTES: usize>(
-    samples: &[u8],
-    color: ExtendedColorType,
-    image: &mut Image<BYTES>,
-) -> Result<(), String> {
-    use ExtendedColorType as Color;
+/// Makes pixels of one to four samples each: grey, grey and alpha, colours, colours and alpha.
+fn expand<const BYTES: usize>(samples: &[u8], channels: usize, image: &mut Image<BYTES>) {
     let pixels = &mut image.pixels;
     pixels.clear();
-    let high_bytes = |pixel: &[u8]| [0, 1, 2].map(|channel| high_byte(pixel, channel));
-    match color {
-        Color::L8 => pixels.extend(samples.iter().flat_map(|&grey| padded::<BYTES>([grey; 3]))),
-        Color::La8 => pixels.extend(samples.chunks_exact(2).flat_map(|pixel| padded::<BYTES>([pixel[0]; 3]))),
-        Color::Rgb8 => pixels.extend(samples.as_chunks().0.iter().flat_map(|&pixel| padded::<BYTES>(pixel))),
-        Color::Rgba8 => {
+    pixels.reserve_exact(samples.len() / channels * BYTES);
+    match channels {
+        1 | 2 => pixels.extend(samples.iter().step_by(channels).flat_map(|&grey| padded::<BYTES>([grey; 3]))),
+        3 => pixels.extend(samples.as_chunks().0.iter().flat_map(|&pixel| padded::<BYTES>(pixel))),
+        _ => {
             let colors = samples.chunks_exact(4).map(|pixel| [pixel[0], pixel[1], pixel[2]]);
             pixels.extend(colors.flat_map(padded::<BYTES>));
         }
-        Color::L16 => pixels.extend(samples.chunks_exact(2).flat_map(|grey| padded::<BYTES>([high_byte(grey, 0); 3]))),
-        Color::La16 => pixels.extend(samples.chunks_exact(4).flat_map(|grey| padded::<BYTES>([high_byte(grey, 0); 3]))),
-        Color::Rgb16 => pixels.extend(samples.chunks_exact(6).map(high_bytes).flat_map(padded::<BYTES>)),
-        Color::Rgba16 => pixels.extend(samples.chunks_exact(8).map(high_bytes).flat_map(padded::<BYTES>)),
-        other => return Err(format!("its pixels are {other:?}; expected 8 or 16 bits a channel")),
     }
-    Ok(())
 }
 
 fn padded<const BYTES: usize>(rgb: [u8; 3]) -> [u8; BYTES] {
     std::array::from_fn(|byte| rgb.get(byte).copied().unwrap_or(u8::MAX))
-}
-
-/// The decoders give 16-bit samples in the byte order of the machine.
-fn high_byte(pixel: &[u8], channel: usize) -> u8 {
-    (u16::from_ne_bytes([pixel[2 * channel], pixel[2 * channel + 1]]) >> 8) as u8
 }
 
 #[cfg(test)]

@@ -224,6 +224,17 @@ impl FileKind {
         self.format.is_some() || [CONVERT, CONVERT_PHOTO, DEVELOP].contains(&self.advice)
     }
 
+    /// Whether the name of a file ends as that of an image that is decoded.
+    pub fn is_named_as_image(path: &Path) -> bool {
+        Self::by_extension(path).is_some_and(|kind| kind.format.is_some())
+    }
+
+    /// The extensions of the images that are decoded, with dots and spaces between them.
+    pub fn image_extensions() -> String {
+        let decoded = KINDS.iter().filter(|kind| kind.format.is_some());
+        decoded.flat_map(|kind| kind.extensions).map(|extension| format!(".{extension}")).collect::<Vec<_>>().join(" ")
+    }
+
     /// The kind of a file by the extension of its name.
     pub fn by_extension(path: &Path) -> Option<&'static Self> {
         let extension = path.extension()?.to_str()?.to_ascii_lowercase();

@@ -7,12 +7,9 @@ use std::path::{Path, PathBuf};
 use unicode_normalization::UnicodeNormalization;
 
 use super::decode::DecodeOptions;
+use super::format;
 use super::not_read::{FileKind, NotRead, UnsupportedFile, foreign_folder, kind_of};
 use crate::error::{Context, Error, Result};
-
-/// The extensions of images, in lower case; a file's own may be in any case.
-pub const EXTENSIONS: [&str; 11] =
-    [".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"];
 
 /// One image and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,7 +198,7 @@ impl ImageFolder {
         Error::new(format!(
             "the class folder {} holds no image{found}; the extensions accepted are {}",
             folder.display(),
-            EXTENSIONS.join(" ")
+            format::FileKind::image_extensions()
         ))
         .hint("put images into the folder, or remove it")
     }

@@ -2,20 +2,27 @@
 
 pub mod augmenter;
 pub mod batches;
+mod bmp;
 pub mod dataset;
 pub mod decode;
 pub mod format;
+mod gif;
 pub mod image_folder;
 mod jpeg;
 pub mod loader;
 pub mod not_read;
 mod orientation;
 mod pipeline;
+mod png;
+mod pnm;
 pub mod random;
 mod resident;
+mod samples;
 pub mod store;
+mod tiff;
 pub mod transform;
 pub mod transformer;
+mod webp;
 
 pub use augmenter::Augmenter;
 pub use batches::{BatchEpoch, Batches, InputBatch, Placement};

@@ -6,7 +6,6 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::format;
-use super::image_folder::EXTENSIONS;
 use crate::error::{Error, Result};
 
 /// Folders that are never a class. So is every folder whose name starts with a dot.
@@ -61,7 +60,7 @@ pub(super) fn kind_of(path: &Path, name: &OsStr) -> FileKind {
     if FOREIGN_FILES.contains(&&*text) {
         return FileKind::Foreign(text.into_owned());
     }
-    if has_image_extension(name) {
+    if format::FileKind::is_named_as_image(path) {
         return FileKind::Image;
     }
     match (format::FileKind::by_extension(path), path.extension()) {
@@ -76,14 +75,6 @@ pub(super) fn kind_of(path: &Path, name: &OsStr) -> FileKind {
             }
         },
     }
-}
-
-/// Whether the name ends as that of an image does.
-pub fn has_image_extension(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    EXTENSIONS.iter().any(|extension| {
-        name.len() >= extension.len() && name[name.len() - extension.len()..].eq_ignore_ascii_case(extension.as_bytes())
-    })
 }
 
 impl NotRead {

@@ -4,8 +4,17 @@ use image::metadata::Orientation;
 
 const ORIENTATION: u16 = 0x0112;
 
+/// The orientation that the blocks of a file tell. XMP counts only where EXIF tells none.
+pub(super) fn of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
+    exif.and_then(from_exif).or_else(|| xmp.and_then(from_xmp)).unwrap_or(Orientation::NoTransforms)
+}
+
+/// The name before an EXIF block in a JPEG. Some programs write it in PNG and WebP too.
+pub(super) const EXIF: &[u8] = b"Exif\0\0";
+
 /// Finds the orientation in an EXIF block, which begins with the byte order. It may be a number of any width.
-pub(super) fn from_exif(exif: &[u8]) -> Option<Orientation> {
+fn from_exif(exif: &[u8]) -> Option<Orientation> {
+    let exif = exif.strip_prefix(EXIF).unwrap_or(exif);
     let is_little = match exif.get(..4)? {
         b"II*\0" => true,
         b"MM\0*" => false,
@@ -37,7 +46,7 @@ pub(super) fn from_exif(exif: &[u8]) -> Option<Orientation> {
 }
 
 /// Finds the orientation in an XMP packet, where it is an attribute or an element.
-pub(super) fn from_xmp(xmp: &[u8]) -> Option<Orientation> {
+fn from_xmp(xmp: &[u8]) -> Option<Orientation> {
     const NAME: &[u8] = b"tiff:Orientation";
     memchr::memmem::find_iter(xmp, NAME).find_map(|place| {
         let value = &xmp[place + NAME.len()..];
@@ -91,6 +100,17 @@ mod tests {
         assert_eq!(from_exif(&exif(true, 3, 1, [9, 0, 0, 0])), Some(Orientation::NoTransforms));
         assert_eq!(from_exif(&exif(true, 4, 1, [6, 1, 0, 0])), Some(Orientation::NoTransforms));
         assert_eq!(from_exif(&exif(true, 2, 1, [6, 0, 0, 0])), None);
+    }
+
+    #[test]
+    fn xmp_counts_where_exif_tells_nothing() {
+        let (turned, plain) = (exif(true, 3, 1, [6, 0, 0, 0]), exif(true, 2, 1, [0; 4]));
+        let xmp: &[u8] = b"<a tiff:Orientation=\"3\"/>";
+        assert_eq!(of(Some(&turned), Some(xmp)), Orientation::Rotate90);
+        assert_eq!(of(Some(&[EXIF, &turned].concat()), None), Orientation::Rotate90);
+        assert_eq!(of(Some(&plain), Some(xmp)), Orientation::Rotate180);
+        assert_eq!(of(None, Some(xmp)), Orientation::Rotate180);
+        assert_eq!(of(None, None), Orientation::NoTransforms);
     }
 
     #[test]

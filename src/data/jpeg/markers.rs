@@ -4,7 +4,6 @@ use image::metadata::Orientation;
 
 use crate::data::orientation;
 
-const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
 /// The contents of the markers up to the end of the image, or of the file.
@@ -85,7 +84,7 @@ impl<'a> Markers<'a> {
             }
             // An application segment: length, name, contents.
             0xE1 if self.scans == 0 => {
-                if let Some(exif) = segment[2..].strip_prefix(EXIF) {
+                if let Some(exif) = segment[2..].strip_prefix(orientation::EXIF) {
                     self.exif.get_or_insert(exif);
                 } else if let Some(xmp) = segment[2..].strip_prefix(XMP) {
                     self.xmp = Some(xmp);
@@ -105,9 +104,8 @@ impl<'a> Markers<'a> {
         self.has_end && !self.has_more
     }
 
-    /// The orientation as Pillow reads it: XMP is used only if EXIF has none.
+    /// How the image is to be turned.
     pub(in crate::data) fn orientation(&self) -> Orientation {
-        let found = self.exif.and_then(orientation::from_exif).or_else(|| self.xmp.and_then(orientation::from_xmp));
-        found.unwrap_or(Orientation::NoTransforms)
+        orientation::of(self.exif, self.xmp)
     }
 }

@@ -1,9 +1,12 @@
-//! The JPEGs of `tests/fixtures/jpeg.zip`, which `scripts/make-jpeg-fixtures.py` writes.
+//! Images of every kind and what Pillow decodes from them: `tests/fixtures/jpeg.zip` and `images.zip`, which
+//! `scripts/make-jpeg-fixtures.py` and `make-image-fixtures.py` write.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use retune::data::RgbImage;
+use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
 /// A file and, if Pillow reads it, the decoded image.
@@ -16,9 +19,9 @@ pub struct Case {
 /// Width, height and hash of an image; two hashes if libjpeg-turbo's vector instructions and its plain C differ.
 pub type Expected = (u32, u32, Vec<String>);
 
-/// All of them.
-pub fn cases() -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg.zip");
+/// All images of an archive of that name.
+pub fn cases(archive: &str) -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(archive);
     let mut archive = ZipArchive::new(File::open(path).unwrap()).unwrap();
     let (mut names, mut files) = (String::new(), Vec::new());
     archive.by_name("names").unwrap().read_to_string(&mut names).unwrap();
@@ -31,4 +34,15 @@ pub fn cases() -> Vec<Case> {
         Case { name: name.to_string(), file: rest.split_off(..length.parse().unwrap()).unwrap().to_vec(), expected }
     });
     cases.collect()
+}
+
+impl Case {
+    /// Whether the pixels are those that are expected.
+    #[allow(dead_code, reason = "not every test that needs the files compares their pixels")]
+    pub fn has(&self, image: &RgbImage) -> bool {
+        let hash: String = Sha256::digest(&image.pixels)[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        self.expected.as_ref().is_some_and(|(width, height, hashes)| {
+            (image.width, image.height) == (*width, *height) && hashes.contains(&hash)
+        })
+    }
 }
