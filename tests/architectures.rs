@@ -140,7 +140,7 @@ fn modules_are_stages_and_their_blocks() {
     assert_eq!(specification.modules().join(" "), expected);
     let check = |modules: &[&str]| {
         let modules = modules.iter().map(|module| module.to_string()).collect();
-        Freezing { modules, batch_norm: false }.check(&specification).map_err(|error| error.to_string())
+        specification.check_freezing(&Freezing { modules, batch_norm: false }).map_err(|error| error.to_string())
     };
     assert!(check(&["conv1", "layer1.0.conv2", "layer4"]).is_ok());
     assert!(check(&["layer5"]).unwrap_err().contains("resnet18 has no module \"layer5\""));

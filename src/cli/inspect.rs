@@ -192,7 +192,7 @@ fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFil
     let phase = if arguments.inference { Phase::Evaluation } else { Phase::Training(freezing.clone()) };
     let specification = model.resnet.specification();
     let graph = specification.graph(device, shape, &phase, LossReduction::Sum, &[])?.graph;
-    freezing.check(&specification).map_err(|error| error.about("--freeze"))?;
+    specification.check_freezing(&freezing).map_err(|error| error.about("--freeze"))?;
     let plan = match arguments.inference {
         true => Plan::inference(&graph, device),
         false => Plan::training(&graph, device, |id| {

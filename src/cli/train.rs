@@ -327,7 +327,7 @@ fn resume<'a>(
 fn check_freezing(recipe: &Recipe) -> Result<()> {
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: 1 };
     let freezing = recipe.trainable()?.freezing;
-    freezing.check(&resnet.specification()).map_err(|error| error.about("--freeze"))
+    resnet.specification().check_freezing(&freezing).map_err(|error| error.about("--freeze"))
 }
 
 /// Trains a few steps twice and compares the checkpoints.

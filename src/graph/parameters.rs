@@ -2,10 +2,32 @@
 
 use std::collections::BTreeMap;
 
-use super::{Initialisation, ParameterId};
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Shape, Tensor};
+
+/// A parameter or running statistic of the graph: an index into [`Graph::parameters`](super::Graph::parameters).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParameterId(pub(super) usize);
+
+/// The initial values of a parameter in a network that is trained from scratch: PyTorch's and torchvision's rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Initialisation {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// Normal with deviation `sqrt(2 / fan_out)` (`kaiming_normal_(mode="fan_out", nonlinearity="relu")`).
+    KaimingNormal {
+        /// Output channels times the filter's area.
+        fan_out: usize,
+    },
+    /// Uniform within `1 / sqrt(fan_in)` (the default of `torch.nn.Linear`).
+    Uniform {
+        /// Features of the layer's input.
+        fan_in: usize,
+    },
+}
 
 /// The role of a parameter, which determines whether it can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::{Graph, ParameterId, Value};
+use super::nodes::{Graph, Value};
+use super::parameters::ParameterId;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::Wanted;

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Freezing, Graph, Node, ParameterId, ParameterRole, ParameterSpecification, Value, ValueInfo};
+use super::freezing::Freezing;
+use super::nodes::{Graph, Node, Value, ValueInfo};
+use super::parameters::{Initialisation, ParameterId, ParameterRole, ParameterSpecification};
 use crate::device::{Activation, BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::ops::batch_norm::EPSILON;
@@ -72,25 +74,6 @@ pub struct LayerSpecification {
     pub input_channels: usize,
     /// Channels, or features, of the output.
     pub channels: usize,
-}
-
-/// The initial values of a parameter in a network that is trained from scratch: PyTorch's and torchvision's rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Initialisation {
-    /// All 0.
-    Zeros,
-    /// All 1.
-    Ones,
-    /// Normal with deviation `sqrt(2 / fan_out)` (`kaiming_normal_(mode="fan_out", nonlinearity="relu")`).
-    KaimingNormal {
-        /// Output channels times the filter's area.
-        fan_out: usize,
-    },
-    /// Uniform within `1 / sqrt(fan_in)` (the default of `torch.nn.Linear`).
-    Uniform {
-        /// Features of the layer's input.
-        fan_in: usize,
-    },
 }
 
 impl LayerSpecification {
@@ -243,6 +226,27 @@ impl Specification {
     /// Every parameter and running statistic, in order of computation.
     pub fn parameters(&self) -> Vec<ParameterSpecification> {
         self.layers.iter().flat_map(LayerSpecification::parameters).collect()
+    }
+
+    /// Rejects names that are not modules of the network, and names that leave nothing to train.
+    ///
+    /// # Errors
+    /// A usage error that names the module, with the network's modules as a hint.
+    pub fn check_freezing(&self, freezing: &Freezing) -> Result<()> {
+        let parameters = self.parameters();
+        for module in &freezing.modules {
+            let one = Freezing { modules: vec![module.clone()], batch_norm: false };
+            if !parameters.iter().any(|parameter| one.covers(&parameter.name)) {
+                return Err(Error::usage(format!("{} has no module {module:?}", self.name()))
+                    .hint(format!("its modules are {}", self.modules().join(", "))));
+            }
+        }
+        let trains =
+            |parameter: &ParameterSpecification| !parameter.role.is_buffer() && !freezing.covers(&parameter.name);
+        if !parameters.iter().any(trains) {
+            return Err(Error::usage("every module is frozen; nothing is left to train"));
+        }
+        Ok(())
     }
 
     /// The modules that users can name, in order of computation: stages, their blocks, and the layers outside of blocks.

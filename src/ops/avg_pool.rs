@@ -1,6 +1,6 @@
 //! Mean over the whole image (`torch.nn.AdaptiveAvgPool2d(1)` and flatten).
 
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};

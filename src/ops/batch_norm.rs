@@ -1,7 +1,7 @@
 //! Batch normalisation, with an added residual and an activation in the same node (`torch.nn.BatchNorm2d`; Ioffe and Szegedy,
 //! 2015).
 
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};

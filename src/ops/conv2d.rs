@@ -1,7 +1,7 @@
 //! Two-dimensional convolution without bias (`torch.nn.Conv2d(bias=False)`).
 
 use super::batch_norm::BatchNorm;
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{
     Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Device, Gradient,
 };

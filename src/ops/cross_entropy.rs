@@ -1,6 +1,6 @@
 //! Softmax cross entropy (`torch.nn.functional.cross_entropy`), where the backward pass begins.
 
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{CrossEntropy, Device};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};

@@ -1,6 +1,6 @@
 //! Fully connected layer (`torch.nn.Linear`).
 
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{Conv2dPass, Device};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};

@@ -1,6 +1,6 @@
 //! Maximum over windows (`torch.nn.MaxPool2d`).
 
-use super::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
+use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{Device, MaxPoolWindow};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape};

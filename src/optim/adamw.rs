@@ -12,7 +12,9 @@
 
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
-use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
+use super::groups::GroupSettings;
+use super::hyperparameter::Hyperparameter;
+use super::optimizer::{Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
 

@@ -8,8 +8,10 @@
 
 use std::ops::Bound::Excluded;
 
+use super::groups::GroupSettings;
+use super::hyperparameter::Hyperparameter;
+use super::optimizer::{Optimizer, OptimizerKind};
 use super::sgd::MOMENTUM_MEANING;
-use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
 

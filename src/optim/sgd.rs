@@ -8,7 +8,9 @@
 
 use std::ops::Bound::{Excluded, Included};
 
-use super::{GroupSettings, Hyperparameter, Optimizer, OptimizerKind};
+use super::groups::GroupSettings;
+use super::hyperparameter::Hyperparameter;
+use super::optimizer::{Optimizer, OptimizerKind};
 use crate::device::cpu::vectorised;
 use crate::device::{UpdatePiece, UpdateRule};
 

@@ -1,6 +1,7 @@
 //! Updates the parameter groups of a network, step by step.
 
-use super::{GroupSettings, Optimizer};
+use super::groups::GroupSettings;
+use super::optimizer::Optimizer;
 use crate::device::{Clip, Device, UpdateArguments, write_f32};
 use crate::error::Result;
 use crate::graph::Parameters;

@@ -40,7 +40,7 @@ impl Trainer {
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
         let Trainable { freezing, optimizer, grouping, reduction, max_gradient_norm } = trainable;
         let specification = resnet.specification();
-        freezing.check(&specification)?;
+        specification.check_freezing(&freezing)?;
         let specifications = specification.parameters();
         let (optimizer, groups) = (optimizer.build(), grouping.groups());
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {

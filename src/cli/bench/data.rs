@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{median, peak_resident_bytes};
+use super::figures::{median, peak_resident_bytes};
 use crate::cli::print_result;
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
 use crate::device::threads;

@@ -1,6 +1,5 @@
 //! The images of a benchmark: noise, stored where training stores its images.
 
-use super::CLASSES;
 use crate::data::{Augmenter, Placement};
 use crate::device::{Device, ImageView, Resampling, write_f32};
 use crate::error::Result;
@@ -71,6 +70,9 @@ impl Decoded {
         Ok(Self { views: views.collect(), augmenter: Augmenter::new(device, shape.batch)? })
     }
 }
+
+/// The number of classes hardly affects the speed.
+pub(super) const CLASSES: usize = 2;
 
 /// A class for each image of a batch.
 pub(super) fn targets(shape: BatchShape) -> Vec<u32> {

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::super::print_result;
+use super::figures::median;
 use super::images::{Images, targets};
-use super::median;
 use crate::device::Precision;
 use crate::device::cuda::Cuda;
 use crate::device::cuda::driver::{ArithmeticUnit, Driver, Work};

@@ -1,6 +1,7 @@
 //! `retune bench`
 
 mod data;
+mod figures;
 mod images;
 mod launches;
 
@@ -17,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::model::{Architecture, BatchShape, ResNet};
 use crate::tensor::Tensor;
 use crate::train::{LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Network, Purpose, Recipe, Trainer, initialise};
-use images::{Images, targets};
+use figures::{median, peak_resident_bytes};
+use images::{CLASSES, Images, targets};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -132,9 +134,6 @@ struct BenchResult {
     arena_bytes: usize,
     peak_resident_bytes: Option<u64>,
 }
-
-/// The number of classes hardly affects the speed.
-const CLASSES: usize = 2;
 
 pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitCode> {
     for (flag, value) in [("--batch-size", arguments.batch_size), ("--steps", arguments.steps)] {
@@ -346,18 +345,4 @@ fn kernels(
         }
     });
     Ok(rows.collect())
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The peak resident memory of this process, if the system reports it.
-fn peak_resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes * 1024)
 }
