@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap_complete::Shell;
 
-use super::{command_line, print_bytes};
+use super::print_bytes;
 use crate::error::Result;
 
 const EXAMPLES: &str = "\
@@ -21,9 +21,10 @@ pub struct CompletionsArguments {
     shell: Shell,
 }
 
-pub fn run(arguments: &CompletionsArguments) -> Result<ExitCode> {
+/// `root` is the whole command line.
+pub fn run(arguments: &CompletionsArguments, mut root: clap::Command) -> Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut command_line(), "retune", &mut script);
+    clap_complete::generate(arguments.shell, &mut root, "retune", &mut script);
     print_bytes(&script)?;
     Ok(ExitCode::SUCCESS)
 }

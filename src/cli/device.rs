@@ -1,21 +1,10 @@
 //! Opens the CUDA device of `--device`, and explains why one is unavailable.
 
-use super::warn;
-use crate::device::Precision;
+use super::output::warn;
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::modules::MODULES;
 use crate::device::cuda::nvidia::{self, Gpu, Nvidia};
 use crate::error::{Error, Result};
-
-impl From<super::Precision> for Precision {
-    fn from(precision: super::Precision) -> Self {
-        match precision {
-            super::Precision::Fp32 => Self::Fp32,
-            super::Precision::Tf32 => Self::Tf32,
-            super::Precision::Bf16 => Self::Bf16,
-        }
-    }
-}
 
 /// The index of the GPU in `cuda` or `cuda:N`; `None` for other names.
 pub(super) fn cuda_index(name: &str) -> Option<usize> {

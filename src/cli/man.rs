@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Command;
 use clap_mangen::Man;
 
-use super::{command_line, print_bytes, print_result};
+use super::{print_bytes, print_result};
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
 
@@ -28,8 +28,9 @@ pub struct ManArguments {
     out: Option<PathBuf>,
 }
 
-pub fn run(arguments: &ManArguments) -> Result<ExitCode> {
-    let mut root = command_line().disable_help_subcommand(true);
+/// `root` is the whole command line.
+pub fn run(arguments: &ManArguments, root: Command) -> Result<ExitCode> {
+    let mut root = root.disable_help_subcommand(true);
     root.build();
     let commands = || std::iter::once(&root).chain(root.get_subcommands());
     if let Some(folder) = &arguments.out {

@@ -2,9 +2,9 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser};
 
-use super::architecture_names;
 use crate::data::Augmentation;
 use crate::error::Result;
+use crate::model::Architecture;
 use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind};
 use crate::train::{Hyperparameters, Recipe};
 
@@ -322,6 +322,11 @@ impl clap::FromArgMatches for HyperparameterArguments {
         self.0 = hyperparameters().into_iter().filter_map(given).collect();
         Ok(())
     }
+}
+
+/// The values of `--arch`: the names in the table of architectures.
+pub(super) fn architecture_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
 /// The values of `--optimizer`.

@@ -12,7 +12,8 @@ use std::time::Instant;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{GlobalArguments, architecture_names, print_json, print_result};
+use super::recipe_arguments::architecture_names;
+use super::{GlobalArguments, print_json, print_result};
 use crate::device::{Device, threads};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, BatchShape, ResNet};
