@@ -5,10 +5,11 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use super::decode::{Decoder, PaddedImage, RgbImage};
+use super::decode::Decoder;
 use super::image_folder::ImageFolder;
 use super::pipeline::{Job, Pipeline, lock};
 use super::random::{Purpose, RandomStream};
+use super::rgb_image::{PaddedImage, RgbImage};
 use super::transform::{Augmentation, Draw, Transform};
 use super::transformer::{Transformer, normalize_pixels};
 use crate::device::Resampling;

@@ -7,8 +7,8 @@
 use std::rc::Rc;
 
 use super::augmenter::{Augmenter, allocate};
-use super::decode::RgbImage;
 use super::loader::{DecodedImages, Loader, SkippedSample, epoch_order};
+use super::rgb_image::RgbImage;
 use super::store::ImageStore;
 use crate::device::{Augment, Device, ImageView, Resampling};
 use crate::error::{Error, Result};

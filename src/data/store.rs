@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::decode::RgbImage;
+use super::rgb_image::RgbImage;
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{ElementType, Memory, Tensor};

@@ -4,13 +4,10 @@ use fast_image_resize::images::{TypedCroppedImage, TypedImage, TypedImageRef};
 use fast_image_resize::pixels::{U8x3, U8x4};
 use fast_image_resize::{FilterType, ImageView, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 
-use super::decode::Image;
+use super::rgb_image::{Image, KEPT_BYTES};
 use super::transform::{CropBox, Draw, Transform, lookup_table};
 use crate::device::Resampling;
 use crate::error::{Error, Result};
-
-/// Buffers that had to grow beyond this for one huge image are freed.
-const KEPT_BYTES: usize = 64 << 20;
 
 /// A part of an image, whose borders need not lie between pixels.
 #[derive(Debug, Clone, Copy)]

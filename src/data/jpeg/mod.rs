@@ -10,7 +10,7 @@ use mozjpeg::{ColorSpace, Decompress};
 
 pub(super) use markers::Markers;
 
-use super::decode::Image;
+use super::rgb_image::Image;
 
 /// The maximum of pixels times scans. An image of 12 megapixels may have 1,400 scans, the largest 96; encoders write
 /// about ten. Without a limit, a file of a few kilobytes could keep a decoder busy for hours, because each scan may refine every pixel.

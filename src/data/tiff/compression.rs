@@ -5,9 +5,8 @@ use std::io::Read;
 use ruzstd::decoding::StreamingDecoder;
 use weezl::{BitOrder, LzwStatus, decode::Decoder};
 
-use super::directory::{Directory, tag};
+use super::directory::{Directory, TRUNCATED, tag, unsupported};
 use super::fax::{Rows, Scheme};
-use super::{TRUNCATED, unsupported};
 
 /// The compressions that are undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,12 @@
 
 use std::mem::size_of;
 
+pub(super) const TRUNCATED: &str = "truncated TIFF: the data end before the last row";
+
+pub(super) fn unsupported(what: &str) -> String {
+    format!("a TIFF with {what} is not supported")
+}
+
 /// The tags that are read.
 pub(super) mod tag {
     pub const WIDTH: u16 = 256;

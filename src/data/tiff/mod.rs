@@ -7,14 +7,12 @@ mod fax;
 
 use image::metadata::Orientation;
 
-use super::decode::RgbImage;
 use super::jpeg::{self, Markers};
+use super::rgb_image::RgbImage;
 use super::samples::{Form, Palette, RequirePixels, packed};
 use color::YCbCr;
 use compression::{Compression, Source};
-use directory::{Directory, tag};
-
-const TRUNCATED: &str = "truncated TIFF: the data end before the last row";
+use directory::{Directory, TRUNCATED, tag, unsupported};
 
 /// What the samples mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,10 +181,6 @@ fn name_of_meaning(number: u64) -> String {
         34892 => "raw camera (linear)".into(),
         other => format!("kind {other} of"),
     }
-}
-
-fn unsupported(what: &str) -> String {
-    format!("a TIFF with {what} is not supported")
 }
 
 /// Decodes all strips or tiles.
