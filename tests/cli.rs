@@ -286,6 +286,11 @@ mod training {
         assert_eq!(values["data"].take(), place.path("data").to_string_lossy().as_ref(), "an absolute path");
         let digest = values["images"].take();
         assert_eq!(digest.as_str().unwrap().len(), 64, "{digest}");
+        let model = place.read("run/model.safetensors");
+        let (_, header) = SafeTensors::read_metadata(&model).unwrap();
+        let metadata = header.metadata().as_ref().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&metadata["recipe"]).unwrap(), values["recipe"]);
+        assert!(["1", "2"].contains(&metadata["epoch"].as_str()), "{metadata:?}");
         assert_snapshot!(serde_json::to_string_pretty(&values).unwrap(), @r##"
 {
   "classes": [
@@ -502,7 +507,7 @@ mod fine_tuning {
     #[test]
     fn starts_with_rows_of_the_old_head() {
         let place = Workplace::with_base_model();
-        place.succeed(&format!("{FINE} --head-from 2,0 --lr 0 --out run"));
+        place.succeed(&format!("{FINE} --head-from 2,0 --lr 1e-30 --out run"));
         let (old, new) =
             (tensors(&place.read("base/model.safetensors")), tensors(&place.read("run/model.safetensors")));
         let row = |name: &str, row: usize| {
@@ -576,12 +581,12 @@ error: data is a folder, expected a safetensors file
 exit status 1
 
 $ retune train data --weights cut.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: cut.safetensors is truncated: its header describes 192860 bytes, the file has 96430
+error: cut.safetensors is truncated: its header describes 192876 bytes, the file has 96438
 hint: download or copy it again
 exit status 1
 
 $ retune train data --weights header.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: header.safetensors is truncated: its header takes 10808 bytes, the file has 100
+error: header.safetensors is truncated: its header takes 10824 bytes, the file has 100
 hint: download or copy it again
 exit status 1
 
@@ -747,7 +752,7 @@ hint: give the folders the names of the model's classes
 exit status 1
 
 $ retune eval base/model.safetensors colours --workers 0
-error: --workers 0: expected at least 1
+error: --workers 0: expected 1 to 512
 exit status 2
 
 $ retune eval base/model.safetensors colours --batch-size 0
@@ -755,8 +760,8 @@ error: --batch-size 0: expected at least 1
 exit status 2
 
 $ retune eval base/checkpoint.safetensors colours
-error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
-hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+error: base/checkpoint.safetensors: a checkpoint or reference file of retune, not a model
+hint: give the model.safetensors of the run
 exit status 1
 "##);
     }
@@ -775,6 +780,7 @@ network     resnet18, width 4
 parameters  44871, of which 99 in the head
 images      33 x 33
 classes     3: green, purple, yellow
+epoch       1
 format      pt
 "##);
         let json = place.json("inspect base/model.safetensors --json");
@@ -870,7 +876,7 @@ error: --image-size 0: expected 1 to 65536
 exit status 2
 
 $ retune inspect base/model.safetensors --plan --image-size 1 --batch-size 1
-error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
+error: layer2.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 8]
 hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
@@ -880,8 +886,8 @@ hint: its modules are conv1, bn1, layer1, layer1.0, layer1.1, layer2, layer2.0, 
 exit status 2
 
 $ retune inspect base/checkpoint.safetensors --plan
-error: base/checkpoint.safetensors: no ResNet found: its keys are param/bn1.num_batches_tracked, param/layer1.0.bn1.num_batches_tracked, param/layer1.0.bn2.num_batches_tracked, ...
-hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+error: base/checkpoint.safetensors: a checkpoint or reference file of retune, not a model
+hint: give the model.safetensors of the run
 exit status 1
 "##);
     }
@@ -1038,7 +1044,7 @@ hint: see `retune bench --help`
 exit status 2
 
 $ retune bench --mode data --data photos --workers 0
-error: --workers 0: expected at least 1
+error: --workers 0: expected 1 to 512
 exit status 2
 
 $ retune bench --mode data --data nowhere
@@ -1289,17 +1295,22 @@ exit status 1
             format!("{base} --lr -1"),
             format!("{base} --lr nan"),
             format!("{base} --lr inf"),
+            format!("{base} --lr 0"),
             format!("{base} --momentum -0.5"),
+            format!("{base} --momentum 2"),
+            format!("{base} --momentum nan"),
             format!("{base} --weight-decay nan"),
             format!("{base} --head-lr-multiplier -10"),
             format!("{base} --loss-reduction median"),
             format!("{base} --workers 0"),
+            format!("{base} --workers 999"),
             format!("{base} --threads 0"),
-            format!("{base} --threads 1000000"),
+            format!("{base} --threads 999"),
             format!("{base} --seed -1"),
             format!("{base} --image-size 0"),
             format!("{base} --image-size 4294967329"),
-            format!("{base} --width 4 --image-size 1 --batch-size 9"),
+            format!("{base} --image-size 1"),
+            format!("{base} --width 4 --image-size 8 --batch-size 9"),
             format!("{base} --width 4 --image-size 32 --batch-size 9"),
             format!("{base} --width 4 --image-size 32 --batch-size 1"),
             format!("{base} --width 0"),
@@ -1313,6 +1324,7 @@ exit status 1
             format!("{base} --precision bf16"),
             format!("{base} --precision fp8"),
             format!("{base} --quiet --verbose"),
+            "devices --threads 999".to_string(),
         ];
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_snapshot!(place.refusals(&lines), @r##"
@@ -1355,19 +1367,31 @@ hint: see `retune train --help`
 exit status 2
 
 $ retune train data --from-scratch --out run --lr -1
-error: --lr -1: expected a number that is not negative
+error: --lr -1: expected a number above 0
 exit status 2
 
 $ retune train data --from-scratch --out run --lr nan
-error: --lr NaN: expected a number that is not negative
+error: --lr NaN: expected a number above 0
 exit status 2
 
 $ retune train data --from-scratch --out run --lr inf
-error: --lr inf: expected a number that is not negative
+error: --lr inf: expected a number above 0
+exit status 2
+
+$ retune train data --from-scratch --out run --lr 0
+error: --lr 0: expected a number above 0
 exit status 2
 
 $ retune train data --from-scratch --out run --momentum -0.5
-error: --momentum -0.5: expected a number that is not negative
+error: optimizer sgd: momentum -0.5: expected at least 0 and less than 1
+exit status 2
+
+$ retune train data --from-scratch --out run --momentum 2
+error: optimizer sgd: momentum 2: expected at least 0 and less than 1
+exit status 2
+
+$ retune train data --from-scratch --out run --momentum nan
+error: optimizer sgd: momentum NaN: expected at least 0 and less than 1
 exit status 2
 
 $ retune train data --from-scratch --out run --weight-decay nan
@@ -1383,15 +1407,19 @@ error: --loss-reduction median: expected sum or mean
 exit status 2
 
 $ retune train data --from-scratch --out run --workers 0
-error: --workers 0: expected at least 1
+error: --workers 0: expected 1 to 512
+exit status 2
+
+$ retune train data --from-scratch --out run --workers 999
+error: --workers 999: expected 1 to 512
 exit status 2
 
 $ retune train data --from-scratch --out run --threads 0
-error: --threads 0: expected 1 to 4096
+error: --threads 0: expected 1 to 512
 exit status 2
 
-$ retune train data --from-scratch --out run --threads 1000000
-error: --threads 1000000: expected 1 to 4096
+$ retune train data --from-scratch --out run --threads 999
+error: --threads 999: expected 1 to 512
 exit status 2
 
 $ retune train data --from-scratch --out run --seed -1
@@ -1400,15 +1428,19 @@ hint: see `retune train --help`
 exit status 2
 
 $ retune train data --from-scratch --out run --image-size 0
-error: --image-size 0: expected 1 to 65536
+error: --image-size 0: expected 8 to 65536
 exit status 2
 
 $ retune train data --from-scratch --out run --image-size 4294967329
-error: --image-size 4294967329: expected 1 to 65536
+error: --image-size 4294967329: expected 8 to 65536
 exit status 2
 
-$ retune train data --from-scratch --out run --width 4 --image-size 1 --batch-size 9
-error: bn1: expected more than one value per channel, found [1, 1, 1, 4]
+$ retune train data --from-scratch --out run --image-size 1
+error: --image-size 1: expected 8 to 65536
+exit status 2
+
+$ retune train data --from-scratch --out run --width 4 --image-size 8 --batch-size 9
+error: layer2.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 8]
 hint: batch norm cannot train on a single pixel: use larger batches or larger images
 exit status 1
 
@@ -1471,6 +1503,10 @@ exit status 2
 $ retune train data --from-scratch --out run --quiet --verbose
 error: the argument '--quiet' cannot be used with '--verbose'
 hint: see `retune train --help`
+exit status 2
+
+$ retune devices --threads 999
+error: --threads 999: expected 1 to 512
 exit status 2
 "##);
     }
@@ -1689,7 +1725,7 @@ mod determinism {
         bytes[start..start + told.len()].copy_from_slice(br#""precision":"bf16""#);
         place.write("run/checkpoint.safetensors", &bytes);
         let outcome = place.succeed("train data --resume --epochs 2 --out run");
-        let note = "the run used bf16 so far and continues in fp32: results will differ from a run in either\n";
+        let note = "the run used bf16 so far and continues with fp32: results will differ from those of either\n";
         assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
         let outcome = place.succeed("train data --resume --epochs 3 --out run");
         assert!(!outcome.stderr.contains("results will differ"), "{}", outcome.stderr);
@@ -1709,6 +1745,33 @@ mod determinism {
         let line = "train data --resume --epochs 2 --out parts-in-fp32 --device emulator --precision fp32";
         let outcome = place.succeed(line);
         assert!(outcome.stderr.contains("the run used bf16 so far and continues in fp32"), "{}", outcome.stderr);
+    }
+
+    /// Also if no later epoch is better.
+    #[test]
+    fn a_model_has_the_number_of_epochs_of_its_run() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --lr 1e-15");
+        place.succeed(&format!("{train} --epochs 3 --out whole"));
+        place.succeed(&format!("{train} --epochs 1 --out parts"));
+        place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
+        for run in ["whole", "parts"] {
+            let model = place.read(&format!("{run}/model.safetensors"));
+            let (_, header) = SafeTensors::read_metadata(&model).unwrap();
+            let recipe: Value = serde_json::from_str(&header.metadata().as_ref().unwrap()["recipe"]).unwrap();
+            assert_eq!(recipe["epochs"], 3, "{run}");
+        }
+        place.assert_same_result("whole", "parts");
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_wins() {
+        let place = Workplace::new();
+        place.succeed(&format!(
+            "train data {SMALL} --device nonsense --epochs 9 --quiet --epochs 1 --out other --out run --quiet --device cpu"
+        ));
+        assert!(!place.path("other").exists());
+        assert_eq!(place.metrics("run").iter().filter(|metric| metric["kind"] == "epoch").count(), 1);
     }
 
     #[test]

@@ -521,11 +521,14 @@ fn the_command_checks_the_files_of_a_mirror() {
     assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
     assert!(outcome.stderr.contains("expected f37072fd\nhint: the download was discarded"), "{}", outcome.stderr);
     assert_eq!(server.requests()[0].path(), "/resnet18-f37072fd.pth");
-    assert_eq!(names(&place.path().join("weights")), Vec::<String>::new());
-    let outcome = retune(place.path(), "fetch hotdog", &mirror);
+    assert_eq!(names(place.path()), Vec::<String>::new(), "no empty folder remains");
+    fs::create_dir(place.path().join("kept")).unwrap();
+    let outcome = retune(place.path(), "fetch hotdog --out kept/new/../new/inner", &mirror);
     assert_eq!(outcome.status, 1);
+    assert_eq!(names(&place.path().join("kept")), Vec::<String>::new());
     assert!(outcome.stderr.contains("expected fba480ffa8aa7e0febbb511d181409f899b9baa5"), "{}", outcome.stderr);
     // An existing file of that name with different content is neither used nor removed.
+    fs::create_dir(place.path().join("weights")).unwrap();
     fs::write(place.path().join("weights/resnet18-f37072fd.pth"), "mine").unwrap();
     let outcome = retune(place.path(), "fetch resnet18", &mirror);
     assert!(

@@ -207,7 +207,7 @@ fn files_of_a_run_that_were_damaged_are_refused() {
 #[test]
 fn a_damaged_reference_file_is_refused() {
     let folder = place();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-picture.safetensors");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-image.safetensors");
     for tensor in ["param/conv1.weight", "grad/conv1.weight", "input", "logits"] {
         let path = folder.path().join("reference.safetensors");
         fs::copy(&fixture, &path).unwrap();

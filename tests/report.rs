@@ -242,6 +242,33 @@ fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
 }
 
 #[test]
+fn a_sheet_has_the_format_of_its_name() {
+    let place = Workplace::new(&["blue", "red"]);
+    let sheet = |name: &str| {
+        place.succeed(&format!("show data -o {name} --image-size 64"));
+        fs::read(place.path(name)).unwrap()
+    };
+    let png = sheet("sheet.PNG");
+    assert_eq!(image::guess_format(&png).unwrap(), image::ImageFormat::Png);
+    let png = image::load_from_memory(&png).unwrap().into_rgb8();
+    for name in ["sheet.jpg", "sheet.JPEG"] {
+        let jpeg = sheet(name);
+        assert_eq!(image::guess_format(&jpeg).unwrap(), image::ImageFormat::Jpeg);
+        let jpeg = image::load_from_memory(&jpeg).unwrap().into_rgb8();
+        assert_eq!(jpeg.dimensions(), png.dimensions());
+        let difference: u64 = jpeg.iter().zip(png.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        assert!(difference < 12 * png.len() as u64, "{difference}");
+    }
+    for name in ["sheet.gif", "sheet", "sheet.png.bak"] {
+        let refused = place.run(&["show", "data", "-o", name]);
+        assert_eq!(refused.status, 2);
+        let expected = format!("error: --output {name}: expected a name that ends in .png or .jpg\n");
+        assert_eq!(refused.stderr, expected);
+        assert!(!place.path(name).exists());
+    }
+}
+
+#[test]
 fn hostile_names_stay_text() {
     let names = ["<script>alert(1)<", "a&b \"quoted\" 'x'", "ünïcödé 漢字", "onerror=alert(1) x="];
     let place = Workplace::new(&names.map(|name| name));

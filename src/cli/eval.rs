@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::fetch;
 use super::progress::Progress;
-use super::{GlobalArguments, print_json, print_result, warn_of_skipped};
+use super::{GlobalArguments, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{Batches, DecodeOptions, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled};
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -71,8 +71,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     if arguments.batch_size == 0 {
         return Err(Error::usage("--batch-size 0: expected at least 1"));
     }
-    if arguments.workers == Some(0) {
-        return Err(Error::usage("--workers 0: expected at least 1"));
+    if let Some(workers) = arguments.workers {
+        check_threads("--workers", workers)?;
     }
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.

@@ -63,10 +63,23 @@ impl From<Precision> for crate::device::Precision {
     }
 }
 
-/// The upper limit of `--threads`: a typo must not start a million threads.
-const MOST_THREADS: usize = 4096;
+/// The upper limit of `--threads` and `--workers`: a typo must not start thousands of threads.
+const MOST_THREADS: usize = 512;
+
+/// Rejects a number of threads that no machine needs.
+pub(super) fn check_threads(flag: &str, threads: usize) -> Result<()> {
+    match (1..=MOST_THREADS).contains(&threads) {
+        true => Ok(()),
+        false => Err(Error::usage(format!("{flag} {threads}: expected 1 to {MOST_THREADS}"))),
+    }
+}
 
 impl GlobalArguments {
+    /// Rejects values that make no sense, also for commands that do not use them.
+    pub(super) fn check(&self) -> Result<()> {
+        self.threads.map_or(Ok(()), |threads| check_threads("--threads", threads))
+    }
+
     /// `--device` and `--precision` as they were given.
     pub(super) fn device_words(&self) -> Vec<String> {
         let mut words = Vec::new();

@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind as ParseErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use self::global::GlobalArguments;
+use self::global::{GlobalArguments, check_threads};
 use self::output::{print_bytes, print_json, print_result, say, size, warn, warn_of_skipped};
 use crate::error::ErrorKind;
 
@@ -44,7 +44,7 @@ Examples:
 
 /// Fine-tune an ImageNet ResNet on a folder of images
 #[derive(Parser)]
-#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "retune", version, propagate_version = true, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Arguments {
     #[command(flatten)]
     global: GlobalArguments,
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(refusal) => return refuse(&refusal),
     };
-    let result = match command {
+    let result = global.check().and_then(|()| match command {
         Command::Demo(arguments) => demo::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         Command::Devices(arguments) => devices::run(&global, &arguments),
         Command::Completions(arguments) => completions::run(&arguments, Arguments::command()),
         Command::Man(arguments) => man::run(&arguments, Arguments::command()),
-    };
+    });
     match result {
         Ok(code) => code,
         Err(error) => {

@@ -1,7 +1,7 @@
 //! `retune show`
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::report::write;
@@ -27,7 +27,7 @@ pub struct ShowArguments {
     /// Folder with one folder of images per class, or with `train` and `test` folders that contain them
     data: PathBuf,
 
-    /// PNG file to write [default: only display in the terminal]
+    /// File to write, ending in .png or .jpg [default: only display in the terminal]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -63,6 +63,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
             Error::usage("standard output is not a terminal, and no output file is given").hint("add -o sheet.png")
         );
     }
+    let encode = arguments.output.as_deref().map(encoder).transpose()?;
     let mut folder = open_training_images(&arguments.data)?;
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
     let count = arguments.per_class as usize;
@@ -80,8 +81,8 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     if shows {
         print_bytes(&preview(&sheet, console::Term::stdout().size().1.into()))?;
     }
-    if let Some(path) = &arguments.output {
-        write(path, &sheet.png()?)?;
+    if let Some((path, encode)) = arguments.output.as_ref().zip(encode) {
+        write(path, &encode(&sheet)?)?;
         let images: usize = rows.iter().map(Vec::len).sum();
         if global.json {
             print_json(&serde_json::json!({
@@ -97,4 +98,14 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The encoder for the extension of an output file.
+fn encoder(path: &Path) -> Result<fn(&ContactSheet) -> Result<Vec<u8>>> {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    match extension.as_deref() {
+        Some("png") => Ok(ContactSheet::png),
+        Some("jpg" | "jpeg") => Ok(ContactSheet::jpeg),
+        _ => Err(Error::usage(format!("--output {}: expected a name that ends in .png or .jpg", path.display()))),
+    }
 }

@@ -11,13 +11,13 @@ use super::interruption::interruption;
 use super::progress::Progress;
 use super::recipe_arguments::{RecipeArguments, recipe_words};
 use super::training::{Place, Trained, Training};
-use super::{GlobalArguments, fetch, print_json, print_result};
+use super::{GlobalArguments, check_threads, fetch, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe,
-    Run, RunFolder, RunOptions, Start, find_network,
+    Run, RunFolder, RunOptions, SMALLEST_IMAGE_SIZE, Start, find_network,
 };
 use crate::weights::{Found, TensorFile};
 
@@ -134,8 +134,10 @@ impl TrainArguments {
 
     fn options<'a>(&self, folder: RunFolder, interrupted: &'a AtomicBool) -> Result<RunOptions<'a>> {
         let workers = match self.workers {
-            Some(0) => return Err(Error::usage("--workers 0: expected at least 1")),
-            Some(workers) => workers,
+            Some(workers) => {
+                check_threads("--workers", workers)?;
+                workers
+            }
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
         let checkpointing = match self.keep_checkpoints {
@@ -386,17 +388,20 @@ fn check(recipe: &Recipe) -> Result<()> {
             return Err(Error::usage(format!("{flag} 0: expected at least 1")));
         }
     }
-    let limited = [("--image-size", recipe.image_size, LARGEST_IMAGE_SIZE), ("--width", recipe.width, LARGEST_WIDTH)];
-    for (flag, value, largest) in limited {
-        if !(1..=largest).contains(&value) {
-            return Err(Error::usage(format!("{flag} {value}: expected 1 to {largest}")));
+    let limited = [
+        ("--image-size", recipe.image_size, SMALLEST_IMAGE_SIZE, LARGEST_IMAGE_SIZE),
+        ("--width", recipe.width, 1, LARGEST_WIDTH),
+    ];
+    for (flag, value, smallest, largest) in limited {
+        if !(smallest..=largest).contains(&value) {
+            return Err(Error::usage(format!("{flag} {value}: expected {smallest} to {largest}")));
         }
     }
-    let not_negative = [
-        ("--lr", recipe.learning_rate),
-        ("--head-lr-multiplier", recipe.head_lr_multiplier),
-        ("--weight-decay", recipe.weight_decay),
-    ];
+    let learning_rate = recipe.learning_rate;
+    if !(learning_rate.is_finite() && learning_rate > 0.0) {
+        return Err(Error::usage(format!("--lr {learning_rate}: expected a number above 0")));
+    }
+    let not_negative = [("--head-lr-multiplier", recipe.head_lr_multiplier), ("--weight-decay", recipe.weight_decay)];
     for (flag, value) in not_negative {
         if !(value.is_finite() && value >= 0.0) {
             return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));

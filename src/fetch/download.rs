@@ -186,15 +186,30 @@ fn content_range_start(response: &Response<Body>) -> Option<u64> {
 struct Partial {
     path: PathBuf,
     tag: PathBuf,
+    /// Folders that did not exist before, innermost first.
+    new_folders: Vec<PathBuf>,
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Only empty folders can be removed.
+        self.new_folders.iter().take_while(|folder| fs::remove_dir(folder).is_ok()).for_each(drop);
+    }
 }
 
 impl Partial {
     fn beside(target: &Path) -> Result<Self> {
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
         let name = target.file_name().ok_or_else(|| Error::new(format!("{} has no file name", target.display())))?;
         let name = name.to_string_lossy();
-        Ok(Self { path: folder.join(format!(".{name}.part")), tag: folder.join(format!(".{name}.part.etag")) })
+        let is_new = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let partial = Self {
+            path: folder.join(format!(".{name}.part")),
+            tag: folder.join(format!(".{name}.part.etag")),
+            new_folders: folder.ancestors().take_while(is_new).map(Path::to_path_buf).collect(),
+        };
+        fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
+        Ok(partial)
     }
 
     fn length(&self) -> u64 {

@@ -14,6 +14,8 @@ use crate::data::{DecodeOptions, Decoder, Draw, ImageFolder, RgbImage, Transform
 use crate::error::{Context, Result};
 
 const JPEG_QUALITY: u8 = 82;
+/// The JPEG quality of a contact sheet. Its text needs a higher one.
+const SHEET_QUALITY: u8 = 92;
 
 /// A square image and its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +158,18 @@ impl ContactSheet {
         PngEncoder::new(&mut bytes)
             .write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8)
             .context(|| "cannot write a contact sheet as PNG")?;
+        Ok(bytes)
+    }
+
+    /// Encodes it as JPEG.
+    ///
+    /// # Errors
+    /// When it is larger than a JPEG can be: 65535 pixels in either direction.
+    pub fn jpeg(&self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        JpegEncoder::new_with_quality(&mut bytes, SHEET_QUALITY)
+            .write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8)
+            .context(|| "cannot write a contact sheet as JPEG")?;
         Ok(bytes)
     }
 }

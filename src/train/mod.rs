@@ -33,7 +33,7 @@ pub use memory::MemoryPlan;
 pub use metrics::{HeldOut, Metric, MetricsFile, Totals};
 pub use model_file::{ModelFile, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
-pub use recipe::{Hyperparameters, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe};
+pub use recipe::{Hyperparameters, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, SMALLEST_IMAGE_SIZE};
 pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};
 pub use start::Start;
 pub use state_dict::{

@@ -11,10 +11,10 @@ use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet};
-use crate::weights::{Found, HeadPolicy, TensorFile};
+use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, save};
 
 /// Writes a trained model.
-pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String]) -> Result<()> {
+pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String], epoch: usize) -> Result<()> {
     let mut transform = serde_json::json!({
         "resize": test_shorter_side(recipe.image_size as u32),
         "center_crop": recipe.image_size,
@@ -34,8 +34,27 @@ pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[St
         ("classes".to_string(), json(serde_json::to_string(classes))?),
         ("transform".to_string(), transform.to_string()),
         ("recipe".to_string(), json(serde_json::to_string(recipe))?),
+        ("epoch".to_string(), epoch.to_string()),
     ]);
     save_state_dict(network, path, &metadata)
+}
+
+/// Writes `recipe` into the metadata of a saved model, unless it is there already. A missing or damaged file is left alone.
+pub(super) fn update_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
+    let Ok(file) = TensorFile::open(path) else { return Ok(()) };
+    let recipe = serde_json::to_string(recipe).context(|| "cannot write a model's metadata")?;
+    let mut metadata = file.metadata().clone();
+    if metadata.insert("recipe".into(), recipe.clone()) == Some(recipe) {
+        return Ok(());
+    }
+    let tensors = file.entries().iter().map(|entry| {
+        let bytes = file.bytes(&entry.name)?.to_vec();
+        Ok(OutputTensor::bytes(&entry.name, entry.dtype, &entry.shape, bytes))
+    });
+    let tensors = tensors.collect::<Result<Vec<_>>>()?;
+    // Some systems do not replace a file that is mapped into memory.
+    drop(file);
+    save(path, &tensors, &metadata)
 }
 
 /// A network in a file, with what its user needs to know.

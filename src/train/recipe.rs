@@ -98,6 +98,8 @@ fn is_default_optimizer(name: &String) -> bool {
 
 /// Rows and columns of the largest images that a model may ask for.
 pub const LARGEST_IMAGE_SIZE: usize = 65536;
+/// Height and width of the smallest images that a network is trained on; a ResNet halves them five times.
+pub const SMALLEST_IMAGE_SIZE: usize = 8;
 /// Channels of the widest first stage; sizes of larger networks could overflow.
 pub const LARGEST_WIDTH: usize = 4096;
 

@@ -14,7 +14,7 @@ use super::events::{Event, Pace, Summary};
 use super::folder::RunFolder;
 use super::image_list::ImageList;
 use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
-use super::model_file::{load_model, save_model};
+use super::model_file::{load_model, save_model, update_recipe};
 use super::network::BatchResult;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
@@ -172,6 +172,9 @@ impl Run<'_> {
         if self.position == Position::default() {
             // From here on the run can be resumed after any failure.
             self.save_checkpoint()?;
+        } else {
+            // The run may go on with another number of epochs.
+            update_recipe(&self.options.folder.model(), &self.recipe)?;
         }
         let mut clock = Clock::default();
         let mut last = None;
@@ -211,9 +214,8 @@ impl Run<'_> {
             metrics.append(&metric)?;
             let this = Best { epoch, accuracy: test.accuracy(), loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
-                // The recipe of this model, which does not depend on later epochs.
-                let recipe = Recipe { epochs: epoch, ..self.recipe.clone() };
-                save_model(&self.options.folder.model(), self.trainer.network(), &recipe, &self.splits.train.classes)?;
+                let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
+                save_model(&path, self.trainer.network(), &self.recipe, classes, epoch)?;
                 self.position.best = Some(this);
             }
             let mut final_test = None;

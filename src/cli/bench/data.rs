@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::figures::{median, peak_resident_bytes};
-use crate::cli::print_result;
+use crate::cli::{check_threads, print_result};
 use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -40,8 +40,8 @@ pub fn measure(
     image_size: usize,
     epochs: usize,
 ) -> Result<DataResult> {
-    if workers == Some(0) {
-        return Err(Error::usage("--workers 0: expected at least 1"));
+    if let Some(workers) = workers {
+        check_threads("--workers", workers)?;
     }
     let workers = workers.unwrap_or_else(threads::count);
     let dataset = Arc::new(ImageFolder::open(folder)?);
