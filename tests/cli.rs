@@ -497,11 +497,50 @@ mod fine_tuning {
         assert_snapshot!(said, @r##"new final layer for 2 classes (the weights had 3)"##);
         let inspected = place.json("inspect run/model.safetensors --json");
         assert_eq!(inspected["classes"], serde_json::json!(["blue", "red"]));
-        // The same number of classes does not mean the same head.
+        // The same number of classes does not mean the same classes.
+        for (folder, class) in [("data/train", "green"), ("data/test", "green")] {
+            fs::rename(place.path(folder).join("red"), place.path(folder).join(class)).unwrap();
+        }
         let again = FINE.replace("base/", "run/");
         let outcome = place.succeed(&format!("{again} --out again"));
-        let said = outcome.stderr.lines().find(|line| line.contains("new final layer")).unwrap();
+        let said = outcome.stderr.lines().find(|line| line.contains("final layer")).unwrap();
         assert_snapshot!(said, @r##"new final layer for 2 classes (that of the weights has 2 as well, and is not used)"##);
+    }
+
+    #[test]
+    fn keeps_the_head_for_the_same_classes() {
+        let place = Workplace::with_base_model();
+        place.succeed(&format!("{FINE} --out run"));
+        let train = |flags: &str, out: &str| {
+            let line = FINE.replace("base/model.safetensors", "run");
+            let outcome = place.succeed(&format!("{line} --lr 0 {flags} --out {out}"));
+            let said: Vec<&str> = outcome.stderr.lines().filter(|line| line.contains("final layer")).collect();
+            (said.join("\n"), tensors(&place.read(&format!("{out}/model.safetensors"))))
+        };
+        let old = tensors(&place.read("run/model.safetensors"));
+        let (said, kept) = train("", "kept");
+        assert_snapshot!(said, @r##"kept the final layer of the weights, which has the same 2 classes; --new-head starts with a random one"##);
+        assert!(kept["fc.weight"] == old["fc.weight"] && kept["fc.bias"] == old["fc.bias"]);
+        let (said, new) = train("--new-head", "new");
+        assert_snapshot!(said, @r##"new final layer for 2 classes (that of the weights has 2 as well, and is not used)"##);
+        assert!(new["fc.weight"] != old["fc.weight"] && new["conv1.weight"] == old["conv1.weight"]);
+
+        // The classes of the weights in another order: rows follow their names.
+        let file = retune::weights::TensorFile::open(&place.path("run/model.safetensors")).unwrap();
+        let metadata = [("classes".to_string(), r#"["red", "blue"]"#.to_string())].into();
+        let all: Vec<retune::weights::OutputTensor> = file
+            .entries()
+            .iter()
+            .map(|entry| {
+                let bytes = file.bytes(&entry.name).unwrap().to_vec();
+                retune::weights::OutputTensor::bytes(&entry.name, entry.dtype, &entry.shape, bytes)
+            })
+            .collect();
+        retune::weights::save(&place.path("run/model.safetensors"), &all, &metadata).unwrap();
+        let (_, swapped) = train("", "swapped");
+        let half = old["fc.weight"].len() / 2;
+        assert!(swapped["fc.weight"][..half] == old["fc.weight"][half..]);
+        assert!(swapped["fc.weight"][half..] == old["fc.weight"][..half]);
     }
 
     #[test]
@@ -577,7 +616,8 @@ error: cannot open missing.safetensors: No such file or directory (os error 2)
 exit status 1
 
 $ retune train data --weights data --image-size 33 --epochs 1 --quiet --out run 
-error: data is a folder, expected a safetensors file
+error: data is a folder without a model.safetensors
+hint: give a file of weights, or the folder of a run that has completed an epoch
 exit status 1
 
 $ retune train data --weights cut.safetensors --image-size 33 --epochs 1 --quiet --out run 
@@ -849,7 +889,8 @@ error: cannot open missing.safetensors: No such file or directory (os error 2)
 exit status 1
 
 $ retune inspect data
-error: data is a folder, expected a safetensors file
+error: data is a folder without a model.safetensors
+hint: give a file of weights, or the folder of a run that has completed an epoch
 exit status 1
 
 $ retune inspect data/test/red/00.png

@@ -152,7 +152,7 @@ fn every_wrapper_is_found() {
     let folder = tempfile::tempdir().unwrap();
     let [file, bare, ours] = ["file", "bare", "ours"].map(|name| folder.path().join(name));
     bare_file(&bare);
-    let expected = written(&load_model(Rc::new(Cpu), &bare).unwrap().0, &ours);
+    let expected = written(&load_model(Rc::new(Cpu), &TensorFile::open(&bare).unwrap()).unwrap().0, &ours);
     let mut network = Network::new(Rc::new(Cpu), ResNet { classes: 2, ..resnet() }).unwrap();
     for wrapper in Wrapper::all().filter(Wrapper::is_separable) {
         wrapper.write(&file);
@@ -170,7 +170,8 @@ fn every_wrapper_is_found() {
         assert_eq!((model.resnet, model.classes.len()), (resnet(), CLASSES), "{wrapper:?}");
 
         // `eval` and `predict`.
-        let (network, _) = load_model(Rc::new(Cpu), &file).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
+        let (network, _) = load_model(Rc::new(Cpu), &TensorFile::open(&file).unwrap())
+            .unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
         assert!(written(&network, &ours) == expected, "{wrapper:?}: other numbers");
     }
 }
@@ -183,8 +184,40 @@ fn other_tensors_among_those_of_the_network_are_refused() {
     let wrapper = Wrapper { prefix: "", nesting: &[], beside: true, form: Form::Safetensors };
     assert!(!wrapper.is_separable());
     wrapper.write(&path);
-    let error = load_model(Rc::new(Cpu), &path).err().unwrap();
+    let error = load_model(Rc::new(Cpu), &TensorFile::open(&path).unwrap()).err().unwrap();
     assert!(error.message().contains("68 unexpected (gradients.bn1.bias, "), "{error}");
+}
+
+/// Whichever network has priority otherwise; the prefix may end with a dot.
+#[test]
+fn a_prefix_chooses_one_of_several_networks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let averaged: Vec<_> = state_dict().into_iter().map(|(name, value)| (name, value.zeros())).collect();
+    for form in Form::ALL {
+        let entries = [("model", state_dict()), ("ema", averaged.clone())];
+        let entries = entries.map(|(name, weights)| (name.to_owned(), Value::Dict(weights)));
+        fs::write(&path, write(form, &Value::Dict(entries.to_vec()))).unwrap();
+        let open = |prefix: &str| TensorFile::open(&path).unwrap().choosing(prefix);
+        for (prefix, other, is_average) in [("ema", "model.", true), ("ema.", "model.", true), ("model", "ema.", false)]
+        {
+            let file = open(prefix);
+            let found = find_network(&file).unwrap();
+            assert_eq!(found.prefix.trim_end_matches('.'), prefix.trim_end_matches('.'), "{form:?}");
+            let first = found.weights.read_f32("bn1.weight").unwrap();
+            assert!(first.iter().all(|&number| (number == 0.0) == is_average), "{form:?}");
+            assert!(
+                found.notices.iter().any(|notice| notice.starts_with(&format!("ignored 1 other network: `{other}`")))
+            );
+            // A model is read through the same choice.
+            assert_eq!(ModelFile::describe(&file).unwrap().weights.read_f32("bn1.weight").unwrap(), first, "{form:?}");
+        }
+        for wrong in ["em", "ema.conv1", "teacher"] {
+            let error = find_network(&open(wrong)).err().unwrap();
+            let expected = format!("no network found under `{wrong}`, expected one of ");
+            assert!(error.message().contains(&expected) && error.message().contains("`ema.`"), "{error}");
+        }
+    }
 }
 
 /// In either order: the order in a file means nothing.
@@ -203,7 +236,11 @@ fn trained_weights_come_before_their_average() {
                 let found = find_network(&file).unwrap();
                 assert_eq!(found.prefix, format!("{trained}."), "{form:?}");
                 assert!(found.weights.read_f32("bn1.weight").unwrap().iter().all(|&number| number > 0.0));
-                assert_eq!(found.notices[1], format!("ignored 1 other network: `{}.`", average.0), "{form:?}");
+                assert_eq!(
+                    found.notices[1],
+                    format!("ignored 1 other network: `{}.`; use --weights-key to choose another", average.0),
+                    "{form:?}"
+                );
             }
         }
     }
@@ -276,6 +313,15 @@ impl Place {
         (stdout, stderr)
     }
 
+    /// Standard error of a command that fails.
+    fn error(&self, line: &str) -> String {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(line.split_whitespace()).current_dir(self.0.path()).env("CUDA_VISIBLE_DEVICES", "");
+        let output = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.0.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "retune {line}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     fn json(&self, line: &str) -> Json {
         serde_json::from_str(&self.run(line).0).unwrap()
     }
@@ -332,4 +378,80 @@ fn train_finds_it() {
     }
     let [wrapped, bare] = ["from-wrapped", "from-bare"].map(|run| place.tensors(&format!("{run}/model.safetensors")));
     assert!(wrapped == bare && bare != place.tensors("bare.safetensors"));
+}
+
+#[test]
+fn a_run_or_a_short_name_can_be_given_instead_of_a_file() {
+    let place = Place::new();
+    place.run("train data --weights bare.safetensors --epochs 1 --image-size 33 --batch-size 6 --no-report --out run");
+    let predicted = |model: &str| place.run(&format!("predict {model} data/test/2/1.png"));
+    assert_eq!(predicted("run").0, predicted("run/model.safetensors").0);
+    assert_eq!(place.run("eval run data").0, place.run("eval run/model.safetensors data").0);
+    let error = place.error("predict data data/test/2/1.png");
+    assert!(error.starts_with("error: data is a folder without a model.safetensors\nhint: "), "{error}");
+
+    // Before a file of that name is in `weights`, it is torchvision's network on the Hub.
+    let error = place.error("predict resnet18 data/test/2/1.png");
+    assert!(error.starts_with("error: timm/resnet18.tv_in1k: not cached in "), "{error}");
+    let error = place.error("predict nonsense data/test/2/1.png");
+    let expected = "error: cannot open nonsense: no such file or folder, and no weights/nonsense.pth\nhint: ";
+    assert!(error.starts_with(expected), "{error}");
+    fs::create_dir(place.path("weights")).unwrap();
+    fs::copy(place.path("bare.safetensors"), place.path("weights/resnet18-0123abcd.safetensors")).unwrap();
+    fs::copy(place.path("bare.safetensors"), place.path("weights/resnet180.safetensors")).unwrap();
+    fs::write(place.path("weights/resnet18-notes.txt"), "no weights").unwrap();
+    let (output, notes) = predicted("resnet18");
+    assert_eq!(output, predicted("bare.safetensors").0);
+    assert!(notes.contains("using weights/resnet18-0123abcd.safetensors"), "{notes}");
+    fs::copy(place.path("wrapped.pth"), place.path("weights/resnet18.pth")).unwrap();
+    let error = place.error("predict resnet18 data/test/2/1.png");
+    let files = "weights/resnet18-0123abcd.safetensors, weights/resnet18.pth";
+    assert!(error.starts_with(&format!("error: resnet18 matches several files: {files}\nhint: ")), "{error}");
+}
+
+#[test]
+fn the_key_of_weights_is_an_option_of_every_command() {
+    let place = Place::new();
+    let averaged: Vec<_> = state_dict().into_iter().map(|(name, value)| (name, value.zeros())).collect();
+    let both = [("model", state_dict()), ("ema", averaged)].map(|(name, dict)| (name.to_owned(), Value::Dict(dict)));
+    fs::write(place.path("both.pth"), write(Form::Zip, &Value::Dict(both.to_vec()))).unwrap();
+    let image = "data/test/2/1.png";
+    let chosen = |key: &str| place.json(&format!("predict both.pth {image} --json --logits {key}"));
+    assert_eq!(chosen(""), place.json(&format!("predict bare.safetensors {image} --json --logits")));
+    let zeros = chosen("--weights-key ema");
+    assert!(zeros[0]["logits"].as_array().unwrap().iter().all(|logit| logit == 0.0), "{zeros}");
+    assert_ne!(place.run("eval both.pth data --weights-key ema").0, place.run("eval both.pth data").0);
+    assert_eq!(place.json("inspect both.pth --json --weights-key ema")["prefix"], "ema.");
+    place.run("convert both.pth out.safetensors --weights-key ema");
+    assert!(place.tensors("out.safetensors")["fc.weight"].iter().all(|&byte| byte == 0));
+    let train = "train data --epochs 1 --image-size 33 --batch-size 6 --no-report --lr 0 --out run";
+    place.run(&format!("{train} --weights both.pth --weights-key ema"));
+    assert!(place.tensors("run/model.safetensors")["conv1.weight"].iter().all(|&byte| byte == 0));
+    let error = place.error("predict both.pth data/test/2/1.png --weights-key teacher");
+    let expected = "error: both.pth: no network found under `teacher`, expected one of `model.`, `ema.`\n";
+    assert_eq!(error, expected);
+}
+
+/// Weights with as many classes as ImageNet, and no names for them.
+#[test]
+fn predict_names_the_classes_of_imagenet() {
+    let place = Place::new();
+    let save = |name: &str, classes: usize| {
+        let mut network = state_dict();
+        let mut bias = vec![0.0; classes];
+        bias[classes - 66] = 50.0;
+        for (name, value) in &mut network {
+            match name.as_str() {
+                "fc.weight" => *value = Value::floats(&[classes, 32], &vec![0.0; 32 * classes]),
+                "fc.bias" => *value = Value::floats(&[classes], &bias),
+                _ => {}
+            }
+        }
+        fs::write(place.path(name), write(Form::Safetensors, &Value::Dict(network))).unwrap();
+        place.run(&format!("predict {name} data/test/2/1.png --top 1"))
+    };
+    let (output, notes) = save("imagenet.safetensors", 1000);
+    assert_eq!(output, "data/test/2/1.png: hot dog 1.000\n");
+    assert!(notes.contains("the weights have no class names: using those of ImageNet"), "{notes}");
+    assert_eq!(save("other.safetensors", 999), ("data/test/2/1.png: 933 1.000\n".into(), String::new()));
 }

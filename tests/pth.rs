@@ -1,7 +1,7 @@
 //! PyTorch files: the contents in each of their formats, and no harm from hostile or damaged ones.
 
 use std::fs;
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
 use retune::error::Result;
@@ -85,13 +85,85 @@ fn files_without_a_state_dict_are_refused() {
     assert!(error.message().contains("it contains no tensors"), "{error}");
     let error = open("only-a-pickle.pth").unwrap_err();
     assert!(error.message().contains("it looks like a pickle, but not a file of torch"), "{error}");
-    let folder = tempfile::tempdir().unwrap();
-    let other = folder.path().join("other.zip");
-    let mut archive = zip::ZipWriter::new(fs::File::create(&other).unwrap());
-    archive.start_file("readme.txt", zip::write::SimpleFileOptions::default()).unwrap();
-    archive.finish().unwrap();
-    let error = TensorFile::open(&other).unwrap_err();
-    assert!(error.message().contains("it is a zip archive without a data.pkl"), "{error}");
+    for (member, reason) in [
+        ("readme.txt", "it is a zip archive without a data.pkl, so not a file of torch"),
+        ("fc.bias.npy", "it is a NumPy archive (.npz), not a file of torch"),
+        ("weights/best.pth", "it is a zip archive that contains weights/best.pth; unpack it first"),
+    ] {
+        let error = TensorFile::from_bytes(Path::new("w.pth"), archive(member, b"")).unwrap_err();
+        assert!(error.message().ends_with(reason), "{error}");
+    }
+    for pickle in [
+        &b"\x80\x03}."[..],
+        b"\x80\x04\x95\x02\0\0\0\0\0\0\0}.",
+        b"\x80\x05}.",
+        b"(dp0\n.",
+        b"}q\0.",
+        b"ccollections\nOrderedDict\n)R.",
+    ] {
+        let error = TensorFile::from_bytes(Path::new("w.pth"), pickle.to_vec()).unwrap_err();
+        assert!(error.message().contains("it looks like a pickle, but not a file of torch"), "{pickle:?}: {error}");
+    }
+}
+
+/// A zip archive with one member, stored as torch stores its own.
+fn archive(member: &str, contents: &[u8]) -> Vec<u8> {
+    let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    archive.start_file(member, stored).unwrap();
+    archive.write_all(contents).unwrap();
+    archive.finish().unwrap().into_inner()
+}
+
+/// Every instruction with which a pickle can make Python call something, with calls that would leave a file.
+#[test]
+fn hostile_pickles_call_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let trace = place.path().join("trace");
+    let command = format!("touch {}", trace.display());
+    let short = |text: &str| [&[0x8c, text.len() as u8], text.as_bytes()].concat();
+    let argument = short(&command);
+    let system = |call: &[u8]| [b"\x80\x02cposix\nsystem\n", &argument[..], call].concat();
+    let getattr =
+        [b"cbuiltins\ngetattr\ncposix\nposix\n", &short("system")[..], b"\x86R", &argument, b"\x85R"].concat();
+    let global = [b"\x80\x04", &short("builtins")[..], &short("eval"), b"\x93", &argument, b"\x85R"].concat();
+    let line = format!("S'{command}'\n");
+    let state = [b"\x80\x02cposix\nsystem\n)\x81", &argument[..], b"b"].concat();
+    let programs = [
+        ("REDUCE", system(b"\x85R")),
+        ("NEWOBJ", system(b"\x85\x81")),
+        ("NEWOBJ_EX", system(b"\x85}\x92")),
+        ("BUILD", state),
+        ("STACK_GLOBAL", global),
+        ("a call of getattr", getattr),
+        ("INST", format!("({line}iposix\nsystem\n").into_bytes()),
+        ("OBJ", format!("(cposix\nsystem\n{line}o").into_bytes()),
+        ("EXT1", b"\x80\x02\x82\x01)R".to_vec()),
+        ("BINPERSID", [&argument[..], b"Q"].concat()),
+    ];
+    for (instruction, program) in programs {
+        // Alone, and as a value beside a tensor's place.
+        let alone = [&program[..], b"."].concat();
+        let value = [b"}", &short("a")[..], &program, b"s."].concat();
+        for pickle in [alone, value] {
+            let bytes = archive("archive/data.pkl", &pickle);
+            let error = TensorFile::from_bytes(Path::new("w.pth"), bytes).unwrap_err();
+            assert!(error.message().contains("w.pth cannot be read as a .pth of torch: it"), "{instruction}: {error}");
+            assert!(!trace.exists(), "{instruction} was called");
+        }
+    }
+}
+
+#[test]
+fn old_files_may_have_a_later_pickle_protocol() {
+    let old = fs::read(fixture("legacy.pth")).unwrap();
+    let magic = &old[2..15];
+    for protocol in [3, 4, 5] {
+        let frame: &[u8] = if protocol == 3 { b"" } else { b"\x95\x0d\0\0\0\0\0\0\0" };
+        let bytes = [&[0x80, protocol], frame, magic, &old[15..]].concat();
+        let file = TensorFile::from_bytes(Path::new("w.pth"), bytes).unwrap();
+        assert!(file.bytes("fc.bias").unwrap() == open("legacy.pth").unwrap().bytes("fc.bias").unwrap());
+    }
 }
 
 #[test]
@@ -130,7 +202,7 @@ fn trained_weights_are_taken_though_their_average_comes_first() {
         found.notices,
         [
             "weights found under `state_dict.`",
-            "ignored 1 other network: `state_dict_ema.`",
+            "ignored 1 other network: `state_dict_ema.`; use --weights-key to choose another",
             "ignored 1 tensor that the network does not have: optimizer.state.0.momentum_buffer",
             "ignored Python objects (nothing in the file was run): argparse.Namespace",
         ]

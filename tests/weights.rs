@@ -783,7 +783,13 @@ mod finding {
             let found = found_in(&tensors, &[(other, 1.0), (chosen, 2.0)]).unwrap();
             assert_eq!(found.prefix, chosen);
             assert!(found.weights.read_f32("conv1.weight").unwrap().iter().all(|&value| value == 2.0));
-            assert!(found.notices.contains(&format!("ignored 1 other network: `{other}`")), "{:?}", found.notices);
+            assert!(
+                found
+                    .notices
+                    .contains(&format!("ignored 1 other network: `{other}`; use --weights-key to choose another")),
+                "{:?}",
+                found.notices
+            );
         }
         // A network with a final layer comes before one without.
         let mut tensors = under("a.", &body);

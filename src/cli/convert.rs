@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::report::write;
-use super::{GlobalArguments, fetch, print_json, print_result, size, warn};
+use super::weights::WeightsKey;
+use super::{GlobalArguments, print_json, print_result, size, warn};
 use crate::error::{Error, Result};
 use crate::onnx;
 use crate::train::{ModelFile, find_network};
-use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, match_state_dict, save};
+use crate::weights::{Found, HeadPolicy, OutputTensor, match_state_dict, save};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +31,9 @@ pub struct ConvertArguments {
     /// File to write; its extension, .safetensors or .onnx, determines the format
     #[arg(value_name = "OUT")]
     output: PathBuf,
+
+    #[command(flatten)]
+    weights_key: WeightsKey,
 }
 
 pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<ExitCode> {
@@ -43,7 +47,7 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
             return Err(Error::usage(message));
         }
     };
-    let file = TensorFile::open(&fetch::resolve(global, &arguments.input)?)?;
+    let file = arguments.weights_key.open(global, &arguments.input)?;
     if let Some(origin) = file.origin() {
         global.note(&format!("{} is {origin}", arguments.input.display()));
     }

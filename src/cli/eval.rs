@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::fetch;
 use super::progress::Progress;
+use super::weights::WeightsKey;
 use super::{GlobalArguments, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{Batches, DecodeOptions, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled};
 use crate::device::threads;
@@ -29,7 +29,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArguments {
-    /// Model to evaluate: model.safetensors of a run
+    /// Model to evaluate: the folder of a run, its model.safetensors, or the weights of any supported network
     model: PathBuf,
 
     /// Folder with one folder of images per class, or with a `test` or `val` folder that contains them
@@ -50,6 +50,9 @@ pub struct EvalArguments {
     /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
     #[arg(long)]
     strict: bool,
+
+    #[command(flatten)]
+    weights_key: WeightsKey,
 }
 
 #[derive(Serialize)]
@@ -77,7 +80,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
-    let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
+    let (mut network, model) = load_model(device, &arguments.weights_key.open(global, &arguments.model)?)?;
     model.notices.iter().for_each(|notice| global.note(notice));
     let Labelled { images: mut folder, unknown, notices } = open_labelled(&arguments.data, &model.classes)?;
     if arguments.strict {

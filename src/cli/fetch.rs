@@ -1,4 +1,4 @@
-//! `retune fetch`, and weights that are given as the name of a model on the Hugging Face Hub.
+//! `retune fetch`
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +9,6 @@ use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::open_dataset;
 use crate::error::{Error, Result};
-use crate::fetch::hub::{Hub, HubName};
 use crate::fetch::{Limits, Source, Transfer, download, unpack};
 
 const EXAMPLES: &str = "\
@@ -112,19 +111,4 @@ fn get(global: &GlobalArguments, source: &Source, path: &Path) -> Result<()> {
     let result = download(transfer, path, |done, total| progress.bytes(done, total));
     progress.finish();
     result
-}
-
-/// The file of weights for a path or a name. A name that is not an existing file but looks like OWNER/NAME is a model on the
-/// Hugging Face Hub, which is downloaded into the Hub's cache.
-pub fn resolve(global: &GlobalArguments, name: &Path) -> Result<PathBuf> {
-    let hub_name = name.to_str().and_then(HubName::parse);
-    let Some(hub_name) = hub_name.filter(|_| !name.exists()) else { return Ok(name.to_path_buf()) };
-    let hub = Hub::from_environment()?;
-    if hub.cached(&hub_name).is_none() {
-        global.note(&format!("downloading {} from {}", name.display(), hub.endpoint));
-    }
-    let progress = Progress::of_bytes(global);
-    let path = hub.get(&hub_name, |done, total| progress.bytes(done, total));
-    progress.finish();
-    path
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{GlobalArguments, fetch, print_json, print_result};
+use super::weights::WeightsKey;
+use super::{GlobalArguments, print_json, print_result};
 use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
@@ -52,10 +53,13 @@ pub struct InspectArguments {
     /// With --plan, frozen batch norms use their running statistics
     #[arg(long, requires = "freeze")]
     freeze_batch_norm: bool,
+
+    #[command(flatten)]
+    weights_key: WeightsKey,
 }
 
 pub fn run(global: &GlobalArguments, arguments: &InspectArguments) -> Result<ExitCode> {
-    let file = TensorFile::open(&fetch::resolve(global, &arguments.file)?)?;
+    let file = arguments.weights_key.open(global, &arguments.file)?;
     if arguments.plan {
         plan(global, arguments, &file)?
     } else {

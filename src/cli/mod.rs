@@ -23,6 +23,7 @@ mod show;
 mod train;
 mod training;
 mod training_display;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::fetch;
 use super::progress::Progress;
+use super::weights::WeightsKey;
 use super::{GlobalArguments, print_json, print_result};
 use crate::data::{
     Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample,
 };
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
-use crate::train::{Prediction, evaluate, load_model};
+use crate::train::{Prediction, class_names, evaluate, load_model};
+use crate::weights::{IMAGENET_CLASSES, imagenet_classes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,11 +25,11 @@ Examples:
 
 /// Classify images
 ///
-/// Prints the most probable classes of every image.
+/// Prints the most probable classes of every image. If weights have 1000 classes without names, those of ImageNet are used.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PredictArguments {
-    /// Model to use: model.safetensors of a run, or the weights of any supported network
+    /// Model to use: the folder of a run, its model.safetensors, or the weights of any supported network
     model: PathBuf,
 
     /// Images, folders of images, or patterns such as 'photos/*.jpg'
@@ -50,6 +51,9 @@ pub struct PredictArguments {
     /// Batch size
     #[arg(long, default_value_t = 16, value_name = "N")]
     batch_size: usize,
+
+    #[command(flatten)]
+    weights_key: WeightsKey,
 }
 
 #[derive(Serialize)]
@@ -78,8 +82,13 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
-    let (mut network, model) = load_model(device, &fetch::resolve(global, &arguments.model)?)?;
+    let file = arguments.weights_key.open(global, &arguments.model)?;
+    let (mut network, mut model) = load_model(device, &file)?;
     model.notices.iter().for_each(|notice| global.note(notice));
+    if class_names(&file)?.is_none() && model.classes.len() == IMAGENET_CLASSES {
+        global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
+        model.classes = imagenet_classes();
+    }
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
     let options = LoaderOptions {
         batch_size: arguments.batch_size.min(samples.len()),

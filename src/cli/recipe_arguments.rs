@@ -75,6 +75,10 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "ROWS", value_delimiter = ',', help_heading = "Network options")]
     head_from: Option<Vec<usize>>,
 
+    /// Start with a random final layer, even if the weights have one for the same classes
+    #[arg(long, help_heading = "Network options")]
+    new_head: bool,
+
     /// Width and height of the images that the network sees [default: that of the weights, or 224]
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
@@ -115,6 +119,7 @@ macro_rules! for_each_flag {
             "--freeze" freeze,
             "--freeze-batch-norm" freeze_batch_norm,
             "--head-from" head_from,
+            "--new-head" new_head,
             "--augment" augment,
             "--exif" exif,
             "--test-fraction" test_fraction,
@@ -377,6 +382,7 @@ mod tests {
             freeze: vec!["conv1".into(), "bn1".into()],
             freeze_batch_norm: true,
             head_from: Some(vec![934, 713]),
+            new_head: true,
             image_size: 96,
             exif: true,
             augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],

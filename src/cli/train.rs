@@ -11,7 +11,8 @@ use super::interruption::interruption;
 use super::progress::Progress;
 use super::recipe_arguments::{RecipeArguments, recipe_words};
 use super::training::{Place, Trained, Training};
-use super::{GlobalArguments, check_threads, fetch, print_json, print_result};
+use super::weights::WeightsKey;
+use super::{GlobalArguments, check_threads, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
@@ -46,10 +47,13 @@ pub struct TrainArguments {
     /// Folder of images
     data: PathBuf,
 
-    /// Pretrained weights: a safetensors or PyTorch .pth file with the key names of torchvision or Hugging Face transformers, or
-    /// a model on the Hugging Face Hub such as timm/resnet18.tv_in1k
+    /// Pretrained weights: a safetensors or PyTorch .pth file, the folder of a run, the name of an architecture such as resnet18
+    /// for its ImageNet weights, or a model on the Hugging Face Hub such as timm/resnet18.tv_in1k
     #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
     weights: Option<PathBuf>,
+
+    #[command(flatten, next_help_heading = "Network options")]
+    weights_key: WeightsKey,
 
     /// Folder to write the model, checkpoints and metrics to [default: the next of runs/1, runs/2, ...]
     #[arg(long, value_name = "FOLDER", help_heading = "Run options")]
@@ -273,8 +277,8 @@ fn begin<'a>(
     }
     let options = arguments.options(folder, interrupted)?;
     options.folder.require_free()?;
-    let weights = arguments.weights.as_deref().map(|weights| fetch::resolve(global, weights)).transpose()?;
-    let file = weights.as_deref().map(TensorFile::open).transpose()?;
+    let weights_key = &arguments.weights_key;
+    let file = arguments.weights.as_deref().map(|weights| weights_key.open(global, weights)).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
         global.note(&format!("the weights are {origin}"));
     }
@@ -415,6 +419,10 @@ fn check(recipe: &Recipe) -> Result<()> {
     if recipe.from_scratch && recipe.head_from.is_some() {
         return Err(Error::usage("--head-from: a network from scratch has no old head")
             .hint("leave --from-scratch or --head-from out"));
+    }
+    if recipe.new_head && recipe.head_from.is_some() {
+        return Err(Error::usage("--new-head: --head-from starts with rows of the old head")
+            .hint("leave --new-head or --head-from out"));
     }
     recipe.optimizer()?;
     match recipe.loss_reduction.as_str() {

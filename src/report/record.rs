@@ -19,6 +19,7 @@ use crate::printable::printable;
 use crate::train::{
     ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model,
 };
+use crate::weights::TensorFile;
 
 /// Width and height of the images on a page.
 const TILE: u32 = 160;
@@ -127,7 +128,7 @@ impl RunRecord {
         tell: impl FnMut(usize, usize),
     ) -> Result<()> {
         let model = RunFolder { path: self.folder.clone() }.model();
-        let loaded = model.exists().then(|| load_model(device.clone(), &model)).transpose()?;
+        let loaded = model.exists().then(|| load_model(device.clone(), &TensorFile::open(&model)?)).transpose()?;
         let splits = match self.splits(data.unwrap_or(&self.config.data)) {
             Ok(splits) => splits,
             Err(error) => {

@@ -31,7 +31,7 @@ pub use lock::FolderLock;
 pub use logit_gradients::{LogitGradients, logit_gradients};
 pub use memory::MemoryPlan;
 pub use metrics::{HeldOut, Metric, MetricsFile, Totals};
-pub use model_file::{ModelFile, load_model, save_model};
+pub use model_file::{ModelFile, class_names, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
 pub use recipe::{Hyperparameters, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, SMALLEST_IMAGE_SIZE};
 pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};

@@ -92,10 +92,7 @@ impl ModelFile {
         };
         let resnet = network.resnet(outputs);
         let unreadable = |name: &str| format!("{shown}: unreadable `{name}` in the metadata");
-        let classes: Vec<String> = match file.metadata().get("classes") {
-            Some(text) => serde_json::from_str(text).context(|| unreadable("classes"))?,
-            None => (0..outputs).map(|class| class.to_string()).collect(),
-        };
+        let classes = class_names(file)?.unwrap_or_else(|| (0..outputs).map(|class| class.to_string()).collect());
         if classes.len() != outputs {
             return Err(Error::new(format!(
                 "{shown}: {} class names, but the final layer has {outputs} outputs",
@@ -125,12 +122,23 @@ impl Recipe {
     }
 }
 
+/// The names of the classes in the metadata of a file.
+///
+/// # Errors
+/// When they are not a list of names.
+pub fn class_names(file: &TensorFile) -> Result<Option<Vec<String>>> {
+    let text = file.metadata().get("classes");
+    text.map(|text| serde_json::from_str(text))
+        .transpose()
+        .context(|| format!("{}: unreadable `classes` in the metadata", file.path().display()))
+}
+
 /// Loads a model for evaluation.
 ///
 /// # Errors
 /// Those of [`ModelFile::describe`], and when the weights do not fit or are not finite.
-pub fn load_model(device: Rc<dyn Device>, path: &Path) -> Result<(Network, ModelFile)> {
-    let model = ModelFile::describe(&TensorFile::open(path)?)?;
+pub fn load_model(device: Rc<dyn Device>, file: &TensorFile) -> Result<(Network, ModelFile)> {
+    let model = ModelFile::describe(file)?;
     let mut network = Network::new(device, model.resnet)?;
     load_state_dict(&mut network, &model.weights, HeadPolicy::Exact)?;
     Ok((network, model))

@@ -51,6 +51,9 @@ pub struct Recipe {
     pub freeze_batch_norm: bool,
     /// Rows of the old head that the new one starts with.
     pub head_from: Option<Vec<usize>>,
+    /// Whether the head starts at random even if the weights have one for the same classes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_head: bool,
     /// Height and width of the network's input.
     pub image_size: usize,
     /// Whether images are rotated and mirrored according to their EXIF orientation.
@@ -124,6 +127,7 @@ impl Recipe {
             freeze: Vec::new(),
             freeze_batch_norm: false,
             head_from: None,
+            new_head: false,
             image_size: 224,
             exif: false,
             augment: Vec::new(),

@@ -23,6 +23,7 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
+use crate::weights::TensorFile;
 
 /// When a checkpoint is saved, besides at the start and after each epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,7 +267,7 @@ impl Run<'_> {
         observe: &mut impl FnMut(Event),
     ) -> Result<Totals> {
         let device = self.trainer.network().shared_device();
-        let (mut network, model) = load_model(device.clone(), &self.options.folder.model())?;
+        let (mut network, model) = load_model(device.clone(), &TensorFile::open(&self.options.folder.model())?)?;
         let options = LoaderOptions { batch_size: FINAL_TEST_BATCH, ..self.loader_options(Mode::Evaluate) };
         let loader = Loader::new(Arc::new(self.splits.test.clone()), options)?;
         // Every image is needed once, so none is kept.

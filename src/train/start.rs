@@ -7,6 +7,8 @@ use super::checkpoint::{Checkpoint, Position};
 use super::config::RunConfig;
 use super::events::Event;
 use super::image_list::ImageList;
+use super::model_file::class_names;
+use super::network::Network;
 use super::recipe::Recipe;
 use super::run::{Run, RunOptions};
 use super::state_dict::{copy_head, initialise, load_state_dict, new_head};
@@ -15,7 +17,7 @@ use crate::data::{Splits, open_dataset};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
-use crate::weights::{Found, HeadPolicy};
+use crate::weights::{Found, HeadPolicy, MatchReport, TensorFile};
 
 /// The initial state of a run.
 pub enum Start {
@@ -86,23 +88,7 @@ impl Start {
                 notices.iter().for_each(|notice| observe(Event::Notice(notice)));
                 let report = load_state_dict(network, &file, HeadPolicy::Replace)?;
                 report.notices().iter().for_each(|notice| observe(Event::Notice(notice)));
-                match &recipe.head_from {
-                    Some(rows) => {
-                        copy_head(network, &file, &report, rows)?;
-                        observe(Event::Notice(&format!(
-                            "the new final layer starts with rows {rows:?} of the old one"
-                        )));
-                    }
-                    None => {
-                        if report.replaced_head.is_none() {
-                            observe(Event::Notice(&format!(
-                                "new final layer for {classes} classes (that of the weights has {classes} as well, and is \
-                                 not used)"
-                            )));
-                        }
-                        new_head(network, recipe.seed)?;
-                    }
-                }
+                start_head(network, &file, &report, &recipe, &splits.train.classes, observe)?;
                 Position::default()
             }
             Self::Resume { checkpoint, .. } => {
@@ -112,6 +98,43 @@ impl Start {
         };
         Ok(Run { trainer, recipe, splits, images, position, options })
     }
+}
+
+/// Initialises the head: with rows of the old one if the recipe names some or the classes are the same, otherwise randomly.
+fn start_head(
+    network: &mut Network,
+    file: &TensorFile,
+    report: &MatchReport,
+    recipe: &Recipe,
+    classes: &[String],
+    observe: &mut dyn FnMut(Event),
+) -> Result<()> {
+    if let Some(rows) = &recipe.head_from {
+        copy_head(network, file, report, rows)?;
+        observe(Event::Notice(&format!("the new final layer starts with rows {rows:?} of the old one")));
+        return Ok(());
+    }
+    let count = classes.len();
+    let has_as_many = report.replaced_head.is_none() && !recipe.new_head;
+    if has_as_many && let Some(rows) = rows_of_classes(classes, file)? {
+        copy_head(network, file, report, &rows)?;
+        observe(Event::Notice(&format!(
+            "kept the final layer of the weights, which has the same {count} classes; --new-head starts with a random one"
+        )));
+        return Ok(());
+    }
+    if report.replaced_head.is_none() {
+        observe(Event::Notice(&format!(
+            "new final layer for {count} classes (that of the weights has {count} as well, and is not used)"
+        )));
+    }
+    new_head(network, recipe.seed)
+}
+
+/// The row of the file's head for each class, if the file names the same classes in any order.
+fn rows_of_classes(classes: &[String], file: &TensorFile) -> Result<Option<Vec<usize>>> {
+    let Some(names) = class_names(file)?.filter(|names| names.len() == classes.len()) else { return Ok(None) };
+    Ok(classes.iter().map(|class| names.iter().position(|name| name == class)).collect())
 }
 
 /// Checks that a run can continue from `checkpoint` with `recipe`: only the number of epochs may differ.

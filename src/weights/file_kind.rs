@@ -11,9 +11,18 @@ pub(super) struct FileKind {
 const CONVERT: &str = "save it again as it is now: torch.save(torch.load(FILE, weights_only=True), OUT)";
 const DOWNLOAD: &str = "download the file itself, not the page about it";
 
+/// Begins with the protocol, or in protocols 0 and 1 with a dictionary or an `OrderedDict`.
+const PICKLE: FileKind = FileKind { looks_like: "a pickle, but not a file of torch", fix: CONVERT };
+
 /// First bytes, and what begins with them.
 const KINDS: &[(&[u8], FileKind)] = &[
-    (b"\x80\x02", FileKind { looks_like: "a pickle, but not a file of torch", fix: CONVERT }),
+    (b"\x80\x02", PICKLE),
+    (b"\x80\x03", PICKLE),
+    (b"\x80\x04", PICKLE),
+    (b"\x80\x05", PICKLE),
+    (b"(dp", PICKLE),
+    (b"}q", PICKLE),
+    (b"ccollections\n", PICKLE),
     (
         b"version https://git-lfs",
         FileKind {

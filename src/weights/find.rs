@@ -44,8 +44,8 @@ struct Candidate {
     renamed_head: Option<String>,
 }
 
-/// Finds the network of a file. `recognise` is given a function from torchvision's key names to shapes (in torch's layout), and
-/// returns what network has them, or the reason why none does.
+/// Finds the network of a file, or the best one under the prefix of [`TensorFile::choosing`]. `recognise` receives a function from
+/// torchvision's key names to shapes (in torch's layout), and returns what network has them, or the reason why none does.
 ///
 /// # Errors
 /// When `recognise` accepts no part of the file. The message names a reason or the first keys of the file.
@@ -64,8 +64,12 @@ pub fn find<T>(
             Err(reason) => refused.push((candidate.prefix, reason)),
         }
     }
+    let is_excluded = |candidate: &Candidate| file.chosen_prefix().is_some_and(|prefix| !candidate.is_behind(prefix));
+    if !accepted.is_empty() && accepted.iter().all(|(candidate, _)| is_excluded(candidate)) {
+        return Err(no_such_network(file, accepted.iter().map(|(candidate, _)| candidate)));
+    }
     // The sort is stable: what is equal stays in the order of the file.
-    accepted.sort_by_key(|(candidate, _)| candidate.rank());
+    accepted.sort_by_key(|(candidate, _)| (is_excluded(candidate), candidate.rank()));
     let mut accepted = accepted.into_iter();
     let Some((chosen, network)) = accepted.next() else { return Err(nothing_found(file, &refused)) };
     let others: Vec<Candidate> = accepted.map(|(candidate, _)| candidate).collect();
@@ -78,6 +82,10 @@ impl Candidate {
     fn rank(&self) -> (bool, bool, bool, usize) {
         let (statistics, final_layer) = (self.has("bn1.running_var"), self.has("fc.weight"));
         (!statistics, self.is_copy(), !final_layer, self.prefix.split('.').count())
+    }
+
+    fn is_behind(&self, prefix: &str) -> bool {
+        self.prefix.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.') || prefix.is_empty())
     }
 
     fn is_copy(&self) -> bool {
@@ -179,7 +187,10 @@ fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<S
     }
     if !others.is_empty() {
         let places = listed(others.iter().map(|other| format!("`{}`", printable(&other.prefix))));
-        notices.push(format!("ignored {}: {places}", count(others.len(), "other network")));
+        notices.push(format!(
+            "ignored {}: {places}; use --weights-key to choose another",
+            count(others.len(), "other network")
+        ));
     }
     let mut used = vec![false; file.entries().len()];
     chosen
@@ -198,6 +209,12 @@ fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<S
         notices.push(format!("ignored Python objects (nothing in the file was run): {names}"));
     }
     notices
+}
+
+fn no_such_network<'a>(file: &TensorFile, candidates: impl ExactSizeIterator<Item = &'a Candidate>) -> Error {
+    let places = listed(candidates.map(|candidate| format!("`{}`", printable(&candidate.prefix))));
+    let chosen = printable(file.chosen_prefix().unwrap_or_default());
+    Error::new(format!("{}: no network found under `{chosen}`, expected one of {places}", file.path().display()))
 }
 
 fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {

@@ -7,6 +7,7 @@ mod file_kind;
 mod find;
 pub(crate) mod finite;
 pub mod head;
+mod imagenet;
 mod key_names;
 pub mod layout;
 pub mod matching;
@@ -17,6 +18,7 @@ pub mod state_dict;
 
 pub use find::{Found, find};
 pub use head::{Head, head_from};
+pub use imagenet::{IMAGENET_CLASSES, imagenet_classes};
 pub use matching::{HeadPolicy, MatchReport, NamedShape, ShapeMismatch, match_state_dict};
 pub use reference::Reference;
 pub use safetensors::Dtype;

@@ -71,6 +71,7 @@ pub struct TensorFile {
     gathered: Arc<Vec<u8>>,
     origin: Option<&'static str>,
     foreign_objects: Vec<String>,
+    chosen_prefix: Option<String>,
 }
 
 /// The bytes of a file.
@@ -154,6 +155,7 @@ impl TensorFile {
             gathered: Arc::new(state.gathered),
             origin: Some(state.origin),
             foreign_objects: state.foreign_objects,
+            chosen_prefix: None,
         };
         Ok(file.holding(entries.collect()))
     }
@@ -182,6 +184,7 @@ impl TensorFile {
             gathered: self.gathered.clone(),
             origin: self.origin,
             foreign_objects: Vec::new(),
+            chosen_prefix: None,
         };
         view.holding(entries.collect())
     }
@@ -203,8 +206,19 @@ impl TensorFile {
             gathered: Arc::default(),
             origin: None,
             foreign_objects: Vec::new(),
+            chosen_prefix: None,
         };
         Ok(file.holding(entries))
+    }
+
+    /// The same file, limited to networks whose keys begin with this prefix. The last dot of the prefix is optional.
+    pub fn choosing(self, prefix: &str) -> Self {
+        Self { chosen_prefix: Some(prefix.trim_end_matches('.').to_owned()), ..self }
+    }
+
+    /// The prefix that was given to [`TensorFile::choosing`].
+    pub fn chosen_prefix(&self) -> Option<&str> {
+        self.chosen_prefix.as_deref()
     }
 
     /// The file's path.

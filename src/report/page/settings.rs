@@ -48,6 +48,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         freeze,
         freeze_batch_norm,
         head_from,
+        new_head,
         image_size,
         exif,
         augment: _,
@@ -70,6 +71,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
             format!("rows {rows}"),
             "the rows of the pretrained final layer that the new one starts with",
         );
+    }
+    if *new_head {
+        add("initial final layer", "random".into(), "a new one, even if that of the weights has the same classes");
     }
     add("epochs", epochs.to_string(), "passes over the training images");
     add("batch size", batch_size.to_string(), "images per step");

@@ -62,8 +62,10 @@ pub(in crate::weights) fn is_pth(bytes: &[u8]) -> bool {
 }
 
 fn is_legacy(bytes: &[u8]) -> bool {
-    // PROTO 2, LONG1 of ten bytes.
-    bytes.strip_prefix(b"\x80\x02\x8a\x0a").is_some_and(|rest| rest.starts_with(&MAGIC))
+    // PROTO, from protocol 4 on a FRAME of nine bytes, and LONG1 of ten bytes.
+    let [0x80, 2..=5, rest @ ..] = bytes else { return false };
+    let rest = rest.strip_prefix(&[0x95]).map_or(Some(rest), |frame| frame.get(8..));
+    rest.and_then(|rest| rest.strip_prefix(b"\x8a\x0a")).is_some_and(|rest| rest.starts_with(&MAGIC))
 }
 
 /// Reads either form. The message of an error describes the problem without naming the file.
@@ -76,9 +78,9 @@ fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, Cursor::new(bytes))
         .map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
-    let names = archive.file_names().filter_map(|name| name.ok());
-    let root = names.into_iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
-    let root = root.ok_or("it is a zip archive without a data.pkl, so not a file of torch")?;
+    let names: Vec<String> = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned())).collect();
+    let root = names.iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
+    let root = root.ok_or_else(|| other_archive(&names))?;
     let mut member = |name: &str| -> Result<Range<usize>, String> {
         let name = format!("{root}{name}");
         let entry = archive.by_name(&name).map_err(|cause| format!("it has no {name}: {cause}"))?;
@@ -100,6 +102,21 @@ fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
     let program = member("data.pkl")?;
     let (pickle, found, _) = Pickle::run(&bytes[program])?;
     collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
+}
+
+/// What a zip archive is that torch did not write, by the names in it.
+fn other_archive(names: &[String]) -> String {
+    let ends_with = |extensions: &[&str]| {
+        let has_extension = |name: &&String| extensions.iter().any(|extension| name.ends_with(extension));
+        names.iter().find(has_extension)
+    };
+    if ends_with(&[".npy"]).is_some() {
+        return "it is a NumPy archive (.npz), not a file of torch".into();
+    }
+    match ends_with(&[".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".zip"]) {
+        Some(name) => format!("it is a zip archive that contains {name}; unpack it first"),
+        None => "it is a zip archive without a data.pkl, so not a file of torch".into(),
+    }
 }
 
 fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
