@@ -787,7 +787,7 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune eval base/model.safetensors data
-error: data/test holds no image of the 3 classes of the model: green, purple, yellow; its folders are blue, red
+error: data/test contains no images of the classes of the model: green, purple, yellow; its folders are blue, red
 hint: give the folders the names of the model's classes
 exit status 1
 
@@ -1234,12 +1234,12 @@ error: data/train/red/00.png is a file; expected a folder of class folders
 exit status 1
 
 $ retune train nothing --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: nothing holds no folders; expected one for each class
+error: nothing contains no folders; expected one for each class
 hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
 $ retune train bare --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: test/ and train/ in bare hold no class folders, so the classes of the images are not known
+error: test/ and train/ in bare contain no class folders, so the classes of the images are not known
 hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
@@ -1254,22 +1254,22 @@ hint: add a folder of images of another class
 exit status 1
 
 $ retune train hole --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the class folder hole/train/red holds no image; the extensions accepted are .jpg .jpeg .jfif .jpe .png .apng .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pam .bmp .dib
+error: the class folder hole/train/red contains no images; the accepted extensions are .jpg .jpeg .jfif .jpe .png .apng .gif .webp .tif .tiff .ppm .pgm .pbm .pnm .pam .bmp .dib
 hint: put images into the folder, or remove it
 exit status 1
 
 $ retune train more --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: more/test/green is not one of the 2 classes of the model: blue, red
+error: more/test/green is not among the classes of the model: blue, red
 hint: remove the folder, or give the class images to train on
 exit status 1
 
 $ retune train single --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: single/blue holds one image; two are needed to train on one and test on the other
+error: single/blue contains one image; two are needed to train on one and test on the other
 hint: add images to the class, or remove its folder
 exit status 1
 
 $ retune train data/train --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: data/train holds no train/ and test/ (or val/) folders, and no test fraction is given
+error: data/train contains no train/ and test/ (or val/) folders, and no test fraction is given
 hint: make both folders, or hold out part of every class with a test fraction such as 0.2
 exit status 1
 
@@ -1279,19 +1279,19 @@ hint: leave the test fraction out, or move the test folder away
 exit status 2
 
 $ retune train data/train --test-fraction 0 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the test fraction is 0; it has to be between 0 and 1
+error: the test fraction is 0; it must be between 0 and 1
 exit status 2
 
 $ retune train data/train --test-fraction 1 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the test fraction is 1; it has to be between 0 and 1
+error: the test fraction is 1; it must be between 0 and 1
 exit status 2
 
 $ retune train data/train --test-fraction 1.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the test fraction is 1.5; it has to be between 0 and 1
+error: the test fraction is 1.5; it must be between 0 and 1
 exit status 2
 
 $ retune train data/train --test-fraction -0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: the test fraction is -0.5; it has to be between 0 and 1
+error: the test fraction is -0.5; it must be between 0 and 1
 exit status 2
 "##);
 

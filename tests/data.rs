@@ -551,7 +551,7 @@ mod folders {
                 "b/a/deep/er/x.webp",
             ]
         );
-        // `b/noextension` holds an image: see `what_is_no_image_of_a_class_is_counted`.
+        // `b/noextension` is an image: see `what_is_no_image_of_a_class_is_counted`.
         assert_eq!(folder.class_counts(), [3, 2, 6]);
         assert_eq!((folder.len(), folder.is_empty()), (11, false));
     }
@@ -591,7 +591,7 @@ mod folders {
         let twin = root.path().join(std::ffi::OsStr::from_bytes(b"caf\xe8"));
         fs::create_dir(twin).unwrap();
         let message = ImageFolder::open(root.path()).unwrap_err().to_string();
-        assert!(message.ends_with("read the same\nhint: rename one of them"), "{message}");
+        assert!(message.ends_with("look the same\nhint: rename one of them"), "{message}");
     }
 
     /// The message, with the folder's path shown as `DATA`.
@@ -613,7 +613,7 @@ mod folders {
         );
         assert_eq!(
             message(path, ImageFolder::open(path.join("one"))),
-            "DATA/one holds no folders; expected one for each class\n\
+            "DATA/one contains no folders; expected one for each class\n\
              hint: put the images of each class into a folder that has the name of the class"
         );
         assert_eq!(
@@ -625,7 +625,7 @@ mod folders {
         assert_eq!(
             message(path, ImageFolder::open(path)),
             format!(
-                "the class folder DATA/empty holds no image; the extensions accepted are {}\n\
+                "the class folder DATA/empty contains no images; the accepted extensions are {}\n\
                  hint: put images into the folder, or remove it",
                 FileKind::image_extensions()
             )
@@ -652,7 +652,7 @@ mod folders {
             assert_eq!(
                 message(root.path(), open_dataset(root.path(), None, 0)),
                 format!(
-                    "DATA/{test_name}/d is not one of the 3 classes of the model: a, b, c\n\
+                    "DATA/{test_name}/d is not among the classes of the model: a, b, c\n\
                      hint: remove the folder, or give the class images to train on"
                 )
             );
@@ -664,12 +664,12 @@ mod folders {
         let root = folder_of(&["a/1.jpg", "b/1.jpg"]);
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
-            "DATA holds no train/ and test/ (or val/) folders, and no test fraction is given\n\
+            "DATA contains no train/ and test/ (or val/) folders, and no test fraction is given\n\
              hint: make both folders, or hold out part of every class with a test fraction such as 0.2"
         );
         assert_eq!(
             message(root.path(), open_dataset(root.path(), Some(0.2), 0)),
-            "DATA/a holds one image; two are needed to train on one and test on the other\n\
+            "DATA/a contains one image; two are needed to train on one and test on the other\n\
              hint: add images to the class, or remove its folder"
         );
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
@@ -714,7 +714,7 @@ mod folders {
         let root = folder_of(&["Train/a/1.jpg", "training/a/1.jpg", "val/a/1.jpg"]);
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
-            "DATA holds two folders of training images: Train and training\n\
+            "DATA contains two folders of training images: Train and training\n\
              hint: keep one of them there, and move the other away"
         );
     }
@@ -724,7 +724,7 @@ mod folders {
         let cases: [(&[&str], &str); 6] = [
             (
                 &["photos/train/a/1.jpg", "photos/train/b/1.jpg", "photos/test/a/1.jpg"],
-                "DATA holds no class folders; one level down there is DATA/photos/test and DATA/photos/train\n\
+                "DATA contains no class folders; one level down there is DATA/photos/test and DATA/photos/train\n\
                  hint: give DATA/photos as the data set",
             ),
             (
@@ -734,12 +734,12 @@ mod folders {
             ),
             (
                 &["val/a/1.jpg", "test/a/1.jpg", "val/b/1.jpg"],
-                "DATA holds test/, but no folder of training images\n\
+                "DATA contains test/, but no folder of training images\n\
                  hint: put the training images beside it, into train/ with one folder for each class",
             ),
             (
                 &["train/1.jpg", "train/2.jpg", "test/1.jpg", "test/2.jpg"],
-                "test/ and train/ in DATA hold no class folders, so the classes of the images are not known\n\
+                "test/ and train/ in DATA contain no class folders, so the classes of the images are not known\n\
                  hint: put the images of each class into a folder that has the name of the class",
             ),
             (
@@ -825,7 +825,7 @@ mod folders {
         assert!(error.message().contains("3.ppm.part: PNM with the ending .part is not"), "{error}");
         let first = folder_of(&["a/1.jpg", "b/1.heic"]);
         let error = message(first.path(), ImageFolder::open(first.path()));
-        assert!(error.starts_with("the class folder DATA/b holds no image (1 file skipped: 1 HEIC); "), "{error}");
+        assert!(error.starts_with("the class folder DATA/b contains no images (1 file skipped: 1 HEIC); "), "{error}");
 
         let root = folder_of(&["a/1.jpg", "a/2.jpg", "a/._1.jpg", "b/1.jpg", "b/2.jpg", "b/3.heic", ".git/1.jpg"]);
         let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
@@ -851,7 +851,7 @@ mod folders {
         assert_eq!(splits.train.class_counts(), [2, 1]);
         assert_eq!(splits.test.class_counts(), [1, 1]);
         let val = root.path().join("val").display().to_string();
-        let expected = format!("{val}/Tea is taken for the class tea, although upper and lower case differ");
+        let expected = format!("{val}/Tea is used as the class tea, although upper and lower case differ");
         assert_eq!(splits.notices, [expected]);
 
         let root = folder_of(&["train/Cat/1.jpg", "train/cat/1.jpg", "test/cat/1.jpg"]);
@@ -873,7 +873,7 @@ mod folders {
         assert_eq!(labelled.unknown, [("d".to_string(), 2)]);
         let test = root.path().join("test").display().to_string();
         let expected = [
-            "/A is taken for the class a, although upper and lower case differ",
+            "/A is used as the class a, although upper and lower case differ",
             " has no image of the class c",
             ": 2 images of 1 class that the model does not know are left out: d (2)",
         ];
@@ -883,12 +883,12 @@ mod folders {
         let other = ["x".to_string(), "y".to_string()];
         assert_eq!(
             message(root.path(), open_labelled(root.path(), &other)),
-            "DATA/test holds no image of the 2 classes of the model: x, y; its folders are A, b, d\n\
+            "DATA/test contains no images of the classes of the model: x, y; its folders are A, b, d\n\
              hint: give the folders the names of the model's classes"
         );
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
         let error = message(root.path(), open_labelled(root.path(), &known));
-        assert!(error.starts_with("DATA holds training images, but no test images: DATA/train is all"), "{error}");
+        assert!(error.starts_with("DATA contains training images, but no test images: DATA/train is all"), "{error}");
     }
 
     #[test]

@@ -341,7 +341,7 @@ fn images_of_another_data_set_are_never_shown() {
     let refused = place.run(&["report", "run"]);
     assert_eq!((refused.status, refused.stdout.as_str()), (1, ""));
     let data = place.path("data");
-    let reason = format!("{} does not hold the images of the run: ", data.display());
+    let reason = format!("{} does not contain the images of the run: ", data.display());
     assert!(refused.stderr.contains(&reason), "{}", refused.stderr);
     assert!(refused.stderr.contains(" of other content (first test: blue/00.png)"), "{}", refused.stderr);
     assert!(refused.stderr.contains("--data") && refused.stderr.contains("--force"), "{}", refused.stderr);
@@ -354,7 +354,7 @@ fn images_of_another_data_set_are_never_shown() {
     assert!(place.read("run/report.html") == page);
     place.succeed("report run --force");
     assert_eq!(count(&place.read("run/report.html"), "img"), 0);
-    assert!(place.read("run/report.html").contains("does not hold the images of the run"));
+    assert!(place.read("run/report.html").contains("does not contain the images of the run"));
     // One that shows more always may.
     place.succeed("report run --data own");
     assert!(place.read("run/report.html") == page);
@@ -363,7 +363,7 @@ fn images_of_another_data_set_are_never_shown() {
 
     fs::write(place.path("own/train/red/99.png"), fs::read(place.path("own/train/red/00.png")).unwrap()).unwrap();
     let added = place.succeed("report run --data own").stderr;
-    assert!(added.contains("does not hold the images of the run: 1 added (train: red/99.png)"), "{added}");
+    assert!(added.contains("does not contain the images of the run: 1 added (train: red/99.png)"), "{added}");
 }
 
 #[test]

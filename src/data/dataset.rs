@@ -1,4 +1,4 @@
-//! How a data set is laid out: folders of splits, each with class folders; or class folders alone.
+//! The layout of a data set: folders of splits, each with class folders; or class folders alone.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -10,18 +10,18 @@ use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Error, Result};
 
-/// What the images of a split are for.
+/// The purpose of the images of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// To train on.
+    /// Training.
     Train,
-    /// To choose the epoch whose model is kept.
+    /// Choosing the epoch whose model is kept.
     Validation,
-    /// To measure how good the model is.
+    /// Measuring the accuracy of the model.
     Test,
 }
 
-/// Names of splits, in lower case. A name may end as [`ENDINGS`] say.
+/// Names of splits, in lower case. A name may have one of [`ENDINGS`].
 const SPLIT_NAMES: [(Role, &[&str]); 3] = [
     (Role::Train, &["train", "training"]),
     (Role::Validation, &["val", "valid", "validation", "validate", "dev", "development"]),
@@ -32,7 +32,7 @@ const SPLIT_NAMES: [(Role, &[&str]); 3] = [
 const ENDINGS: [&str; 7] = ["", "set", "_set", "_data", "_images", "_imgs", "_split"];
 
 impl Role {
-    /// The role of a folder of this name, in any case.
+    /// The role of a folder with this name, in any case.
     pub fn of(name: &OsStr) -> Option<Self> {
         let name = name.to_str()?.to_lowercase().replace(['-', ' '], "_");
         let is_one = |known: &&str| name.strip_prefix(*known).is_some_and(|ending| ENDINGS.contains(&ending));
@@ -53,11 +53,11 @@ impl Role {
 pub struct Splits {
     /// The images to train on.
     pub train: ImageFolder,
-    /// The images that choose the epoch whose model is kept, where they are not the test images.
+    /// The images that choose the epoch whose model is kept, if they are not the test images.
     pub validation: Option<ImageFolder>,
     /// The images to test on.
     pub test: ImageFolder,
-    /// What a user should know about how the folders were read.
+    /// Notices for the user about the layout of the folders.
     pub notices: Vec<String>,
 }
 
@@ -88,7 +88,7 @@ impl Splits {
         self.len() == 0
     }
 
-    /// What lies in the folders and is not read.
+    /// Contents of the folders that are not read.
     pub fn not_read(&self) -> NotRead {
         let mut all = NotRead::default();
         self.parts().for_each(|part| all.add(&part.not_read));
@@ -104,7 +104,7 @@ impl Splits {
     }
 }
 
-/// Opens a data set: `root` holds a folder of training images and one of test images, or of validation images, or both;
+/// Opens a data set: `root` contains a folder of training images and one of test images, or of validation images, or both;
 /// or training images alone, or one level of class folders, of which each class gives `test_fraction` of its images,
 /// chosen by `seed`, to the test.
 ///
@@ -124,7 +124,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
                 Some(fraction) => split(folder, fraction, seed)?,
                 None => {
                     return Err(Error::new(format!(
-                        "{} holds no train/ and test/ (or val/) folders, and no test fraction is given",
+                        "{} contains no train/ and test/ (or val/) folders, and no test fraction is given",
                         root.display()
                     ))
                     .hint("make both folders, or hold out part of every class with a test fraction such as 0.2"));
@@ -168,7 +168,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
         ));
     }
     let mut not_read = splits.not_read();
-    // Where there are no splits, the list of classes has counted them.
+    // If there are no splits, the list of classes has counted them.
     if layout.train.is_some() {
         not_read.add(&layout.not_read);
     }
@@ -177,19 +177,19 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
     Ok(splits)
 }
 
-/// Labelled images for a model that is trained already.
+/// Labelled images for a trained model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labelled {
     /// The images, with the classes of the model.
     pub images: ImageFolder,
-    /// Classes that the model does not know, with the number of their images, which were left out.
+    /// Classes that the model does not know, with the number of their images, which were skipped.
     pub unknown: Vec<(String, usize)>,
-    /// What a user should know about how the folders were read.
+    /// Notices for the user about the layout of the folders.
     pub notices: Vec<String>,
 }
 
 /// The images to evaluate a model with `classes` on: those of the test split, else of the validation split, or all class
-/// folders where there are no splits.
+/// folders if there are no splits.
 ///
 /// # Errors
 /// Those of [`ImageFolder`]; training images alone; no image of a class of the model.
@@ -204,7 +204,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         }
         (Some(train), None) => {
             return Err(Error::new(format!(
-                "{} holds training images, but no test images: {} is all there is",
+                "{} contains training images, but no test images: {} is all there is",
                 root.display(),
                 root.join(train).display()
             ))
@@ -225,7 +225,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
     let mut notices = layout.notices();
     notices.extend(correspondence.notices(&place));
     let mut not_read = images.not_read.clone();
-    // Where there are no splits, the list of classes has counted them.
+    // If there are no splits, the list of classes has counted them.
     if place != root {
         not_read.add(&layout.not_read);
     }
@@ -233,7 +233,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
     Ok(Labelled { images, unknown: correspondence.unknown, notices })
 }
 
-/// The training images, or all images where there are no splits; for looking at.
+/// The training images, or all images if there are no splits, for display.
 ///
 /// # Errors
 /// Those of [`ImageFolder::open`], and folders of splits where classes are expected.
@@ -246,21 +246,21 @@ pub fn open_training_images(root: impl AsRef<Path>) -> Result<ImageFolder> {
     }
 }
 
-/// What the folders in the folder of a data set are.
+/// The folders in the folder of a data set, by their kind.
 struct Layout {
     root: PathBuf,
-    /// Splits that hold class folders.
+    /// Splits that contain class folders.
     train: Option<OsString>,
     validation: Option<OsString>,
     test: Option<OsString>,
-    /// Folders with the name of a split that hold no class folders, and how many images.
+    /// Folders with the name of a split that contain no class folders, and their numbers of images.
     unlabelled: Vec<(OsString, usize)>,
     /// All other folders.
     others: Vec<OsString>,
     not_read: NotRead,
 }
 
-/// What a folder holds directly.
+/// The direct contents of a folder.
 #[derive(Default)]
 struct Content {
     folders: Vec<OsString>,
@@ -318,7 +318,7 @@ impl Layout {
             };
             if let Some(other) = place {
                 return Err(Error::new(format!(
-                    "{} holds two folders of {}: {} and {}",
+                    "{} contains two folders of {}: {} and {}",
                     root.display(),
                     role.images(),
                     other.display(),
@@ -376,19 +376,22 @@ impl Layout {
         })
     }
 
-    /// Folders of splits that are not where they should be.
+    /// Checks for folders of splits in unexpected places.
     fn refuse_misplaced_splits(&self) -> Result<()> {
         let root = self.root.display();
         if let Some(held_out) = self.held_out() {
-            return Err(Error::new(format!("{root} holds {}/, but no folder of training images", held_out.display()))
-                .hint("put the training images beside it, into train/ with one folder for each class"));
+            return Err(Error::new(format!(
+                "{root} contains {}/, but no folder of training images",
+                held_out.display()
+            ))
+            .hint("put the training images beside it, into train/ with one folder for each class"));
         }
         let role = |name: &OsString| Role::of(name);
         let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|(name, _)| role(name).is_some_and(wanted));
         let only_splits = self.others.is_empty() && !self.unlabelled.is_empty();
         if only_splits || (has(|role| role == Role::Train) && has(|role| role != Role::Train)) {
             let names: Vec<String> = self.unlabelled.iter().map(|(name, _)| format!("{}/", name.display())).collect();
-            let (names, holds) = (names.join(" and "), if names.len() == 1 { "holds" } else { "hold" });
+            let (names, holds) = (names.join(" and "), if names.len() == 1 { "contains" } else { "contain" });
             return Err(Error::new(format!(
                 "{names} in {root} {holds} no class folders, so the classes of the images are not known"
             ))
@@ -409,7 +412,7 @@ impl Layout {
             let names: Vec<String> = roles.iter().map(|(name, _)| place.join(name).display().to_string()).collect();
             if !Content::of(&place.join(train))?.folders.is_empty() {
                 return Err(Error::new(format!(
-                    "{} holds no class folders; one level down there is {}",
+                    "{} contains no class folders; one level down there is {}",
                     self.root.display(),
                     names.join(" and ")
                 ))
@@ -429,7 +432,7 @@ impl Layout {
         }
     }
 
-    /// How else the folder may be meant, where it has one class folder or none.
+    /// A suggestion for a folder with one class folder or none.
     fn other_reading(&self) -> Option<String> {
         let content = Content::of(&self.root).ok()?;
         let only = match content.folders.as_slice() {
@@ -478,14 +481,14 @@ fn shown(names: &[OsString]) -> String {
 /// Holds out the same share of every class: at least one image, and never all.
 fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
     if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Error::usage(format!("the test fraction is {fraction}; it has to be between 0 and 1")));
+        return Err(Error::usage(format!("the test fraction is {fraction}; it must be between 0 and 1")));
     }
     let mut is_test = vec![false; folder.samples.len()];
     for (class, name) in folder.classes.iter().enumerate() {
         let mut members: Vec<usize> = (0..folder.len()).filter(|&index| folder.samples[index].class == class).collect();
         if members.len() < 2 {
             return Err(Error::new(format!(
-                "{} holds one image; two are needed to train on one and test on the other",
+                "{} contains one image; two are needed to train on one and test on the other",
                 folder.root.join(name).display()
             ))
             .hint("add images to the class, or remove its folder"));
@@ -498,7 +501,7 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
     }
     let part = |test: bool| ImageFolder {
         samples: folder.samples.iter().zip(&is_test).filter(|(_, t)| **t == test).map(|(s, _)| s.clone()).collect(),
-        // What is not read is no part's in particular; it is counted once.
+        // Contents that are not read belong to no split in particular; they are counted once.
         not_read: if test { NotRead::default() } else { folder.not_read.clone() },
         ..folder.clone()
     };

@@ -20,7 +20,7 @@ pub struct Sample {
     pub class: usize,
 }
 
-/// The images of a folder that holds one sub-folder per class.
+/// The images of a folder with one sub-folder per class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageFolder {
     /// The folder of the class folders.
@@ -31,38 +31,38 @@ pub struct ImageFolder {
     pub samples: Vec<Sample>,
     /// How they are decoded; [`ImageFolder::open`] sets the default.
     pub decoding: DecodeOptions,
-    /// What lies there beside them.
+    /// Other contents of the folders.
     pub not_read: NotRead,
 }
 
-/// What to do with the images of a class that a model does not know.
+/// How to handle images of a class that a model does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnknownClasses {
-    /// It is an error that there are any.
+    /// As an error.
     Refuse,
-    /// They are left out and counted.
+    /// They are skipped and counted.
     LeaveOut,
 }
 
 /// How the class folders of one folder correspond to known classes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Correspondence {
-    /// Classes that are not known, with the number of their images, which were left out.
+    /// Unknown classes, with the number of their images, which were skipped.
     pub unknown: Vec<(String, usize)>,
     /// Known classes without an image.
     pub missing: Vec<String>,
-    /// Folders that differ from their class in upper and lower case: the folder, and the class.
+    /// Folders whose names differ from that of their class in upper and lower case: the folder, and the class.
     pub by_case: Vec<(String, String)>,
 }
 
 impl Correspondence {
-    /// One line for each thing that a user should know; `place` names the folder.
+    /// Notices for the user, one line each; `place` names the folder.
     pub fn notices(&self, place: &Path) -> Vec<String> {
         let place = place.display();
         let mut notices = Vec::new();
         for (folder, class) in &self.by_case {
             notices
-                .push(format!("{place}/{folder} is taken for the class {class}, although upper and lower case differ"));
+                .push(format!("{place}/{folder} is used as the class {class}, although upper and lower case differ"));
         }
         if !self.missing.is_empty() {
             let classes = if self.missing.len() == 1 { "class" } else { "classes" };
@@ -82,11 +82,11 @@ impl Correspondence {
 }
 
 impl ImageFolder {
-    /// Lists the images below `root`. The classes are its sub-folders in byte order; images lie in them at any
-    /// depth, behind symbolic links too. Folders whose names differ in their Unicode form only are one class.
+    /// Lists the images below `root`. The classes are its sub-folders in byte order; they contain images at any
+    /// depth, also through symbolic links. Folders whose names differ only in their Unicode form are one class.
     ///
     /// # Errors
-    /// When there is no such folder, it holds no class folder, a class holds no image, or a folder is unreadable.
+    /// When there is no such folder, it contains no class folders, a class contains no images, or a folder is unreadable.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let folder = Self::list(root.as_ref())?;
         let counts = folder.class_counts();
@@ -96,7 +96,7 @@ impl ImageFolder {
         }
     }
 
-    /// As [`ImageFolder::open`]; a class may have no image.
+    /// Like [`ImageFolder::open`], but a class may have no images.
     pub(super) fn list(root: &Path) -> Result<Self> {
         let mut not_read = NotRead::default();
         let mut classes = Vec::new();
@@ -148,9 +148,8 @@ impl ImageFolder {
                 None if unknown == UnknownClasses::LeaveOut => correspondence.unknown.push((name.clone(), count)),
                 None => {
                     return Err(Error::new(format!(
-                        "{} is not one of the {} classes of the model: {}",
+                        "{} is not among the classes of the model: {}",
                         folder.root.join(name).display(),
-                        classes.len(),
                         first_names(classes)
                     ))
                     .hint("remove the folder, or give the class images to train on"));
@@ -167,9 +166,8 @@ impl ImageFolder {
         let found = std::mem::replace(&mut folder.classes, classes.to_vec());
         if folder.samples.is_empty() {
             return Err(Error::new(format!(
-                "{} holds no image of the {} classes of the model: {}; its folders are {}",
+                "{} contains no images of the classes of the model: {}; its folders are {}",
                 folder.root.display(),
-                classes.len(),
                 first_names(classes),
                 first_names(&found)
             ))
@@ -196,7 +194,7 @@ impl ImageFolder {
         };
         let found = unsupported.unsupported_line().map_or(String::new(), |line| format!(" ({line})"));
         Error::new(format!(
-            "the class folder {} holds no image{found}; the extensions accepted are {}",
+            "the class folder {} contains no images{found}; the accepted extensions are {}",
             folder.display(),
             format::FileKind::image_extensions()
         ))
@@ -277,7 +275,7 @@ fn class_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<ClassFolder>
     require_folder(root)?;
     let folders = sub_folders(root, not_read)?;
     if folders.is_empty() {
-        return Err(Error::new(format!("{} holds no folders; expected one for each class", root.display()))
+        return Err(Error::new(format!("{} contains no folders; expected one for each class", root.display()))
             .hint("put the images of each class into a folder that has the name of the class"));
     }
     let mut classes: Vec<ClassFolder> = Vec::with_capacity(folders.len());
@@ -287,7 +285,7 @@ fn class_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<ClassFolder>
             // Names that are not Unicode are shown with replacement characters, which can make two of them the same.
             Some(class) if folder.to_str().is_none() || class.folders.iter().any(|other| other.to_str().is_none()) => {
                 return Err(Error::new(format!(
-                    "{} holds two class folders whose names are not Unicode and read the same",
+                    "{} contains two class folders whose names are not Unicode and look the same",
                     root.join(&class.folders[0]).display()
                 ))
                 .hint("rename one of them"));
@@ -398,7 +396,7 @@ pub(super) fn first_names(names: &[String]) -> String {
     text
 }
 
-/// A count and what it counts.
+/// A count with its noun.
 pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -1,5 +1,5 @@
-//! What lies in the folders of a data set and is not read: what systems and programs leave behind, and images of types that
-//! are not supported.
+//! Contents of the folders of a data set that are not read: files of systems and programs, and images of unsupported
+//! types.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 const FOREIGN_FOLDERS: [&str; 7] =
     ["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__pycache__"];
 
-/// Files that are never an image, whatever folder they are in. So is every file whose name starts with `._`.
+/// Files that are never an image, in any folder. So is every file whose name starts with `._`.
 const FOREIGN_FILES: [&str; 4] = [".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini"];
 
-/// What was found and not read; see the module.
+/// The files that are not read; see the module documentation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NotRead {
-    /// What systems and programs leave behind: how often each name occurs. Files `._*` are counted together.
+    /// Files and folders of systems and programs: how often each name occurs. Files `._*` are counted together.
     pub foreign: BTreeMap<String, usize>,
     /// Images of types that are not supported, in the order in which they were found.
     pub unsupported: Vec<UnsupportedFile>,
@@ -29,11 +29,11 @@ pub struct NotRead {
 pub struct UnsupportedFile {
     /// The file.
     pub path: PathBuf,
-    /// What its type is called, such as `HEIC`.
+    /// The name of its type, such as `HEIC`.
     pub kind: String,
 }
 
-/// What a file is to a data set.
+/// The meaning of a file for a data set.
 pub(super) enum FileKind {
     /// An image to read.
     Image,
@@ -45,13 +45,13 @@ pub(super) enum FileKind {
     Other,
 }
 
-/// The name under which a folder is counted, if it is left behind by a system or program.
+/// The name under which a folder of a system or program is counted.
 pub(super) fn foreign_folder(name: &OsStr) -> Option<String> {
     let name = name.to_string_lossy();
     (name.starts_with('.') || FOREIGN_FOLDERS.contains(&&*name)).then(|| name.into_owned())
 }
 
-/// What a file is, by its name, or by its content where the name does not say.
+/// The kind of a file, by its name or, if it has no extension, by its contents.
 pub(super) fn kind_of(path: &Path, name: &OsStr) -> FileKind {
     let text = name.to_string_lossy();
     if text.starts_with("._") {
@@ -82,7 +82,7 @@ impl NotRead {
         *self.foreign.entry(name).or_default() += 1;
     }
 
-    /// Adds what another folder holds.
+    /// Adds the counts of another folder.
     pub(super) fn add(&mut self, other: &Self) {
         for (name, count) in &other.foreign {
             *self.foreign.entry(name.clone()).or_default() += count;
@@ -90,7 +90,7 @@ impl NotRead {
         self.unsupported.extend(other.unsupported.iter().cloned());
     }
 
-    /// How many unsupported images of each type there are, the most frequent type first.
+    /// The number of unsupported images of each type, the most frequent type first.
     pub fn unsupported_counts(&self) -> Vec<(&str, usize)> {
         let mut counts = BTreeMap::new();
         for file in &self.unsupported {
@@ -110,7 +110,7 @@ impl NotRead {
             .then(|| format!("{files} {} skipped: {}", if files == 1 { "file" } else { "files" }, counts.join(", ")))
     }
 
-    /// One line for each kind of thing.
+    /// Notices for the user, one line for each kind.
     pub(super) fn notices(&self) -> Vec<String> {
         let names = self.foreign.iter().map(|(name, count)| match count {
             1 => name.clone(),
@@ -137,5 +137,5 @@ impl NotRead {
     }
 }
 
-/// What is read instead.
+/// The supported types.
 const SUPPORTED: &str = "JPEG, PNG, PNM, BMP, TIFF and WebP are read";

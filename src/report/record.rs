@@ -108,7 +108,7 @@ impl RunRecord {
     pub fn open(folder: &RunFolder) -> Result<Self> {
         let config = RunConfig::open(folder)?;
         let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
-        // The last line is incomplete where the run was killed while writing it.
+        // The last line is incomplete if the run was killed while writing it.
         let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let name = folder.path.file_name().unwrap_or(folder.path.as_os_str()).to_string_lossy().into_owned();
         let not_read = || "the images were not read".to_string();
@@ -170,7 +170,9 @@ impl RunRecord {
         };
         match difference {
             None => Ok(splits),
-            Some(difference) => Err(Error::new(format!("{shown} does not hold the images of the run: {difference}"))),
+            Some(difference) => {
+                Err(Error::new(format!("{shown} does not contain the images of the run: {difference}")))
+            }
         }
     }
 
@@ -213,7 +215,7 @@ impl RunRecord {
         Ok(TestRecord { totals, confusion: Confusion::new(&predictions, folder.classes.len()), mistakes, grad_cams })
     }
 
-    /// The same with every name as it can be shown, also in a page whose line breaks are spaces.
+    /// The same with printable names, also for a page in which line breaks are spaces.
     pub fn with_printable_names(&self) -> Self {
         let mut record = self.clone();
         let show = |name: &mut String| *name = printable(name).into_owned();
@@ -244,7 +246,7 @@ impl RunRecord {
         self.metrics.iter().filter(|metric| matches!(metric, Metric::Epoch { .. }))
     }
 
-    /// The epoch and the accuracy of the model that was tested at the end, where validation images chose it.
+    /// The epoch and the accuracy of the model that was tested at the end, if validation images chose it.
     pub fn final_test(&self) -> Option<(usize, f64)> {
         self.metrics.iter().rev().find_map(|metric| match metric {
             Metric::Test { epoch, test_acc, .. } => Some((*epoch, *test_acc)),
