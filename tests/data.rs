@@ -131,7 +131,7 @@ mod decoding {
         let error = decode_file(&path).unwrap_err();
         let message = error.message();
         assert!(!message.contains('\n'), "{message}");
-        message.strip_prefix(&format!("cannot decode {}: ", path.display())).expect(&message).to_owned()
+        message.strip_prefix(&format!("cannot decode {}: ", path.display())).expect(message).to_owned()
     }
 
     #[test]

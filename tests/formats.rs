@@ -101,6 +101,26 @@ fn a_small_file_cannot_ask_for_days_of_work() {
     assert_eq!(error.message(), "cannot decode the image: broken TIFF data: its tiles are far larger than the image");
 }
 
+/// A header of some bytes that claims a window of a gigabyte.
+#[test]
+fn a_zstandard_window_may_not_be_larger_than_the_data() {
+    let case = cases("images.zip").into_iter().find(|case| case.name == "tiff/zstd-rgb.tif").unwrap();
+    let start = case.file.windows(4).position(|bytes| bytes == [0x28, 0xB5, 0x2F, 0xFD]).unwrap();
+    let decode = |header: [u8; 2]| {
+        let mut file = case.file.clone();
+        file[start + 4..start + 6].copy_from_slice(&header);
+        Decoder::default().decode_bytes(&file, &mut RgbImage::default()).map_err(|error| error.message().to_string())
+    };
+    // No content size, and a window of 2 to the power of 10 plus the upper five bits.
+    let message = decode([0, 20 << 3]).unwrap_err();
+    assert!(
+        message.starts_with("cannot decode the image: broken TIFF data: ") && message.contains("indow"),
+        "{message}"
+    );
+    let message = decode([0, 13 << 3]).map_or_else(|message| message, |()| String::new());
+    assert!(!message.contains("indow"), "{message}");
+}
+
 /// Nothing of one image remains in the next.
 #[test]
 fn one_decoder_reads_all_kinds_in_turn() {

@@ -145,7 +145,7 @@ fn read_header(bytes: &[u8]) -> Result<Header, String> {
         header.colors = 1 << header.bits;
     }
     let palette_end = end + if header.bits <= 8 { header.colors.min(1 << 16) * header.color_bytes } else { 0 };
-    // Some programs forget to write where the pixels begin, or forget the palette before them.
+    // Some programs write no offset of the pixels, or one that does not count the palette.
     if header.pixels == 0 || (header.bits <= 8 && header.pixels == end) {
         header.pixels = palette_end;
     }
@@ -171,7 +171,7 @@ fn extend_colors(samples: &mut Vec<u8>, header: &Header, row: &[u8]) {
     }
 }
 
-/// The part of a pixel under a mask, of 255, rounded down as Pillow does it.
+/// The bits of a pixel under a mask, scaled to 255 and rounded down as in Pillow.
 fn masked(pixel: u32, mask: u32) -> u8 {
     let shift = mask.trailing_zeros();
     match mask.checked_shr(shift) {
@@ -180,7 +180,7 @@ fn masked(pixel: u32, mask: u32) -> u8 {
     }
 }
 
-/// Runs of equal pixels, and pixels between them, from the lowest row upwards. Where nothing is written, the first colour stays.
+/// Decodes runs of equal pixels and single pixels, from the lowest row upwards. Pixels that are left out have the first colour.
 fn fill_runs(data: &[u8], is_half: bool, width: usize, samples: &mut [u8]) -> Result<(), String> {
     let mut rest = data;
     let mut take = |count: usize| {

@@ -1,9 +1,8 @@
 //! From a file to 8-bit RGB, as `PIL.Image.open(file).convert("RGB")` does it.
 //!
-//! Alpha is dropped, not composited; palettes and grey are expanded; of an animation or a document the first image counts. Channels of
-//! more than 8 bits are scaled. So is grey, which Pillow cuts off at 255 instead: most of its images would be white. The EXIF
-//! orientation is ignored unless [`DecodeOptions::exif`] asks for it; that of a TIFF, which is no EXIF, is followed always, as Pillow
-//! does it.
+//! Alpha is dropped, not composited; palettes and grey are expanded; the first frame or page is decoded. Channels of more than 8 bits are
+//! scaled. So is grey, which Pillow cuts off at 255, so that most of an image would be white. The EXIF orientation is ignored unless
+//! [`DecodeOptions::exif`] asks for it. The orientation tag of a TIFF, which is not EXIF, is always applied, as in Pillow.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -177,7 +176,7 @@ impl Decoder {
         } else {
             expand(&self.samples, form.channels, image);
         }
-        // That of a TIFF is no EXIF.
+        // The orientation of a TIFF is always applied.
         match self.options.exif || format == Format::Tiff {
             true => turn(image, form.orientation),
             false => Ok(()),

@@ -409,7 +409,7 @@ fn is_text(start: &[u8]) -> bool {
         // The last character may be cut.
         Err(cause) => cause.error_len().is_none(),
     };
-    valid && !start.iter().any(|byte| is_control(byte))
+    valid && !start.iter().any(is_control)
 }
 
 #[cfg(test)]

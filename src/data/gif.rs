@@ -11,7 +11,7 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
     let (mut width, mut height) = (file.number()?, file.number()?);
     let [flags, _, _] = file.take()?;
     let mut palette = file.palette(flags)?;
-    // Where the frame does not cover the screen, the transparent colour shows, as in Pillow.
+    // Where the frame does not cover the screen, Pillow shows the transparent colour.
     let mut backdrop = 0;
     loop {
         match file.take()? {
@@ -29,7 +29,7 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
             }
             [b','] => break,
             [b';'] => return Err("the GIF holds no frame".into()),
-            // Between the blocks Pillow skips what is none.
+            // Pillow skips other bytes between blocks.
             _ => {}
         }
     }
@@ -64,7 +64,7 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
     Ok(Form::upright(width, height, channels))
 }
 
-/// In which order the rows are stored: if interlaced, every eighth, those between, and so on.
+/// The order in which rows are stored: if interlaced, every eighth row first, then those between.
 fn order(rows: u32, is_interlaced: bool) -> Box<dyn Iterator<Item = u32>> {
     match is_interlaced {
         false => Box::new(0..rows),
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
         self.slice(length.into())
     }
 
-    /// The palette whose presence and size the flags tell.
+    /// The palette, if the flags say that there is one.
     fn palette(&mut self, flags: u8) -> Result<Option<Palette>, String> {
         if flags & 0x80 == 0 {
             return Ok(None);

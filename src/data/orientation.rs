@@ -4,12 +4,12 @@ use image::metadata::Orientation;
 
 const ORIENTATION: u16 = 0x0112;
 
-/// The orientation that the blocks of a file tell. XMP counts only where EXIF tells none.
+/// The orientation in the metadata of a file. XMP counts only if EXIF has none.
 pub(super) fn of(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientation {
     exif.and_then(from_exif).or_else(|| xmp.and_then(from_xmp)).unwrap_or(Orientation::NoTransforms)
 }
 
-/// The name before an EXIF block in a JPEG. Some programs write it in PNG and WebP too.
+/// The name before an EXIF block in a JPEG. Some programs also write it to PNG and WebP files.
 pub(super) const EXIF: &[u8] = b"Exif\0\0";
 
 /// Finds the orientation in an EXIF block, which begins with the byte order. It may be a number of any width.
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn xmp_counts_where_exif_tells_nothing() {
+    fn xmp_counts_if_exif_has_no_orientation() {
         let (turned, plain) = (exif(true, 3, 1, [6, 0, 0, 0]), exif(true, 2, 1, [0; 4]));
         let xmp: &[u8] = b"<a tiff:Orientation=\"3\"/>";
         assert_eq!(of(Some(&turned), Some(xmp)), Orientation::Rotate90);

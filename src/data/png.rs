@@ -1,4 +1,4 @@
-//! PNG, through the crate `png`; damage that Pillow does not mind is mended first.
+//! PNG, through the crate `png`, after repair of the damage that Pillow ignores.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -10,13 +10,13 @@ use super::samples::{Form, RequirePixels};
 
 const SIGNATURE_BYTES: usize = 8;
 
-/// What the decoder may allocate beside the pixels: tables, and profiles and texts that nobody reads.
+/// What the decoder may allocate beside the pixels: tables, profiles and text.
 const EXTRA_BYTES: usize = 8 << 20;
 
 pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>) -> Result<Form, String> {
     let chunks = Chunks::read(bytes)?;
     let mut options = DecodeOptions::default();
-    // As in Pillow, the checksum of the unpacked data is compared and those of the chunks that hold it are not.
+    // Pillow compares the checksum of the decompressed data, not those of the chunks that contain it.
     options.set_ignore_crc(true);
     options.set_ignore_adler32(false);
     let mut decoder = Decoder::new_with_options(Cursor::new(&*chunks.file), options);
@@ -54,7 +54,7 @@ struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    /// Checks the chunks before the image. Where the file is cut behind all rows of the image, Pillow reads it, so that an end is put there.
+    /// Checks the chunks before the image. Pillow reads a file that is cut after the last row, so an end is appended to such a file.
     fn read(bytes: &'a [u8]) -> Result<Self, String> {
         const XMP: &[u8] = b"XML:com.adobe.xmp\0";
         let (mut exif, mut xmp) = (None, None);

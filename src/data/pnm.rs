@@ -89,7 +89,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next word. The one space after it is gone.
+    /// The next word. Consumes one space after it.
     fn word(&mut self) -> Result<&'a [u8], String> {
         self.skip();
         let length = self.rest.iter().position(|&byte| is_space(byte) || byte == b'#').unwrap_or(self.rest.len());
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A pixel of a bitmap; there need be no space between them.
+    /// A pixel of a plain bitmap, where spaces between pixels are optional.
     fn digit(&mut self) -> Result<bool, String> {
         self.skip();
         let (digit, rest) = self.rest.split_first().ok_or(TRUNCATED)?;

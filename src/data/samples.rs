@@ -1,8 +1,8 @@
-//! What the decoders of all formats but JPEG deliver: 8-bit samples, and how many make a pixel.
+//! What the decoders of all formats but JPEG return: 8-bit samples and their form.
 
 use image::metadata::Orientation;
 
-/// Says whether an image of this width and height is acceptable, and how many pixels it has.
+/// Returns the number of pixels of an image of this width and height, or an error if they are too many.
 pub(super) type RequirePixels<'a> = &'a dyn Fn(u32, u32) -> Result<usize, String>;
 
 /// The form of an image's samples.
@@ -10,9 +10,9 @@ pub(super) type RequirePixels<'a> = &'a dyn Fn(u32, u32) -> Result<usize, String
 pub(super) struct Form {
     pub width: u32,
     pub height: u32,
-    /// One is grey, two grey and alpha, three colours, four colours and alpha.
+    /// 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for RGB and alpha.
     pub channels: usize,
-    /// How the file says that it is to be turned.
+    /// The orientation that the file states.
     pub orientation: Orientation,
 }
 
@@ -22,12 +22,12 @@ impl Form {
     }
 }
 
-/// `part` of `whole` as a share of 255, rounded: for 3 of 7 that is 109.
+/// Scales `part` from `0..=whole` to `0..=255`, rounded: 3 of 7 is 109.
 pub(super) fn of_255(part: u32, whole: u32) -> u8 {
     (part.min(whole) as f64 / f64::from(whole) * 255.0).round_ties_even() as u8
 }
 
-/// A palette of red, green and blue. Where it ends, black follows.
+/// An RGB palette, filled up with black.
 #[derive(Debug, Clone)]
 pub(super) struct Palette([[u8; 3]; 256]);
 

@@ -8,7 +8,7 @@ use image::{ImageDecoder, ImageError, Limits};
 use super::orientation;
 use super::samples::{Form, RequirePixels};
 
-/// What the decoder may allocate before it knows the size of the image: profiles and other texts.
+/// What the decoder may allocate before it knows the size of the image: profiles and text.
 const MAX_HEADER_BYTES: u64 = 256 << 20;
 
 pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>) -> Result<Form, String> {
@@ -21,7 +21,7 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
     // A false header must not cost more memory than the image it describes: 16-bit RGBA twice, and some room.
     limits.max_alloc = Some(2 * 8 * pixels as u64 + (1 << 20));
     decoder.set_limits(limits).map_err(describe)?;
-    // Broken metadata tell nothing.
+    // Invalid metadata is ignored.
     let exif = decoder.exif_metadata().ok().flatten();
     let xmp = decoder.xmp_metadata().ok().flatten();
     let orientation = orientation::of(exif.as_deref(), xmp.as_deref());

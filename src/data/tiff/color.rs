@@ -2,7 +2,7 @@
 
 use super::directory::{Directory, tag};
 
-/// Converts pixels of three or four samples in their place, and removes what is left over.
+/// Converts pixels of three or four samples to RGB in place.
 pub(super) fn convert(samples: &mut Vec<u8>, channels: usize, rgb: impl Fn(&[u8]) -> [u8; 3]) {
     let pixels = samples.len() / channels;
     for pixel in 0..pixels {
@@ -17,13 +17,13 @@ pub(super) fn of_cmyk(pixel: &[u8]) -> [u8; 3] {
     [0, 1, 2].map(|channel| light.saturating_sub(product(pixel[channel], light)))
 }
 
-/// The product of two shares of 255, rounded.
+/// The product of two fractions of 255, rounded.
 fn product(a: u8, b: u8) -> u8 {
     let product = u32::from(a) * u32::from(b) + 128;
     ((product + (product >> 8)) >> 8) as u8
 }
 
-/// Undoes the multiplication of a pixel by its last sample.
+/// Undoes the multiplication of a pixel's colours by its alpha.
 pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     let Some((&mut alpha, colors)) = pixel.split_last_mut() else { return };
     for color in colors {
@@ -31,7 +31,7 @@ pub(super) fn divide_by_alpha(pixel: &mut [u8]) {
     }
 }
 
-/// A table for colours of brightness and two differences, in fixed-point numbers.
+/// Tables for the conversion of YCbCr, in fixed-point numbers.
 pub(super) struct YCbCr {
     brightness: [i32; 256],
     red: [i32; 256],
@@ -41,7 +41,7 @@ pub(super) struct YCbCr {
 }
 
 impl YCbCr {
-    /// Pillow converts what is not compressed itself, by the usual coefficients; the rest is converted by libtiff.
+    /// Pillow converts uncompressed images itself, with the usual coefficients; libtiff converts the others.
     pub(super) fn new(directory: &Directory, is_raw: bool) -> Result<Self, String> {
         if is_raw {
             return Ok(Self::usual());
@@ -95,7 +95,7 @@ impl YCbCr {
     }
 }
 
-/// CIE L*a*b* by the light of D50 to sRGB. The last two samples are signed.
+/// CIE L*a*b* (D50) to sRGB. The last two samples are signed.
 pub(super) fn of_lab(pixel: &[u8]) -> [u8; 3] {
     let lightness = f64::from(pixel[0]) * 100.0 / 255.0;
     let [a, b] = [1, 2].map(|channel| f64::from(pixel[channel] as i8));

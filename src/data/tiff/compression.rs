@@ -8,7 +8,7 @@ use weezl::{BitOrder, LzwStatus, decode::Decoder};
 use super::directory::{Directory, TRUNCATED, tag, unsupported};
 use super::fax::{Rows, Scheme};
 
-/// The compressions that are undone.
+/// The compressions that are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
     None,
@@ -53,7 +53,7 @@ impl Compression {
         })
     }
 
-    /// Whether rows may hold differences.
+    /// Whether rows may contain differences.
     pub(super) fn may_predict(self) -> bool {
         matches!(self, Self::Lzw | Self::Deflate | Self::Zstd)
     }
@@ -66,7 +66,8 @@ pub(super) enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    pub(super) fn new(data: &'a [u8], compression: Compression, width: u32) -> Result<Self, String> {
+    /// Reads `data`, which has rows of `width` pixels and `bytes` bytes when decompressed.
+    pub(super) fn new(data: &'a [u8], compression: Compression, width: u32, bytes: u64) -> Result<Self, String> {
         Ok(Self::Bytes(match compression {
             Compression::Fax(scheme) => return Ok(Self::Fax(Rows::new(data, width, scheme))),
             Compression::Lzw => {
@@ -75,7 +76,10 @@ impl<'a> Source<'a> {
             Compression::Deflate => Box::new(flate2::bufread::ZlibDecoder::new(data)),
             Compression::PackBits => Box::new(PackBits { data, literal: 0, run: (0, 0) }),
             Compression::Zstd => {
-                Box::new(StreamingDecoder::new(data).map_err(|cause| format!("broken TIFF data: {cause}"))?)
+                // Decoders have to support this much, and a header can claim more.
+                const MAX_WINDOW_BYTES: u64 = 8 << 20;
+                let decoder = StreamingDecoder::new_with_max_window_size(data, bytes.max(MAX_WINDOW_BYTES));
+                Box::new(decoder.map_err(|cause| format!("broken TIFF data: {cause}"))?)
             }
             Compression::None | Compression::Jpeg => Box::new(data),
         }))
@@ -117,7 +121,7 @@ impl Read for Lzw<'_> {
     }
 }
 
-/// Bytes as they are, or one repeated.
+/// Decodes PackBits: literal bytes and runs of one byte.
 struct PackBits<'a> {
     data: &'a [u8],
     literal: usize,
@@ -148,14 +152,14 @@ impl Read for PackBits<'_> {
     }
 }
 
-/// Makes a whole file of a strip or tile that is a JPEG, whose tables may be elsewhere.
+/// Completes a strip or tile that is a JPEG with its tables, which may be elsewhere in the file.
 pub(super) fn complete_jpeg(data: &[u8], tables: &[u8], is_ycbcr: bool) -> Result<Vec<u8>, String> {
     const START: &[u8] = &[0xFF, 0xD8];
     const END: &[u8] = &[0xFF, 0xD9];
     let tables = tables.strip_prefix(START).unwrap_or(tables);
     let tables = tables.strip_suffix(END).unwrap_or(tables);
-    let data = data.strip_prefix(START).ok_or("broken TIFF data: a strip or tile is no JPEG")?;
-    // The TIFF, not the JPEG, tells what the samples mean. A marker of Adobe's says it within a JPEG.
+    let data = data.strip_prefix(START).ok_or("broken TIFF data: a strip or tile is not a JPEG")?;
+    // The TIFF, not the JPEG, says what the samples mean. An Adobe marker says it within a JPEG.
     let meaning = [&b"\xFF\xEE\0\x0EAdobe\0\x64\0\0\0\0"[..], &[u8::from(is_ycbcr)]].concat();
     Ok([START, &meaning, tables, data].concat())
 }

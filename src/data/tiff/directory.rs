@@ -63,13 +63,13 @@ impl<'a> Directory<'a> {
         let place = directory.at(if is_big { 8 } else { 4 }, if is_big { 8 } else { 4 })?;
         let place = usize::try_from(place).map_err(|_| BROKEN)?;
         let count_bytes = if is_big { 8 } else { 2 };
-        // More entries than there are tags would be read for every tag.
+        // There are not more tags. All entries are read for every tag.
         directory.count = directory.at(place, count_bytes)?.min(1 << 16) as usize;
         directory.start = place + count_bytes;
         Ok(directory)
     }
 
-    /// A number of so many bytes.
+    /// A number of `width` bytes.
     fn at(&self, place: usize, width: usize) -> Result<u64, String> {
         let bytes = place.checked_add(width).and_then(|end| self.bytes.get(place..end)).ok_or(BROKEN)?;
         Ok(self.fold(bytes))
@@ -134,7 +134,7 @@ impl<'a> Directory<'a> {
         Ok(self.find(tag)?.map(|value| value.bytes))
     }
 
-    /// So many elements of a tag that are fractions or floats.
+    /// The first `N` elements of a tag that are fractions or floats.
     pub(super) fn fractions<const N: usize>(&self, tag: u16) -> Result<Option<[f32; N]>, String> {
         const FRACTION: u16 = 5;
         const FLOAT: u16 = 11;

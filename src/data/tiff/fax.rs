@@ -1,4 +1,4 @@
-//! The codes of fax machines (ITU-T T.4 and T.6), in which TIFF keeps black and white pages.
+//! Fax codes (ITU-T T.4 and T.6), which TIFF uses for black and white pages.
 
 use std::convert::Infallible;
 use std::iter::{Chain, RepeatN};
@@ -38,7 +38,7 @@ pub(super) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     pub(super) fn new(data: &'a [u8], width: u32, scheme: Scheme) -> Self {
-        // The reader knows no partly filled last code; zeros are no code.
+        // The reader needs whole codes at the end. Zeros are not a code.
         let bytes: Bytes = data.iter().copied().map(Ok as fn(u8) -> _).chain(std::iter::repeat_n(Ok(0), 4));
         let bits = match ByteReader::new(bytes) {
             Ok(bits) => bits,
@@ -47,7 +47,7 @@ impl<'a> Rows<'a> {
         Self { scheme, width, bits, above: Vec::new(), current: Vec::new() }
     }
 
-    /// Writes the next row, a bit for each pixel, set where it is black.
+    /// Writes the next row, one bit per pixel, which is set for black.
     pub(super) fn read(&mut self, row: &mut [u8]) -> Result<(), String> {
         self.current.clear();
         match self.scheme {

@@ -34,7 +34,7 @@ enum Numbers {
     Float,
 }
 
-/// The page: what its tags say.
+/// What the tags of the page say.
 struct Page {
     width: u32,
     height: u32,
@@ -71,7 +71,7 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
 
 fn read_page(directory: &Directory) -> Result<Page, String> {
     let size = |tag, name: &str| {
-        let size = directory.number(tag)?.ok_or_else(|| format!("broken TIFF data: it tells no {name}"))?;
+        let size = directory.number(tag)?.ok_or_else(|| format!("broken TIFF data: its {name} is missing"))?;
         u32::try_from(size).map_err(|_| format!("the TIFF image has a {name} of {size}"))
     };
     let (width, height) = (size(tag::WIDTH, "width")?, size(tag::HEIGHT, "height")?);
@@ -146,7 +146,7 @@ fn read_page(directory: &Directory) -> Result<Page, String> {
     let is_tiled = directory.has(tag::TILE_OFFSETS);
     let (chunk_width, chunk_height) = match is_tiled {
         true => (size(tag::TILE_WIDTH, "width of tiles")?, size(tag::TILE_HEIGHT, "height of tiles")?),
-        // Many programs write the largest number where one strip has all rows.
+        // Many programs write the largest number if one strip has all rows.
         false => (width, directory.number(tag::STRIP_ROWS)?.unwrap_or(u64::MAX).min(height.into()) as u32),
     };
     if chunk_width == 0 || chunk_height == 0 {
@@ -195,7 +195,7 @@ fn fill(
         true => (tag::TILE_OFFSETS, tag::TILE_LENGTHS),
         false => (tag::STRIP_OFFSETS, tag::STRIP_LENGTHS),
     };
-    let offsets = directory.numbers(offsets)?.ok_or("broken TIFF data: it tells no strips or tiles")?;
+    let offsets = directory.numbers(offsets)?.ok_or("broken TIFF data: it has no strips or tiles")?;
     let lengths = directory.numbers(lengths)?.unwrap_or_default();
     let across = page.width.div_ceil(page.chunk_width) as usize;
     let down = page.height.div_ceil(page.chunk_height) as usize;
@@ -237,7 +237,9 @@ fn fill(
         if page.compression == Compression::Jpeg {
             page.read_jpeg(chunk, data, tables, samples, require)?;
         } else {
-            page.read_chunk(chunk, &mut Source::new(data, page.compression, page.chunk_width)?, samples)?;
+            let chunk_bytes = chunk_pixels.saturating_mul(page.samples as u64 * u64::from(page.bits)) / 8;
+            let mut source = Source::new(data, page.compression, page.chunk_width, chunk_bytes)?;
+            page.read_chunk(chunk, &mut source, samples)?;
         }
     }
     Ok(())
@@ -281,7 +283,7 @@ impl Page {
                 self.samples, self.meaning
             )));
         }
-        // A false length must not cost more than the pixels, nor tables more than there can be.
+        // Limits the memory that false lengths can cost.
         let most = 4096 + 8 * self.chunk_width as usize * self.chunk_height as usize * self.samples;
         let tables = &tables[..tables.len().min(1 << 16)];
         let file = compression::complete_jpeg(&data[..data.len().min(most)], tables, self.meaning == Meaning::YCbCr)?;
@@ -365,7 +367,7 @@ impl Page {
         Ok(())
     }
 
-    /// Rows may hold differences of neighbours instead of values.
+    /// Turns differences of neighbours into values, if rows contain differences.
     fn undo_prediction(&self, row: &mut [u8], in_chunk: usize) -> Result<(), String> {
         const DIFFERENCES: u64 = 2;
         const FLOATS: u64 = 3;
@@ -391,7 +393,7 @@ impl Page {
                 for place in in_chunk..row.len() {
                     row[place] = row[place].wrapping_add(row[place - in_chunk]);
                 }
-                // All first bytes come first, the most significant.
+                // The most significant bytes of all values come first.
                 let count = row.len() / 4;
                 let bytes = row.to_vec();
                 for (place, value) in row.chunks_exact_mut(4).enumerate() {
