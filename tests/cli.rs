@@ -1785,7 +1785,7 @@ mod determinism {
         place.succeed(&format!("{train} --epochs 1 --out parts-in-fp32"));
         let line = "train data --resume --epochs 2 --out parts-in-fp32 --device emulator --precision fp32";
         let outcome = place.succeed(line);
-        assert!(outcome.stderr.contains("the run used bf16 so far and continues in fp32"), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains("the run used bf16 so far and continues with fp32"), "{}", outcome.stderr);
     }
 
     /// Also if no later epoch is better.

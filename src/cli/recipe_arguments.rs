@@ -419,7 +419,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 23);
+        assert_eq!(flags.len(), 24);
     }
 
     #[test]
