@@ -100,8 +100,10 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+type Encoder = fn(&ContactSheet) -> Result<Vec<u8>>;
+
 /// The encoder for the extension of an output file.
-fn encoder(path: &Path) -> Result<fn(&ContactSheet) -> Result<Vec<u8>>> {
+fn encoder(path: &Path) -> Result<Encoder> {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     match extension.as_deref() {
         Some("png") => Ok(ContactSheet::png),
