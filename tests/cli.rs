@@ -1340,6 +1340,10 @@ exit status 1
             format!("{base} --momentum -0.5"),
             format!("{base} --momentum 2"),
             format!("{base} --momentum nan"),
+            format!("{base} --epsilon 1e-8"),
+            format!("{base} --optimizer adamw --momentum 0"),
+            format!("{base} --optimizer adamw --beta2 1"),
+            format!("{base} --optimizer nesterov --momentum 0"),
             format!("{base} --weight-decay nan"),
             format!("{base} --head-lr-multiplier -10"),
             format!("{base} --loss-reduction median"),
@@ -1433,6 +1437,22 @@ exit status 2
 
 $ retune train data --from-scratch --out run --momentum nan
 error: optimizer sgd: momentum NaN: expected at least 0 and less than 1
+exit status 2
+
+$ retune train data --from-scratch --out run --epsilon 1e-8
+error: optimizer sgd: there is no hyperparameter epsilon, only momentum
+exit status 2
+
+$ retune train data --from-scratch --out run --optimizer adamw --momentum 0
+error: optimizer adamw: there is no hyperparameter momentum, only beta1, beta2, epsilon
+exit status 2
+
+$ retune train data --from-scratch --out run --optimizer adamw --beta2 1
+error: optimizer adamw: beta2 1: expected at least 0 and less than 1
+exit status 2
+
+$ retune train data --from-scratch --out run --optimizer nesterov --momentum 0
+error: optimizer nesterov: momentum 0: expected more than 0 and less than 1
 exit status 2
 
 $ retune train data --from-scratch --out run --weight-decay nan
@@ -1770,6 +1790,30 @@ mod determinism {
         assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
         let outcome = place.succeed("train data --resume --epochs 3 --out run");
         assert!(!outcome.stderr.contains("results will differ"), "{}", outcome.stderr);
+    }
+
+    #[test]
+    fn resuming_on_another_device_warns() {
+        let place = Workplace::new();
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let config = String::from_utf8(place.read("run/config.json")).unwrap();
+        let changed = config.replace(r#""device": "cpu""#, r#""device": "NVIDIA H100""#);
+        assert!(changed != config, "{config}");
+        place.write("run/config.json", changed.as_bytes());
+        let outcome = place.succeed("train data --resume --epochs 2 --out run");
+        let note = "the run used NVIDIA H100 so far and continues with cpu: results will differ from those of either\n";
+        assert!(outcome.stderr.contains(note), "{}", outcome.stderr);
+    }
+
+    #[test]
+    fn flags_that_equal_the_recipe_do_not_hinder_resuming() {
+        let place = Workplace::new();
+        let train = format!("train data {SMALL} --optimizer adamw --beta1 0.8");
+        place.succeed(&format!("{train} --epochs 1 --out run"));
+        let same = "--beta1 0.8 --beta2 0.999 --epsilon 1e-8 --augment horizontal-flip=0.5 --optimizer adamw --seed 0";
+        place.succeed(&format!("train data --resume --epochs 2 --out run {same}"));
+        let outcome = place.run("train data --resume --epochs 3 --out run --beta2 0.99");
+        assert!(outcome.stderr.starts_with("error: --beta2 differs from the recipe"), "{}", outcome.stderr);
     }
 
     #[cfg(feature = "emulator")]

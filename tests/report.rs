@@ -438,6 +438,39 @@ fn several_runs_are_compared() {
 }
 
 #[test]
+fn a_comparison_lists_every_setting_that_differs() {
+    let place = Workplace::new(&["blue", "red"]);
+    let all = "--optimizer adamw --beta2 0.95 --freeze conv1,bn1 --freeze-batch-norm --no-decay-norm-bias --augment \
+               vertical-flip=0.25 --seed 3";
+    place.succeed(&format!("train data {SMALL} --epochs 1 --no-report --out sgd --momentum 0.5"));
+    place.succeed(&format!("train data {SMALL} --epochs 1 --no-report --out adamw {all}"));
+    place.succeed("report sgd adamw -o both.html --no-images");
+    let page = place.read("both.html");
+    for row in [
+        "<th scope=\"row\">optimizer</th><td>sgd</td><td>adamw</td>",
+        "<th scope=\"row\">momentum</th><td>0.5</td><td>–</td>",
+        "<th scope=\"row\">beta1</th><td>–</td><td>0.9</td>",
+        "<th scope=\"row\">beta2</th><td>–</td><td>0.95</td>",
+        "<th scope=\"row\">epsilon</th><td>–</td><td>1e-8</td>",
+        "<th scope=\"row\">frozen layers</th><td>none</td><td>conv1, bn1</td>",
+        "<th scope=\"row\">frozen batch norms</th><td>–</td><td>running statistics</td>",
+        "<th scope=\"row\">without weight decay</th><td>–</td><td>batch norms, biases</td>",
+        "<td>random-resized-crop, horizontal-flip=0.5</td><td>random-resized-crop, horizontal-flip=0.5, vertical-flip=0.25</td>",
+        "<th scope=\"row\">seed</th><td>0</td><td>3</td>",
+    ] {
+        assert!(page.contains(row), "{row} is missing: {page}");
+    }
+    place.succeed("report sgd sgd -o same.html --no-images");
+    assert!(place.read("same.html").contains("The runs have the same settings."));
+    // The page of one run explains its own optimiser and augmentation.
+    place.succeed("report adamw");
+    let page = place.read("adamw/report.html");
+    assert!(page.contains("decay rate of the mean of squared gradients") && !page.contains("momentum"), "{page}");
+    let sentence = "every training image anew: random-resized-crop, horizontal-flip=0.5, vertical-flip=0.25.";
+    assert!(page.contains(sentence), "{page}");
+}
+
+#[test]
 fn the_page_follows_the_settings_of_the_run() {
     let place = Workplace::new(&["blue", "red"]);
     place.succeed(&format!("train data {SMALL} --arch resnet34 --exif --epochs 1 --no-report --out run"));

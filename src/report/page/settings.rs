@@ -131,7 +131,7 @@ pub(super) fn settings(run: &RunRecord) -> Markup {
         section {
             h2 { "Settings" }
             div.scroll {
-                table {
+                table.settings {
                     tbody {
                         @for Row { name, value, meaning } in rows(&run.config) {
                             tr { th scope="row" { (name) } td { (value) } td.meaning { (meaning) } }
