@@ -395,8 +395,25 @@ mod training {
         let eval = place.json("eval run/model.safetensors data --json");
         assert_eq!(
             keys(&eval),
-            ["accuracy", "classes", "confusion", "images", "loss", "skipped", "unknown_classes", "unsupported"]
+            [
+                "accuracy",
+                "accuracy_interval",
+                "balanced_accuracy",
+                "calibration_error",
+                "classes",
+                "confusion",
+                "images",
+                "loss",
+                "skipped",
+                "unknown_classes",
+                "unsupported"
+            ]
         );
+        let interval: [f64; 2] = serde_json::from_value(eval["accuracy_interval"].clone()).unwrap();
+        assert!((interval[0] - 0.757_5).abs() < 5e-4 && interval[1] == 1.0, "12 of 12 images: {interval:?}");
+        let page = String::from_utf8(place.read("run/report.html")).unwrap();
+        assert!(page.contains("an accuracy from 75.8 % to 100.0 % fits that (95 % interval, Wilson)"), "{page}");
+        assert!(page.contains("the figure is a little flattering"), "the test images chose the epoch");
         assert_eq!(keys(&eval["classes"][0]), ["class", "f1", "images", "precision", "recall"]);
         assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the saved model is the best");
         let (loss, best) = (eval["loss"].as_f64().unwrap(), run["best"]["test_loss"].as_f64().unwrap());
@@ -404,7 +421,7 @@ mod training {
         assert_eq!(eval["confusion"], serde_json::json!([[6, 0], [0, 6]]));
         // A folder of class folders works like the one above it.
         assert_eq!(place.json("eval run/model.safetensors data/test --json"), eval);
-        assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("loss").next().unwrap(), @r##"
+        assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("balanced").next().unwrap(), @r##"
 class   images  recall  precision      f1
 blue         6   1.000      1.000   1.000
 red          6   1.000      1.000   1.000
@@ -433,6 +450,70 @@ red          0       6
             let precision = row[class] as f64 / taken.max(1) as f64;
             assert!((said["precision"].as_f64().unwrap() - precision).abs() < 1e-9, "{said}");
         }
+    }
+
+    #[test]
+    fn eval_writes_a_line_for_each_image() {
+        let place = Workplace::with_base_model();
+        // A name with a line break and quotes stays one record.
+        fs::rename(place.path("colours/green/00.png"), place.path("colours/green/0,\"\n.png")).unwrap();
+        let eval = place.json("eval base/model.safetensors colours --per-image images.csv --json");
+        let mut table = csv::Reader::from_path(place.path("images.csv")).unwrap();
+        assert_eq!(
+            table.headers().unwrap(),
+            ["path", "label", "predicted", "probability", "label_probability"].as_slice()
+        );
+        let records: Vec<csv::StringRecord> = table.records().map(Result::unwrap).collect();
+        assert_eq!(records.len(), 36);
+        assert_eq!(&records[0][0], "colours/green/0,\"\n.png");
+        let number = |record: &csv::StringRecord, column: usize| record[column].parse::<f64>().unwrap();
+        let correct = records.iter().filter(|record| record[1] == record[2]).count();
+        assert!((eval["accuracy"].as_f64().unwrap() - correct as f64 / 36.0).abs() < 1e-9);
+        let loss = records.iter().map(|record| -number(record, 4).ln()).sum::<f64>() / 36.0;
+        assert!((eval["loss"].as_f64().unwrap() - loss).abs() < 1e-6, "{} and {loss}", eval["loss"]);
+        for record in &records {
+            assert!(record[0].starts_with(&format!("colours/{}/", &record[1])), "{record:?}");
+            assert_eq!(record[1] == record[2], number(record, 3) == number(record, 4), "{record:?}");
+            assert!(number(record, 3) >= number(record, 4), "{record:?}");
+        }
+        // What was measured is printed even if the file cannot be written.
+        let refused = place.run("eval base/model.safetensors colours --per-image none/images.csv");
+        assert_eq!(refused.status, 1);
+        assert!(refused.stdout.contains("accuracy"), "{}", refused.stdout);
+    }
+
+    #[test]
+    fn labels_may_be_in_a_table() {
+        let place = Workplace::new();
+        let mut table = String::from("label,path\n");
+        for class in ["blue", "red"] {
+            for name in place.names(&format!("data/train/{class}")) {
+                fs::create_dir_all(place.path("photos")).unwrap();
+                fs::copy(
+                    place.path(&format!("data/train/{class}/{name}")),
+                    place.path(&format!("photos/{class}{name}")),
+                )
+                .unwrap();
+                table += &format!("{class},{class}{name}\n");
+            }
+        }
+        place.write("labels.csv", table.as_bytes());
+        // The images are the same in the same order, so the model has the same bits.
+        let train = format!("{SMALL} --epochs 2 --test-fraction 0.25");
+        place.succeed(&format!("train data/train {train} --out folders"));
+        place.succeed(&format!("train photos --labels labels.csv {train} --out table"));
+        assert_eq!(tensors(&place.read("folders/model.safetensors")), tensors(&place.read("table/model.safetensors")));
+        assert!(String::from_utf8(place.read("table/report.html")).unwrap().contains("Confusion matrix"));
+        let [by_folders, by_table] = ["data/train", "photos --labels labels.csv"]
+            .map(|data| place.json(&format!("eval table/model.safetensors {data} --json")));
+        assert_eq!(by_folders, by_table);
+        // A run knows where its labels are.
+        place.succeed("train photos --resume --out table --epochs 3");
+        let hint = place.run(&format!("train photos {train} --out none")).stderr;
+        assert!(hint.contains("photos holds no folders") && !hint.contains("--labels labels.csv"), "{hint}");
+        fs::rename(place.path("labels.csv"), place.path("photos/labels.csv")).unwrap();
+        let hint = place.run(&format!("train photos {train} --out none")).stderr;
+        assert!(hint.contains("are read like this: photos --labels photos/labels.csv"), "{hint}");
     }
 
     #[test]
@@ -1264,8 +1345,8 @@ hint: remove the folder, or give the class images to train on
 exit status 1
 
 $ retune train single --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: single/blue contains one image; two are needed to train on one and test on the other
-hint: add images to the class, or remove its folder
+error: single: the class blue has one image; two are needed to train on one and test on the other
+hint: add images to the class, or remove it
 exit status 1
 
 $ retune train data/train --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
@@ -1501,13 +1582,13 @@ error: --image-size 1: expected 8 to 65536
 exit status 2
 
 $ retune train data --from-scratch --out run --width 4 --image-size 8 --batch-size 9
-error: layer2.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 8]
-hint: batch norm cannot train on a single pixel: use larger batches or larger images
+error: the last batch of an epoch has one image (28 = 3 x 9 + 1); batch norm cannot train on it at 8 x 8 pixels
+hint: use --batch-size 8 or 10, or larger images
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 9
-error: layer4.0.downsample.1: expected more than one value per channel, found [1, 1, 1, 32]
-hint: batch norm cannot train on a single pixel: use larger batches or larger images
+error: the last batch of an epoch has one image (28 = 3 x 9 + 1); batch norm cannot train on it at 32 x 32 pixels
+hint: use --batch-size 8 or 10, or larger images
 exit status 1
 
 $ retune train data --from-scratch --out run --width 4 --image-size 32 --batch-size 1

@@ -12,7 +12,7 @@ use retune::data::transformer::normalize;
 use retune::data::{
     Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, FileKind, ImageFolder, Loader, LoaderOptions, Mode,
     Operation, PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
-    open_labelled,
+    open_labelled, open_labelled_by, open_table,
 };
 use serde_json::Value;
 
@@ -669,8 +669,8 @@ mod folders {
         );
         assert_eq!(
             message(root.path(), open_dataset(root.path(), Some(0.2), 0)),
-            "DATA/a contains one image; two are needed to train on one and test on the other\n\
-             hint: add images to the class, or remove its folder"
+            "DATA: the class a has one image; two are needed to train on one and test on the other\n\
+             hint: add images to the class, or remove it"
         );
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
         assert_eq!(
@@ -750,8 +750,8 @@ mod folders {
             (
                 &["images/1.jpg", "images/2.jpg", "labels.csv"],
                 "DATA has only one class folder, images; a classifier needs at least two\n\
-                 hint: labels in a table such as DATA/labels.csv are not read: put the images of each class into a folder \
-                 that has its name",
+                 hint: labels in a CSV file with the columns path and label are read like this: DATA/images --labels \
+                 DATA/labels.csv",
             ),
         ];
         for (files, expected) in cases {
@@ -889,6 +889,98 @@ mod folders {
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
         let error = message(root.path(), open_labelled(root.path(), &known));
         assert!(error.starts_with("DATA contains training images, but no test images: DATA/train is all"), "{error}");
+    }
+
+    #[test]
+    fn labels_in_a_table_are_classes() {
+        let files = ["images/a/1.jpg", "images/2.jpg", "images/3.JPG", "images/4.jpg", "images/5.jpg", "images/6.heic"];
+        let root = folder_of(&files);
+        let (images, table) = (root.path().join("images"), root.path().join("labels.csv"));
+        // Relative to the images or to the table; with or without extension; quoted; in any Unicode form; twice the same.
+        let lines = [
+            "Image ID, Category",
+            "a/1.jpg,caf\u{e9}",
+            "2, cafe\u{301}",
+            "images/3,\"dog, brown\"",
+            "./4.jpg,\"dog, brown\"",
+            "4.jpg,\"dog, brown\"",
+            "6.heic,\"dog, brown\"",
+        ];
+        for separator in [",", ";", "\t"] {
+            let text = lines.join("\r\n").replace("\"dog, brown\"", "DOG").replace(',', separator);
+            fs::write(&table, format!("\u{feff}{text}").replace("DOG", "\"dog, brown\"")).unwrap();
+            let splits = open_table(&images, &table, Some(0.5), 0).unwrap();
+            assert_eq!(splits.train.classes, ["caf\u{e9}", "dog, brown"]);
+            let all: BTreeSet<_> = names(&splits.train).into_iter().chain(names(&splits.test)).collect();
+            assert_eq!(all, ["2.jpg", "3.JPG", "4.jpg", "a/1.jpg"].map(String::from).into());
+            assert_eq!((splits.train.class_counts(), splits.test.class_counts()), (vec![1, 1], vec![1, 1]));
+            let (images, table) = (images.display(), table.display());
+            assert_eq!(
+                splits.notices,
+                [
+                    format!("1 image in {images} has no label in {table} and is not used, such as {images}/5.jpg"),
+                    "1 file skipped: 1 HEIC (these types are not supported)".into(),
+                ]
+            );
+        }
+        let known = ["dog, brown", "cat"].map(String::from);
+        let labelled = open_labelled_by(&images, &table, &known).unwrap();
+        assert_eq!(labelled.images.class_counts(), [2, 0]);
+        assert_eq!(labelled.unknown, [("caf\u{e9}".to_string(), 2)]);
+    }
+
+    #[test]
+    fn tables_that_are_wrong_are_clear_errors() {
+        let root = folder_of(&["1.jpg", "2.jpg", "3.jpg"]);
+        let table = root.path().join("labels.csv");
+        let cases = [
+            (
+                "1.jpg,cat\n2.jpg,dog\n",
+                "DATA/labels.csv: expected the columns path and label in the first line, found 1.jpg, cat\n\
+                 hint: name the column of files one of path file filename file_name filepath file_path image image_path image_name \
+                 image_id id id_code, and that of classes one of label class category label_name class_name category_name",
+            ),
+            (
+                "path,label\n1.jpg,cat\n9.jpg,dog\n8.jpg,dog\n",
+                "DATA/labels.csv names 2 files that do not exist in DATA, such as 9.jpg in line 3\n\
+                 hint: name files relative to the folder of images or to that of the table, and remove lines without a file",
+            ),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,\n",
+                "DATA/labels.csv, line 3: expected a label, found nothing\nhint: complete the line, or remove it",
+            ),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,dog\n./1.jpg,dog\n",
+                "DATA/labels.csv: DATA/./1.jpg has the label cat in line 2, and dog in line 4\n\
+                 hint: keep one of the lines: an image has one class",
+            ),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,cat\n",
+                "DATA/labels.csv has only one label, cat; a classifier needs at least two\nhint: add images of another class",
+            ),
+            ("path,label\n", "DATA/labels.csv has no line with a label\nhint: add a line for each image"),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,cat\n3.jpg,dog\n",
+                "DATA: the class dog has one image; two are needed to train on one and test on the other\n\
+                 hint: add images to the class, or remove it",
+            ),
+        ];
+        for (text, expected) in cases {
+            fs::write(&table, text).unwrap();
+            assert_eq!(message(root.path(), open_table(root.path(), &table, Some(0.5), 0)), expected);
+        }
+        for (damaged, said) in [("path,label\n1.jpg,cat,4\n", "line: 2"), ("path,label\n1.jpg,c\u{e9}\n", "UTF-8")] {
+            let bytes: Vec<u8> = damaged.chars().map(|c| c as u8).collect();
+            fs::write(&table, bytes).unwrap();
+            let error = message(root.path(), open_table(root.path(), &table, Some(0.5), 0));
+            assert!(
+                error.starts_with("cannot read the labels in DATA/labels.csv: ") && error.contains(said),
+                "{error}"
+            );
+        }
+        fs::write(&table, "path,label\n1.jpg,cat\n2.jpg,dog\n").unwrap();
+        let error = open_table(root.path(), &table, None, 0).unwrap_err();
+        assert_eq!(error.kind(), retune::error::ErrorKind::Usage);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `retune eval`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,12 +11,16 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_threads, print_json, print_result, warn_of_skipped};
-use crate::data::{Batches, DecodeOptions, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled};
+use crate::data::{
+    Batches, DecodeOptions, ImageFolder, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled,
+    open_labelled_by,
+};
 use crate::device::threads;
 use crate::error::{Error, Result};
+use crate::file::write_atomically;
 use crate::printable::printable;
-use crate::report::{ClassResult, Confusion};
-use crate::train::{evaluate, load_model};
+use crate::report::{ClassResult, Confusion, Measures};
+use crate::train::{Prediction, evaluate, load_model};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,7 +29,8 @@ Examples:
 
 /// Evaluate a model on labelled images
 ///
-/// Prints accuracy, loss, per-class results and the confusion matrix.
+/// Prints per-class results, the confusion matrix, loss, and accuracy with its 95 % interval. Images of classes that the model does
+/// not know are left out and counted.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArguments {
@@ -34,6 +39,11 @@ pub struct EvalArguments {
 
     /// Folder with one folder of images per class, or with a `test` or `val` folder that contains them
     data: PathBuf,
+
+    /// CSV file with the labels of the images in DATA, if they are not in class folders: its first line names the columns path and
+    /// label
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
 
     /// Batch size
     #[arg(long, default_value_t = 32, value_name = "N")]
@@ -51,6 +61,10 @@ pub struct EvalArguments {
     #[arg(long)]
     strict: bool,
 
+    /// Write the result of every image to this CSV file: path, label, predicted class, its probability, and that of the label
+    #[arg(long, value_name = "FILE")]
+    per_image: Option<PathBuf>,
+
     #[command(flatten)]
     weights_key: WeightsKey,
 }
@@ -64,6 +78,8 @@ struct EvalResult {
     /// Images of classes that the model does not know, by class.
     unknown_classes: BTreeMap<String, usize>,
     accuracy: f64,
+    #[serde(flatten)]
+    measures: Measures,
     loss: f64,
     classes: Vec<ClassResult>,
     /// `confusion[actual][predicted]`
@@ -82,7 +98,11 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &arguments.weights_key.open(global, &arguments.model)?)?;
     model.notices.iter().for_each(|notice| global.note(notice));
-    let Labelled { images: mut folder, unknown, notices } = open_labelled(&arguments.data, &model.classes)?;
+    let labelled = match &arguments.labels {
+        Some(table) => open_labelled_by(&arguments.data, table, &model.classes),
+        None => open_labelled(&arguments.data, &model.classes),
+    };
+    let Labelled { images: mut folder, unknown, notices } = labelled?;
     if arguments.strict {
         folder.not_read.require_none_unsupported()?;
     }
@@ -98,7 +118,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         strict: arguments.strict,
     };
     let images = folder.len();
-    let mut batches = Batches::new(Loader::new(Arc::new(folder), options)?, &store)?;
+    let folder = Arc::new(folder);
+    let mut batches = Batches::new(Loader::new(folder.clone(), options)?, &store)?;
     let progress = Progress::new(global, images as u64, "images");
     let (mut done, mut skipped) = (0, 0);
     let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
@@ -121,6 +142,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         unsupported,
         unknown_classes: unknown.into_iter().collect(),
         accuracy: totals.accuracy(),
+        measures: Measures::new(&predictions, model.classes.len()),
         loss: totals.mean_loss(),
         classes: confusion.classes(&model.classes),
         confusion: confusion.rows().to_vec(),
@@ -129,6 +151,9 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         print_json(&result)?
     } else {
         print_table(&result)?
+    }
+    if let Some(path) = &arguments.per_image {
+        write_per_image(path, &folder, &predictions)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -156,6 +181,34 @@ fn print_table(result: &EvalResult) -> Result<()> {
             print_result(&format!("{name:<width$}  {}", cells.join("  ")))?;
         }
     }
+    let Measures { accuracy_interval: [low, high], balanced_accuracy, top5_accuracy, calibration_error } =
+        result.measures;
+    let top5 = top5_accuracy.map_or(String::new(), |share| format!("top-5 accuracy {share:.3}, "));
     print_result("")?;
-    print_result(&format!("loss {:.3}, accuracy {:.3} over {} images", result.loss, result.accuracy, result.images))
+    print_result(&format!(
+        "{top5}balanced accuracy {balanced_accuracy:.3}, expected calibration error {calibration_error:.3}"
+    ))?;
+    print_result(&format!(
+        "loss {:.3}, accuracy {:.3} (95 % interval {low:.3} to {high:.3}) over {} images",
+        result.loss, result.accuracy, result.images
+    ))
+}
+
+/// Writes a table of all images that could be read, in the order of the data set.
+fn write_per_image(path: &Path, folder: &ImageFolder, predictions: &[Prediction]) -> Result<()> {
+    write_atomically(path, |writer| {
+        let mut table = csv::Writer::from_writer(writer);
+        table.write_record(["path", "label", "predicted", "probability", "label_probability"])?;
+        for prediction in predictions {
+            let (probabilities, predicted) = (prediction.probabilities(), prediction.class());
+            table.write_record([
+                &folder.samples[prediction.index].path.to_string_lossy(),
+                folder.classes[prediction.target].as_str(),
+                &folder.classes[predicted],
+                &probabilities[predicted].to_string(),
+                &probabilities[prediction.target].to_string(),
+            ])?;
+        }
+        table.flush()
+    })
 }

@@ -95,6 +95,11 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
     test_fraction: Option<f64>,
 
+    /// CSV file with the labels of the images in DATA, if they are not in class folders: its first line names the columns path and
+    /// label
+    #[arg(long, value_name = "FILE", value_parser = absolute, help_heading = "Image options")]
+    labels: Option<String>,
+
     /// Seed of the order of images, augmentation and new parameters [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training options")]
     seed: Option<u64>,
@@ -123,6 +128,7 @@ macro_rules! for_each_flag {
             "--augment" augment,
             "--exif" exif,
             "--test-fraction" test_fraction,
+            "--labels" labels,
             "--seed" seed,
         }
     };
@@ -334,6 +340,12 @@ pub(super) fn architecture_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
+/// The path of a file, so that it is found from another folder too.
+fn absolute(path: &str) -> Result<String, String> {
+    let absolute = std::path::absolute(path).map_err(|cause| cause.to_string())?;
+    absolute.into_os_string().into_string().map_err(|_| "the name of the current folder is not Unicode".into())
+}
+
 /// The values of `--optimizer`.
 fn optimizer_names() -> PossibleValuesParser {
     OPTIMIZERS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
@@ -387,6 +399,7 @@ mod tests {
             exif: true,
             augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],
             test_fraction: Some(0.2),
+            labels: Some("/labels.csv".into()),
             seed: u64::MAX,
         }
     }

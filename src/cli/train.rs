@@ -38,9 +38,9 @@ Examples:
 ///
 /// DATA contains the folders `train` and `test` (or `val`), each with one folder of images per class. With `val` and `test`, the
 /// first chooses the epoch and the second is used once, at the end. If DATA contains only the class folders, --test-fraction
-/// holds out part of each class for testing. The default settings are those of the fine-tuning
-/// chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss, learning rate 5e-5, and ten times that for the
-/// final layer.
+/// holds out part of each class for testing. If it contains images whose classes are in a CSV file, give that file with --labels.
+/// The default settings are those of the fine-tuning chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss,
+/// learning rate 5e-5, and ten times that for the final layer.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArguments {

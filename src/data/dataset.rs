@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::decode::DecodeOptions;
 use super::format::FileKind;
 use super::image_folder::{ImageFolder, UnknownClasses, counted, entries, first_names, require_folder, sub_folders};
+use super::labels::Table;
 use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Error, Result};
@@ -177,6 +178,30 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
     Ok(splits)
 }
 
+/// Opens the images in `root` that the CSV file `table` gives labels to. Each class gives `test_fraction` of its images, chosen by
+/// `seed`, to the test.
+///
+/// # Errors
+/// When the table or a file that it names cannot be read; those of [`open_dataset`] for class folders alone.
+pub fn open_table(root: impl AsRef<Path>, table: &Path, test_fraction: Option<f64>, seed: u64) -> Result<Splits> {
+    let Table { images, mut notices } = Table::open(root.as_ref(), table)?;
+    if let [only] = images.classes.as_slice() {
+        return Err(Error::new(format!(
+            "{} has only one label, {only}; a classifier needs at least two",
+            table.display()
+        ))
+        .hint("add images of another class"));
+    }
+    let Some(fraction) = test_fraction else {
+        return Err(Error::usage(format!("no test fraction is given for the images in {}", table.display()))
+            .hint("hold out part of every class for testing, for example with --test-fraction 0.2"));
+    };
+    let mut splits = split(images, fraction, seed)?;
+    notices.extend(splits.not_read().notices());
+    splits.notices = notices;
+    Ok(splits)
+}
+
 /// Labelled images for a trained model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labelled {
@@ -230,6 +255,18 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         not_read.add(&layout.not_read);
     }
     notices.extend(not_read.notices());
+    Ok(Labelled { images, unknown: correspondence.unknown, notices })
+}
+
+/// The images in `root` that the CSV file `table` gives labels to, to evaluate a model with `classes` on.
+///
+/// # Errors
+/// When the table or a file that it names cannot be read; no image of a class of the model.
+pub fn open_labelled_by(root: impl AsRef<Path>, table: &Path, classes: &[String]) -> Result<Labelled> {
+    let Table { images, mut notices } = Table::open(root.as_ref(), table)?;
+    let (images, correspondence) = images.with_classes(classes, UnknownClasses::LeaveOut)?;
+    notices.extend(correspondence.notices(table));
+    notices.extend(images.not_read.notices());
     Ok(Labelled { images, unknown: correspondence.unknown, notices })
 }
 
@@ -441,14 +478,17 @@ impl Layout {
         };
         let tables = content.tables.iter().map(|name| self.root.join(name));
         let below = only.iter().flat_map(|(place, inner)| inner.tables.iter().map(move |name| place.join(name)));
-        if let Some(table) = tables.chain(below).next() {
-            return Some(format!(
-                "labels in a table such as {} are not read: put the images of each class into a folder that has its name",
-                table.display()
-            ));
-        }
-        match only {
-            Some((place, inner)) if inner.folders.len() > 1 && inner.images == 0 => {
+        let table = tables.chain(below).next();
+        match (table, only) {
+            (Some(table), only) => {
+                let images = only.map_or_else(|| self.root.clone(), |(place, _)| place);
+                Some(format!(
+                    "labels in a CSV file with the columns path and label are read like this: {} --labels {}",
+                    images.display(),
+                    table.display()
+                ))
+            }
+            (None, Some((place, inner))) if inner.folders.len() > 1 && inner.images == 0 => {
                 Some(format!("if {} are the classes, give {} as the data set", shown(&inner.folders), place.display()))
             }
             _ => None,
@@ -488,10 +528,10 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
         let mut members: Vec<usize> = (0..folder.len()).filter(|&index| folder.samples[index].class == class).collect();
         if members.len() < 2 {
             return Err(Error::new(format!(
-                "{} contains one image; two are needed to train on one and test on the other",
-                folder.root.join(name).display()
+                "{}: the class {name} has one image; two are needed to train on one and test on the other",
+                folder.root.display()
             ))
-            .hint("add images to the class, or remove its folder"));
+            .hint("add images to the class, or remove it"));
         }
         let held_out = ((members.len() as f64 * fraction).round() as usize).clamp(1, members.len() - 1);
         RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);

@@ -332,7 +332,13 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<Entry>> {
     Ok(found)
 }
 
-fn collect_samples(class_folder: &Path, class: usize, samples: &mut Vec<Sample>, not_read: &mut NotRead) -> Result<()> {
+/// Adds the images in `class_folder`, at any depth, as those of a class.
+pub(super) fn collect_samples(
+    class_folder: &Path,
+    class: usize,
+    samples: &mut Vec<Sample>,
+    not_read: &mut NotRead,
+) -> Result<()> {
     let mut folders = Vec::new();
     let mut ancestors = vec![real_path(class_folder)?];
     walk(class_folder, &mut ancestors, &mut folders, not_read)?;

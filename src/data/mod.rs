@@ -9,6 +9,7 @@ pub mod format;
 mod gif;
 pub mod image_folder;
 mod jpeg;
+mod labels;
 pub mod loader;
 pub mod not_read;
 mod orientation;
@@ -27,7 +28,9 @@ mod webp;
 
 pub use augmenter::Augmenter;
 pub use batches::{BatchEpoch, Batches, InputBatch, Placement};
-pub use dataset::{Labelled, Role, Splits, open_dataset, open_labelled, open_training_images};
+pub use dataset::{
+    Labelled, Role, Splits, open_dataset, open_labelled, open_labelled_by, open_table, open_training_images,
+};
 pub use decode::{DecodeOptions, Decoder, decode_file};
 pub use format::FileKind;
 pub use image_folder::{Correspondence, ImageFolder, Sample, UnknownClasses};

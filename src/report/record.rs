@@ -8,10 +8,11 @@ use std::sync::Arc;
 use super::confusion::Confusion;
 use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
 use super::grad_cam::{attention, overlay};
+use super::measures::Measures;
 use crate::data::transformer::normalize;
 use crate::data::{
     Batches, DecodeOptions, Decoder, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, RgbImage,
-    Splits, Transform, Transformer, open_dataset,
+    Splits, Transform, Transformer,
 };
 use crate::device::{Device, threads};
 use crate::error::{Error, ErrorKind, Result};
@@ -68,6 +69,8 @@ pub struct ImageRecord {
 pub struct TestRecord {
     /// Loss and accuracy.
     pub totals: Totals,
+    /// The accuracy's interval, and other measures.
+    pub measures: Measures,
     /// Predictions by true class.
     pub confusion: Confusion,
     /// Misclassified images, most confident first.
@@ -149,7 +152,7 @@ impl RunRecord {
     /// Opens the data set, and checks that its images are those of the run.
     fn splits(&self, data: &Path) -> Result<Splits> {
         let RunConfig { recipe, classes, train_images, test_images, images, .. } = &self.config;
-        let splits = open_dataset(data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
+        let splits = recipe.open_data(data)?;
         let shown = data.display();
         if splits.train.classes != *classes {
             let (found, expected) = (splits.train.classes.join(", "), classes.join(", "));
@@ -212,7 +215,14 @@ impl RunRecord {
         let mistakes = wrong.iter().take(MISTAKES).filter_map(|prediction| predicted(prediction, false)).collect();
         let grad_cams = representative(&predictions, folder.classes.len());
         let grad_cams = grad_cams.into_iter().filter_map(|prediction| predicted(prediction, true)).collect();
-        Ok(TestRecord { totals, confusion: Confusion::new(&predictions, folder.classes.len()), mistakes, grad_cams })
+        let classes = folder.classes.len();
+        Ok(TestRecord {
+            totals,
+            measures: Measures::new(&predictions, classes),
+            confusion: Confusion::new(&predictions, classes),
+            mistakes,
+            grad_cams,
+        })
     }
 
     /// The same with printable names, also for a page in which line breaks are spaces.

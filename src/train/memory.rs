@@ -77,11 +77,36 @@ impl Run<'_> {
         {
             for batch in [images.min(batch_size), images % batch_size] {
                 if batch > 0 {
-                    self.trainer.network_mut().prepare(shape(batch), purpose)?;
+                    let prepared = self.trainer.network_mut().prepare(shape(batch), purpose);
+                    prepared.map_err(|error| self.single_image(error, batch, purpose))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// The error for a last batch of one image, where its size is at fault: at small image sizes the deepest batch norms then see
+    /// one value per channel, which has no variance.
+    fn single_image(&self, error: Error, batch: usize, purpose: Purpose) -> Error {
+        let (images, Recipe { batch_size, image_size, .. }) = (self.splits.train.len(), &self.recipe);
+        let plans = |batch| {
+            let shape = BatchShape { batch, height: *image_size, width: *image_size };
+            self.trainer.network().arena_bytes_of(shape, purpose).is_ok()
+        };
+        if batch != 1 || *batch_size == 1 || purpose != Purpose::Training || plans(1) || !plans(2) {
+            return error;
+        }
+        // A batch size is right if it leaves no single image; one of the nearest always is.
+        let leaves_one = |size: &usize| images % size == 1;
+        let smaller = (2..*batch_size).rev().find(|size| !leaves_one(size));
+        let larger = (*batch_size + 1..).find(|size| !leaves_one(size));
+        let sizes: Vec<String> = smaller.into_iter().chain(larger).map(|size| size.to_string()).collect();
+        let whole = images / batch_size;
+        Error::new(format!(
+            "the last batch of an epoch has one image ({images} = {whole} x {batch_size} + 1); batch norm cannot train on it at \
+             {image_size} x {image_size} pixels"
+        ))
+        .hint(format!("use --batch-size {}, or larger images", sizes.join(" or ")))
     }
 
     /// The largest batch, below the recipe's, for which `bytes` more are enough; `None` if a single image needs more.

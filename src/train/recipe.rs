@@ -1,12 +1,13 @@
 //! How a network is trained: everything that decides the result, and nothing else.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::trainer::Trainable;
-use crate::data::{Augmentation, DecodeOptions};
+use crate::data::{Augmentation, DecodeOptions, Splits, open_dataset, open_table};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -64,6 +65,9 @@ pub struct Recipe {
     pub augment: Vec<Augmentation>,
     /// Fraction of each class that is held out for testing, where the data set has no test folder.
     pub test_fraction: Option<f64>,
+    /// The CSV file with the labels of the images, as an absolute path; none where folders are the classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<String>,
     /// Seed of the order of images, their augmentation and new parameters.
     pub seed: u64,
 }
@@ -132,6 +136,7 @@ impl Recipe {
             exif: false,
             augment: Vec::new(),
             test_fraction: None,
+            labels: None,
             seed: 0,
         }
     }
@@ -139,6 +144,18 @@ impl Recipe {
     /// Its comparison: random weights, ten times the learning rate, the same for all layers.
     pub fn from_scratch() -> Self {
         Self { from_scratch: true, learning_rate: 5e-4, head_lr_multiplier: 1.0, ..Self::fine_tuning() }
+    }
+
+    /// Opens the data set in `data`.
+    ///
+    /// # Errors
+    /// Those of [`open_dataset`], or of [`open_table`] if labels are in a table.
+    pub fn open_data(&self, data: &Path) -> Result<Splits> {
+        let splits = match &self.labels {
+            Some(table) => open_table(data, Path::new(table), self.test_fraction, self.seed),
+            None => open_dataset(data, self.test_fraction, self.seed),
+        };
+        Ok(splits?.decoded_with(self.decoding()))
     }
 
     /// How images are read.

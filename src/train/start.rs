@@ -13,7 +13,7 @@ use super::recipe::Recipe;
 use super::run::{Run, RunOptions};
 use super::state_dict::{copy_head, initialise, load_state_dict, new_head};
 use super::trainer::Trainer;
-use crate::data::{Splits, open_dataset};
+use crate::data::Splits;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
@@ -52,7 +52,7 @@ impl Start {
         if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
-        let splits = open_dataset(data, recipe.test_fraction, recipe.seed)?.decoded_with(recipe.decoding());
+        let splits = recipe.open_data(data)?;
         let images = ImageList::of(&splits);
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
             check_classes(checkpoint, &splits, data, &options)?;

@@ -3,6 +3,7 @@
 use maud::{Markup, PreEscaped, html};
 
 use super::super::curves::{COLOURS, inline, plots};
+use super::super::measures::Measures;
 use super::super::record::RunRecord;
 use super::settings::network_name;
 use super::text::{counted, percent};
@@ -139,10 +140,36 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                     run.config.device
                 ))
             }
+            (measures(run))
             p.note {
                 "Accuracy is the share of images that are classified correctly. " (choice(run, held_out)) " Training accuracy is measured \
                  on randomly cropped images, which are harder to classify than whole ones."
             }
+        }
+    }
+}
+
+/// What the test images say of the saved model, with the uncertainty that their number leaves.
+fn measures(run: &RunRecord) -> Markup {
+    let Ok(test) = &run.test else { return html! {} };
+    let Measures { accuracy_interval: [low, high], balanced_accuracy, top5_accuracy, calibration_error } =
+        test.measures;
+    let images = test.totals.images as usize;
+    html! {
+        p {
+            "The saved model classifies " (test.totals.correct) " of " (counted(images, "test image", "test images")) " correctly, "
+            (percent(test.totals.accuracy())) ". With so many images, an accuracy from " (percent(low)) " to " (percent(high))
+            " fits that (95 % interval, Wilson): models whose intervals overlap may well be equally good."
+        }
+        dl.figures {
+            div { dt { "balanced accuracy" } dd { (percent(balanced_accuracy)) } }
+            @if let Some(share) = top5_accuracy { div { dt { "top-5 accuracy" } dd { (percent(share)) } } }
+            div { dt { "calibration error" } dd { (percent(calibration_error)) } }
+        }
+        p.note {
+            "Balanced accuracy is the mean recall of the classes, so that small classes count as much as large ones. "
+            @if top5_accuracy.is_some() { "Top-5 accuracy is the share of images whose class is among the five most probable. " }
+            "The calibration error says how far predicted probabilities are from the share of correct predictions, on average."
         }
     }
 }

@@ -53,6 +53,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         exif,
         augment: _,
         test_fraction,
+        labels,
         seed,
     } = recipe;
     let mut rows = Vec::new();
@@ -117,6 +118,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     add("seed", seed.to_string(), "the same seed gives the same result");
     add("data set", config.data.display().to_string(), "the folder of the images");
+    if let Some(table) = labels {
+        add("labels", table.clone(), "the CSV file with the classes of the images");
+    }
     add(
         "device",
         format!("{}, {}", config.device, config.precision),
