@@ -37,7 +37,7 @@ impl Role {
     pub fn of(name: &OsStr) -> Option<Self> {
         let name = name.to_str()?.to_lowercase().replace(['-', ' '], "_");
         let is_one = |known: &&str| name.strip_prefix(*known).is_some_and(|ending| ENDINGS.contains(&ending));
-        SPLIT_NAMES.iter().find(|(_, names)| names.iter().any(|known| is_one(&known))).map(|(role, _)| *role)
+        SPLIT_NAMES.iter().find(|(_, names)| names.iter().any(&is_one)).map(|(role, _)| *role)
     }
 
     fn images(self) -> &'static str {

@@ -206,9 +206,8 @@ impl ImageFolder {
         let mut seen = std::collections::BTreeMap::new();
         let mut pairs = Vec::new();
         for name in &self.classes {
-            match seen.insert(name.to_lowercase(), name.as_str()) {
-                Some(other) => pairs.push((other, name.as_str())),
-                None => {}
+            if let Some(other) = seen.insert(name.to_lowercase(), name.as_str()) {
+                pairs.push((other, name.as_str()));
             }
         }
         pairs

@@ -106,9 +106,7 @@ fn candidates(file: &TensorFile) -> Vec<Candidate> {
     for entry in file.entries() {
         for naming in Naming::ALL {
             let Some(prefix) = entry.name.strip_suffix(naming.first_key()) else { continue };
-            if !(prefix.is_empty() || prefix.ends_with('.'))
-                || !file.contains(&format!("{prefix}{}", naming.late_key()))
-            {
+            if !is_prefix(prefix) || !file.contains(&format!("{prefix}{}", naming.late_key())) {
                 continue;
             }
             found.push(candidate(file, entry, prefix, naming));
@@ -217,6 +215,11 @@ fn no_such_network<'a>(file: &TensorFile, candidates: impl ExactSizeIterator<Ite
     Error::new(format!("{}: no network found under `{chosen}`, expected one of {places}", file.path().display()))
 }
 
+/// Whether a text can stand before all names of a network.
+fn is_prefix(text: &str) -> bool {
+    text.is_empty() || text.ends_with('.')
+}
+
 fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
     let shown = file.path().display();
     // Of several blocks that look like networks, the outermost one is the most informative.
@@ -231,7 +234,11 @@ fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
             .hint("give the model.safetensors of the run");
     }
     let late = Naming::Torchvision.late_key();
-    let incomplete = file.entries().iter().find_map(|entry| entry.name.strip_suffix("layer1.0.conv1.weight"));
+    let incomplete = file
+        .entries()
+        .iter()
+        .filter_map(|entry| entry.name.strip_suffix("layer1.0.conv1.weight"))
+        .find(|prefix| is_prefix(prefix));
     if let Some(prefix) = incomplete {
         return Error::new(format!(
             "{shown}: an incomplete ResNet: there is no {}",
