@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the kernel tests on an emulator that is compiled, with the kernels, with AddressSanitizer and
-# UndefinedBehaviorSanitizer. Builds in CARGO_TARGET_DIR, or in target/sanitizers, which leaves the normal build
-# untouched. Arguments replace the list of tests.
+# UndefinedBehaviorSanitizer. Also tests the JPEG decoder without vector instructions. Builds in CARGO_TARGET_DIR, or in
+# target/sanitizers, which leaves the normal build untouched. Arguments replace the list of tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,6 +30,9 @@ export PROPTEST_CASES=${PROPTEST_CASES:-16}
 export RETUNE_CUDA_ARCHS=none
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/sanitizers}
 
-cargo test --release --features emulator --test emulator right_kernels
-cargo test --release --features emulator "${options[@]}" kernels_match
-cargo test --release --features emulator --test augment kernel::
+# As this needs a build of its own anyway, it also tests what a build without nasm has: the JPEG decoder in plain C.
+build=(--release --no-default-features --features emulator)
+cargo test "${build[@]}" --test emulator right_kernels
+cargo test "${build[@]}" "${options[@]}" kernels_match
+cargo test "${build[@]}" --test augment kernel::
+cargo test "${build[@]}" --test jpeg

@@ -85,8 +85,8 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let file = arguments.weights_key.open(global, &arguments.model)?;
     let (mut network, mut model) = load_model(device, &file)?;
     model.notices.iter().for_each(|notice| global.note(notice));
-    if class_names(&file)?.is_none() && model.classes.len() == IMAGENET_CLASSES {
-        global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
+    let is_unnamed = class_names(&file)?.is_none() && model.classes.len() == IMAGENET_CLASSES;
+    if is_unnamed {
         model.classes = imagenet_classes();
     }
     let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
@@ -117,6 +117,9 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         Ok(())
     })?;
     progress.finish();
+    if is_unnamed && !predictions.is_empty() {
+        global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
+    }
     let results = predictions.iter().map(|prediction| {
         let path = dataset.samples[prediction.index].path.to_string_lossy().into_owned();
         let classes = most_probable(prediction, &model.classes, arguments.top);

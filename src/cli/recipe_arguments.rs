@@ -432,7 +432,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 24);
+        assert_eq!(flags.len(), 25);
     }
 
     #[test]
