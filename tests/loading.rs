@@ -424,7 +424,7 @@ fn the_key_of_weights_is_an_option_of_every_command() {
     assert_eq!(place.json("inspect both.pth --json --weights-key ema")["prefix"], "ema.");
     place.run("convert both.pth out.safetensors --weights-key ema");
     assert!(place.tensors("out.safetensors")["fc.weight"].iter().all(|&byte| byte == 0));
-    let train = "train data --epochs 1 --image-size 33 --batch-size 6 --no-report --lr 0 --out run";
+    let train = "train data --epochs 1 --image-size 33 --batch-size 6 --no-report --lr 1e-30 --out run";
     place.run(&format!("{train} --weights both.pth --weights-key ema"));
     assert!(place.tensors("run/model.safetensors")["conv1.weight"].iter().all(|&byte| byte == 0));
     let error = place.error("predict both.pth data/test/2/1.png --weights-key teacher");
