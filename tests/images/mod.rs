@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use retune::data::RgbImage;
+use retune::data::{DecodeOptions, Decoder, PaddedImage, RgbImage};
 use sha2::{Digest, Sha256};
 use zip::ZipArchive;
 
@@ -36,7 +36,51 @@ pub fn cases(archive: &str) -> Vec<Case> {
     cases.collect()
 }
 
+/// Checks that every image of the archive has the expected pixels, and that the others are refused in one line. Returns the numbers
+/// of both.
+#[allow(dead_code, reason = "not every test that needs the files compares their pixels")]
+#[track_caller]
+pub fn check_all(archive: &str) -> (usize, usize) {
+    let (mut equal, mut refused, mut wrong) = (0, 0, Vec::new());
+    for case in cases(archive) {
+        let (mut rgb, mut padded) = (RgbImage::default(), PaddedImage::default());
+        let decoded = case.decoder().decode_bytes(&case.file, &mut rgb);
+        let is_padded = case.decoder().decode_bytes(&case.file, &mut padded).is_ok();
+        match (decoded, &case.expected) {
+            (Ok(()), Some(_)) => {
+                equal += 1;
+                if !case.has(&rgb) || !is_padded || colours(&padded) != rgb.pixels {
+                    wrong.push(format!("{}: other pixels", case.name));
+                }
+            }
+            (Ok(()), None) => wrong.push(format!("{}: read, but it is to be refused", case.name)),
+            (Err(error), Some(_)) => wrong.push(format!("{}: {}", case.name, error.message())),
+            (Err(error), None) => {
+                refused += 1;
+                let message = error.message();
+                if message.contains('\n') || message.contains("its decoder gave up") || is_padded {
+                    wrong.push(format!("{}: {message}", case.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} wrong:\n{}", wrong.len(), equal + refused, wrong.join("\n"));
+    (equal, refused)
+}
+
+/// The pixels without the unused byte of each.
+#[allow(dead_code, reason = "not every test that needs the files compares their pixels")]
+fn colours(padded: &PaddedImage) -> Vec<u8> {
+    padded.pixels.chunks_exact(4).flat_map(|pixel| pixel[..3].to_vec()).collect()
+}
+
 impl Case {
+    /// A decoder for this image, which follows the orientation of images that are turned.
+    #[allow(dead_code, reason = "not every test that needs the files decodes turned ones")]
+    pub fn decoder(&self) -> Decoder {
+        Decoder::new(DecodeOptions::with_exif(self.name.starts_with("turned")))
+    }
+
     /// Whether the pixels are those that are expected.
     #[allow(dead_code, reason = "not every test that needs the files compares their pixels")]
     pub fn has(&self, image: &RgbImage) -> bool {
