@@ -233,10 +233,10 @@ fn recognise(bytes: &[u8]) -> Result<Format, String> {
     match FileKind::of(bytes) {
         Some(FileKind { format: Some(format), .. }) => Ok(*format),
         Some(_) if bytes.is_empty() => Err("the file is empty".into()),
-        Some(kind) => Err(format!("expected {DECODED}, found {}", kind.noun)),
+        Some(kind) => Err(format!("expected a {DECODED} image, found {}", kind.noun)),
         None => {
             let start = &bytes[..bytes.len().min(16)];
-            Err(format!("expected {DECODED}, found \"{}\"", start.escape_ascii()))
+            Err(format!("expected a {DECODED} image, found \"{}\"", start.escape_ascii()))
         }
     }
 }

@@ -210,8 +210,8 @@ pub const KINDS: &[FileKind] = &[
     other("text", "a text file", &["txt", "md"], Test(is_text), DOWNLOAD),
 ];
 
-/// The names of the formats that are decoded, as in `expected a JPEG, PNG, ...`.
-pub const DECODED: &str = "a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image";
+/// The names of the formats that are decoded.
+pub const DECODED: &str = "JPEG, PNG, GIF, BMP, TIFF, WebP or PNM";
 
 impl FileKind {
     /// The kind of a file by its first bytes, of which [`HEAD_BYTES`] are enough.

@@ -129,13 +129,14 @@ impl NotRead {
     pub fn require_none_unsupported(&self) -> Result<()> {
         match (self.unsupported.as_slice(), self.unsupported_line()) {
             ([first, ..], Some(line)) => {
-                Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind))
-                    .hint(format!("convert the files to JPEG or PNG, or leave --strict out; {SUPPORTED}")))
+                Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind)).hint(
+                    format!(
+                        "convert the files to JPEG or PNG, or leave --strict out; images may be {}",
+                        format::DECODED
+                    ),
+                ))
             }
             _ => Ok(()),
         }
     }
 }
-
-/// The supported types.
-const SUPPORTED: &str = "JPEG, PNG, PNM, BMP, TIFF and WebP are read";
