@@ -192,6 +192,19 @@ impl Workplace {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
+    /// Returns the speed of a run, as its metrics have it, and asserts that its output says that of each new epoch.
+    fn speed(&self, run: &str, outcome: &Outcome) -> String {
+        let epochs: Vec<_> = self.metrics(run).into_iter().filter(|metric| metric["kind"] == "epoch").collect();
+        let figures = |epoch: &Value| ["images_per_second", "seconds"].map(|name| epoch[name].as_f64().unwrap());
+        for line in outcome.stderr.lines().filter(|line| line.starts_with("epoch ")) {
+            let number: usize = line["epoch ".len()..].split(':').next().unwrap().parse().unwrap();
+            assert!(line.ends_with(&format!("; {:.1} images/s", figures(&epochs[number - 1])[0])), "{line}");
+        }
+        let figures: Vec<[f64; 2]> = epochs.iter().map(figures).collect();
+        let images: f64 = figures.iter().map(|[rate, seconds]| rate * seconds).sum();
+        format!("{:.1}", images / figures.iter().map(|[_, seconds]| seconds).sum::<f64>())
+    }
+
     /// Asserts that two runs have the same bits.
     fn assert_same_result(&self, one: &str, other: &str) {
         for file in ["model.safetensors", "checkpoint.safetensors"] {
@@ -260,6 +273,9 @@ mod training {
         let rate = rate.strip_suffix(" examples/sec on cpu").unwrap();
         assert_eq!(rate.split_once('.').unwrap().1.len(), 1);
         assert!(rate.parse::<f64>().unwrap() > 0.0);
+        assert_eq!(rate, place.speed("run", &outcome), "the speed of a run");
+        let page = String::from_utf8(place.read("run/report.html")).unwrap();
+        assert!(page.contains(&format!("; {rate} examples/sec on cpu")), "{page}");
 
         let metrics = place.metrics("run");
         let kinds: Vec<&str> = metrics.iter().map(|metric| metric["kind"].as_str().unwrap()).collect();
@@ -1920,7 +1936,9 @@ mod determinism {
         let train = format!("train data {SMALL} --lr 1e-15");
         place.succeed(&format!("{train} --epochs 3 --out whole"));
         place.succeed(&format!("{train} --epochs 1 --out parts"));
-        place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
+        let resumed = place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
+        let speed = place.speed("parts", &resumed);
+        assert!(resumed.stdout.ends_with(&format!("; {speed} examples/sec on cpu\n")), "{speed}: {}", resumed.stdout);
         for run in ["whole", "parts"] {
             let model = place.read(&format!("{run}/model.safetensors"));
             let (_, header) = SafeTensors::read_metadata(&model).unwrap();

@@ -202,6 +202,48 @@ fn a_kill_at_every_file_operation_loses_nothing() {
     }
 }
 
+/// Stops a run while it classifies the test images with the model that the validation images chose.
+#[test]
+fn a_stop_during_the_test_at_the_end_loses_nothing() {
+    let place = Place::new("cpu");
+    if place.library.is_none() {
+        return;
+    }
+    for class in ["blue", "red"] {
+        let (test, validation) = (format!("data/test/{class}"), format!("data/val/{class}"));
+        fs::create_dir_all(place.path(&validation)).unwrap();
+        fs::rename(place.path(&test).join("00.png"), place.path(&validation).join("00.png")).unwrap();
+        // Enough batches that the signal arrives before the last.
+        for number in 0..100 {
+            fs::copy(place.path(&test).join("01.png"), place.path(&test).join(format!("copy{number:03}.png"))).unwrap();
+        }
+    }
+    let line = format!("{TRAIN} --device cpu");
+    fs::remove_dir_all(place.path("whole")).unwrap();
+    assert!(place.run(&format!("{line} --out whole"), "").status.success());
+    let operations = place.operations();
+    let kinds = |run: &str| {
+        let metrics = without_times(&fs::read(place.path(run).join("metrics.jsonl")).unwrap());
+        metrics.iter().map(|metric| metric["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let epochs = |run: &str| kinds(run).iter().filter(|kind| *kind == "epoch").count();
+    assert_eq!((epochs("whole"), kinds("whole").last().unwrap().as_str()), (6, "test"));
+    let mut stopped_in_time = 0;
+    for operation in operations - 20..=operations {
+        let run = format!("stopped{operation}");
+        let stopped = place.run(&format!("{line} --out {run}"), &format!("interrupt:{operation}"));
+        let stderr = text(&stopped.stderr);
+        let what = format!("interrupted at operation {operation} of {operations}");
+        assert!(matches!(stopped.status.code(), Some(0 | 130)), "{what}: {:?} {stderr}", stopped.status);
+        if stopped.status.code() == Some(130) && epochs(&run) == 6 && !kinds(&run).iter().any(|kind| kind == "test") {
+            stopped_in_time += 1;
+            assert!(stderr.contains("everything is saved in"), "{what}: {stderr}");
+        }
+        place.finish(&line, &run, &what);
+    }
+    assert!(stopped_in_time > 0, "no signal arrived during the test");
+}
+
 /// Kills the program at any time, mostly during computation.
 #[test]
 fn a_kill_at_any_time_loses_nothing() {

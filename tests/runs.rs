@@ -268,6 +268,52 @@ mod places {
         {
             place.refuse(&train(data, out), 2, "folder of images");
         }
+        // Folders of splits may be links too.
+        for split in ["test", "val"] {
+            let images = format!("{split}-images");
+            for (class, colour) in [("blue", [40, 60, 200]), ("green", [40, 200, 60]), ("red", [200, 60, 40])] {
+                place.draw(&format!("{images}/{class}/1.png"), colour, 1);
+            }
+            let _ = fs::remove_dir_all(place.path(&format!("data/{split}")));
+            symlink(place.path(&images), place.path(&format!("data/{split}"))).unwrap();
+            place.refuse(&train("data", &format!("{images}/run")), 2, "folder of images");
+            place.refuse(&train("data", &images), 2, "is the folder of images");
+        }
+    }
+}
+
+mod batches {
+    use super::*;
+
+    /// At 32 x 32 pixels, batch norm cannot train on one image.
+    #[test]
+    fn an_image_that_unreadable_ones_leave_alone_does_not_end_the_run() {
+        let place = Place::new();
+        fs::write(place.path("data/train/red/3.png"), "no picture").unwrap();
+        let line =
+            "train data --from-scratch --width 4 --image-size 32 --batch-size 2 --no-report --epochs 2 --out run";
+        let stderr = place.succeed(line);
+        let warning = "warning: unreadable images leave a single one in a batch, which is left out: batch norm cannot train on it \
+                       at 32 x 32 pixels";
+        assert_eq!(stderr.matches(warning).count(), 1, "{stderr}");
+        let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+        let epochs: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        for epoch in epochs.iter().filter(|metric| metric["kind"] == "epoch") {
+            // Of 12 images one is unreadable and one is left out.
+            let correct = epoch["train_acc"].as_f64().unwrap() * 10.0;
+            assert!((correct - correct.round()).abs() < 1e-9, "{epoch}");
+        }
+        // At 33 x 33 pixels it can.
+        let stderr =
+            place.succeed(&line.replace("--image-size 32", "--image-size 33").replace("--out run", "--out larger"));
+        assert!(!stderr.contains("leave a single one"), "{stderr}");
+
+        for number in [0, 1, 2, 4, 5] {
+            for class in ["red", "blue"] {
+                fs::write(place.path(&format!("data/train/{class}/{number}.png")), "no picture").unwrap();
+            }
+        }
+        place.refuse(&line.replace("--out run", "--out none"), 1, "no batch has two training images that can be read");
     }
 }
 

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap_complete::Shell;
 
-use super::print_bytes;
+use super::{GlobalArguments, print_bytes};
 use crate::error::Result;
 
 const EXAMPLES: &str = "\
@@ -22,7 +22,8 @@ pub struct CompletionsArguments {
 }
 
 /// `root` is the whole command line.
-pub fn run(arguments: &CompletionsArguments, mut root: clap::Command) -> Result<ExitCode> {
+pub fn run(global: &GlobalArguments, arguments: &CompletionsArguments, mut root: clap::Command) -> Result<ExitCode> {
+    global.refuse_json("a completion script")?;
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut root, "retune", &mut script);
     print_bytes(&script)?;

@@ -103,8 +103,11 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
     let demo = Demo { global, arguments, folder, device, interrupted: interruption()? };
     let (source, target) = demo.draw()?;
     if arguments.only_draw {
-        for folder in [source, target] {
-            print_result(&folder.display().to_string())?;
+        if global.json {
+            let [source, target] = [&source, &target].map(|folder| folder.to_string_lossy());
+            print_json(&serde_json::json!({ "source": source, "target": target }))?;
+        } else {
+            [source, target].iter().try_for_each(|folder| print_result(&folder.display().to_string()))?;
         }
         return Ok(ExitCode::SUCCESS);
     }

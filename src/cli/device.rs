@@ -6,15 +6,9 @@ use crate::device::cuda::modules::MODULES;
 use crate::device::cuda::nvidia::{self, Gpu, Nvidia};
 use crate::error::{Error, Result};
 
-/// The index of the GPU in `cuda` or `cuda:N`; `None` for other names.
-pub(super) fn cuda_index(name: &str) -> Option<usize> {
-    match name.strip_prefix("cuda")? {
-        "" => Some(0),
-        rest => {
-            let digits = rest.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
-            digits.parse().ok()
-        }
-    }
+/// The number of the GPU in `cuda:N`; `None` for other names.
+pub(super) fn numbered_gpu(name: &str) -> Option<usize> {
+    name.strip_prefix("cuda:").filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
 /// Opens the GPU of `--device cuda:N`.
@@ -85,17 +79,25 @@ pub(super) fn cuda_states() -> Vec<CudaState> {
 
 #[cfg(test)]
 mod tests {
-    use super::cuda_index;
+    use super::numbered_gpu;
 
     #[test]
     fn names_of_gpus_are_numbers() {
-        assert_eq!(cuda_index("cuda"), Some(0));
-        assert_eq!(cuda_index("cuda:0"), Some(0));
-        assert_eq!(cuda_index("cuda:12"), Some(12));
-        for name in
-            ["cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda1", "cuda:1:2", "cpu", "CUDA", "cuda:99999999999999999999"]
-        {
-            assert_eq!(cuda_index(name), None, "{name}");
+        assert_eq!(numbered_gpu("cuda:0"), Some(0));
+        assert_eq!(numbered_gpu("cuda:12"), Some(12));
+        for name in [
+            "cuda",
+            "cuda:",
+            "cuda:x",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda1",
+            "cuda:1:2",
+            "cpu",
+            "CUDA",
+            "cuda:99999999999999999999",
+        ] {
+            assert_eq!(numbered_gpu(name), None, "{name}");
         }
     }
 }

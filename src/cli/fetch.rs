@@ -34,7 +34,7 @@ pub struct FetchArguments {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
+pub enum What {
     /// 2800 images of hot dogs and other food, from the fine-tuning chapter of Dive into Deep Learning
     Hotdog,
     /// ImageNet weights of torchvision's ResNet-18
@@ -43,12 +43,25 @@ enum What {
     Resnet34,
 }
 
+impl What {
+    fn source(self) -> Source {
+        match self {
+            Self::Hotdog => Source::HOTDOG,
+            Self::Resnet18 => Source::RESNET18,
+            Self::Resnet34 => Source::RESNET34,
+        }
+    }
+
+    /// The name of the download that is this file.
+    pub fn name_of(file: &str) -> Option<String> {
+        let what = Self::value_variants().iter().find(|what| what.source().file == file)?;
+        what.to_possible_value().map(|value| value.get_name().to_string())
+    }
+}
+
 pub fn run(global: &GlobalArguments, arguments: &FetchArguments) -> Result<ExitCode> {
-    let (source, folder) = match arguments.what {
-        What::Hotdog => (Source::HOTDOG, "data"),
-        What::Resnet18 => (Source::RESNET18, "weights"),
-        What::Resnet34 => (Source::RESNET34, "weights"),
-    };
+    let source = arguments.what.source();
+    let folder = if arguments.what == What::Hotdog { "data" } else { "weights" };
     let folder = arguments.out.clone().unwrap_or_else(|| folder.into());
     let (path, next) = match arguments.what {
         What::Hotdog => {

@@ -1,9 +1,12 @@
 //! The options of every command.
 
+use std::ffi::OsStr;
+use std::fmt;
 use std::io::IsTerminal;
 use std::rc::Rc;
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use super::device;
 use super::output::say;
@@ -20,9 +23,9 @@ use crate::error::{Error, Result};
 #[derive(clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct GlobalArguments {
-    /// Device to use: auto, cpu, cuda, cuda:N or emulator
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    pub(super) device: String,
+    /// Device to use; cuda:N is a GPU by its number
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", value_parser = DeviceParser)]
+    pub(super) device: DeviceName,
 
     /// Numeric precision: fp32, tf32 (in convolutions) or bf16 (in convolutions and activations); the CPU supports only fp32
     /// [default: fp32, or that of the resumed run]
@@ -33,7 +36,7 @@ pub(super) struct GlobalArguments {
     #[arg(long, global = true, value_name = "N")]
     pub(super) threads: Option<usize>,
 
-    /// Print the result as JSON
+    /// Print the result as one JSON value
     #[arg(long, global = true)]
     pub(super) json: bool,
 
@@ -44,6 +47,65 @@ pub(super) struct GlobalArguments {
     /// Print more details
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub(super) verbose: bool,
+}
+
+/// The value of `--device`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DeviceName {
+    Auto,
+    Cpu,
+    /// Its number, and whether it was given.
+    Cuda(usize, bool),
+    Emulator,
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, text: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => text.write_str("auto"),
+            Self::Cpu => text.write_str("cpu"),
+            Self::Cuda(index, true) => write!(text, "cuda:{index}"),
+            Self::Cuda(_, false) => text.write_str("cuda"),
+            Self::Emulator => text.write_str("emulator"),
+        }
+    }
+}
+
+impl DeviceName {
+    /// Those without a number, which completions offer.
+    const OFFERED: [(Self, &str); 4] = [
+        (Self::Auto, "the first GPU, or the CPU if there is none"),
+        (Self::Cpu, "the CPU"),
+        (Self::Cuda(0, false), "the first GPU"),
+        (Self::Emulator, "the CUDA kernels on the CPU, for tests"),
+    ];
+}
+
+#[derive(Clone)]
+struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = DeviceName;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<DeviceName, clap::Error> {
+        if let Some(index) = value.to_str().and_then(device::numbered_gpu) {
+            return Ok(DeviceName::Cuda(index, true));
+        }
+        let offered = PossibleValuesParser::new(self.possible_values().into_iter().flatten());
+        let name = offered.parse_ref(command, argument, value)?;
+        let found = DeviceName::OFFERED.into_iter().find(|(device, _)| device.to_string() == name);
+        found.map(|(device, _)| device).ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let offered = DeviceName::OFFERED.into_iter();
+        Some(Box::new(offered.map(|(device, meaning)| PossibleValue::new(device.to_string()).help(meaning))))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,8 +145,8 @@ impl GlobalArguments {
     /// `--device` and `--precision` as they were given.
     pub(super) fn device_words(&self) -> Vec<String> {
         let mut words = Vec::new();
-        if self.device != "auto" {
-            words.extend(["--device".into(), self.device.clone()]);
+        if self.device != DeviceName::Auto {
+            words.extend(["--device".into(), self.device.to_string()]);
         }
         if let Some(precision) = self.precision {
             words.extend(["--precision".into(), crate::device::Precision::from(precision).to_string()]);
@@ -112,19 +174,13 @@ impl GlobalArguments {
     /// Sets the number of threads and opens the driver of the requested device; `None` for the CPU.
     pub(super) fn open_driver(&self) -> Result<Option<Box<dyn Driver>>> {
         if let Some(threads) = self.threads {
-            if !(1..=MOST_THREADS).contains(&threads) {
-                return Err(Error::usage(format!("--threads {threads}: expected 1 to {MOST_THREADS}")));
-            }
             threads::set(threads)?;
         }
-        match self.device.as_str() {
-            "auto" => device::first_cuda(),
-            "cpu" => Ok(None),
-            "emulator" => Self::open_emulator().map(Some),
-            name => match device::cuda_index(name) {
-                Some(index) => device::open_cuda(name, index).map(Some),
-                None => Err(Error::usage(format!("--device {name}: expected auto, cpu, cuda, cuda:N or emulator"))),
-            },
+        match &self.device {
+            DeviceName::Auto => device::first_cuda(),
+            DeviceName::Cpu => Ok(None),
+            DeviceName::Emulator => Self::open_emulator().map(Some),
+            name @ DeviceName::Cuda(index, _) => device::open_cuda(&name.to_string(), *index).map(Some),
         }
     }
 
@@ -153,6 +209,14 @@ impl GlobalArguments {
     fn open_emulator() -> Result<Box<dyn Driver>> {
         Err(Error::new("--device emulator: this build has no emulator")
             .hint("build with `cargo build --release --features emulator`, which needs a C++ compiler"))
+    }
+
+    /// Refuses `--json` where the output is no result.
+    pub(super) fn refuse_json(&self, output: &str) -> Result<()> {
+        match self.json {
+            true => Err(Error::usage(format!("--json: {output} cannot be printed as JSON")).hint("leave --json out")),
+            false => Ok(()),
+        }
     }
 
     /// Prints a message that is not a result, unless `--quiet` is given.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Command;
 use clap_mangen::Man;
 
-use super::{print_bytes, print_result};
+use super::{GlobalArguments, print_bytes, print_json, print_result};
 use crate::error::{Context, Error, Result};
 use crate::file::write_atomically;
 
@@ -29,25 +29,29 @@ pub struct ManArguments {
 }
 
 /// `root` is the whole command line.
-pub fn run(arguments: &ManArguments, root: Command) -> Result<ExitCode> {
+pub fn run(global: &GlobalArguments, arguments: &ManArguments, root: Command) -> Result<ExitCode> {
     let mut root = root.disable_help_subcommand(true);
     root.build();
     let commands = || std::iter::once(&root).chain(root.get_subcommands());
     if let Some(folder) = &arguments.out {
         std::fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
+        let mut pages = Vec::new();
         for command in commands() {
             let (name, page) = page(command)?;
             let path = folder.join(format!("{name}.1"));
             write_atomically(&path, |writer| writer.write_all(&page))?;
-            print_result(&path.display().to_string())?;
+            pages.push(path.display().to_string());
+        }
+        match global.json {
+            true => print_json(&serde_json::json!({ "pages": pages }))?,
+            false => pages.iter().try_for_each(|path| print_result(path))?,
         }
         return Ok(ExitCode::SUCCESS);
     }
+    global.refuse_json("a manual page")?;
     let name = arguments.command.as_deref().unwrap_or("retune");
-    let found = commands().find(|command| command.get_name() == name).ok_or_else(|| {
-        let names: Vec<&str> = commands().map(Command::get_name).collect();
-        Error::usage(format!("unknown command {name:?}")).hint(format!("expected one of {}", names.join(", ")))
-    })?;
+    let found = commands().find(|command| command.get_name() == name);
+    let found = found.ok_or_else(|| Error::usage(format!("there is no command {name}")))?;
     print_bytes(&page(found)?.1)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -23,16 +23,18 @@ mod show;
 mod train;
 mod training;
 mod training_display;
+mod url;
 mod weights;
 
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use clap::error::ErrorKind as ParseErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::global::{GlobalArguments, check_threads};
 use self::output::{print_bytes, print_json, print_result, say, size, warn, warn_of_skipped};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Result};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,11 +76,13 @@ enum Command {
 /// Parses the command line and runs the command. Exit status: 0 success, 1 failure, 2 wrong usage, 128 and the number of
 /// the signal if a signal ended it: 130 for Ctrl-C.
 pub fn main() -> ExitCode {
-    let Arguments { global, command } = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let matches = command_line().try_get_matches();
+    let parsed = matches.and_then(|matches| Ok((Arguments::from_arg_matches(&matches)?, matches)));
+    let (Arguments { global, command }, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(refusal) => return refuse(&refusal),
     };
-    let result = global.check().and_then(|()| match command {
+    let result = check(&global, &matches).and_then(|()| match command {
         Command::Demo(arguments) => demo::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
@@ -91,8 +95,8 @@ pub fn main() -> ExitCode {
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
         Command::Bench(arguments) => bench::run(&global, &arguments),
         Command::Devices(arguments) => devices::run(&global, &arguments),
-        Command::Completions(arguments) => completions::run(&arguments, Arguments::command()),
-        Command::Man(arguments) => man::run(&arguments, Arguments::command()),
+        Command::Completions(arguments) => completions::run(&global, &arguments, command_line()),
+        Command::Man(arguments) => man::run(&global, &arguments, command_line()),
     });
     match result {
         Ok(code) => code,
@@ -114,6 +118,20 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// The whole command line. Only it knows the names of all commands, of which `man` takes one.
+fn command_line() -> clap::Command {
+    let root = Arguments::command();
+    let names: Vec<String> = root.get_subcommands().map(|command| command.get_name().to_string()).collect();
+    let names = PossibleValuesParser::new(names);
+    root.mut_subcommand("man", |man| man.mut_arg("command", |command| command.value_parser(names)))
+}
+
+/// Rejects arguments that no command accepts.
+fn check(global: &GlobalArguments, matches: &ArgMatches) -> Result<()> {
+    global.check()?;
+    matches.subcommand().map_or(Ok(()), |(_, arguments)| url::refuse_urls(arguments))
 }
 
 /// Prints the requested help, or an error about the arguments in the form of every other error.
@@ -139,7 +157,7 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
     }
     let command = std::env::args()
         .nth(1)
-        .filter(|name| Arguments::command().get_subcommands().any(|command| command.get_name() == name));
+        .filter(|name| command_line().get_subcommands().any(|command| command.get_name() == name));
     let help = command.map_or("`retune --help`".to_string(), |command| format!("`retune {command} --help`"));
     let hint = if tips.is_empty() { format!("see {help}") } else { tips.join("; ") };
     say(&message.join(" "));

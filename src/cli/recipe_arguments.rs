@@ -56,7 +56,7 @@ pub struct RecipeArguments {
     no_decay_norm_bias: bool,
 
     /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
-    #[arg(long, value_name = "sum|mean", help_heading = "Training options")]
+    #[arg(long, value_name = "HOW", value_parser = ["sum", "mean"], help_heading = "Training options")]
     loss_reduction: Option<String>,
 
     /// Clip the gradients of all parameters together to this norm [default: off]

@@ -71,15 +71,16 @@ impl Training<'_> {
 
         let shared = run.trainer.network().shared_device();
         let device = shared.name();
-        let batches = |images: usize| images.div_ceil(run.recipe.batch_size);
+        let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
         let workload = Workload {
             epochs: run.recipe.epochs,
-            train_batches: batches(run.splits.train.len()),
-            test_batches: batches(run.splits.choosing().len()),
+            training: run.splits.train.len(),
+            choosing: run.splits.choosing().len(),
+            final_test: run.splits.validation.as_ref().map_or(0, |_| run.splits.test.len()),
         };
-        let mut display = TrainingDisplay::new(global, workload, &run.position, device.clone());
+        let mut display = TrainingDisplay::new(global, workload, &run.position, batches, device.clone());
         let mut board = match self.tensorboard {
-            true => Some(TensorBoard::create(&folder.path, workload.train_batches)?),
+            true => Some(TensorBoard::create(&folder.path, batches)?),
             false => None,
         };
         let result = run.train(|event| {

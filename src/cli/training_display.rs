@@ -17,23 +17,40 @@ const SILENCE: Duration = Duration::from_secs(20);
 /// Waiting for images is shown if it takes more than this fraction of the time.
 const NOTABLE_WAITING: f64 = 0.1;
 
-/// The number of batches of a run.
+/// The number of images of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
     pub epochs: usize,
-    /// Batches per epoch.
-    pub train_batches: usize,
-    /// Batches of the test set.
-    pub test_batches: usize,
+    /// Images that are trained on in an epoch.
+    pub training: usize,
+    /// Images that are classified after every epoch.
+    pub choosing: usize,
+    /// Images that are classified once, at the end.
+    pub final_test: usize,
 }
 
 impl Workload {
-    fn of_epoch(&self) -> usize {
-        TRAINING_WORK * self.train_batches + self.test_batches
+    fn of_epochs(&self, epochs: usize) -> usize {
+        epochs * (TRAINING_WORK * self.training + self.choosing)
     }
 
-    fn done(&self, epochs: usize, train_batches: usize, test_batches: usize) -> u64 {
-        (epochs * self.of_epoch() + TRAINING_WORK * train_batches + test_batches) as u64
+    fn all(&self) -> u64 {
+        (self.of_epochs(self.epochs) + self.final_test) as u64
+    }
+
+    /// After some batches of training in the epoch that follows `epochs` complete ones.
+    fn trained(&self, epochs: usize, batch: usize, batches: usize) -> u64 {
+        (self.of_epochs(epochs) + TRAINING_WORK * self.training * batch / batches.max(1)) as u64
+    }
+
+    /// After some batches of the test in that epoch.
+    fn tested(&self, epochs: usize, batch: usize, batches: usize) -> u64 {
+        self.trained(epochs, 1, 1) + (self.choosing * batch / batches.max(1)) as u64
+    }
+
+    /// After some batches of the test at the end.
+    fn tested_finally(&self, batch: usize, batches: usize) -> u64 {
+        (self.of_epochs(self.epochs) + self.final_test * batch / batches.max(1)) as u64
     }
 }
 
@@ -44,27 +61,27 @@ pub struct TrainingDisplay {
     device: String,
     plain: bool,
     quiet: bool,
-    begun: Instant,
-    begun_at: u64,
     last_line: Instant,
     epoch: usize,
     skipped: Vec<PathBuf>,
 }
 
 impl TrainingDisplay {
-    /// Shows a run that starts at `position` on the device with this name.
-    pub fn new(global: &GlobalArguments, workload: Workload, position: &Position, device: String) -> Self {
-        let progress = Progress::of_work(global, workload.done(workload.epochs, 0, 0));
-        let begun_at = workload.done(position.epoch, position.batch, 0);
-        progress.begin_at(begun_at);
+    /// Shows a run that starts at `position`, in an epoch of so many batches, on the device with this name.
+    pub fn new(
+        global: &GlobalArguments,
+        workload: Workload,
+        position: &Position,
+        batches: usize,
+        device: String,
+    ) -> Self {
+        let begun_at = workload.trained(position.epoch, position.batch, batches);
         Self {
-            progress,
+            progress: Progress::of_work(global, workload.all(), begun_at),
             workload,
             device,
             plain: !global.shows_progress(),
             quiet: global.quiet,
-            begun: Instant::now(),
-            begun_at,
             last_line: Instant::now(),
             epoch: position.epoch + 1,
             skipped: Vec::new(),
@@ -82,16 +99,18 @@ impl TrainingDisplay {
                     totals.accuracy(),
                     describe(&pace)
                 );
-                self.show(self.workload.done(epoch - 1, batch, 0), state);
+                self.show(self.workload.trained(epoch - 1, batch, batches), state);
             }
             Event::Tested { batch, batches } => {
-                let done = self.workload.done(self.epoch - 1, self.workload.train_batches, batch);
+                let done = self.workload.tested(self.epoch - 1, batch, batches);
                 self.show(done, format!("testing {batch}/{batches}"));
             }
             Event::FinalTest { batch, batches } => {
-                self.progress.message(format!("testing the best model {batch}/{batches}"));
+                let done = self.workload.tested_finally(batch, batches);
+                self.show(done, format!("testing the best model {batch}/{batches}"));
             }
             Event::Recorded(_) | Event::Notice(_) => {}
+            Event::Warning(text) => self.progress.warn(text),
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(
                 "{} of {of} decoded images are kept on {}: {}",
@@ -109,21 +128,21 @@ impl TrainingDisplay {
     fn show(&mut self, done: u64, state: String) {
         self.progress.position(done);
         if self.plain && !self.quiet && self.last_line.elapsed() >= SILENCE {
-            let share =
-                (done - self.begun_at) as f64 / (self.workload.done(self.workload.epochs, 0, 0) - self.begun_at) as f64;
-            let left = self.begun.elapsed().mul_f64((1.0 - share) / share.max(1e-9));
-            self.line(&format!("epoch {}/{}  {state}  {} left", self.epoch, self.workload.epochs, duration(left)));
+            let left = self.progress.left().map_or(String::new(), |left| format!("  {} left", duration(left)));
+            self.line(&format!("epoch {}/{}  {state}{left}", self.epoch, self.workload.epochs));
         }
         self.progress.prefix(format!("epoch {}/{}", self.epoch, self.workload.epochs));
         self.progress.message(state);
     }
 
     fn epoch_line(&mut self, metric: &Metric) {
-        if let Metric::Epoch { epoch, train_loss, train_acc, held_out, images_per_second, .. } = metric {
+        if let Metric::Epoch { epoch, train_loss, train_acc, held_out, .. } = metric {
             let (name, loss, accuracy) = (held_out.short_name(), held_out.loss(), held_out.accuracy());
+            // Nothing was trained if the epoch was resumed after its last batch.
+            let speed = Metric::images_per_second([metric]).map_or(String::new(), |rate| format!("; {}", speed(rate)));
             self.line(&format!(
                 "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, {name} loss {loss:.3}, \
-                 {name} acc {accuracy:.3}; {images_per_second:.1} examples/sec"
+                 {name} acc {accuracy:.3}{speed}"
             ));
         }
     }
@@ -147,8 +166,12 @@ impl TrainingDisplay {
     }
 }
 
+fn speed(images_per_second: f64) -> String {
+    format!("{images_per_second:.1} images/s")
+}
+
 fn describe(pace: &Pace) -> String {
-    let rate = format!("{:.1} images/s", pace.images_per_second);
+    let rate = speed(pace.images_per_second);
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     let (data, compute) = (milliseconds(pace.data), milliseconds(pace.compute));
     if data <= NOTABLE_WAITING * (data + compute) {
@@ -174,9 +197,12 @@ mod tests {
 
     #[test]
     fn work_counts_tests_as_a_third() {
-        let workload = Workload { epochs: 2, train_batches: 10, test_batches: 6 };
-        assert_eq!(workload.done(2, 0, 0), 72);
-        assert_eq!(workload.done(1, 0, 0), workload.done(0, 10, 6));
-        assert_eq!(workload.done(0, 1, 0), workload.done(0, 0, 3));
+        let workload = Workload { epochs: 2, training: 100, choosing: 60, final_test: 40 };
+        assert_eq!(workload.all(), 2 * 360 + 40);
+        assert_eq!(workload.trained(1, 0, 10), workload.tested(0, 6, 6));
+        assert_eq!(workload.trained(0, 1, 10), 30);
+        assert_eq!(workload.tested(0, 3, 6) - workload.trained(0, 10, 10), 30);
+        assert_eq!(workload.tested(1, 6, 6), workload.tested_finally(0, 2));
+        assert_eq!(workload.tested_finally(2, 2), workload.all());
     }
 }

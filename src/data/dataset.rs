@@ -96,7 +96,8 @@ impl Splits {
         all
     }
 
-    fn parts(&self) -> impl Iterator<Item = &ImageFolder> {
+    /// Every part: training, test and, if there are any, validation images.
+    pub fn parts(&self) -> impl Iterator<Item = &ImageFolder> {
         [&self.train, &self.test].into_iter().chain(&self.validation)
     }
 

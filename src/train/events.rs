@@ -19,7 +19,7 @@ pub enum Event<'a> {
         batches: usize,
         /// Metrics of the epoch so far.
         totals: Totals,
-        /// The current speed.
+        /// The speed of this epoch so far.
         pace: Pace,
     },
     /// The metrics of a part of an epoch were recorded.
@@ -46,9 +46,11 @@ pub enum Event<'a> {
     Skipped(&'a SkippedSample),
     /// Something that a user should know before the run starts.
     Notice(&'a str),
+    /// A problem that does not end the run.
+    Warning(&'a str),
 }
 
-/// The speed of a run since it started or was resumed.
+/// The speed of an epoch so far; of a resumed epoch, since it was resumed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
     /// Training images per second.
@@ -70,9 +72,9 @@ pub struct Summary {
     pub held_out: HeldOut,
     /// Share of correct test images: after the last epoch, or of the best model where validation images chose it.
     pub test_acc: f64,
-    /// Training images per second.
+    /// Training images per second over all epochs, as [`Metric::images_per_second`] computes it.
     pub images_per_second: f64,
-    /// The share of that time that was spent waiting for images.
+    /// The share of the training time that was spent waiting for images, since the run started or was resumed.
     pub waiting_share: f64,
     /// The epoch whose model was kept.
     pub best: Best,

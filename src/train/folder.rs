@@ -51,10 +51,12 @@ impl RunFolder {
     /// When that is the case. Paths that do not exist are accepted.
     pub fn require_apart(&self, data: &Path, splits: &Splits) -> Result<()> {
         let Some(out) = real_path(&self.path) else { return Ok(()) };
-        let mut folders: BTreeSet<&Path> = [data, &splits.train.root, &splits.test.root].into();
-        // Class folders may be links to other places.
-        let samples = splits.train.samples.iter().chain(&splits.test.samples);
-        folders.extend(samples.filter_map(|sample| sample.path.parent()));
+        let mut folders = BTreeSet::from([data]);
+        // Folders of splits and of classes may be links to other places.
+        for part in splits.parts() {
+            folders.insert(&part.root);
+            folders.extend(part.samples.iter().filter_map(|sample| sample.path.parent()));
+        }
         for folder in folders {
             let Some(real) = real_path(folder) else { continue };
             let relation = match (out.starts_with(&real), real.starts_with(&out)) {

@@ -126,9 +126,9 @@ pub enum Metric {
         /// After the epoch, on the images that choose the model.
         #[serde(flatten)]
         held_out: HeldOut,
-        /// Training images per second, without testing and saving.
+        /// Training images per second, without testing and saving; of a resumed epoch, since it was resumed.
         images_per_second: f64,
-        /// Seconds of training, without testing and saving.
+        /// Seconds of training that this is measured over.
         seconds: f64,
     },
     /// At the end, where validation images chose the model: its results on the test images.
@@ -149,6 +149,20 @@ pub enum Metric {
     },
 }
 
+impl Metric {
+    /// The speed of a run: training images per second over all of these epochs, without testing and saving. `None` if nothing was measured.
+    pub fn images_per_second<'a>(metrics: impl IntoIterator<Item = &'a Self>) -> Option<f64> {
+        let (mut images, mut all_seconds) = (0.0, 0.0);
+        for metric in metrics {
+            if let Self::Epoch { images_per_second, seconds, .. } = metric {
+                images += images_per_second * seconds;
+                all_seconds += seconds;
+            }
+        }
+        (all_seconds > 0.0).then(|| images / all_seconds)
+    }
+}
+
 impl From<&SkippedSample> for Metric {
     fn from(sample: &SkippedSample) -> Self {
         Self::Skipped { path: sample.path.to_string_lossy().into_owned(), reason: sample.reason.clone() }
@@ -161,6 +175,7 @@ pub struct MetricsFile {
     file: File,
     lines: usize,
     skipped: HashSet<String>,
+    epochs: Vec<Metric>,
 }
 
 impl MetricsFile {
@@ -171,16 +186,26 @@ impl MetricsFile {
         write_atomically(path, |writer| writer.write_all(kept.as_bytes()))?;
         let file = OpenOptions::new().append(true).open(path);
         let file = file.context(|| format!("cannot open {}", path.display()))?;
-        let skipped = kept.lines().filter_map(|line| match serde_json::from_str(line) {
-            Ok(Metric::Skipped { path, .. }) => Some(path),
-            _ => None,
-        });
-        Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count(), skipped: skipped.collect() })
+        let (mut skipped, mut epochs) = (HashSet::new(), Vec::new());
+        for line in kept.lines() {
+            match serde_json::from_str(line) {
+                Ok(Metric::Skipped { path, .. }) => drop(skipped.insert(path)),
+                Ok(epoch @ Metric::Epoch { .. }) => epochs.push(epoch),
+                // Lines of other kinds are only kept, and those of a later version may be unknown.
+                _ => {}
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), file, lines: kept.lines().count(), skipped, epochs })
     }
 
     /// The images that the kept lines record as skipped.
     pub fn skipped(&self) -> &HashSet<String> {
         &self.skipped
+    }
+
+    /// The lines of completed epochs.
+    pub fn epochs(&self) -> &[Metric] {
+        &self.epochs
     }
 
     /// Number of lines.
@@ -194,6 +219,9 @@ impl MetricsFile {
         let line = serde_json::to_string(metric).context(doing)? + "\n";
         self.file.write_all(line.as_bytes()).context(doing)?;
         self.lines += 1;
+        if let Metric::Epoch { .. } = metric {
+            self.epochs.push(metric.clone());
+        }
         Ok(())
     }
 }

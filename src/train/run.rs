@@ -15,12 +15,13 @@ use super::folder::RunFolder;
 use super::image_list::ImageList;
 use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
 use super::model_file::{load_model, save_model, update_recipe};
-use super::network::BatchResult;
+use super::network::{BatchResult, Purpose};
 use super::recipe::Recipe;
 use super::trainer::Trainer;
 use crate::data::{Batches, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, SkippedSample, Splits, Stored};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::BatchShape;
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 use crate::weights::TensorFile;
@@ -87,8 +88,8 @@ const FINAL_TEST_BATCH: usize = 32;
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
 
-/// Time spent on each kind of work, since the run started or was resumed.
-#[derive(Default)]
+/// Time spent on each kind of work.
+#[derive(Clone, Copy, Default)]
 struct Clock {
     training: Duration,
     waiting: Duration,
@@ -99,6 +100,13 @@ struct Clock {
 impl Clock {
     fn images_per_second(&self) -> f64 {
         self.images as f64 / self.training.as_secs_f64().max(1e-9)
+    }
+
+    fn add(&mut self, other: Self) {
+        self.training += other.training;
+        self.waiting += other.waiting;
+        self.images += other.images;
+        self.batches += other.batches;
     }
 
     fn pace(&self) -> Pace {
@@ -116,12 +124,24 @@ struct LeftOut {
     /// Those with a line in `metrics.jsonl`, by the name in that file.
     recorded: HashSet<String>,
     told: HashSet<PathBuf>,
+    /// Whether a batch shrank to a single image that cannot be trained on.
+    told_of_single: bool,
 }
 
 impl LeftOut {
     /// The images that the run skipped before it was resumed.
     fn of_earlier(metrics: &MetricsFile) -> Self {
-        Self { recorded: metrics.skipped().clone(), told: HashSet::new() }
+        Self { recorded: metrics.skipped().clone(), told: HashSet::new(), told_of_single: false }
+    }
+
+    /// Warns, once, that an image is not trained on because the others of its batch could not be read.
+    fn warn_of_single(&mut self, image_size: usize, observe: &mut impl FnMut(Event)) {
+        if !std::mem::replace(&mut self.told_of_single, true) {
+            observe(Event::Warning(&format!(
+                "unreadable images leave a single one in a batch, which is left out: batch norm cannot train on it at \
+                 {image_size} x {image_size} pixels"
+            )));
+        }
     }
 
     /// Records and reports images that are new.
@@ -181,9 +201,8 @@ impl Run<'_> {
         let mut last = None;
         let mut stored = Stored::default();
         while self.position.epoch < self.recipe.epochs {
-            let before = (clock.images, clock.training);
-            self.train_epoch(&mut train_batches, &mut metrics, &mut clock, &mut left_out, observe)?;
-            let (images, training) = (clock.images - before.0, clock.training - before.1);
+            let of_epoch = self.train_epoch(&mut train_batches, &mut metrics, &mut left_out, observe)?;
+            clock.add(of_epoch);
 
             let batches = test_batches.loader().batch_count();
             let mut batch = 0;
@@ -209,8 +228,8 @@ impl Run<'_> {
                 train_loss: train.mean_loss(),
                 train_acc: train.accuracy(),
                 held_out: HeldOut::new(&test, self.splits.validation.is_some()),
-                images_per_second: images as f64 / training.as_secs_f64().max(1e-9),
-                seconds: training.as_secs_f64(),
+                images_per_second: of_epoch.images_per_second(),
+                seconds: of_epoch.training.as_secs_f64(),
             };
             metrics.append(&metric)?;
             let this = Best { epoch, accuracy: test.accuracy(), loss: test.mean_loss() };
@@ -252,7 +271,7 @@ impl Run<'_> {
             train_acc: train.accuracy(),
             held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
             test_acc: test.unwrap_or(held_out).accuracy(),
-            images_per_second: clock.images_per_second(),
+            images_per_second: Metric::images_per_second(metrics.epochs()).unwrap_or_default(),
             waiting_share: clock.waiting.as_secs_f64() / clock.training.as_secs_f64().max(1e-9),
             best,
             skipped: left_out.of(&self.splits.train),
@@ -290,12 +309,13 @@ impl Run<'_> {
         &mut self,
         train_batches: &mut Batches,
         metrics: &mut MetricsFile,
-        clock: &mut Clock,
         left_out: &mut LeftOut,
         observe: &mut impl FnMut(Event),
-    ) -> Result<()> {
+    ) -> Result<Clock> {
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
+        let fewest = self.fewest_images();
+        let mut clock = Clock::default();
         let mut saved = Instant::now();
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
@@ -304,7 +324,11 @@ impl Run<'_> {
             let batch = batch?;
             clock.waiting += started.elapsed();
             left_out.note(&batch.skipped, metrics, observe)?;
-            let images = batch.targets.len();
+            let mut images = batch.targets.len();
+            if (1..fewest).contains(&images) {
+                images = 0;
+                left_out.warn_of_single(self.recipe.image_size, observe);
+            }
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
@@ -353,10 +377,24 @@ impl Run<'_> {
                 saved = Instant::now();
             }
         }
-        if self.position.totals.images == 0 {
-            return Err(Error::new("none of the training images could be read"));
+        match self.position.totals.images {
+            0 if left_out.told_of_single => {
+                Err(Error::new("no batch has two training images that can be read").hint("use a larger --batch-size"))
+            }
+            0 => Err(Error::new("none of the training images could be read")),
+            _ => Ok(clock),
         }
-        Ok(())
+    }
+
+    /// The smallest batch that the network can be trained on. At small image sizes, the deepest batch norms see one value per channel of a
+    /// single image, which has no variance.
+    fn fewest_images(&self) -> usize {
+        let size = self.recipe.image_size;
+        let single = BatchShape { batch: 1, height: size, width: size };
+        match self.trainer.network().arena_bytes_of(single, Purpose::Training) {
+            Ok(_) => 1,
+            Err(_) => 2,
+        }
     }
 
     /// The error of a run whose numbers are no longer finite. The loaded weights were finite, so the learning rate is the likely

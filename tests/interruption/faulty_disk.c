@@ -3,6 +3,7 @@
 // FAULTY_DISK is MODE:N. Operations on regular files are counted from 1: write, fsync, rename, link, unlink.
 //   count    nothing fails; at the end the number of operations is written to the file FAULTY_DISK_COUNT
 //   kill     SIGKILL instead of operation N
+//   interrupt SIGINT before operation N
 //   full     starting at operation N, the disk is full
 //   broken   starting at operation N, every operation fails with an input/output error
 //   once     only operation N fails with an input/output error
@@ -45,6 +46,7 @@ static int is_mode(const char *name) { return strcmp(mode, name) == 0; }
 static int fails(int needs_room) {
     const long number = atomic_fetch_add(&operations, 1) + 1;
     if (is_mode("kill") && number == position) kill(getpid(), SIGKILL);
+    if (is_mode("interrupt") && number == position) kill(getpid(), SIGINT);
     if ((is_mode("broken") && number >= position) || (is_mode("once") && number == position)) {
         errno = EIO;
         return 1;

@@ -1,5 +1,6 @@
 //! Every kernel launch of a training step, compared with a roofline: planned without a GPU, or timed one by one.
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 
 use super::super::print_result;
@@ -16,7 +17,13 @@ use crate::model::{BatchShape, ResNet};
 use crate::tensor::Tensor;
 use crate::train::{Network, Purpose, Recipe, Trainer, initialise};
 
-/// The GPU model of `--gpu`.
+/// The values of `--gpu`.
+pub(super) fn model_parser() -> impl TypedValueParser<Value = &'static GpuModel> {
+    let named = GPU_MODELS.iter().map(|model| PossibleValue::new(model.name).help(model.description));
+    PossibleValuesParser::new(named).try_map(|name| find_model(&name))
+}
+
+/// The GPU model with this name.
 pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
     GpuModel::find(name).ok_or_else(|| {
         let names: Vec<&str> = GPU_MODELS.iter().map(|model| model.name).collect();

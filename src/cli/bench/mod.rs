@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::recipe_arguments::architecture_names;
 use super::{GlobalArguments, print_json, print_result};
+use crate::device::cuda::gpus::GpuModel;
 use crate::device::{Device, threads};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, BatchShape, ResNet};
@@ -80,9 +81,9 @@ pub struct BenchArguments {
     #[arg(long, requires = "kernels")]
     plan: bool,
 
-    /// GPU model of the roofline: h200, h100, a100, rtx4090 or t4 [default: the GPU in use; h200 with --plan]
-    #[arg(long, requires = "kernels", value_name = "NAME")]
-    gpu: Option<String>,
+    /// GPU model of the roofline [default: the GPU in use; h200 with --plan]
+    #[arg(long, requires = "kernels", value_name = "NAME", value_parser = launches::model_parser())]
+    gpu: Option<&'static GpuModel>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -228,8 +229,7 @@ fn report_launches(
     resnet: ResNet,
     shape: BatchShape,
 ) -> Result<Option<launches::StepReport>> {
-    let model = arguments.gpu.as_deref().map(launches::find_model).transpose()?;
-    let precision = global.precision();
+    let (model, precision) = (arguments.gpu, global.precision());
     if arguments.plan {
         let model = model.map_or_else(|| launches::find_model("h200"), Ok)?;
         return launches::plan(model, precision, resnet, shape).map(Some);
@@ -260,11 +260,11 @@ fn print_table(result: &BenchResult) -> Result<()> {
     if !result.kernels.is_empty() {
         let header = ["forward ms", "GFLOP/s", "backward ms", "GFLOP/s"];
         let [a, b, c, d] = header;
-        print_result(&format!("{:<13}  {:<22}  {a:>11}  {b:>8}  {c:>11}  {d:>8}", "operation", "module"))?;
+        print_result(&format!("{:<13}  {:<21}  {a:>10}  {b:>7}  {c:>11}  {d:>7}", "operation", "module"))?;
         let rate = |rate: Option<f64>| rate.map_or(String::new(), |rate| format!("{rate:.0}"));
         for row in &result.kernels {
             print_result(&format!(
-                "{:<13}  {:<22}  {:>11.2}  {:>8}  {:>11.2}  {:>8}",
+                "{:<13}  {:<21}  {:>10.2}  {:>7}  {:>11.2}  {:>7}",
                 row.operation,
                 row.node,
                 row.forward_milliseconds,
@@ -275,7 +275,7 @@ fn print_table(result: &BenchResult) -> Result<()> {
         }
         let sum = |part: fn(&KernelRow) -> f64| result.kernels.iter().map(part).sum::<f64>();
         let (forward, backward) = (sum(|row| row.forward_milliseconds), sum(|row| row.backward_milliseconds));
-        print_result(&format!("{:<13}  {:<22}  {forward:>11.2}  {:>8}  {backward:>11.2}", "total", "", ""))?;
+        print_result(&format!("{:<13}  {:<21}  {forward:>10.2}  {:>7}  {backward:>11.2}", "total", "", ""))?;
     }
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
     let resident = match result.peak_resident_bytes {

@@ -111,10 +111,10 @@ pub(super) fn lead(run: &RunRecord) -> String {
 }
 
 pub(super) fn figures(run: &RunRecord) -> Markup {
-    let Some(Metric::Epoch { epoch, train_loss, train_acc, held_out, images_per_second, .. }) = run.epochs().last()
-    else {
+    let Some(Metric::Epoch { epoch, train_loss, train_acc, held_out, .. }) = run.epochs().last() else {
         return html! {};
     };
+    let images_per_second = Metric::images_per_second(run.epochs()).unwrap_or_default();
     let wanted = run.config.recipe.epochs;
     html! {
         section {
