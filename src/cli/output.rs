@@ -50,7 +50,12 @@ pub(super) fn size(bytes: usize) -> String {
 
 /// Prints a line of a result. Whatever names are in it, it is one line, and what they hide is shown.
 pub(super) fn print_result(line: &str) -> Result<()> {
-    print_bytes(format!("{}\n", wrapped(&printable(line), width(&Term::stdout()))).as_bytes())
+    print_bytes(result_line(line).as_bytes())
+}
+
+/// A line of a result with its end.
+pub(super) fn result_line(line: &str) -> String {
+    format!("{}\n", wrapped(&printable(line), width(&Term::stdout())))
 }
 
 /// The width of a terminal; `None` for files and pipes.

@@ -43,6 +43,11 @@ impl Progress {
         Self::with_template(global, steps, &format!("[{{bar:24.green}}] {{pos}}/{{len}} {unit}{{left}}"))
     }
 
+    /// Progress in steps whose number is not known.
+    pub fn of_any_number(global: &GlobalArguments, unit: &str) -> Self {
+        Self::with_template(global, 0, &format!("{{pos}} {unit}"))
+    }
+
     /// Progress in units that are not shown, of which `done` were finished before this process started.
     pub fn of_work(global: &GlobalArguments, work: u64, done: u64) -> Self {
         let progress = Self::with_template(global, work, "{prefix:.bold} [{bar:10.green}]{left}  {wide_msg}");

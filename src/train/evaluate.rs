@@ -52,26 +52,47 @@ pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
     BatchShape { batch: batch.targets.len(), height: image_size, width: image_size }
 }
 
-/// Classifies every image, in the order of the data set. `visit` sees each batch, for its skipped images and for a
-/// progress line.
+/// Classifies every image, in the order of the data set, and keeps all predictions. `visit` sees each batch, for its skipped images and
+/// for a progress line.
 ///
 /// # Errors
-/// When `visit` fails, no image can be read, or an output is not finite ([`crate::error::ErrorKind::NotFinite`]).
+/// Those of [`classify`]; no image can be read.
 pub fn evaluate(
     network: &mut Network,
     batches: &mut Batches,
     image_size: usize,
     mut visit: impl FnMut(&InputBatch) -> Result<()>,
 ) -> Result<(Totals, Vec<Prediction>)> {
+    let mut all = Vec::new();
+    let totals = classify(network, batches, image_size, |batch, predictions| {
+        all.extend(predictions);
+        visit(batch)
+    })?;
+    match totals.images {
+        0 => Err(Error::new("none of the images could be read")),
+        _ => Ok((totals, all)),
+    }
+}
+
+/// Classifies every image, in the order of the data set. `visit` receives each batch with one prediction for each image that could be
+/// read. No prediction is kept, so that the memory does not depend on the number of images.
+///
+/// # Errors
+/// When `visit` fails, or an output is not finite ([`crate::error::ErrorKind::NotFinite`]).
+pub fn classify(
+    network: &mut Network,
+    batches: &mut Batches,
+    image_size: usize,
+    mut visit: impl FnMut(&InputBatch, Vec<Prediction>) -> Result<()>,
+) -> Result<Totals> {
     let classes = network.resnet().classes;
     let mut totals = Totals::default();
-    let mut predictions = Vec::new();
     let dataset = batches.loader().dataset().clone();
     let mut epoch = batches.epoch_from(0, 0);
     while let Some(batch) = epoch.next_batch() {
         let batch = batch?;
-        visit(&batch)?;
         if batch.targets.is_empty() {
+            visit(&batch, Vec::new())?;
             continue;
         }
         let shape = batch_shape(&batch, image_size);
@@ -84,16 +105,14 @@ pub fn evaluate(
                 path.display()
             )));
         }
-        let first = predictions.len();
+        let mut predictions = Vec::with_capacity(batch.indices.len());
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
         }
         // The losses of single images, so that the result depends neither on the loss reduction nor on batches.
-        let loss = predictions[first..].iter().map(Prediction::loss).sum();
+        let loss = predictions.iter().map(Prediction::loss).sum();
         totals.add(Totals { loss, correct: result.correct as u64, images: batch.targets.len() as u64 });
+        visit(&batch, predictions)?;
     }
-    if totals.images == 0 {
-        return Err(Error::new("none of the images could be read"));
-    }
-    Ok((totals, predictions))
+    Ok(totals)
 }

@@ -1,0 +1,167 @@
+//! The images that a command line names, directly or in a list.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use tempfile::NamedTempFile;
+
+use crate::data::FileKind;
+use crate::error::{Context, Error, Result};
+
+/// The argument that stands for standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// The maximum number of images of a list that are classified together. A longer list never is in memory as a whole.
+const AT_ONCE: usize = 1024;
+
+/// Images to classify, in order.
+pub struct Images {
+    named: std::vec::IntoIter<PathBuf>,
+    listed: Option<Receiver<io::Result<PathBuf>>>,
+    list: PathBuf,
+    /// A copy of the image in standard input.
+    piped: Option<NamedTempFile>,
+}
+
+/// A list of paths in a file.
+#[derive(Debug, Clone, Copy)]
+pub struct List<'a> {
+    pub file: &'a Path,
+    /// What ends a path.
+    pub end: u8,
+}
+
+impl Images {
+    /// Those of these arguments, and then those of a list, which is read while they are classified.
+    pub fn open(arguments: &[PathBuf], list: Option<List>) -> Result<Self> {
+        let is_standard_input = |path: &&Path| **path == *Path::new(STANDARD_INPUT);
+        let all = arguments.iter().map(PathBuf::as_path).chain(list.map(|list| list.file));
+        match all.filter(is_standard_input).count() {
+            0 => {}
+            1 if io::stdin().is_terminal() => {
+                return Err(Error::usage("-: standard input is a terminal").hint("pipe an image or a list into it"));
+            }
+            1 => {}
+            _ => return Err(Error::usage("-: standard input can be read only once")),
+        }
+        let mut images = Self { named: Vec::new().into_iter(), listed: None, list: PathBuf::new(), piped: None };
+        let mut named = Vec::new();
+        for argument in arguments {
+            match is_standard_input(&argument.as_path()) {
+                true => {
+                    let copy = images.piped.insert(copy_of_standard_input()?);
+                    named.push(copy.path().to_path_buf());
+                }
+                false => named.extend(images_of(argument)?),
+            }
+        }
+        images.named = named.into_iter();
+        if let Some(List { file, end }) = list {
+            let source: Box<dyn Read + Send> = match is_standard_input(&file) {
+                true => Box::new(io::stdin()),
+                false => Box::new(File::open(file).context(|| format!("cannot open {}", file.display()))?),
+            };
+            images.listed = Some(read_list(source, end));
+            images.list = file.to_path_buf();
+        }
+        Ok(images)
+    }
+
+    /// The number of images, if there is no list.
+    pub fn count(&self) -> Option<usize> {
+        self.listed.is_none().then(|| self.named.len())
+    }
+
+    /// The next images; none at the end. Waits for the first of them, and not for others.
+    pub fn next_paths(&mut self) -> Result<Vec<PathBuf>> {
+        let mut paths: Vec<_> = self.named.by_ref().take(AT_ONCE).collect();
+        if let (true, Some(listed)) = (paths.is_empty(), &self.listed) {
+            let received = listed.recv().into_iter().chain(listed.try_iter()).take(AT_ONCE);
+            let doing = || format!("cannot read {}", self.list.display());
+            paths = received.collect::<io::Result<_>>().context(doing)?;
+        }
+        Ok(paths)
+    }
+
+    /// An image as the user named it.
+    pub fn name(&self, path: &Path) -> String {
+        match self.piped.as_ref().is_some_and(|piped| piped.path() == path) {
+            true => STANDARD_INPUT.into(),
+            false => path.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// A message about an image, with the user's name for it.
+    pub fn renamed(&self, message: &str) -> String {
+        match &self.piped {
+            Some(piped) => message.replace(&*piped.path().to_string_lossy(), "standard input"),
+            None => message.into(),
+        }
+    }
+}
+
+fn copy_of_standard_input() -> Result<NamedTempFile> {
+    let doing = || "cannot copy standard input to a temporary file";
+    let mut copy = NamedTempFile::new().context(doing)?;
+    io::copy(&mut io::stdin().lock(), &mut copy).context(doing)?;
+    Ok(copy)
+}
+
+/// Reads paths in a thread of its own. It waits if the receiver is not as fast.
+fn read_list(source: impl Read + Send + 'static, end: u8) -> Receiver<io::Result<PathBuf>> {
+    let (sender, receiver) = sync_channel(AT_ONCE);
+    std::thread::spawn(move || {
+        for entry in BufReader::new(source).split(end) {
+            let path = entry.map(|bytes| path_of(bytes, end));
+            if path.as_ref().is_ok_and(|path| path.as_os_str().is_empty()) {
+                continue;
+            }
+            // The receiver is gone once the command ends.
+            let is_last = path.is_err();
+            if sender.send(path).is_err() || is_last {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+fn path_of(mut bytes: Vec<u8>, end: u8) -> PathBuf {
+    if end == b'\n' && bytes.last() == Some(&b'\r') {
+        bytes.pop();
+    }
+    #[cfg(unix)]
+    {
+        <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes).into()
+    }
+    #[cfg(not(unix))]
+    {
+        String::from_utf8_lossy(&bytes).into_owned().into()
+    }
+}
+
+/// A file, the images in a folder at any depth, or the files that a pattern matches.
+fn images_of(argument: &Path) -> Result<Vec<PathBuf>> {
+    let (paths, what) = if argument.is_dir() {
+        let pattern = format!("{}/**/*", glob::Pattern::escape(&argument.to_string_lossy()));
+        let mut paths = matching(&pattern, argument)?;
+        paths.retain(|path| FileKind::is_named_as_image(path));
+        (paths, "no images in this folder")
+    } else if argument.exists() {
+        (vec![argument.to_path_buf()], "")
+    } else {
+        (matching(&argument.to_string_lossy(), argument)?, "no such file")
+    };
+    match paths.is_empty() {
+        true => Err(Error::new(format!("{}: {what}", argument.display()))
+            .hint(format!("give images that end in one of {}", FileKind::image_extensions()))),
+        false => Ok(paths),
+    }
+}
+
+fn matching(pattern: &str, argument: &Path) -> Result<Vec<PathBuf>> {
+    let paths = glob::glob(pattern).context(|| format!("{}: invalid pattern", argument.display()))?;
+    Ok(paths.filter_map(|path| path.ok()).filter(|path| path.is_file()).collect())
+}

@@ -1,0 +1,213 @@
+//! `retune predict`
+
+mod images;
+mod rows;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::GlobalArguments;
+use super::progress::Progress;
+use super::weights::WeightsKey;
+use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample};
+use crate::device::threads;
+use crate::error::{Error, Result};
+use crate::train::{ModelFile, Network, Prediction, class_names, classify, load_model};
+use crate::weights::{IMAGENET_CLASSES, imagenet_classes};
+use images::{Images, List};
+use rows::{ClassProbability, Format, Outcome, Row, Rows};
+
+const EXAMPLES: &str = "\
+Examples:
+  retune predict runs/1/model.safetensors new.jpg
+  retune predict runs/1/model.safetensors holiday/ 'more/*.png' --top 1
+  curl -s https://example.org/photo.jpg | retune predict runs/1 -
+  find photos -name '*.jpg' -print0 | retune predict runs/1 --from - -0 --format csv > results.csv";
+
+/// Classify images
+///
+/// Prints the most probable classes of every image as soon as they are known. If weights have 1000 classes without names, those of
+/// ImageNet are used. An image that cannot be read does not stop the others; the exit status is then 1.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PredictArguments {
+    /// Model to use: the folder of a run, its model.safetensors, or the weights of any supported network
+    model: PathBuf,
+
+    /// Images, folders of images, or patterns such as 'photos/*.jpg'; - reads one image from standard input
+    #[arg(required_unless_present = "from", value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+
+    /// Also classify the images that this file lists, one path per line; - reads the list from standard input
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+
+    /// In the list of --from, every path ends in a NUL character, as `find -print0` writes it
+    #[arg(short = '0', long, requires = "from")]
+    null: bool,
+
+    /// Format of the results [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<Format>,
+
+    /// Number of classes to print, most probable first
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    top: usize,
+
+    /// Include the logits of all classes in JSON
+    #[arg(long)]
+    logits: bool,
+
+    /// Apply the EXIF orientation of images, even if the model was trained without it
+    #[arg(long)]
+    exif: bool,
+
+    /// Batch size
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    batch_size: usize,
+
+    #[command(flatten)]
+    weights_key: WeightsKey,
+}
+
+/// The form that the options ask for.
+fn format(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Format> {
+    let format = match (arguments.format, global.json) {
+        (None, false) => Format::Text,
+        (None | Some(Format::Json), _) => Format::Json,
+        (Some(format), false) => format,
+        (Some(_), true) => return Err(Error::usage("--json asks for another format than --format")),
+    };
+    if arguments.logits && !matches!(format, Format::Json | Format::Jsonl) {
+        return Err(Error::usage("--logits: only JSON has room for them").hint("add --json, or --format jsonl"));
+    }
+    Ok(format)
+}
+
+pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<ExitCode> {
+    if arguments.batch_size == 0 {
+        return Err(Error::usage("--batch-size 0: expected at least 1"));
+    }
+    if arguments.top == 0 {
+        return Err(Error::usage("--top 0: expected at least 1"));
+    }
+    let format = format(global, arguments)?;
+    let end = if arguments.null { 0 } else { b'\n' };
+    let list = arguments.from.as_deref().map(|file| List { file, end });
+    let mut images = Images::open(&arguments.images, list)?;
+    let device = global.open_device()?;
+    let file = arguments.weights_key.open(global, &arguments.model)?;
+    let (network, mut model) = load_model(device.clone(), &file)?;
+    model.notices.iter().for_each(|notice| global.note(notice));
+    let is_unnamed = class_names(&file)?.is_none() && model.classes.len() == IMAGENET_CLASSES;
+    if is_unnamed {
+        model.classes = imagenet_classes();
+    }
+    let progress = match images.count() {
+        Some(count) => Progress::new(global, count as u64, "images"),
+        None => Progress::of_any_number(global, "images"),
+    };
+    let rows = Rows::new(format, arguments.top.min(model.classes.len()));
+    // Every image is needed once, so none is kept.
+    let store = Rc::new(ImageStore::new(device, Some(0)));
+    let mut classification =
+        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0 };
+    let completed = classification.classify(&mut images);
+    classification.progress.finish();
+    // Also after an error, so that what was printed is whole.
+    classification.rows.end()?;
+    completed?;
+    let Classification { read, unreadable, .. } = classification;
+    if is_unnamed && read > 0 {
+        global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
+    }
+    match (read, unreadable) {
+        (0, 0) => Err(Error::new("there are no images in the list")),
+        (_, 0) => Ok(ExitCode::SUCCESS),
+        _ => Err(Error::new(format!("{unreadable} of {} images could not be read", read + unreadable))),
+    }
+}
+
+/// Everything that is needed to classify images and to print the results.
+struct Classification<'a> {
+    arguments: &'a PredictArguments,
+    network: Network,
+    model: ModelFile,
+    store: Rc<ImageStore>,
+    progress: Progress,
+    rows: Rows,
+    read: usize,
+    unreadable: usize,
+}
+
+impl Classification<'_> {
+    /// Classifies images until there are no more, or until nobody reads the results.
+    fn classify(&mut self, images: &mut Images) -> Result<()> {
+        loop {
+            let paths = images.next_paths()?;
+            if paths.is_empty() || !self.classify_these(paths, images)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns whether anyone still reads the results.
+    fn classify_these(&mut self, paths: Vec<PathBuf>, images: &Images) -> Result<bool> {
+        let Self { arguments, network, model, store, progress, rows, read, unreadable } = self;
+        let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
+        let options = LoaderOptions {
+            batch_size: arguments.batch_size.min(samples.len()),
+            image_size: model.image_size as u32,
+            mode: Mode::Evaluate,
+            workers: threads::count().min(samples.len()),
+            strict: false,
+        };
+        let folder = Arc::new(ImageFolder {
+            root: PathBuf::new(),
+            classes: model.classes.clone(),
+            samples,
+            decoding: DecodeOptions::with_exif(model.exif || arguments.exif),
+            not_read: NotRead::default(),
+        });
+        let mut batches = Batches::new(Loader::new(folder.clone(), options)?, store)?;
+        let mut is_open = true;
+        let classified = classify(network, &mut batches, model.image_size, |batch, predictions| {
+            let mut outcomes: Vec<(usize, Outcome)> = Vec::new();
+            for sample in &batch.skipped {
+                let error = images.renamed(&sample.reason);
+                progress.warn(&format!("skipped: {error}"));
+                outcomes.push((sample.index, Outcome::Unreadable { error }));
+            }
+            *read += predictions.len();
+            for prediction in predictions {
+                let classes = most_probable(&prediction, &model.classes, arguments.top);
+                let logits = arguments.logits.then_some(prediction.logits);
+                outcomes.push((prediction.index, Outcome::Classified { classes, logits }));
+            }
+            outcomes.sort_by_key(|(index, _)| *index);
+            *unreadable += batch.skipped.len();
+            progress.position((*read + *unreadable) as u64);
+            for (index, outcome) in outcomes {
+                let row = Row { path: images.name(&folder.samples[index].path), outcome };
+                is_open = progress.above(|| rows.print(&row))?;
+                if !is_open {
+                    return Err(Error::new("nobody reads the results"));
+                }
+            }
+            Ok(())
+        });
+        match classified {
+            Err(_) if !is_open => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+}
+
+fn most_probable(prediction: &Prediction, names: &[String], top: usize) -> Vec<ClassProbability> {
+    let mut classes: Vec<(usize, f64)> = prediction.probabilities().into_iter().enumerate().collect();
+    classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let named = |(class, probability): (usize, f64)| ClassProbability { class: names[class].clone(), probability };
+    classes.into_iter().take(top).map(named).collect()
+}
