@@ -818,6 +818,158 @@ mod other_commands {
         assert!(pattern[0].get("logits").is_none());
     }
 
+    /// Returns the standard output of `predict`, which reads `input`.
+    fn predict_from(place: &Workplace, line: &str, input: &[u8]) -> Outcome {
+        let mut command = assert_cmd::Command::new(PROGRAM);
+        command.args(line.split_whitespace()).current_dir(place.folder.path()).write_stdin(input).timeout(TIMEOUT);
+        let output = command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Outcome { status: output.status.code().unwrap(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    #[test]
+    fn predict_reads_an_image_from_standard_input() {
+        let place = Workplace::with_base_model();
+        let (model, image) = ("base/model.safetensors", "colours/green/00.png");
+        let named = place.succeed(&format!("predict {model} {image}")).stdout;
+        let piped = predict_from(&place, &format!("predict {model} -"), &place.read(image));
+        assert_eq!((piped.status, piped.stdout), (0, named.replace(image, "-")), "{}", piped.stderr);
+        let both = predict_from(&place, &format!("predict {model} - {image}"), &place.read(image));
+        assert_eq!(both.stdout, named.replace(image, "-") + &named);
+        // A file may have that name.
+        fs::copy(place.path(image), place.path("-")).unwrap();
+        assert_eq!(place.succeed(&format!("predict {model} ./-")).stdout, named.replace(image, "./-"));
+
+        let wrong = predict_from(&place, &format!("predict {model} - --json"), b"no picture");
+        assert_eq!(wrong.status, 1);
+        let error =
+            "cannot decode standard input: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file";
+        assert_eq!(wrong.stdout, format!("[{{\"path\":\"-\",\"error\":\"{error}\"}}]\n"));
+        assert_eq!(wrong.stderr, format!("warning: skipped: {error}\nerror: 1 of 1 images could not be read\n"));
+        for line in [format!("predict {model} - -"), format!("predict {model} - --from -")] {
+            let refused = predict_from(&place, &line, b"");
+            assert_eq!(refused.stderr, "error: -: standard input can be read only once\n");
+            assert_eq!((refused.status, refused.stdout.as_str()), (2, ""));
+        }
+    }
+
+    #[test]
+    fn predict_reads_a_list_of_images() {
+        let place = Workplace::with_base_model();
+        place.write("broken.png", b"no picture");
+        place.write("a b, c.png", &place.read("colours/green/02.png"));
+        let names = ["colours/green/00.png", "missing.png", "a b, c.png", "broken.png", "colours/green/01.png"];
+        let model = "base/model.safetensors";
+        let lines = names.join("\r\n\n");
+        place.write("lines", lines.as_bytes());
+        place.write("nulls", format!("{}\0", names.join("\0")).as_bytes());
+        let base = format!("predict {model} colours/purple/00.png --top 2");
+        let runs = [
+            place.run(&format!("{base} --from lines --format jsonl")),
+            predict_from(&place, &format!("{base} --from - --format jsonl"), lines.as_bytes()),
+            place.run(&format!("{base} --from nulls -0 --format jsonl")),
+        ];
+        for run in &runs {
+            assert_eq!((run.status, &run.stdout), (1, &runs[0].stdout), "{}", run.stderr);
+            assert!(run.stderr.ends_with("error: 2 of 6 images could not be read\n"), "{}", run.stderr);
+        }
+        let rows: Vec<Value> = runs[0].stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let paths: Vec<&str> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, [&["colours/purple/00.png"], &names[..]].concat(), "in the order of the list");
+        for (row, is_readable) in rows.iter().zip([true, true, false, true, false, true]) {
+            assert_eq!(keys(row), if is_readable { ["classes", "path"] } else { ["error", "path"] }, "{row}");
+        }
+        assert!(rows[2]["error"].as_str().unwrap().contains("No such file"), "{}", rows[2]);
+        let array = place.run(&format!("{base} --from lines --json"));
+        assert_eq!(serde_json::from_str::<Vec<Value>>(&array.stdout).unwrap(), rows);
+        assert_eq!(array.stdout, place.run(&format!("{base} --from lines --format json")).stdout);
+
+        let table = place.run(&format!("{base} --from lines --format csv")).stdout;
+        let mut reader = csv::Reader::from_reader(table.as_bytes());
+        assert_eq!(
+            reader.headers().unwrap().iter().collect::<Vec<_>>().join(" "),
+            "path class_1 probability_1 class_2 probability_2 error"
+        );
+        for (record, row) in reader.records().map(Result::unwrap).zip(&rows) {
+            assert_eq!((record.len(), &record[0]), (6, row["path"].as_str().unwrap()));
+            match row.get("error") {
+                Some(error) => assert_eq!((&record[1], &record[5]), ("", error.as_str().unwrap())),
+                None => {
+                    assert_eq!((&record[1], &record[5]), (row["classes"][0]["class"].as_str().unwrap(), ""));
+                    assert_eq!(record[2].parse::<f64>().unwrap(), row["classes"][0]["probability"].as_f64().unwrap());
+                }
+            }
+        }
+        assert_eq!(table.lines().count(), 7);
+        place.write("empty", b"\n\n");
+        assert_snapshot!(place.refusals(&[
+            &format!("predict {model} --from empty"),
+            &format!("predict {model} --from nothing"),
+            &format!("predict {model} -0 broken.png"),
+            &format!("predict {model} broken.png --format csv --json"),
+            &format!("predict {model} broken.png --format csv --logits"),
+            &format!("predict {model} broken.png --format cvs"),
+        ]), @r##"
+$ retune predict base/model.safetensors --from empty
+error: there are no images in the list
+exit status 1
+
+$ retune predict base/model.safetensors --from nothing
+error: cannot open nothing: No such file or directory (os error 2)
+exit status 1
+
+$ retune predict base/model.safetensors -0 broken.png
+error: the following required arguments were not provided: --from <FILE>
+hint: see `retune predict --help`
+exit status 2
+
+$ retune predict base/model.safetensors broken.png --format csv --json
+error: --json asks for another format than --format
+exit status 2
+
+$ retune predict base/model.safetensors broken.png --format csv --logits
+error: --logits: only JSON has room for them
+hint: add --json, or --format jsonl
+exit status 2
+
+$ retune predict base/model.safetensors broken.png --format cvs
+error: invalid value 'cvs' for '--format <FORMAT>' [possible values: text, json, jsonl, csv]
+hint: see `retune predict --help`
+exit status 2
+"##);
+    }
+
+    /// Results come while the list is still being written, and a list without an end ends with its reader.
+    #[cfg(unix)]
+    #[test]
+    fn predict_prints_results_as_they_come() {
+        use std::io::{BufRead, Write};
+
+        let place = Workplace::with_base_model();
+        for format in ["text", "jsonl", "csv"] {
+            let line = format!("predict base/model.safetensors --from - --format {format} --device cpu");
+            let mut command = std::process::Command::new(PROGRAM);
+            command.args(line.split_whitespace()).current_dir(place.folder.path());
+            command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut list = child.stdin.take().unwrap();
+            let mut results = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+            for number in 0..3 {
+                writeln!(list, "colours/green/0{number}.png").unwrap();
+                if format == "csv" && number == 0 {
+                    assert!(results.next().unwrap().unwrap().starts_with("path,"));
+                }
+                let result = results.next().unwrap().unwrap();
+                assert!(result.contains(&format!("colours/green/0{number}.png")), "{result}");
+            }
+            drop(list);
+            assert!(child.wait().unwrap().success());
+        }
+        let endless = "yes colours/green/00.png | \"$RETUNE\" predict base/model.safetensors --from - --format jsonl | head -2500";
+        let outcome = place.shell(endless);
+        assert_eq!((outcome.status, outcome.stdout.lines().count()), (0, 2500), "{}", outcome.stderr);
+    }
+
     #[test]
     fn predict_skips_unreadable_files() {
         let place = Workplace::with_base_model();
@@ -869,8 +1021,8 @@ error: --batch-size 0: expected at least 1
 exit status 2
 
 $ retune predict base/model.safetensors data/test --logits
-error: the following required arguments were not provided: --json
-hint: see `retune predict --help`
+error: --logits: only JSON has room for them
+hint: add --json, or --format jsonl
 exit status 2
 
 $ retune predict data/test/red/00.png data/test/red/00.png
@@ -1121,6 +1273,19 @@ exit status 2
         let text = place.succeed(&format!("{tiny} --kernels --threads 1")).stdout;
         assert!(text.contains("device: cpu, threads: 1, activations: "), "{text}");
 
+        let too_large = place.run("bench --batch-size 1000000");
+        assert_eq!((too_large.status, too_large.stdout.as_str()), (1, ""));
+        assert!(
+            too_large.stderr.starts_with("error: cpu: out of memory: 560.76 GiB is needed, "),
+            "{}",
+            too_large.stderr
+        );
+        assert_eq!(
+            place.refusals(&["bench --kernels --plan --batch-size 9999999999999"]),
+            "$ retune bench --kernels --plan --batch-size 9999999999999\n\
+             error: --batch-size 9999999999999: expected at most 1000000\nexit status 2\n\n"
+        );
+
         place.draw("photos/red", [200, 60, 40], 3);
         let data = "bench --mode data --data photos --workers 1 --image-size 33 --batch-size 2 --steps 2";
         let result = place.json(&format!("{data} --json"));
@@ -1278,8 +1443,364 @@ mod help {
     }
 }
 
+/// Names of the commands, as the help lists them.
+fn commands() -> Vec<String> {
+    let help = Workplace::empty().succeed("--help").stdout;
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    names.map(|line| line.split_whitespace().next().unwrap().to_string()).filter(|name| name != "help").collect()
+}
+
+mod json {
+    use super::*;
+
+    #[test]
+    fn is_the_output_of_every_command_or_refused() {
+        let place = Workplace::with_base_model();
+        fs::create_dir(place.path("downloads")).unwrap();
+        fs::rename(place.path("data"), place.path("downloads/hotdog")).unwrap();
+        let (model, data) = ("base/model.safetensors", "downloads/hotdog");
+        let fixture = fixture("odd.safetensors");
+        let tiny = "--width 4 --image-size 33 --batch-size 2 --steps 1";
+        let values = [
+            ("train", format!("{data} {SMALL} --epochs 1 --out run --no-report"), "model"),
+            ("train", format!("{data} {SMALL} --verify-determinism 1"), "same"),
+            ("eval", format!("{model} colours"), "accuracy"),
+            ("predict", format!("{model} colours/green/00.png"), "/0/path"),
+            ("inspect", model.into(), "tensors"),
+            ("inspect", format!("{model} --plan"), "nodes"),
+            ("convert", format!("{model} copy.safetensors"), "path"),
+            ("convert", format!("{model} copy.onnx"), "path"),
+            ("show", format!("{data} -o sheet.png"), "sheet"),
+            ("report", "run".into(), "page"),
+            ("gradcheck", fixture.display().to_string(), "tensors"),
+            ("bench", tiny.into(), "training"),
+            ("bench", format!("{tiny} --kernels"), "kernels"),
+            ("bench", format!("{tiny} --kernels --plan"), "rows"),
+            ("bench", "--mode data --data colours --batch-size 2 --steps 1".into(), "test_transform"),
+            ("fetch", "hotdog --out downloads".into(), "path"),
+            ("devices", String::new(), "/0/name"),
+            ("demo", "--only-draw --source-per-class 2 --target-per-class 2 --out demo".into(), "source"),
+            ("man", "--out pages".into(), "pages"),
+        ];
+        let refused = [
+            ("completions", "bash", "error: --json: a completion script cannot be printed as JSON"),
+            ("man", "train", "error: --json: a manual page cannot be printed as JSON"),
+            ("show", data, "error: standard output is not a terminal, and no output file is given"),
+        ];
+        for (command, arguments, field) in &values {
+            let value = place.json(&format!("{command} {arguments} --json"));
+            let found = if field.starts_with('/') { value.pointer(field) } else { value.get(field) };
+            assert!(found.is_some(), "{command} {arguments}: no {field} in {value}");
+        }
+        for (command, arguments, expected) in refused {
+            let outcome = place.run(&format!("{command} {arguments} --json"));
+            assert_eq!((outcome.status, outcome.stdout.as_str()), (2, ""), "{command}");
+            assert!(outcome.stderr.starts_with(expected), "{command}: {}", outcome.stderr);
+        }
+        for command in commands() {
+            let is_tried = values.iter().any(|(tried, ..)| *tried == command);
+            assert!(is_tried || refused.iter().any(|(tried, ..)| *tried == command), "{command} is not tried");
+        }
+    }
+}
+
+#[cfg(unix)]
+mod completion {
+    use super::*;
+
+    /// What bash offers for the last of these words.
+    fn offered(words: &str) -> Vec<String> {
+        let script = r#"
+            source <("$RETUNE" completions bash)
+            COMP_WORDS=($0) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            [[ "$0" == *" " ]] && { COMP_WORDS+=(""); COMP_CWORD=$((COMP_CWORD + 1)); }
+            COMP_LINE="$0" COMP_POINT=${#COMP_LINE}
+            "$(complete -p retune | sed 's/.* -F \([^ ]*\) .*/\1/')" retune "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            printf '%s\n' "${COMPREPLY[@]}"
+        "#;
+        let outcome = Workplace::empty().run_program("bash", &["-c", script, words]);
+        assert_eq!((outcome.status, outcome.stderr.as_str()), (0, ""), "{words}");
+        outcome.stdout.lines().map(String::from).collect()
+    }
+
+    #[test]
+    fn of_values_in_bash() {
+        let architectures: Vec<&str> = Architecture::all().map(Architecture::name).collect();
+        let commands = commands();
+        let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+        let cases: [(&str, &[&str]); 14] = [
+            ("--device", &["auto", "cpu", "cuda", "emulator"]),
+            ("--precision", &["fp32", "tf32", "bf16"]),
+            ("train --device", &["auto", "cpu", "cuda", "emulator"]),
+            ("train --arch", &architectures),
+            ("train --optimizer", &["sgd", "nesterov", "adamw"]),
+            ("train --loss-reduction", &["sum", "mean"]),
+            ("bench --arch", &architectures),
+            ("bench --gpu", &["h200", "h100", "a100", "rtx4090", "t4"]),
+            ("bench --mode", &["training", "inference", "both", "data"]),
+            ("predict --format", &["text", "json", "jsonl", "csv"]),
+            ("fetch", &["hotdog", "resnet18", "resnet34"]),
+            ("completions", &["bash", "elvish", "fish", "powershell", "zsh"]),
+            ("man", &commands),
+            ("", &commands),
+        ];
+        for (words, expected) in cases {
+            let found = offered(&format!("retune {words}{}", if words.is_empty() { "" } else { " " }));
+            let missing: Vec<_> = expected.iter().filter(|value| !found.iter().any(|found| found == *value)).collect();
+            assert!(missing.is_empty(), "retune {words}: {missing:?} are not among {found:?}");
+            if words.contains("--") {
+                assert_eq!(found.len(), expected.len(), "retune {words}: {found:?}");
+            }
+        }
+        assert_eq!(offered("retune bench --gpu a"), ["a100"]);
+        assert_eq!(offered("retune eval --dev"), ["--device"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod terminals {
+    use super::*;
+
+    /// Runs a command in a terminal. Returns what it shows, without escape sequences.
+    fn show(place: &Workplace, columns: usize, line: &str) -> String {
+        let line = format!("stty cols {columns} rows 40; \"$RETUNE\" {line}");
+        let arguments = ["-qc", &line, "/dev/null"];
+        let mut command = assert_cmd::Command::new("script");
+        command.args(arguments).current_dir(place.folder.path()).env("RETUNE", PROGRAM).env("TERM", "xterm");
+        let output = command.env("CUDA_VISIBLE_DEVICES", "").env("NO_COLOR", "1").timeout(TIMEOUT).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let mut shown = String::new();
+        let mut rest = text.chars();
+        while let Some(c) = rest.next() {
+            match c {
+                // Up to the letter that ends the sequence.
+                '\u{1b}' => drop(rest.find(char::is_ascii_alphabetic)),
+                // A progress line is written again in its place.
+                '\r' => shown.push('\n'),
+                c => shown.push(c),
+            }
+        }
+        shown
+    }
+
+    #[test]
+    fn break_no_word() {
+        let place = Workplace::with_base_model();
+        place.write("broken.png", b"no picture");
+        let mut lines: Vec<String> = commands().iter().map(|command| format!("{command} --help")).collect();
+        let of_model = |line: &str| line.replace("MODEL", "base/model.safetensors");
+        lines.extend(
+            [
+                "--help",
+                "train -h",
+                "devices",
+                "inspect MODEL",
+                "inspect MODEL --plan --batch-size 2",
+                "eval MODEL colours -q",
+                "predict MODEL colours/green colours/yellow broken.png -q",
+                "predict MODEL missing.png",
+                "predict MODEL --format cvs",
+                "train data",
+                "train data --weights MODEL --arch resnet50",
+                "train data --from-scratch --freeze conv2 --out run",
+                "train data --batch-sise 3",
+                "bench --kernels --plan --width 4 --image-size 33 --batch-size 2",
+                "convert MODEL out.safetensors",
+                "show colours -o https://example.org/a.png",
+            ]
+            .map(of_model),
+        );
+        lines.push(format!("gradcheck {}", fixture("odd.safetensors").display()));
+        for line in lines {
+            let whole = place.shell(&format!("\"$RETUNE\" {line} 2>&1"));
+            let expected: Vec<&str> = whole.stdout.split_whitespace().collect();
+            for columns in [80, 60] {
+                let shown = show(&place, columns, &line);
+                for one in shown.lines().filter(|one| one.trim().contains(' ')) {
+                    assert!(one.chars().count() <= columns, "{columns} columns: retune {line}: {one:?}");
+                }
+                // The same words, but not in the same lines.
+                assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), expected, "{columns} columns: retune {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn show_a_run() {
+        let place = Workplace::new();
+        for columns in [80, 60] {
+            let shown = show(&place, columns, &format!("train data {SMALL} --epochs 2 --out run{columns}"));
+            for one in shown.lines().filter(|one| one.trim().contains(' ')) {
+                assert!(one.chars().count() <= columns, "{columns} columns: {one:?}");
+            }
+            assert!(shown.contains("epoch 2: train loss "), "{shown}");
+        }
+    }
+}
+
 mod refusals {
     use super::*;
+
+    /// Nothing on another machine is read.
+    #[test]
+    fn of_urls() {
+        let place = Workplace::with_base_model();
+        let model = "base/model.safetensors";
+        assert_snapshot!(place.refusals(&[
+            "train https://example.org/photos.zip --weights base/model.safetensors",
+            "train data --weights https://download.pytorch.org/models/resnet18-f37072fd.pth",
+            "eval https://huggingface.co/timm/resnet18.tv_in1k data",
+            &format!("predict {model} https://example.org/a.jpg"),
+            &format!("predict {model} data/test file:///home/me/a.jpg"),
+            &format!("convert {model} s3://bucket/model.onnx"),
+            "inspect s3://bucket/model.safetensors",
+            "show ftp://example.org/photos",
+        ]), @r##"
+$ retune train https://example.org/photos.zip --weights base/model.safetensors
+error: https://example.org/photos.zip: expected a path on this machine, found a URL
+hint: download it and unpack it first, for example with `curl -LO`, and give its path
+exit status 2
+
+$ retune train data --weights https://download.pytorch.org/models/resnet18-f37072fd.pth
+error: https://download.pytorch.org/models/resnet18-f37072fd.pth: expected a path on this machine, found a URL
+hint: `retune fetch resnet18` downloads it
+exit status 2
+
+$ retune eval https://huggingface.co/timm/resnet18.tv_in1k data
+error: https://huggingface.co/timm/resnet18.tv_in1k: expected a path on this machine, found a URL
+hint: give a model on the Hugging Face Hub as OWNER/NAME: timm/resnet18.tv_in1k
+exit status 2
+
+$ retune predict base/model.safetensors https://example.org/a.jpg
+error: https://example.org/a.jpg: expected a path on this machine, found a URL
+hint: download it first, for example with `curl -LO`, and give its path
+exit status 2
+
+$ retune predict base/model.safetensors data/test file:///home/me/a.jpg
+error: file:///home/me/a.jpg: expected a path on this machine, found a URL
+hint: give its path: /home/me/a.jpg
+exit status 2
+
+$ retune convert base/model.safetensors s3://bucket/model.onnx
+error: s3://bucket/model.onnx: expected a path on this machine, found a URL
+hint: write to a file or folder, and upload it afterwards
+exit status 2
+
+$ retune inspect s3://bucket/model.safetensors
+error: s3://bucket/model.safetensors: expected a path on this machine, found a URL
+hint: download it first, and give its path
+exit status 2
+
+$ retune show ftp://example.org/photos
+error: ftp://example.org/photos: expected a path on this machine, found a URL
+hint: download it first, for example with `curl -LO`, and give its path
+exit status 2
+"##);
+    }
+
+    #[test]
+    fn name_what_is_nearest() {
+        let place = Workplace::new();
+        assert_snapshot!(place.refusals(&[
+            "trian data",
+            "train data --epoch 3",
+            "train data --learning-rate 3",
+            "train data --logits",
+            "train data --per-image x",
+            "--epochs 3 train data",
+            "eval model data --worker 3",
+            "fetch resnet19",
+            "man trian",
+            "completions bsh",
+            "bench --gpu h20",
+            "bench --mode train",
+            "train data --optimizer adam",
+            "train data --arch resnet20",
+            "train data --device gpu",
+            "train data --device cdua:1",
+        ]), @r##"
+$ retune trian data
+error: unrecognized subcommand 'trian'
+hint: a similar subcommand exists: 'train'
+exit status 2
+
+$ retune train data --epoch 3
+error: unexpected argument '--epoch' found
+hint: a similar argument exists: '--epochs'
+exit status 2
+
+$ retune train data --learning-rate 3
+error: unexpected argument '--learning-rate' found
+hint: a similar argument exists: '--lr'
+exit status 2
+
+$ retune train data --logits
+error: unexpected argument '--logits' found
+hint: --logits is an option of `retune predict`
+exit status 2
+
+$ retune train data --per-image x
+error: unexpected argument '--per-image' found
+hint: --per-image is an option of `retune eval`
+exit status 2
+
+$ retune --epochs 3 train data
+error: unexpected argument '--epochs' found
+hint: 'train --epochs' exists
+exit status 2
+
+$ retune eval model data --worker 3
+error: unexpected argument '--worker' found
+hint: a similar argument exists: '--workers'
+exit status 2
+
+$ retune fetch resnet19
+error: invalid value 'resnet19' for '<WHAT>' [possible values: hotdog, resnet18, resnet34]
+hint: a similar value exists: 'resnet18'
+exit status 2
+
+$ retune man trian
+error: invalid value 'trian' for '[COMMAND]' [possible values: demo, train, eval, predict, fetch, convert, show, report, inspect, gradcheck, bench, devices, completions, man]
+hint: a similar value exists: 'train'
+exit status 2
+
+$ retune completions bsh
+error: invalid value 'bsh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]
+hint: a similar value exists: 'bash'
+exit status 2
+
+$ retune bench --gpu h20
+error: invalid value 'h20' for '--gpu <NAME>' [possible values: h200, h100, a100, rtx4090, t4]
+hint: a similar value exists: 'h200'
+exit status 2
+
+$ retune bench --mode train
+error: invalid value 'train' for '--mode <MODE>' [possible values: training, inference, both, data]
+hint: a similar value exists: 'training'
+exit status 2
+
+$ retune train data --optimizer adam
+error: invalid value 'adam' for '--optimizer <NAME>' [possible values: sgd, nesterov, adamw]
+hint: a similar value exists: 'adamw'
+exit status 2
+
+$ retune train data --arch resnet20
+error: invalid value 'resnet20' for '--arch <NAME>' [possible values: ARCHITECTURES]
+hint: a similar value exists: 'resnet50'
+exit status 2
+
+$ retune train data --device gpu
+error: invalid value 'gpu' for '--device <DEVICE>' [possible values: auto, cpu, cuda, emulator]
+hint: a similar value exists: 'cpu'
+exit status 2
+
+$ retune train data --device cdua:1
+error: invalid value 'cdua:1' for '--device <DEVICE>' [possible values: auto, cpu, cuda, emulator]
+hint: a similar value exists: 'cuda'
+exit status 2
+"##);
+    }
 
     #[test]
     fn of_data_sets() {
@@ -1561,7 +2082,8 @@ error: --head-lr-multiplier -10: expected a number that is not negative
 exit status 2
 
 $ retune train data --from-scratch --out run --loss-reduction median
-error: --loss-reduction median: expected sum or mean
+error: invalid value 'median' for '--loss-reduction <HOW>' [possible values: sum, mean]
+hint: a similar value exists: 'mean'
 exit status 2
 
 $ retune train data --from-scratch --out run --workers 0
@@ -1641,11 +2163,13 @@ hint: leave --from-scratch or --head-from out
 exit status 2
 
 $ retune train data --from-scratch --out run --device cuda:x
-error: --device cuda:x: expected auto, cpu, cuda, cuda:N or emulator
+error: invalid value 'cuda:x' for '--device <DEVICE>' [possible values: auto, cpu, cuda, emulator]
+hint: a similar value exists: 'cuda'
 exit status 2
 
 $ retune train data --from-scratch --out run --device nonsense
-error: --device nonsense: expected auto, cpu, cuda, cuda:N or emulator
+error: invalid value 'nonsense' for '--device <DEVICE>' [possible values: auto, cpu, cuda, emulator]
+hint: see `retune train --help`
 exit status 2
 
 $ retune train data --from-scratch --out run --precision bf16
@@ -1952,7 +2476,7 @@ mod determinism {
     fn the_last_of_a_repeated_option_wins() {
         let place = Workplace::new();
         place.succeed(&format!(
-            "train data {SMALL} --device nonsense --epochs 9 --quiet --epochs 1 --out other --out run --quiet --device cpu"
+            "train data {SMALL} --device cuda:9 --epochs 9 --quiet --epochs 1 --out other --out run --quiet --device cpu"
         ));
         assert!(!place.path("other").exists());
         assert_eq!(place.metrics("run").iter().filter(|metric| metric["kind"] == "epoch").count(), 1);

@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::weights::WeightsKey;
-use super::{GlobalArguments, check_threads, print_json, print_result, warn_of_skipped};
+use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{
     Batches, DecodeOptions, ImageFolder, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled,
     open_labelled_by,
 };
 use crate::device::threads;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::file::write_atomically;
 use crate::printable::printable;
 use crate::report::{ClassResult, Confusion, Measures};
@@ -87,9 +87,7 @@ struct EvalResult {
 }
 
 pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCode> {
-    if arguments.batch_size == 0 {
-        return Err(Error::usage("--batch-size 0: expected at least 1"));
-    }
+    check_batch_size(arguments.batch_size)?;
     if let Some(workers) = arguments.workers {
         check_threads("--workers", workers)?;
     }

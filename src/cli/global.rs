@@ -23,8 +23,9 @@ use crate::error::{Error, Result};
 #[derive(clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct GlobalArguments {
-    /// Device to use; cuda:N is a GPU by its number
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", value_parser = DeviceParser)]
+    /// Device to use: auto, cpu, cuda, cuda:N or emulator
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE", value_parser = DeviceParser,
+          hide_possible_values = true)]
     pub(super) device: DeviceName,
 
     /// Numeric precision: fp32, tf32 (in convolutions) or bf16 (in convolutions and activations); the CPU supports only fp32
@@ -73,12 +74,7 @@ impl fmt::Display for DeviceName {
 
 impl DeviceName {
     /// Those without a number, which completions offer.
-    const OFFERED: [(Self, &str); 4] = [
-        (Self::Auto, "the first GPU, or the CPU if there is none"),
-        (Self::Cpu, "the CPU"),
-        (Self::Cuda(0, false), "the first GPU"),
-        (Self::Emulator, "the CUDA kernels on the CPU, for tests"),
-    ];
+    const OFFERED: [Self; 4] = [Self::Auto, Self::Cpu, Self::Cuda(0, false), Self::Emulator];
 }
 
 #[derive(Clone)]
@@ -98,13 +94,12 @@ impl TypedValueParser for DeviceParser {
         }
         let offered = PossibleValuesParser::new(self.possible_values().into_iter().flatten());
         let name = offered.parse_ref(command, argument, value)?;
-        let found = DeviceName::OFFERED.into_iter().find(|(device, _)| device.to_string() == name);
-        found.map(|(device, _)| device).ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+        let found = DeviceName::OFFERED.into_iter().find(|device| device.to_string() == name);
+        found.ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        let offered = DeviceName::OFFERED.into_iter();
-        Some(Box::new(offered.map(|(device, meaning)| PossibleValue::new(device.to_string()).help(meaning))))
+        Some(Box::new(DeviceName::OFFERED.iter().map(|device| PossibleValue::new(device.to_string()))))
     }
 }
 
@@ -133,6 +128,18 @@ pub(super) fn check_threads(flag: &str, threads: usize) -> Result<()> {
     match (1..=MOST_THREADS).contains(&threads) {
         true => Ok(()),
         false => Err(Error::usage(format!("{flag} {threads}: expected 1 to {MOST_THREADS}"))),
+    }
+}
+
+/// The upper limit of `--batch-size`.
+const LARGEST_BATCH: usize = 1_000_000;
+
+/// Rejects a batch size that makes no sense.
+pub(super) fn check_batch_size(batch_size: usize) -> Result<()> {
+    match batch_size {
+        0 => Err(Error::usage("--batch-size 0: expected at least 1")),
+        1..=LARGEST_BATCH => Ok(()),
+        _ => Err(Error::usage(format!("--batch-size {batch_size}: expected at most {LARGEST_BATCH}"))),
     }
 }
 

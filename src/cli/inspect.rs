@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::weights::WeightsKey;
-use super::{GlobalArguments, print_json, print_result};
+use super::{GlobalArguments, check_batch_size, print_json, print_result};
 use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
@@ -181,9 +181,7 @@ fn readable(value: &str) -> String {
 }
 
 fn plan(global: &GlobalArguments, arguments: &InspectArguments, file: &TensorFile) -> Result<()> {
-    if arguments.batch_size == 0 {
-        return Err(Error::usage("--batch-size 0: expected at least 1"));
-    }
+    check_batch_size(arguments.batch_size)?;
     let model = ModelFile::describe(file)?;
     let device = global.open_device()?;
     let device = device.as_ref();

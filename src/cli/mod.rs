@@ -29,10 +29,10 @@ mod weights;
 use std::process::ExitCode;
 
 use clap::builder::PossibleValuesParser;
-use clap::error::ErrorKind as ParseErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind as ParseErrorKind};
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use self::global::{GlobalArguments, check_threads};
+use self::global::{GlobalArguments, check_batch_size, check_threads};
 use self::output::{print_bytes, print_json, print_result, say, size, warn, warn_of_skipped};
 use crate::error::{ErrorKind, Result};
 
@@ -134,6 +134,17 @@ fn check(global: &GlobalArguments, matches: &ArgMatches) -> Result<()> {
     matches.subcommand().map_or(Ok(()), |(_, arguments)| url::refuse_urls(arguments))
 }
 
+/// The commands that have the option that this one lacks.
+fn elsewhere(refusal: &clap::Error) -> Option<String> {
+    let ContextValue::String(option) = refusal.get(ContextKind::InvalidArg)? else { return None };
+    let name = option.strip_prefix("--").filter(|_| refusal.kind() == ParseErrorKind::UnknownArgument)?;
+    let root = command_line();
+    let having =
+        root.get_subcommands().filter(|command| command.get_arguments().any(|one| one.get_long() == Some(name)));
+    let commands: Vec<String> = having.map(|command| format!("`retune {}`", command.get_name())).collect();
+    (!commands.is_empty()).then(|| format!("{option} is an option of {}", commands.join(", ")))
+}
+
 /// Prints the requested help, or an error about the arguments in the form of every other error.
 fn refuse(refusal: &clap::Error) -> ExitCode {
     let whole_help = [
@@ -159,7 +170,12 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         .nth(1)
         .filter(|name| command_line().get_subcommands().any(|command| command.get_name() == name));
     let help = command.map_or("`retune --help`".to_string(), |command| format!("`retune {command} --help`"));
-    let hint = if tips.is_empty() { format!("see {help}") } else { tips.join("; ") };
+    // Such words are rarely meant as values.
+    tips.retain(|tip| !tip.starts_with("to pass "));
+    let hint = match tips.is_empty() {
+        true => elsewhere(refusal).unwrap_or_else(|| format!("see {help}")),
+        false => tips.join("; "),
+    };
     say(&message.join(" "));
     say(&format!("hint: {hint}"));
     ExitCode::from(2)

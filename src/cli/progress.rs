@@ -11,8 +11,40 @@ use super::{GlobalArguments, say, warn};
 /// A progress line; hidden with `--quiet` or when standard error is not a terminal.
 pub struct Progress {
     bar: ProgressBar,
-    estimate: Arc<Mutex<Estimate>>,
+    shown: Arc<Mutex<Shown>>,
 }
+
+/// What the line shows beside the bar.
+#[derive(Debug)]
+struct Shown {
+    estimate: Estimate,
+    prefix: String,
+    /// The most important first.
+    parts: Vec<String>,
+}
+
+impl Shown {
+    fn left(&self) -> String {
+        let left = self.estimate.left(Instant::now());
+        left.map_or(String::new(), |left| format!("  {} left", duration(left)))
+    }
+
+    /// As many parts as fit beside the rest of a line of this width.
+    fn fitting_parts(&self, columns: usize) -> String {
+        let mut text = self.left();
+        for part in &self.parts {
+            if self.prefix.len() + " [] ".len() + BAR + text.len() + part.len() + 1 > columns {
+                break;
+            }
+            text += "  ";
+            text += part;
+        }
+        text
+    }
+}
+
+/// The width of the bar of a run.
+const BAR: usize = 10;
 
 /// What the time left is estimated from.
 #[derive(Debug)]
@@ -50,7 +82,7 @@ impl Progress {
 
     /// Progress in units that are not shown, of which `done` were finished before this process started.
     pub fn of_work(global: &GlobalArguments, work: u64, done: u64) -> Self {
-        let progress = Self::with_template(global, work, "{prefix:.bold} [{bar:10.green}]{left}  {wide_msg}");
+        let progress = Self::with_template(global, work, &format!("{{prefix:.bold}} [{{bar:{BAR}.green}}]{{parts}}"));
         progress.begin_at(done);
         progress
     }
@@ -62,7 +94,7 @@ impl Progress {
 
     /// Sets the bytes received and their total, if known.
     pub fn bytes(&self, done: u64, total: Option<u64>) {
-        let is_first = self.estimate().steps == 0;
+        let is_first = self.shown().estimate.steps == 0;
         self.length(total.unwrap_or(done.max(1)));
         if is_first {
             // Some may be of an earlier attempt.
@@ -74,69 +106,72 @@ impl Progress {
 
     fn with_template(global: &GlobalArguments, steps: u64, template: &str) -> Self {
         let now = Instant::now();
-        let estimate = Arc::new(Mutex::new(Estimate { begun: now, begun_at: 0, steps, done: 0, at: now }));
+        let estimate = Estimate { begun: now, begun_at: 0, steps, done: 0, at: now };
+        let shown = Arc::new(Mutex::new(Shown { estimate, prefix: String::new(), parts: Vec::new() }));
         let target = if global.shows_progress() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target);
         if let Ok(style) = ProgressStyle::with_template(template) {
             // The estimate of `indicatif` increases while a step takes longer than usual.
-            let shared = estimate.clone();
+            let (for_left, for_parts) = (shown.clone(), shown.clone());
             let left = move |_: &ProgressState, text: &mut dyn Write| {
-                if let Some(left) = lock(&shared).left(Instant::now()) {
-                    let _ = write!(text, "  {} left", duration(left));
-                }
+                let _ = text.write_str(&lock(&for_left).left());
             };
-            bar.set_style(style.progress_chars("=> ").with_key("left", left));
+            let parts = move |_: &ProgressState, text: &mut dyn Write| {
+                let columns = console::Term::stderr().size().1;
+                let _ = text.write_str(&lock(&for_parts).fitting_parts(columns.into()));
+            };
+            bar.set_style(style.progress_chars("=> ").with_key("left", left).with_key("parts", parts));
         }
         bar.enable_steady_tick(Duration::from_millis(500));
-        Self { bar, estimate }
+        Self { bar, shown }
     }
 
-    fn estimate(&self) -> MutexGuard<'_, Estimate> {
-        lock(&self.estimate)
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        lock(&self.shown)
     }
 
     /// The estimated time left; `None` before the first finished step.
     pub fn left(&self) -> Option<Duration> {
-        self.estimate().left(Instant::now())
+        self.shown().estimate.left(Instant::now())
     }
 
-    /// Sets the text before the bar.
-    pub fn prefix(&self, text: String) {
-        self.bar.set_prefix(text);
-    }
-
-    /// Sets the text after the bar.
-    pub fn message(&self, text: String) {
-        self.bar.set_message(text);
+    /// Sets the text before the bar, and what follows it as far as there is room.
+    pub fn texts(&self, prefix: String, parts: Vec<String>) {
+        {
+            let mut shown = self.shown();
+            shown.prefix.clone_from(&prefix);
+            shown.parts = parts;
+        }
+        self.bar.set_prefix(prefix);
     }
 
     /// Sets the number of steps.
     pub fn length(&self, steps: u64) {
-        self.estimate().steps = steps;
+        self.shown().estimate.steps = steps;
         self.bar.set_length(steps);
     }
 
     /// Sets the number of finished steps.
     pub fn position(&self, done: u64) {
         {
-            let mut estimate = self.estimate();
-            (estimate.done, estimate.at) = (done, Instant::now());
+            let mut shown = self.shown();
+            (shown.estimate.done, shown.estimate.at) = (done, Instant::now());
         }
         self.bar.set_position(done);
     }
 
     /// Counts one more finished step.
     pub fn advance(&self) {
-        let done = self.estimate().done + 1;
+        let done = self.shown().estimate.done + 1;
         self.position(done);
     }
 
     /// Sets the number of steps that finished before this process started, which do not count towards its speed.
     fn begin_at(&self, done: u64) {
         {
-            let mut estimate = self.estimate();
+            let mut shown = self.shown();
             let now = Instant::now();
-            *estimate = Estimate { begun: now, begun_at: done, done, at: now, ..*estimate };
+            shown.estimate = Estimate { begun: now, begun_at: done, done, at: now, ..shown.estimate };
         }
         self.bar.set_position(done);
         self.bar.reset_eta();
@@ -163,8 +198,8 @@ impl Progress {
     }
 }
 
-fn lock(estimate: &Mutex<Estimate>) -> MutexGuard<'_, Estimate> {
-    estimate.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(shown: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A duration in one or two units: `8s`, `3m 20s`, `2h 5m`.
@@ -179,6 +214,19 @@ pub fn duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_that_do_not_fit_are_left_out_as_a_whole() {
+        let now = Instant::now();
+        let estimate = Estimate { begun: now, begun_at: 0, steps: 10, done: 0, at: now };
+        let parts = ["3/40", "loss 0.700"].map(String::from).to_vec();
+        let shown = Shown { estimate, prefix: "epoch 1/5".into(), parts };
+        assert_eq!(shown.fitting_parts(80), "  3/40  loss 0.700");
+        let width = "epoch 1/5 [          ]  3/40  loss 0.700".len();
+        assert_eq!(shown.fitting_parts(width), "  3/40  loss 0.700");
+        assert_eq!(shown.fitting_parts(width - 1), "  3/40");
+        assert_eq!(shown.fitting_parts(20), "");
+    }
 
     #[test]
     fn the_time_left_is_estimated_from_the_first_step_on_and_never_increases_within_a_step() {

@@ -12,7 +12,7 @@ use super::progress::Progress;
 use super::recipe_arguments::{RecipeArguments, recipe_words};
 use super::training::{Place, Trained, Training};
 use super::weights::WeightsKey;
-use super::{GlobalArguments, check_threads, print_json, print_result};
+use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
@@ -98,7 +98,7 @@ pub struct TrainArguments {
 
     /// GPU memory for caching decoded images, in MiB; images that do not fit are decoded again in every epoch [default: all
     /// free memory]
-    #[arg(long, alias = "picture-memory", value_name = "MIB", help_heading = "Image options")]
+    #[arg(long, value_name = "MIB", help_heading = "Image options")]
     image_memory: Option<usize>,
 
     /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
@@ -387,10 +387,9 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
 
 /// Refuses values that no run can have.
 fn check(recipe: &Recipe) -> Result<()> {
-    for (flag, value) in [("--batch-size", recipe.batch_size), ("--epochs", recipe.epochs)] {
-        if value == 0 {
-            return Err(Error::usage(format!("{flag} 0: expected at least 1")));
-        }
+    check_batch_size(recipe.batch_size)?;
+    if recipe.epochs == 0 {
+        return Err(Error::usage("--epochs 0: expected at least 1"));
     }
     let limited = [
         ("--image-size", recipe.image_size, SMALLEST_IMAGE_SIZE, LARGEST_IMAGE_SIZE),

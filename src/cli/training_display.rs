@@ -76,8 +76,10 @@ impl TrainingDisplay {
         device: String,
     ) -> Self {
         let begun_at = workload.trained(position.epoch, position.batch, batches);
+        let progress = Progress::of_work(global, workload.all(), begun_at);
+        progress.texts(format!("epoch {}/{}", position.epoch + 1, workload.epochs), Vec::new());
         Self {
-            progress: Progress::of_work(global, workload.all(), begun_at),
+            progress,
             workload,
             device,
             plain: !global.shows_progress(),
@@ -93,21 +95,21 @@ impl TrainingDisplay {
         match event {
             Event::Step { epoch, batch, batches, totals, pace } => {
                 self.epoch = epoch;
-                let state = format!(
-                    "{batch}/{batches}  loss {:.3}  acc {:.3}  {}",
-                    totals.mean_loss(),
-                    totals.accuracy(),
-                    describe(&pace)
-                );
-                self.show(self.workload.trained(epoch - 1, batch, batches), state);
+                let mut parts = vec![
+                    format!("{batch}/{batches}"),
+                    format!("loss {:.3}", totals.mean_loss()),
+                    format!("acc {:.3}", totals.accuracy()),
+                ];
+                parts.extend(describe(&pace));
+                self.show(self.workload.trained(epoch - 1, batch, batches), parts);
             }
             Event::Tested { batch, batches } => {
                 let done = self.workload.tested(self.epoch - 1, batch, batches);
-                self.show(done, format!("testing {batch}/{batches}"));
+                self.show(done, vec![format!("testing {batch}/{batches}")]);
             }
             Event::FinalTest { batch, batches } => {
                 let done = self.workload.tested_finally(batch, batches);
-                self.show(done, format!("testing the best model {batch}/{batches}"));
+                self.show(done, vec![format!("testing the best model {batch}/{batches}")]);
             }
             Event::Recorded(_) | Event::Notice(_) => {}
             Event::Warning(text) => self.progress.warn(text),
@@ -125,14 +127,13 @@ impl TrainingDisplay {
         }
     }
 
-    fn show(&mut self, done: u64, state: String) {
+    fn show(&mut self, done: u64, parts: Vec<String>) {
         self.progress.position(done);
         if self.plain && !self.quiet && self.last_line.elapsed() >= SILENCE {
             let left = self.progress.left().map_or(String::new(), |left| format!("  {} left", duration(left)));
-            self.line(&format!("epoch {}/{}  {state}{left}", self.epoch, self.workload.epochs));
+            self.line(&format!("epoch {}/{}  {}{left}", self.epoch, self.workload.epochs, parts.join("  ")));
         }
-        self.progress.prefix(format!("epoch {}/{}", self.epoch, self.workload.epochs));
-        self.progress.message(state);
+        self.progress.texts(format!("epoch {}/{}", self.epoch, self.workload.epochs), parts);
     }
 
     fn epoch_line(&mut self, metric: &Metric) {
@@ -170,14 +171,14 @@ fn speed(images_per_second: f64) -> String {
     format!("{images_per_second:.1} images/s")
 }
 
-fn describe(pace: &Pace) -> String {
+fn describe(pace: &Pace) -> Vec<String> {
     let rate = speed(pace.images_per_second);
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     let (data, compute) = (milliseconds(pace.data), milliseconds(pace.compute));
     if data <= NOTABLE_WAITING * (data + compute) {
-        return rate;
+        return vec![rate];
     }
-    format!("{rate}  data {data:.0} + compute {compute:.0} ms")
+    vec![rate, format!("data {data:.0} + compute {compute:.0} ms")]
 }
 
 #[cfg(test)]
@@ -191,8 +192,8 @@ mod tests {
             data: Duration::from_millis(data),
             compute: Duration::from_millis(compute),
         };
-        assert_eq!(describe(&pace(1, 20)), "100.0 images/s");
-        assert_eq!(describe(&pace(61, 40)), "100.0 images/s  data 61 + compute 40 ms");
+        assert_eq!(describe(&pace(1, 20)), ["100.0 images/s"]);
+        assert_eq!(describe(&pace(61, 40)), ["100.0 images/s", "data 61 + compute 40 ms"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::recipe_arguments::architecture_names;
-use super::{GlobalArguments, print_json, print_result};
+use super::{GlobalArguments, check_batch_size, print_json, print_result};
 use crate::device::cuda::gpus::GpuModel;
 use crate::device::{Device, threads};
 use crate::error::{Error, Result};
@@ -138,10 +138,9 @@ struct BenchResult {
 }
 
 pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitCode> {
-    for (flag, value) in [("--batch-size", arguments.batch_size), ("--steps", arguments.steps)] {
-        if value == 0 {
-            return Err(Error::usage(format!("{flag} 0: expected at least 1")));
-        }
+    check_batch_size(arguments.batch_size)?;
+    if arguments.steps == 0 {
+        return Err(Error::usage("--steps 0: expected at least 1"));
     }
     let limited =
         [("--image-size", arguments.image_size, LARGEST_IMAGE_SIZE), ("--width", arguments.width, LARGEST_WIDTH)];
@@ -189,6 +188,8 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         arena_bytes: 0,
         peak_resident_bytes: None,
     };
+    let input_bytes = shape.batch * size * size * 3 * size_of::<f32>();
+    require_free(device.as_ref(), input_bytes)?;
     let images = Images::new(device.as_ref(), shape)?;
     let write = |device: &dyn Device, input: &Tensor| images.write(device, input);
     let targets = targets(shape);
@@ -196,6 +197,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
     if arguments.kernels || arguments.mode != Mode::Inference {
         let mut trainer = Trainer::new(device.clone(), resnet, Recipe::fine_tuning().trainable()?)?;
         initialise(trainer.network_mut(), 0)?;
+        require_free(device.as_ref(), trainer.network().arena_bytes_of(shape, Purpose::Training)?)?;
         trainer.network_mut().prepare(shape, Purpose::Training)?;
         if arguments.kernels {
             result.kernels = kernels(&mut trainer, shape, &images, &targets, arguments.steps)?;
@@ -206,8 +208,9 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         result.arena_bytes = trainer.network().arena_bytes();
     }
     if !arguments.kernels && arguments.mode != Mode::Training {
-        let mut network = Network::new(device, resnet)?;
+        let mut network = Network::new(device.clone(), resnet)?;
         initialise(&mut network, 0)?;
+        require_free(device.as_ref(), network.arena_bytes_of(shape, Purpose::Evaluation)?)?;
         network.prepare(shape, Purpose::Evaluation)?;
         let batch_seconds = time(arguments.steps, || network.evaluate_by(shape, write, &targets).map(|_| ()))?;
         result.inference = Some(Inference { images_per_second: rate(&batch_seconds), batch_seconds });
@@ -288,6 +291,14 @@ fn print_table(result: &BenchResult) -> Result<()> {
         result.threads,
         mib(result.arena_bytes as u64)
     ))
+}
+
+/// Refuses what does not fit into the device's memory.
+fn require_free(device: &dyn Device, bytes: usize) -> Result<()> {
+    match device.free_bytes()?.filter(|&free| free < bytes) {
+        Some(free) => Err(Error::out_of_memory(&device.name(), bytes, Some(free))),
+        None => Ok(()),
+    }
 }
 
 /// Runs `step` once as a warm-up and then `steps` times; returns the seconds of each.

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::GlobalArguments;
 use super::progress::Progress;
 use super::weights::WeightsKey;
+use super::{GlobalArguments, check_batch_size};
 use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample};
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -87,9 +87,7 @@ fn format(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Form
 }
 
 pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<ExitCode> {
-    if arguments.batch_size == 0 {
-        return Err(Error::usage("--batch-size 0: expected at least 1"));
-    }
+    check_batch_size(arguments.batch_size)?;
     if arguments.top == 0 {
         return Err(Error::usage("--top 0: expected at least 1"));
     }
