@@ -6,7 +6,7 @@
 // (black outside the scaled rectangle), and whether they are mirrored. The training transform scales its crop to S x S; the
 // test transform scales the whole image and takes the middle. Scaling has the bits of Pillow's BILINEAR: a triangle as
 // wide as two target pixels (two source pixels when it enlarges), cut off at the rectangle's edges and normalised;
-// rows first (as in every Pillow before 13), rounded to bytes, then columns; coefficients in fixed point with 22 bits.
+// along one axis, rounded to bytes, then along the other; coefficients in fixed point with 22 bits.
 //
 // Pillow computes coefficients in float64. All its quantities are fractions over 2 x scaled size, so that integers
 // give the same numbers exactly, on any device, whether or not a compiler fuses multiply and add, and without
@@ -24,6 +24,8 @@
 // registers, to bytes in shared memory; then they are added to the four output pixels of the thread, in registers.
 // If shrinking maps more than 32 columns to a pixel, their coefficients come in chunks as well, so no factor is
 // too large. Rows at the edges of tiles are scaled in both: 6 % more than once at a factor of 1.4.
+// If the columns have to be scaled first, all of this happens with rows and columns exchanged. A warp then reads a column, a
+// line of memory for each lane, which the seven other warps and the next taps find in the cache.
 //
 // Coefficients are computed by each block: a photo shrunk by 18 has 66 KB of them, and 128 times as many are more than a step
 // should upload, and one 64-bit division serves 32 rows. The host sends 40 bytes per image.
@@ -40,7 +42,7 @@ struct ImageView {
     uint32_t scaled_width;   // columns to which they are scaled
     int32_t window_top;      // scaled row of the first output row, negative for black ones above
     int32_t window_left;     // scaled column of the first output column before mirroring, likewise
-    uint32_t flips;          // kFlipColumns, kFlipRows
+    uint32_t flags;          // kFlipColumns, kFlipRows, kColumnsFirst
 };
 
 struct AugmentArguments {
@@ -62,6 +64,7 @@ constexpr int kChannels = 3;
 constexpr int kBytes = 256;
 constexpr uint32_t kFlipColumns = 1;  // output columns run from right to left
 constexpr uint32_t kFlipRows = 2;     // output rows run from the bottom to the top
+constexpr uint32_t kColumnsFirst = 4; // columns are scaled before rows
 constexpr int kPrecisionBits = 22;
 constexpr int kHalf = 1 << (kPrecisionBits - 1);
 
@@ -155,14 +158,21 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
     const int tile_rows = min(kTile, size - top);
     const int tile_columns = min(kTile, size - left);
     const ImageView view = arguments.views[image];
-    const Axis across = {view.width, view.scaled_width};
-    const Axis down = {view.height, view.scaled_height};
-    const long long scaled_top = static_cast<long long>(view.window_top) + top;
+    // What follows speaks of rows that are scaled and then added up. If columns are to be scaled first, they are the rows.
+    const bool exchanged = view.flags & kColumnsFirst;
+    const Axis across = exchanged ? Axis{view.height, view.scaled_height} : Axis{view.width, view.scaled_width};
+    const Axis down = exchanged ? Axis{view.width, view.scaled_width} : Axis{view.height, view.scaled_height};
+    const size_t column_pixels = exchanged ? view.row_pixels : 1;
+    const size_t row_pixels = exchanged ? 1 : view.row_pixels;
+    const bool flip_columns = view.flags & (exchanged ? kFlipRows : kFlipColumns);
+    const bool flip_rows = view.flags & (exchanged ? kFlipColumns : kFlipRows);
+    const long long window_left = exchanged ? view.window_top : view.window_left;
+    const long long window_top = exchanged ? view.window_left : view.window_top;
+    const long long scaled_top = window_top + top;
 
     if (warp == 0) {
-        const int column = view.flips & kFlipColumns ? size - 1 - left - lane : left + lane;
-        const long long scaled_column = static_cast<long long>(view.window_left) + column;
-        columns[lane] = make_window(across, lane < tile_columns ? scaled_column : -1);
+        const int column = flip_columns ? size - 1 - left - lane : left + lane;
+        columns[lane] = make_window(across, lane < tile_columns ? window_left + column : -1);
     } else if (warp == 1) {
         rows[lane] = make_window(down, lane < tile_rows ? scaled_top + lane : -1);
     }
@@ -184,7 +194,8 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
     const Window& column = columns[lane];
     const int column_taps = column.last - column.first;
     const int taps = across.taps();
-    const size_t row_step = static_cast<size_t>(view.row_pixels) * (kWarps * kChannels);
+    const size_t row_step = row_pixels * (kWarps * kChannels);
+    const size_t column_step = column_pixels * kChannels;
     int totals[kRowsPerThread][kChannels];
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; i++) totals[i][0] = totals[i][1] = totals[i][2] = kHalf;
@@ -194,8 +205,8 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
         int sums[kRowsPerThread][kChannels];
 #pragma unroll
         for (int i = 0; i < kRowsPerThread; i++) sums[i][0] = sums[i][1] = sums[i][2] = kHalf;
-        const size_t source_row = static_cast<size_t>(chunk + warp) * view.row_pixels;
-        const uint8_t* source = view.pixels + (source_row + static_cast<size_t>(column.first)) * kChannels;
+        const size_t source_row = static_cast<size_t>(chunk + warp) * row_pixels;
+        const uint8_t* source = view.pixels + (source_row + static_cast<size_t>(column.first) * column_pixels) * kChannels;
         for (int first_tap = 0; first_tap < taps; first_tap += kTaps) {
             if (chunk == first || taps > kTaps) {
                 __syncthreads();
@@ -209,7 +220,7 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
             for (int tap = 0; tap < count; tap++) {
                 const int factor = column_coefficients[tap][lane];
                 const uint8_t* pixel = source;
-                source += kChannels;
+                source += column_step;
 #pragma unroll
                 for (int i = 0; i < kRowsPerThread; i++) {
                     if (warp + i * kWarps < chunk_rows) {
@@ -253,14 +264,19 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; i++) pixels[warp + i * kWarps][lane] = pack_pixel(totals[i]);
     __syncthreads();
-    const size_t first_pixel = static_cast<size_t>(image) * size * size + left;
-    T* output = static_cast<T*>(arguments.output) + first_pixel * kChannels;
-    for (int row = warp; row < tile_rows; row += kWarps) {
-        const int output_row = view.flips & kFlipRows ? size - 1 - top - row : top + row;
-        for (int i = lane; i < tile_columns * kChannels; i += kWarp) {
-            const int channel = i % kChannels;
-            const uint32_t byte = pixels[row][i / kChannels] >> (8 * channel) & 0xffu;
-            output[static_cast<size_t>(output_row) * size * kChannels + i] = from_byte<T>(lookup_table, channel, byte);
+    T* output = static_cast<T*>(arguments.output) + static_cast<size_t>(image) * size * size * kChannels;
+    const int output_rows = exchanged ? tile_columns : tile_rows;
+    const int output_columns = exchanged ? tile_rows : tile_columns;
+    for (int i = warp; i < output_rows; i += kWarps) {
+        for (int k = lane; k < output_columns * kChannels; k += kWarp) {
+            const int channel = k % kChannels;
+            const int row = exchanged ? k / kChannels : i;
+            const int column = exchanged ? i : k / kChannels;
+            const uint32_t byte = pixels[row][column] >> (8 * channel) & 0xffu;
+            const int flipped_row = flip_rows ? size - 1 - top - row : top + row;
+            const int y = exchanged ? left + column : flipped_row;
+            const int x = exchanged ? flipped_row : left + column;
+            output[(static_cast<size_t>(y) * size + x) * kChannels + channel] = from_byte<T>(lookup_table, channel, byte);
         }
     }
 }

@@ -4,6 +4,7 @@
 Needs pillow, numpy, torch and torchvision. Run it from anywhere; it rewrites the folder.
 """
 
+import hashlib
 import json
 import struct
 import zlib
@@ -114,8 +115,54 @@ def test_transforms(names):
         }
 
 
+def noise(width, height, number):
+    """Returns a hash of each value's index, from which a test makes the same image. Every other image is of black and white only."""
+    values = (np.arange(1, width * height * 3 + 1, dtype=np.uint64) + np.uint64(number << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(56)
+    levels = values.astype(np.uint8).reshape(height, width, 3)
+    return Image.fromarray(np.where(levels < 128, 0, 255).astype(np.uint8) if number % 2 else levels)
+
+
+def digest(image):
+    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
+
+
+def noise_crops():
+    """[width, height, top, left, crop height, crop width, new width, new height, digest of the pixels]: one image each."""
+    whole = [(300, 300, 224, 224), (500, 375, 224, 224), (150, 170, 224, 224), (250, 320, 224, 224), (1, 1, 224, 224)]
+    whole += [(w, h, 17, 19) for w, h in [(1, 40), (40, 1), (2, 3), (17, 19), (18, 20), (16, 18), (400, 3), (3, 400)]]
+    # Which axis is scaled first depends on how much is removed from each.
+    whole += [(100, 131 + more, 70, 70) for more in range(-1, 2)] + [(60, 90 + more, 70, 90) for more in range(-1, 3)]
+    whole += [(w, h, 1, 1) for w, h in [(1, 7), (90, 1), (90, 70)]] + [(70, 60, 300, 1), (70, 60, 1, 300), (3, 2, 64, 65)]
+    # Lengths around those of vectors and strips.
+    whole += [(size, size + 9, size - 1, 33) for size in (15, 16, 17, 20, 21, 31, 32, 33, 63, 64, 65)]
+    # Factors beyond 100, and an axis so long that sums of rounded weights matter.
+    whole += [(3000, 4, 8, 8), (4, 3000, 8, 8), (1200, 1300, 9, 7), (30000, 2, 1, 2), (2, 30000, 2, 1)]
+    cases = [(w, h, 0, 0, h, w, new_width, new_height) for w, h, new_width, new_height in whole]
+    generator = np.random.default_rng(5)
+    for _ in range(80):
+        width, height, new_width, new_height = (int(value) for value in generator.integers(1, 130, 4))
+        crop_height, crop_width = int(generator.integers(1, height + 1)), int(generator.integers(1, width + 1))
+        top, left = int(generator.integers(height - crop_height + 1)), int(generator.integers(width - crop_width + 1))
+        cases.append((width, height, top, left, crop_height, crop_width, new_width, new_height))
+    for number, case in enumerate(cases):
+        width, height, top, left, crop_height, crop_width, new_width, new_height = case
+        image = noise(width, height, number)
+        yield [*case, digest(functional.resized_crop(image, top, left, crop_height, crop_width, [new_height, new_width]))]
+
+
+def noise_tests():
+    """[width, height, shorter side, size, digest of the pixels]"""
+    cases = [(500, 375, 256, 224), (375, 500, 256, 224), (213, 500, 256, 224), (640, 300, 256, 224), (256, 256, 256, 224)]
+    cases += [(90, 60, 256, 224), (40, 90, 37, 32), (90, 40, 37, 32), (33, 200, 37, 32), (9, 5, 20, 32), (50, 50, 21, 32)]
+    cases += [(257, 256, 256, 224), (300, 301, 73, 64), (31, 700, 29, 45), (700, 31, 29, 45), (1, 3, 8, 7), (5, 1, 1, 4)]
+    for number, (width, height, shorter_side, size) in enumerate(cases):
+        pipeline = transforms.Compose([transforms.Resize(shorter_side), transforms.CenterCrop(size)])
+        yield [width, height, shorter_side, size, digest(pipeline(noise(width, height, number)))]
+
+
 def decoded():
-    """Writes files of every kind. `tolerance` is in levels of 255: decoders of lossy formats differ by a few."""
+    """Writes files of every kind. `tolerance` is in levels of 255: decoders of lossy WebP differ by a few."""
     image = draw(41, 27)
     alpha = image.convert("L").resize(image.size)
     rgba = image.copy()
@@ -146,13 +193,13 @@ def decoded():
         ("lossless.webp", image, {"lossless": True}, 0),
         ("lossless-alpha.webp", rgba, {"lossless": True, "exact": True}, 0),
         ("lossy.webp", image, {"quality": 80}, 2),
-        ("picture.jpg", image, {"quality": 85}, 4),
-        ("full-colour.jpeg", image, {"quality": 90, "subsampling": 0}, 4),
-        ("progressive.jpg", image, {"quality": 85, "progressive": True}, 4),
-        ("grey.jpg", image.convert("L"), {"quality": 85}, 3),
-        ("cmyk.jpg", image.convert("CMYK"), {"quality": 85}, 4),
-        ("turned.jpg", image, {"quality": 85, "exif": oriented(6)}, 4),
-        ("restart-markers.jpg", image, {"quality": 85, "restart_marker_blocks": 2}, 4),
+        ("picture.jpg", image, {"quality": 85}, 0),
+        ("full-colour.jpeg", image, {"quality": 90, "subsampling": 0}, 0),
+        ("progressive.jpg", image, {"quality": 85, "progressive": True}, 0),
+        ("grey.jpg", image.convert("L"), {"quality": 85}, 0),
+        ("cmyk.jpg", image.convert("CMYK"), {"quality": 85}, 0),
+        ("turned.jpg", image, {"quality": 85, "exif": oriented(6)}, 0),
+        ("restart-markers.jpg", image, {"quality": 85, "restart_marker_blocks": 2}, 0),
     ]
     for name, encoded, options, tolerance in files:
         encoded.save(HERE / name, **options)
@@ -183,12 +230,12 @@ def oriented(orientation):
 def turned():
     """Writes files with an EXIF orientation, and the results of ImageOps.exif_transpose."""
     image = draw(41, 27)
-    files = [(f"turned-{value}.jpg", {"quality": 85, "exif": oriented(value)}, 4) for value in range(10)]
+    files = [(f"turned-{value}.jpg", {"quality": 85, "exif": oriented(value)}, 0) for value in range(10)]
     # An orientation of type text, and a truncated one.
     said = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12"
-    files.append(("turned-text.jpg", {"quality": 85, "exif": said + b"\0\x02\0\0\0\x026\0\0\0\0\0\0\0"}, 4))
-    files.append(("turned-cut.jpg", {"quality": 85, "exif": said}, 4))
-    files.append(("turned-progressive.jpg", {"quality": 85, "progressive": True, "exif": oriented(5)}, 4))
+    files.append(("turned-text.jpg", {"quality": 85, "exif": said + b"\0\x02\0\0\0\x026\0\0\0\0\0\0\0"}, 0))
+    files.append(("turned-cut.jpg", {"quality": 85, "exif": said}, 0))
+    files.append(("turned-progressive.jpg", {"quality": 85, "progressive": True, "exif": oriented(5)}, 0))
     for name, options, _ in files:
         image.save(HERE / name, **options)
     files += [("turned.png", {}, 0), ("turned.webp", {}, 0), ("turned.tif", {}, 0)]
@@ -262,6 +309,8 @@ def main():
         "source": f"Pillow {PIL.__version__}, torchvision {torchvision.__version__.split('+')[0]}",
         "resized_crops": list(resized_crops()),
         "test_transforms": list(test_transforms(names)),
+        "noise_crops": list(noise_crops()),
+        "noise_tests": list(noise_tests()),
         "decoded": list(decoded()),
         "turned": list(turned()),
         "resized_sizes": list(resized_sizes()),

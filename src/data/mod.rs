@@ -18,6 +18,7 @@ mod png;
 mod pnm;
 pub mod random;
 mod resident;
+mod resizer;
 mod rgb_image;
 mod samples;
 pub mod store;

@@ -46,6 +46,13 @@ impl Resampling {
             flip_rows: false,
         }
     }
+
+    /// Whether the columns are scaled before the rows. Bytes are rounded in between, so the order matters: it is that of Pillow 13.
+    pub fn columns_first(&self) -> bool {
+        let saved = |before: u32, after: u32| i64::from(before) - i64::from(after);
+        let (rows, columns) = (saved(self.height, self.scaled_height), saved(self.width, self.scaled_width));
+        rows > 0 && rows > 2 * columns
+    }
 }
 
 /// An image in device memory, and its resampling.
@@ -90,6 +97,8 @@ impl ImageView {
         }
         let columns = self.image.shape().dims()[1];
         let first_pixel = top as usize * columns + left as usize;
+        let columns_first = self.resampling.columns_first();
+        let flags = u32::from(flip_columns) | u32::from(flip_rows) << 1 | u32::from(columns_first) << 2;
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&(self.image.address() + first_pixel as u64 * 3).to_ne_bytes());
         let rest = [
@@ -100,7 +109,7 @@ impl ImageView {
             scaled_width.to_ne_bytes(),
             window_top.to_ne_bytes(),
             window_left.to_ne_bytes(),
-            (u32::from(flip_columns) | u32::from(flip_rows) << 1).to_ne_bytes(),
+            flags.to_ne_bytes(),
         ];
         bytes[8..].copy_from_slice(rest.as_flattened());
         Ok(bytes)

@@ -1,4 +1,4 @@
-//! Pillow's `resize(..., BILINEAR)` with the formulas of its Resample.c, in float64 as in Pillow, and the output of
+//! Pillow's `resize(..., BILINEAR)` with the formulas of its Resample.c, in float64 as in Pillow 13, and the output of
 //! views.
 
 use std::ops::Range;
@@ -29,45 +29,45 @@ fn weighted(bytes: impl Iterator<Item = u8>, coefficients: &[i64]) -> u8 {
     ((half + sum) >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
+/// Scales the rows of an image of `[height][width]` pixels.
+fn scale_rows(image: &[Vec<[u8; 3]>], scaled: u32) -> Vec<Vec<[u8; 3]>> {
+    let source = image[0].len() as u32;
+    let windows: Vec<_> = (0..scaled).map(|pixel| coefficients(source, scaled, pixel)).collect();
+    let pixel = |row: &[[u8; 3]], (range, factors): &(Range<usize>, Vec<i64>)| {
+        [0, 1, 2].map(|channel| weighted(row[range.clone()].iter().map(|pixel| pixel[channel]), factors))
+    };
+    image.iter().map(|row| windows.iter().map(|window| pixel(row, window)).collect()).collect()
+}
+
+fn transposed(image: &[Vec<[u8; 3]>]) -> Vec<Vec<[u8; 3]>> {
+    (0..image[0].len()).map(|x| image.iter().map(|row| row[x]).collect()).collect()
+}
+
 /// The output of a view: `[size, size, 3]`, black outside the scaled rectangle.
 pub fn resample(image: &RgbImage, resampling: &Resampling, size: usize) -> Vec<u8> {
-    let Resampling {
-        top,
-        left,
-        height,
-        width,
-        scaled_height,
-        scaled_width,
-        window_top,
-        window_left,
-        flip_columns,
-        flip_rows,
-    } = *resampling;
-    let scaled = |begin: i32, index: usize, all: u32| {
-        u32::try_from(i64::from(begin) + index as i64).ok().filter(|&pixel| pixel < all)
+    let Resampling { top, left, height, width, scaled_height, scaled_width, .. } = *resampling;
+    let row = |y: u32| {
+        let begin = y as usize * image.width as usize + left as usize;
+        image.pixels.as_chunks::<3>().0[begin..][..width as usize].to_vec()
+    };
+    let part: Vec<_> = (top..top + height).map(row).collect();
+    // Pillow 13 scales columns first if that removes more than twice as many rows as columns.
+    let columns_first =
+        height > scaled_height && i64::from(height - scaled_height) > 2 * (i64::from(width) - i64::from(scaled_width));
+    let scaled = if columns_first {
+        scale_rows(&transposed(&scale_rows(&transposed(&part), scaled_height)), scaled_width)
+    } else {
+        transposed(&scale_rows(&transposed(&scale_rows(&part, scaled_width)), scaled_height))
+    };
+    let place = |begin: i32, index: usize, flip: bool| {
+        usize::try_from(i64::from(begin) + if flip { size - 1 - index } else { index } as i64).ok()
     };
     let mut output = vec![0; size * size * 3];
-    for column in 0..size {
-        let Some(pixel) = scaled(window_left, if flip_columns { size - 1 - column } else { column }, scaled_width)
-        else {
-            continue;
-        };
-        let (across, factors) = coefficients(width, scaled_width, pixel);
-        let source = |row: usize, column: usize, channel: usize| {
-            let position = (row + top as usize) * image.width as usize + column + left as usize;
-            image.pixels[position * 3 + channel]
-        };
-        let line: Vec<[u8; 3]> = (0..height as usize)
-            .map(|row| [0, 1, 2].map(|channel| weighted(across.clone().map(|x| source(row, x, channel)), &factors)))
-            .collect();
-        for row in 0..size {
-            let place = if flip_rows { size - 1 - row } else { row };
-            let Some(pixel) = scaled(window_top, place, scaled_height) else { continue };
-            let (down, factors) = coefficients(height, scaled_height, pixel);
-            for channel in 0..3 {
-                let bytes = line[down.clone()].iter().map(|pixel| pixel[channel]);
-                output[(row * size + column) * 3 + channel] = weighted(bytes, &factors);
-            }
+    for (index, output) in output.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+        let y = place(resampling.window_top, index / size, resampling.flip_rows);
+        let x = place(resampling.window_left, index % size, resampling.flip_columns);
+        if let (Some(y), Some(x)) = (y, x) {
+            *output = scaled.get(y).and_then(|row| row.get(x)).copied().unwrap_or_default();
         }
     }
     output
