@@ -3,8 +3,8 @@
 
     scripts/check-page.py runs/demo/report.html
 
-A page fails if it is wider than the window, if an image is missing, or if the browser's console shows an error. The exit status
-is 1 if a page fails, and 2 without a browser (chromium or google-chrome on PATH, or $BROWSER). Needs only Python.
+A page fails if it is wider than the window, if an image is missing, if the browser's console shows an error, or if an image cannot
+be enlarged with the keyboard (Enter, closed by Escape) and with the mouse. The exit status is 1 if a page fails, and 2 without a browser (chromium or google-chrome on PATH, or $BROWSER). Needs only Python.
 """
 
 import base64
@@ -34,6 +34,25 @@ MEASURE = """JSON.stringify({
     missing: [...document.images].filter(image => !(image.complete && image.naturalWidth > 0)).length,
     text: document.body.innerText.length,
 })"""
+
+
+# The first image that can be enlarged is scrolled into view and has the focus.
+AIM = """(() => {
+    const button = document.querySelector('[popovertarget]');
+    if (!button) return 'null';
+    button.scrollIntoView({block: 'center'});
+    button.focus();
+    const box = button.getBoundingClientRect();
+    return JSON.stringify({x: box.x + box.width / 2, y: box.y + box.height / 2, width: box.width});
+})()"""
+
+# The place and size of the enlarged image.
+VIEW = """(() => {
+    const image = document.querySelector(':popover-open img');
+    if (!image) return 'null';
+    const box = image.getBoundingClientRect();
+    return JSON.stringify({left: box.left, right: box.right, top: box.top, bottom: box.bottom, width: box.width});
+})()"""
 
 
 class Browser:
@@ -114,8 +133,45 @@ class Browser:
         self.events.clear()
         self.call("Page.navigate", url=url)
         self.wait_for("Page.loadEventFired")
-        measured = json.loads(self.call("Runtime.evaluate", expression=MEASURE)["result"]["value"])
-        return measured, [complaint for event in self.events if (complaint := complaint_of(event))]
+        measured = self.evaluate(MEASURE)
+        complaints = [complaint for event in self.events if (complaint := complaint_of(event))]
+        return measured, complaints + self.try_to_enlarge(width)
+
+    def evaluate(self, expression):
+        return json.loads(self.call("Runtime.evaluate", expression=expression)["result"]["value"])
+
+    def press(self, key, code, text=None):
+        for kind in ("keyDown", "keyUp"):
+            content = {"text": text} if text and kind == "keyDown" else {}
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **content)
+
+    def click(self, x, y):
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def try_to_enlarge(self, width):
+        """Enlarges the first image and closes it again, in each way."""
+        button = self.evaluate(AIM)
+        if button is None:
+            return []
+        ways = {
+            "the keyboard": (lambda: self.press("Enter", 13, "\r"), lambda: self.press("Escape", 27)),
+            "the mouse": (lambda: self.click(button["x"], button["y"]), lambda: self.click(width / 2, HEIGHT / 2)),
+            "a click beside it": (lambda: self.click(button["x"], button["y"]), lambda: self.click(3, 3)),
+        }
+        complaints = []
+        for way, (enlarge, close) in ways.items():
+            enlarge()
+            view = self.evaluate(VIEW)
+            if view is None or view["width"] < 1.2 * button["width"]:
+                complaints.append(f"{way} does not enlarge an image: {view}")
+            elif view["left"] < 0 or view["top"] < 0 or view["right"] > width or view["bottom"] > HEIGHT:
+                complaints.append(f"an enlarged image is not in the window: {view}")
+            close()
+            if self.evaluate(VIEW) is not None:
+                complaints.append(f"{way} does not close an image")
+                self.press("Escape", 27)
+        return complaints
 
 
 def complaint_of(event):

@@ -223,6 +223,7 @@ fn without_times(mut metrics: Vec<Value>) -> Vec<Value> {
     for metric in metrics.iter_mut().filter_map(Value::as_object_mut) {
         metric.remove("images_per_second");
         metric.remove("seconds");
+        metric.remove("whole_seconds");
     }
     metrics
 }
@@ -284,8 +285,20 @@ mod training {
         assert_eq!(keys(&metrics[0]), ["epoch", "kind", "train_acc", "train_loss"]);
         assert_eq!(
             keys(&metrics[4]),
-            ["epoch", "images_per_second", "kind", "seconds", "test_acc", "test_loss", "train_acc", "train_loss"]
+            [
+                "epoch",
+                "images_per_second",
+                "kind",
+                "seconds",
+                "test_acc",
+                "test_loss",
+                "train_acc",
+                "train_loss",
+                "whole_seconds"
+            ]
         );
+        let seconds = |name: &str| metrics[4][name].as_f64().unwrap();
+        assert!(seconds("whole_seconds") > seconds("seconds"), "{}", metrics[4]);
         let epochs: Vec<f64> = metrics.iter().map(|metric| metric["epoch"].as_f64().unwrap()).collect();
         assert_eq!(epochs, [0.25, 0.5, 0.75, 1.0, 1.0, 1.25, 1.5, 1.75, 2.0, 2.0]);
         let last = &metrics[9];
@@ -300,6 +313,8 @@ mod training {
         let config = String::from_utf8(place.read("run/config.json")).unwrap();
         let mut values: Value = serde_json::from_str(&config).unwrap();
         assert_eq!(values["data"].take(), place.path("data").to_string_lossy().as_ref(), "an absolute path");
+        let started = values["started"].take();
+        assert_eq!(form(started.as_str().unwrap()), "0000-00-00T00:00:00Z");
         let digest = values["images"].take();
         assert_eq!(digest.as_str().unwrap().len(), 64, "{digest}");
         let model = place.read("run/model.safetensors");
@@ -336,6 +351,7 @@ mod training {
     "width": 4
   },
   "retune": "0.1.0",
+  "started": null,
   "test_images": 12,
   "train_images": 28,
   "weights": null

@@ -1,6 +1,6 @@
 //! The page of a run, its curves, comparisons and contact sheets: their contents, and that hostile names cannot change the markup.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -130,6 +130,16 @@ fn elements(page: &str) -> Vec<(String, String)> {
     found
 }
 
+/// The values of an attribute of all elements of a kind that have it.
+fn attributes(page: &str, element: &str, attribute: &str) -> Vec<String> {
+    let value = |attributes: &String| {
+        let (_, rest) =
+            format!(" {attributes}").split_once(&format!(" {attribute}=\"")).map(|(a, b)| (a.len(), b.to_string()))?;
+        Some(rest.split('"').next().unwrap().to_string())
+    };
+    elements(page).iter().filter(|(name, _)| name == element).filter_map(|(_, attributes)| value(attributes)).collect()
+}
+
 fn count(page: &str, element: &str) -> usize {
     elements(page).iter().filter(|(name, _)| name == element).count()
 }
@@ -149,6 +159,11 @@ fn the_page_says_what_was_measured() {
         "EXIF orientation of images is ignored".into(),
         "5e-4".into(),
         "retune predict run/model.safetensors".into(),
+        "<h2>Confidence</h2>".into(),
+        "<h2>Least certain images</h2>".into(),
+        "<h2>Correct predictions</h2>".into(),
+        "<summary>Results of every epoch</summary>".into(),
+        "no influence</span><span class=\"colours\" style=\"background:linear-gradient(90deg,#".into(),
     ] {
         assert!(page.contains(&text), "{text} is missing");
     }
@@ -169,9 +184,22 @@ fn the_page_says_what_was_measured() {
         .collect();
     assert_eq!(cells, truth);
     assert_eq!(cells.iter().sum::<usize>(), 8);
-    let wrong = cells[1] + cells[2];
-    // 16 on the sheet, 16 augmented, the mistakes, and 8 pairs of an image and its Grad-CAM.
-    assert_eq!(count(&page, "img"), 32 + wrong.min(12) + 16);
+    let (wrong, right) = (cells[1] + cells[2], cells[0].min(4) + cells[3].min(4));
+    assert_eq!(page.contains("<h3>Most confused pairs</h3>"), wrong > 0);
+    // 16 on the sheet, 16 augmented, the mistakes, the 8 least certain, correct ones, and 8 pairs of an image and its Grad-CAM.
+    assert_eq!(count(&page, "img"), 32 + wrong.min(12) + 8 + right + 16);
+    // The histogram has every test image, and as many wrong ones as the matrix.
+    let description = format!("histogram of the probabilities of {} correct and {wrong} wrong predictions", 8 - wrong);
+    assert!(page.contains(&description), "{description}");
+    let dates = page.split("The run was started on ").nth(1).unwrap();
+    assert_eq!(dates[..20].replace(|c: char| c.is_ascii_digit(), "0"), "0000-00-00 00:00 UTC");
+    assert!(page.contains(" UTC. It took ") && page.contains(" per epoch, of which testing and saving were "));
+    // Every image can be enlarged, each under a name of its own.
+    let buttons: Vec<String> = attributes(&page, "button", "popovertarget");
+    let views: Vec<String> = attributes(&page, "span", "id");
+    assert_eq!(buttons, views);
+    assert_eq!(buttons.len(), 32 + wrong.min(12) + 8 + right + 8);
+    assert_eq!(buttons.iter().collect::<BTreeSet<_>>().len(), buttons.len());
     assert!(page.len() < 2_000_000);
     // An image may contain any letters.
     let mut parts = page.split("base64,");
@@ -396,7 +424,14 @@ fn a_run_without_an_epoch_and_many_classes_have_pages() {
     place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
     let page = place.read("run/report.html");
     elements(&page);
-    assert!(page.contains("Most frequent confusions") && page.contains("class-29"));
+    assert!(
+        page.contains("<h2>Confusions</h2>")
+            && page.contains("<h3>Most confused pairs</h3>")
+            && page.contains("class-29")
+    );
+    // However many classes there are.
+    assert!(count(&page, "img") <= 128, "{} images", count(&page, "img"));
+    assert!(page.len() < 1_200_000, "{} bytes", page.len());
     fs::write(
         place.path("run/metrics.jsonl"),
         "{\"kind\":\"progress\",\"epoch\":0.2,\"train_loss\":1.5,\"train_acc\":0.25}\n{\"ki",
@@ -438,6 +473,147 @@ fn several_runs_are_compared() {
         let shown = bars.iter().find(|(name, _)| name.ends_with(run)).unwrap().1;
         assert_eq!(*shown, format!("{:.1} %", 100.0 * accuracy), "{run}: {bars:?}");
     }
+}
+
+impl Workplace {
+    /// Copies the records of a run, with another test accuracy in its last epoch and another number of test images.
+    fn copy_run(&self, run: &str, copy: &str, accuracy: f64, images: usize) {
+        fs::create_dir_all(self.path(copy)).unwrap();
+        let mut config: Value = serde_json::from_str(&self.read(&format!("{run}/config.json"))).unwrap();
+        config["test_images"] = images.into();
+        fs::write(self.path(&format!("{copy}/config.json")), config.to_string()).unwrap();
+        let mut lines: Vec<Value> = self
+            .read(&format!("{run}/metrics.jsonl"))
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        lines.iter_mut().rfind(|line| line["kind"] == "epoch").unwrap()["test_acc"] = accuracy.into();
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(self.path(&format!("{copy}/metrics.jsonl")), text).unwrap();
+    }
+}
+
+#[test]
+fn a_comparison_names_the_winner_and_its_uncertainty() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run --no-report"));
+    for (copy, accuracy, images) in
+        [("poor", 0.71, 1000), ("best", 0.875, 1000), ("close", 0.86, 1000), ("few", 0.8, 10)]
+    {
+        place.copy_run("run", copy, accuracy, images);
+    }
+    let compare = |runs: &str| {
+        place.succeed(&format!("report {runs} --no-images -o all.html"));
+        let page = place.read("all.html");
+        elements(&page);
+        page
+    };
+    let page = compare("poor close best");
+    let names: Vec<&str> = page
+        .split("<div class=\"bar\"><span class=\"name\">")
+        .skip(1)
+        .map(|bar| bar.split('<').next().unwrap())
+        .collect();
+    assert_eq!(names, ["best", "close", "poor"], "sorted by accuracy");
+    let curve = page.find("class=\"name f0\"").unwrap();
+    assert!(page[curve..].split_once('>').unwrap().1.starts_with("best 0.875"), "curves have the same order");
+    let verdict = "best is best: it classifies 87.5 % of the test images correctly, 1.5 percentage points more than close. But its \
+                   95 % interval, 85.3 % to 89.4 %, overlaps with that of close: with so few test images, the difference may be \
+                   chance.</p>";
+    assert!(page.contains(verdict), "{page}");
+    // The axis begins near the lowest accuracy.
+    let ticks: Vec<&str> =
+        page.split("class=\"tick\" style").skip(1).map(|tick| tick.split(['>', '<']).nth(1).unwrap()).collect();
+    assert_eq!((ticks[0], ticks[ticks.len() - 1]), ("65 %", "90 %"), "{ticks:?}");
+
+    let page = compare("best poor");
+    assert!(
+        page.contains("do not overlap (85.3 % to 89.4 % and 68.1 % to 73.7 %): the difference is hardly by chance."),
+        "{page}"
+    );
+    let page = compare("best few");
+    assert!(page.contains("The runs were tested on different images"), "{page}");
+    let page = compare("best run");
+    assert!(page.contains("best is best") || page.contains("run is best"), "{page}");
+}
+
+/// A run of an earlier version: no date, no time of tests.
+#[test]
+fn what_earlier_versions_did_not_record_is_said_to_be_missing() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 2 --out run --no-report"));
+    let mut config: Value = serde_json::from_str(&place.read("run/config.json")).unwrap();
+    assert!(config.as_object_mut().unwrap().remove("started").is_some());
+    fs::write(place.path("run/config.json"), config.to_string()).unwrap();
+    let lines = place.read("run/metrics.jsonl");
+    let lines = lines.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line.as_object_mut().unwrap().remove("whole_seconds").is_some(), line["kind"] == "epoch");
+        format!("{line}\n")
+    });
+    fs::write(place.path("run/metrics.jsonl"), lines.collect::<String>()).unwrap();
+    place.succeed("report run");
+    let page = place.read("run/report.html");
+    elements(&page);
+    assert!(page.contains("The date of the run is not known: it was made by an earlier version"), "{page}");
+    assert!(page.contains("an earlier version did not record the time of testing"), "{page}");
+    place.succeed("report run run -o both.html");
+    elements(&place.read("both.html"));
+}
+
+#[test]
+fn a_run_that_failed_says_why() {
+    let place = Workplace::new(&["blue", "red"]);
+    let line = format!("train data {SMALL} --epochs 3 --lr 1e30 --quiet --out run");
+    let failed = place.run(&line.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(failed.status, 1, "{}", failed.stderr);
+    place.succeed("report run --no-images");
+    let page = place.read("run/report.html");
+    assert!(page.contains(
+        "<b>The run ended early, because its numbers were no longer finite. </b>In epoch 1, at a learning rate"
+    ));
+    assert!(page.contains("Use a smaller learning rate, or --clip-gradient-norm 1."), "{page}");
+    // A run without such faults has no such notice.
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out good"));
+    assert!(!place.read("good/report.html").contains("The run ended early"));
+}
+
+/// The program prepares images as retune does, and has the names of the run, whatever they are.
+#[test]
+fn the_program_on_the_page_is_that_of_the_run() {
+    let names = ["hot\"dog\\", "not\u{1b}[31m", "<b>&amp;"];
+    let place = Workplace::new(&names);
+    place.succeed(&format!("train data {SMALL} --exif --epochs 1 --no-report --out run"));
+    place.succeed("report run --no-images");
+    let page = place.read("run/report.html");
+    elements(&page);
+    let program = page.split("<pre class=\"python\"><code>").nth(1).unwrap().split("</code>").next().unwrap();
+    let program = program.replace("&quot;", "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&");
+    for text in [
+        r#"classes = ["<b>&amp;", "hot\"dog\\", "not\x1b[31m"]"#,
+        "T.Resize(38),\n    T.CenterCrop(33),",
+        "T.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),",
+        "image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert(\"RGB\")",
+        "net = onnxruntime.InferenceSession(\"run/model.onnx\")",
+    ] {
+        assert!(program.contains(text), "{text} is missing: {program}");
+    }
+    let config = place
+        .read("run/config.json")
+        .replace("\"width\": 4", "\"width\": 64")
+        .replace("\"exif\": true", "\"exif\": false");
+    fs::write(place.path("run/config.json"), config).unwrap();
+    place.succeed("report run --no-images");
+    let page = place.read("run/report.html");
+    let program = page.split("<pre class=\"python\"><code>").nth(1).unwrap().split("</code>").next().unwrap();
+    assert!(
+        program.contains("net.load_state_dict(load_file(&quot;run/model.safetensors&quot;))\nnet.eval()"),
+        "{program}"
+    );
+    assert!(
+        program.contains("image = Image.open(sys.argv[1]).convert(&quot;RGB&quot;)\n") && !program.contains("ImageOps"),
+        "{program}"
+    );
 }
 
 #[test]

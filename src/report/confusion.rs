@@ -1,5 +1,7 @@
 //! The confusion matrix and the per-class results that follow from it.
 
+use std::cmp::Reverse;
+
 use serde::Serialize;
 
 use crate::train::Prediction;
@@ -25,6 +27,19 @@ pub struct ClassResult {
     pub f1: f64,
 }
 
+/// Two classes that are confused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    /// The index of the true class.
+    pub actual: usize,
+    /// The index of the predicted class.
+    pub predicted: usize,
+    /// Number of images of the one that are predicted as the other.
+    pub images: usize,
+    /// Number of images of the true class.
+    pub of: usize,
+}
+
 impl Confusion {
     /// Counts the predictions of a network with `classes` classes.
     pub fn new(predictions: &[Prediction], classes: usize) -> Self {
@@ -40,6 +55,18 @@ impl Confusion {
         &self.counts
     }
 
+    /// The pairs of classes that are confused, the most frequent first; of equally frequent ones that with the larger share of its class.
+    pub fn pairs(&self) -> Vec<Pair> {
+        let mut pairs = Vec::new();
+        for (actual, row) in self.counts.iter().enumerate() {
+            let of = row.iter().sum();
+            let confused = row.iter().enumerate().filter(|&(predicted, &images)| predicted != actual && images > 0);
+            pairs.extend(confused.map(|(predicted, &images)| Pair { actual, predicted, images, of }));
+        }
+        pairs.sort_by_key(|pair| (Reverse(pair.images), pair.of, pair.actual, pair.predicted));
+        pairs
+    }
+
     /// Recall, precision and F1 of every class; 0 where they are undefined.
     pub fn classes(&self, names: &[String]) -> Vec<ClassResult> {
         let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
@@ -52,5 +79,19 @@ impl Confusion {
             ClassResult { class: name.clone(), images, recall, precision, f1 }
         });
         results.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_those_that_are_confused_most() {
+        let counts = vec![vec![5, 1, 0], vec![2, 1, 0], vec![1, 2, 9]];
+        let pairs = Confusion { counts }.pairs();
+        let found: Vec<_> = pairs.iter().map(|pair| (pair.actual, pair.predicted, pair.images, pair.of)).collect();
+        assert_eq!(found, [(1, 0, 2, 3), (2, 1, 2, 12), (0, 1, 1, 6), (2, 0, 1, 12)]);
+        assert_eq!(Confusion::new(&[], 3).pairs(), []);
     }
 }

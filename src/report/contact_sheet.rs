@@ -5,15 +5,14 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
-use super::raster;
+use super::{jpeg, raster};
 use crate::data::{DecodeOptions, Decoder, Draw, ImageFolder, RgbImage, Transform, Transformer};
 use crate::error::{Context, Result};
 
-const JPEG_QUALITY: u8 = 82;
+const JPEG_QUALITY: u8 = 78;
 /// The JPEG quality of a contact sheet. Its text needs a higher one.
 const SHEET_QUALITY: u8 = 92;
 
@@ -31,10 +30,7 @@ pub struct Tile {
 impl Tile {
     /// Encodes it as JPEG in a `data:` URL.
     pub fn data_uri(&self) -> Result<String> {
-        let mut bytes = Vec::new();
-        JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-            .write_image(&self.pixels, self.size, self.size, ExtendedColorType::Rgb8)
-            .context(|| "cannot write an image as JPEG")?;
+        let bytes = jpeg::encode(&self.pixels, self.size, self.size, JPEG_QUALITY)?;
         Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
     }
 }
@@ -164,13 +160,9 @@ impl ContactSheet {
     /// Encodes it as JPEG.
     ///
     /// # Errors
-    /// When it is larger than a JPEG can be: 65535 pixels in either direction.
+    /// When it is larger than a JPEG can be.
     pub fn jpeg(&self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        JpegEncoder::new_with_quality(&mut bytes, SHEET_QUALITY)
-            .write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8)
-            .context(|| "cannot write a contact sheet as JPEG")?;
-        Ok(bytes)
+        jpeg::encode(&self.pixels, self.width, self.height, SHEET_QUALITY)
     }
 }
 

@@ -59,7 +59,7 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
                 name = held_out.short_name();
                 test.push((epoch as f64, pick(held_out.loss(), held_out.accuracy())));
             }
-            Metric::Test { .. } | Metric::Skipped { .. } => {}
+            Metric::Test { .. } | Metric::Stopped { .. } | Metric::Skipped { .. } => {}
         }
     }
     let colour = |role: usize| (if several { index } else { role }) % COLOURS;
@@ -86,29 +86,57 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
     lines.filter(|line| !line.points.is_empty()).collect()
 }
 
-/// About `count` round numbers from 0 to at least `largest`.
-fn ticks(largest: f64, count: f64) -> Vec<f64> {
-    let rough = (largest / count).max(1e-9);
+/// About `count` round numbers from at most `lowest` to at least `largest`.
+pub(super) fn ticks(lowest: f64, largest: f64, count: f64) -> Vec<f64> {
+    let rough = ((largest - lowest) / count).max(1e-9);
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&step| step >= rough);
+    let step =
+        [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&step| step >= rough * (1.0 - 1e-9));
     let step = step.unwrap_or(rough);
-    let steps = (largest / step - 1e-9).ceil().max(1.0) as usize;
-    (0..=steps).map(|index| index as f64 * step).collect()
+    let first = (lowest / step + 1e-9).floor();
+    let steps = (largest / step - first - 1e-9).ceil().max(1.0) as usize;
+    (0..=steps).map(|index| (first + index as f64) * step).collect()
+}
+
+/// The narrowest range of an axis of accuracies; a narrower one would make differences look large that are not.
+const NARROWEST: f64 = 0.1;
+
+/// The ticks of an axis that shows these accuracies and not much more.
+pub(super) fn accuracy_ticks(accuracies: impl Iterator<Item = f64>) -> Vec<f64> {
+    let (lowest, largest) = accuracies.fold((1.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+    let lowest = lowest.min((largest - NARROWEST).max(0.0));
+    let largest = largest.max(lowest + NARROWEST).min(1.0);
+    // Rounding may have put the last tick beyond 1.
+    ticks(lowest, largest, 5.0).into_iter().filter(|tick| *tick < 1.0 + 1e-9).collect()
+}
+
+/// The number of decimals with which these ticks differ.
+pub(super) fn decimals(ticks: &[f64]) -> usize {
+    let is_exact = |decimals: i32| {
+        ticks.iter().all(|tick| (tick * 10f64.powi(decimals) - (tick * 10f64.powi(decimals)).round()).abs() < 1e-6)
+    };
+    (0..6).find(|&decimals| is_exact(decimals)).unwrap_or(6) as usize
 }
 
 fn plot(quantity: Quantity, lines: &[Line]) -> String {
     let points = || lines.iter().flat_map(|line| &line.points);
-    let last = points().map(|point| point.0).fold(1.0, f64::max);
+    let latest = points().map(|point| point.0).fold(0.0, f64::max);
+    let last = latest.max(1.0);
     let largest = points().map(|point| point.1).fold(0.0, f64::max);
-    let epochs: Vec<f64> = ticks(last, 6.0).into_iter().filter(|tick| tick.fract() == 0.0 && *tick <= last).collect();
+    let epochs: Vec<f64> =
+        ticks(0.0, last, 6.0).into_iter().filter(|tick| tick.fract() == 0.0 && *tick <= last).collect();
     let (title, values) = match quantity {
-        Quantity::Loss => ("Loss", ticks(largest.max(0.1), 5.0)),
-        Quantity::Accuracy => ("Accuracy", ticks(1.0, 5.0)),
+        Quantity::Loss => ("Loss", ticks(0.0, largest.max(0.1), 5.0)),
+        // Before the end of the first epoch, accuracy may be so low that the rest would be a flat line.
+        Quantity::Accuracy => {
+            let is_late = |point: &&(f64, f64)| point.0 >= 1.0 || latest < 1.0;
+            ("Accuracy", accuracy_ticks(points().filter(is_late).map(|point| point.1)))
+        }
     };
-    let top_value = values.last().copied().unwrap_or(1.0);
+    let (bottom, top) = (values.first().copied().unwrap_or(0.0), values.last().copied().unwrap_or(1.0));
     let x = |epoch: f64| LEFT + epoch / last * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - value / top_value * (HEIGHT - TOP - BOTTOM);
-    let decimals = if top_value > 20.0 { 0 } else { 1 + usize::from(top_value < 0.5) };
+    let y = |value: f64| HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM);
+    let decimals = decimals(&values).max(usize::from(top <= 20.0));
     let mut svg = String::new();
     let mut put = |text: String| svg.push_str(&text);
     put(format!(r#"<text class="title" x="{LEFT}" y="18">{title}</text>"#));
@@ -135,7 +163,8 @@ fn plot(quantity: Quantity, lines: &[Line]) -> String {
     ));
     for line in lines {
         let mut path = String::new();
-        for (index, &(epoch, value)) in line.points.iter().enumerate() {
+        let shown = line.points.iter().filter(|point| point.1 >= bottom - 1e-9);
+        for (index, &(epoch, value)) in shown.enumerate() {
             let _ = write!(path, "{}{:.1} {:.1}", if index == 0 { "M" } else { "L" }, x(epoch), y(value));
         }
         let dash = if line.dashed { " dashed" } else { "" };
@@ -221,12 +250,32 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_beyond() {
-        assert_eq!(ticks(1.0, 5.0), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
-        assert_eq!(ticks(5.0, 6.0), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(ticks(0.0, 1.0, 5.0), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(ticks(0.0, 5.0, 6.0), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         for largest in [0.03, 0.7, 2.897, 55.0, 1234.5] {
-            let found = ticks(largest, 5.0);
+            let found = ticks(0.0, largest, 5.0);
             assert!(found.len() >= 3 && found.len() <= 8, "{found:?}");
             assert!(found[found.len() - 1] >= largest && found[found.len() - 2] < largest, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn an_axis_of_accuracies_shows_their_range() {
+        let of = |accuracies: &[f64]| {
+            let ticks = accuracy_ticks(accuracies.iter().copied());
+            let decimals = decimals(&ticks);
+            ticks.iter().map(|tick| format!("{tick:.decimals$}")).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&[0.84, 0.91]), ["0.80", "0.82", "0.84", "0.86", "0.88", "0.90", "0.92"]);
+        assert_eq!(of(&[0.31, 0.97, 0.5]), ["0.2", "0.4", "0.6", "0.8", "1.0"]);
+        assert_eq!(of(&[1.0]), ["0.90", "0.92", "0.94", "0.96", "0.98", "1.00"]);
+        assert_eq!(of(&[0.0]), ["0.00", "0.02", "0.04", "0.06", "0.08", "0.10"]);
+        assert_eq!(of(&[]).len(), 6);
+        for (low, high) in [(0.5, 0.51), (0.123, 0.987), (0.0, 1.0), (0.995, 0.999), (0.333, 0.334)] {
+            let ticks = accuracy_ticks([low, high].into_iter());
+            let (first, last) = (ticks[0], ticks[ticks.len() - 1]);
+            assert!(first <= low + 1e-9 && last >= high - 1e-9 && last < 1.0 + 1e-9 && first > -1e-9, "{ticks:?}");
+            assert!((3..=8).contains(&ticks.len()), "{ticks:?}");
         }
     }
 }

@@ -43,20 +43,47 @@ pub fn attention(network: &Network, image: &[f32], image_size: usize) -> Result<
     Ok((rows, columns, map, found.chosen[0]))
 }
 
-/// The image, darker where the map is low and warmer where it is high.
+/// Colours of a map from low to high: those of viridis, whose lightness increases evenly and which colour-blind people can tell
+/// apart.
+const COLOURS: [[f32; 3]; 5] =
+    [[68.0, 1.0, 84.0], [59.0, 82.0, 139.0], [33.0, 145.0, 140.0], [94.0, 201.0, 98.0], [253.0, 231.0, 37.0]];
+
+/// How much of the result is the map's colour. The rest is the image in grey, which adds no colours of its own.
+const OPACITY: f32 = 0.55;
+
+/// Stops of the legend's gradient.
+const LEGEND_STOPS: usize = 9;
+
+/// The image in grey, tinted with the colours of the map.
 pub fn overlay(tile: &Tile, rows: usize, columns: usize, map: &[f32]) -> Tile {
     let size = tile.size as usize;
-    let pixels = tile.pixels.chunks_exact(3).enumerate().flat_map(|(place, pixel)| {
-        let heat = interpolated(map, rows, columns, place / size, place % size, size);
-        let grey = pixel.iter().map(|&channel| f32::from(channel)).sum::<f32>() / 3.0;
-        let warm = [255.0, 176.0, 32.0];
-        std::array::from_fn::<u8, 3, _>(|channel| {
-            let cold = 0.35 * grey + 0.1 * f32::from(pixel[channel]);
-            let hot = 0.72 * f32::from(pixel[channel]) + 0.28 * warm[channel];
-            (cold + (hot - cold) * heat).round().clamp(0.0, 255.0) as u8
-        })
-    });
+    let pixels =
+        tile.pixels.as_chunks::<3>().0.iter().enumerate().flat_map(|(place, &pixel)| {
+            blend(pixel, interpolated(map, rows, columns, place / size, place % size, size))
+        });
     Tile { label: tile.label.clone(), size: tile.size, pixels: pixels.collect() }
+}
+
+/// The legend of an overlay, from a map's value 0 to 1: colours of a CSS gradient, as they are on a medium grey.
+pub fn legend() -> String {
+    let stops = (0..LEGEND_STOPS).map(|stop| {
+        let [red, green, blue] = blend([128; 3], stop as f32 / (LEGEND_STOPS - 1) as f32);
+        format!("#{red:02x}{green:02x}{blue:02x}")
+    });
+    stops.collect::<Vec<_>>().join(",")
+}
+
+/// A pixel of an overlay. `heat` is from 0 to 1.
+fn blend(pixel: [u8; 3], heat: f32) -> [u8; 3] {
+    let grey = pixel.iter().map(|&channel| f32::from(channel)).sum::<f32>() / 3.0;
+    let position = heat.clamp(0.0, 1.0) * (COLOURS.len() - 1) as f32;
+    let below = (position as usize).min(COLOURS.len() - 2);
+    let between = position - below as f32;
+    std::array::from_fn(|channel| {
+        let (low, high) = (COLOURS[below][channel], COLOURS[below + 1][channel]);
+        let colour = low + (high - low) * between;
+        (grey + (colour - grey) * OPACITY).round().clamp(0.0, 255.0) as u8
+    })
 }
 
 /// Bilinear, as if each value of the map stood in the middle of its field.
@@ -84,5 +111,60 @@ mod tests {
         assert_eq!((at(0, 0), at(0, 7), at(7, 0), at(7, 7)), (0.0, 1.0, 0.5, 0.0));
         assert!((at(0, 3) - 0.375).abs() < 1e-6, "{}", at(0, 3));
         assert_eq!(interpolated(&[0.25], 1, 1, 5, 2, 8), 0.25);
+    }
+
+    /// CIELAB, in which the distance of two colours is about the difference that people see; 1 is just noticeable.
+    fn lab(pixel: [u8; 3]) -> [f64; 3] {
+        let linear = pixel.map(|channel| {
+            let value = f64::from(channel) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        });
+        let mix = |weights: [f64; 3]| weights.iter().zip(linear).map(|(weight, value)| weight * value).sum::<f64>();
+        let (x, y, z) = (
+            mix([0.4124, 0.3576, 0.1805]) / 0.9505,
+            mix([0.2126, 0.7152, 0.0722]),
+            mix([0.0193, 0.1192, 0.9505]) / 1.089,
+        );
+        let [x, y, z] = [x, y, z].map(|t| if t > 0.008856 { t.cbrt() } else { 7.787 * t + 16.0 / 116.0 });
+        [116.0 * y - 16.0, 500.0 * (x - y), 200.0 * (y - z)]
+    }
+
+    fn distance(a: [u8; 3], b: [u8; 3]) -> f64 {
+        lab(a).iter().zip(lab(b)).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
+    }
+
+    /// On a black photo, a white one and everything between.
+    #[test]
+    fn heat_is_legible_on_every_photo() {
+        let photos = [[0; 3], [20; 3], [64; 3], [128; 3], [192; 3], [255; 3], [255, 0, 0], [0, 200, 0], [0, 0, 90]];
+        for photo in photos {
+            let at = |heat: u8| blend(photo, f32::from(heat) / 8.0);
+            assert!(distance(at(0), at(8)) > 60.0, "{photo:?}: {}", distance(at(0), at(8)));
+            for heat in 0..8 {
+                let (low, high) = (at(heat), at(heat + 1));
+                assert!(lab(high)[0] > lab(low)[0] + 2.0, "{photo:?}: more heat is lighter: {low:?}, {high:?}");
+                assert!(distance(low, high) > 6.0, "{photo:?}: {low:?} and {high:?} differ visibly");
+            }
+        }
+    }
+
+    #[test]
+    fn the_photo_is_recognisable_under_any_heat() {
+        for heat in [0.0, 0.25, 0.5, 0.75, 1.0] {
+            let lightness = |grey: u8| lab(blend([grey; 3], heat))[0];
+            assert!(lightness(255) - lightness(0) > 35.0, "{heat}: {} to {}", lightness(0), lightness(255));
+            assert!((0..255).all(|grey| lightness(grey + 1) >= lightness(grey)), "{heat}");
+        }
+    }
+
+    #[test]
+    fn the_legend_has_the_colours_of_an_overlay() {
+        let tile = Tile { label: String::new(), size: 1, pixels: vec![128; 3] };
+        let stops: Vec<String> = legend().split(',').map(String::from).collect();
+        assert_eq!(stops.len(), LEGEND_STOPS);
+        for (stop, heat) in [(0, 0.0), (4, 0.5), (8, 1.0)] {
+            let pixel = overlay(&tile, 1, 1, &[heat]).pixels;
+            assert_eq!(stops[stop], format!("#{:02x}{:02x}{:02x}", pixel[0], pixel[1], pixel[2]));
+        }
     }
 }

@@ -2,11 +2,9 @@
 
 use serde::Serialize;
 
+use super::calibration::Calibration;
 use super::confusion::Confusion;
 use crate::train::Prediction;
-
-/// Bins of the expected calibration error, of equal width.
-const BINS: usize = 15;
 
 /// With more classes than this, it is of interest whether the true class is among the first so many.
 const TOP: usize = 5;
@@ -44,7 +42,7 @@ impl Measures {
             balanced_accuracy: balanced_accuracy(&Confusion::new(predictions, classes)),
             top5_accuracy: (classes > TOP)
                 .then(|| predictions.iter().filter(in_first).count() as f64 / predictions.len() as f64),
-            calibration_error: calibration_error(predictions),
+            calibration_error: Calibration::new(predictions).error(),
         }
     }
 }
@@ -70,19 +68,6 @@ fn balanced_accuracy(confusion: &Confusion) -> f64 {
         })
         .collect();
     recalls.iter().sum::<f64>() / recalls.len() as f64
-}
-
-fn calibration_error(predictions: &[Prediction]) -> f64 {
-    // By how much the probabilities in each bin exceed the number of correct images there.
-    let mut excess = [0.0; BINS];
-    for prediction in predictions {
-        let class = prediction.class();
-        let probability = prediction.probabilities()[class];
-        // A bin holds its upper bound, not its lower one.
-        let bin = ((probability * BINS as f64).ceil() as usize).clamp(1, BINS) - 1;
-        excess[bin] += probability - f64::from(u8::from(class == prediction.target));
-    }
-    excess.iter().map(|excess| excess.abs()).sum::<f64>() / predictions.len() as f64
 }
 
 #[cfg(test)]
@@ -137,17 +122,5 @@ mod tests {
         };
         assert_eq!(of(&[0, 4, 5, 5]), Some(0.5));
         assert_eq!(of(&[1, 2, 3, 4]), Some(1.0));
-    }
-
-    #[test]
-    fn the_calibration_error_weighs_bins_by_their_images() {
-        // Probabilities 0.9 and 0.6 for the first class, in bins of their own.
-        let logits = |probability: f32| vec![(probability / (1.0 - probability)).ln(), 0.0];
-        let (sure, unsure) = (logits(0.9), logits(0.6));
-        let found = predictions(&[(0, &sure), (0, &sure), (0, &sure), (1, &sure), (1, &unsure)]);
-        // 3 of 4 right at 0.9, 0 of 1 at 0.6: (4 * 0.15 + 1 * 0.6) / 5.
-        close(Measures::new(&found, 2).calibration_error, 0.24);
-        let right = predictions(&[(0, &[50.0, 0.0]), (1, &[0.0, 50.0])]);
-        close(Measures::new(&right, 2).calibration_error, 0.0);
     }
 }

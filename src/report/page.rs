@@ -1,10 +1,16 @@
 //! The report of a run and the comparison of several: one HTML file each, without scripts.
 
+mod comparison;
+mod confidence;
 mod images;
+mod notices;
+mod pictures;
 mod predictions;
 mod results;
 mod settings;
 mod text;
+mod times;
+mod usage;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -89,21 +95,27 @@ pub struct Section {
 /// # Errors
 /// When an image cannot be encoded as JPEG.
 pub fn run_page(run: &RunRecord) -> Result<String> {
-    let run = &run.with_printable_names();
+    let original = run;
+    let run = &original.with_printable_names();
     let body = html! {
         header {
             p.eyebrow { "retune" }
             h1 { (results::headline(run)) }
             p.lead { (results::lead(run)) }
         }
+        (notices::notices(run))
         (results::figures(run))
         (results::curves(&[run]))
         (predictions::confusion(run))
+        (confidence::confidence(run))
         (predictions::mistakes(run, None)?)
+        (predictions::least_certain(run, None)?)
+        (predictions::correct(run, None)?)
         (predictions::grad_cams(run, None)?)
         (images::data_set(run)?)
         (settings::settings(run))
-        (settings::usage(run))
+        // Names in the program are those of the run, escaped as in Python.
+        (usage::usage(original))
     };
     Ok(document(&results::title(run), PageContent::of(&[run]), &body))
 }
@@ -115,22 +127,25 @@ pub fn run_page(run: &RunRecord) -> Result<String> {
 pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Result<String> {
     let runs: Vec<RunRecord> = runs.iter().map(|run| run.with_printable_names()).collect();
     let runs: &[&RunRecord] = &runs.iter().collect::<Vec<_>>();
-    let best = runs.iter().max_by(|a, b| results::best_accuracy(a).total_cmp(&results::best_accuracy(b)));
+    let runs = &*comparison::sorted(runs);
     let body = html! {
         header {
             p.eyebrow { "retune" }
             h1 { (introduction.title) }
             @if !introduction.lead.is_empty() { p.lead { (introduction.lead) } }
         }
-        (results::comparison(runs))
+        (comparison::comparison(runs))
         (results::curves(runs))
         (settings::differences(runs))
-        @for section in &introduction.sections { (images::section(&section.heading, &section.text, &section.images)?) }
+        @for (index, section) in introduction.sections.iter().enumerate() {
+            (images::section(&format!("section-{index}"), &section.heading, &section.text, &section.images)?)
+        }
         @if runs.len() <= MOST_MATRICES {
             @for run in runs { (predictions::confusion_of(run)) }
         }
-        @if let Some(best) = best {
+        @if let Some(best) = runs.first() {
             (predictions::mistakes(best, Some(&best.name))?)
+            (predictions::least_certain(best, Some(&best.name))?)
             (predictions::grad_cams(best, Some(&best.name))?)
         }
     };

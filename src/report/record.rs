@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::calibration::Calibration;
 use super::confusion::Confusion;
 use super::contact_sheet::{Tile, augmented_tiles, tile, tiles_of_classes};
+use super::examples;
 use super::grad_cam::{attention, overlay};
 use super::measures::Measures;
 use crate::data::transformer::normalize;
@@ -22,11 +24,13 @@ use crate::train::{
 };
 use crate::weights::TensorFile;
 
-/// Width and height of the images on a page.
-const TILE: u32 = 160;
-const MISTAKES: usize = 12;
-const GRAD_CAMS: usize = 8;
+/// Width and height of the test images on a page.
+const TILE: u32 = 192;
+/// Width and height of the images of the data set, which are more.
+const SHEET_TILE: u32 = 128;
 const SHEET_COLUMNS: usize = 8;
+/// With more classes than this, the contact sheet has half as many images of each.
+const FEW_CLASSES: usize = 6;
 /// Maximum number of classes on the contact sheet.
 const SHEET_ROWS: usize = 12;
 
@@ -73,8 +77,14 @@ pub struct TestRecord {
     pub measures: Measures,
     /// Predictions by true class.
     pub confusion: Confusion,
+    /// Predictions by probability.
+    pub calibration: Calibration,
     /// Misclassified images, most confident first.
     pub mistakes: Vec<PredictedImage>,
+    /// The images of the lowest predicted probability, the lowest first.
+    pub least_certain: Vec<PredictedImage>,
+    /// Some correctly classified images of each class, class after class.
+    pub correct: Vec<PredictedImage>,
     /// Correctly and wrongly classified images of every class, with Grad-CAM.
     pub grad_cams: Vec<PredictedImage>,
 }
@@ -92,6 +102,8 @@ pub struct PredictedImage {
     pub predicted: String,
     /// The probability of the predicted class, from 0 to 1.
     pub probability: f64,
+    /// The second most probable class and its probability.
+    pub second: Option<(String, f64)>,
     /// The true class.
     pub actual: String,
 }
@@ -195,6 +207,10 @@ impl RunRecord {
                 path: sample.path.clone(),
                 predicted: folder.classes[prediction.class()].clone(),
                 probability: probabilities[prediction.class()],
+                second: (0..probabilities.len())
+                    .filter(|&class| class != prediction.class())
+                    .max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]))
+                    .map(|class| (folder.classes[class].clone(), probabilities[class])),
                 actual: folder.classes[prediction.target].clone(),
             };
             if with_grad_cam {
@@ -203,25 +219,24 @@ impl RunRecord {
                 let mut input = vec![0.0; seen.pixels.len()];
                 normalize(&seen.pixels, &mut input).ok()?;
                 let (rows, columns, map, _) = attention(&network, &input, model.image_size).ok()?;
-                image.tile = shrunk(&seen);
+                image.tile = shrunk(&seen, TILE);
                 image.grad_cam = Some(overlay(&image.tile, rows, columns, &map));
             }
             Some(image)
         };
-        let mut wrong: Vec<&Prediction> =
-            predictions.iter().filter(|prediction| prediction.class() != prediction.target).collect();
-        let confidence = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
-        wrong.sort_by(|a, b| confidence(b).total_cmp(&confidence(a)).then(a.index.cmp(&b.index)));
-        let mistakes = wrong.iter().take(MISTAKES).filter_map(|prediction| predicted(prediction, false)).collect();
-        let grad_cams = representative(&predictions, folder.classes.len());
-        let grad_cams = grad_cams.into_iter().filter_map(|prediction| predicted(prediction, true)).collect();
         let classes = folder.classes.len();
+        let all = |chosen: Vec<&Prediction>, with_grad_cam: bool| {
+            chosen.into_iter().filter_map(|prediction| predicted(prediction, with_grad_cam)).collect()
+        };
         Ok(TestRecord {
             totals,
             measures: Measures::new(&predictions, classes),
             confusion: Confusion::new(&predictions, classes),
-            mistakes,
-            grad_cams,
+            calibration: Calibration::new(&predictions),
+            mistakes: all(examples::mistakes(&predictions), false),
+            least_certain: all(examples::least_certain(&predictions), false),
+            correct: all(examples::correct(&predictions, classes), false),
+            grad_cams: all(examples::representative(&predictions, classes), true),
         })
     }
 
@@ -232,9 +247,10 @@ impl RunRecord {
         show(&mut record.name);
         record.config.classes.iter_mut().for_each(show);
         for metric in &mut record.metrics {
-            if let Metric::Skipped { path, reason } = metric {
-                show(path);
-                show(reason);
+            match metric {
+                Metric::Skipped { path, reason } => [path, reason].into_iter().for_each(show),
+                Metric::Stopped { reason, hint } => [reason].into_iter().chain(hint).for_each(show),
+                Metric::Progress { .. } | Metric::Epoch { .. } | Metric::Test { .. } => {}
             }
         }
         if let Ok(images) = &mut record.images {
@@ -242,10 +258,12 @@ impl RunRecord {
             tiles.for_each(|tile| show(&mut tile.label));
         }
         if let Ok(test) = &mut record.test {
-            for image in test.mistakes.iter_mut().chain(&mut test.grad_cams) {
+            let groups = [&mut test.mistakes, &mut test.least_certain, &mut test.correct, &mut test.grad_cams];
+            for image in groups.into_iter().flatten() {
                 image.path = PathBuf::from(printable(&image.path.to_string_lossy()).into_owned());
                 show(&mut image.predicted);
                 show(&mut image.actual);
+                image.second.iter_mut().for_each(|(class, _)| show(class));
             }
         }
         record
@@ -264,6 +282,18 @@ impl RunRecord {
         })
     }
 
+    /// Whether another run was tested on the same images; `None` if that is not known.
+    pub fn has_test_images_of(&self, other: &Self) -> Option<bool> {
+        if self.config.test_images != other.config.test_images {
+            return Some(false);
+        }
+        if self.config.images.as_ref()? == other.config.images.as_ref()? {
+            return Some(true);
+        }
+        let open = |run: &Self| ImageList::open(&RunFolder { path: run.folder.clone() }.images()).ok();
+        Some(open(self)?.has_tests_of(&open(other)?))
+    }
+
     /// Files that could not be read, and why.
     pub fn skipped(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metrics.iter().filter_map(|metric| match metric {
@@ -275,11 +305,13 @@ impl RunRecord {
 
 impl ImageRecord {
     fn new(splits: &Splits, recipe: &Recipe) -> Self {
-        let mut sheet = tiles_of_classes(&splits.train, SHEET_COLUMNS, TILE);
+        let is_large = splits.train.classes.len() > FEW_CLASSES;
+        let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
+        let mut sheet = tiles_of_classes(&splits.train, columns, SHEET_TILE);
         sheet.truncate(SHEET_ROWS);
         let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
         let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
-        augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile));
+        augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));
         Self {
             train_counts: splits.train.class_counts(),
             validation_counts: splits.validation.as_ref().map(ImageFolder::class_counts),
@@ -317,25 +349,6 @@ fn predictions(
     })
 }
 
-/// Examples for Grad-CAM: the most confident correct prediction of each class, then the most confident wrong one of each,
-/// then the next of both, and so on.
-fn representative(predictions: &[Prediction], classes: usize) -> Vec<&Prediction> {
-    let confidence = |prediction: &Prediction| prediction.probabilities()[prediction.class()];
-    let mut kinds: Vec<Vec<&Prediction>> = Vec::new();
-    for is_correct in [true, false] {
-        for class in 0..classes {
-            let of_kind =
-                |prediction: &&Prediction| prediction.target == class && (prediction.class() == class) == is_correct;
-            let mut kind: Vec<&Prediction> = predictions.iter().filter(of_kind).collect();
-            kind.sort_by(|a, b| confidence(b).total_cmp(&confidence(a)).then(a.index.cmp(&b.index)));
-            kinds.push(kind);
-        }
-    }
-    let longest = kinds.iter().map(Vec::len).max().unwrap_or(0);
-    let turns = (0..longest).flat_map(|turn| kinds.iter().filter_map(move |kind| kind.get(turn).copied()));
-    turns.take(GRAD_CAMS).collect()
-}
-
 /// The part of an image that the network sees in a test, before normalisation.
 fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile> {
     let size = image_size as u32;
@@ -345,11 +358,11 @@ fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile>
     Ok(Tile { label: String::new(), size, pixels })
 }
 
-/// Scales a tile to the size of images on a page.
-fn shrunk(tile: &Tile) -> Tile {
+/// Scales a tile.
+fn shrunk(tile: &Tile, size: u32) -> Tile {
     let image = RgbImage { width: tile.size, height: tile.size, pixels: tile.pixels.clone() };
-    match Transformer::default().transform(&image, &Transform::resize_and_center_crop(TILE, TILE), Draw::default()) {
-        Ok(pixels) => Tile { label: tile.label.clone(), size: TILE, pixels },
+    match Transformer::default().transform(&image, &Transform::resize_and_center_crop(size, size), Draw::default()) {
+        Ok(pixels) => Tile { label: tile.label.clone(), size, pixels },
         Err(_) => tile.clone(),
     }
 }

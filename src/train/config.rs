@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,9 @@ use crate::file::write_atomically;
 pub struct RunConfig {
     /// The version of the program that started the run.
     pub retune: String,
+    /// When the run was started, such as `2026-11-29T10:53:26Z`; earlier versions stored no time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<String>,
     /// The folder of the data set; an absolute path, except from earlier versions.
     pub data: PathBuf,
     /// The weights that it started from, if any: an absolute path, or the name of a model on the Hugging Face Hub.
@@ -54,6 +58,7 @@ impl RunConfig {
         let of_weights = |path: &Path| if path.exists() { absolute(path) } else { path.to_path_buf() };
         Self {
             retune: env!("CARGO_PKG_VERSION").into(),
+            started: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
             data: absolute(data),
             weights: weights.map(of_weights),
             device: device.name(),

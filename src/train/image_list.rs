@@ -150,6 +150,15 @@ impl ImageList {
         Some(difference.unwrap_or_else(|| "names, sizes, classes or contents differ".into()))
     }
 
+    /// Whether the test images have the same names, classes and sizes.
+    pub fn has_tests_of(&self, other: &Self) -> bool {
+        fn tests(list: &ImageList) -> impl Iterator<Item = (&str, &str, u64)> {
+            let tests = list.entries.iter().filter(|entry| &*entry.split == "test");
+            tests.map(|entry| (&*entry.path, &*entry.class, entry.bytes))
+        }
+        tests(self).eq(tests(other))
+    }
+
     fn by_name(&self) -> BTreeMap<(&str, &str), &Entry> {
         self.entries.iter().map(|entry| ((&*entry.split, &*entry.path), entry)).collect()
     }
@@ -214,6 +223,18 @@ mod tests {
         assert_eq!(moved.difference(&before).unwrap(), "1 added (train: b/1), 1 removed (test: b/1)");
         let turned = list(&[("train", "a/2", "a", 5), ("train", "a/1", "a", 5), ("test", "b/1", "b", 7)]);
         assert_eq!(turned.difference(&before).unwrap(), "the same images in another order");
+    }
+
+    #[test]
+    fn test_images_are_compared_alone() {
+        let one = list(&[("train", "a/1", "a", 5), ("test", "b/1", "b", 7)]);
+        assert!(one.has_tests_of(&list(&[
+            ("train", "a/2", "a", 6),
+            ("train", "a/3", "a", 6),
+            ("test", "b/1", "b", 7)
+        ])));
+        assert!(!one.has_tests_of(&list(&[("train", "a/1", "a", 5), ("test", "b/1", "b", 8)])));
+        assert!(!one.has_tests_of(&list(&[("train", "a/1", "a", 5)])));
     }
 
     #[test]

@@ -130,6 +130,9 @@ pub enum Metric {
         images_per_second: f64,
         /// Seconds of training that this is measured over.
         seconds: f64,
+        /// Seconds since the end of the previous epoch, with testing and saving; earlier versions recorded none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        whole_seconds: Option<f64>,
     },
     /// At the end, where validation images chose the model: its results on the test images.
     Test {
@@ -139,6 +142,16 @@ pub enum Metric {
         test_loss: f64,
         /// Share of correct test images.
         test_acc: f64,
+        /// Seconds of this test; earlier versions recorded none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seconds: Option<f64>,
+    },
+    /// The run ended early because its numbers were no longer finite. Resuming removes this line.
+    Stopped {
+        /// What was not finite, and where.
+        reason: String,
+        /// What to do.
+        hint: Option<String>,
     },
     /// An image that could not be read and was skipped, recorded once.
     Skipped {
@@ -211,6 +224,13 @@ impl MetricsFile {
     /// Number of lines.
     pub fn lines(&self) -> usize {
         self.lines
+    }
+
+    /// Appends a line to the file of a run that has ended.
+    pub(super) fn append_to(path: &Path, metric: &Metric) -> Result<()> {
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.context(|| format!("cannot open {}", path.display()))?;
+        Self { path: path.to_path_buf(), file, lines: 0, skipped: HashSet::new() }.append(metric)
     }
 
     /// Appends a line, in one write.

@@ -176,7 +176,14 @@ impl Run<'_> {
     /// written; the last checkpoint is then as it was.
     pub fn train(mut self, mut observe: impl FnMut(Event)) -> Result<Summary> {
         self.train_to_the_end(&mut observe).map_err(|error| match error.kind() {
-            ErrorKind::NotFinite => self.not_finite(error.message()),
+            ErrorKind::NotFinite => {
+                let error = self.not_finite(error.message());
+                let hint = error.hint_text().map(str::to_string);
+                let metric = Metric::Stopped { reason: error.message().into(), hint };
+                // The record is for the report; the error itself is more important than one about the record.
+                let _ = MetricsFile::append_to(&self.options.folder.metrics(), &metric);
+                error
+            }
             _ => error,
         })
     }
@@ -200,6 +207,7 @@ impl Run<'_> {
         let mut clock = Clock::default();
         let mut last = None;
         let mut stored = Stored::default();
+        let mut since = Instant::now();
         while self.position.epoch < self.recipe.epochs {
             let of_epoch = self.train_epoch(&mut train_batches, &mut metrics, &mut left_out, observe)?;
             clock.add(of_epoch);
@@ -230,7 +238,9 @@ impl Run<'_> {
                 held_out: HeldOut::new(&test, self.splits.validation.is_some()),
                 images_per_second: of_epoch.images_per_second(),
                 seconds: of_epoch.training.as_secs_f64(),
+                whole_seconds: Some(since.elapsed().as_secs_f64()),
             };
+            since = Instant::now();
             metrics.append(&metric)?;
             let this = Best { epoch, accuracy: test.accuracy(), loss: test.mean_loss() };
             if self.position.best.is_none_or(|best| this.beats(&best)) {
@@ -242,6 +252,7 @@ impl Run<'_> {
             if let Some(best) = self.position.best.filter(|_| epoch == self.recipe.epochs)
                 && self.splits.validation.is_some()
             {
+                let begun = Instant::now();
                 let tested = self.test_best_model(&mut left_out, &mut metrics, observe);
                 let test = match tested {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {
@@ -250,7 +261,8 @@ impl Run<'_> {
                     tested => tested?,
                 };
                 let (test_loss, test_acc) = (test.mean_loss(), test.accuracy());
-                metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc })?;
+                let seconds = Some(begun.elapsed().as_secs_f64());
+                metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
                 final_test = Some(test);
             }
             self.position =

@@ -4,38 +4,22 @@ use maud::{Markup, html};
 
 use super::super::contact_sheet::Tile;
 use super::super::record::RunRecord;
+use super::pictures::sheet;
 use super::settings::augmentation;
 use super::text::counted;
 use crate::data::NotRead;
 use crate::error::Result;
 
+/// Images in a row.
+const COLUMNS: usize = 8;
 /// A longer list of files starts folded.
 const FEW_FILES: usize = 10;
 /// Files in a list at most.
 const MOST_FILES: usize = 200;
 
-fn gallery(rows: &[Vec<Tile>]) -> Result<Markup> {
-    let mut tiles = Vec::new();
-    for row in rows.iter().filter(|row| !row.is_empty()) {
-        let row: Result<Vec<(&Tile, String)>> = row.iter().map(|tile| Ok((tile, tile.data_uri()?))).collect();
-        tiles.push(row?);
-    }
-    Ok(html! {
-        @for row in &tiles {
-            div.sheet {
-                @for (tile, source) in row {
-                    figure {
-                        img src=(source) alt=(tile.label) width=(tile.size) height=(tile.size);
-                        figcaption { (tile.label) }
-                    }
-                }
-            }
-        }
-    })
-}
-
-pub(super) fn section(heading: &str, text: &str, rows: &[Vec<Tile>]) -> Result<Markup> {
-    let gallery = gallery(rows)?;
+/// A section of a comparison, with a name for its images that no other section has.
+pub(super) fn section(id: &str, heading: &str, text: &str, rows: &[Vec<Tile>]) -> Result<Markup> {
+    let gallery = sheet(id, rows)?;
     Ok(html! {
         section {
             h2 { (heading) }
@@ -45,12 +29,25 @@ pub(super) fn section(heading: &str, text: &str, rows: &[Vec<Tile>]) -> Result<M
     })
 }
 
+/// A list of files, folded and cut if it is long.
+fn list(files: usize, items: impl Iterator<Item = Markup>) -> Markup {
+    html! {
+        details open[files <= FEW_FILES] {
+            summary { (counted(files, "file", "files")) }
+            ul {
+                @for item in items.take(MOST_FILES) { li { (item) } }
+                @if files > MOST_FILES { li { (files - MOST_FILES) " more" } }
+            }
+        }
+    }
+}
+
 /// Files that could not be read, and why.
 fn unreadable(skipped: &[(&str, &str)]) -> Markup {
     html! {
         @if !skipped.is_empty() {
             h3 { (counted(skipped.len(), "unreadable image was", "unreadable images were")) " skipped" }
-            ul { @for (path, reason) in skipped { li { code { (path) } ": " (reason) } } }
+            (list(skipped.len(), skipped.iter().map(|(path, reason)| html! { code { (path) } ": " (reason) })))
         }
     }
 }
@@ -62,13 +59,7 @@ fn unsupported(not_read: &NotRead) -> Markup {
         @if let Some(line) = not_read.unsupported_line() {
             h3 { (line) }
             p { "These types of images are not supported. As JPEG or PNG they would be used." }
-            details open[files.len() <= FEW_FILES] {
-                summary { (counted(files.len(), "file", "files")) }
-                ul {
-                    @for file in files.iter().take(MOST_FILES) { li { code { (file.path.display()) } ": " (file.kind) } }
-                    @if files.len() > MOST_FILES { li { (files.len() - MOST_FILES) " more" } }
-                }
-            }
+            (list(files.len(), files.iter().map(|file| html! { code { (file.path.display()) } ": " (file.kind) })))
         }
     }
 }
@@ -87,7 +78,10 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             });
         }
     };
-    let (sheet, augmented) = (gallery(&images.sheet)?, gallery(&images.augmented)?);
+    let rows = images.sheet.iter().map(Vec::as_slice).collect::<Vec<&[Tile]>>();
+    let is_narrow = rows.iter().all(|row| row.len() <= COLUMNS / 2);
+    let rows: Vec<Vec<Tile>> = rows.chunks(if is_narrow { 2 } else { 1 }).map(<[_]>::concat).collect();
+    let (sheet, augmented) = (sheet("training", &rows)?, sheet("augmented", &images.augmented)?);
     let counts = run.config.classes.iter().enumerate().map(|(class, name)| {
         let validation = images.validation_counts.as_ref().map(|counts| counts[class]);
         (name, images.train_counts[class], validation, images.test_counts[class])

@@ -1,14 +1,22 @@
-//! Predictions of the best model for the test images: confusion matrix, per-class results, mistakes, Grad-CAM.
+//! Predictions of the best model for the test images: confusion matrix, per-class results, mistakes and other images, Grad-CAM.
+
+use std::collections::HashSet;
 
 use maud::{Markup, html};
 
+use super::super::confusion::Pair;
+use super::super::grad_cam::legend;
 use super::super::record::{PredictedImage, RunRecord, TestRecord};
+use super::pictures::figure;
 use super::text::percent;
 use crate::error::Result;
 
-/// With more classes than this, the most frequent confusions are listed instead of a matrix.
+/// A confusion matrix of more classes does not fit the page.
 const WIDEST_MATRIX: usize = 24;
+/// Pairs of confused classes.
 const LISTED: usize = 20;
+/// A second class of a lower probability is not named.
+const NOTABLE: f64 = 0.1;
 /// With more classes than this, the table of per-class results starts folded.
 const MOST_UNFOLDED: usize = 12;
 
@@ -18,7 +26,7 @@ pub(super) fn confusion(run: &RunRecord) -> Markup {
         section {
             h2 { (heading(run)) }
             @match &run.test {
-                Ok(test) => (matrix(run, test)),
+                Ok(test) => { (matrix(run, test)) (pairs(run, test)) (per_class(run, test)) }
                 Err(reason) => p.missing { "The test images were not evaluated: " (reason) },
             }
         }
@@ -32,13 +40,15 @@ pub(super) fn confusion_of(run: &RunRecord) -> Markup {
             section {
                 h2 { (heading(run)) ": " (run.name) }
                 (matrix(run, test))
+                (pairs(run, test))
+                (per_class(run, test))
             }
         }
     }
 }
 
 fn heading(run: &RunRecord) -> &'static str {
-    if run.config.classes.len() <= WIDEST_MATRIX { "Confusion matrix" } else { "Most frequent confusions" }
+    if run.config.classes.len() <= WIDEST_MATRIX { "Confusion matrix" } else { "Confusions" }
 }
 
 fn matrix(run: &RunRecord, test: &TestRecord) -> Markup {
@@ -48,16 +58,6 @@ fn matrix(run: &RunRecord, test: &TestRecord) -> Markup {
         let all: usize = row.iter().sum();
         if all == 0 { 0.0 } else { 100.0 * count as f64 / all as f64 }
     };
-    let mut confused: Vec<(usize, usize, usize)> = Vec::new();
-    for (actual, row) in rows.iter().enumerate() {
-        confused.extend(
-            row.iter()
-                .enumerate()
-                .filter(|(predicted, count)| *predicted != actual && **count > 0)
-                .map(|(predicted, &count)| (count, actual, predicted)),
-        );
-    }
-    confused.sort_by(|a, b| b.cmp(a));
     html! {
         @if classes.len() <= WIDEST_MATRIX {
             p { "Each row counts the test images of one class by the class that was predicted. Correct predictions are on the diagonal." }
@@ -79,18 +79,36 @@ fn matrix(run: &RunRecord, test: &TestRecord) -> Markup {
                     }
                 }
             }
-        } @else {
+        }
+    }
+}
+
+/// The pairs of classes that are confused most often.
+fn pairs(run: &RunRecord, test: &TestRecord) -> Markup {
+    let classes = &run.config.classes;
+    let pairs = test.confusion.pairs();
+    let is_long = pairs.len() > LISTED;
+    html! {
+        @if !pairs.is_empty() {
+            h3 { "Most confused pairs" }
             div.scroll {
                 table {
-                    thead { tr { th { "actual" } th { "predicted" } th.number { "test images" } } }
+                    thead { tr { th { "actual" } th { "predicted" } th.number { "test images" } th.number { "of the class" } } }
                     tbody {
-                        @for (count, actual, predicted) in confused.iter().take(LISTED) {
-                            tr { td { (classes[*actual]) } td { (classes[*predicted]) } td.number { (count) } }
+                        @for Pair { actual, predicted, images, of } in pairs.iter().take(LISTED) {
+                            tr { td { (classes[*actual]) } td { (classes[*predicted]) } td.number { (images) } td.number { (percent(*images as f64 / *of as f64)) } }
                         }
                     }
                 }
             }
+            @if is_long { p.note { "Only the first " (LISTED) " of " (pairs.len()) " pairs are listed." } }
         }
+    }
+}
+
+fn per_class(run: &RunRecord, test: &TestRecord) -> Markup {
+    let classes = &run.config.classes;
+    html! {
         details open[classes.len() <= MOST_UNFOLDED] {
             summary { "Per-class results" }
             div.scroll {
@@ -128,21 +146,45 @@ pub(super) fn mistakes(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
         let heading = of_run("Mistakes", name);
         return Ok(html! { section { h2 { (heading) } p { "All test images are classified correctly." } } });
     }
-    let mut figures = Vec::new();
-    for image in &test.mistakes {
-        figures.push((image, image.tile.data_uri()?));
-    }
+    let lead = "The misclassified test images with the highest predicted probability. If many are labelled wrongly, correct the data set.";
+    gallery("mistake", &of_run("Most confident mistakes", name), lead, &test.mistakes)
+}
+
+/// The test images of which the model is least certain.
+pub(super) fn least_certain(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
+    let Ok(test) = &run.test else { return Ok(html! {}) };
+    let lead = "The test images with the lowest predicted probability. More training images like these would help the model most.";
+    gallery("doubt", &of_run("Least certain images", name), lead, &test.least_certain)
+}
+
+/// Some images of each class that are classified correctly.
+pub(super) fn correct(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
+    let Ok(test) = &run.test else { return Ok(html! {}) };
+    let shown = test.correct.iter().map(|image| image.actual.as_str()).collect::<HashSet<&str>>().len();
+    let lead = if shown < run.config.classes.len() {
+        format!(
+            "The correctly classified test images with the highest predicted probability, for {shown} of the {} classes.",
+            run.config.classes.len()
+        )
+    } else {
+        "The correctly classified test images with the highest predicted probability, for every class.".into()
+    };
+    gallery("correct", &of_run("Correct predictions", name), &lead, &test.correct)
+}
+
+/// A section of images with their predictions; empty without images.
+fn gallery(id: &str, heading: &str, lead: &str, images: &[PredictedImage]) -> Result<Markup> {
+    let figure = |(index, image): (usize, &PredictedImage)| {
+        let caption = html! { (caption(image)) br; span.file { (file_name(image)) } };
+        figure(&format!("{id}-{index}"), &[(&image.tile, outcome(image))], &caption)
+    };
+    let figures = images.iter().enumerate().map(figure).collect::<Result<Vec<Markup>>>()?;
     Ok(html! {
-        section {
-            h2 { (of_run("Most confident mistakes", name)) }
-            p { "The misclassified test images with the highest predicted probability." }
-            div.gallery {
-                @for (image, source) in &figures {
-                    figure {
-                        img src=(source) alt=(outcome(image)) width=(image.tile.size) height=(image.tile.size);
-                        figcaption { (caption(image)) br; span.file { (file_name(image)) } }
-                    }
-                }
+        @if !figures.is_empty() {
+            section {
+                h2 { (heading) }
+                p { (lead) }
+                div.gallery { @for figure in &figures { (figure) } }
             }
         }
     })
@@ -157,6 +199,9 @@ fn outcome(image: &PredictedImage) -> String {
 fn caption(image: &PredictedImage) -> Markup {
     html! {
         "predicted " b { (image.predicted) } (format!(" ({:.0} %), ", 100.0 * image.probability))
+        @if let Some((class, probability)) = image.second.as_ref().filter(|(_, probability)| *probability >= NOTABLE) {
+            (format!("or {class} ({:.0} %), ", 100.0 * probability))
+        }
         @if image.is_correct() { span.correct { "correct" } } @else { "actually " b.wrong { (image.actual) } }
     }
 }
@@ -168,9 +213,14 @@ fn file_name(image: &PredictedImage) -> String {
 pub(super) fn grad_cams(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
     let Ok(test) = &run.test else { return Ok(html! {}) };
     let mut figures = Vec::new();
-    for image in &test.grad_cams {
+    for (index, image) in test.grad_cams.iter().enumerate() {
         if let Some(grad_cam) = &image.grad_cam {
-            figures.push((image, image.tile.data_uri()?, grad_cam.data_uri()?));
+            let areas = format!("areas that influenced the prediction {}", image.predicted);
+            figures.push(figure(
+                &format!("grad-cam-{index}"),
+                &[(&image.tile, outcome(image)), (grad_cam, areas)],
+                &caption(image),
+            )?);
         }
     }
     if figures.is_empty() {
@@ -180,20 +230,16 @@ pub(super) fn grad_cams(run: &RunRecord, name: Option<&str>) -> Result<Markup> {
         section {
             h2 { (of_run("Influential areas (Grad-CAM)", name)) }
             p {
-                "Bright areas influenced the prediction most. Grad-CAM computes them from the gradients of the predicted class; they are \
+                "Yellow areas influenced the prediction most. Grad-CAM computes them from the gradients of the predicted class; they are \
                  coarse because the network's last feature map is small."
             }
-            div.gallery.pairs {
-                @for (image, source, grad_cam) in &figures {
-                    figure {
-                        div {
-                            img src=(source) alt=(image.actual) width=(image.tile.size) height=(image.tile.size);
-                            img src=(grad_cam) alt=(format!("areas that influenced the prediction {}", image.predicted)) width=(image.tile.size) height=(image.tile.size);
-                        }
-                        figcaption { (caption(image)) }
-                    }
-                }
+            div.legend {
+                span { "no influence" }
+                span.colours style=(format!("background:linear-gradient(90deg,{})", legend())) {}
+                span { "most influence" }
             }
+            div.gallery.pairs { @for figure in &figures { (figure) } }
+            p.note { "Left: the part of the image that the network sees. Right: the same in grey, tinted with its influence on the prediction, relative to the most influential place of the image." }
         }
     })
 }

@@ -1,12 +1,13 @@
-//! The first part of the page: title, key figures, training curves, and the bars of a comparison.
+//! The first part of the page: title, key figures and training curves.
 
 use maud::{Markup, PreEscaped, html};
 
-use super::super::curves::{COLOURS, inline, plots};
+use super::super::curves::{inline, plots};
 use super::super::measures::Measures;
 use super::super::record::RunRecord;
 use super::settings::network_name;
 use super::text::{counted, percent};
+use super::times;
 use crate::train::{HeldOut, Metric};
 
 /// The maximum number of classes in a window title.
@@ -35,7 +36,7 @@ fn name_of(metric: &Metric) -> Option<&'static str> {
     }
 }
 
-fn last_accuracy(run: &RunRecord) -> f64 {
+pub(super) fn last_accuracy(run: &RunRecord) -> f64 {
     let last = || run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
     run.final_test().map_or_else(last, |(_, accuracy)| accuracy)
 }
@@ -145,6 +146,8 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                 "Accuracy is the share of images that are classified correctly. " (choice(run, held_out)) " Training accuracy is measured \
                  on randomly cropped images, which are harder to classify than whole ones."
             }
+            (times::summary(run))
+            (times::epochs(run))
         }
     }
 }
@@ -193,49 +196,6 @@ pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
                 "An epoch is one pass over all training images. Solid lines: " (held_out) " images, after each epoch. Dashed lines: training \
                  images, averaged since the start of the epoch. The loss measures how far the predicted probabilities are from the \
                  correct classes; lower is better."
-            }
-        }
-    }
-}
-
-pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
-    html! {
-        section {
-            h2 { "Test accuracy" }
-            div.bars {
-                @for (index, run) in runs.iter().enumerate() {
-                    div.bar {
-                        span.name { (run.name) }
-                        span.track { span class=(format!("fill f{}", index % COLOURS)) style=(format!("width:{:.1}%", 100.0 * last_accuracy(run))) {} }
-                        span.value { (percent(last_accuracy(run))) }
-                    }
-                }
-            }
-            p.note { "The share of test images that are classified correctly after the last epoch." }
-            div.scroll {
-                table {
-                    thead {
-                        tr {
-                            th { "run" } th.number { "final test accuracy" } th.number { "best test accuracy" }
-                            th.number { "training accuracy" } th.number { "training loss" } th.number { "epochs" }
-                        }
-                    }
-                    tbody {
-                        @for run in runs {
-                            @match run.epochs().last() {
-                                Some(Metric::Epoch { epoch, train_loss, train_acc, .. }) => tr {
-                                    td { (run.name) }
-                                    td.number { (percent(last_accuracy(run))) }
-                                    td.number { (percent(best_accuracy(run))) }
-                                    td.number { (percent(*train_acc)) }
-                                    td.number { (format!("{train_loss:.3}")) }
-                                    td.number { (epoch) }
-                                },
-                                _ => tr { td { (run.name) } td colspan="5" { "no epoch finished yet" } },
-                            }
-                        }
-                    }
-                }
             }
         }
     }

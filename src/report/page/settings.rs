@@ -1,10 +1,10 @@
-//! The settings of a run, the differences between runs, and how to use the model.
+//! The settings of a run, and the differences between runs.
 
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
 use crate::data::{Operation, Transform};
-use crate::model::{Architecture, FULL_WIDTH, ResNet};
+use crate::model::{Architecture, FULL_WIDTH};
 use crate::optim::OptimizerSettings;
 use crate::train::{Recipe, RunConfig};
 
@@ -183,32 +183,6 @@ pub(super) fn differences(runs: &[&RunRecord]) -> Markup {
                 }
             }
             p.note { "The same in all runs: " (same.join("; ")) "." }
-        }
-    }
-}
-
-pub(super) fn usage(run: &RunRecord) -> Markup {
-    let model = run.folder.join("model.safetensors");
-    let (recipe, classes) = (&run.config.recipe, run.config.classes.len());
-    let resnet = recipe.architecture.parse().map(|architecture| ResNet { architecture, width: recipe.width, classes });
-    let torchvision = resnet.ok().and_then(|resnet| resnet.torchvision_call());
-    html! {
-        section {
-            h2 { "Using the model" }
-            pre { code {
-                "retune predict " (model.display()) " new.jpg\n"
-                "retune eval " (model.display()) " more-photos\n"
-                "retune convert " (model.display()) " model.onnx"
-            } }
-            @if let Some(torchvision) = torchvision {
-                p { "In Python:" }
-                pre { code {
-                    "net = " (torchvision) "\n"
-                    "net.load_state_dict(safetensors.torch.load_file(\"model.safetensors\"))"
-                } }
-            } @else {
-                p { "torchvision has no network of this width. Other programs can run the model as ONNX." }
-            }
         }
     }
 }

@@ -1,0 +1,286 @@
+//! What is wrong with the curves of a run, and what to do about it. Each rule is a function.
+
+use super::confusion::Confusion;
+use super::record::RunRecord;
+use crate::train::{Best, Metric};
+
+/// Something that the user should know about a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What is found, in a few words.
+    pub title: &'static str,
+    /// The numbers that show it.
+    pub evidence: String,
+    /// What to do.
+    pub advice: String,
+}
+
+/// The results of an epoch.
+#[derive(Debug, Clone, Copy)]
+struct Epoch {
+    number: usize,
+    train_loss: f64,
+    train_accuracy: f64,
+    /// On the images that choose the model.
+    loss: f64,
+    accuracy: f64,
+    /// The kind of those images.
+    name: &'static str,
+}
+
+/// All findings, the most serious first.
+pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
+    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).collect();
+    let stopped = run.metrics.iter().rev().find_map(stopped);
+    let unskilled = run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes));
+    let flat = not_falling(&epochs);
+    let overfitted = overfitting(&epochs);
+    // More epochs do not help a run that does not learn, or one that did not end well.
+    let is_sound = stopped.is_none() && flat.is_none() && overfitted.is_none();
+    let unfinished = if is_sound { still_improving(&epochs) } else { None };
+    [stopped, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+}
+
+fn epoch_of(metric: &Metric) -> Option<Epoch> {
+    match *metric {
+        Metric::Epoch { epoch, train_loss, train_acc, held_out, .. } => Some(Epoch {
+            number: epoch,
+            train_loss,
+            train_accuracy: train_acc,
+            loss: held_out.loss(),
+            accuracy: held_out.accuracy(),
+            name: held_out.name(),
+        }),
+        _ => None,
+    }
+}
+
+/// The run ended because its numbers were no longer finite.
+fn stopped(metric: &Metric) -> Option<Finding> {
+    let Metric::Stopped { reason, hint } = metric else { return None };
+    let hint = hint.as_deref().unwrap_or("use a smaller learning rate");
+    Some(Finding {
+        title: "The run ended early, because its numbers were no longer finite",
+        evidence: format!("{}.", capitalised(reason)),
+        advice: format!("{}.", capitalised(hint)),
+    })
+}
+
+/// The model classifies no better than one that always predicts the most frequent class.
+fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
+    let rows = confusion.rows();
+    let counts: Vec<usize> = rows.iter().map(|row| row.iter().sum()).collect();
+    let (all, correct) = (counts.iter().sum::<usize>(), (0..rows.len()).map(|class| rows[class][class]).sum::<usize>());
+    let (largest, &most) = counts.iter().enumerate().rev().max_by_key(|(_, count)| **count)?;
+    // With images of one class only, no model is better.
+    if all == 0 || most == all || correct > most {
+        return None;
+    }
+    let predicted = (0..rows.len()).filter(|&class| rows.iter().any(|row| row[class] > 0)).collect::<Vec<usize>>();
+    let habit = match predicted.as_slice() {
+        [only] => format!(" It predicts {} for every image.", classes[*only]),
+        _ => String::new(),
+    };
+    Some(Finding {
+        title: "The model is no better than a guess",
+        evidence: format!(
+            "It classifies {correct} of {all} test images correctly; one that always predicts {} is right for {most}.{habit}",
+            classes[largest]
+        ),
+        advice:
+            "Check that the images are in the folders of their classes. Start from pretrained weights, train for more \
+                 epochs, or use another learning rate."
+                .into(),
+    })
+}
+
+/// A later loss that is not below this share of the first one has not fallen.
+const FALLEN: f64 = 0.97;
+/// With a higher training accuracy, little is left to learn.
+const LEARNED: f64 = 0.95;
+
+/// The training loss of no later epoch is below that of the first.
+fn not_falling(epochs: &[Epoch]) -> Option<Finding> {
+    let [first, later @ ..] = epochs else { return None };
+    let last = later.last()?;
+    let lowest = later.iter().map(|epoch| epoch.train_loss).fold(f64::INFINITY, f64::min);
+    if lowest < FALLEN * first.train_loss || last.train_accuracy >= LEARNED {
+        return None;
+    }
+    let advice = if last.train_loss > first.train_loss / FALLEN {
+        "Use a smaller learning rate, or --clip-gradient-norm 1: the steps are too large."
+    } else {
+        "Use a larger learning rate, or a smaller one if the curve jumps up and down. Check that the images are in the folders \
+         of their classes."
+    };
+    Some(Finding {
+        title: "The training loss is not falling",
+        evidence: format!(
+            "It was {:.3} in epoch {}, at best {lowest:.3} after that, and {:.3} in epoch {}.",
+            first.train_loss, first.number, last.train_loss, last.number
+        ),
+        advice: advice.into(),
+    })
+}
+
+/// By how much the loss must have risen above its minimum.
+const RISEN: f64 = 1.15;
+/// How many epochs must have passed since the minimum; the loss of a single one may be high by chance.
+const EPOCHS_SINCE: usize = 2;
+
+/// The loss on images that are not trained on rises, while the training loss falls.
+fn overfitting(epochs: &[Epoch]) -> Option<Finding> {
+    let last = epochs.last()?;
+    let lowest = epochs.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))?;
+    let rising = &epochs[epochs.len() - EPOCHS_SINCE.min(epochs.len())..];
+    let has_risen = last.number >= lowest.number + EPOCHS_SINCE
+        && rising.iter().all(|epoch| epoch.loss > RISEN * lowest.loss)
+        && last.train_loss < FALLEN * lowest.train_loss;
+    if !has_risen {
+        return None;
+    }
+    Some(Finding {
+        title: "The network learns the training images by heart",
+        evidence: format!(
+            "From epoch {} to epoch {}, the {} loss rose from {:.3} to {:.3}, while the training loss fell from {:.3} to {:.3} \
+             (overfitting).",
+            lowest.number, last.number, last.name, lowest.loss, last.loss, lowest.train_loss, last.train_loss
+        ),
+        advice: format!(
+            "Train on more images, or for {} epochs. More weight decay (--weight-decay), frozen lower layers (--freeze) or more \
+             augmentation (--augment) may help too. The saved model is that of the best epoch, not of the last.",
+            lowest.number
+        ),
+    })
+}
+
+/// The last epoch is the best one, and the losses were still falling.
+fn still_improving(epochs: &[Epoch]) -> Option<Finding> {
+    let [.., before, last] = epochs else { return None };
+    let best = |epoch: &Epoch| Best { epoch: epoch.number, accuracy: epoch.accuracy, loss: epoch.loss };
+    let is_best = epochs[..epochs.len() - 1].iter().all(|epoch| best(last).beats(&best(epoch)));
+    let falls = last.loss < FALLEN * before.loss && last.train_loss < before.train_loss;
+    if !is_best || !falls || last.accuracy >= 1.0 {
+        return None;
+    }
+    Some(Finding {
+        title: "More epochs may give a better model",
+        evidence: format!(
+            "Epoch {}, the last, is the best, and the {} loss still fell: from {:.3} to {:.3}.",
+            last.number, last.name, before.loss, last.loss
+        ),
+        advice: format!(
+            "Continue the run with more epochs: retune train DATA --resume --epochs {} --out FOLDER.",
+            2 * last.number
+        ),
+    })
+}
+
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Prediction;
+
+    /// Epochs of these training losses, training accuracies, test losses and test accuracies.
+    fn epochs(all: &[(f64, f64, f64, f64)]) -> Vec<Epoch> {
+        let epoch = |(index, &(train_loss, train_accuracy, loss, accuracy))| Epoch {
+            number: index + 1,
+            train_loss,
+            train_accuracy,
+            loss,
+            accuracy,
+            name: "test",
+        };
+        all.iter().enumerate().map(epoch).collect()
+    }
+
+    #[test]
+    fn a_run_that_stopped_says_why() {
+        let metric = Metric::Stopped { reason: "in epoch 2, the loss became NaN".into(), hint: None };
+        let found = stopped(&metric).unwrap();
+        assert_eq!(found.evidence, "In epoch 2, the loss became NaN.");
+        assert_eq!(found.advice, "Use a smaller learning rate.");
+        let hint = Some("start from other weights".to_string());
+        let metric = Metric::Stopped { reason: "x".into(), hint };
+        assert_eq!(stopped(&metric).unwrap().advice, "Start from other weights.");
+        assert_eq!(stopped(&Metric::Skipped { path: "a".into(), reason: "b".into() }), None);
+    }
+
+    #[test]
+    fn a_model_without_skill_is_named() {
+        let of = |pairs: &[(usize, usize)]| {
+            let prediction = |(index, &(target, predicted)): (usize, &(usize, usize))| {
+                let mut logits = vec![0.0; 3];
+                logits[predicted] = 1.0;
+                Prediction { index, target, logits }
+            };
+            let predictions: Vec<Prediction> = pairs.iter().enumerate().map(prediction).collect();
+            no_skill(&Confusion::new(&predictions, 3), &["ant", "bee", "cat"].map(String::from))
+        };
+        let found = of(&[(0, 1), (1, 1), (1, 1), (2, 1)]).unwrap();
+        assert_eq!(
+            found.evidence,
+            "It classifies 2 of 4 test images correctly; one that always predicts bee is right for 2. It predicts bee for every \
+             image."
+        );
+        let found = of(&[(0, 0), (1, 0), (1, 2), (2, 1)]).unwrap();
+        assert!(found.evidence.ends_with("always predicts bee is right for 2."), "{}", found.evidence);
+        assert_eq!(of(&[(0, 0), (1, 1), (1, 1), (2, 1)]), None, "3 of 4 are more than 2");
+        assert_eq!(of(&[(1, 1), (1, 1)]), None, "all images are of one class");
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn a_training_loss_that_does_not_fall_is_told() {
+        let title = |all: &[(f64, f64, f64, f64)]| not_falling(&epochs(all)).map(|found| found.advice);
+        let flat = title(&[(0.70, 0.5, 0.7, 0.5), (0.69, 0.5, 0.7, 0.5), (0.70, 0.5, 0.7, 0.5)]).unwrap();
+        assert!(flat.starts_with("Use a larger learning rate"), "{flat}");
+        let rising = title(&[(0.70, 0.5, 0.7, 0.5), (2.1, 0.5, 0.7, 0.5), (9.0, 0.5, 0.7, 0.5)]).unwrap();
+        assert!(rising.starts_with("Use a smaller learning rate"), "{rising}");
+        assert_eq!(title(&[(0.70, 0.5, 0.7, 0.5)]), None, "one epoch says nothing");
+        assert_eq!(title(&[(0.70, 0.5, 0.7, 0.5), (0.60, 0.6, 0.7, 0.5), (0.71, 0.5, 0.7, 0.5)]), None, "it fell once");
+        assert_eq!(title(&[(0.01, 0.99, 0.1, 0.9), (0.011, 0.99, 0.1, 0.9)]), None, "nothing is left to learn");
+    }
+
+    #[test]
+    fn a_test_loss_that_rises_while_the_training_loss_falls_is_told() {
+        let rising = [(0.9, 0.5, 0.8, 0.5), (0.6, 0.7, 0.6, 0.6), (0.3, 0.9, 0.8, 0.6), (0.1, 1.0, 1.0, 0.6)];
+        let found = overfitting(&epochs(&rising)).unwrap();
+        assert_eq!(
+            found.evidence,
+            "From epoch 2 to epoch 4, the test loss rose from 0.600 to 1.000, while the training loss fell from 0.600 to 0.100 \
+             (overfitting)."
+        );
+        assert!(found.advice.contains("for 2 epochs"), "{}", found.advice);
+        assert_eq!(overfitting(&epochs(&rising[..3])), None, "one epoch may be high by chance");
+        let mut recovered = rising;
+        recovered[3].2 = 0.62;
+        assert_eq!(overfitting(&epochs(&recovered)), None);
+        let mut diverged = rising;
+        (diverged[2].0, diverged[3].0) = (0.9, 1.2);
+        assert_eq!(overfitting(&epochs(&diverged)), None, "the training loss rises too");
+        assert_eq!(overfitting(&[]), None);
+    }
+
+    #[test]
+    fn a_run_whose_last_epoch_is_the_best_may_go_on() {
+        let improving = [(0.9, 0.5, 0.8, 0.5), (0.6, 0.7, 0.6, 0.6), (0.5, 0.8, 0.5, 0.7)];
+        let found = still_improving(&epochs(&improving)).unwrap();
+        assert!(found.advice.contains("--resume --epochs 6"), "{}", found.advice);
+        assert_eq!(still_improving(&epochs(&improving[..1])), None);
+        let change = |index: usize, value: (f64, f64, f64, f64)| {
+            let mut changed = improving;
+            changed[index] = value;
+            still_improving(&epochs(&changed))
+        };
+        assert_eq!(change(1, (0.6, 0.7, 0.6, 0.8)), None, "an earlier epoch is better");
+        assert_eq!(change(2, (0.5, 0.8, 0.595, 0.7)), None, "the loss has settled");
+        assert_eq!(change(2, (0.7, 0.8, 0.5, 0.7)), None, "the training loss rose");
+        assert_eq!(change(2, (0.1, 1.0, 0.1, 1.0)), None, "no model is better");
+    }
+}
