@@ -38,7 +38,7 @@ MEASURE = """JSON.stringify({
 
 # The first image that can be enlarged is scrolled into view and has the focus.
 AIM = """(() => {
-    const button = document.querySelector('[popovertarget]');
+    const button = document.querySelector('.enlarge');
     if (!button) return 'null';
     button.scrollIntoView({block: 'center'});
     button.focus();

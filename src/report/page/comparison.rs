@@ -191,7 +191,7 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                                     td.number { (format!("{train_loss:.3}")) }
                                     td.number { (epoch) }
                                     td.number { (times(&run.metrics).map_or("–".into(), |times| duration(times.whole))) }
-                                    td { (started(run).unwrap_or("–".into())) }
+                                    td.date { (started(run).unwrap_or("–".into())) }
                                 },
                                 _ => tr { td { (run.name) } td colspan="8" { "no epoch finished yet" } },
                             }

@@ -18,7 +18,7 @@ pub(super) fn figure(id: &str, images: &[Described], caption: &Markup) -> Result
     let name = images.first().map_or(String::new(), |(_, text)| format!("Enlarge: {text}"));
     Ok(html! {
         figure {
-            button.enlarge type="button" popovertarget=(id) aria-label=(name) {
+            div.frame {
                 span.view id=(id) popover="auto" {
                     span.images {
                         @for (tile, text, source) in &encoded {
@@ -26,7 +26,9 @@ pub(super) fn figure(id: &str, images: &[Described], caption: &Markup) -> Result
                         }
                     }
                     span.caption { (caption) }
+                    button.close type="button" popovertarget=(id) popovertargetaction="hide" aria-label="Close" {}
                 }
+                button.enlarge type="button" popovertarget=(id) aria-label=(name) {}
             }
             figcaption { (caption) }
         }

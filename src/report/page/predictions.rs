@@ -13,8 +13,9 @@ use crate::error::Result;
 
 /// A confusion matrix of more classes does not fit the page.
 const WIDEST_MATRIX: usize = 24;
-/// Pairs of confused classes.
+/// Pairs of confused classes, in place of a matrix and below one.
 const LISTED: usize = 20;
+const LISTED_BELOW_MATRIX: usize = 8;
 /// A second class of a lower probability is not named.
 const NOTABLE: f64 = 0.1;
 /// With more classes than this, the table of per-class results starts folded.
@@ -87,7 +88,7 @@ fn matrix(run: &RunRecord, test: &TestRecord) -> Markup {
 fn pairs(run: &RunRecord, test: &TestRecord) -> Markup {
     let classes = &run.config.classes;
     let pairs = test.confusion.pairs();
-    let is_long = pairs.len() > LISTED;
+    let listed = if classes.len() <= WIDEST_MATRIX { LISTED_BELOW_MATRIX } else { LISTED };
     html! {
         @if !pairs.is_empty() {
             h3 { "Most confused pairs" }
@@ -95,13 +96,13 @@ fn pairs(run: &RunRecord, test: &TestRecord) -> Markup {
                 table {
                     thead { tr { th { "actual" } th { "predicted" } th.number { "test images" } th.number { "of the class" } } }
                     tbody {
-                        @for Pair { actual, predicted, images, of } in pairs.iter().take(LISTED) {
+                        @for Pair { actual, predicted, images, of } in pairs.iter().take(listed) {
                             tr { td { (classes[*actual]) } td { (classes[*predicted]) } td.number { (images) } td.number { (percent(*images as f64 / *of as f64)) } }
                         }
                     }
                 }
             }
-            @if is_long { p.note { "Only the first " (LISTED) " of " (pairs.len()) " pairs are listed." } }
+            @if pairs.len() > listed { p.note { "Only the first " (listed) " of " (pairs.len()) " pairs are listed." } }
         }
     }
 }
@@ -198,9 +199,9 @@ fn outcome(image: &PredictedImage) -> String {
 
 fn caption(image: &PredictedImage) -> Markup {
     html! {
-        "predicted " b { (image.predicted) } (format!(" ({:.0} %), ", 100.0 * image.probability))
+        "predicted " b { (image.predicted) } (format!(" ({:.0}\u{a0}%), ", 100.0 * image.probability))
         @if let Some((class, probability)) = image.second.as_ref().filter(|(_, probability)| *probability >= NOTABLE) {
-            (format!("or {class} ({:.0} %), ", 100.0 * probability))
+            (format!("or {class} ({:.0}\u{a0}%), ", 100.0 * probability))
         }
         @if image.is_correct() { span.correct { "correct" } } @else { "actually " b.wrong { (image.actual) } }
     }
