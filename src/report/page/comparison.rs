@@ -171,7 +171,7 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                     thead {
                         tr {
                             th { "run" } th.number { "final test accuracy" } th.number { "95 % interval" } th.number { "best test accuracy" }
-                            th.number { "training accuracy" } th.number { "training loss" } th.number { "epochs" } th.number { "time" } th { "started" }
+                            th.number { "training accuracy" } th.number { "training loss" } th.number { "epochs" } th.number { "time" } th { "started (UTC)" }
                         }
                     }
                     tbody {
@@ -191,7 +191,7 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                                     td.number { (format!("{train_loss:.3}")) }
                                     td.number { (epoch) }
                                     td.number { (times(&run.metrics).map_or("–".into(), |times| duration(times.whole))) }
-                                    td.date { (started(run).unwrap_or("–".into())) }
+                                    td.date { (started(run).map_or("–".into(), |time| time.trim_end_matches(" UTC").to_string())) }
                                 },
                                 _ => tr { td { (run.name) } td colspan="8" { "no epoch finished yet" } },
                             }
