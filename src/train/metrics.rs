@@ -230,7 +230,8 @@ impl MetricsFile {
     pub(super) fn append_to(path: &Path, metric: &Metric) -> Result<()> {
         let file = OpenOptions::new().append(true).open(path);
         let file = file.context(|| format!("cannot open {}", path.display()))?;
-        Self { path: path.to_path_buf(), file, lines: 0, skipped: HashSet::new() }.append(metric)
+        let mut file = Self { path: path.to_path_buf(), file, lines: 0, skipped: HashSet::new(), epochs: Vec::new() };
+        file.append(metric)
     }
 
     /// Appends a line, in one write.
