@@ -663,6 +663,12 @@ def make_tiff():
         add(f"tiff/cmyk16{c}.tif", tiff(cmyk.astype(np.uint16) * 257, 5, 16, compression=compression))
         add(f"tiff/cmyk-extra{c}.tif", tiff(np.dstack([cmyk, ALPHA]), 5, extra=[0], compression=compression))
         add(f"tiff/ycbcr{c}.tif", tiff(RGB, 6, compression=compression, more={530: (3, [1, 1])}.items()))
+    random = np.random.default_rng(3)
+    add("tiff/lab.tif", tiff(random.integers(0, 256, (60, 70, 3)).astype(np.uint8), 8))
+    edges = np.stack(np.meshgrid(*3 * [[0, 1, 127, 128, 129, 254, 255]]), -1).reshape(7, 49, 3).astype(np.uint8)
+    add("tiff/lab-edges.tif", tiff(edges, 8, compression=8))
+    greys = np.stack([np.arange(256), np.zeros(256), np.zeros(256)], -1)[None].astype(np.uint8)
+    add("tiff/lab-greys.tif", tiff(greys, 8, compression=8, tile=(16, 16)))
     add("tiff/cmyk-planar.tif", tiff(cmyk, 5, planar=True, compression=8))
     full = {530: (3, [1, 1])}
     add("tiff/ycbcr-planar.tif", tiff(RGB, 6, planar=True, compression=8, more=full.items()))

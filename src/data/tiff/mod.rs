@@ -4,6 +4,7 @@ mod color;
 mod compression;
 mod directory;
 mod fax;
+mod lab;
 
 use image::metadata::Orientation;
 
@@ -486,7 +487,7 @@ impl Page {
                 Ok(3)
             }
             Meaning::Lab => {
-                color::convert(samples, 3, color::of_lab);
+                color::convert(samples, 3, lab::rgb);
                 Ok(3)
             }
             Meaning::Rgb | Meaning::WhiteIsZero | Meaning::BlackIsZero => {
