@@ -372,6 +372,7 @@ mod training {
             }
         }
         fs::write(place.path("data/train/red/photo.heic"), "").unwrap();
+        fs::write(place.path("data/train/red/.DS_Store"), "").unwrap();
         let arguments = format!("train data {SMALL} --epochs 8 --lr 2e-3 --momentum 0.5 --out run");
         let refused = place.run(&format!("{arguments} --strict"));
         assert_eq!(refused.status, 1);
@@ -405,6 +406,7 @@ mod training {
         let page = String::from_utf8(place.read("run/report.html")).unwrap();
         assert!(page.contains("The validation images chose the epoch whose model is saved"), "{page}");
         assert!(page.contains("1 file skipped: 1 HEIC") && page.contains("photo.heic"));
+        assert!(page.contains("Set aside, as it belongs to no class: .DS_Store."), "{page}");
         let resumed = place.succeed(&format!("{} --resume", arguments.replace("--epochs 8", "--epochs 9")));
         assert!(resumed.stdout.contains("test acc"), "{}", resumed.stdout);
         let tested: Vec<_> = place.metrics("run").into_iter().filter(|metric| metric["kind"] == "test").collect();

@@ -110,14 +110,19 @@ impl NotRead {
             .then(|| format!("{files} {} skipped: {}", if files == 1 { "file" } else { "files" }, counts.join(", ")))
     }
 
-    /// Notices for the user, one line for each kind.
-    pub(super) fn notices(&self) -> Vec<String> {
+    /// `set aside, as it belongs to no class: 2 x .DS_Store`; none if there is nothing of that kind.
+    pub fn foreign_line(&self) -> Option<String> {
         let names = self.foreign.iter().map(|(name, count)| match count {
             1 => name.clone(),
             _ => format!("{count} x {name}"),
         });
-        let foreign = (!self.foreign.is_empty())
-            .then(|| format!("set aside, as it belongs to no class: {}", names.collect::<Vec<_>>().join(", ")));
+        (!self.foreign.is_empty())
+            .then(|| format!("set aside, as it belongs to no class: {}", names.collect::<Vec<_>>().join(", ")))
+    }
+
+    /// Notices for the user, one line for each kind.
+    pub(super) fn notices(&self) -> Vec<String> {
+        let foreign = self.foreign_line();
         let unsupported = self.unsupported_line().map(|line| format!("{line} (these types are not supported)"));
         foreign.into_iter().chain(unsupported).collect()
     }

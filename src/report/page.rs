@@ -99,7 +99,7 @@ pub fn run_page(run: &RunRecord) -> Result<String> {
     let run = &original.with_printable_names();
     let body = html! {
         header {
-            p.eyebrow { "retune" }
+            p.eyebrow { "retune" @if let Some(started) = times::started(run) { span.when { (started) } } }
             h1 { (results::headline(run)) }
             p.lead { (results::lead(run)) }
         }

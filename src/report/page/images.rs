@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::contact_sheet::Tile;
+use super::super::findings::capitalised;
 use super::super::record::RunRecord;
 use super::pictures::sheet;
 use super::settings::augmentation;
@@ -113,6 +114,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             (augmented)
             (unreadable(&skipped))
             (unsupported(&images.not_read))
+            @if let Some(line) = images.not_read.foreign_line() { p.note { (capitalised(&line)) "." } }
             p.note {
                 @if run.config.recipe.exif {
                     "Images are rotated and mirrored as their EXIF orientation says."

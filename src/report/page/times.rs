@@ -33,7 +33,8 @@ pub(super) fn times(metrics: &[Metric]) -> Option<Times> {
                 whole += whole_seconds.unwrap_or(seconds);
                 is_training_only |= whole_seconds.is_none();
             }
-            Metric::Test { seconds, .. } => test = seconds.unwrap_or(0.0),
+            // A run that is continued is tested again.
+            Metric::Test { seconds, .. } => test += seconds.unwrap_or(0.0),
             _ => {}
         }
     }
@@ -129,8 +130,8 @@ mod tests {
     #[test]
     fn the_time_of_a_run_is_that_of_its_epochs_and_its_test() {
         let test = Metric::Test { epoch: 1, test_loss: 0.5, test_acc: 0.5, seconds: Some(3.0) };
-        let found = times(&[epoch(2.0, Some(4.0)), epoch(3.0, Some(6.0)), test]).unwrap();
-        assert_eq!(found, Times { epoch: 5.0, whole: 13.0, training: 5.0, is_training_only: false });
+        let found = times(&[epoch(2.0, Some(4.0)), test.clone(), epoch(3.0, Some(6.0)), test]).unwrap();
+        assert_eq!(found, Times { epoch: 5.0, whole: 16.0, training: 5.0, is_training_only: false });
         let earlier = times(&[epoch(2.0, None), epoch(4.0, None)]).unwrap();
         assert_eq!(earlier, Times { epoch: 3.0, whole: 6.0, training: 6.0, is_training_only: true });
         assert_eq!(times(&[]), None);
