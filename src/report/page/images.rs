@@ -13,6 +13,8 @@ use crate::error::Result;
 
 /// Images in a row.
 const COLUMNS: usize = 8;
+/// A table of more classes starts folded.
+const FEW_CLASSES: usize = 24;
 /// A longer list of files starts folded.
 const FEW_FILES: usize = 10;
 /// Files in a list at most.
@@ -28,6 +30,14 @@ pub(super) fn section(id: &str, heading: &str, text: &str, rows: &[Vec<Tile>]) -
             (gallery)
         }
     })
+}
+
+/// A table of classes, folded if it is long.
+fn folded(classes: usize, table: Markup) -> Markup {
+    let table = html! { div.scroll { (table) } };
+    html! {
+        @if classes <= FEW_CLASSES { (table) } @else { details { summary { "Images of " (classes) " classes" } (table) } }
+    }
 }
 
 /// A list of files, folded and cut if it is long.
@@ -94,7 +104,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
     Ok(html! {
         section {
             h2 { "Data set" }
-            div.scroll {
+            (folded(run.config.classes.len(), html! {
                 table {
                     thead { tr { th { "class" } th.number { "training images" } @if is_validated { th.number { "validation images" } } th.number { "test images" } } }
                     tbody {
@@ -103,7 +113,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
                         }
                     }
                 }
-            }
+            }))
             (sheet)
             @if is_cut { p.note { "Only the first " (images.sheet.len()) " classes are shown." } }
             h3 { "Augmented training images" }
