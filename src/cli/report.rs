@@ -22,8 +22,9 @@ Examples:
 
 /// Write the report of a run, or compare several runs
 ///
-/// The report is a single HTML file with the results, training curves, confusion matrix, most confident mistakes, Grad-CAM,
-/// data set and settings. `retune train` writes it at the end of a run, along with curves.svg and curves.png.
+/// The report is a single HTML file with the results, notices about bad curves, training curves, confusion matrix, confidence,
+/// examples, Grad-CAM, data set, settings and a Python program that uses the model. `retune train` writes it at the end of a run,
+/// along with curves.svg and curves.png. A comparison sorts the runs by test accuracy and says how certain the order is.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReportArguments {
@@ -39,7 +40,7 @@ pub struct ReportArguments {
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 
-    /// Leave out everything that needs the images: confusion matrix, mistakes, Grad-CAM and data set
+    /// Leave out everything that needs the images: confusion matrix, confidence, examples, Grad-CAM and data set
     #[arg(long)]
     no_images: bool,
 
