@@ -182,7 +182,7 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                                     @match score {
                                         Some(score) => {
                                             td.number { (percent(score.accuracy)) }
-                                            td.number { (score.range()) }
+                                            td.number { (format!("{:.1} – {:.1} %", 100.0 * score.interval[0], 100.0 * score.interval[1])) }
                                             td.number { (percent(best_accuracy(run))) }
                                         }
                                         None => td colspan="3" { "not tested yet" },
