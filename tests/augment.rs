@@ -586,11 +586,13 @@ impl Training<'_> {
             splits: Splits::new(split(train), split(test)),
             images: retune::train::ImageList::default(),
             position: Position::default(),
+            data_check: None,
             options: RunOptions {
                 folder: RunFolder { path: out.path().to_path_buf() },
                 workers: self.workers,
                 image_memory: self.image_memory,
                 strict: true,
+                check_data: false,
                 checkpointing: Checkpointing::default(),
                 interrupted: &interrupted,
             },

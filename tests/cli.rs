@@ -2519,7 +2519,8 @@ mod interruption {
 
     use super::*;
 
-    const LONG: &str = "--epochs 12 --momentum 0.9";
+    /// So many epochs that the run goes on until its signal arrives, on any machine.
+    const LONG: &str = "--epochs 80 --momentum 0.9";
 
     fn spawn(place: &Workplace, line: &str) -> Child {
         let mut command = Command::new(PROGRAM);

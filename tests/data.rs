@@ -1206,3 +1206,195 @@ mod loading {
         }
     }
 }
+
+mod duplicates {
+    use image::ImageEncoder;
+    use image::codecs::jpeg::JpegEncoder;
+    use image::imageops::FilterType;
+    use retune::drawing::{Counts, Subject, draw_set};
+    use retune::train::{DataCheck, Recipe};
+
+    use super::*;
+
+    /// Drawings of two classes, no two the same.
+    fn drawings(train: u64, test: u64) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        draw_set(Subject::Target, root.path(), Counts { train, test }, 1, || true).unwrap();
+        root
+    }
+
+    fn smaller_jpeg(path: &Path, quality: u8) -> Vec<u8> {
+        let image = image::open(path).unwrap();
+        let image = image.resize_exact(image.width() / 2, image.height() / 2, FilterType::Triangle).to_rgb8();
+        let mut bytes = Vec::new();
+        let encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
+        encoder.write_image(&image, image.width(), image.height(), image::ExtendedColorType::Rgb8).unwrap();
+        bytes
+    }
+
+    fn groups(check: &DataCheck) -> Vec<(bool, Vec<(String, bool)>)> {
+        let groups = check.duplicates.iter().map(|group| {
+            let images = group.images.iter();
+            (group.identical, images.map(|image| (format!("{}/{}", image.split, image.path), image.left_out)).collect())
+        });
+        groups.collect()
+    }
+
+    #[test]
+    fn copies_are_found_whatever_their_size_and_format() {
+        let root = drawings(30, 10);
+        let path = |name: &str| root.path().join(name);
+        let none = open_dataset(root.path(), None, 0).unwrap().examine(2, |_, _| Ok(())).unwrap();
+        assert_eq!((none.duplicates, none.read, none.turned), (vec![], 80, 0));
+
+        image::open(path("train/hotdog/0003.jpg")).unwrap().save(path("test/hotdog/saved.png")).unwrap();
+        fs::copy(path("train/hotdog/0001.jpg"), path("train/hotdog/again.jpg")).unwrap();
+        fs::write(path("train/not-hotdog/wrong.jpg"), smaller_jpeg(&path("train/hotdog/0002.jpg"), 50)).unwrap();
+        fs::copy(path("test/hotdog/0004.jpg"), path("test/hotdog/twice.jpg")).unwrap();
+        fs::write(path("test/hotdog/thrice.jpg"), smaller_jpeg(&path("test/hotdog/0004.jpg"), 80)).unwrap();
+        fs::write(path("test/hotdog/broken.jpg"), "no image").unwrap();
+        let mut splits = open_dataset(root.path(), None, 0).unwrap();
+        let mut told = Vec::new();
+        let found = splits.examine(1, |images, of| Ok(told.push((images, of)))).unwrap();
+        assert_eq!(told, [(16, 86), (32, 86), (48, 86), (64, 86), (80, 86), (86, 86)]);
+        assert_eq!(found, splits.examine(7, |_, _| Ok(())).unwrap(), "the workers make no difference");
+        assert_eq!(found.read, 85);
+
+        let check = DataCheck::new(&splits, &found, &Recipe::fine_tuning());
+        let expected = |left_out: [bool; 9]| {
+            let group = |identical: bool, names: &[(&str, bool)]| {
+                (identical, names.iter().map(|(name, left_out)| (name.to_string(), *left_out)).collect::<Vec<_>>())
+            };
+            let [a, b, c, d, e, f, g, h, i] = left_out;
+            [
+                group(true, &[("train/hotdog/0001.jpg", a), ("train/hotdog/again.jpg", b)]),
+                group(false, &[("train/hotdog/0002.jpg", c), ("train/not-hotdog/wrong.jpg", d)]),
+                group(false, &[("train/hotdog/0003.jpg", e), ("test/hotdog/saved.png", f)]),
+                group(
+                    false,
+                    &[("test/hotdog/0004.jpg", g), ("test/hotdog/thrice.jpg", h), ("test/hotdog/twice.jpg", i)],
+                ),
+            ]
+        };
+        assert_eq!(groups(&check), expected([false; 9]));
+        assert_eq!(
+            check.warnings(),
+            [
+                "1 test image is also a training image (nearly identical), such as train/hotdog/0003.jpg and \
+                 test/hotdog/saved.png: the accuracy is too optimistic; --drop-duplicates leaves such images out",
+                "1 image is in several classes (nearly identical), such as train/hotdog/0002.jpg and \
+                 train/not-hotdog/wrong.jpg: remove the wrong ones, or leave all out with --drop-duplicates",
+                "2 training images are copies of another training image (1 identical, 1 nearly), such as \
+                 train/hotdog/again.jpg of train/hotdog/0001.jpg: it counts more than once; --drop-duplicates keeps one",
+            ]
+        );
+
+        let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
+        let check = DataCheck::new(&splits, &found, &dropping);
+        assert_eq!(groups(&check), expected([false, true, true, true, true, false, false, true, true]));
+        assert_eq!(
+            check.warnings(),
+            [
+                "left out 6 images that the data set contains more than once (4 train, 2 test); 1 of the images is in several \
+              classes, so no copy is used"
+            ]
+        );
+        let file = path("data_check.json");
+        check.save(&file).unwrap();
+        assert_eq!(DataCheck::open(&file).unwrap(), check);
+        check.leave_out(&mut splits).unwrap();
+        assert_eq!([splits.train.len(), splits.test.len()], [58, 11]);
+        let again = splits.examine(2, |_, _| Ok(())).unwrap();
+        assert_eq!(again.duplicates, []);
+    }
+
+    #[test]
+    fn a_search_can_be_stopped() {
+        let root = drawings(20, 1);
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        let error = splits.examine(2, |images, _| match images {
+            16 => Ok(()),
+            _ => Err(retune::Error::interrupted("stopped")),
+        });
+        assert_eq!(error.unwrap_err().message(), "stopped");
+    }
+
+    #[test]
+    fn a_class_is_never_emptied() {
+        let root = drawings(3, 2);
+        for number in 0..3 {
+            let name = |class: &str| root.path().join(format!("train/{class}/000{number}.jpg"));
+            fs::copy(name("hotdog"), name("not-hotdog")).unwrap();
+        }
+        let mut splits = open_dataset(root.path(), None, 0).unwrap();
+        let found = splits.examine(2, |_, _| Ok(())).unwrap();
+        let check = DataCheck::new(&splits, &found, &Recipe { drop_duplicates: true, ..Recipe::fine_tuning() });
+        let error = check.leave_out(&mut splits).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "--drop-duplicates leaves no training image of the class hotdog: all have copies elsewhere"
+        );
+    }
+
+    #[test]
+    fn orientations_that_are_ignored_are_mentioned() {
+        let root = drawings(100, 1);
+        let turn = |number: usize, to: u8| {
+            let path = root.path().join(format!("train/hotdog/{number:04}.jpg"));
+            let bytes = fs::read(&path).unwrap();
+            let segment = [
+                &b"\xFF\xE1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0"[..],
+                &[to, 0, 0, 0, 0, 0, 0],
+            ];
+            fs::write(path, [&bytes[..2], &segment.concat(), &bytes[2..]].concat()).unwrap();
+        };
+        let cautions = |exif: bool| {
+            let recipe = Recipe { exif, ..Recipe::fine_tuning() };
+            let splits = recipe.open_data(root.path()).unwrap();
+            DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe).cautions
+        };
+        (0..5).for_each(|number| turn(number, 1));
+        (5..7).for_each(|number| turn(number, 6));
+        assert_eq!(cautions(false), [""; 0], "1 is upright, and 2 of 202 are not more than 1 %");
+        turn(7, 3);
+        assert_eq!(
+            cautions(false),
+            [
+                "3 of 202 images state an EXIF orientation, which is ignored, so they lie on their side or upside down: --exif \
+              turns them"
+            ]
+        );
+        assert_eq!(cautions(true), [""; 0]);
+    }
+
+    #[test]
+    fn small_and_unequal_classes_and_short_runs_are_named() {
+        let cautions = |counts: &[(&str, usize)], epochs: usize, batch_size: usize| {
+            let files =
+                counts.iter().flat_map(|(class, count)| (0..*count).map(move |n| format!("train/{class}/{n}.jpg")));
+            let files: Vec<String> =
+                files.chain(counts.iter().map(|(class, _)| format!("test/{class}/1.jpg"))).collect();
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            let mut check = DataCheck::default();
+            let recipe = Recipe { epochs, batch_size, ..Recipe::fine_tuning() };
+            check.add_cautions(&recipe.open_data(root.path()).unwrap(), &recipe);
+            check.cautions
+        };
+        assert_eq!(cautions(&[("a", 10), ("b", 40)], 5, 5), [""; 0]);
+        assert_eq!(
+            cautions(&[("a", 10), ("b", 41)], 5, 5),
+            [
+                "the largest class, b (41), has more than 4 times as many training images as the smallest, a (10): compare the \
+              balanced accuracy, and add images of small classes"
+            ]
+        );
+        assert_eq!(
+            cautions(&[("a", 9), ("b", 8), ("c", 30)], 1, 1)[..1],
+            ["2 classes have fewer than 10 training images, so results are uncertain: b (8), a (9); add images"]
+        );
+        let short = "the run has only 49 steps (7 epochs of 7 batches): raise --epochs or lower --batch-size if the training loss \
+                     is still falling at the end";
+        assert_eq!(cautions(&[("a", 13), ("b", 14)], 7, 4), [short]);
+        assert_eq!(cautions(&[("a", 13), ("b", 12)], 50, 128), [""; 0]);
+    }
+}

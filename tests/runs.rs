@@ -381,6 +381,54 @@ mod resuming {
         }
     }
 
+    /// Images that were left out stay so, in every command that opens the data set again.
+    #[test]
+    fn duplicates_stay_left_out() {
+        let place = Place::new();
+        for (from, to) in
+            [("train/red/0", "test/red/8"), ("train/red/1", "train/red/9"), ("train/blue/2", "train/red/8")]
+        {
+            fs::copy(place.path(&format!("data/{from}.png")), place.path(&format!("data/{to}.png"))).unwrap();
+        }
+        // The test images 0 and 1 of both classes are training images, too.
+        let train = format!("train data {SMALL}");
+        let stderr = place.succeed(&format!("{train} --epochs 2 --drop-duplicates --out whole"));
+        let told = "warning: left out 8 images that the data set contains more than once (7 train, 1 test); 1 of the images is in \
+                    several classes, so no copy is used\n";
+        assert!(stderr.contains(told), "{stderr}");
+        assert!(stderr.contains("; 7 training and 4 test images in 2 classes"), "{stderr}");
+        place.succeed(&format!("{train} --epochs 1 --drop-duplicates --out run"));
+        place.succeed("train data --resume --epochs 2 --out run --no-report");
+        for file in ["checkpoint.safetensors", "model.safetensors", "images.jsonl"] {
+            let [one, other] = ["whole", "run"].map(|folder| fs::read(place.path(folder).join(file)).unwrap());
+            assert!(one == other, "{file} differs");
+        }
+        place.succeed("report run");
+        let page = fs::read_to_string(place.path("run/report.html")).unwrap();
+        assert!(!page.contains("does not contain the images of the run"));
+        assert!(page.contains(told.strip_prefix("warning: ").unwrap().trim_end()), "{page}");
+        assert!(page.contains("train/red/8.png (left out)"), "{page}");
+        place.refuse(
+            "train data --resume --epochs 3 --drop-duplicates --out whole --no-data-check",
+            2,
+            "cannot be used with",
+        );
+        fs::remove_file(place.path("run/data_check.json")).unwrap();
+        place.refuse("train data --resume --epochs 3 --out run", 1, "cannot read run/data_check.json");
+    }
+
+    #[test]
+    fn images_are_examined_unless_it_is_refused() {
+        let place = Place::new();
+        let stderr = place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+        let leak = "warning: 4 test images are also training images (identical files), such as train/blue/0.png and test/blue/0.png: ";
+        assert!(stderr.contains(leak), "{stderr}");
+        assert!(stderr.contains("warning: 2 classes have fewer than 10 training images"), "{stderr}");
+        let stderr = place.succeed(&format!("train data {SMALL} --epochs 1 --out other --no-data-check"));
+        assert!(!stderr.contains("also training images"), "{stderr}");
+        assert!(stderr.contains("warning: 2 classes have fewer than 10 training images"), "{stderr}");
+    }
+
     /// Without the list, the checkpoint still shows that the images differ.
     #[test]
     fn the_list_may_be_lost() {

@@ -212,6 +212,7 @@ fn small_run<'a>(
         workers: 2,
         image_memory: Some(0),
         strict: false,
+        check_data: false,
         checkpointing: Checkpointing::default(),
         interrupted,
     };

@@ -14,16 +14,14 @@ use super::interruption::interruption;
 use super::progress::{Progress, duration};
 use super::shell;
 use super::train::command_words;
-use super::training::{Place, Trained, Training};
+use super::training::{Place, Trained, Training, tell};
 use super::{GlobalArguments, print_json, print_result, report};
 use crate::data::ImageFolder;
 use crate::device::{Device, threads};
 use crate::drawing::{Counts, PICTURE_SIZE, Subject, draw_set};
 use crate::error::{Error, Result};
 use crate::report::{ContactSheet, Introduction, RunRecord, Section, Tile, comparison_page, preview, tiles_of_classes};
-use crate::train::{
-    Checkpointing, Event, Hyperparameters, Recipe, RunFolder, RunOptions, Start, find_network, reserve,
-};
+use crate::train::{Checkpointing, Hyperparameters, Recipe, RunFolder, RunOptions, Start, find_network, reserve};
 use crate::weights::TensorFile;
 
 const EXAMPLES: &str = "\
@@ -322,15 +320,11 @@ impl Demo<'_> {
             workers: threads::count(),
             image_memory: None,
             strict: false,
+            check_data: true,
             checkpointing: Checkpointing::default(),
             interrupted: self.interrupted,
         };
-        let mut tell = |event: Event| {
-            if let Event::Notice(text) = event {
-                self.global.note(text);
-            }
-        };
-        let run = start.run(self.device.clone(), recipe, data, options, &mut tell)?;
+        let run = start.run(self.device.clone(), recipe, data, options, &mut tell(self.global))?;
         Training { data, weights, place: Place::Named(None), tensorboard: false, report: true }
             .complete(self.global, run)
     }

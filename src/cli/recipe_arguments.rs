@@ -87,6 +87,11 @@ pub struct RecipeArguments {
     #[arg(long, help_heading = "Image options")]
     exif: bool,
 
+    /// Leave out images that DATA contains more than once, identical or nearly so; one of each is kept, or none if they are in
+    /// several classes
+    #[arg(long, help_heading = "Image options")]
+    drop_duplicates: bool,
+
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
           help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
     augment: Option<Vec<Augmentation>>,
@@ -127,6 +132,7 @@ macro_rules! for_each_flag {
             "--new-head" new_head,
             "--augment" augment,
             "--exif" exif,
+            "--drop-duplicates" drop_duplicates,
             "--test-fraction" test_fraction,
             "--labels" labels,
             "--seed" seed,
@@ -397,6 +403,7 @@ mod tests {
             new_head: true,
             image_size: 96,
             exif: true,
+            drop_duplicates: true,
             augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],
             test_fraction: Some(0.2),
             labels: Some("/labels.csv".into()),
@@ -432,7 +439,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 25);
+        assert_eq!(flags.len(), 26);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::interruption::interruption;
 use super::progress::Progress;
 use super::recipe_arguments::{RecipeArguments, recipe_words};
-use super::training::{Place, Trained, Training};
+use super::training::{Place, Trained, Training, tell};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result};
 use crate::device::Device;
@@ -101,6 +101,10 @@ pub struct TrainArguments {
     #[arg(long, value_name = "MIB", help_heading = "Image options")]
     image_memory: Option<usize>,
 
+    /// Do not search the images for duplicates before training, which decodes each of them once
+    #[arg(long, conflicts_with = "drop_duplicates", help_heading = "Image options")]
+    no_data_check: bool,
+
     /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
     #[arg(long, help_heading = "Image options")]
     strict: bool,
@@ -149,7 +153,15 @@ impl TrainArguments {
             kept => Checkpointing { every: self.checkpoint_every, kept },
         };
         let image_memory = self.image_memory.map(|mebibytes| mebibytes.saturating_mul(1 << 20));
-        Ok(RunOptions { folder, workers, image_memory, strict: self.strict, checkpointing, interrupted })
+        Ok(RunOptions {
+            folder,
+            workers,
+            image_memory,
+            strict: self.strict,
+            check_data: !self.no_data_check,
+            checkpointing,
+            interrupted,
+        })
     }
 }
 
@@ -253,15 +265,6 @@ fn open_device(global: &GlobalArguments, arguments: &TrainArguments) -> Result<R
     }
     let checkpoint = Checkpoint::open(&resumed_folder(arguments)?.checkpoint())?;
     global.open_device_in(checkpoint.precision)
-}
-
-/// Prints the notices of a run that starts.
-fn tell(global: &GlobalArguments) -> impl FnMut(Event) {
-    move |event| {
-        if let Event::Notice(text) = event {
-            global.note(text);
-        }
-    }
 }
 
 fn begin<'a>(

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
-use super::{GlobalArguments, report, shell, size, warn_of_skipped};
+use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::{Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
 
@@ -63,7 +64,7 @@ impl Training<'_> {
         // Created this late so that a run that is rejected or does not fit into memory leaves no folder.
         let lock = occupy(self.place, &mut run.options.folder)?;
         if let Some(notice) = lock.notice() {
-            super::warn(&notice);
+            warn(&notice);
         }
         let folder = run.options.folder.clone();
         record_origin(&run, self.data, self.weights)?;
@@ -128,6 +129,24 @@ impl Training<'_> {
     }
 }
 
+/// Shows what happens before a run starts.
+pub fn tell(global: &GlobalArguments) -> impl FnMut(Event) {
+    let mut progress = None;
+    move |event| match event {
+        Event::Notice(text) => global.note(text),
+        Event::Warning(text) => warn(text),
+        Event::Examined { images, of } => {
+            let shown = progress.get_or_insert_with(|| Progress::new(global, of as u64, "images examined"));
+            shown.position(images as u64);
+            if images == of {
+                shown.finish();
+                progress = None;
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Creates the folder of a run if it does not exist, and locks it.
 fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
     match place {
@@ -162,6 +181,9 @@ fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
         };
     }
     run.images.save(&folder.images())?;
+    if let Some(check) = &run.data_check {
+        check.save(&folder.data_check())?;
+    }
     config.save(folder)
 }
 

@@ -111,7 +111,7 @@ impl TrainingDisplay {
                 let done = self.workload.tested_finally(batch, batches);
                 self.show(done, vec![format!("testing the best model {batch}/{batches}")]);
             }
-            Event::Recorded(_) | Event::Notice(_) => {}
+            Event::Recorded(_) | Event::Examined { .. } | Event::Notice(_) => {}
             Event::Warning(text) => self.progress.warn(text),
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(

@@ -40,6 +40,15 @@ impl Role {
         SPLIT_NAMES.iter().find(|(_, names)| names.iter().any(&is_one)).map(|(role, _)| *role)
     }
 
+    /// `train`, `validation` or `test`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+
     fn images(self) -> &'static str {
         match self {
             Self::Train => "training images",
@@ -75,7 +84,7 @@ impl Splits {
 
     /// The same images, decoded with these options.
     pub fn decoded_with(mut self, decoding: DecodeOptions) -> Self {
-        self.parts_mut().for_each(|part| part.decoding = decoding);
+        self.by_role_mut().for_each(|(_, part)| part.decoding = decoding);
         self
     }
 
@@ -96,13 +105,26 @@ impl Splits {
         all
     }
 
-    /// Every part: training, test and, if there are any, validation images.
-    pub fn parts(&self) -> impl Iterator<Item = &ImageFolder> {
-        [&self.train, &self.test].into_iter().chain(&self.validation)
+    /// The images of every split: training, validation if there are any, test.
+    pub fn by_role(&self) -> impl Iterator<Item = (Role, &ImageFolder)> {
+        let validation = self.validation.as_ref().map(|folder| (Role::Validation, folder));
+        [(Role::Train, &self.train)].into_iter().chain(validation).chain([(Role::Test, &self.test)])
     }
 
-    fn parts_mut(&mut self) -> impl Iterator<Item = &mut ImageFolder> {
-        [&mut self.train, &mut self.test].into_iter().chain(&mut self.validation)
+    /// The images of a split.
+    pub fn of(&self, role: Role) -> Option<&ImageFolder> {
+        self.by_role().find(|(of, _)| *of == role).map(|(_, folder)| folder)
+    }
+
+    /// The images of every split, to change them.
+    pub fn by_role_mut(&mut self) -> impl Iterator<Item = (Role, &mut ImageFolder)> {
+        let validation = self.validation.as_mut().map(|folder| (Role::Validation, folder));
+        [(Role::Train, &mut self.train)].into_iter().chain(validation).chain([(Role::Test, &mut self.test)])
+    }
+
+    /// The images of every split.
+    pub fn parts(&self) -> impl Iterator<Item = &ImageFolder> {
+        self.by_role().map(|(_, folder)| folder)
     }
 }
 

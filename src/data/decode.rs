@@ -65,6 +65,7 @@ pub struct Decoder {
     options: DecodeOptions,
     file: Vec<u8>,
     samples: Vec<u8>,
+    orientation: Option<Orientation>,
 }
 
 impl Decoder {
@@ -82,6 +83,26 @@ impl Decoder {
         self.decode_file_rows(path, image, |_, height| height)
     }
 
+    /// The options.
+    pub(super) fn options(&self) -> DecodeOptions {
+        self.options
+    }
+
+    /// The EXIF orientation that the last decoded file states, applied or not.
+    pub(super) fn orientation(&self) -> Orientation {
+        self.orientation.unwrap_or(Orientation::NoTransforms)
+    }
+
+    /// Decodes a file like [`Decoder::decode_file`], and calls `see` with its bytes.
+    pub(super) fn decode_file_with<const BYTES: usize>(
+        &mut self,
+        path: &Path,
+        image: &mut Image<BYTES>,
+        see: impl FnOnce(&[u8]),
+    ) -> Result<()> {
+        self.read_and_decode(path, image, |_, height| height, see)
+    }
+
     /// Decodes the upper rows of a file into `image`: at least as many as `rows` returns for the image's width and height. `image.height` is the number of decoded rows. A rotated image is decoded completely.
     ///
     /// # Errors
@@ -92,9 +113,20 @@ impl Decoder {
         image: &mut Image<BYTES>,
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<()> {
+        self.read_and_decode(path, image, rows, |_| {})
+    }
+
+    fn read_and_decode<const BYTES: usize>(
+        &mut self,
+        path: &Path,
+        image: &mut Image<BYTES>,
+        rows: impl FnOnce(u32, u32) -> u32,
+        see: impl FnOnce(&[u8]),
+    ) -> Result<()> {
         let mut file = std::mem::take(&mut self.file);
         let subject = path.display().to_string();
-        let result = match read_file(path, &mut file) {
+        let read = read_file(path, &mut file).inspect(|()| see(&file));
+        let result = match read {
             Ok(()) => self.decode_rows(&file, image, rows).map_err(|reason| refusal(&subject, &reason, &file)),
             Err(reason) => Err(Error::new(format!("cannot decode {subject}: {reason}"))),
         };
@@ -170,6 +202,7 @@ impl Decoder {
         };
         self.samples = samples;
         let form = form?;
+        self.orientation = (format != Format::Tiff).then_some(form.orientation);
         (image.width, image.height) = (form.width, form.height);
         if form.channels == 3 && BYTES == 3 {
             std::mem::swap(&mut image.pixels, &mut self.samples);
@@ -190,7 +223,9 @@ impl Decoder {
         rows: impl FnOnce(u32, u32) -> u32,
     ) -> Result<(), String> {
         let markers = Markers::read(bytes);
-        let orientation = if self.options.exif { markers.orientation() } else { Orientation::NoTransforms };
+        let stated = markers.orientation();
+        self.orientation = Some(stated);
+        let orientation = if self.options.exif { stated } else { Orientation::NoTransforms };
         if orientation == Orientation::NoTransforms {
             return jpeg::decode(bytes, &markers, image, |width, height| {
                 self.require_pixels(width, height).map(|_| rows(width, height))

@@ -228,6 +228,13 @@ impl ImageFolder {
         }
     }
 
+    /// The path of a file below the folder, with `/` between folders; characters that are not Unicode are replaced.
+    pub fn name_of(&self, path: &Path) -> String {
+        let below = path.strip_prefix(&self.root).unwrap_or(path);
+        let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
+        parts.join("/")
+    }
+
     /// How many images there are.
     pub fn len(&self) -> usize {
         self.samples.len()
@@ -392,7 +399,8 @@ fn real_path(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).context(|| format!("cannot read the folder {}", path.display()))
 }
 
-pub(super) fn first_names(names: &[String]) -> String {
+/// Up to ten names, separated by commas.
+pub fn first_names(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let mut text = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN {
@@ -402,6 +410,6 @@ pub(super) fn first_names(names: &[String]) -> String {
 }
 
 /// A count with its noun.
-pub(super) fn counted(count: usize, one: &str, many: &str) -> String {
+pub fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -5,6 +5,8 @@ pub mod batches;
 mod bmp;
 pub mod dataset;
 pub mod decode;
+pub mod duplicates;
+mod fingerprint;
 pub mod format;
 mod gif;
 pub mod image_folder;
@@ -33,8 +35,9 @@ pub use dataset::{
     Labelled, Role, Splits, open_dataset, open_labelled, open_labelled_by, open_table, open_training_images,
 };
 pub use decode::{DecodeOptions, Decoder, decode_file};
+pub use duplicates::{Duplicates, Examination, Member};
 pub use format::FileKind;
-pub use image_folder::{Correspondence, ImageFolder, Sample, UnknownClasses};
+pub use image_folder::{Correspondence, ImageFolder, Sample, UnknownClasses, counted, first_names};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use not_read::NotRead;
 pub use rgb_image::{Image, PaddedImage, RgbImage};

@@ -2,6 +2,7 @@
 
 mod comparison;
 mod confidence;
+mod data_check;
 mod images;
 mod notices;
 mod pictures;

@@ -20,7 +20,8 @@ use crate::device::{Device, threads};
 use crate::error::{Error, ErrorKind, Result};
 use crate::printable::printable;
 use crate::train::{
-    ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder, Totals, evaluate, load_model,
+    DataCheck, DuplicateImages, ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder,
+    Totals, evaluate, load_model,
 };
 use crate::weights::TensorFile;
 
@@ -31,6 +32,8 @@ const SHEET_TILE: u32 = 128;
 const SHEET_COLUMNS: usize = 8;
 /// With more classes than this, the contact sheet has half as many images of each.
 const FEW_CLASSES: usize = 6;
+const DUPLICATE_ROWS: usize = 12;
+const DUPLICATES_IN_ROW: usize = 8;
 /// Maximum number of classes on the contact sheet.
 const SHEET_ROWS: usize = 12;
 
@@ -45,6 +48,8 @@ pub struct RunRecord {
     pub config: RunConfig,
     /// `metrics.jsonl`.
     pub metrics: Vec<Metric>,
+    /// What was found in its images before the run; earlier versions recorded none.
+    pub data_check: Option<DataCheck>,
     /// Images of its data set, or why they are missing.
     pub images: Result<ImageRecord, String>,
     /// The results of its best model on the test images, or why they are missing.
@@ -62,6 +67,8 @@ pub struct ImageRecord {
     pub test_counts: Vec<usize>,
     /// What lies in the folders and is not read.
     pub not_read: NotRead,
+    /// Rows of images that look the same; not all if there are many.
+    pub duplicates: Vec<Vec<Tile>>,
     /// Rows of a contact sheet.
     pub sheet: Vec<Vec<Tile>>,
     /// Rows of training images as the network saw them in the first epoch.
@@ -127,7 +134,15 @@ impl RunRecord {
         let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let name = folder.path.file_name().unwrap_or(folder.path.as_os_str()).to_string_lossy().into_owned();
         let not_read = || "the images were not read".to_string();
-        Ok(Self { name, folder: folder.path.clone(), config, metrics, images: Err(not_read()), test: Err(not_read()) })
+        Ok(Self {
+            name,
+            folder: folder.path.clone(),
+            config,
+            metrics,
+            data_check: DataCheck::open(&folder.data_check()).ok(),
+            images: Err(not_read()),
+            test: Err(not_read()),
+        })
     }
 
     /// Reads the data set, from `data` or from the folder in the run's configuration, and evaluates the best model on the
@@ -152,7 +167,7 @@ impl RunRecord {
                 return Ok(());
             }
         };
-        self.images = Ok(ImageRecord::new(&splits, &self.config.recipe));
+        self.images = Ok(ImageRecord::new(&splits, &self.config.recipe, self.data_check.as_ref()));
         self.test = match loaded.map(|loaded| Self::test(loaded, &splits.test, device, tell)) {
             Some(Err(error)) if error.kind() == ErrorKind::NotFinite => return Err(error),
             Some(tested) => tested.map_err(|error| error.message().to_string()),
@@ -164,7 +179,10 @@ impl RunRecord {
     /// Opens the data set, and checks that its images are those of the run.
     fn splits(&self, data: &Path) -> Result<Splits> {
         let RunConfig { recipe, classes, train_images, test_images, images, .. } = &self.config;
-        let splits = recipe.open_data(data)?;
+        let mut splits = recipe.open_data(data)?;
+        if recipe.drop_duplicates {
+            DataCheck::open(&RunFolder { path: self.folder.clone() }.data_check())?.leave_out(&mut splits)?;
+        }
         let shown = data.display();
         if splits.train.classes != *classes {
             let (found, expected) = (splits.train.classes.join(", "), classes.join(", "));
@@ -253,8 +271,15 @@ impl RunRecord {
                 Metric::Progress { .. } | Metric::Epoch { .. } | Metric::Test { .. } => {}
             }
         }
+        if let Some(check) = &mut record.data_check {
+            check.cautions.iter_mut().for_each(show);
+            for image in check.duplicates.iter_mut().flat_map(|group| &mut group.images) {
+                show(&mut image.path);
+                show(&mut image.class);
+            }
+        }
         if let Ok(images) = &mut record.images {
-            let tiles = images.sheet.iter_mut().chain(&mut images.augmented).flatten();
+            let tiles = images.sheet.iter_mut().chain(&mut images.augmented).chain(&mut images.duplicates).flatten();
             tiles.for_each(|tile| show(&mut tile.label));
         }
         if let Ok(test) = &mut record.test {
@@ -304,7 +329,7 @@ impl RunRecord {
 }
 
 impl ImageRecord {
-    fn new(splits: &Splits, recipe: &Recipe) -> Self {
+    fn new(splits: &Splits, recipe: &Recipe, data_check: Option<&DataCheck>) -> Self {
         let is_large = splits.train.classes.len() > FEW_CLASSES;
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
         let mut sheet = tiles_of_classes(&splits.train, columns, SHEET_TILE);
@@ -317,10 +342,30 @@ impl ImageRecord {
             validation_counts: splits.validation.as_ref().map(ImageFolder::class_counts),
             test_counts: splits.test.class_counts(),
             not_read: splits.not_read(),
+            duplicates: data_check.map(|check| duplicates(splits, check)).unwrap_or_default(),
             sheet,
             augmented,
         }
     }
+}
+
+/// A row for each group of images that look the same, first those in several splits or classes.
+fn duplicates(splits: &Splits, check: &DataCheck) -> Vec<Vec<Tile>> {
+    let is_minor = |group: &&DuplicateImages| {
+        !group.is_contradictory() && group.images.iter().all(|image| image.split == group.images[0].split)
+    };
+    let mut groups: Vec<&DuplicateImages> = check.duplicates.iter().collect();
+    groups.sort_by_key(is_minor);
+    let row = |group: &&DuplicateImages| {
+        let tiles = group.images.iter().take(DUPLICATES_IN_ROW).filter_map(|image| {
+            let (_, folder) = splits.by_role().find(|(role, _)| role.name() == image.split)?;
+            let left_out = if image.left_out { " (left out)" } else { "" };
+            let label = format!("{}/{}{left_out}", image.split, image.path);
+            tile(&folder.root.join(&image.path), folder.decoding, &label, SHEET_TILE).ok()
+        });
+        tiles.collect()
+    };
+    groups.iter().take(DUPLICATE_ROWS).map(row).collect()
 }
 
 fn predictions(

@@ -44,6 +44,13 @@ pub enum Event<'a> {
     Stored(Stored, usize),
     /// An image could not be read and was skipped; reported once per image.
     Skipped(&'a SkippedSample),
+    /// Before the run starts, images were examined.
+    Examined {
+        /// How many so far.
+        images: usize,
+        /// Images of the data set.
+        of: usize,
+    },
     /// Something that a user should know before the run starts.
     Notice(&'a str),
     /// A problem that does not end the run.

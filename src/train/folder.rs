@@ -121,6 +121,11 @@ impl RunFolder {
         self.path.join("images.jsonl")
     }
 
+    /// Duplicates among the images, and other problems of the data set.
+    pub fn data_check(&self) -> PathBuf {
+        self.path.join("data_check.json")
+    }
+
     /// The metrics, one JSON object per line.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -168,11 +173,12 @@ impl RunFolder {
 
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
-        const OURS: [&str; 7] = [
+        const OURS: [&str; 8] = [
             ".model.safetensors.",
             ".checkpoint",
             ".config.json.",
             ".images.jsonl.",
+            ".data_check.json.",
             ".metrics.jsonl.",
             ".report.html.",
             ".curves.",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::data::{ImageFolder, Splits};
+use crate::data::{Role, Splits};
 use crate::error::{Context, Result};
 use crate::file::write_atomically;
 
@@ -42,14 +42,14 @@ impl ImageList {
     /// Reads the size of every image.
     pub fn of(splits: &Splits) -> Self {
         let (mut entries, mut files) = (Vec::new(), Vec::<&Path>::new());
-        let validation = splits.validation.iter().map(|folder| ("validation", folder));
-        for (split, folder) in [("train", &splits.train), ("test", &splits.test)].into_iter().chain(validation) {
-            let split: Arc<str> = split.into();
+        for role in [Role::Train, Role::Test, Role::Validation] {
+            let Some(folder) = splits.of(role) else { continue };
+            let split: Arc<str> = role.name().into();
             let classes: Vec<Arc<str>> = folder.classes.iter().map(|class| class.as_str().into()).collect();
             files.extend(folder.samples.iter().map(|sample| sample.path.as_path()));
             entries.extend(folder.samples.iter().map(|sample| Entry {
                 split: split.clone(),
-                path: name_below(folder, &sample.path).into(),
+                path: folder.name_of(&sample.path).into(),
                 class: classes[sample.class].clone(),
                 // An image that no longer exists is reported when it is read.
                 bytes: fs::metadata(&sample.path).map_or(0, |found| found.len()),
@@ -182,12 +182,6 @@ fn digest_of_start(path: &Path) -> Option<String> {
 
 fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn name_below(folder: &ImageFolder, path: &Path) -> String {
-    let below = path.strip_prefix(&folder.root).unwrap_or(path);
-    let parts: Vec<_> = below.iter().map(|part| part.to_string_lossy()).collect();
-    parts.join("/")
 }
 
 #[cfg(test)]

@@ -60,6 +60,9 @@ pub struct Recipe {
     /// Whether images are rotated and mirrored according to their EXIF orientation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exif: bool,
+    /// Whether images that the data set contains more than once are left out; see [`super::DataCheck`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drop_duplicates: bool,
     /// Augmentations besides those that every run has, or in the place of one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub augment: Vec<Augmentation>,
@@ -134,6 +137,7 @@ impl Recipe {
             new_head: false,
             image_size: 224,
             exif: false,
+            drop_duplicates: false,
             augment: Vec::new(),
             test_fraction: None,
             labels: None,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::checkpoint::{Best, Position, save_checkpoint};
+use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
@@ -60,6 +61,8 @@ pub struct RunOptions<'a> {
     pub image_memory: Option<usize>,
     /// Whether an unreadable image ends the run.
     pub strict: bool,
+    /// Whether the images of a new run are searched for duplicates.
+    pub check_data: bool,
     /// When checkpoints are saved, and how many are kept.
     pub checkpointing: Checkpointing,
     /// Set when the user wants to stop; the run then saves a checkpoint and ends.
@@ -76,6 +79,8 @@ pub struct Run<'a> {
     pub splits: Splits,
     /// The names of those images.
     pub images: ImageList,
+    /// What was found in the images before a new run, if they were examined.
+    pub data_check: Option<DataCheck>,
     /// The position at which to begin.
     pub position: Position,
     /// How it is carried out.

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use super::checkpoint::{Checkpoint, Position};
 use super::config::RunConfig;
+use super::data_check::DataCheck;
 use super::events::Event;
 use super::image_list::ImageList;
 use super::model_file::class_names;
@@ -52,7 +54,15 @@ impl Start {
         if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
-        let splits = recipe.open_data(data)?;
+        let mut splits = recipe.open_data(data)?;
+        let data_check = match &self {
+            Self::Resume { .. } if recipe.drop_duplicates => {
+                DataCheck::open(&options.folder.data_check())?.leave_out(&mut splits)?;
+                None
+            }
+            Self::Resume { .. } => None,
+            _ => Some(check_data(&mut splits, &recipe, &options, observe)?),
+        };
         let images = ImageList::of(&splits);
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
             check_classes(checkpoint, &splits, data, &options)?;
@@ -74,6 +84,8 @@ impl Start {
             splits.not_read().require_none_unsupported()?;
         }
         splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
+        let warnings = data_check.as_ref().map(DataCheck::warnings).unwrap_or_default();
+        warnings.iter().for_each(|warning| observe(Event::Warning(warning)));
         let classes = splits.train.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
         let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
@@ -96,8 +108,31 @@ impl Start {
                 checkpoint.position
             }
         };
-        Ok(Run { trainer, recipe, splits, images, position, options })
+        Ok(Run { trainer, recipe, splits, images, data_check, position, options })
     }
+}
+
+/// Examines the images of a new run, and removes duplicates if the recipe says so.
+fn check_data(
+    splits: &mut Splits,
+    recipe: &Recipe,
+    options: &RunOptions,
+    observe: &mut dyn FnMut(Event),
+) -> Result<DataCheck> {
+    let mut check = DataCheck::default();
+    if options.check_data {
+        let found = splits.examine(options.workers, |images, of| {
+            observe(Event::Examined { images, of });
+            match options.interrupted.load(Ordering::Relaxed) {
+                true => Err(Error::interrupted("stopped while the images were examined; no file was written")),
+                false => Ok(()),
+            }
+        })?;
+        check = DataCheck::new(splits, &found, recipe);
+        check.leave_out(splits)?;
+    }
+    check.add_cautions(splits, recipe);
+    Ok(check)
 }
 
 /// Initialises the head: with rows of the old one if the recipe names some or the classes are the same, otherwise randomly.

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::super::contact_sheet::Tile;
 use super::super::findings::capitalised;
 use super::super::record::RunRecord;
+use super::data_check::data_check;
 use super::pictures::sheet;
 use super::settings::augmentation;
 use super::text::counted;
@@ -114,6 +115,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
                     }
                 }
             }))
+            (data_check(run, images)?)
             (sheet)
             @if is_cut { p.note { "Only the first " (images.sheet.len()) " classes are shown." } }
             h3 { "Augmented training images" }

@@ -51,6 +51,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         new_head,
         image_size,
         exif,
+        drop_duplicates,
         augment: _,
         test_fraction,
         labels,
@@ -113,6 +114,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         orientation.into(),
         "whether photos are rotated as the camera was held; torchvision ignores it",
     );
+    if *drop_duplicates {
+        add("duplicates", "left out".into(), "images that the data set contains more than once");
+    }
     if let Some(fraction) = test_fraction {
         add("held out for testing", format!("{fraction} of each class"), "images that are not trained on");
     }

@@ -1,0 +1,290 @@
+//! `data_check.json`: what is wrong with the images of a run, found before its first step.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::recipe::Recipe;
+use crate::data::{Examination, Role, Splits, counted, first_names};
+use crate::error::{Context, Error, Result};
+use crate::file::write_atomically;
+
+/// Classes with fewer training images than this are named.
+const FEW_IMAGES: usize = 10;
+/// A class with more than this many times the training images of another is named.
+const LARGEST_RATIO: usize = 4;
+/// Runs with fewer steps than this are said to be short.
+const FEW_STEPS: usize = 50;
+/// The EXIF orientation is mentioned if more than one image in this many has one.
+const TURNED_SHARE: usize = 100;
+
+/// See the module documentation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataCheck {
+    /// Images that the data set contains more than once.
+    pub duplicates: Vec<DuplicateImages>,
+    /// What makes the results uncertain, one line each, with what to do about it.
+    pub cautions: Vec<String>,
+}
+
+/// Images that are identical or look the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuplicateImages {
+    /// Whether the files are identical.
+    pub identical: bool,
+    /// At least two: training images first, then validation images, then test images.
+    pub images: Vec<DuplicateImage>,
+}
+
+/// One of several images that look the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuplicateImage {
+    /// `train`, `validation` or `test`.
+    pub split: String,
+    /// The file, below the folder of the split, with `/` between folders.
+    pub path: String,
+    /// Its class.
+    pub class: String,
+    /// Whether the run leaves it out.
+    pub left_out: bool,
+}
+
+impl DuplicateImages {
+    /// Whether the images are in several classes.
+    pub fn is_contradictory(&self) -> bool {
+        self.images.iter().any(|image| image.class != self.images[0].class)
+    }
+
+    /// Whether images of both splits are among them.
+    pub fn is_in(&self, one: Role, other: Role) -> bool {
+        [one, other].iter().all(|role| self.of(*role).next().is_some())
+    }
+
+    fn of(&self, role: Role) -> impl Iterator<Item = &DuplicateImage> {
+        self.images.iter().filter(move |image| image.split == role.name())
+    }
+
+    /// Marks those that a run with `--drop-duplicates` leaves out: all if they contradict each other, otherwise all but one. That is
+    /// a test image if there is one, or else a validation image, so that the held-out images stay.
+    fn leave_out(&mut self) {
+        let kept = match self.is_contradictory() {
+            true => None,
+            false => [Role::Test, Role::Validation, Role::Train]
+                .iter()
+                .find_map(|role| self.images.iter().position(|image| image.split == role.name())),
+        };
+        for (index, image) in self.images.iter_mut().enumerate() {
+            image.left_out = Some(index) != kept;
+        }
+    }
+}
+
+impl DataCheck {
+    /// Describes what was found in `splits`, before duplicates are left out as the recipe says.
+    pub fn new(splits: &Splits, found: &Examination, recipe: &Recipe) -> Self {
+        let duplicates = found.duplicates.iter().map(|duplicates| {
+            let images = duplicates.members.iter().filter_map(|member| {
+                let folder = splits.of(member.role)?;
+                let sample = &folder.samples[member.index];
+                Some(DuplicateImage {
+                    split: member.role.name().into(),
+                    path: folder.name_of(&sample.path),
+                    class: folder.classes[sample.class].clone(),
+                    left_out: false,
+                })
+            });
+            let mut duplicates = DuplicateImages { identical: duplicates.is_identical, images: images.collect() };
+            if recipe.drop_duplicates {
+                duplicates.leave_out();
+            }
+            duplicates
+        });
+        let turned = (!recipe.exif && found.turned * TURNED_SHARE > found.read).then(|| {
+            format!(
+                "{} of {} images state an EXIF orientation, which is ignored, so they lie on their side or upside down: --exif turns \
+                 them",
+                found.turned, found.read
+            )
+        });
+        Self { duplicates: duplicates.collect(), cautions: turned.into_iter().collect() }
+    }
+
+    /// Adds what makes the results of these training images uncertain: classes of very different sizes, small ones, and few steps.
+    pub fn add_cautions(&mut self, splits: &Splits, recipe: &Recipe) {
+        let counts = splits.train.class_counts();
+        let named = |class: &usize| format!("{} ({})", splits.train.classes[*class], counts[*class]);
+        let mut by_count: Vec<usize> = (0..counts.len()).collect();
+        by_count.sort_by_key(|&class| counts[class]);
+        if let [smallest, .., largest] = &by_count[..]
+            && counts[*largest] > LARGEST_RATIO * counts[*smallest]
+        {
+            self.cautions.push(format!(
+                "the largest class, {}, has more than {LARGEST_RATIO} times as many training images as the smallest, {}: compare the \
+                 balanced accuracy, and add images of small classes",
+                named(largest),
+                named(smallest)
+            ));
+        }
+        let few: Vec<String> = by_count.iter().filter(|class| counts[**class] < FEW_IMAGES).map(named).collect();
+        if !few.is_empty() {
+            self.cautions.push(format!(
+                "{} fewer than {FEW_IMAGES} training images, so results are uncertain: {}; add images",
+                counted(few.len(), "class has", "classes have"),
+                first_names(&few)
+            ));
+        }
+        let batches = splits.train.len().div_ceil(recipe.batch_size);
+        let steps = recipe.epochs.saturating_mul(batches);
+        if steps < FEW_STEPS {
+            self.cautions.push(format!(
+                "the run has only {} ({} of {}): raise --epochs or lower --batch-size if the training loss is still falling at the end",
+                counted(steps, "step", "steps"),
+                counted(recipe.epochs, "epoch", "epochs"),
+                counted(batches, "batch", "batches")
+            ));
+        }
+    }
+
+    /// Removes from `splits` the images that the run leaves out.
+    ///
+    /// # Errors
+    /// When a class has no training image left, or there is no image left to test on.
+    pub fn leave_out(&self, splits: &mut Splits) -> Result<()> {
+        let images = self.duplicates.iter().flat_map(|duplicates| &duplicates.images);
+        let left_out: HashSet<(&str, &str)> =
+            images.filter(|image| image.left_out).map(|image| (&*image.split, &*image.path)).collect();
+        if left_out.is_empty() {
+            return Ok(());
+        }
+        for (role, folder) in splits.by_role_mut() {
+            let samples = std::mem::take(&mut folder.samples);
+            let is_kept = |path: &Path| !left_out.contains(&(role.name(), &*folder.name_of(path)));
+            folder.samples = samples.into_iter().filter(|sample| is_kept(&sample.path)).collect();
+            let lacking = match role {
+                Role::Train => folder
+                    .class_counts()
+                    .iter()
+                    .position(|&count| count == 0)
+                    .map(|class| format!("training image of the class {}", folder.classes[class])),
+                _ => folder.is_empty().then(|| format!("{} image", role.name())),
+            };
+            if let Some(lacking) = lacking {
+                return Err(Error::new(format!("--drop-duplicates leaves no {lacking}: all have copies elsewhere"))
+                    .hint("correct the folders by hand; without --drop-duplicates, the report shows the copies"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a user should know, one line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.duplicates_left_out().map_or_else(|| self.duplicates_used(), |line| vec![line]);
+        warnings.extend(self.cautions.iter().cloned());
+        warnings
+    }
+
+    fn duplicates_left_out(&self) -> Option<String> {
+        let images: Vec<_> =
+            self.duplicates.iter().flat_map(|found| &found.images).filter(|image| image.left_out).collect();
+        let of = |role: Role| images.iter().filter(|image| image.split == role.name()).count();
+        let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), role.name()));
+        let parts: Vec<String> =
+            parts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
+        let labels = self.contradictory().count();
+        let two = match labels {
+            0 => String::new(),
+            _ => format!(
+                "; {} in several classes, so no copy is used",
+                counted(labels, "of the images is", "of the images are")
+            ),
+        };
+        (!images.is_empty()).then(|| {
+            format!(
+                "left out {} that the data set contains more than once ({}){two}",
+                counted(images.len(), "image", "images"),
+                parts.join(", ")
+            )
+        })
+    }
+
+    fn duplicates_used(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (of, also) in [(Role::Validation, Role::Train), (Role::Test, Role::Train), (Role::Test, Role::Validation)] {
+            let found: Vec<_> = self.duplicates.iter().filter(|found| found.is_in(of, also)).collect();
+            let Some(first) = found.first() else { continue };
+            let count: usize = found.iter().map(|found| found.of(of).count()).sum();
+            let is = if count == 1 { "is also a" } else { "are also" };
+            let example = [also, of].map(|role| first.of(role).next().map_or("", |image| &image.path));
+            lines.push(format!(
+                "{} {is} {} {}{}, such as {}/{} and {}/{}: the accuracy is too optimistic; --drop-duplicates leaves such images out",
+                counted(count, &format!("{} image", of.name()), &format!("{} images", of.name())),
+                if also == Role::Train { "training" } else { also.name() },
+                if count == 1 { "image" } else { "images" },
+                how_alike(&found),
+                also.name(),
+                example[0],
+                of.name(),
+                example[1],
+            ));
+        }
+        let found: Vec<_> = self.contradictory().collect();
+        if let Some(first) = found.first() {
+            let image = &first.images[0];
+            let other = first.images.iter().find(|other| other.class != image.class).unwrap_or(image);
+            lines.push(format!(
+                "{} in several classes{}, such as {}/{} and {}/{}: remove the wrong ones, or leave all out with --drop-duplicates",
+                counted(found.len(), "image is", "images are"),
+                how_alike(&found),
+                image.split,
+                image.path,
+                other.split,
+                other.path
+            ));
+        }
+        let found: Vec<_> = self.duplicates.iter().filter(|found| found.of(Role::Train).count() > 1).collect();
+        if let Some(first) = found.first() {
+            let copies: usize = found.iter().map(|found| found.of(Role::Train).count() - 1).sum();
+            let mut example = first.of(Role::Train).map(|image| image.path.as_str());
+            lines.push(format!(
+                "{} of another training image{}, such as train/{} of train/{}: it counts more than once; --drop-duplicates keeps one",
+                counted(copies, "training image is a copy", "training images are copies"),
+                how_alike(&found),
+                example.nth(1).unwrap_or_default(),
+                first.of(Role::Train).next().map_or("", |image| &image.path)
+            ));
+        }
+        lines
+    }
+
+    fn contradictory(&self) -> impl Iterator<Item = &DuplicateImages> {
+        self.duplicates.iter().filter(|found| found.is_contradictory())
+    }
+
+    /// Reads `data_check.json`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let doing = || format!("cannot read {}", path.display());
+        serde_json::from_str(&fs::read_to_string(path).context(doing)?).context(doing)
+    }
+
+    /// Writes it atomically.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).context(|| format!("cannot write {}", path.display()))? + "\n";
+        write_atomically(path, |writer| writer.write_all(text.as_bytes()))
+    }
+}
+
+/// ` (3 identical, 1 nearly)`
+fn how_alike(found: &[&DuplicateImages]) -> String {
+    let identical = found.iter().filter(|found| found.identical).count();
+    match (identical, found.len() - identical) {
+        (_, 0) => " (identical files)".into(),
+        (0, _) => " (nearly identical)".into(),
+        (identical, nearly) => format!(" ({identical} identical, {nearly} nearly)"),
+    }
+}
