@@ -1303,7 +1303,7 @@ mod duplicates {
         check.save(&file).unwrap();
         assert_eq!(DataCheck::open(&file).unwrap(), check);
         check.leave_out(&mut splits).unwrap();
-        assert_eq!([splits.train.len(), splits.test.len()], [58, 11]);
+        assert_eq!([splits.train.len(), splits.test.len()], [58, 22]);
         let again = splits.examine(2, |_, _| Ok(())).unwrap();
         assert_eq!(again.duplicates, []);
     }

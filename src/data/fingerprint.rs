@@ -182,7 +182,7 @@ mod tests {
     fn scene(seed: u32) -> impl Fn(f64, f64) -> f64 {
         move |x, y| {
             let wave = |n: u32| {
-                let angle = f64::from(seed * 7 + n * 13);
+                let angle = f64::from(seed) * (0.7 + 1.3 * f64::from(n)) + f64::from(n);
                 (20.0 * (x * angle.cos() + y * angle.sin()) / f64::from(n) + angle).sin()
             };
             127.5 + 40.0 * (wave(1) + wave(2) + wave(3))
