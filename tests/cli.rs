@@ -261,6 +261,7 @@ mod training {
                 "config.json",
                 "curves.png",
                 "curves.svg",
+                "data_check.json",
                 "images.jsonl",
                 "metrics.jsonl",
                 "model.safetensors",
@@ -2678,7 +2679,7 @@ mod full_disk {
         let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
         assert_eq!(outcome.status, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("no file was written"), "{}", outcome.stderr);
-        assert_eq!(place.names("run"), ["config.json", "images.jsonl", "metrics.jsonl"]);
+        assert_eq!(place.names("run"), ["config.json", "data_check.json", "images.jsonl", "metrics.jsonl"]);
         place.succeed(&format!("{train} --out run"));
         place.succeed(&format!("{train} --out other"));
         place.assert_same_result("run", "other");

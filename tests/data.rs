@@ -1283,9 +1283,9 @@ mod duplicates {
                 "1 test image is also a training image (nearly identical), such as train/hotdog/0003.jpg and \
                  test/hotdog/saved.png: the accuracy is too optimistic; --drop-duplicates leaves such images out",
                 "1 image is in several classes (nearly identical), such as train/hotdog/0002.jpg and \
-                 train/not-hotdog/wrong.jpg: remove the wrong ones, or leave all out with --drop-duplicates",
-                "2 training images are copies of another training image (1 identical, 1 nearly), such as \
-                 train/hotdog/again.jpg of train/hotdog/0001.jpg: it counts more than once; --drop-duplicates keeps one",
+                 train/not-hotdog/wrong.jpg: remove the wrong copies, or leave all out with --drop-duplicates",
+                "1 training image is a copy of other training images (identical files), which thus count more than once, such \
+                 as train/hotdog/again.jpg of train/hotdog/0001.jpg; --drop-duplicates keeps one of each",
             ]
         );
 
@@ -1295,7 +1295,7 @@ mod duplicates {
         assert_eq!(
             check.warnings(),
             [
-                "left out 6 images that the data set contains more than once (4 train, 2 test); 1 of the images is in several \
+                "left out 6 images that the data set contains more than once (4 training, 2 test); 1 of the images is in several \
               classes, so no copy is used"
             ]
         );

@@ -393,7 +393,7 @@ mod resuming {
         // The test images 0 and 1 of both classes are training images, too.
         let train = format!("train data {SMALL}");
         let stderr = place.succeed(&format!("{train} --epochs 2 --drop-duplicates --out whole"));
-        let told = "warning: left out 8 images that the data set contains more than once (7 train, 1 test); 1 of the images is in \
+        let told = "warning: left out 8 images that the data set contains more than once (7 training, 1 test); 1 of the images is in \
                     several classes, so no copy is used\n";
         assert!(stderr.contains(told), "{stderr}");
         assert!(stderr.contains("; 7 training and 4 test images in 2 classes"), "{stderr}");

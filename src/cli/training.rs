@@ -6,7 +6,9 @@ use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
 use crate::error::{Error, ErrorKind, Result};
-use crate::train::{Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard};
+use crate::train::{
+    DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard,
+};
 
 /// The optional outputs of a run, and its entries in `config.json`.
 pub struct Training<'a> {
@@ -69,6 +71,10 @@ impl Training<'_> {
         let folder = run.options.folder.clone();
         record_origin(&run, self.data, self.weights)?;
         describe(global, &run)?;
+        // The same lines are on the page.
+        if !global.quiet {
+            run.data_check.iter().flat_map(DataCheck::warnings).for_each(|warning| warn(&warning));
+        }
 
         let shared = run.trainer.network().shared_device();
         let device = shared.name();
@@ -134,7 +140,6 @@ pub fn tell(global: &GlobalArguments) -> impl FnMut(Event) {
     let mut progress = None;
     move |event| match event {
         Event::Notice(text) => global.note(text),
-        Event::Warning(text) => warn(text),
         Event::Examined { images, of } => {
             let shown = progress.get_or_insert_with(|| Progress::new(global, of as u64, "images examined"));
             shown.position(images as u64);

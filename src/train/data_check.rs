@@ -190,7 +190,7 @@ impl DataCheck {
         let images: Vec<_> =
             self.duplicates.iter().flat_map(|found| &found.images).filter(|image| image.left_out).collect();
         let of = |role: Role| images.iter().filter(|image| image.split == role.name()).count();
-        let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), role.name()));
+        let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), adjective(role)));
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
         let labels = self.contradictory().count();
@@ -221,7 +221,7 @@ impl DataCheck {
             lines.push(format!(
                 "{} {is} {} {}{}, such as {}/{} and {}/{}: the accuracy is too optimistic; --drop-duplicates leaves such images out",
                 counted(count, &format!("{} image", of.name()), &format!("{} images", of.name())),
-                if also == Role::Train { "training" } else { also.name() },
+                adjective(also),
                 if count == 1 { "image" } else { "images" },
                 how_alike(&found),
                 also.name(),
@@ -235,7 +235,7 @@ impl DataCheck {
             let image = &first.images[0];
             let other = first.images.iter().find(|other| other.class != image.class).unwrap_or(image);
             lines.push(format!(
-                "{} in several classes{}, such as {}/{} and {}/{}: remove the wrong ones, or leave all out with --drop-duplicates",
+                "{} in several classes{}, such as {}/{} and {}/{}: remove the wrong copies, or leave all out with --drop-duplicates",
                 counted(found.len(), "image is", "images are"),
                 how_alike(&found),
                 image.split,
@@ -244,12 +244,14 @@ impl DataCheck {
                 other.path
             ));
         }
-        let found: Vec<_> = self.duplicates.iter().filter(|found| found.of(Role::Train).count() > 1).collect();
+        let repeated = self.duplicates.iter().filter(|found| !found.is_contradictory());
+        let found: Vec<_> = repeated.filter(|found| found.of(Role::Train).count() > 1).collect();
         if let Some(first) = found.first() {
             let copies: usize = found.iter().map(|found| found.of(Role::Train).count() - 1).sum();
             let mut example = first.of(Role::Train).map(|image| image.path.as_str());
             lines.push(format!(
-                "{} of another training image{}, such as train/{} of train/{}: it counts more than once; --drop-duplicates keeps one",
+                "{} of other training images{}, which thus count more than once, such as train/{} of train/{}; --drop-duplicates keeps \
+                 one of each",
                 counted(copies, "training image is a copy", "training images are copies"),
                 how_alike(&found),
                 example.nth(1).unwrap_or_default(),
@@ -277,6 +279,11 @@ impl DataCheck {
         let text = serde_json::to_string_pretty(self).context(|| format!("cannot write {}", path.display()))? + "\n";
         write_atomically(path, |writer| writer.write_all(text.as_bytes()))
     }
+}
+
+/// `training` of `training images`
+fn adjective(role: Role) -> &'static str {
+    if role == Role::Train { "training" } else { role.name() }
 }
 
 /// ` (3 identical, 1 nearly)`

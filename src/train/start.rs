@@ -84,8 +84,6 @@ impl Start {
             splits.not_read().require_none_unsupported()?;
         }
         splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
-        let warnings = data_check.as_ref().map(DataCheck::warnings).unwrap_or_default();
-        warnings.iter().for_each(|warning| observe(Event::Warning(warning)));
         let classes = splits.train.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
         let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
