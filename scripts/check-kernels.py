@@ -29,7 +29,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "kernels/resources.txt"
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Each with the architecture of the PTX that it is made from, as in build/cuda.rs.
+ARCHITECTURES = {75: 75, 80: 80, 86: 80, 89: 80, 90: 80, 100: 80, 120: 80}
+VIRTUAL = sorted(set(ARCHITECTURES.values()))
 LEAST_OCCUPANCY = 25
 
 # Limits of a multiprocessor, from the CUDA C++ Programming Guide's table of technical specifications: warps, blocks, bytes of
@@ -77,13 +79,16 @@ def runs_on(kernel, architecture):
     return architecture >= 80 or not kernel.endswith(("_tf32", "_bf16"))
 
 
-def compile_one(nvcc, source, architecture):
-    """Returns the output of ptxas, and the threads per block of each kernel."""
+def compile_one(nvcc, source, virtual):
+    """Compiles for all architectures that are made from one PTX.
+
+    Returns the output of ptxas, and the threads per block of each kernel.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        # From the same PTX as in build/cuda.rs.
-        target = f"-gencode=arch=compute_{80 if architecture >= 80 else 75},code=sm_{architecture}"
-        command = [nvcc, "-std=c++17", "-O3", target, "-Xptxas", "-v,-warn-spills,-warn-lmem-usage",
-                   "--keep", "--keep-dir", folder, "-cubin", "-o", os.path.join(folder, "out.cubin"), str(source)]
+        codes = ",".join(f"sm_{real}" for real, of in ARCHITECTURES.items() if of == virtual)
+        command = [nvcc, "-std=c++17", "-O3", f"-gencode=arch=compute_{virtual},code=[{codes}]",
+                   "-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "--keep", "--keep-dir", folder,
+                   "-fatbin", "-o", os.path.join(folder, "out.fatbin"), str(source)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             return done.stdout, None
@@ -102,11 +107,14 @@ def eval_product(extents):
     return product
 
 
-def read_log(log):
-    """Returns registers, static shared memory, stack and spilled bytes of each kernel."""
+def read_log(log, architecture):
+    """Returns registers, static shared memory, stack and spilled bytes of each kernel on an architecture."""
     kernels, kernel = {}, None
     for line in log.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)' for", line):
+        if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            kernel = None
+            if found[2] != f"sm_{architecture}":
+                continue
             kernel = kernels.setdefault(found[1], {"shared": 0, "stack": 0, "spilled": 0, "registers": 0})
         elif kernel is not None and (found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, "
                                                        r"(\d+) bytes spill loads", line)):
@@ -136,15 +144,18 @@ def check_source(source, results, problems):
     dynamic = {kernel: int(size) for kernel, size in re.findall(r"^// dynamic shared memory: (\w+) (\d+)\s*$", text, re.M)}
     if "extern __shared__" in text and not dynamic:
         problems.append(f"{name}: uses dynamic shared memory, but no line states its size (// dynamic shared memory: ...)")
-    failed = [architecture for architecture in ARCHITECTURES if results[source, architecture][1] is None]
+    failed = [virtual for virtual in VIRTUAL if results[source, virtual][1] is None]
     if failed:
         log = results[source, failed[0]][0].strip()
-        problems.append(f"{name}: nvcc failed for {', '.join(f'sm_{architecture}' for architecture in failed)}:\n{log}")
+        problems.append(f"{name}: nvcc failed for {', '.join(f'compute_{virtual}' for virtual in failed)}:\n{log}")
         return None
     rows, defined = [], set()
     for architecture in ARCHITECTURES:
-        log, threads = results[source, architecture]
-        for kernel, used in sorted(read_log(log).items()):
+        log, threads = results[source, ARCHITECTURES[architecture]]
+        found = read_log(log, architecture)
+        if found.keys() != threads.keys():
+            problems.append(f"{name}: the output of ptxas for sm_{architecture} lacks {sorted(threads.keys() - found.keys())}")
+        for kernel, used in sorted(found.items()):
             defined.add(kernel)
             where = f"{name}: {kernel} on sm_{architecture}"
             if used["spilled"]:
@@ -209,7 +220,7 @@ def main():
                                                       text=True).stdout)[0]
     sources = sorted((ROOT / "kernels").glob("*.cu"))
     # The longest first, so that the other cores do not wait for it at the end.
-    work = sorted(((source, architecture) for source in sources for architecture in ARCHITECTURES),
+    work = sorted(((source, virtual) for source in sources for virtual in VIRTUAL),
                   key=lambda item: -item[0].stat().st_size)
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:

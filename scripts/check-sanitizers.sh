@@ -18,7 +18,7 @@ for test in "${tests[@]}"; do
     options+=(--test "$test")
 done
 
-# Speed does not matter here.
+# Speed does not matter here, neither of the emulator nor of the program around it.
 export RETUNE_EMULATOR_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 # The runtime must be loaded before the C library, but Rust links it later. Its leak detector reports Rust's statics.
 host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
@@ -31,7 +31,7 @@ export RETUNE_CUDA_ARCHS=none
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/sanitizers}
 
 # As this needs a build of its own anyway, it also tests what a build without nasm has: the JPEG decoder in plain C.
-build=(--release --no-default-features --features emulator)
+build=(--release --no-default-features --features emulator --config 'profile.release.package.retune.opt-level=1')
 cargo test "${build[@]}" --test emulator right_kernels
 cargo test "${build[@]}" "${options[@]}" kernels_match
 cargo test "${build[@]}" --test augment kernel::

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Fuzzes every parser of files from other sources, with libFuzzer and AddressSanitizer.
 #
-#   scripts/fuzz.sh [SECONDS [TARGET...]]     20 seconds for each target in fuzz/fuzz_targets by default
+#   scripts/fuzz.sh [SECONDS [TARGET...]]     20 seconds for each target in fuzz/fuzz_targets by default, one on each core
 #
 # Starts from fuzz/seeds (written by scripts/make-fuzz-seeds.py), the fixtures of the tests, and the corpus of earlier runs in
 # target/fuzz/corpus. A file that causes a failure is named and kept in target/fuzz/failures.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-CARGO_FUZZ=0.13.2
 seconds=${1:-20}
 targets=("${@:2}")
 if [ ${#targets[@]} -eq 0 ]; then
@@ -17,19 +16,18 @@ if [ ${#targets[@]} -eq 0 ]; then
     done
 fi
 
-tools=$PWD/target/tools
-export PATH=$tools/bin:$PATH
-if [ "$(cargo fuzz --version 2>/dev/null)" != "cargo-fuzz $CARGO_FUZZ" ]; then
-    cargo install --quiet --locked --debug --root "$tools" cargo-fuzz --version "$CARGO_FUZZ"
-fi
-
 # Sanitizers are an unstable option of the compiler. Parsing needs no kernels. The C code that decodes JPEGs is checked, too.
 export RUSTC_BOOTSTRAP=1 RETUNE_CUDA_ARCHS=none CFLAGS="-fsanitize=address ${CFLAGS:-}"
+# What libFuzzer needs: counters of the code that runs, and checks of arithmetic.
+export RUSTFLAGS="--cfg fuzzing -Zsanitizer=address -Cdebug-assertions -Coverflow-checks -Cpasses=sancov-module \
+-Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
 host=$(rustc -vV | sed -n 's/^host: //p')
-(cd fuzz && cargo fuzz build --sanitizer address --codegen-units 16 --target-dir ../target/fuzz)
+# With a target, the flags do not apply to build scripts.
+cargo build --release --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
-failed=0
-for target in "${targets[@]}"; do
+fuzz() {
+    local target=$1 corpus failures begin log runs covered
     corpus=target/fuzz/corpus/$target
     failures=target/fuzz/failures/$target
     mkdir -p "$corpus" "$failures"
@@ -67,9 +65,23 @@ UNPACK
         covered=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -n 1)
         printf '%-12s %s s, %s files, %s locations of the code reached\n' "$target" "$seconds" "$runs" "$covered"
     else
-        failed=1
         printf '%-12s FAILED: %s\n' "$target" "$log"
         grep -E 'panicked at|ERROR:|Test unit written' -A 1 "$log" | head -n 12
+        return 1
     fi
+}
+
+# A target uses one core.
+failed=0 running=0
+for target in "${targets[@]}"; do
+    if [ "$running" -ge "$(nproc)" ]; then
+        wait -n || failed=1
+        running=$((running - 1))
+    fi
+    fuzz "$target" &
+    running=$((running + 1))
+done
+for ((; running > 0; running--)); do
+    wait -n || failed=1
 done
 exit "$failed"
