@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the crate for 64-bit ARM Linux. If qemu-aarch64 is installed (Debian: qemu-user), also runs it: gradcheck on
-# every fixture, a short training run, and the tests of the library and of the CPU's kernels. Arguments replace the list
+# every fixture, a short training run, and the tests of the library, of the CPU's kernels and of JPEG. Arguments replace the list
 # of tests.
 #
 # Needs a linker (Debian: gcc-aarch64-linux-gnu libc6-dev-arm64-cross) and the target's standard library, from rustup or
@@ -67,7 +67,7 @@ retune predict "$scratch/run/model.safetensors" "$images/test/hotdog/0000.jpg"
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    tests=(conv2d batch_norm max_pool avg_pool linear cross_entropy sgd)
+    tests=(conv2d batch_norm max_pool avg_pool linear cross_entropy sgd jpeg)
 fi
 options=()
 for test in "${tests[@]}"; do

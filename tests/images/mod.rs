@@ -16,7 +16,7 @@ pub struct Case {
     pub expected: Option<Expected>,
 }
 
-/// Width, height and hash of an image; two hashes if libjpeg-turbo's vector instructions and its plain C differ.
+/// Width, height and hash of an image; several hashes if libjpeg-turbo's vector instructions and its plain C differ.
 pub type Expected = (u32, u32, Vec<String>);
 
 /// All images of an archive of that name.
