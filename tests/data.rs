@@ -1212,7 +1212,7 @@ mod duplicates {
     use image::codecs::jpeg::JpegEncoder;
     use image::imageops::FilterType;
     use retune::drawing::{Counts, Subject, draw_set};
-    use retune::train::{DataCheck, Recipe};
+    use retune::train::{DataCheck, Recipe, few_steps};
 
     use super::*;
 
@@ -1381,8 +1381,9 @@ mod duplicates {
             let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
             let mut check = DataCheck::default();
             let recipe = Recipe { epochs, batch_size, ..Recipe::fine_tuning() };
-            check.add_cautions(&recipe.open_data(root.path()).unwrap(), &recipe);
-            check.cautions
+            let splits = recipe.open_data(root.path()).unwrap();
+            check.add_cautions(&splits);
+            check.cautions.into_iter().chain(few_steps(&recipe, splits.train.len())).collect::<Vec<_>>()
         };
         assert_eq!(cautions(&[("a", 10), ("b", 40)], 5, 5), [""; 0]);
         assert_eq!(

@@ -7,7 +7,7 @@ use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::{
-    DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard,
+    DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard, few_steps,
 };
 
 /// The optional outputs of a run, and its entries in `config.json`.
@@ -73,7 +73,11 @@ impl Training<'_> {
         describe(global, &run)?;
         // The same lines are on the page.
         if !global.quiet {
-            run.data_check.iter().flat_map(DataCheck::warnings).for_each(|warning| warn(&warning));
+            let mut warnings: Vec<String> = run.data_check.iter().flat_map(DataCheck::warnings).collect();
+            if run.position == Position::default() {
+                warnings.extend(few_steps(&run.recipe, run.splits.train.len()));
+            }
+            warnings.iter().for_each(|warning| warn(warning));
         }
 
         let shared = run.trainer.network().shared_device();

@@ -1,8 +1,9 @@
-//! What is wrong with the curves of a run, and what to do about it. Each rule is a function.
+//! What is wrong with the results of a run, and what to do about it. Each rule is a function.
 
 use super::confusion::Confusion;
 use super::record::RunRecord;
-use crate::train::{Best, Metric};
+use crate::data::Role;
+use crate::train::{Best, DataCheck, Metric};
 
 /// Something that the user should know about a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,13 +33,14 @@ struct Epoch {
 pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).collect();
     let stopped = run.metrics.iter().rev().find_map(stopped);
+    let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled = run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes));
     let flat = not_falling(&epochs);
     let overfitted = overfitting(&epochs);
     // More epochs do not help a run that does not learn, or one that did not end well.
     let is_sound = stopped.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
-    [stopped, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+    [stopped, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
 }
 
 fn epoch_of(metric: &Metric) -> Option<Epoch> {
@@ -91,6 +93,24 @@ fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
             "Check that the images are in the folders of their classes. Start from pretrained weights, train for more \
                  epochs, or use another learning rate."
                 .into(),
+    })
+}
+
+/// The network has seen images of the test, so that it need not recognise anything new in them.
+fn leaked(check: &DataCheck, test_images: usize) -> Option<Finding> {
+    let [training, validation] = [Role::Train, Role::Validation].map(|also| check.leaked(Role::Test, also));
+    let (count, title, also) = match (training, validation) {
+        (0, 0) => return None,
+        (0, count) => (count, "Test images are also validation images", "validation"),
+        (count, _) => (count, "Test images are also training images", "training"),
+    };
+    Some(Finding {
+        title,
+        evidence: format!(
+            "{count} of {test_images} test images are identical to {also} images, or nearly so: the test accuracy is too optimistic."
+        ),
+        advice: "Train again with --drop-duplicates, or remove the copies. The section on the data set shows them."
+            .into(),
     })
 }
 
@@ -185,7 +205,7 @@ pub(super) fn capitalised(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Prediction;
+    use crate::train::{DuplicateImage, DuplicateImages, Prediction};
 
     /// Epochs of these training losses, training accuracies, test losses and test accuracies.
     fn epochs(all: &[(f64, f64, f64, f64)]) -> Vec<Epoch> {
@@ -234,6 +254,34 @@ mod tests {
         assert_eq!(of(&[(0, 0), (1, 1), (1, 1), (2, 1)]), None, "3 of 4 are more than 2");
         assert_eq!(of(&[(1, 1), (1, 1)]), None, "all images are of one class");
         assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn images_in_two_splits_are_told() {
+        let check = |splits: &[(&str, bool)]| {
+            let image = |(split, left_out): &(&str, bool)| DuplicateImage {
+                split: split.to_string(),
+                path: "a/1.jpg".into(),
+                class: "a".into(),
+                left_out: *left_out,
+            };
+            let images = splits.iter().map(image).collect();
+            DataCheck { duplicates: vec![DuplicateImages { identical: true, images }], cautions: Vec::new() }
+        };
+        let found = |splits| leaked(&check(splits), 9).map(|found| (found.title, found.evidence));
+        let (title, evidence) =
+            found(&[("train", false), ("validation", false), ("test", false), ("test", false)]).unwrap();
+        assert_eq!(title, "Test images are also training images");
+        assert!(
+            evidence.starts_with("2 of 9 test images are identical to training images, or nearly so"),
+            "{evidence}"
+        );
+        assert_eq!(
+            found(&[("validation", false), ("test", false)]).unwrap().0,
+            "Test images are also validation images"
+        );
+        assert_eq!(found(&[("train", true), ("test", false)]), None, "the copy is not used");
+        assert_eq!(found(&[("train", false), ("train", false)]), None);
     }
 
     #[test]

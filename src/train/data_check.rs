@@ -112,8 +112,8 @@ impl DataCheck {
         Self { duplicates: duplicates.collect(), cautions: turned.into_iter().collect() }
     }
 
-    /// Adds what makes the results of these training images uncertain: classes of very different sizes, small ones, and few steps.
-    pub fn add_cautions(&mut self, splits: &Splits, recipe: &Recipe) {
+    /// Adds what makes the results of these training images uncertain: classes of very different sizes, and small ones.
+    pub fn add_cautions(&mut self, splits: &Splits) {
         let counts = splits.train.class_counts();
         let named = |class: &usize| format!("{} ({})", splits.train.classes[*class], counts[*class]);
         let mut by_count: Vec<usize> = (0..counts.len()).collect();
@@ -134,16 +134,6 @@ impl DataCheck {
                 "{} fewer than {FEW_IMAGES} training images, so results are uncertain: {}; add images",
                 counted(few.len(), "class has", "classes have"),
                 first_names(&few)
-            ));
-        }
-        let batches = splits.train.len().div_ceil(recipe.batch_size);
-        let steps = recipe.epochs.saturating_mul(batches);
-        if steps < FEW_STEPS {
-            self.cautions.push(format!(
-                "the run has only {} ({} of {}): raise --epochs or lower --batch-size if the training loss is still falling at the end",
-                counted(steps, "step", "steps"),
-                counted(recipe.epochs, "epoch", "epochs"),
-                counted(batches, "batch", "batches")
             ));
         }
     }
@@ -177,6 +167,12 @@ impl DataCheck {
             }
         }
         Ok(())
+    }
+
+    /// How many images of a split the run uses that the other split also has.
+    pub fn leaked(&self, of: Role, also: Role) -> usize {
+        let used = |found: &DuplicateImages, role: Role| found.of(role).filter(|image| !image.left_out).count();
+        self.duplicates.iter().filter(|found| used(found, also) > 0).map(|found| used(found, of)).sum()
     }
 
     /// What a user should know, one line each.
@@ -215,7 +211,7 @@ impl DataCheck {
         for (of, also) in [(Role::Validation, Role::Train), (Role::Test, Role::Train), (Role::Test, Role::Validation)] {
             let found: Vec<_> = self.duplicates.iter().filter(|found| found.is_in(of, also)).collect();
             let Some(first) = found.first() else { continue };
-            let count: usize = found.iter().map(|found| found.of(of).count()).sum();
+            let count = self.leaked(of, also);
             let is = if count == 1 { "is also a" } else { "are also" };
             let example = [also, of].map(|role| first.of(role).next().map_or("", |image| &image.path));
             lines.push(format!(
@@ -279,6 +275,20 @@ impl DataCheck {
         let text = serde_json::to_string_pretty(self).context(|| format!("cannot write {}", path.display()))? + "\n";
         write_atomically(path, |writer| writer.write_all(text.as_bytes()))
     }
+}
+
+/// A caution about a run of few steps on this many training images.
+pub fn few_steps(recipe: &Recipe, images: usize) -> Option<String> {
+    let batches = images.div_ceil(recipe.batch_size);
+    let steps = recipe.epochs.saturating_mul(batches);
+    (steps < FEW_STEPS).then(|| {
+        format!(
+            "the run has only {} ({} of {}): raise --epochs or lower --batch-size if the training loss is still falling at the end",
+            counted(steps, "step", "steps"),
+            counted(recipe.epochs, "epoch", "epochs"),
+            counted(batches, "batch", "batches")
+        )
+    })
 }
 
 /// `training` of `training images`

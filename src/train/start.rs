@@ -129,7 +129,7 @@ fn check_data(
         check = DataCheck::new(splits, &found, recipe);
         check.leave_out(splits)?;
     }
-    check.add_cautions(splits, recipe);
+    check.add_cautions(splits);
     Ok(check)
 }
 

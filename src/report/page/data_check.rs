@@ -5,10 +5,12 @@ use maud::{Markup, html};
 use super::super::record::{ImageRecord, RunRecord};
 use super::pictures::sheet;
 use crate::error::Result;
+use crate::train::{DataCheck, few_steps};
 
 /// Duplicates side by side, and what makes the results uncertain; empty for a run of an earlier version, and if nothing was found.
 pub(super) fn data_check(run: &RunRecord, images: &ImageRecord) -> Result<Markup> {
-    let warnings = run.data_check.as_ref().map(|check| check.warnings()).unwrap_or_default();
+    let mut warnings = run.data_check.as_ref().map(DataCheck::warnings).unwrap_or_default();
+    warnings.extend(few_steps(&run.config.recipe, run.config.train_images));
     if warnings.is_empty() {
         return Ok(html! {});
     }
@@ -27,5 +29,6 @@ pub(super) fn data_check(run: &RunRecord, images: &ImageRecord) -> Result<Markup
             }
             (duplicates)
         }
+        h3 { "Training images of each class" }
     })
 }

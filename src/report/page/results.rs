@@ -8,6 +8,7 @@ use super::super::record::RunRecord;
 use super::settings::network_name;
 use super::text::{counted, percent};
 use super::times;
+use crate::data::Role;
 use crate::train::{HeldOut, Metric};
 
 /// The maximum number of classes in a window title.
@@ -86,6 +87,7 @@ pub(super) fn headline(run: &RunRecord) -> String {
 
 pub(super) fn lead(run: &RunRecord) -> String {
     let config = &run.config;
+    let is_leaked = run.data_check.as_ref().is_some_and(|check| check.leaked(Role::Test, Role::Train) > 0);
     let training = match (&config.weights, config.recipe.from_scratch) {
         (_, true) => "trained from random weights".to_string(),
         (Some(weights), false) => {
@@ -107,7 +109,10 @@ pub(super) fn lead(run: &RunRecord) -> String {
         network_name(&config.recipe),
         counted(config.train_images, "image", "images"),
         counted(config.classes.len(), "class", "classes"),
-        counted(config.test_images, "other image", "other images"),
+        match is_leaked {
+            true => counted(config.test_images, "image", "images"),
+            false => counted(config.test_images, "other image", "other images"),
+        },
     )
 }
 
