@@ -332,9 +332,9 @@ mod tests {
         const RED: [f64; 3] = [200.0, 40.0, 50.0];
         const WHITE: [f64; 3] = [255.0; 3];
         let disc = |size: f64, color: [f64; 3]| {
-            move |x: f64, y: f64| if (x - 0.5).hypot(y - 0.5) < size { color } else { WHITE }
+            move |x: f64, y: f64| if (x - 0.46).hypot(y - 0.57) < size { color } else { WHITE }
         };
-        let square = |x: f64, y: f64| if (x - 0.5).abs().max((y - 0.5).abs()) < 0.27 { RED } else { WHITE };
+        let square = |x: f64, y: f64| if (x - 0.46).abs().max((y - 0.57).abs()) < 0.27 { RED } else { WHITE };
         let original = print(&colored(200, 200, disc(0.3, RED)));
         for copy in [colored(90, 90, disc(0.3, RED)), colored(200, 140, disc(0.305, RED.map(|channel| channel * 0.95)))]
         {
