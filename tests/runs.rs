@@ -131,7 +131,14 @@ mod locks {
     fn a_finished_run_leaves_no_lock() {
         let place = Place::new();
         place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
-        let expected = ["checkpoint.safetensors", "config.json", "images.jsonl", "metrics.jsonl", "model.safetensors"];
+        let expected = [
+            "checkpoint.safetensors",
+            "config.json",
+            "data_check.json",
+            "images.jsonl",
+            "metrics.jsonl",
+            "model.safetensors",
+        ];
         assert_eq!(place.names("run"), expected.map(String::from).into());
         place.refuse(&format!("train data {SMALL} --epochs 1 --out run"), 1, "there is already a run in run");
         assert_eq!(place.names("run"), expected.map(String::from).into());

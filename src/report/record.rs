@@ -32,8 +32,8 @@ const SHEET_TILE: u32 = 128;
 const SHEET_COLUMNS: usize = 8;
 /// With more classes than this, the contact sheet has half as many images of each.
 const FEW_CLASSES: usize = 6;
-const DUPLICATE_ROWS: usize = 12;
-const DUPLICATES_IN_ROW: usize = 8;
+const DUPLICATE_ROWS: usize = 8;
+const DUPLICATES_IN_ROW: usize = 4;
 /// Maximum number of classes on the contact sheet.
 const SHEET_ROWS: usize = 12;
 
