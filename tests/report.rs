@@ -419,6 +419,25 @@ fn a_comparison_does_not_lose_the_images_of_a_run() {
 }
 
 #[test]
+fn impossible_values_in_the_configuration_are_named() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
+    let written: Value = serde_json::from_str(&place.read("run/config.json")).unwrap();
+    for (field, value, expected) in [
+        ("batch_size", 0, "the recipe's batch_size is 0; expected at least 1"),
+        ("image_size", 0, "the recipe's image_size is 0; expected 1 to 65536"),
+        ("image_size", i64::MAX, "the recipe's image_size is 9223372036854775807; expected 1 to 65536"),
+    ] {
+        let mut config = written.clone();
+        config["recipe"][field] = value.into();
+        fs::write(place.path("run/config.json"), config.to_string()).unwrap();
+        let outcome = place.run(&["report", "run", "--force"]);
+        assert_eq!(outcome.status, 1, "{field}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(&format!("error: run/config.json: {expected}\nhint: ")), "{}", outcome.stderr);
+    }
+}
+
+#[test]
 fn a_run_without_an_epoch_and_many_classes_have_pages() {
     let names: Vec<String> = (0..30).map(|index| format!("class-{index:02}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();

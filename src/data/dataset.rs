@@ -49,11 +49,11 @@ impl Role {
         }
     }
 
-    fn images(self) -> &'static str {
+    /// The word before `images`: `training`, `validation` or `test`.
+    pub fn adjective(self) -> &'static str {
         match self {
-            Self::Train => "training images",
-            Self::Validation => "validation images",
-            Self::Test => "test images",
+            Self::Train => "training",
+            other => other.name(),
         }
     }
 }
@@ -378,9 +378,9 @@ impl Layout {
             };
             if let Some(other) = place {
                 return Err(Error::new(format!(
-                    "{} contains two folders of {}: {} and {}",
+                    "{} contains two folders of {} images: {} and {}",
                     root.display(),
-                    role.images(),
+                    role.adjective(),
                     other.display(),
                     name.display()
                 ))

@@ -1,4 +1,4 @@
-//! The look of an image in a kilobyte, to find copies of it that were saved again: at another size, in another format, with another
+//! The look of an image in three kilobytes, to find copies of it that were saved again: at another size, in another format, with another
 //! quality or brightness, or with a narrow margin cut off.
 //!
 //! The colours of 32 x 32 equal parts of the image are averaged. The signs of the lowest frequencies of their brightness, relative to the
@@ -29,9 +29,9 @@ const FREQUENCIES: usize = 8;
 const MAX_DISTANCE: u32 = 8;
 /// Images with a smaller correlation are not compared further.
 const MIN_CORRELATION: f64 = 0.9;
-/// A part departs from the other image if its colour differs by more than this share of the standard deviation of the brightness...
+/// A part departs from the other image if a channel differs by more than this share of the standard deviation of the brightness,
+/// and by more than [`DEPARTURE_LEVELS`].
 const DEPARTURE: f64 = 0.5;
-/// ...and by more than this many levels.
 const DEPARTURE_LEVELS: f64 = 20.0;
 /// How many parts of a copy may depart: 1 %.
 const MAX_DEPARTURES: usize = PARTS * PARTS / 100;

@@ -409,7 +409,7 @@ pub fn first_names(names: &[String]) -> String {
     text
 }
 
-/// A count with its noun.
+/// A count and what it counts: `1 image`, `2 images`.
 pub fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

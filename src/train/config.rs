@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::folder::RunFolder;
-use super::recipe::Recipe;
+use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::run::Run;
 use crate::data::ImageFolder;
 use crate::error::{Context, Error, Result};
@@ -75,14 +75,31 @@ impl RunConfig {
     /// Reads the configuration of a run.
     ///
     /// # Errors
-    /// When there is no run in the folder, or the file cannot be read.
+    /// When there is no run in the folder, the file cannot be read, or a value is out of range.
     pub fn open(folder: &RunFolder) -> Result<Self> {
         let path = folder.config();
         let text = fs::read_to_string(&path).map_err(|cause| {
             Error::new(format!("{} is not a run: cannot read config.json: {cause}", folder.path.display()))
                 .hint("give a folder that `retune train` wrote, such as runs/1")
         })?;
-        serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))
+        let config: Self = serde_json::from_str(&text).context(|| format!("cannot read {}", path.display()))?;
+        config.check().map_err(|problem| {
+            Error::new(format!("{}: {problem}", path.display()))
+                .hint("correct the value: `retune train` wrote another one")
+        })?;
+        Ok(config)
+    }
+
+    /// Refuses values that no run can have had, and with which nothing could be computed.
+    fn check(&self) -> Result<(), String> {
+        let Recipe { batch_size, image_size, .. } = self.recipe;
+        if batch_size == 0 {
+            return Err("the recipe's batch_size is 0; expected at least 1".into());
+        }
+        if !(1..=LARGEST_IMAGE_SIZE).contains(&image_size) {
+            return Err(format!("the recipe's image_size is {image_size}; expected 1 to {LARGEST_IMAGE_SIZE}"));
+        }
+        Ok(())
     }
 
     /// Writes it atomically.

@@ -186,7 +186,7 @@ impl DataCheck {
         let images: Vec<_> =
             self.duplicates.iter().flat_map(|found| &found.images).filter(|image| image.left_out).collect();
         let of = |role: Role| images.iter().filter(|image| image.split == role.name()).count();
-        let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), adjective(role)));
+        let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), role.adjective()));
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
         let labels = self.contradictory().count();
@@ -217,7 +217,7 @@ impl DataCheck {
             lines.push(format!(
                 "{} {is} {} {}{}, such as {}/{} and {}/{}: the accuracy is too optimistic; --drop-duplicates leaves such images out",
                 counted(count, &format!("{} image", of.name()), &format!("{} images", of.name())),
-                adjective(also),
+                also.adjective(),
                 if count == 1 { "image" } else { "images" },
                 how_alike(&found),
                 also.name(),
@@ -289,11 +289,6 @@ pub fn few_steps(recipe: &Recipe, images: usize) -> Option<String> {
             counted(batches, "batch", "batches")
         )
     })
-}
-
-/// `training` of `training images`
-fn adjective(role: Role) -> &'static str {
-    if role == Role::Train { "training" } else { role.name() }
 }
 
 /// ` (3 identical, 1 nearly)`
