@@ -545,7 +545,8 @@ red          0       6
         // A run knows where its labels are.
         place.succeed("train photos --resume --out table --epochs 3");
         let hint = place.run(&format!("train photos {train} --out none")).stderr;
-        assert!(hint.contains("photos contains no folders") && !hint.contains("--labels labels.csv"), "{hint}");
+        assert!(hint.contains("photos contains no folders"), "{hint}");
+        assert!(hint.contains("are read like this: photos --labels labels.csv"), "{hint}");
         fs::rename(place.path("labels.csv"), place.path("photos/labels.csv")).unwrap();
         let hint = place.run(&format!("train photos {train} --out none")).stderr;
         assert!(hint.contains("are read like this: photos --labels photos/labels.csv"), "{hint}");
@@ -835,6 +836,24 @@ mod other_commands {
         assert_eq!(paths.len(), 6, "{paths:?}");
         assert_eq!(paths[..2], ["colours/green/00.png", "colours/green/01.png"]);
         assert!(pattern[0].get("logits").is_none());
+
+        // What is not read is told as `train` tells it.
+        for (name, class) in [("1.heic", "green"), ("2.heic", "purple"), ("x.psd", "green"), (".DS_Store", "green")] {
+            place.write(&format!("colours/{class}/{name}"), b"?");
+        }
+        place.write("raws/a.cr2", b"?");
+        let told = "set aside, as it belongs to no class: .DS_Store\n3 files skipped: 2 HEIC, 1 PSD (these types are not supported)\n";
+        let whole = place.succeed(&format!("predict {model} colours"));
+        assert_eq!((whole.stdout.lines().count(), whole.stderr.as_str()), (36, told));
+        assert_eq!(place.succeed("show colours -o sheet.png").stderr, told);
+        let train = place.succeed(&format!("train colours --test-fraction 0.25 {SMALL} --epochs 1 --out run"));
+        assert!(train.stderr.contains(told), "{}", train.stderr);
+        let none = place.run(&format!("predict {model} raws"));
+        assert!(
+            none.stderr.starts_with("error: raws: no images in this folder (1 file skipped: 1 Canon raw)\n"),
+            "{}",
+            none.stderr
+        );
     }
 
     /// Returns the standard output of `predict`, which reads `input`.
@@ -899,6 +918,25 @@ mod other_commands {
             assert_eq!(keys(row), if is_readable { ["classes", "path"] } else { ["error", "path"] }, "{row}");
         }
         assert!(rows[2]["error"].as_str().unwrap().contains("No such file"), "{}", rows[2]);
+        // A list as Windows writes it, with a URL.
+        place.write("mark", b"\xEF\xBB\xBFcolours/green/00.png\r\nhttps://example.org/a.jpg\r\n");
+        let marked = place.run(&format!("predict {model} --from mark"));
+        assert!(marked.stdout.starts_with("colours/green/00.png: "), "{}", marked.stdout);
+        assert_eq!(
+            marked.stderr,
+            "warning: skipped: https://example.org/a.jpg: expected a path on this machine, found a URL\n\
+             error: 1 of 2 images could not be read\n\
+             hint: download it first, for example with `curl -LO`, and give its path\n"
+        );
+        place.write("wide", b"\xFF\xFEc\0o\0\n\0");
+        for (list, expected) in [
+            ("nulls", "cannot read nulls: its paths end in NUL characters: add -0"),
+            ("lines -0", "cannot read lines: its paths end in line breaks: leave -0 out"),
+            ("wide", "cannot read wide: it is UTF-16 text: save it as UTF-8"),
+        ] {
+            let refused = place.run(&format!("predict {model} --from {list}"));
+            assert_eq!((refused.status, refused.stderr), (1, format!("error: {expected}\n")));
+        }
         let array = place.run(&format!("{base} --from lines --json"));
         assert_eq!(serde_json::from_str::<Vec<Value>>(&array.stdout).unwrap(), rows);
         assert_eq!(array.stdout, place.run(&format!("{base} --from lines --format json")).stdout);
@@ -1876,7 +1914,7 @@ hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
 $ retune train bare --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: test/ and train/ in bare contain no class folders, so the classes of the images are not known
+error: bare/test contains neither class folders nor images, and bare/train contains neither class folders nor images
 hint: put the images of each class into a folder that has the name of the class
 exit status 1
 
@@ -1896,8 +1934,8 @@ hint: put images into the folder, or remove it
 exit status 1
 
 $ retune train more --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
-error: more/test/green is not among the classes of the model: blue, red
-hint: remove the folder, or give the class images to train on
+error: more/test/green contains 3 images of a class that the training images lack: theirs are blue, red
+hint: give the class images to train on, or move the folder away
 exit status 1
 
 $ retune train single --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run

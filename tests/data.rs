@@ -153,6 +153,70 @@ mod decoding {
     }
 
     #[test]
+    fn webp_that_lacks_bytes_is_refused_as_pillow_refuses_it() {
+        let chunk = |name: &[u8; 4], length: u32, content: &[u8]| {
+            [&name[..], &length.to_le_bytes(), content, &[0][..content.len() % 2]].concat()
+        };
+        let riff = |chunks: &[&[u8]]| {
+            let content = chunks.concat();
+            [&b"RIFF"[..], &(content.len() as u32 + 4).to_le_bytes(), b"WEBP", &content].concat()
+        };
+        let decode = |bytes: &[u8]| {
+            let mut image = RgbImage::default();
+            Decoder::default()
+                .decode_bytes(bytes, &mut image)
+                .map(|()| image)
+                .map_err(|error| error.message().to_owned())
+        };
+        for name in ["lossy.webp", "lossless.webp", "lossless-alpha.webp", "turned.webp"] {
+            let whole = fs::read(fixture(name)).unwrap();
+            let expected = decode(&whole).unwrap();
+            for lacking in [1, 3, 50] {
+                for place in [whole.len() / 2, whole.len() - lacking] {
+                    let gap = [&whole[..place], &whole[place + lacking..]].concat();
+                    assert_eq!(
+                        decode(&gap).unwrap_err(),
+                        format!(
+                            "cannot decode the image: truncated WebP data: its header states {} bytes, and the file has {}",
+                            whole.len(),
+                            gap.len()
+                        ),
+                        "{name}"
+                    );
+                }
+            }
+            // What follows the end is not read.
+            for after in [&b"\0"[..], b"RIFF", &[7; 100]] {
+                assert_eq!(decode(&[&whole, after].concat()).unwrap(), expected, "{name}");
+            }
+            // A part that goes beyond the end.
+            let part = whole[12..16].escape_ascii().to_string();
+            let length = u32::from_le_bytes(whole[16..20].try_into().unwrap());
+            let long = chunk(whole[12..16].try_into().unwrap(), whole.len() as u32, &whole[20..20 + length as usize]);
+            assert_eq!(
+                decode(&riff(&[&long])).unwrap_err(),
+                format!(
+                    "cannot decode the image: damaged WebP data: its part \"{}\" at byte 12 ends beyond the end of the image at byte {}",
+                    part.trim(),
+                    12 + long.len()
+                )
+            );
+        }
+        // Programs that remove metadata forget the flag that announces it. Pillow reads such files.
+        let lossy = &fs::read(fixture("lossy.webp")).unwrap()[12..];
+        let size = decode_file(fixture("lossy.webp")).unwrap();
+        let extended = |flags: u8| {
+            let [width, height] = [size.width - 1, size.height - 1].map(u32::to_le_bytes);
+            chunk(b"VP8X", 10, &[&[flags, 0, 0, 0], &width[..3], &height[..3]].concat())
+        };
+        for flags in [0, 0x04, 0x08, 0x10, 0x1C] {
+            assert_eq!(decode(&riff(&[&extended(flags), lossy])).unwrap(), size, "{flags}");
+        }
+        let rest = riff(&[&extended(0), lossy, b"EXI"]);
+        assert!(decode(&rest).unwrap_err().contains(r#"its part "EXI" at byte"#));
+    }
+
+    #[test]
     fn a_refusal_says_what_to_do() {
         let hint = |bytes: &[u8]| {
             let error = Decoder::default().decode_bytes(bytes, &mut RgbImage::default()).unwrap_err();
@@ -692,8 +756,26 @@ mod folders {
             assert_eq!(
                 message(root.path(), open_dataset(root.path(), None, 0)),
                 format!(
-                    "DATA/{test_name}/d is not among the classes of the model: a, b, c\n\
-                     hint: remove the folder, or give the class images to train on"
+                    "DATA/{test_name}/d contains 1 image of a class that the training images lack: theirs are a, b, c\n\
+                     hint: give the class images to train on, or move the folder away"
+                )
+            );
+            // An empty folder does no harm.
+            fs::remove_file(root.path().join(test_name).join("d/2.jpg")).unwrap();
+            let place = root.path().join(test_name).display().to_string();
+            assert_eq!(
+                open_dataset(root.path(), None, 0).unwrap().notices,
+                [
+                    format!("{place}: the empty folder d is not used, as no known class has such a name"),
+                    format!("{place} has no image of the classes a, c"),
+                ]
+            );
+            fs::remove_file(root.path().join(test_name).join("b/2.jpg")).unwrap();
+            assert_eq!(
+                message(root.path(), open_dataset(root.path(), None, 0)),
+                format!(
+                    "DATA/{test_name} contains no images in its class folders b, d\n\
+                     hint: put images into the class folders, or remove DATA/{test_name}"
                 )
             );
         }
@@ -779,7 +861,8 @@ mod folders {
             ),
             (
                 &["train/1.jpg", "train/2.jpg", "test/1.jpg", "test/2.jpg"],
-                "test/ and train/ in DATA contain no class folders, so the classes of the images are not known\n\
+                "DATA/test has 2 images in no class folders, and DATA/train has 2 images in no class folders, so the classes of the \
+                 images are not known\n\
                  hint: put the images of each class into a folder that has the name of the class",
             ),
             (
@@ -812,8 +895,9 @@ mod folders {
         let root = folder_of(&["train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg", "test/1.jpg"]);
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
-            "test/ in DATA cannot be tested on, as the images there are in no class folders, and no test fraction is given\n\
-             hint: hold out part of every training class with a test fraction such as 0.2, or sort the images by class"
+            "there is nothing to test on: DATA/test has 1 image in no class folders, and no test fraction is given\n\
+             hint: put test images into one folder for each class there, or hold out part of every training class with a test \
+             fraction such as 0.2"
         );
         let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
         assert_eq!((splits.train.len(), splits.test.len()), (2, 2));
@@ -826,6 +910,34 @@ mod folders {
         assert_eq!((splits.test.root, splits.validation), (root.path().join("val"), None));
         let val = root.path().join("val").display().to_string();
         assert_eq!(splits.notices[1..], [format!("{val} has no image of the class b")]);
+    }
+
+    #[test]
+    fn empty_folders_of_splits_are_called_empty() {
+        let root = folder_of(&["test/a/1.jpg", "test/b/1.jpg"]);
+        fs::create_dir(root.path().join("train")).unwrap();
+        const SORT: &str = "\nhint: put the images of each class into a folder that has the name of the class";
+        let nothing = "contains neither class folders nor images";
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), None, 0)),
+            format!("DATA contains test/, but no training images with classes: DATA/train {nothing}{SORT}")
+        );
+        fs::rename(root.path().join("test"), root.path().join("training")).unwrap();
+        fs::remove_dir(root.path().join("train")).unwrap();
+        fs::create_dir(root.path().join("val")).unwrap();
+        let error = message(root.path(), open_dataset(root.path(), None, 0));
+        assert!(error.starts_with(&format!("there is nothing to test on: DATA/val {nothing}, and no test")), "{error}");
+        let error = message(root.path(), open_labelled(root.path(), &["a".to_string()]));
+        assert!(
+            error.starts_with(&format!("DATA contains training images, but no test images: DATA/val {nothing}\n")),
+            "{error}"
+        );
+        let root = folder_of(&["notes"]);
+        ["train", "test"].iter().for_each(|name| fs::create_dir(root.path().join(name)).unwrap());
+        assert_eq!(
+            message(root.path(), open_dataset(root.path(), Some(0.5), 0)),
+            format!("DATA/test {nothing}, and DATA/train {nothing}{SORT}")
+        );
     }
 
     #[test]
@@ -891,8 +1003,23 @@ mod folders {
         assert_eq!(splits.train.class_counts(), [2, 1]);
         assert_eq!(splits.test.class_counts(), [1, 1]);
         let val = root.path().join("val").display().to_string();
-        let expected = format!("{val}/Tea is used as the class tea, although upper and lower case differ");
-        assert_eq!(splits.notices, [expected]);
+        let train = root.path().join("train").display().to_string();
+        let expected = [
+            format!("{val}/Tea is used as the class tea, although upper and lower case differ"),
+            format!("{train}: {composed} is one class, although the name is written in several Unicode forms"),
+        ];
+        assert_eq!(splits.notices, expected);
+        // One form in training and the other in validation, and in a model.
+        let root = folder_of(&[&format!("train/{decomposed}/1.jpg"), "train/tea/1.jpg", &files[2], "val/tea/1.jpg"]);
+        let val = root.path().join("val").display().to_string();
+        let matched = |place: &str| {
+            format!("{place}: matched the class {composed}, although the Unicode form of its name differs")
+        };
+        assert_eq!(open_dataset(root.path(), None, 0).unwrap().notices, [matched(&val)]);
+        let known = [composed, "tea"].map(String::from);
+        assert_eq!(open_labelled(root.path(), &known).unwrap().notices, [""; 0]);
+        let train = root.path().join("train");
+        assert_eq!(open_labelled(&train, &known).unwrap().notices, [matched(train.to_str().unwrap())]);
 
         let root = folder_of(&["train/Cat/1.jpg", "train/cat/1.jpg", "test/cat/1.jpg"]);
         let splits = open_dataset(root.path(), None, 0).unwrap();
@@ -923,8 +1050,8 @@ mod folders {
         let other = ["x".to_string(), "y".to_string()];
         assert_eq!(
             message(root.path(), open_labelled(root.path(), &other)),
-            "DATA/test contains no images of the classes of the model: x, y; its folders are A, b, d\n\
-             hint: give the folders the names of the model's classes"
+            "DATA/test contains no images of the classes of the model: x, y; it has the classes A, b, d\n\
+             hint: give the classes the names that they have in the model"
         );
         let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg"]);
         let error = message(root.path(), open_labelled(root.path(), &known));
@@ -959,6 +1086,7 @@ mod folders {
                 splits.notices,
                 [
                     format!("1 image in {images} has no label in {table} and is not used, such as {images}/5.jpg"),
+                    format!("{table}: caf\u{e9} is one class, although the name is written in several Unicode forms"),
                     "1 file skipped: 1 HEIC (these types are not supported)".into(),
                 ]
             );
@@ -967,6 +1095,119 @@ mod folders {
         let labelled = open_labelled_by(&images, &table, &known).unwrap();
         assert_eq!(labelled.images.class_counts(), [2, 0]);
         assert_eq!(labelled.unknown, [("caf\u{e9}".to_string(), 2)]);
+    }
+
+    #[test]
+    fn a_table_may_have_splits() {
+        let root = folder_of(&["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "6.jpg"]);
+        let table = root.path().join("labels.csv");
+        let shown = table.display().to_string();
+        let open = |fraction: Option<f64>, text: &str| {
+            fs::write(&table, text).unwrap();
+            open_table(root.path(), &table, fraction, 0)
+        };
+        let head = "path,age,label,Split,\n1.jpg,9,a,train,\n2.jpg,9,b,Training,\n";
+        let splits =
+            open(None, &format!("{head}3.jpg,8,b,val,\n4.jpg,8,a,dev,\n5.jpg,7,a,TEST,\n6.jpg,7,a,holdout,\n"))
+                .unwrap();
+        assert_eq!(names(&splits.train), ["1.jpg", "2.jpg"]);
+        assert_eq!(names(splits.validation.as_ref().unwrap()), ["4.jpg", "3.jpg"]);
+        assert_eq!(names(&splits.test), ["5.jpg", "6.jpg"]);
+        assert_eq!(
+            splits.notices,
+            [
+                format!("columns of {shown} that are not read: age, column 5"),
+                format!("{shown} has no test image of the class b")
+            ]
+        );
+        let known = ["a", "b"].map(String::from);
+        assert_eq!(names(&open_labelled_by(root.path(), &table, &known).unwrap().images), ["5.jpg", "6.jpg"]);
+        // As with folders, two splits are enough, and training images alone need a fraction.
+        let splits = open(None, &format!("{head}3.jpg,8,b,val,\n4.jpg,8,a,val,\n")).unwrap();
+        assert_eq!((names(&splits.test), splits.validation), (vec!["4.jpg".to_string(), "3.jpg".into()], None));
+        assert_eq!(names(&open_labelled_by(root.path(), &table, &known).unwrap().images), ["4.jpg", "3.jpg"]);
+        let alone = format!("{head}3.jpg,8,b,train,\n4.jpg,8,a,train,\n");
+        let splits = open(Some(0.5), &alone).unwrap();
+        assert_eq!((splits.train.class_counts(), splits.test.class_counts()), (vec![1, 1], vec![1, 1]));
+        assert!(message(root.path(), open(None, &alone)).starts_with("no test fraction is given"));
+        let error = message(root.path(), open_labelled_by(root.path(), &table, &known));
+        assert!(error.starts_with("DATA/labels.csv has training images, but no test images"), "{error}");
+
+        let refusals = [
+            (
+                None,
+                "3.jpg,8,b,holdin,\n",
+                "DATA/labels.csv, line 4: expected train, val or test as the split, found holdin\n\
+                 hint: correct the line; or rename the column if it is not about splits",
+            ),
+            (
+                None,
+                "3.jpg,8,b,,\n",
+                "DATA/labels.csv, line 4: expected train, val or test as the split, found nothing\n",
+            ),
+            (
+                None,
+                "1.jpg,8,a,test,\n",
+                "DATA/labels.csv: DATA/1.jpg has the split train in line 2, and test in line 4\n\
+                 hint: keep one of the lines: an image is in one split",
+            ),
+            (
+                None,
+                "3.jpg,8,zebra,val,\n4.jpg,8,zebra,val,\n5.jpg,8,zebra,test,\n",
+                "DATA/labels.csv has 2 validation images and 1 test image of the class zebra, but no training image of it\n\
+                 hint: write train into some of its lines, or remove them",
+            ),
+            (Some(0.5), "3.jpg,8,a,test,\n", "a test fraction is given, but DATA/labels.csv has its own test images\n"),
+        ];
+        for (fraction, lines, expected) in refusals {
+            let error = message(root.path(), open(fraction, &format!("{head}{lines}")));
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let error = message(root.path(), open(None, "path,label,split\n1.jpg,a,test\n2.jpg,b,val\n"));
+        assert!(
+            error.starts_with("DATA/labels.csv has no training images: no line has train in its column"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn tables_are_found_near_the_images() {
+        let read_like = |images: &str, table: &str| {
+            format!(
+                "hint: labels in a CSV file with the columns path and label are read like this: DATA/{images} --labels \
+                 DATA/{table}"
+            )
+        };
+        let files = ["photos/1.jpg", "photos/2.jpg", "lists/labels.csv", "labels.csv", "a.csv"];
+        let root = folder_of(&files);
+        let photos = root.path().join("photos");
+        fs::write(root.path().join("lists/labels.csv"), "file,class\nphotos/1.jpg,cat\n").unwrap();
+        let table = "path,label\n2,cat\n1.jpg,dog\n";
+        fs::write(root.path().join("labels.csv"), table).unwrap();
+        let hint = |place: &Path| message(root.path(), open_dataset(place, Some(0.5), 0));
+        assert!(hint(&photos).ends_with(&read_like("photos", "labels.csv")), "{}", hint(&photos));
+        // Not one about other files.
+        fs::write(root.path().join("labels.csv"), "path,label\n3.jpg,cat\n").unwrap();
+        assert!(!hint(&photos).contains("--labels"), "{}", hint(&photos));
+        fs::write(root.path().join("lists/labels.csv"), table).unwrap();
+        assert!(hint(&photos).ends_with(&read_like("photos", "lists/labels.csv")), "{}", hint(&photos));
+        ["labels.csv", "a.csv"].iter().for_each(|name| fs::remove_file(root.path().join(name)).unwrap());
+        assert!(hint(root.path()).ends_with(&read_like("photos", "lists/labels.csv")), "{}", hint(root.path()));
+
+        // The images are one level further down, or up.
+        let table = root.path().join("lists/labels.csv");
+        let missing = |place: &Path| message(root.path(), open_table(place, &table, Some(0.5), 0));
+        assert_eq!(
+            missing(root.path()),
+            "DATA/lists/labels.csv names 2 files that do not exist in DATA, such as 2 in line 2\n\
+             hint: such a file is in DATA/photos: give DATA/photos as the folder of images"
+        );
+        fs::write(&table, "path,label\nphotos/1.jpg,cat\nphotos/2.jpg,dog\n").unwrap();
+        assert!(
+            missing(&photos).ends_with("file is in DATA: give DATA as the folder of images"),
+            "{}",
+            missing(&photos)
+        );
     }
 
     #[test]
@@ -1212,7 +1453,7 @@ mod duplicates {
     use image::codecs::jpeg::JpegEncoder;
     use image::imageops::FilterType;
     use retune::drawing::{Counts, Subject, draw_set};
-    use retune::train::{DataCheck, Recipe, few_steps};
+    use retune::train::{DataCheck, DuplicateImages, Recipe, RunFolder, few_steps, open_data_of_run};
 
     use super::*;
 
@@ -1294,7 +1535,7 @@ mod duplicates {
         );
 
         let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
-        let check = DataCheck::new(&splits, &found, &dropping);
+        let mut check = DataCheck::new(&splits, &found, &dropping);
         assert_eq!(groups(&check), expected([false, true, true, true, true, false, false, true, true]));
         assert_eq!(
             check.warnings(),
@@ -1306,7 +1547,7 @@ mod duplicates {
         let file = path("data_check.json");
         check.save(&file).unwrap();
         assert_eq!(DataCheck::open(&file).unwrap(), check);
-        check.leave_out(&mut splits).unwrap();
+        check.apply(&mut splits).unwrap();
         assert_eq!([splits.train.len(), splits.test.len()], [58, 22]);
         let again = splits.examine(2, |_, _| Ok(())).unwrap();
         assert_eq!(again.duplicates, []);
@@ -1332,12 +1573,102 @@ mod duplicates {
         }
         let mut splits = open_dataset(root.path(), None, 0).unwrap();
         let found = splits.examine(2, |_, _| Ok(())).unwrap();
-        let check = DataCheck::new(&splits, &found, &Recipe { drop_duplicates: true, ..Recipe::fine_tuning() });
-        let error = check.leave_out(&mut splits).unwrap_err();
+        let mut check = DataCheck::new(&splits, &found, &Recipe { drop_duplicates: true, ..Recipe::fine_tuning() });
+        let error = check.apply(&mut splits).unwrap_err();
         assert_eq!(
             error.message(),
             "--drop-duplicates leaves no training image of the class hotdog: all have copies elsewhere"
         );
+    }
+
+    /// Copies are on one side of a test that is drawn, or left out before it is.
+    #[test]
+    fn a_drawn_test_has_no_copies_of_training_images() {
+        let root = drawings(20, 1);
+        let (all, clean) = (root.path().join("train"), tempfile::tempdir().unwrap());
+        let class = |name: &str| all.join(name);
+        let draw = |place: &Path, drop_duplicates: bool| {
+            let recipe = Recipe { drop_duplicates, test_fraction: Some(0.25), seed: 3, ..Recipe::fine_tuning() };
+            let before = recipe.open_data(place).unwrap();
+            let mut splits = before.clone();
+            let mut check = DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe);
+            check.apply(&mut splits).unwrap();
+            // A run that goes on draws the same.
+            let folder = RunFolder { path: clean.path().to_path_buf() };
+            check.save(&folder.data_check()).unwrap();
+            assert_eq!(open_data_of_run(&recipe, place, &folder).unwrap(), splits);
+            (before, splits, check)
+        };
+        // Without copies nothing changes.
+        let (before, after, check) = draw(&all, false);
+        assert_eq!((&before, check.duplicates.len()), (&after, 0));
+        assert_eq!((after.train.class_counts(), after.test.class_counts()), (vec![15, 15], vec![5, 5]));
+
+        for number in 0..8 {
+            let name = class("hotdog").join(format!("{number:04}.jpg"));
+            fs::write(class("hotdog").join(format!("copy{number}.jpg")), smaller_jpeg(&name, 60)).unwrap();
+        }
+        fs::copy(class("hotdog").join("0011.jpg"), class("not-hotdog").join("wrong.jpg")).unwrap();
+        let (before, after, mut check) = draw(&all, false);
+        let sides = |splits: &retune::data::Splits, group: &DuplicateImages| {
+            let tested = names(&splits.test);
+            group.images.iter().map(|image| tested.contains(&image.path)).collect::<BTreeSet<bool>>().len()
+        };
+        assert_eq!(check.duplicates.len(), 9);
+        assert!(check.duplicates.iter().any(|group| sides(&before, group) == 2), "the test can fail");
+        assert!(check.duplicates.iter().all(|group| sides(&after, group) == 1));
+        assert_eq!((after.train.class_counts(), after.test.class_counts()), (vec![21, 16], vec![7, 5]));
+        assert!(!check.warnings().iter().any(|line| line.contains("also a training image")), "{:?}", check.warnings());
+        for image in check.duplicates.iter().flat_map(|group| &group.images) {
+            let part = if image.split == "test" { &after.test } else { &after.train };
+            assert!(names(part).contains(&image.path), "{}", image.path);
+        }
+
+        // Dropping them gives the split of a data set without them.
+        let (_, dropped, drops) = draw(&all, true);
+        for sample in ImageFolder::open(&all).unwrap().samples {
+            let name = sample.path.strip_prefix(&all).unwrap();
+            let is_copy =
+                name == Path::new("hotdog/0011.jpg") || !name.file_name().unwrap().to_str().unwrap().starts_with('0');
+            let target = clean.path().join("data").join(name);
+            fs::create_dir_all(target.parent().unwrap()).unwrap();
+            if !is_copy {
+                fs::copy(&sample.path, target).unwrap();
+            }
+        }
+        let cleaned = open_dataset(clean.path().join("data"), Some(0.25), 3).unwrap();
+        assert_eq!((names(&dropped.train), names(&dropped.test)), (names(&cleaned.train), names(&cleaned.test)));
+        assert_eq!(
+            drops.warnings()[0],
+            "left out 10 images that the data set contains more than once (before the test images were drawn); 1 of the images is in \
+             several classes, so no copy is used"
+        );
+
+        // Runs of earlier versions drew first.
+        check.before_split = false;
+        let mut earlier = before.clone();
+        check.apply(&mut earlier).unwrap();
+        assert_eq!(earlier, before);
+
+        // A class whose images all look the same cannot be kept together.
+        let same = tempfile::tempdir().unwrap();
+        for number in 0..4 {
+            for (folder, source) in [("a", 0), ("b", number)] {
+                let target = same.path().join(folder).join(format!("{number}.jpg"));
+                fs::create_dir_all(target.parent().unwrap()).unwrap();
+                fs::copy(class("not-hotdog").join(format!("{source:04}.jpg")), target).unwrap();
+            }
+        }
+        fs::remove_file(same.path().join("b/0.jpg")).unwrap();
+        let (_, splits, check) = draw(same.path(), false);
+        assert_eq!((splits.train.class_counts(), splits.test.class_counts()), (vec![3, 2], vec![1, 1]));
+        assert!(check.warnings()[0].starts_with("1 test image is also a training image (identical files)"));
+        let recipe = Recipe { drop_duplicates: true, test_fraction: Some(0.25), ..Recipe::fine_tuning() };
+        let mut splits = recipe.open_data(same.path()).unwrap();
+        let found = splits.examine(2, |_, _| Ok(())).unwrap();
+        let error = DataCheck::new(&splits, &found, &recipe).apply(&mut splits).unwrap_err();
+        assert!(error.message().starts_with("--drop-duplicates leaves too few images: "), "{error}");
+        assert!(error.message().contains("the class a has one image"), "{error}");
     }
 
     #[test]

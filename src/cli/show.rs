@@ -64,7 +64,8 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         );
     }
     let encode = arguments.output.as_deref().map(encoder).transpose()?;
-    let mut folder = open_training_images(&arguments.data)?;
+    let (mut folder, notices) = open_training_images(&arguments.data)?;
+    notices.iter().for_each(|notice| global.note(notice));
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
     let count = arguments.per_class as usize;
     let rows: Vec<Vec<Tile>> = match arguments.augmented {

@@ -17,17 +17,22 @@ pub fn refuse_urls(arguments: &ArgMatches) -> Result<()> {
         // A group of arguments has no values of its own.
         let values = arguments.try_get_raw(id).ok().flatten().into_iter().flatten();
         if let Some(url) = values.filter_map(OsStr::to_str).find(|value| is_url(value)) {
-            let error = Error::usage(format!("{url}: expected a path on this machine, found a URL"));
             return Err(match OUTPUTS.contains(&id) {
-                true => error.hint("write to a file or folder, and upload it afterwards"),
-                false => error.hint(advice(url)),
+                true => refusal(url).hint("write to a file or folder, and upload it afterwards"),
+                false => refusal(url),
             });
         }
     }
     Ok(())
 }
 
-fn is_url(value: &str) -> bool {
+/// The error for a URL in the place of a path, with what to do.
+pub fn refusal(url: &str) -> Error {
+    Error::usage(format!("{url}: expected a path on this machine, found a URL")).hint(advice(url))
+}
+
+/// Whether it is a URL.
+pub fn is_url(value: &str) -> bool {
     let scheme = value.split_once("://").map_or("", |(scheme, _)| scheme);
     scheme.starts_with(|c: char| c.is_ascii_alphabetic())
         && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))

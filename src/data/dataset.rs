@@ -1,12 +1,13 @@
 //! The layout of a data set: folders of splits, each with class folders; or class folders alone.
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::decode::DecodeOptions;
 use super::format::FileKind;
 use super::image_folder::{ImageFolder, UnknownClasses, counted, entries, first_names, require_folder, sub_folders};
-use super::labels::Table;
+use super::labels::{Table, fits};
 use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
 use crate::error::{Error, Result};
@@ -59,7 +60,7 @@ impl Role {
 }
 
 /// The images of a data set. All parts have the same classes with the same indices.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Splits {
     /// The images to train on.
     pub train: ImageFolder,
@@ -69,12 +70,48 @@ pub struct Splits {
     pub test: ImageFolder,
     /// Notices for the user about the layout of the folders.
     pub notices: Vec<String>,
+    drawn: Option<Drawn>,
+}
+
+/// How the test images were drawn from the images of one folder.
+#[derive(Debug, Clone, PartialEq)]
+struct Drawn {
+    fraction: f64,
+    seed: u64,
+    /// For each image of the folder, whether it is a test image.
+    is_test: Vec<bool>,
 }
 
 impl Splits {
     /// Training and test images.
     pub fn new(train: ImageFolder, test: ImageFolder) -> Self {
-        Self { train, validation: None, test, notices: Vec::new() }
+        Self { train, validation: None, test, notices: Vec::new(), drawn: None }
+    }
+
+    /// Whether the test images were drawn by a fraction.
+    pub fn is_drawn(&self) -> bool {
+        self.drawn.is_some()
+    }
+
+    /// Draws the test images again, if they were drawn: without the images in `left_out`, and so that those of a group in `together` are
+    /// all test images or all training images. Images are named as by [`ImageFolder::name_of`].
+    ///
+    /// # Errors
+    /// When a class has fewer than two images left.
+    pub fn draw_again(&mut self, left_out: &HashSet<&str>, together: &[Vec<&str>]) -> Result<()> {
+        let Some(Drawn { fraction, seed, is_test }) = self.drawn.take() else { return Ok(()) };
+        let [mut train, mut test] =
+            [&mut self.train, &mut self.test].map(|part| std::mem::take(&mut part.samples).into_iter());
+        let in_order = is_test.iter().filter_map(|is_test| if *is_test { test.next() } else { train.next() });
+        let named = in_order.map(|sample| (self.train.name_of(&sample.path), sample));
+        let (names, samples): (Vec<String>, Vec<_>) =
+            named.filter(|(name, _)| !left_out.contains(name.as_str())).unzip();
+        let places: HashMap<&str, usize> =
+            names.iter().enumerate().map(|(place, name)| (name.as_str(), place)).collect();
+        let groups = together.iter().map(|group| group.iter().filter_map(|name| places.get(name).copied()).collect());
+        let again = split(ImageFolder { samples, ..self.train.clone() }, fraction, seed, &groups.collect::<Vec<_>>())?;
+        (self.train, self.test, self.drawn) = (again.train, again.test, again.drawn);
+        Ok(())
     }
 
     /// The images that are classified after every epoch, to choose the one whose model is kept.
@@ -145,7 +182,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let folder = layout.classes()?;
             layout.require_two_classes(&folder)?;
             match test_fraction {
-                Some(fraction) => split(folder, fraction, seed)?,
+                Some(fraction) => split(folder, fraction, seed, &[])?,
                 None => {
                     return Err(Error::new(format!(
                         "{} contains no train/ and test/ (or val/) folders, and no test fraction is given",
@@ -159,7 +196,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let train = ImageFolder::open(root.join(train))?;
             train.require_two_classes()?;
             match (layout.held_out(), test_fraction) {
-                (None, Some(fraction)) => split(train, fraction, seed)?,
+                (None, Some(fraction)) => split(train, fraction, seed, &[])?,
                 (None, None) => return Err(layout.nothing_to_test_on()),
                 (Some(test), Some(_)) => {
                     return Err(Error::usage(format!(
@@ -171,8 +208,11 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
                 (Some(test), None) => {
                     let mut open = |name: &OsString| {
                         let place = root.join(name);
-                        let (folder, correspondence) =
-                            ImageFolder::open_with_classes(&place, &train.classes, UnknownClasses::Refuse)?;
+                        let (folder, correspondence) = ImageFolder::list(&place)?.with_classes(
+                            &train.classes,
+                            &train.spellings,
+                            UnknownClasses::Refuse,
+                        )?;
                         notices.extend(correspondence.notices(&place));
                         Ok::<_, Error>(folder)
                     };
@@ -186,11 +226,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             }
         }
     };
-    for (one, other) in splits.train.classes_alike() {
-        notices.push(format!(
-            "{one} and {other} are two classes, although their names differ in upper and lower case only"
-        ));
-    }
+    notices.extend(splits.train.notices_of_names(&splits.train.root));
     let mut not_read = splits.not_read();
     // If there are no splits, the list of classes has counted them.
     if layout.train.is_some() {
@@ -201,25 +237,62 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
     Ok(splits)
 }
 
-/// Opens the images in `root` that the CSV file `table` gives labels to. Each class gives `test_fraction` of its images, chosen by
-/// `seed`, to the test.
+/// Opens the images in `root` that the CSV file `table` gives labels to. If the table has a column of splits, they are those of the images;
+/// otherwise each class gives `test_fraction` of its images, chosen by `seed`, to the test.
 ///
 /// # Errors
-/// When the table or a file that it names cannot be read; those of [`open_dataset`] for class folders alone.
+/// When the table or a file that it names cannot be read; those of [`open_dataset`].
 pub fn open_table(root: impl AsRef<Path>, table: &Path, test_fraction: Option<f64>, seed: u64) -> Result<Splits> {
-    let Table { images, mut notices } = Table::open(root.as_ref(), table)?;
-    if let [only] = images.classes.as_slice() {
-        return Err(Error::new(format!(
-            "{} has only one label, {only}; a classifier needs at least two",
-            table.display()
-        ))
-        .hint("add images of another class"));
-    }
-    let Some(fraction) = test_fraction else {
-        return Err(Error::usage(format!("no test fraction is given for the images in {}", table.display()))
-            .hint("hold out part of every class for testing, for example with --test-fraction 0.2"));
+    let shown = table.display();
+    let mut read = Table::open(root.as_ref(), table)?;
+    let mut notices = std::mem::take(&mut read.notices);
+    let train = match read.has_splits() {
+        true => read.part(Role::Train).ok_or_else(|| {
+            Error::new(format!("{shown} has no training images: no line has train in its column of splits"))
+                .hint("write train into the lines of the images to train on")
+        })?,
+        false => read.images.clone(),
     };
-    let mut splits = split(images, fraction, seed)?;
+    if let [only] = read.images.classes.as_slice() {
+        return Err(Error::new(format!("{shown} has only one label, {only}; a classifier needs at least two"))
+            .hint("add images of another class"));
+    }
+    let [validation, test] = [Role::Validation, Role::Test].map(|role| read.part(role));
+    let mut splits = match (test, validation, test_fraction) {
+        (None, None, Some(fraction)) => split(train, fraction, seed, &[])?,
+        (None, None, None) => {
+            return Err(Error::usage(format!("no test fraction is given for the images in {shown}"))
+                .hint("hold out part of every class for testing, for example with --test-fraction 0.2"));
+        }
+        (_, _, Some(_)) => {
+            return Err(Error::usage(format!("a test fraction is given, but {shown} has its own test images"))
+                .hint("leave the test fraction out, or the column of splits"));
+        }
+        (Some(test), validation, None) => Splits { validation, ..Splits::new(train, test) },
+        (None, Some(test), None) => Splits::new(train, test),
+    };
+    let counts = splits.train.class_counts();
+    if let Some(class) = counts.iter().position(|&count| count == 0) {
+        let held_out = splits.by_role().map(|(role, part)| (role, part.class_counts()[class]));
+        let found: Vec<String> = held_out
+            .filter(|(_, count)| *count > 0)
+            .map(|(role, count)| counted(count, &format!("{} image", role.name()), &format!("{} images", role.name())))
+            .collect();
+        return Err(Error::new(format!(
+            "{shown} has {} of the class {}, but no training image of it",
+            found.join(" and "),
+            splits.train.classes[class]
+        ))
+        .hint("write train into some of its lines, or remove them"));
+    }
+    for (role, part) in splits.by_role().filter(|(role, _)| *role != Role::Train) {
+        let classes = part.classes.iter().zip(part.class_counts());
+        let missing: Vec<String> = classes.filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect();
+        if !missing.is_empty() && !splits.is_drawn() {
+            let classes = if missing.len() == 1 { "class" } else { "classes" };
+            notices.push(format!("{shown} has no {} image of the {classes} {}", role.name(), first_names(&missing)));
+        }
+    }
     notices.extend(splits.not_read().notices());
     splits.notices = notices;
     Ok(splits)
@@ -251,16 +324,20 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
             (root.to_path_buf(), ImageFolder::list(root)?)
         }
         (Some(train), None) => {
-            return Err(Error::new(format!(
-                "{} contains training images, but no test images: {} is all there is",
-                root.display(),
-                root.join(train).display()
-            ))
-            .hint("make a folder `test` beside it; to evaluate the training images, give their folder"));
+            let found = match layout.unlabelled_images() {
+                Some(found) => found,
+                None => format!("{} is all there is", root.join(train).display()),
+            };
+            return Err(Error::new(format!("{} contains training images, but no test images: {found}", root.display()))
+                .hint(format!(
+                    "put test images into {}, with one folder for each class; to evaluate the training images, give their folder",
+                    root.join("test").display()
+                )));
         }
     };
     let one_class = folder.classes.len() == 1;
-    let with_classes = folder.with_classes(classes, UnknownClasses::LeaveOut);
+    let merged = folder.notices_of_names(&place);
+    let with_classes = folder.with_classes(classes, &spelled(classes), UnknownClasses::LeaveOut);
     let (images, correspondence) = match with_classes {
         Err(error) if one_class && layout.train.is_none() => {
             return Err(match layout.other_reading() {
@@ -271,6 +348,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         result => result?,
     };
     let mut notices = layout.notices();
+    notices.extend(merged);
     notices.extend(correspondence.notices(&place));
     let mut not_read = images.not_read.clone();
     // If there are no splits, the list of classes has counted them.
@@ -281,29 +359,53 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
     Ok(Labelled { images, unknown: correspondence.unknown, notices })
 }
 
-/// The images in `root` that the CSV file `table` gives labels to, to evaluate a model with `classes` on.
+/// The images in `root` that the CSV file `table` gives labels to, to evaluate a model with `classes` on: if the table has a column of
+/// splits, those of the test, else of the validation.
 ///
 /// # Errors
-/// When the table or a file that it names cannot be read; no image of a class of the model.
+/// When the table or a file that it names cannot be read; training images alone; no image of a class of the model.
 pub fn open_labelled_by(root: impl AsRef<Path>, table: &Path, classes: &[String]) -> Result<Labelled> {
-    let Table { images, mut notices } = Table::open(root.as_ref(), table)?;
-    let (images, correspondence) = images.with_classes(classes, UnknownClasses::LeaveOut)?;
+    let read = Table::open(root.as_ref(), table)?;
+    let not_read = read.images.not_read.clone();
+    let mut images = match read.has_splits() {
+        true => read.part(Role::Test).or_else(|| read.part(Role::Validation)).ok_or_else(|| {
+            Error::new(format!("{} has training images, but no test images", table.display()))
+                .hint("write test into the lines of the images to evaluate, or remove the column of splits")
+        })?,
+        false => read.images,
+    };
+    images.not_read = not_read.clone();
+    let (images, correspondence) = images.with_classes(classes, &spelled(classes), UnknownClasses::LeaveOut)?;
+    let mut notices = read.notices;
     notices.extend(correspondence.notices(table));
-    notices.extend(images.not_read.notices());
+    notices.extend(not_read.notices());
     Ok(Labelled { images, unknown: correspondence.unknown, notices })
 }
 
-/// The training images, or all images if there are no splits, for display.
+/// Names that are written as they are.
+fn spelled(classes: &[String]) -> Vec<Vec<String>> {
+    classes.iter().map(|class| vec![class.clone()]).collect()
+}
+
+/// The training images, or all images if there are no splits, for display, and notices for the user about the folders.
 ///
 /// # Errors
 /// Those of [`ImageFolder::open`], and folders of splits where classes are expected.
-pub fn open_training_images(root: impl AsRef<Path>) -> Result<ImageFolder> {
+pub fn open_training_images(root: impl AsRef<Path>) -> Result<(ImageFolder, Vec<String>)> {
     let root = root.as_ref();
     let layout = Layout::of(root)?;
-    match &layout.train {
-        Some(train) => ImageFolder::open(root.join(train)),
-        None => layout.classes(),
+    let folder = match &layout.train {
+        Some(train) => ImageFolder::open(root.join(train))?,
+        None => layout.classes()?,
+    };
+    let mut notices = folder.notices_of_names(&folder.root);
+    let mut not_read = folder.not_read.clone();
+    // If there are no splits, the list of classes has counted them.
+    if layout.train.is_some() {
+        not_read.add(&layout.not_read);
     }
+    notices.extend(not_read.notices());
+    Ok((folder, notices))
 }
 
 /// The folders in the folder of a data set, by their kind.
@@ -402,11 +504,11 @@ impl Layout {
             return notices;
         }
         for (name, images) in &self.unlabelled {
-            notices.push(format!(
-                "{} is set aside: it has no class folders ({})",
-                self.root.join(name).display(),
-                counted(*images, "image", "images")
-            ));
+            let found = match images {
+                0 => "it contains neither class folders nor images".to_string(),
+                _ => format!("it has no class folders ({})", counted(*images, "image", "images")),
+            };
+            notices.push(format!("{} is set aside: {found}", self.root.join(name).display()));
         }
         if !self.others.is_empty() {
             let names: Vec<String> = self.others.iter().map(|name| name.display().to_string()).collect();
@@ -422,10 +524,25 @@ impl Layout {
     fn classes(&self) -> Result<ImageFolder> {
         self.refuse_misplaced_splits()?;
         let no_folders = self.others.is_empty() && self.unlabelled.is_empty();
-        ImageFolder::open(&self.root).map_err(|error| match self.other_reading() {
-            Some(hint) if no_folders => error.hint(hint),
-            _ => error,
+        ImageFolder::open(&self.root).map_err(|error| {
+            let hint = if no_folders { self.other_reading() } else { self.table() };
+            match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
         })
+    }
+
+    /// What the folders of splits contain that have no class folders: `data/test has 5 images in no class folders`.
+    fn unlabelled_images(&self) -> Option<String> {
+        let found = self.unlabelled.iter().map(|(name, images)| {
+            let place = self.root.join(name);
+            match images {
+                0 => format!("{} contains neither class folders nor images", place.display()),
+                _ => format!("{} has {} in no class folders", place.display(), counted(*images, "image", "images")),
+            }
+        });
+        (!self.unlabelled.is_empty()).then(|| found.collect::<Vec<_>>().join(", and "))
     }
 
     /// Checks that there are classes to distinguish.
@@ -439,7 +556,16 @@ impl Layout {
     /// Checks for folders of splits in unexpected places.
     fn refuse_misplaced_splits(&self) -> Result<()> {
         let root = self.root.display();
+        const CLASS_FOLDERS: &str = "put the images of each class into a folder that has the name of the class";
+        let unlabelled = self.unlabelled_images().unwrap_or_default();
         if let Some(held_out) = self.held_out() {
+            if self.unlabelled.iter().any(|(name, _)| Role::of(name) == Some(Role::Train)) {
+                return Err(Error::new(format!(
+                    "{root} contains {}/, but no training images with classes: {unlabelled}",
+                    held_out.display()
+                ))
+                .hint(CLASS_FOLDERS));
+            }
             return Err(Error::new(format!(
                 "{root} contains {}/, but no folder of training images",
                 held_out.display()
@@ -450,12 +576,11 @@ impl Layout {
         let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|(name, _)| role(name).is_some_and(wanted));
         let only_splits = self.others.is_empty() && !self.unlabelled.is_empty();
         if only_splits || (has(|role| role == Role::Train) && has(|role| role != Role::Train)) {
-            let names: Vec<String> = self.unlabelled.iter().map(|(name, _)| format!("{}/", name.display())).collect();
-            let (names, holds) = (names.join(" and "), if names.len() == 1 { "contains" } else { "contain" });
-            return Err(Error::new(format!(
-                "{names} in {root} {holds} no class folders, so the classes of the images are not known"
-            ))
-            .hint("put the images of each class into a folder that has the name of the class"));
+            let consequence = match self.unlabelled.iter().any(|(_, images)| *images > 0) {
+                true => ", so the classes of the images are not known",
+                false => "",
+            };
+            return Err(Error::new(format!("{unlabelled}{consequence}")).hint(CLASS_FOLDERS));
         }
         self.refuse_splits_below()
     }
@@ -494,79 +619,162 @@ impl Layout {
 
     /// A suggestion for a folder with one class folder or none.
     fn other_reading(&self) -> Option<String> {
+        self.table().or_else(|| {
+            let content = Content::of(&self.root).ok()?;
+            let [only] = content.folders.as_slice() else { return None };
+            let place = self.root.join(only);
+            let inner = Content::of(&place).ok()?;
+            (inner.folders.len() > 1 && inner.images == 0).then(|| {
+                format!("if {} are the classes, give {} as the data set", shown(&inner.folders), place.display())
+            })
+        })
+    }
+
+    /// The suggestion to read labels from a CSV file: one in the folder or in a folder in it; else one beside the folder or in a folder
+    /// beside it that names its images.
+    fn table(&self) -> Option<String> {
         let content = Content::of(&self.root).ok()?;
-        let only = match content.folders.as_slice() {
-            [only] => Some((self.root.join(only), Content::of(&self.root.join(only)).ok()?)),
-            _ => None,
+        let with_images = |folder: &PathBuf| Content::of(folder).is_ok_and(|inner| inner.images > 0);
+        let inside: Vec<PathBuf> = content.folders.iter().map(|name| self.root.join(name)).collect();
+        let mut images = inside.iter().filter(|folder| with_images(folder));
+        let images = match (content.images, images.next(), images.next()) {
+            (0, Some(only), None) => only.clone(),
+            _ => self.root.clone(),
         };
-        let tables = content.tables.iter().map(|name| self.root.join(name));
-        let below = only.iter().flat_map(|(place, inner)| inner.tables.iter().map(move |name| place.join(name)));
-        let table = tables.chain(below).next();
-        match (table, only) {
-            (Some(table), only) => {
-                let images = only.map_or_else(|| self.root.clone(), |(place, _)| place);
-                Some(format!(
-                    "labels in a CSV file with the columns path and label are read like this: {} --labels {}",
-                    images.display(),
-                    table.display()
-                ))
-            }
-            (None, Some((place, inner))) if inner.folders.len() > 1 && inner.images == 0 => {
-                Some(format!("if {} are the classes, give {} as the data set", shown(&inner.folders), place.display()))
-            }
-            _ => None,
-        }
+        let near = || {
+            let parent = self.root.parent()?;
+            let listed = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            let beside = Content::of(listed).ok()?.folders.into_iter().map(|name| parent.join(name));
+            let folders: Vec<PathBuf> = [parent.to_path_buf()].into_iter().chain(beside.take(MOST_FOLDERS)).collect();
+            tables_in(&folders).find(|table| fits(&images, table))
+        };
+        // With several folders of images, these are rather the classes.
+        let is_likely = content.folders.len() < 2 || images != self.root;
+        let here: Vec<PathBuf> =
+            [self.root.clone()].into_iter().chain(inside.iter().take(MOST_FOLDERS).cloned()).collect();
+        let table = tables_in(&here).next().filter(|_| is_likely).or_else(near)?;
+        Some(format!(
+            "labels in a CSV file with the columns path and label are read like this: {} --labels {}",
+            images.display(),
+            table.display()
+        ))
     }
 
     /// The error for training images alone.
     fn nothing_to_test_on(&self) -> Error {
         let root = self.root.display();
-        let unlabelled: Vec<String> = self.unlabelled.iter().map(|(name, _)| format!("{}/", name.display())).collect();
-        match unlabelled.as_slice() {
-            [] => Error::new(format!(
+        match self.unlabelled_images() {
+            None => Error::new(format!(
                 "{root} has a {}/ folder, but no test/ or val/ folder beside it, and no test fraction is given",
                 self.train.as_deref().unwrap_or(OsStr::new("train")).display()
             ))
             .hint("make the folder, or hold out part of every class with a test fraction such as 0.2"),
-            names => Error::new(format!(
-                "{} in {root} cannot be tested on, as the images there are in no class folders, and no test fraction is given",
-                names.join(" and ")
-            ))
-            .hint("hold out part of every training class with a test fraction such as 0.2, or sort the images by class"),
+            Some(found) => Error::new(format!("there is nothing to test on: {found}, and no test fraction is given"))
+                .hint("put test images into one folder for each class there, or hold out part of every training class with a test \
+                       fraction such as 0.2"),
         }
     }
+}
+
+/// How many folders are searched for tables at most.
+const MOST_FOLDERS: usize = 100;
+
+/// The files in these folders that may be tables of labels.
+fn tables_in(folders: &[PathBuf]) -> impl Iterator<Item = PathBuf> {
+    folders.iter().flat_map(|folder| {
+        let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let tables = Content::of(listed).map(|content| content.tables).unwrap_or_default();
+        tables.into_iter().map(|name| folder.join(name))
+    })
 }
 
 fn shown(names: &[OsString]) -> String {
     first_names(&names.iter().map(|name| name.display().to_string()).collect::<Vec<_>>())
 }
 
-/// Holds out the same share of every class: at least one image, and never all.
-fn split(folder: ImageFolder, fraction: f64, seed: u64) -> Result<Splits> {
+/// Holds out the same share of every class: at least one image, and never all. The images of a group in `together` stay on one side, as
+/// far as that is possible.
+fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>]) -> Result<Splits> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::usage(format!("the test fraction is {fraction}; it must be between 0 and 1")));
     }
-    let mut is_test = vec![false; folder.samples.len()];
-    for (class, name) in folder.classes.iter().enumerate() {
-        let mut members: Vec<usize> = (0..folder.len()).filter(|&index| folder.samples[index].class == class).collect();
-        if members.len() < 2 {
-            return Err(Error::new(format!(
-                "{}: the class {name} has one image; two are needed to train on one and test on the other",
-                folder.root.display()
-            ))
-            .hint("add images to the class, or remove it"));
-        }
-        let held_out = ((members.len() as f64 * fraction).round() as usize).clamp(1, members.len() - 1);
+    let counts = folder.class_counts();
+    if let Some(class) = counts.iter().position(|&count| count < 2) {
+        return Err(Error::new(format!(
+            "{}: the class {} has {}; two are needed to train on one and test on the other",
+            folder.root.display(),
+            folder.classes[class],
+            if counts[class] == 0 { "no image" } else { "one image" }
+        ))
+        .hint("add images to the class, or remove it"));
+    }
+    let share = |count: usize| ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
+    let wanted: Vec<usize> = counts.iter().map(|&count| share(count)).collect();
+    let all_but_one: Vec<usize> = counts.iter().map(|count| count - 1).collect();
+    let groups: HashMap<usize, &[usize]> =
+        together.iter().flat_map(|group| group.iter().map(move |&index| (index, group.as_slice()))).collect();
+    let mut held = HeldOutImages { folder: &folder, held: vec![0; counts.len()], is_test: vec![false; folder.len()] };
+    let mut of_class = vec![Vec::new(); counts.len()];
+    for (index, sample) in folder.samples.iter().enumerate() {
+        of_class[sample.class].push(index);
+    }
+    for (class, mut members) in of_class.into_iter().enumerate() {
         RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);
-        for &index in &members[..held_out] {
-            is_test[index] = true;
+        let alone: Vec<[usize; 1]> = members.iter().map(|&index| [index]).collect();
+        // Each group once, at the place of its first image.
+        let mut seen = HashSet::new();
+        let mut units: Vec<&[usize]> = Vec::with_capacity(members.len());
+        for own in &alone {
+            match groups.get(&own[0]) {
+                Some(group) if seen.insert(group[0]) => units.push(group),
+                Some(_) => {}
+                None => units.push(own),
+            }
+        }
+        for unit in &units {
+            held.hold_out(unit, &wanted);
+        }
+        if held.held[class] == 0 {
+            // A group that is larger than the share is better than none.
+            units.sort_by_key(|unit| unit.len());
+            let _ = units.iter().any(|unit| held.hold_out(unit, &all_but_one));
+        }
+        if held.held[class] == 0 {
+            // All images of the class look the same.
+            alone.iter().take(wanted[class]).for_each(|own| _ = held.hold_out(own, &all_but_one));
         }
     }
+    let is_test = held.is_test;
     let part = |test: bool| ImageFolder {
         samples: folder.samples.iter().zip(&is_test).filter(|(_, t)| **t == test).map(|(s, _)| s.clone()).collect(),
         // Contents that are not read belong to no split in particular; they are counted once.
         not_read: if test { NotRead::default() } else { folder.not_read.clone() },
         ..folder.clone()
     };
-    Ok(Splits::new(part(false), part(true)))
+    let (train, test) = (part(false), part(true));
+    Ok(Splits { drawn: Some(Drawn { fraction, seed, is_test }), ..Splits::new(train, test) })
+}
+
+/// The test images that are drawn so far.
+struct HeldOutImages<'a> {
+    folder: &'a ImageFolder,
+    /// How many each class has.
+    held: Vec<usize>,
+    is_test: Vec<bool>,
+}
+
+impl HeldOutImages<'_> {
+    /// Holds these images out if no class then has more than `most` of them. Returns whether they are held out.
+    fn hold_out(&mut self, images: &[usize], most: &[usize]) -> bool {
+        let mut held = BTreeMap::new();
+        for &index in images.iter().filter(|&&index| !self.is_test[index]) {
+            *held.entry(self.folder.samples[index].class).or_insert(0) += 1;
+        }
+        let fits = held.iter().all(|(&class, count)| self.held[class] + count <= most[class]);
+        if fits {
+            images.iter().for_each(|&index| self.is_test[index] = true);
+            held.into_iter().for_each(|(class, count)| self.held[class] += count);
+        }
+        fits
+    }
 }

@@ -27,6 +27,9 @@ pub struct ImageFolder {
     pub root: PathBuf,
     /// The names of the classes; a class is known by its index here.
     pub classes: Vec<String>,
+    /// How the name of each class is written in this folder: in several ways if they differ in their Unicode form, and in none if the class
+    /// has no folder here.
+    pub spellings: Vec<Vec<String>>,
     /// The images, by class; within a class sorted by folder, then by file name.
     pub samples: Vec<Sample>,
     /// How they are decoded; [`ImageFolder::open`] sets the default.
@@ -35,24 +38,37 @@ pub struct ImageFolder {
     pub not_read: NotRead,
 }
 
-/// How to handle images of a class that a model does not know.
+/// How to handle images of a class that is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnknownClasses {
-    /// As an error.
+pub(super) enum UnknownClasses {
+    /// As an error: the known classes are those of the training images.
     Refuse,
-    /// They are skipped and counted.
+    /// They are skipped and counted: the known classes are those of a model.
     LeaveOut,
+}
+
+impl UnknownClasses {
+    fn known_to(self) -> &'static str {
+        match self {
+            Self::Refuse => "the training images",
+            Self::LeaveOut => "the model",
+        }
+    }
 }
 
 /// How the class folders of one folder correspond to known classes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Correspondence {
+pub(super) struct Correspondence {
     /// Unknown classes, with the number of their images, which were skipped.
     pub unknown: Vec<(String, usize)>,
     /// Known classes without an image.
     pub missing: Vec<String>,
     /// Folders whose names differ from that of their class in upper and lower case: the folder, and the class.
     pub by_case: Vec<(String, String)>,
+    /// Classes whose folders have names of another Unicode form.
+    pub by_form: Vec<String>,
+    /// Folders of unknown classes that contain no images.
+    pub empty: Vec<String>,
 }
 
 impl Correspondence {
@@ -63,6 +79,20 @@ impl Correspondence {
         for (folder, class) in &self.by_case {
             notices
                 .push(format!("{place}/{folder} is used as the class {class}, although upper and lower case differ"));
+        }
+        if !self.by_form.is_empty() {
+            let (class, names) = match self.by_form.len() {
+                1 => ("class", "the Unicode form of its name differs"),
+                _ => ("classes", "the Unicode forms of their names differ"),
+            };
+            notices.push(format!("{place}: matched the {class} {}, although {names}", first_names(&self.by_form)));
+        }
+        if !self.empty.is_empty() {
+            let (folders, are) = if self.empty.len() == 1 { ("folder", "is") } else { ("folders", "are") };
+            notices.push(format!(
+                "{place}: the empty {folders} {} {are} not used, as no known class has such a name",
+                first_names(&self.empty)
+            ));
         }
         if !self.missing.is_empty() {
             let classes = if self.missing.len() == 1 { "class" } else { "classes" };
@@ -99,36 +129,47 @@ impl ImageFolder {
     /// Like [`ImageFolder::open`], but a class may have no images.
     pub(super) fn list(root: &Path) -> Result<Self> {
         let mut not_read = NotRead::default();
-        let mut classes = Vec::new();
-        let mut samples = Vec::new();
+        let (mut classes, mut spellings, mut samples) = (Vec::new(), Vec::new(), Vec::new());
         for (class, ClassFolder { name, folders }) in class_folders(root, &mut not_read)?.into_iter().enumerate() {
             classes.push(name);
+            spellings.push(folders.iter().map(|folder| folder.to_string_lossy().into_owned()).collect());
             for folder in folders {
                 collect_samples(&root.join(folder), class, &mut samples, &mut not_read)?;
             }
         }
         not_read.unsupported.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default(), not_read })
+        Ok(Self { root: root.to_path_buf(), classes, spellings, samples, decoding: DecodeOptions::default(), not_read })
     }
 
-    /// Lists the images below `root`, with the classes of a trained model or of the training images. A class may lack a
-    /// folder. The name of a folder may differ from that of its class in its Unicode form, or in upper and lower case if no
-    /// other class fits.
+    /// These files in this order, for a model with these classes.
+    pub fn unlabelled(files: Vec<PathBuf>, classes: Vec<String>, decoding: DecodeOptions) -> Self {
+        Self {
+            root: PathBuf::new(),
+            spellings: vec![Vec::new(); classes.len()],
+            classes,
+            samples: files.into_iter().map(|path| Sample { path, class: 0 }).collect(),
+            decoding,
+            not_read: NotRead::default(),
+        }
+    }
+
+    /// These images with the classes of a trained model or of the training images, which are written as in `spellings`. A class may
+    /// lack images. The name of a folder may differ from that of its class in its Unicode form, or in upper and lower case if no other
+    /// class fits.
     ///
     /// # Errors
-    /// Those of [`ImageFolder::open`], but that a class may have no image; no image at all; and, unless they are left out,
-    /// folders of classes that are not known.
-    pub fn open_with_classes(
-        root: impl AsRef<Path>,
+    /// When there are no images of the classes and, unless they are left out, when there are images of a class that is not known.
+    pub(super) fn with_classes(
+        self,
         classes: &[String],
+        spellings: &[Vec<String>],
         unknown: UnknownClasses,
     ) -> Result<(Self, Correspondence)> {
-        Self::list(root.as_ref())?.with_classes(classes, unknown)
-    }
-
-    /// These images with the classes of a model; see [`ImageFolder::open_with_classes`].
-    pub(super) fn with_classes(self, classes: &[String], unknown: UnknownClasses) -> Result<(Self, Correspondence)> {
         let mut folder = self;
+        let known_to = unknown.known_to();
+        if folder.samples.is_empty() {
+            return Err(folder.without_any_image());
+        }
         let normal: Vec<String> = classes.iter().map(|name| normal_form(name)).collect();
         let mut correspondence = Correspondence::default();
         let counts = folder.class_counts();
@@ -145,18 +186,34 @@ impl ImageFolder {
             match index {
                 Some(index) if exact.is_none() => correspondence.by_case.push((name.clone(), classes[index].clone())),
                 Some(_) => {}
+                None if count == 0 => correspondence.empty.push(name.clone()),
                 None if unknown == UnknownClasses::LeaveOut => correspondence.unknown.push((name.clone(), count)),
                 None => {
                     return Err(Error::new(format!(
-                        "{} is not among the classes of the model: {}",
+                        "{} contains {} of a class that the training images lack: theirs are {}",
                         folder.root.join(name).display(),
+                        counted(count, "image", "images"),
                         first_names(classes)
                     ))
-                    .hint("remove the folder, or give the class images to train on"));
+                    .hint("give the class images to train on, or move the folder away"));
                 }
             }
             indices.push(index);
         }
+        let mut written = vec![Vec::new(); classes.len()];
+        for (of_class, index) in folder.spellings.iter_mut().zip(&indices) {
+            if let Some(index) = index {
+                written[*index].append(of_class);
+            }
+        }
+        folder.spellings = written;
+        let is_other = |(known, found): (&Vec<String>, &Vec<String>)| {
+            found
+                .iter()
+                .any(|one| !known.contains(one) && known.iter().any(|other| normal_form(other) == normal_form(one)))
+        };
+        let forms = spellings.iter().zip(&folder.spellings).map(is_other);
+        correspondence.by_form = forms.zip(classes).filter(|(other, _)| *other).map(|(_, name)| name.clone()).collect();
         folder.samples = folder
             .samples
             .into_iter()
@@ -166,12 +223,12 @@ impl ImageFolder {
         let found = std::mem::replace(&mut folder.classes, classes.to_vec());
         if folder.samples.is_empty() {
             return Err(Error::new(format!(
-                "{} contains no images of the classes of the model: {}; its folders are {}",
+                "{} contains no images of the classes of {known_to}: {}; it has the classes {}",
                 folder.root.display(),
                 first_names(classes),
                 first_names(&found)
             ))
-            .hint("give the folders the names of the model's classes"));
+            .hint(format!("give the classes the names that they have in {known_to}")));
         }
         let counts = folder.class_counts();
         let missing = classes.iter().zip(&counts).filter(|(_, count)| **count == 0).map(|(name, _)| name.clone());
@@ -182,27 +239,47 @@ impl ImageFolder {
     /// The error for a class without images.
     fn without_images(&self, class: usize) -> Error {
         let folder = self.root.join(&self.classes[class]);
-        let unsupported = NotRead {
-            unsupported: self
-                .not_read
-                .unsupported
-                .iter()
-                .filter(|file| file.path.starts_with(&folder))
-                .cloned()
-                .collect(),
-            ..NotRead::default()
-        };
-        let found = unsupported.unsupported_line().map_or(String::new(), |line| format!(" ({line})"));
         Error::new(format!(
-            "the class folder {} contains no images{found}; the accepted extensions are {}",
+            "the class folder {} contains no images{}; the accepted extensions are {}",
             folder.display(),
+            self.not_read.found_below(&folder),
             format::FileKind::image_extensions()
         ))
         .hint("put images into the folder, or remove it")
     }
 
+    /// The error for class folders that are all without images.
+    fn without_any_image(&self) -> Error {
+        let folders = if self.classes.len() == 1 { "class folder" } else { "class folders" };
+        Error::new(format!(
+            "{} contains no images in its {folders} {}{}",
+            self.root.display(),
+            first_names(&self.classes),
+            self.not_read.found_below(&self.root)
+        ))
+        .hint(format!("put images into the {folders}, or remove {}", self.root.display()))
+    }
+
+    /// Notices for the user about names of classes that look the same, one line each; `place` is where they are written.
+    pub(super) fn notices_of_names(&self, place: &Path) -> Vec<String> {
+        let several = self.classes.iter().zip(&self.spellings).filter(|(_, spellings)| spellings.len() > 1);
+        let several: Vec<String> = several.map(|(name, _)| name.clone()).collect();
+        let merged = (!several.is_empty()).then(|| {
+            let are = if several.len() == 1 { "is one class" } else { "are one class each" };
+            format!(
+                "{}: {} {are}, although the name is written in several Unicode forms",
+                place.display(),
+                first_names(&several)
+            )
+        });
+        let alike = self.classes_alike().into_iter().map(|(one, other)| {
+            format!("{one} and {other} are two classes, although their names differ in upper and lower case only")
+        });
+        merged.into_iter().chain(alike).collect()
+    }
+
     /// Classes whose names differ in upper and lower case only, in pairs.
-    pub(super) fn classes_alike(&self) -> Vec<(&str, &str)> {
+    fn classes_alike(&self) -> Vec<(&str, &str)> {
         let mut seen = std::collections::BTreeMap::new();
         let mut pairs = Vec::new();
         for name in &self.classes {
@@ -336,6 +413,18 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<Entry>> {
         found.push(Entry { name: entry.file_name(), is_folder, is_link });
     }
     Ok(found)
+}
+
+/// The images in a folder at any depth, by their paths, and what is not read there. Files of systems and programs are set aside.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn images_below(folder: &Path) -> Result<(Vec<PathBuf>, NotRead)> {
+    let (mut samples, mut not_read) = (Vec::new(), NotRead::default());
+    collect_samples(folder, 0, &mut samples, &mut not_read)?;
+    let mut paths: Vec<PathBuf> = samples.into_iter().map(|sample| sample.path).collect();
+    paths.sort();
+    Ok((paths, not_read))
 }
 
 /// Adds the images in `class_folder`, at any depth, as those of a class.

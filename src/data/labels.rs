@@ -1,12 +1,16 @@
 //! Labels in a table beside a folder of images: a CSV file with a line for each image.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::dataset::Role;
 use super::decode::DecodeOptions;
 use super::format;
-use super::image_folder::{ImageFolder, Sample, collect_samples, counted, first_names, normal_form, require_folder};
+use super::image_folder::{
+    ImageFolder, Sample, collect_samples, counted, first_names, normal_form, require_folder, sub_folders,
+};
 use super::not_read::{FileKind, NotRead, UnsupportedFile, kind_of};
 use crate::error::{Context, Error, Result};
 
@@ -28,13 +32,29 @@ const PATHS: [&str; 12] = [
 /// Names of the column of classes, in lower case.
 const LABELS: [&str; 6] = ["label", "class", "category", "label_name", "class_name", "category_name"];
 
+/// Names of the column of splits, in lower case.
+const SPLITS: [&str; 6] = ["split", "set", "subset", "partition", "dataset_split", "data_split"];
+
 /// What separates values.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 
 /// The images that a table names.
 pub(super) struct Table {
+    /// All images.
     pub(super) images: ImageFolder,
+    /// The split of each image; none if the table has no column of splits.
+    roles: Vec<Option<Role>>,
     pub(super) notices: Vec<String>,
+}
+
+/// The meaning of the columns of a table.
+struct Columns {
+    separator: u8,
+    path: usize,
+    label: usize,
+    split: Option<usize>,
+    /// The names of all others.
+    others: Vec<String>,
 }
 
 /// A file in the table.
@@ -43,6 +63,9 @@ struct Entry {
     real: PathBuf,
     path: PathBuf,
     label: String,
+    /// The label as it is written.
+    spelling: String,
+    split: Option<Role>,
     line: u64,
 }
 
@@ -51,52 +74,100 @@ impl Table {
     /// relative to `root` or to the folder of the table, with or without extension. The classes are the labels, in byte order.
     ///
     /// # Errors
-    /// When a file cannot be read, the table lacks a column, a file that it names does not exist, or a file has two labels.
+    /// When a file cannot be read, the table lacks a column, a file that it names does not exist, a file has two labels or splits, or a
+    /// split is not known.
     pub(super) fn open(root: &Path, table: &Path) -> Result<Self> {
         require_folder(root)?;
-        let entries = unique(table, read(root, table)?)?;
+        let bytes = fs::read(table).context(|| format!("cannot read the labels in {}", table.display()))?;
+        let columns = Columns::of(table, &bytes)?;
+        let entries = unique(table, read(root, table, &bytes, &columns)?)?;
         let mut classes: Vec<String> = entries.iter().map(|entry| entry.label.clone()).collect();
         classes.sort();
         classes.dedup();
         let index: HashMap<&str, usize> =
             classes.iter().enumerate().map(|(index, name)| (name.as_str(), index)).collect();
-        let (notices, mut not_read) = beside(root, table, &entries)?;
+        let (mut notices, mut not_read) = beside(root, table, &entries)?;
+        if !columns.others.is_empty() {
+            notices.push(format!("columns of {} that are not read: {}", table.display(), first_names(&columns.others)));
+        }
         let mut samples = Vec::with_capacity(entries.len());
-        for Entry { path, label, .. } in &entries {
+        let mut spellings = vec![Vec::new(); classes.len()];
+        for Entry { path, label, spelling, split, .. } in &entries {
+            let class = index[label.as_str()];
+            if !spellings[class].contains(spelling) {
+                spellings[class].push(spelling.clone());
+            }
             match kind_of(path, path.file_name().unwrap_or_default()) {
                 FileKind::Unsupported(kind) => not_read.unsupported.push(UnsupportedFile { path: path.clone(), kind }),
-                _ => samples.push(Sample { path: path.clone(), class: index[label.as_str()] }),
+                _ => samples.push((Sample { path: path.clone(), class }, *split)),
             }
         }
         not_read.unsupported.sort_by(|a, b| a.path.cmp(&b.path));
-        samples.sort_by(|a, b| (a.class, a.path.as_os_str()).cmp(&(b.class, b.path.as_os_str())));
-        let images =
-            ImageFolder { root: root.to_path_buf(), classes, samples, decoding: DecodeOptions::default(), not_read };
-        Ok(Self { images, notices })
+        samples.sort_by(|(a, _), (b, _)| (a.class, a.path.as_os_str()).cmp(&(b.class, b.path.as_os_str())));
+        let (samples, roles) = samples.into_iter().unzip();
+        let (root, decoding) = (root.to_path_buf(), DecodeOptions::default());
+        let images = ImageFolder { root, classes, spellings, samples, decoding, not_read };
+        notices.extend(images.notices_of_names(table));
+        Ok(Self { images, roles, notices })
+    }
+
+    /// Whether the table says which images are for training.
+    pub(super) fn has_splits(&self) -> bool {
+        self.roles.iter().any(Option::is_some)
+    }
+
+    /// The images of a split, with the classes of all; none if there are none. What is not read counts as part of the training images.
+    pub(super) fn part(&self, role: Role) -> Option<ImageFolder> {
+        let samples = self.images.samples.iter().zip(&self.roles);
+        let samples: Vec<Sample> =
+            samples.filter(|(_, of)| **of == Some(role)).map(|(sample, _)| sample.clone()).collect();
+        let not_read = if role == Role::Train { self.images.not_read.clone() } else { NotRead::default() };
+        (!samples.is_empty()).then(|| ImageFolder { samples, not_read, ..self.images.clone() })
     }
 }
 
+/// Whether `table` has the columns of a table of labels, and its first line is about a file in `root`.
+pub(super) fn fits(root: &Path, table: &Path) -> bool {
+    const START: u64 = 1 << 16;
+    let mut start = Vec::new();
+    if !File::open(table).is_ok_and(|file| file.take(START).read_to_end(&mut start).is_ok()) {
+        return false;
+    }
+    let Ok(columns) = Columns::of(table, &start) else { return false };
+    let mut reader = reader(&start, columns.separator);
+    let first = reader.records().next();
+    first.is_some_and(|first| first.is_ok_and(|first| find(&[root], &first[columns.path]).is_some()))
+}
+
 /// The lines of the table, with the files that they name.
-fn read(root: &Path, table: &Path) -> Result<Vec<Entry>> {
+fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Vec<Entry>> {
     let shown = table.display();
-    let bytes = fs::read(table).context(|| format!("cannot read the labels in {shown}"))?;
     let unreadable = |error: csv::Error| {
         Error::new(format!("cannot read the labels in {shown}: {error}")).hint("save the table as CSV in UTF-8")
     };
-    let (separator, path_column, label_column) = columns(table, &bytes)?;
-    let mut reader = reader(&bytes, separator);
+    let folders: Vec<&Path> = [Some(root), table.parent()].into_iter().flatten().collect();
+    let mut reader = reader(bytes, columns.separator);
     let (mut entries, mut missing) = (Vec::new(), Vec::new());
     for record in reader.records() {
         let record = record.map_err(unreadable)?;
         let line = record.position().map_or(0, csv::Position::line);
-        let (name, label) = (&record[path_column], normal_form(&record[label_column]));
+        let (name, spelling) = (&record[columns.path], record[columns.label].to_string());
+        let label = normal_form(&spelling);
         if name.is_empty() || label.is_empty() {
             let what = if name.is_empty() { "file" } else { "label" };
             return Err(Error::new(format!("{shown}, line {line}: expected a {what}, found nothing"))
                 .hint("complete the line, or remove it"));
         }
-        match find(root, table, name) {
-            Some((path, real)) => entries.push(Entry { real, path, label, line }),
+        let split = match columns.split.map(|column| &record[column]) {
+            Some(split) => Some(Role::of(split.as_ref()).ok_or_else(|| {
+                let found = if split.is_empty() { "nothing" } else { split };
+                Error::new(format!("{shown}, line {line}: expected train, val or test as the split, found {found}"))
+                    .hint("correct the line; or rename the column if it is not about splits")
+            })?),
+            None => None,
+        };
+        match find(&folders, name) {
+            Some((path, real)) => entries.push(Entry { real, path, label, spelling, split, line }),
             None => missing.push((line, name.to_string())),
         }
     }
@@ -107,7 +178,13 @@ fn read(root: &Path, table: &Path) -> Result<Vec<Entry>> {
             if missing.len() == 1 { "does" } else { "do" },
             root.display()
         ))
-        .hint("name files relative to the folder of images or to that of the table, and remove lines without a file"));
+        .hint(match elsewhere(root, name) {
+            Some(place) => format!("such a file is in {0}: give {0} as the folder of images", place.display()),
+            None => {
+                "name files relative to the folder of images or to that of the table, and remove lines without a file"
+                    .into()
+            }
+        }));
     }
     if entries.is_empty() {
         return Err(Error::new(format!("{shown} has no line with a label")).hint("add a line for each image"));
@@ -115,55 +192,72 @@ fn read(root: &Path, table: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// What separates values in the table, and the columns of files and of labels.
-fn columns(table: &Path, bytes: &[u8]) -> Result<(u8, usize, usize)> {
-    let mut found = String::new();
-    for separator in SEPARATORS {
-        let header = match reader(bytes, separator).headers() {
-            Ok(header) => header.clone(),
-            Err(_) => continue,
-        };
-        let place = |known: &[&str]| {
-            // The order of the known names decides where several columns have one.
-            known.iter().find_map(|known| {
-                header.iter().position(|name| name.to_lowercase().replace([' ', '-'], "_") == **known)
-            })
-        };
-        if let (Some(path), Some(label)) = (place(&PATHS), place(&LABELS)) {
-            return Ok((separator, path, label));
+impl Columns {
+    /// The columns that the first line of a table names.
+    fn of(table: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut found = String::new();
+        for separator in SEPARATORS {
+            let header = match reader(bytes, separator).headers() {
+                Ok(header) => header.clone(),
+                Err(_) => continue,
+            };
+            let place = |known: &[&str]| {
+                // The order of the known names decides where several columns have one.
+                known.iter().find_map(|known| {
+                    header.iter().position(|name| name.to_lowercase().replace([' ', '-'], "_") == **known)
+                })
+            };
+            if let (Some(path), Some(label)) = (place(&PATHS), place(&LABELS)) {
+                let split = place(&SPLITS);
+                let is_read = |column: usize| [Some(path), Some(label), split].contains(&Some(column));
+                let others = header.iter().enumerate().filter(|(column, _)| !is_read(*column));
+                let others = others.map(|(column, name)| match name {
+                    "" => format!("column {}", column + 1),
+                    name => name.to_string(),
+                });
+                return Ok(Self { separator, path, label, split, others: others.collect() });
+            }
+            let names: Vec<String> = header.iter().map(str::to_string).collect();
+            if found.is_empty() || names.len() > 1 {
+                found = first_names(&names);
+            }
         }
-        let names: Vec<String> = header.iter().map(str::to_string).collect();
-        if found.is_empty() || names.len() > 1 {
-            found = first_names(&names);
-        }
+        Err(Error::new(format!(
+            "{}: expected the columns path and label in the first line, found {}",
+            table.display(),
+            if found.is_empty() { "none" } else { &found }
+        ))
+        .hint(format!(
+            "name the column of files one of {}, and that of classes one of {}",
+            PATHS.join(" "),
+            LABELS.join(" ")
+        )))
     }
-    Err(Error::new(format!(
-        "{}: expected the columns path and label in the first line, found {}",
-        table.display(),
-        if found.is_empty() { "none" } else { &found }
-    ))
-    .hint(format!(
-        "name the column of files one of {}, and that of classes one of {}",
-        PATHS.join(" "),
-        LABELS.join(" ")
-    )))
 }
 
 fn reader(bytes: &[u8], separator: u8) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new().delimiter(separator).trim(csv::Trim::All).from_reader(bytes)
 }
 
-/// The file that a line names, and its path without links.
-fn find(root: &Path, table: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
+/// The file that a line names, in the first of these folders that has it, and its path without links.
+fn find(folders: &[&Path], name: &str) -> Option<(PathBuf, PathBuf)> {
     let is_whole = format::FileKind::is_named_as_image(Path::new(name));
     let extensions = if is_whole { String::new() } else { format::FileKind::image_extensions() };
     let upper = extensions.to_uppercase();
     let endings: Vec<&str> =
         std::iter::once("").chain(extensions.split_whitespace()).chain(upper.split_whitespace()).collect();
-    [Some(root), table.parent()].into_iter().flatten().find_map(|folder| {
+    folders.iter().find_map(|folder| {
         let paths = endings.iter().map(|ending| folder.join(format!("{name}{ending}")));
         paths.filter(|path| path.is_file()).find_map(|path| Some((path.clone(), fs::canonicalize(path).ok()?)))
     })
+}
+
+/// The folder in `root`, or the one around it, that has the file.
+fn elsewhere(root: &Path, name: &str) -> Option<PathBuf> {
+    let below = sub_folders(root, &mut NotRead::default()).unwrap_or_default();
+    let around = root.parent().filter(|parent| !parent.as_os_str().is_empty()).map(Path::to_path_buf);
+    let places = below.iter().map(|name| root.join(name)).chain(around);
+    places.into_iter().find(|place| find(&[place], name).is_some())
 }
 
 /// The entries without those that say the same twice.
@@ -171,18 +265,24 @@ fn unique(table: &Path, entries: Vec<Entry>) -> Result<Vec<Entry>> {
     let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
     let mut places: HashMap<PathBuf, usize> = HashMap::new();
     for entry in entries {
+        let twice = |what: &str, [earlier, later]: [&str; 2], lines: [u64; 2]| {
+            Error::new(format!(
+                "{}: {} has the {what} {earlier} in line {}, and {later} in line {}",
+                table.display(),
+                entry.path.display(),
+                lines[0],
+                lines[1]
+            ))
+        };
         match places.get(&entry.real).map(|&place| &kept[place]) {
             Some(earlier) if earlier.label != entry.label => {
-                return Err(Error::new(format!(
-                    "{}: {} has the label {} in line {}, and {} in line {}",
-                    table.display(),
-                    entry.path.display(),
-                    earlier.label,
-                    earlier.line,
-                    entry.label,
-                    entry.line
-                ))
-                .hint("keep one of the lines: an image has one class"));
+                return Err(twice("label", [&earlier.label, &entry.label], [earlier.line, entry.line])
+                    .hint("keep one of the lines: an image has one class"));
+            }
+            Some(earlier) if earlier.split != entry.split => {
+                let names = [earlier.split, entry.split].map(|role| role.map_or("", Role::name));
+                return Err(twice("split", names, [earlier.line, entry.line])
+                    .hint("keep one of the lines: an image is in one split"));
             }
             Some(_) => {}
             None => {

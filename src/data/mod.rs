@@ -37,7 +37,7 @@ pub use dataset::{
 pub use decode::{DecodeOptions, Decoder, decode_file};
 pub use duplicates::{Duplicates, Examination, Member};
 pub use format::FileKind;
-pub use image_folder::{Correspondence, ImageFolder, Sample, UnknownClasses, counted, first_names};
+pub use image_folder::{ImageFolder, Sample, counted, first_names, images_below};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use not_read::NotRead;
 pub use rgb_image::{Image, PaddedImage, RgbImage};

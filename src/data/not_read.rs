@@ -83,7 +83,7 @@ impl NotRead {
     }
 
     /// Adds the counts of another folder.
-    pub(super) fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         for (name, count) in &other.foreign {
             *self.foreign.entry(name.clone()).or_default() += count;
         }
@@ -120,8 +120,15 @@ impl NotRead {
             .then(|| format!("set aside, as it belongs to no class: {}", names.collect::<Vec<_>>().join(", ")))
     }
 
+    /// ` (3 files skipped: 3 HEIC)`: those below a folder; empty if there are none.
+    pub fn found_below(&self, folder: &Path) -> String {
+        let files = self.unsupported.iter().filter(|file| file.path.starts_with(folder));
+        let found = Self { unsupported: files.cloned().collect(), ..Self::default() };
+        found.unsupported_line().map_or(String::new(), |line| format!(" ({line})"))
+    }
+
     /// Notices for the user, one line for each kind.
-    pub(super) fn notices(&self) -> Vec<String> {
+    pub fn notices(&self) -> Vec<String> {
         let foreign = self.foreign_line();
         let unsupported = self.unsupported_line().map(|line| format!("{line} (these types are not supported)"));
         foreign.into_iter().chain(unsupported).collect()

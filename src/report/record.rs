@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::printable::printable;
 use crate::train::{
     DataCheck, DuplicateImages, ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder,
-    Totals, evaluate, load_model,
+    Totals, evaluate, load_model, open_data_of_run,
 };
 use crate::weights::TensorFile;
 
@@ -179,10 +179,7 @@ impl RunRecord {
     /// Opens the data set, and checks that its images are those of the run.
     fn splits(&self, data: &Path) -> Result<Splits> {
         let RunConfig { recipe, classes, train_images, test_images, images, .. } = &self.config;
-        let mut splits = recipe.open_data(data)?;
-        if recipe.drop_duplicates {
-            DataCheck::open(&RunFolder { path: self.folder.clone() }.data_check())?.leave_out(&mut splits)?;
-        }
+        let splits = open_data_of_run(recipe, data, &RunFolder { path: self.folder.clone() })?;
         let shown = data.display();
         if splits.train.classes != *classes {
             let (found, expected) = (splits.train.classes.join(", "), classes.join(", "));

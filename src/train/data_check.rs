@@ -1,12 +1,13 @@
 //! `data_check.json`: what is wrong with the images of a run, found before its first step.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::folder::RunFolder;
 use super::recipe::Recipe;
 use crate::data::{Examination, Role, Splits, counted, first_names};
 use crate::error::{Context, Error, Result};
@@ -21,11 +22,18 @@ const FEW_STEPS: usize = 50;
 /// The EXIF orientation is mentioned if more than one image in this many has one.
 const TURNED_SHARE: usize = 100;
 
+/// What to do where too few images are left.
+const CORRECT: &str = "correct the folders by hand; without --drop-duplicates, the report shows the copies";
+
 /// See the module documentation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCheck {
     /// Images that the data set contains more than once.
     pub duplicates: Vec<DuplicateImages>,
+    /// Whether the test images were drawn once these images were known, so that those that look the same are in one split. Earlier versions
+    /// drew them before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub before_split: bool,
     /// What makes the results uncertain, one line each, with what to do about it.
     pub cautions: Vec<String>,
 }
@@ -83,14 +91,21 @@ impl DuplicateImages {
 }
 
 impl DataCheck {
-    /// Describes what was found in `splits`, before duplicates are left out as the recipe says.
+    /// Describes what was found in `splits`, before [`DataCheck::apply`].
     pub fn new(splits: &Splits, found: &Examination, recipe: &Recipe) -> Self {
+        let before_split = splits.is_drawn();
         let duplicates = found.duplicates.iter().map(|duplicates| {
-            let images = duplicates.members.iter().filter_map(|member| {
+            let mut members = duplicates.members.clone();
+            if before_split {
+                // The draw that comes must not depend on the one that was.
+                members.sort_by_key(|member| splits.of(member.role).map(|folder| &folder.samples[member.index].path));
+            }
+            let images = members.iter().filter_map(|member| {
                 let folder = splits.of(member.role)?;
                 let sample = &folder.samples[member.index];
+                let role = if before_split { Role::Train } else { member.role };
                 Some(DuplicateImage {
-                    split: member.role.name().into(),
+                    split: role.name().into(),
                     path: folder.name_of(&sample.path),
                     class: folder.classes[sample.class].clone(),
                     left_out: false,
@@ -109,7 +124,7 @@ impl DataCheck {
                 found.turned, found.read
             )
         });
-        Self { duplicates: duplicates.collect(), cautions: turned.into_iter().collect() }
+        Self { duplicates: duplicates.collect(), before_split, cautions: turned.into_iter().collect() }
     }
 
     /// Adds what makes the results of these training images uncertain: classes of very different sizes, and small ones.
@@ -138,11 +153,51 @@ impl DataCheck {
         }
     }
 
-    /// Removes from `splits` the images that the run leaves out.
+    /// Removes from `splits` the images that the run leaves out. If the test images are drawn from all images, draws them after that,
+    /// those that look the same together.
     ///
     /// # Errors
     /// When a class has no training image left, or there is no image left to test on.
-    pub fn leave_out(&self, splits: &mut Splits) -> Result<()> {
+    pub fn apply(&mut self, splits: &mut Splits) -> Result<()> {
+        match self.before_split {
+            true => self.draw(splits),
+            false => self.leave_out(splits),
+        }
+    }
+
+    fn draw(&mut self, splits: &mut Splits) -> Result<()> {
+        if self.duplicates.is_empty() {
+            return Ok(());
+        }
+        let images = self.duplicates.iter().flat_map(|duplicates| &duplicates.images);
+        let left_out: HashSet<&str> = images.filter(|image| image.left_out).map(|image| &*image.path).collect();
+        let names =
+            |found: &'_ DuplicateImages| found.images.iter().map(|image| image.path.clone()).collect::<Vec<_>>();
+        let groups: Vec<Vec<String>> = self.duplicates.iter().map(names).collect();
+        let together: Vec<Vec<&str>> = groups.iter().map(|group| group.iter().map(String::as_str).collect()).collect();
+        splits.draw_again(&left_out, &together).map_err(|error| match left_out.is_empty() {
+            true => error,
+            false => Error::new(format!("--drop-duplicates leaves too few images: {}", error.message())).hint(CORRECT),
+        })?;
+        let known: HashSet<&str> = together.iter().flatten().copied().collect();
+        let mut drawn = HashMap::new();
+        for (role, folder) in splits.by_role() {
+            let names = folder.samples.iter().map(|sample| folder.name_of(&sample.path));
+            drawn.extend(names.filter(|name| known.contains(name.as_str())).map(|name| (name, role.name())));
+        }
+        for found in &mut self.duplicates {
+            // Those that are left out are listed beside the one that is not.
+            let kept =
+                found.images.iter().find(|image| !image.left_out).and_then(|image| drawn.get(&image.path).copied());
+            for image in &mut found.images {
+                let split = drawn.get(&image.path).copied().filter(|_| !image.left_out);
+                image.split = split.or(kept).unwrap_or(Role::Train.name()).into();
+            }
+        }
+        Ok(())
+    }
+
+    fn leave_out(&self, splits: &mut Splits) -> Result<()> {
         let images = self.duplicates.iter().flat_map(|duplicates| &duplicates.images);
         let left_out: HashSet<(&str, &str)> =
             images.filter(|image| image.left_out).map(|image| (&*image.split, &*image.path)).collect();
@@ -163,7 +218,7 @@ impl DataCheck {
             };
             if let Some(lacking) = lacking {
                 return Err(Error::new(format!("--drop-duplicates leaves no {lacking}: all have copies elsewhere"))
-                    .hint("correct the folders by hand; without --drop-duplicates, the report shows the copies"));
+                    .hint(CORRECT));
             }
         }
         Ok(())
@@ -189,6 +244,10 @@ impl DataCheck {
         let parts = [Role::Train, Role::Validation, Role::Test].map(|role| (of(role), role.adjective()));
         let parts: Vec<String> =
             parts.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect();
+        let parts = match self.before_split {
+            true => "before the test images were drawn".into(),
+            false => parts.join(", "),
+        };
         let labels = self.contradictory().count();
         let two = match labels {
             0 => String::new(),
@@ -201,7 +260,7 @@ impl DataCheck {
             format!(
                 "left out {} that the data set contains more than once ({}){two}",
                 counted(images.len(), "image", "images"),
-                parts.join(", ")
+                parts
             )
         })
     }
@@ -275,6 +334,20 @@ impl DataCheck {
         let text = serde_json::to_string_pretty(self).context(|| format!("cannot write {}", path.display()))? + "\n";
         write_atomically(path, |writer| writer.write_all(text.as_bytes()))
     }
+}
+
+/// Opens the data set of a run that has begun, with the images that it uses in the splits that it drew.
+///
+/// # Errors
+/// Those of [`Recipe::open_data`]; when `data_check.json` cannot be read and is needed.
+pub fn open_data_of_run(recipe: &Recipe, data: &Path, folder: &RunFolder) -> Result<Splits> {
+    let mut splits = recipe.open_data(data)?;
+    let found = folder.data_check();
+    // Runs of earlier versions may lack the file.
+    if recipe.drop_duplicates || (splits.is_drawn() && found.exists()) {
+        DataCheck::open(&found)?.apply(&mut splits)?;
+    }
+    Ok(splits)
 }
 
 /// A caution about a run of few steps on this many training images.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::checkpoint::{Checkpoint, Position};
 use super::config::RunConfig;
-use super::data_check::DataCheck;
+use super::data_check::{DataCheck, open_data_of_run};
 use super::events::Event;
 use super::image_list::ImageList;
 use super::model_file::class_names;
@@ -54,14 +54,13 @@ impl Start {
         if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
-        let mut splits = recipe.open_data(data)?;
-        let data_check = match &self {
-            Self::Resume { .. } if recipe.drop_duplicates => {
-                DataCheck::open(&options.folder.data_check())?.leave_out(&mut splits)?;
-                None
+        let (splits, data_check) = match &self {
+            Self::Resume { .. } => (open_data_of_run(&recipe, data, &options.folder)?, None),
+            _ => {
+                let mut splits = recipe.open_data(data)?;
+                let check = check_data(&mut splits, &recipe, &options, observe)?;
+                (splits, Some(check))
             }
-            Self::Resume { .. } => None,
-            _ => Some(check_data(&mut splits, &recipe, &options, observe)?),
         };
         let images = ImageList::of(&splits);
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
@@ -127,7 +126,7 @@ fn check_data(
             }
         })?;
         check = DataCheck::new(splits, &found, recipe);
-        check.leave_out(splits)?;
+        check.apply(splits)?;
     }
     check.add_cautions(splits);
     Ok(check)

@@ -1,13 +1,13 @@
 //! The images that a command line names, directly or in a list.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use tempfile::NamedTempFile;
 
-use crate::data::FileKind;
+use crate::data::{FileKind, NotRead, images_below};
 use crate::error::{Context, Error, Result};
 
 /// The argument that stands for standard input.
@@ -23,6 +23,8 @@ pub struct Images {
     list: PathBuf,
     /// A copy of the image in standard input.
     piped: Option<NamedTempFile>,
+    /// What lies in the folders and is not read.
+    pub not_read: NotRead,
 }
 
 /// A list of paths in a file.
@@ -46,7 +48,13 @@ impl Images {
             1 => {}
             _ => return Err(Error::usage("-: standard input can be read only once")),
         }
-        let mut images = Self { named: Vec::new().into_iter(), listed: None, list: PathBuf::new(), piped: None };
+        let mut images = Self {
+            named: Vec::new().into_iter(),
+            listed: None,
+            list: PathBuf::new(),
+            piped: None,
+            not_read: NotRead::default(),
+        };
         let mut named = Vec::new();
         for argument in arguments {
             match is_standard_input(&argument.as_path()) {
@@ -54,7 +62,7 @@ impl Images {
                     let copy = images.piped.insert(copy_of_standard_input()?);
                     named.push(copy.path().to_path_buf());
                 }
-                false => named.extend(images_of(argument)?),
+                false => named.extend(images_of(argument, &mut images.not_read)?),
             }
         }
         images.named = named.into_iter();
@@ -113,14 +121,13 @@ fn copy_of_standard_input() -> Result<NamedTempFile> {
 fn read_list(source: impl Read + Send + 'static, end: u8) -> Receiver<io::Result<PathBuf>> {
     let (sender, receiver) = sync_channel(AT_ONCE);
     std::thread::spawn(move || {
-        for entry in BufReader::new(source).split(end) {
-            let path = entry.map(|bytes| path_of(bytes, end));
-            if path.as_ref().is_ok_and(|path| path.as_os_str().is_empty()) {
-                continue;
-            }
+        let mut source = BufReader::new(source);
+        let mut is_first = true;
+        loop {
+            let path = next_path(&mut source, end, std::mem::take(&mut is_first));
             // The receiver is gone once the command ends.
-            let is_last = path.is_err();
-            if sender.send(path).is_err() || is_last {
+            let is_last = !matches!(path, Some(Ok(_)));
+            if path.is_none_or(|path| sender.send(path).is_err()) || is_last {
                 break;
             }
         }
@@ -128,9 +135,47 @@ fn read_list(source: impl Read + Send + 'static, end: u8) -> Receiver<io::Result
     receiver
 }
 
+/// The next path that is not empty; none at the end.
+fn next_path(source: &mut impl BufRead, end: u8, mut is_first: bool) -> Option<io::Result<PathBuf>> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+    loop {
+        // What is there already tells of another kind of list before it is read to its end.
+        let wrong = source.fill_buf().map(|start| wrong_list(start, end, is_first));
+        if let Some(error) = wrong.transpose() {
+            return Some(error.and_then(|cause| Err(io::Error::new(ErrorKind::InvalidData, cause))));
+        }
+        let mut bytes = Vec::new();
+        match source.read_until(end, &mut bytes) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(cause) => return Some(Err(cause)),
+        }
+        let is_ended = bytes.pop_if(|last| *last == end).is_some();
+        if std::mem::take(&mut is_first) && bytes.starts_with(BYTE_ORDER_MARK) {
+            bytes.drain(..BYTE_ORDER_MARK.len());
+        }
+        if end == 0 && !is_ended && bytes.contains(&b'\n') {
+            return Some(Err(io::Error::new(ErrorKind::InvalidData, "its paths end in line breaks: leave -0 out")));
+        }
+        let path = path_of(bytes, end);
+        if !path.as_os_str().is_empty() {
+            return Some(Ok(path));
+        }
+    }
+}
+
+/// What is wrong with a list that goes on like this.
+fn wrong_list(bytes: &[u8], end: u8, is_first: bool) -> Option<&'static str> {
+    match bytes {
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] if is_first => Some("it is UTF-16 text: save it as UTF-8"),
+        _ if end != 0 && bytes.contains(&0) => Some("its paths end in NUL characters: add -0"),
+        _ => None,
+    }
+}
+
 fn path_of(mut bytes: Vec<u8>, end: u8) -> PathBuf {
-    if end == b'\n' && bytes.last() == Some(&b'\r') {
-        bytes.pop();
+    if end == b'\n' {
+        bytes.pop_if(|last| *last == b'\r');
     }
     #[cfg(unix)]
     {
@@ -142,12 +187,13 @@ fn path_of(mut bytes: Vec<u8>, end: u8) -> PathBuf {
     }
 }
 
-/// A file, the images in a folder at any depth, or the files that a pattern matches.
-fn images_of(argument: &Path) -> Result<Vec<PathBuf>> {
+/// A file, the images in a folder at any depth, or the files that a pattern matches. Adds what is not read in the folder to `not_read`.
+fn images_of(argument: &Path, not_read: &mut NotRead) -> Result<Vec<PathBuf>> {
+    let mut unread = String::new();
     let (paths, what) = if argument.is_dir() {
-        let pattern = format!("{}/**/*", glob::Pattern::escape(&argument.to_string_lossy()));
-        let mut paths = matching(&pattern, argument)?;
-        paths.retain(|path| FileKind::is_named_as_image(path));
+        let (paths, beside) = images_below(argument)?;
+        unread = beside.found_below(argument);
+        not_read.add(&beside);
         (paths, "no images in this folder")
     } else if argument.exists() {
         (vec![argument.to_path_buf()], "")
@@ -155,7 +201,7 @@ fn images_of(argument: &Path) -> Result<Vec<PathBuf>> {
         (matching(&argument.to_string_lossy(), argument)?, "no such file")
     };
     match paths.is_empty() {
-        true => Err(Error::new(format!("{}: {what}", argument.display()))
+        true => Err(Error::new(format!("{}: {what}{unread}", argument.display()))
             .hint(format!("give images that end in one of {}", FileKind::image_extensions()))),
         false => Ok(paths),
     }

@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::progress::Progress;
+use super::url::{is_url, refusal};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
-use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, Sample};
+use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
 use crate::device::threads;
 use crate::error::{Error, Result};
 use crate::train::{ModelFile, Network, Prediction, class_names, classify, load_model};
@@ -95,6 +96,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let end = if arguments.null { 0 } else { b'\n' };
     let list = arguments.from.as_deref().map(|file| List { file, end });
     let mut images = Images::open(&arguments.images, list)?;
+    images.not_read.notices().iter().for_each(|notice| global.note(notice));
     let device = global.open_device()?;
     let file = arguments.weights_key.open(global, &arguments.model)?;
     let (network, mut model) = load_model(device.clone(), &file)?;
@@ -111,20 +113,26 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut classification =
-        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0 };
+        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0, url: None };
     let completed = classification.classify(&mut images);
     classification.progress.finish();
     // Also after an error, so that what was printed is whole.
     classification.rows.end()?;
     completed?;
-    let Classification { read, unreadable, .. } = classification;
+    let Classification { read, unreadable, url, .. } = classification;
     if is_unnamed && read > 0 {
         global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
     }
     match (read, unreadable) {
         (0, 0) => Err(Error::new("there are no images in the list")),
         (_, 0) => Ok(ExitCode::SUCCESS),
-        _ => Err(Error::new(format!("{unreadable} of {} images could not be read", read + unreadable))),
+        _ => {
+            let error = Error::new(format!("{unreadable} of {} images could not be read", read + unreadable));
+            Err(match url.as_ref().and_then(Error::hint_text) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            })
+        }
     }
 }
 
@@ -138,6 +146,8 @@ struct Classification<'a> {
     rows: Rows,
     read: usize,
     unreadable: usize,
+    /// The refusal of the first URL in a list.
+    url: Option<Error>,
 }
 
 impl Classification<'_> {
@@ -153,28 +163,31 @@ impl Classification<'_> {
 
     /// Returns whether anyone still reads the results.
     fn classify_these(&mut self, paths: Vec<PathBuf>, images: &Images) -> Result<bool> {
-        let Self { arguments, network, model, store, progress, rows, read, unreadable } = self;
-        let samples: Vec<Sample> = paths.into_iter().map(|path| Sample { path, class: 0 }).collect();
+        let Self { arguments, network, model, store, progress, rows, read, unreadable, url } = self;
         let options = LoaderOptions {
-            batch_size: arguments.batch_size.min(samples.len()),
+            batch_size: arguments.batch_size.min(paths.len()),
             image_size: model.image_size as u32,
             mode: Mode::Evaluate,
-            workers: threads::count().min(samples.len()),
+            workers: threads::count().min(paths.len()),
             strict: false,
         };
-        let folder = Arc::new(ImageFolder {
-            root: PathBuf::new(),
-            classes: model.classes.clone(),
-            samples,
-            decoding: DecodeOptions::with_exif(model.exif || arguments.exif),
-            not_read: NotRead::default(),
-        });
+        let decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
+        let folder = Arc::new(ImageFolder::unlabelled(paths, model.classes.clone(), decoding));
         let mut batches = Batches::new(Loader::new(folder.clone(), options)?, store)?;
         let mut is_open = true;
         let classified = classify(network, &mut batches, model.image_size, |batch, predictions| {
             let mut outcomes: Vec<(usize, Outcome)> = Vec::new();
             for sample in &batch.skipped {
-                let error = images.renamed(&sample.reason);
+                let name = sample.path.to_string_lossy();
+                let error = match is_url(&name) && !sample.path.exists() {
+                    true => {
+                        let refusal = refusal(&name);
+                        let message = refusal.message().to_string();
+                        url.get_or_insert(refusal);
+                        message
+                    }
+                    false => images.renamed(&sample.reason),
+                };
                 progress.warn(&format!("skipped: {error}"));
                 outcomes.push((sample.index, Outcome::Unreadable { error }));
             }

@@ -2,6 +2,7 @@
 
 use maud::{Markup, html};
 
+use super::super::findings::capitalised;
 use super::super::record::{ImageRecord, RunRecord};
 use super::pictures::sheet;
 use crate::error::Result;
@@ -18,7 +19,7 @@ pub(super) fn data_check(run: &RunRecord, images: &ImageRecord) -> Result<Markup
     let found = run.data_check.as_ref().map_or(0, |check| check.duplicates.len());
     Ok(html! {
         h3 { "Found before training" }
-        ul { @for warning in &warnings { li { (warning) } } }
+        ul { @for warning in &warnings { li { (capitalised(warning)) "." } } }
         @if !images.duplicates.is_empty() {
             p.note {
                 "Images that look the same are in one row: identical files, or copies of another size, quality or format."
