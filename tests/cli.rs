@@ -1093,8 +1093,8 @@ hint: see `retune predict --help`
 exit status 2
 
 $ retune eval base/model.safetensors data
-error: data/test contains no images of the classes of the model: green, purple, yellow; its folders are blue, red
-hint: give the folders the names of the model's classes
+error: data/test contains no images of the classes of the model: green, purple, yellow; it has the classes blue, red
+hint: give the classes the names that they have in the model
 exit status 1
 
 $ retune eval base/model.safetensors colours --workers 0
