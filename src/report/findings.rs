@@ -266,7 +266,7 @@ mod tests {
                 left_out: *left_out,
             };
             let images = splits.iter().map(image).collect();
-            DataCheck { duplicates: vec![DuplicateImages { identical: true, images }], cautions: Vec::new() }
+            DataCheck { duplicates: vec![DuplicateImages { identical: true, images }], ..DataCheck::default() }
         };
         let found = |splits| leaked(&check(splits), 9).map(|found| (found.title, found.evidence));
         let (title, evidence) =
