@@ -18,16 +18,39 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// When the folder is not writable, when `write` fails, or when the disk is full. The temporary file is then removed, and a
 /// previous file at `path` is untouched.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>) -> Result<()> {
-    let previous = fs::metadata(path).ok();
-    if let Some(previous) = &previous
-        && !previous.is_file()
-    {
-        let kind = if previous.is_dir() { "a folder" } else { "a device or pipe" };
-        return Err(Error::new(format!("cannot write {}: it is {kind}, expected a file", path.display()))
-            .hint("choose another file name"));
-    }
+    let previous = previous(path)?;
     try_write(path, previous.as_ref().map(fs::Metadata::permissions), write)
         .map_err(|cause| failure(path, previous.is_some(), &cause))
+}
+
+/// Checks that [`write_atomically`] can begin to write `path`, so that a long computation is not for nothing. Leaves nothing behind.
+///
+/// # Errors
+/// When the folder is not there or not writable, or when something else than a file is at `path`.
+pub fn require_writable(path: &Path) -> Result<()> {
+    let previous = previous(path)?;
+    let temporary = link_target(path).and_then(|target| temporary_file(&target, folder_of(&target)));
+    temporary.map(drop).map_err(|cause| failure(path, previous.is_some(), &cause))
+}
+
+/// The error of a file that cannot be opened.
+pub fn cannot_open(path: &Path, cause: &io::Error) -> Error {
+    match cause.kind() {
+        io::ErrorKind::NotFound => Error::new(format!("{}: no such file", path.display())),
+        _ => Error::new(format!("cannot open {}: {cause}", path.display())),
+    }
+}
+
+/// The file at `path`, if there is one.
+fn previous(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::metadata(path) {
+        Ok(previous) if !previous.is_file() => {
+            let kind = if previous.is_dir() { "a folder" } else { "a device or pipe" };
+            Err(Error::new(format!("cannot write {}: it is {kind}, expected a file", path.display()))
+                .hint("choose another file name"))
+        }
+        previous => Ok(previous.ok()),
+    }
 }
 
 fn try_write(
@@ -68,15 +91,10 @@ fn folder_of(path: &Path) -> &Path {
 fn temporary_file(target: &Path, folder: &Path) -> io::Result<NamedTempFile> {
     let name = target.file_name().ok_or_else(|| io::Error::other("the path has no file name"))?;
     let prefix = format!(".{}.", name.to_string_lossy());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(&prefix).suffix(".tmp");
-    // Temporary files are private by default; this one gets the usual permissions, limited by the umask.
-    #[cfg(unix)]
-    let builder = {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666))
-    };
-    builder.tempfile_in(folder)
+    // Opened here, because the library would put the path of the temporary file, which means nothing to a user, into an error, and
+    // because its files are private: this one gets the usual permissions, limited by the umask.
+    let open = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
+    tempfile::Builder::new().prefix(&prefix).suffix(".tmp").make_in(folder, open)
 }
 
 fn failure(path: &Path, existed: bool, cause: &io::Error) -> Error {
@@ -88,6 +106,7 @@ fn failure(path: &Path, existed: bool, cause: &io::Error) -> Error {
         }
         io::ErrorKind::NotFound => error.hint("create the folder first"),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => error.hint("choose a writable folder"),
+        io::ErrorKind::NotADirectory => error.hint("choose another folder: a part of this one is a file"),
         _ => error,
     }
 }

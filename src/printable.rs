@@ -22,6 +22,17 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
+/// A number as people write it: `30`, `0.01`, `5e-5`.
+pub fn plain_number(value: f64) -> String {
+    // More digits are an artefact of the arithmetic.
+    let value = format!("{value:.8e}").parse().unwrap_or(value);
+    match value {
+        0.0 => "0".into(),
+        _ if (1e-3..1e6).contains(&value.abs()) => value.to_string(),
+        _ => format!("{value:e}"),
+    }
+}
+
 /// Whether a character is invisible, or changes how others are displayed. The joiners U+200C and U+200D are not among them: words and
 /// emojis need them.
 pub fn is_hidden(c: char) -> bool {
@@ -38,6 +49,24 @@ pub fn is_hidden(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_have_an_exponent_only_where_it_helps() {
+        for (value, expected) in [
+            (0.0, "0"),
+            (30.0, "30"),
+            (0.001, "0.001"),
+            (5e-5, "5e-5"),
+            (5e-5 * 10.0, "5e-4"),
+            (0.1 * 3.0, "0.3"),
+            (-2.5, "-2.5"),
+            (1e30, "1e30"),
+            (999_999.0, "999999"),
+            (1_000_000.0, "1e6"),
+        ] {
+            assert_eq!(plain_number(value), expected);
+        }
+    }
 
     #[test]
     fn names_stay_on_one_line_and_hide_nothing() {

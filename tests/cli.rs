@@ -272,12 +272,12 @@ mod training {
         assert_eq!(outcome.stdout.lines().count(), 1);
         let (accuracies, rate) = outcome.stdout.trim_end().split_once("; ").unwrap();
         assert_eq!(form(accuracies), "loss 0.000, train acc 0.000, test acc 0.000");
-        let rate = rate.strip_suffix(" examples/sec on cpu").unwrap();
+        let rate = rate.strip_suffix(" images/s on cpu").unwrap();
         assert_eq!(rate.split_once('.').unwrap().1.len(), 1);
         assert!(rate.parse::<f64>().unwrap() > 0.0);
         assert_eq!(rate, place.speed("run", &outcome), "the speed of a run");
         let page = String::from_utf8(place.read("run/report.html")).unwrap();
-        assert!(page.contains(&format!("; {rate} examples/sec on cpu")), "{page}");
+        assert!(page.contains(&format!("; {rate} images/s on cpu")), "{page}");
 
         let metrics = place.metrics("run");
         let kinds: Vec<&str> = metrics.iter().map(|metric| metric["kind"].as_str().unwrap()).collect();
@@ -437,9 +437,11 @@ mod training {
                 "calibration_error",
                 "classes",
                 "confusion",
+                "folder",
                 "images",
                 "loss",
                 "skipped",
+                "split",
                 "unknown_classes",
                 "unsupported"
             ]
@@ -447,25 +449,33 @@ mod training {
         let interval: [f64; 2] = serde_json::from_value(eval["accuracy_interval"].clone()).unwrap();
         assert!((interval[0] - 0.757_5).abs() < 5e-4 && interval[1] == 1.0, "12 of 12 images: {interval:?}");
         let page = String::from_utf8(place.read("run/report.html")).unwrap();
-        assert!(page.contains("an accuracy from 75.8 % to 100.0 % fits that (95 % interval, Wilson)"), "{page}");
+        assert!(page.contains("is likely between 75.8 % and 100.0 % (95 % interval, Wilson)."), "{page}");
+        assert!(eval["calibration_error"].is_null() && page.contains("For a calibration error, there are too few"));
         assert!(page.contains("the figure is a little flattering"), "the test images chose the epoch");
         assert_eq!(keys(&eval["classes"][0]), ["class", "f1", "images", "precision", "recall"]);
         assert_eq!(eval["accuracy"], run["best"]["test_acc"], "the saved model is the best");
         let (loss, best) = (eval["loss"].as_f64().unwrap(), run["best"]["test_loss"].as_f64().unwrap());
         assert!((loss - best).abs() < 1e-5 * best.max(1e-3), "{loss} and {best}");
         assert_eq!(eval["confusion"], serde_json::json!([[6, 0], [0, 6]]));
+        assert_eq!((&eval["split"], &eval["folder"]), (&"test".into(), &"data/test".into()));
         // A folder of class folders works like the one above it.
-        assert_eq!(place.json("eval run/model.safetensors data/test --json"), eval);
-        assert_snapshot!(place.succeed("eval run/model.safetensors data").stdout.split("balanced").next().unwrap(), @r##"
-class   images  recall  precision      f1
-blue         6   1.000      1.000   1.000
-red          6   1.000      1.000   1.000
+        let mut classes_alone = place.json("eval run/model.safetensors data/test --json");
+        assert_eq!(classes_alone["split"].take(), Value::Null);
+        classes_alone["split"] = "test".into();
+        assert_eq!(classes_alone, eval);
+        let table = place.succeed("eval run/model.safetensors data").stdout;
+        assert!(table.contains("balanced accuracy 1.000, too few images for a calibration error\n"), "{table}");
+        assert!(table.ends_with(" over 12 test images in data/test\n"), "{table}");
+        assert_snapshot!(table.split("balanced").next().unwrap(), @r##"
+class  images  recall  precision      f1
+blue        6   1.000      1.000   1.000
+red         6   1.000      1.000   1.000
 
 Confusion matrix
         predicted
-actual    blue     red
-blue         6       0
-red          0       6
+actual   blue    red
+blue        6      0
+red         0      6
 "##);
     }
 
@@ -482,8 +492,10 @@ red          0       6
             let said = &eval["classes"][class];
             assert!((said["recall"].as_f64().unwrap() - row[class] as f64 / 12.0).abs() < 1e-9, "{said}");
             let taken: u64 = rows.iter().map(|row| row[class]).sum();
-            let precision = row[class] as f64 / taken.max(1) as f64;
-            assert!((said["precision"].as_f64().unwrap() - precision).abs() < 1e-9, "{said}");
+            match (taken, said["precision"].as_f64()) {
+                (0, found) => assert_eq!(found, None, "{said}"),
+                (_, found) => assert!((found.unwrap() - row[class] as f64 / taken as f64).abs() < 1e-9, "{said}"),
+            }
         }
     }
 
@@ -500,7 +512,7 @@ red          0       6
         );
         let records: Vec<csv::StringRecord> = table.records().map(Result::unwrap).collect();
         assert_eq!(records.len(), 36);
-        assert_eq!(&records[0][0], "colours/green/0,\"\n.png");
+        assert_eq!(&records[0][0], "colours/green/0,\"\\n.png", "what is hidden in a name is shown, as `predict` does");
         let number = |record: &csv::StringRecord, column: usize| record[column].parse::<f64>().unwrap();
         let correct = records.iter().filter(|record| record[1] == record[2]).count();
         assert!((eval["accuracy"].as_f64().unwrap() - correct as f64 / 36.0).abs() < 1e-9);
@@ -511,10 +523,62 @@ red          0       6
             assert_eq!(record[1] == record[2], number(record, 3) == number(record, 4), "{record:?}");
             assert!(number(record, 3) >= number(record, 4), "{record:?}");
         }
-        // What was measured is printed even if the file cannot be written.
-        let refused = place.run("eval base/model.safetensors colours --per-image none/images.csv");
-        assert_eq!(refused.status, 1);
-        assert!(refused.stdout.contains("accuracy"), "{}", refused.stdout);
+        // Standard output has the table of images, and standard error what is for people.
+        let printed = place.succeed("eval base/model.safetensors colours --per-image -");
+        assert_eq!(printed.stdout.as_bytes(), place.read("images.csv"));
+        assert!(printed.stderr.contains(" over 36 images in colours\n"), "{}", printed.stderr);
+        assert!(!place.path("-").exists());
+        let refused = place.run("eval base/model.safetensors colours --per-image - --json");
+        assert_eq!((refused.status, refused.stdout.as_str()), (2, ""));
+        assert!(refused.stderr.starts_with("error: --per-image -: --json also prints to"), "{}", refused.stderr);
+    }
+
+    /// A file that cannot be written is refused before anything else is done, by the name that the user gave it.
+    #[test]
+    fn places_that_cannot_be_written_are_refused_first() {
+        let place = Workplace::with_base_model();
+        place.write("file", b"in the way");
+        let model = "base/model.safetensors";
+        let lines = |file: &str| {
+            [
+                // What would be found out later: there are neither such weights nor such images.
+                (format!("eval {model} nowhere --per-image {file}.csv"), format!("{file}.csv")),
+                (format!("convert nothing.pth {file}.onnx"), format!("{file}.onnx")),
+                (format!("convert nothing.pth {file}.safetensors"), format!("{file}.safetensors")),
+                (format!("show nowhere -o {file}.png"), format!("{file}.png")),
+                (format!("report base --output {file}.html"), format!("{file}.html")),
+            ]
+        };
+        for (folder, cause, hint) in [
+            ("none/o", "No such file or directory (os error 2)", "create the folder first"),
+            ("file/o", "Not a directory (os error 20)", "choose another folder: a part of this one is a file"),
+        ] {
+            for (line, file) in lines(folder) {
+                let refused = place.run(&line);
+                let expected = format!("error: cannot write {file}: {cause}; no file was written\nhint: {hint}\n");
+                assert_eq!((refused.status, refused.stdout.as_str(), refused.stderr.as_str()), (1, "", &*expected));
+            }
+        }
+        // Where writing is possible, nothing is left behind by the check.
+        let before = place.contents();
+        for (line, file) in lines("o") {
+            assert!(line.starts_with("report") || place.run(&line).status == 1, "{line}");
+            assert!(!place.path(&file).exists(), "{file}");
+        }
+        assert!(place.contents() == before);
+    }
+
+    /// A class without images has no results, neither as text nor as numbers.
+    #[test]
+    fn eval_of_a_part_of_the_classes_has_dashes() {
+        let place = Workplace::with_base_model();
+        fs::rename(place.path("colours/purple"), place.path("purple")).unwrap();
+        let line = "eval base/model.safetensors colours";
+        let class = &place.json(&format!("{line} --json"))["classes"][1];
+        assert_eq!((&class["class"], &class["images"]), (&"purple".into(), &0.into()));
+        assert!(["recall", "precision", "f1"].iter().all(|field| class[field].is_null()), "{class}");
+        let text = place.succeed(line).stdout;
+        assert!(text.contains("\npurple       0       –          –       –\n"), "{text}");
     }
 
     #[test]
@@ -539,8 +603,11 @@ red          0       6
         place.succeed(&format!("train photos --labels labels.csv {train} --out table"));
         assert_eq!(tensors(&place.read("folders/model.safetensors")), tensors(&place.read("table/model.safetensors")));
         assert!(String::from_utf8(place.read("table/report.html")).unwrap().contains("Confusion matrix"));
-        let [by_folders, by_table] = ["data/train", "photos --labels labels.csv"]
-            .map(|data| place.json(&format!("eval table/model.safetensors {data} --json")));
+        let [by_folders, by_table] = ["data/train", "photos --labels labels.csv"].map(|data| {
+            let mut eval = place.json(&format!("eval table/model.safetensors {data} --json"));
+            assert_eq!(eval["folder"].take(), data.split(' ').next().unwrap());
+            eval
+        });
         assert_eq!(by_folders, by_table);
         // A run knows where its labels are.
         place.succeed("train photos --resume --out table --epochs 3");
@@ -729,7 +796,7 @@ mod fine_tuning {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_snapshot!(place.refusals(&lines), @r##"
 $ retune train data --weights missing.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: cannot open missing.safetensors: No such file or directory (os error 2)
+error: missing.safetensors: no such file
 exit status 1
 
 $ retune train data --weights data --image-size 33 --epochs 1 --quiet --out run 
@@ -748,18 +815,18 @@ hint: download or copy it again
 exit status 1
 
 $ retune train data --weights empty.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: empty.safetensors is empty (0 bytes), expected a safetensors file
+error: empty.safetensors is empty (0 bytes), expected a safetensors or .pth file
 hint: download or save it again: the writing program did not finish
 exit status 1
 
 $ retune train data --weights page.safetensors --image-size 33 --epochs 1 --quiet --out run 
-error: page.safetensors is not a safetensors file: it looks like an HTML page
+error: page.safetensors is an HTML page, expected a safetensors or .pth file
 hint: download the file itself, not the page about it
 exit status 1
 
 $ retune train data --weights other.safetensors --image-size 33 --epochs 1 --quiet --out run 
 error: other.safetensors: no ResNet found: its keys are encoder.weight
-hint: expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight
+hint: supported are torchvision's ResNets and Wide ResNets: one 7 x 7 convolution, then four stages of basic or bottleneck blocks, under torchvision's key names with any prefix
 exit status 1
 
 $ retune train data --weights resnet34/model.safetensors --image-size 33 --epochs 1 --quiet --out run --arch resnet18
@@ -972,7 +1039,7 @@ error: there are no images in the list
 exit status 1
 
 $ retune predict base/model.safetensors --from nothing
-error: cannot open nothing: No such file or directory (os error 2)
+error: nothing: no such file
 exit status 1
 
 $ retune predict base/model.safetensors -0 broken.png
@@ -1083,7 +1150,7 @@ hint: add --json, or --format jsonl
 exit status 2
 
 $ retune predict data/test/red/00.png data/test/red/00.png
-error: data/test/red/00.png is not a safetensors file: it looks like a PNG image
+error: data/test/red/00.png is a PNG image, expected a safetensors or .pth file
 hint: give a file of weights
 exit status 1
 
@@ -1191,7 +1258,7 @@ format      pt
             "inspect base/checkpoint.safetensors --plan",
         ]), @r##"
 $ retune inspect missing.safetensors
-error: cannot open missing.safetensors: No such file or directory (os error 2)
+error: missing.safetensors: no such file
 exit status 1
 
 $ retune inspect data
@@ -1200,12 +1267,12 @@ hint: give a file of weights, or the folder of a run that has completed an epoch
 exit status 1
 
 $ retune inspect data/test/red/00.png
-error: data/test/red/00.png is not a safetensors file: it looks like a PNG image
+error: data/test/red/00.png is a PNG image, expected a safetensors or .pth file
 hint: give a file of weights
 exit status 1
 
 $ retune inspect base/config.json
-error: base/config.json is not a safetensors file: it looks like a JSON file, such as a config or an index
+error: base/config.json is a JSON file, such as a config or an index, expected a safetensors or .pth file
 hint: give the weights beside it
 exit status 1
 
@@ -1285,11 +1352,11 @@ exit status 1
             "gradcheck broken.safetensors --floor nan",
         ]), @r##"
 $ retune gradcheck missing.safetensors
-error: cannot open missing.safetensors: No such file or directory (os error 2)
+error: missing.safetensors: no such file
 exit status 1
 
 $ retune gradcheck empty.safetensors
-error: empty.safetensors is empty (0 bytes), expected a safetensors file
+error: empty.safetensors is empty (0 bytes), expected a safetensors or .pth file
 hint: download or save it again: the writing program did not finish
 exit status 1
 
@@ -2351,7 +2418,7 @@ hint: leave --resume out to start a run there, or name its folder with --out
 exit status 1
 
 $ retune train data --resume --epochs 2 --quiet --out empty
-error: empty/checkpoint.safetensors is empty (0 bytes), expected a safetensors file
+error: empty/checkpoint.safetensors is empty (0 bytes), expected a safetensors or .pth file
 hint: download or save it again: the writing program did not finish
 exit status 1
 
@@ -2519,7 +2586,7 @@ mod determinism {
         place.succeed(&format!("{train} --epochs 1 --out parts"));
         let resumed = place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
         let speed = place.speed("parts", &resumed);
-        assert!(resumed.stdout.ends_with(&format!("; {speed} examples/sec on cpu\n")), "{speed}: {}", resumed.stdout);
+        assert!(resumed.stdout.ends_with(&format!("; {speed} images/s on cpu\n")), "{speed}: {}", resumed.stdout);
         for run in ["whole", "parts"] {
             let model = place.read(&format!("{run}/model.safetensors"));
             let (_, header) = SafeTensors::read_metadata(&model).unwrap();
@@ -2887,8 +2954,8 @@ mod streams {
             let (name, value) = variable.split_once('=').unwrap();
             String::from_utf8(command.env(name, value).output().unwrap().stderr).unwrap()
         };
-        assert!(output("CLICOLOR_FORCE=1").starts_with("\u{1b}[31m\u{1b}[1merror:\u{1b}[0m cannot open nothing"));
-        assert!(output("NO_COLOR=1").starts_with("error: cannot open nothing"));
+        assert!(output("CLICOLOR_FORCE=1").starts_with("\u{1b}[31m\u{1b}[1merror:\u{1b}[0m nothing"));
+        assert!(output("NO_COLOR=1").starts_with("error: nothing"));
     }
 
     #[test]

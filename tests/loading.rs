@@ -81,14 +81,6 @@ impl Wrapper {
         self.nesting.iter().map(|key| format!("{key}.")).collect::<String>() + self.prefix
     }
 
-    /// Only dictionaries and prefixes distinguish other tensors from those of the network.
-    fn is_separable(&self) -> bool {
-        match self.form {
-            Form::Safetensors => !self.beside || !self.full_prefix().is_empty(),
-            Form::Zip | Form::Legacy => true,
-        }
-    }
-
     fn contents(&self) -> Value {
         let state = state_dict();
         let beside = others(&state);
@@ -104,10 +96,7 @@ impl Wrapper {
         }
         let Value::Dict(mut entries) = value else { unreachable!() };
         if self.beside {
-            // Inside the state dict, only a prefix distinguishes other tensors from those of the network.
-            if !self.full_prefix().is_empty() {
-                entries.insert(0, ("criterion_weight".into(), Value::floats(&[2], &[1.0, 2.0])));
-            }
+            entries.insert(0, ("criterion_weight".into(), Value::floats(&[2], &[1.0, 2.0])));
             entries.splice(0..0, beside);
         }
         Value::Dict(entries)
@@ -154,7 +143,7 @@ fn every_wrapper_is_found() {
     bare_file(&bare);
     let expected = written(&load_model(Rc::new(Cpu), &TensorFile::open(&bare).unwrap()).unwrap().0, &ours);
     let mut network = Network::new(Rc::new(Cpu), ResNet { classes: 2, ..resnet() }).unwrap();
-    for wrapper in Wrapper::all().filter(Wrapper::is_separable) {
+    for wrapper in Wrapper::all() {
         wrapper.write(&file);
         let opened = TensorFile::open(&file).unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
 
@@ -174,18 +163,6 @@ fn every_wrapper_is_found() {
             .unwrap_or_else(|error| panic!("{wrapper:?}: {error}"));
         assert!(written(&network, &ours) == expected, "{wrapper:?}: other numbers");
     }
-}
-
-/// Nothing distinguishes those tensors from the network's own, and torch rejects them too.
-#[test]
-fn other_tensors_among_those_of_the_network_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("file");
-    let wrapper = Wrapper { prefix: "", nesting: &[], beside: true, form: Form::Safetensors };
-    assert!(!wrapper.is_separable());
-    wrapper.write(&path);
-    let error = load_model(Rc::new(Cpu), &TensorFile::open(&path).unwrap()).err().unwrap();
-    assert!(error.message().contains("68 unexpected (gradients.bn1.bias, "), "{error}");
 }
 
 /// Whichever network has priority otherwise; the prefix may end with a dot.
@@ -256,20 +233,23 @@ fn without_a_final_layer_the_keys_are_named() {
         let children = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"];
         (format!("{}.{rest}", children.iter().position(|child| *child == module).unwrap()), value)
     });
-    let expected = "the resnet18 has no final layer, expected fc.weight; the keys of the file are ";
-    let projector = [("projector.0.weight".to_owned(), Value::floats(&[16, 32], &[0.0; 512]))];
-    for (state, keys) in [
-        (Value::Dict(body.clone().collect()), "conv1.weight, bn1.weight, bn1.bias, ..."),
-        (Value::Dict(body.clone().chain(projector).collect()), "conv1.weight, bn1.weight, bn1.bias, ..."),
-        (Value::Dict(sequential.clone().collect()), "0.weight, 1.weight, 1.bias, ..."),
+    let none = "has no final layer, expected fc.weight and fc.bias";
+    let layer = |name: &str| (name.to_owned(), Value::floats(&[16, 32], &[0.0; 512]));
+    let body_and = |layers: &[&str]| Value::Dict(body.clone().chain(layers.iter().map(|name| layer(name))).collect());
+    for (state, reason) in [
+        (body_and(&[]), none.to_string()),
+        (body_and(&["out.weight"]), format!("{none}; keys of no network are out.weight")),
+        (body_and(&["projector.0.weight"]), "has no single final layer: its head is projector.0, expected fc".into()),
         (
-            Value::Dict(vec![("state_dict".into(), Value::Dict(sequential.clone().collect()))]),
-            "state_dict.0.weight, state_dict.1.weight, state_dict.1.bias, ...",
+            body_and(&["fc.0.weight", "fc.3.weight"]),
+            "has no single final layer: its head is fc.0, fc.3, expected fc".into(),
         ),
+        (Value::Dict(sequential.clone().collect()), none.into()),
+        (Value::Dict(vec![("state_dict".into(), Value::Dict(sequential.clone().collect()))]), none.into()),
     ] {
         fs::write(&path, write(Form::Zip, &state)).unwrap();
         let error = ModelFile::describe(&TensorFile::open(&path).unwrap()).unwrap_err();
-        assert_eq!(error.message(), format!("{}: {expected}{keys}", path.display()));
+        assert_eq!(error.message(), format!("{}: the resnet18 {reason}", path.display()));
         assert!(error.hint_text().unwrap().contains("retune train DATA --weights FILE"), "{error}");
     }
 }
@@ -315,11 +295,16 @@ impl Place {
 
     /// Standard error of a command that fails.
     fn error(&self, line: &str) -> String {
+        let (status, error) = self.refusal(line);
+        assert_eq!(status, 1, "retune {line}: {error}");
+        error
+    }
+
+    fn refusal(&self, line: &str) -> (i32, String) {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_retune"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).env("CUDA_VISIBLE_DEVICES", "");
         let output = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", self.0.path()).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "retune {line}");
-        String::from_utf8(output.stderr).unwrap()
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     }
 
     fn json(&self, line: &str) -> Json {
@@ -394,7 +379,7 @@ fn a_run_or_a_short_name_can_be_given_instead_of_a_file() {
     let error = place.error("predict resnet18 data/test/2/1.png");
     assert!(error.starts_with("error: timm/resnet18.tv_in1k: not cached in "), "{error}");
     let error = place.error("predict nonsense data/test/2/1.png");
-    let expected = "error: cannot open nonsense: no such file or folder, and no weights/nonsense.pth\nhint: ";
+    let expected = "error: nonsense: no such file or folder, and no weights/nonsense.pth\nhint: ";
     assert!(error.starts_with(expected), "{error}");
     fs::create_dir(place.path("weights")).unwrap();
     fs::copy(place.path("bare.safetensors"), place.path("weights/resnet18-0123abcd.safetensors")).unwrap();
@@ -430,6 +415,47 @@ fn the_key_of_weights_is_an_option_of_every_command() {
     let error = place.error("predict both.pth data/test/2/1.png --weights-key teacher");
     let expected = "error: both.pth: no network found under `teacher`, expected one of `model.`, `ema.`\n";
     assert_eq!(error, expected);
+    for line in [
+        "eval both.pth data --weights-key teacher",
+        "convert both.pth none.safetensors --weights-key teacher",
+        "convert both.pth none.onnx --weights-key teacher",
+        "inspect both.pth --weights-key teacher",
+        "inspect both.pth --plan --weights-key teacher",
+        "train data --weights both.pth --weights-key teacher --out none",
+    ] {
+        assert!(place.error(line).ends_with(expected), "{line}");
+    }
+    let error = place.refusal("train data --from-scratch --weights-key teacher --out none");
+    assert_eq!(
+        error,
+        (2, "error: --weights-key teacher: no --weights are given\nhint: leave --weights-key out\n".into())
+    );
+    for name in ["none", "none.safetensors", "none.onnx"] {
+        assert!(!place.path(name).exists(), "{name}");
+    }
+}
+
+/// Code in place of a tensor is not run, and the tensor that lacks is named with it.
+#[test]
+fn an_object_in_place_of_a_tensor_is_named() {
+    let place = Place::new();
+    for form in [Form::Zip, Form::Legacy] {
+        for (key, object, name) in [
+            ("fc.bias", Value::Object("builtins", "eval"), "builtins.eval"),
+            ("layer4.0.conv1.weight", Value::Object("numpy", "ndarray"), "numpy.ndarray"),
+            ("layer1.0.conv1.weight", Value::Object("a.b", "C"), "a.b.C"),
+        ] {
+            let mut entries = state_dict();
+            entries.iter_mut().filter(|(name, _)| name == key).for_each(|(_, value)| *value = object.clone());
+            fs::write(place.path("w.pth"), write(form, &Value::Dict(vec![("net".into(), Value::Dict(entries))])))
+                .unwrap();
+            let error = place.error("predict w.pth data/test/2/1.png");
+            let key = if key == "fc.bias" { key.to_string() } else { format!("net.{key}") };
+            let hint =
+                format!("hint: `{key}` is not a plain tensor in the file: it depends on the Python object {name}, ");
+            assert!(error.contains(&hint), "{error}");
+        }
+    }
 }
 
 /// Weights with as many classes as ImageNet, and no names for them.
@@ -454,4 +480,14 @@ fn predict_names_the_classes_of_imagenet() {
     assert_eq!(output, "data/test/2/1.png: hot dog 1.000\n");
     assert!(notes.contains("the weights have no class names: using those of ImageNet"), "{notes}");
     assert_eq!(save("other.safetensors", 999), ("data/test/2/1.png: 933 1.000\n".into(), String::new()));
+    // Every command uses them.
+    let (text, _) = place.run("inspect imagenet.safetensors");
+    assert!(text.contains("classes     1000: tench, goldfish, "), "{text}");
+    fs::create_dir_all(place.path("photos/hot dog")).unwrap();
+    fs::create_dir_all(place.path("photos/tench")).unwrap();
+    fs::copy(place.path("data/test/2/1.png"), place.path("photos/hot dog/1.png")).unwrap();
+    fs::copy(place.path("data/test/2/0.png"), place.path("photos/tench/0.png")).unwrap();
+    let (text, notes) = place.run("eval imagenet.safetensors photos");
+    assert!(text.contains("\n1 of 1 image of tench predicted as hot dog\n"), "{text}");
+    assert!(notes.contains("using those of ImageNet"), "{notes}");
 }

@@ -243,7 +243,7 @@ fn the_command_converts_by_the_name_of_its_output() {
             "error: model.tflite: expected a name ending in .safetensors or .onnx\n",
         ),
         ("convert in.pth other.onnx", "error: "),
-        ("convert nothing.pth other.onnx", "error: cannot open nothing.pth: "),
+        ("convert nothing.pth other.onnx", "error: nothing.pth: no such file"),
     ] {
         let (status, stdout, stderr) = retune(place, line);
         assert!(status > 0 && stdout.is_empty() && stderr.contains(expected), "{line}: {stderr}");

@@ -84,14 +84,19 @@ fn files_without_a_state_dict_are_refused() {
     let error = open("no-tensors.pth").unwrap_err();
     assert!(error.message().contains("it contains no tensors"), "{error}");
     let error = open("only-a-pickle.pth").unwrap_err();
-    assert!(error.message().contains("it looks like a pickle, but not a file of torch"), "{error}");
-    for (member, reason) in [
-        ("readme.txt", "it is a zip archive without a data.pkl, so not a file of torch"),
-        ("fc.bias.npy", "it is a NumPy archive (.npz), not a file of torch"),
-        ("weights/best.pth", "it is a zip archive that contains weights/best.pth; unpack it first"),
+    assert!(error.message().contains("is a pickle, but not a file of torch, expected"), "{error}");
+    for (member, reason, fix) in [
+        ("readme.txt", "it is a zip archive without a data.pkl, so not a file of torch", "give a file of weights"),
+        ("fc.bias.npy", "it is a NumPy archive (.npz), not a file of torch", "numpy.load(FILE)"),
+        ("model.weights.h5", "it is a Keras model, not a file of torch", "retune fetch"),
+        (
+            "weights/best.pth",
+            "it is a zip archive that contains weights/best.pth",
+            "unpack it, and give the file in it",
+        ),
     ] {
         let error = TensorFile::from_bytes(Path::new("w.pth"), archive(member, b"")).unwrap_err();
-        assert!(error.message().ends_with(reason), "{error}");
+        assert!(error.message().ends_with(reason) && error.hint_text().unwrap().contains(fix), "{error}");
     }
     for pickle in [
         &b"\x80\x03}."[..],
@@ -102,7 +107,7 @@ fn files_without_a_state_dict_are_refused() {
         b"ccollections\nOrderedDict\n)R.",
     ] {
         let error = TensorFile::from_bytes(Path::new("w.pth"), pickle.to_vec()).unwrap_err();
-        assert!(error.message().contains("it looks like a pickle, but not a file of torch"), "{pickle:?}: {error}");
+        assert!(error.message().contains("is a pickle, but not a file of torch"), "{pickle:?}: {error}");
     }
 }
 
@@ -212,8 +217,8 @@ fn trained_weights_are_taken_though_their_average_comes_first() {
 #[test]
 fn tar_archives_are_named() {
     let error = open("tar.pth").unwrap_err();
-    let reason = "it looks like a .pth in the tar format of torch's first releases, which is not supported";
-    assert!(error.message().ends_with(reason), "{error}");
+    let reason = "is a .pth in the tar format of torch's first releases, which is not supported, expected";
+    assert!(error.message().contains(reason), "{error}");
     assert!(error.hint_text().unwrap().contains("torch.load(FILE, weights_only=False)"), "{error}");
 
     // Any other tar archive, such as weights that were packed for a download.
@@ -222,7 +227,7 @@ fn tar_archives_are_named() {
     let error = TensorFile::from_bytes(Path::new("w.pth.tar"), archive).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "w.pth.tar is not a safetensors file: it looks like a tar archive\nhint: unpack it first"
+        "w.pth.tar is a tar archive, expected a safetensors or .pth file\nhint: unpack it first"
     );
 }
 

@@ -261,6 +261,9 @@ fn a_sheet_has_the_first_and_the_last_or_a_row_for_each_class() {
         assert!(tile(1, column) == picture("red", 7 + column as usize));
     }
     let more = Workplace::new(&["a", "b", "c", "d"]);
+    let folder = retune::data::ImageFolder::open(more.path("data/train")).unwrap();
+    let rows = |most| retune::report::tiles_of_classes(&folder, 3, most, 16).iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!((rows(9), rows(2)), (vec![3; 4], vec![3; 2]), "of other classes, no image is decoded");
     assert!(more.succeed("show data -o sheet.png").stdout.ends_with("32 images of 4 classes\n"));
 
     let refused = place.run(&["show", "data"]);
@@ -477,7 +480,7 @@ fn several_runs_are_compared() {
     let page = place.read("all.html");
     elements(&page);
     for text in
-        ["3 runs compared", "deep/one", "1e-3", "2e-3", "3e-3", "The same in all runs: network ResNet-18 (width 4)"]
+        ["3 runs compared", "deep/one", "0.001", "0.002", "0.003", "The same in all runs: network ResNet-18 (width 4)"]
     {
         assert!(page.contains(text), "{text} is missing");
     }
@@ -489,10 +492,19 @@ fn several_runs_are_compared() {
             (between("class=\"name\">"), between("class=\"value\">"))
         })
         .collect();
+    // The runs are compared by their saved models, which are those of the best epochs.
     for run in ["one", "two", "deep/one"] {
-        let accuracy = place.last_epoch(run)["test_acc"].as_f64().unwrap();
+        let lines = place.read(&format!("{run}/metrics.jsonl"));
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let accuracy = lines.filter_map(|line| line["test_acc"].as_f64()).fold(0.0, f64::max);
         assert_eq!(bars[run], format!("{:.1} %", 100.0 * accuracy), "{run}: {bars:?}");
     }
+    // What the page says first is also printed.
+    let verdict = outcome.stderr.lines().find(|line| line.contains(" test images correctly")).unwrap();
+    assert!(page.contains(&format!("<p class=\"verdict\">{verdict}</p>")), "{verdict}");
+    let result: Value =
+        serde_json::from_str(&place.succeed("report one two deep/one -o all.html --json").stdout).unwrap();
+    assert_eq!(result["verdict"], verdict);
 }
 
 impl Workplace {
@@ -545,6 +557,7 @@ fn a_comparison_names_the_winner_and_its_uncertainty() {
     let ticks: Vec<&str> =
         page.split("class=\"tick\" style").skip(1).map(|tick| tick.split(['>', '<']).nth(1).unwrap()).collect();
     assert_eq!((ticks[0], ticks[ticks.len() - 1]), ("65 %", "90 %"), "{ticks:?}");
+    assert!(page.contains("The axis does not begin at zero."));
 
     let page = compare("best poor");
     assert!(
@@ -555,6 +568,29 @@ fn a_comparison_names_the_winner_and_its_uncertainty() {
     assert!(page.contains("The runs were tested on different images"), "{page}");
     let page = compare("best run");
     assert!(page.contains("best is best") || page.contains("run is best"), "{page}");
+
+    // Of an axis that begins at zero, it is not said that it does not.
+    place.copy_run("run", "bad", 0.02, 1000);
+    assert!(!compare("best bad").contains("does not begin at zero"));
+    // A last epoch that is worse than the saved model does not count.
+    place.copy_run("run", "late", 0.9, 1000);
+    let epoch =
+        place.read("late/metrics.jsonl").lines().find(|line| line.contains("\"kind\":\"epoch\"")).unwrap().to_string();
+    let mut last: Value = serde_json::from_str(&epoch).unwrap();
+    (last["epoch"], last["test_acc"]) = (2.into(), 0.1.into());
+    let metrics = format!("{}{last}\n", place.read("late/metrics.jsonl"));
+    fs::write(place.path("late/metrics.jsonl"), metrics).unwrap();
+    let page = compare("best late");
+    assert!(page.contains("late is best: it classifies 90.0 % of the test images correctly"), "{page}");
+    assert!(page.contains("after the last epoch</th>") && page.contains(">10.0 %</td>"), "{page}");
+    // A run that diverged has no accuracy, and the comparison says why.
+    place.copy_run("run", "diverged", 0.5, 1000);
+    fs::write(place.path("diverged/metrics.jsonl"), "{\"kind\":\"stopped\",\"reason\":\"the loss became NaN\"}\n")
+        .unwrap();
+    let page = compare("best diverged");
+    let verdict = "Only best has been tested: it classifies 87.5 % of its test images correctly. diverged ended early, because its \
+                   numbers were no longer finite.</p>";
+    assert!(page.contains(verdict), "{page}");
 }
 
 /// A run of an earlier version: no date, no time of tests.

@@ -175,8 +175,11 @@ mod damaged {
     #[test]
     fn each_says_what_is_wrong() {
         let cases: Vec<(Vec<u8>, &str)> = vec![
-            (vec![], "w.safetensors is empty (0 bytes), expected a safetensors file\nhint: "),
-            (vec![1, 2, 3], "w.safetensors is not a safetensors file, or is damaged: it is 3 bytes long, expected at"),
+            (vec![], "w.safetensors is empty (0 bytes), expected a safetensors or .pth file\nhint: "),
+            (
+                vec![1, 2, 3],
+                "w.safetensors is neither a safetensors nor a .pth file, or is damaged: it is 3 bytes long, expected at",
+            ),
             (
                 with_header(HEADER, &[0; 7]),
                 "w.safetensors is truncated: its header describes 70 bytes, the file has 69",
@@ -188,19 +191,19 @@ mod damaged {
             ),
             (
                 vec![0xff; 100],
-                "w.safetensors is not a safetensors file, or is damaged: its first bytes announce a header",
+                "w.safetensors is neither a safetensors nor a .pth file, or is damaged: its first bytes announce a header",
             ),
             (
                 with_header(&HEADER.replace("[2]", "[3]"), &[0; 8]),
-                "w.safetensors is not a safetensors file, or is damaged",
+                "w.safetensors is neither a safetensors nor a .pth file, or is damaged",
             ),
             (
                 with_header(&HEADER.replace("[0,8]", "[8,0]"), &[0; 8]),
-                "w.safetensors is not a safetensors file, or is dam",
+                "w.safetensors is neither a safetensors nor a .pth file, or is dam",
             ),
             (
                 with_header(&HEADER.replace("F32", "Q9"), &[0; 8]),
-                "w.safetensors is not a safetensors file, or is damaged",
+                "w.safetensors is neither a safetensors nor a .pth file, or is damaged",
             ),
             (
                 b"PK\x03\x04 a zip, which is what torch.save writes".to_vec(),
@@ -208,17 +211,18 @@ mod damaged {
             ),
             (
                 b"\x80\x02}q\x00.".to_vec(),
-                "w.safetensors is not a safetensors file: it looks like a pickle, but not a file of torch",
+                "w.safetensors is a pickle, but not a file of torch, expected a safetensors or .pth file",
             ),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(),
-                "w.safetensors is not a safetensors file: it looks like a git-lfs pointer",
+                "w.safetensors is a git-lfs pointer, which replaces the real file, expected",
             ),
             (
                 b"\n<!DOCTYPE html><html>not found</html>".to_vec(),
-                "w.safetensors is not a safetensors file: it looks like an HTML page",
+                "w.safetensors is an HTML page, expected a safetensors or .pth file",
             ),
-            (b"{\"weight_map\": {}}".to_vec(), "w.safetensors is not a safetensors file: it looks like a JSON file"),
+            (b"{\"weight_map\": {}}".to_vec(), "w.safetensors is a JSON file, such as a config or an index, expected"),
+            (b"\x08\x07\x12\x07pytorch\x1A\x05".to_vec(), "w.safetensors is an ONNX model, expected"),
         ];
         for (bytes, expected) in cases {
             let found = opening(&bytes);
@@ -259,10 +263,10 @@ mod damaged {
             TensorFile::open(folder.path())
                 .unwrap_err()
                 .message()
-                .ends_with("is a folder, expected a safetensors file")
+                .ends_with("is a folder, expected a safetensors or .pth file")
         );
         let absent = folder.path().join("absent");
-        assert!(shown(TensorFile::open(&absent).unwrap_err(), &folder).starts_with("cannot open absent: No such file"));
+        assert!(shown(TensorFile::open(&absent).unwrap_err(), &folder).starts_with("absent: no such file"));
     }
 
     static WHOLE_FILE: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -462,7 +466,7 @@ mod atomic_writing {
                 return; // The superuser may write anywhere.
             }
             let error = shown(result.unwrap_err(), &folder);
-            assert!(error.contains("the previous file is untouched\nhint: write to a folder that you may"), "{error}");
+            assert!(error.contains("the previous file is untouched\nhint: choose a writable folder"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         }
 
@@ -600,6 +604,17 @@ mod matching {
              \x20 unexpected (1):\n    aux.weight [3]\n\
              \x20 wrongly shaped (1):\n    conv1.weight: expected [4, 3, 7, 7], found [4, 1, 7, 7]\n"
         );
+    }
+
+    #[test]
+    fn what_is_missing_may_have_one_reason() {
+        let mut keys = resnet18(3);
+        keys.retain(|key| !key.name.contains("running_"));
+        let (_, error) = matched(&resnet18(3), &keys, HeadPolicy::Exact);
+        assert!(error.contains("hint: its batch norms lack their running statistics"), "{error}");
+        keys.retain(|key| key.name != "conv1.weight");
+        let (_, error) = matched(&resnet18(3), &keys, HeadPolicy::Exact);
+        assert!(error.contains("hint: expected a state dict of torchvision's resnet18"), "{error}");
     }
 
     #[test]
@@ -761,11 +776,50 @@ mod finding {
         fits(&found, 3, HeadPolicy::Exact);
         let ignored = "ignored 2 tensors that the network does not have: criterion.pos_weight, n_averaged";
         assert_eq!(found.notices, ["weights found under `model.`", ignored]);
-        // Inside the prefix they would be part of another network.
-        tensors.push(("model.aux.weight".into(), vec![3]));
+        // The same among the network's own keys, also without a prefix.
+        let beside = ["criterion.weight", "aux.weight", "projector.0.weight", "ema.decay", "loss"];
+        for prefix in ["model.", ""] {
+            let mut tensors = under(prefix, &resnet18(3));
+            tensors.extend(beside.iter().map(|name| (format!("{prefix}{name}"), vec![3])));
+            let found = found_in(&tensors, &[]).unwrap();
+            assert_eq!(fits(&found, 3, HeadPolicy::Exact).matched, 122);
+            let names = beside[..3].iter().map(|name| format!("{prefix}{name}")).collect::<Vec<_>>().join(", ");
+            let ignored = format!("ignored 5 tensors that the network does not have: {names}, ...");
+            assert!(found.notices.contains(&ignored), "{:?}", found.notices);
+        }
+    }
+
+    /// What is inside the body, or looks like a part of it, makes it another network.
+    #[test]
+    fn other_modules_of_the_body_are_refused() {
+        for (name, shape, reason) in [
+            ("layer1.0.se.fc1.weight", vec![1, 4, 1, 1], "its blocks have squeeze-and-excitation modules (SE-ResNet)"),
+            ("conv1.0.weight", vec![2, 3, 3, 3], "its stem has several convolutions instead of one"),
+            ("conv2.weight", vec![4, 4, 3, 3], "its stem has several convolutions instead of one"),
+        ] {
+            let mut tensors = under("net.", &resnet18(3));
+            tensors.push((format!("net.{name}"), shape));
+            let error = found_in(&tensors, &[]).unwrap_err();
+            let expected = format!("w.safetensors: the network under `net.` is not supported: {reason}");
+            assert!(error.starts_with(&expected) && error.contains("\nhint: supported are torchvision's"), "{error}");
+        }
+        // Without a row in the table, the keys are refused by their names.
+        let mut tensors = under("", &resnet18(3));
+        tensors.push(("layer1.0.gate.weight".into(), vec![3]));
         let found = found_in(&tensors, &[]).unwrap();
         let report = match_state_dict(&found.network.resnet(3).state_dict(), &found.weights, HeadPolicy::Replace);
-        assert_eq!(named(&report.unexpected), ["aux.weight"]);
+        assert_eq!(named(&report.unexpected), ["layer1.0.gate.weight"]);
+        // A stem of several convolutions has no `conv1.weight`.
+        let mut tensors = under("", &resnet18(3));
+        tensors[0] = ("conv1.0.weight".into(), vec![2, 3, 3, 3]);
+        assert!(found_in(&tensors, &[]).unwrap_err().contains("its stem has several convolutions"));
+        // Three stages, and a file that was cut.
+        let mut tensors = under("a.", &resnet18(3));
+        tensors.retain(|(name, _)| !name.starts_with("a.layer4."));
+        assert!(found_in(&tensors, &[]).unwrap_err().contains("under `a.` is not supported: it has three stages"));
+        tensors.retain(|(name, _)| !name.starts_with("a.layer3."));
+        let error = found_in(&tensors, &[]).unwrap_err();
+        assert!(error.contains("an incomplete ResNet: there is no a.layer4.0.conv1.weight"), "{error}");
     }
 
     #[test]
@@ -837,6 +891,10 @@ mod finding {
             tensors.extend(heads.iter().map(|(name, shape)| (format!("net.{name}"), shape.to_vec())));
             let found = found_in(&tensors, &[]).unwrap();
             assert_eq!(found.network.classes, None);
+            let mut modules: Vec<_> =
+                heads.iter().filter_map(|(name, _)| name.rsplit_once('.')).map(|it| it.0).collect();
+            modules.dedup();
+            assert_eq!(found.other_head, modules);
             let report = fits(&found, 2, HeadPolicy::Replace);
             assert_eq!((report.matched, report.replaced_head.unwrap().len()), (120, heads.len()));
         }
@@ -891,6 +949,8 @@ mod finding {
     fn what_is_no_network_says_what_it_is() {
         let error = found_in(&vec![("vgg.0.weight".into(), vec![2, 3, 3, 3])], &[]).unwrap_err();
         assert!(error.starts_with("w.safetensors: no ResNet found: its keys are vgg.0.weight\nhint: "), "{error}");
+        let error = found_in(&vec![("m.denseblock1.conv.weight".into(), vec![2, 3, 3, 3])], &[]).unwrap_err();
+        assert!(error.contains("no ResNet found: it seems to be a DenseNet, by its keys m.denseblock1."), "{error}");
         let error = found_in(&under("model.", &resnet([1, 1, 1, 1], 4, 3)), &[]).unwrap_err();
         assert!(error.starts_with("w.safetensors: the network under `model.` is not supported: "), "{error}");
     }

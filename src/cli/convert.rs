@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use super::report::write;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, print_json, print_result, size, warn};
+use crate::data::counted;
 use crate::error::{Error, Result};
+use crate::file::require_writable;
 use crate::onnx;
 use crate::train::{ModelFile, find_network};
 use crate::weights::{Found, HeadPolicy, OutputTensor, match_state_dict, save};
@@ -47,6 +49,7 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
             return Err(Error::usage(message));
         }
     };
+    require_writable(output)?;
     let file = arguments.weights_key.open(global, &arguments.input)?;
     if let Some(origin) = file.origin() {
         global.note(&format!("{} is {origin}", arguments.input.display()));
@@ -60,7 +63,12 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         let found = find_network(&file);
         match &found {
             Ok(found) => found.notices.iter().for_each(|notice| global.note(notice)),
-            Err(_) => global.note("no ResNet found: every tensor is written under its own name"),
+            // Without the network that was asked for, there is nothing to write.
+            Err(error) if file.chosen_prefix().is_some() => return Err(error.clone()),
+            Err(error) => {
+                global.note(error.message());
+                global.note("every tensor is written under its own name");
+            }
         }
         if let Ok(Found { network, weights, .. }) = &found {
             let resnet = network.resnet(0);
@@ -90,7 +98,12 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
     if global.json {
         print_json(&serde_json::json!({ "path": output.to_string_lossy(), "bytes": bytes, "tensors": tensors }))?;
     } else {
-        print_result(&format!("{}: {tensors} tensors, {}", output.display(), size(bytes as usize)))?;
+        print_result(&format!(
+            "{}: {}, {}",
+            output.display(),
+            counted(tensors, "tensor", "tensors"),
+            size(bytes as usize)
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

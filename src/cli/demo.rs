@@ -178,8 +178,12 @@ impl Demo<'_> {
         }
         let (source, target) = (source?, target?);
         for (folder, name) in [(&source, "source.png"), (&target, "target.png")] {
-            let sheet =
-                ContactSheet::new(&tiles_of_classes(&ImageFolder::open(folder.join("train"))?, 8, PICTURE_SIZE))?;
+            let sheet = ContactSheet::new(&tiles_of_classes(
+                &ImageFolder::open(folder.join("train"))?,
+                8,
+                usize::MAX,
+                PICTURE_SIZE,
+            ))?;
             let path = self.folder.join(name);
             report::write(&path, &sheet.png()?)?;
             if self.global.shows_progress() {
@@ -275,7 +279,7 @@ impl Demo<'_> {
                          sausages, bread rolls, sausages beside bread rolls, eclairs, carrots, pencils.",
                         target.len()
                     ),
-                    images: tiles_of_classes(&target, 8, PICTURE_SIZE),
+                    images: tiles_of_classes(&target, 8, usize::MAX, PICTURE_SIZE),
                 },
                 Section {
                     heading: "Pretraining".into(),
@@ -287,7 +291,7 @@ impl Demo<'_> {
                         source.classes.len(),
                         100.0 * pretrained_accuracy
                     ),
-                    images: pairs(tiles_of_classes(&source, 4, PICTURE_SIZE)),
+                    images: pairs(tiles_of_classes(&source, 4, usize::MAX, PICTURE_SIZE)),
                 },
             ],
         };

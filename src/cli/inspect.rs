@@ -84,7 +84,10 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         elements: entry.elements(),
     });
     let rows = counters_last(rows.collect());
-    let found = find_network(file).ok();
+    let found = match find_network(file) {
+        Err(error) if file.chosen_prefix().is_some() => return Err(error),
+        found => found.ok(),
+    };
     let model = ModelFile::describe(file).ok();
     let is_parameter = |name: &str| !name.contains("running_") && !name.ends_with("num_batches_tracked");
     let parameters = |file: &TensorFile, keep: &dyn Fn(&str) -> bool| -> usize {
@@ -126,7 +129,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     match &found {
         Some(Found { network, notices, .. }) => {
             print_result(&format!("network     {}, width {}", network.architecture, network.width))?;
-            for notice in notices {
+            for notice in model.as_ref().map_or(notices, |model| &model.notices) {
                 print_result(&format!("note        {notice}"))?;
             }
             print_result(&format!("parameters  {all}, of which {head} in the head"))?;

@@ -58,6 +58,11 @@ pub(super) fn result_line(line: &str) -> String {
     format!("{}\n", wrapped(&printable(line), width(&Term::stdout())))
 }
 
+/// The width of the terminal that standard output is; `None` for files and pipes.
+pub(super) fn result_width() -> Option<usize> {
+    width(&Term::stdout())
+}
+
 /// The width of a terminal; `None` for files and pipes.
 fn width(terminal: &Term) -> Option<usize> {
     let (_, columns) = terminal.size_checked().filter(|_| terminal.is_term())?;
@@ -92,6 +97,15 @@ pub(super) fn print_while_open(bytes: &[u8]) -> Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Error::new(format!("cannot write to standard output: {error}"))),
     }
+}
+
+/// A line of a CSV table with its end. Whatever names are in its fields, it is one line, and what they hide is shown.
+pub(super) fn csv_line(fields: impl Iterator<Item = String>) -> Result<String> {
+    let doing = || "cannot write a line of the table";
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(fields.map(|field| printable(&field).into_owned())).context(doing)?;
+    let line = writer.into_inner().context(doing)?;
+    String::from_utf8(line).context(doing)
 }
 
 /// Prints a result as one line of JSON.

@@ -9,8 +9,10 @@ use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::file::write_atomically;
-use crate::report::{Introduction, PageContent, RunRecord, comparison_page, curves_png, curves_svg, run_page};
+use crate::file::{require_writable, write_atomically};
+use crate::report::{
+    Introduction, PageContent, RunRecord, comparison_page, comparison_verdict, curves_png, curves_svg, run_page,
+};
 use crate::train::RunFolder;
 
 const EXAMPLES: &str = "\
@@ -55,6 +57,11 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
         records.push(RunRecord::open(&RunFolder { path: path.clone() })?);
     }
     make_names_unique(&mut records);
+    let page = arguments.output.clone().unwrap_or_else(|| match records.as_slice() {
+        [record] => record.folder.join("report.html"),
+        _ => PathBuf::from("comparison.html"),
+    });
+    require_writable(&page)?;
     if !arguments.no_images {
         let device = global.open_device()?;
         for record in &mut records {
@@ -64,29 +71,28 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
     let runs: Vec<&RunRecord> = records.iter().collect();
     // Without the images because that was asked for is not by accident.
     let may_lose_images = arguments.force || arguments.no_images;
-    let page = match records.as_slice() {
+    if !may_lose_images {
+        require_no_loss(&page, &runs)?;
+    }
+    match records.as_slice() {
         [record] => {
-            let page = arguments.output.clone().unwrap_or_else(|| record.folder.join("report.html"));
-            if !may_lose_images {
-                require_no_loss(&page, &runs)?;
-            }
             write(&page, run_page(record)?.as_bytes())?;
             write_curves(record)?;
-            page
         }
         _ => {
-            let page = arguments.output.clone().unwrap_or_else(|| PathBuf::from("comparison.html"));
-            if !may_lose_images {
-                require_no_loss(&page, &runs)?;
-            }
             let title = format!("{} runs compared", runs.len());
             write(&page, comparison_page(&Introduction { title, ..Introduction::default() }, &runs)?.as_bytes())?;
-            page
         }
-    };
+    }
+    let verdict = comparison_verdict(&runs);
     if global.json {
-        print_json(&serde_json::json!({ "page": page.to_string_lossy() }))?;
+        let mut result = serde_json::json!({ "page": page.to_string_lossy() });
+        if let Some(verdict) = verdict {
+            result["verdict"] = verdict.into();
+        }
+        print_json(&result)?;
     } else {
+        verdict.iter().for_each(|verdict| global.note(verdict));
         print_result(&page.display().to_string())?;
     }
     Ok(ExitCode::SUCCESS)

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{Augmentation, DecodeOptions, Transform, open_training_images};
+use crate::data::{Augmentation, DecodeOptions, Transform, counted, open_training_images};
 use crate::error::{Error, Result};
+use crate::file::require_writable;
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
 const EXAMPLES: &str = "\
@@ -64,6 +65,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         );
     }
     let encode = arguments.output.as_deref().map(encoder).transpose()?;
+    arguments.output.as_deref().map_or(Ok(()), require_writable)?;
     let (mut folder, notices) = open_training_images(&arguments.data)?;
     notices.iter().for_each(|notice| global.note(notice));
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
@@ -73,7 +75,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
             let transform = Transform::training(arguments.image_size, &arguments.augment);
             augmented_tiles(&folder, count, &transform, arguments.seed)
         }
-        false => tiles_of_classes(&folder, count, arguments.image_size),
+        false => tiles_of_classes(&folder, count, usize::MAX, arguments.image_size),
     };
     if rows.iter().all(Vec::is_empty) {
         return Err(Error::new(format!("{}: none of the images could be read", arguments.data.display())));
@@ -93,9 +95,9 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
                 "height": sheet.height,
             }))?;
         } else {
-            let classes = folder.classes.len();
-            let nouns = (if images == 1 { "image" } else { "images" }, if classes == 1 { "class" } else { "classes" });
-            print_result(&format!("{}: {images} {} of {classes} {}", path.display(), nouns.0, nouns.1))?;
+            let images = counted(images, "image", "images");
+            let classes = counted(folder.classes.len(), "class", "classes");
+            print_result(&format!("{}: {images} of {classes}", path.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)

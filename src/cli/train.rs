@@ -227,6 +227,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
 }
 
 fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained> {
+    arguments.weights_key.require_weights(arguments.weights.as_deref())?;
     let device = open_device(global, arguments)?;
     let interrupted = interruption()?;
     let resumes = arguments.resumes();

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
+use crate::data::counted;
 use crate::error::{Error, ErrorKind, Result};
+use crate::printable::plain_number;
 use crate::train::{
     DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard, few_steps,
 };
@@ -52,7 +54,7 @@ impl Trained {
         let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
         format!(
             "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} \
-             examples/sec on {}",
+             images/s on {}",
             self.device
         )
     }
@@ -216,18 +218,18 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
     let validation =
         run.splits.validation.as_ref().map_or(String::new(), |images| format!(", {} validation", images.len()));
     global.note(&format!(
-        "{architecture}{width} on {} ({}); {} training{validation} and {} test images in {} classes",
+        "{architecture}{width} on {} ({}); {} training{validation} and {} test images in {}",
         device.name(),
         device.description(),
         run.splits.train.len(),
         run.splits.test.len(),
-        run.splits.train.classes.len()
+        counted(run.splits.train.classes.len(), "class", "classes")
     ));
     global.note(&format!(
-        "{epochs} {}, batch size {batch_size}, learning rate {learning_rate:e} (head {:e}), {} of memory, {} of it for \
-         activations",
-        if *epochs == 1 { "epoch" } else { "epochs" },
-        learning_rate * head_lr_multiplier,
+        "{}, batch size {batch_size}, learning rate {} (head {}), {} of memory, {} of it for activations",
+        counted(*epochs, "epoch", "epochs"),
+        plain_number(*learning_rate),
+        plain_number(learning_rate * head_lr_multiplier),
         size(memory.on_device()),
         size(memory.activations)
     ));

@@ -23,6 +23,17 @@ pub struct WeightsKey {
 }
 
 impl WeightsKey {
+    /// Refuses the option for a command without weights.
+    pub fn require_weights(&self, weights: Option<&Path>) -> Result<()> {
+        match (&self.weights_key, weights) {
+            (Some(prefix), None) => {
+                let message = format!("--weights-key {prefix}: no --weights are given");
+                Err(Error::usage(message).hint("leave --weights-key out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens a file of weights; see [`resolve`].
     pub fn open(&self, global: &GlobalArguments, name: &Path) -> Result<TensorFile> {
         let file = TensorFile::open(&resolve(global, name)?)?;
@@ -62,7 +73,7 @@ fn resolve(global: &GlobalArguments, name: &Path) -> Result<PathBuf> {
         }
         [] => match name.parse::<Architecture>().ok().and_then(|_| HubName::parse(&format!("timm/{name}.tv_in1k"))) {
             Some(hub_name) => from_hub(global, &hub_name),
-            None => Err(Error::new(format!("cannot open {name}: no such file or folder, and no {FOLDER}/{name}.pth"))
+            None => Err(Error::new(format!("{name}: no such file or folder, and no {FOLDER}/{name}.pth"))
                 .hint("give a file of weights, the folder of a run, or a model on the Hugging Face Hub as OWNER/NAME")),
         },
         several => {

@@ -307,6 +307,10 @@ pub struct Labelled {
     pub unknown: Vec<(String, usize)>,
     /// Notices for the user about the layout of the folders.
     pub notices: Vec<String>,
+    /// The split that the images are, if the folders have splits.
+    pub role: Option<Role>,
+    /// The folder that contains the images.
+    pub folder: PathBuf,
 }
 
 /// The images to evaluate a model with `classes` on: those of the test split, else of the validation split, or all class
@@ -356,7 +360,8 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         not_read.add(&layout.not_read);
     }
     notices.extend(not_read.notices());
-    Ok(Labelled { images, unknown: correspondence.unknown, notices })
+    let role = layout.held_out().and_then(|name| Role::of(name));
+    Ok(Labelled { images, unknown: correspondence.unknown, notices, role, folder: place })
 }
 
 /// The images in `root` that the CSV file `table` gives labels to, to evaluate a model with `classes` on: if the table has a column of
@@ -367,19 +372,22 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
 pub fn open_labelled_by(root: impl AsRef<Path>, table: &Path, classes: &[String]) -> Result<Labelled> {
     let read = Table::open(root.as_ref(), table)?;
     let not_read = read.images.not_read.clone();
-    let mut images = match read.has_splits() {
-        true => read.part(Role::Test).or_else(|| read.part(Role::Validation)).ok_or_else(|| {
-            Error::new(format!("{} has training images, but no test images", table.display()))
-                .hint("write test into the lines of the images to evaluate, or remove the column of splits")
-        })?,
-        false => read.images,
+    let (role, mut images) = match read.has_splits() {
+        true => {
+            let part = |role| Some((Some(role), read.part(role)?));
+            part(Role::Test).or_else(|| part(Role::Validation)).ok_or_else(|| {
+                Error::new(format!("{} has training images, but no test images", table.display()))
+                    .hint("write test into the lines of the images to evaluate, or remove the column of splits")
+            })?
+        }
+        false => (None, read.images),
     };
     images.not_read = not_read.clone();
     let (images, correspondence) = images.with_classes(classes, &spelled(classes), UnknownClasses::LeaveOut)?;
     let mut notices = read.notices;
     notices.extend(correspondence.notices(table));
     notices.extend(not_read.notices());
-    Ok(Labelled { images, unknown: correspondence.unknown, notices })
+    Ok(Labelled { images, unknown: correspondence.unknown, notices, role, folder: root.as_ref().into() })
 }
 
 /// Names that are written as they are.

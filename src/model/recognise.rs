@@ -46,7 +46,7 @@ pub fn recognise<'a>(shape_of: impl Fn(&str) -> Option<&'a [usize]>) -> Result<R
     let block = match shape_of("layer1.0.conv3.weight") {
         None => Block::Basic,
         Some(_) if inner != inner_inputs => {
-            return Err("its 3 x 3 convolutions are grouped (ResNeXt), which is not supported".into());
+            return Err("its 3 x 3 convolutions are grouped (ResNeXt)".into());
         }
         Some(_) => Block::Bottleneck { widening: inner / width },
     };

@@ -5,6 +5,9 @@ use crate::train::Prediction;
 /// Bins of equal width.
 const BINS: usize = 15;
 
+/// With fewer images per bin that has any, the shares of correct ones are mostly chance, and so is the calibration error.
+const FEWEST_IN_BIN: usize = 10;
+
 /// Images whose predicted class has a similar probability.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bin {
@@ -57,8 +60,13 @@ impl Calibration {
     }
 
     /// The expected calibration error: the difference between confidence and accuracy, as the mean over all images of the
-    /// difference in their bin.
-    pub fn error(&self) -> f64 {
+    /// difference in their bin. None if there are too few images for it to mean anything.
+    pub fn error(&self) -> Option<f64> {
+        let used = self.bins.iter().filter(|bin| bin.images > 0).count();
+        (self.images() >= FEWEST_IN_BIN * used.max(1)).then(|| self.difference())
+    }
+
+    fn difference(&self) -> f64 {
         let difference: f64 = self.bins.iter().map(|bin| (bin.probability - bin.correct as f64).abs()).sum();
         difference / self.images().max(1) as f64
     }
@@ -96,13 +104,24 @@ mod tests {
     fn the_error_weighs_bins_by_their_images() {
         let found = Calibration::new(&predictions(&[(0, 0.9), (0, 0.9), (0, 0.9), (1, 0.9), (1, 0.6)]));
         // 3 of 4 right at 0.9, 0 of 1 at 0.6: (4 * 0.15 + 1 * 0.6) / 5.
-        close(found.error(), 0.24);
+        close(found.difference(), 0.24);
         close(found.excess(), 0.24);
         // Errors in both directions do not cancel each other, but they do in the excess.
         let found = Calibration::new(&predictions(&[(0, 0.6), (1, 0.9)]));
-        close(found.error(), 0.65);
+        close(found.difference(), 0.65);
         close(found.excess(), 0.25);
-        close(Calibration::new(&predictions(&[(0, 1.0 - 1e-7)])).error(), 0.0);
+        close(Calibration::new(&predictions(&[(0, 1.0 - 1e-7)])).difference(), 0.0);
+    }
+
+    #[test]
+    fn few_images_have_no_error() {
+        // Two bins.
+        let of = |images: usize| {
+            let all: Vec<(usize, f32)> = (0..images).map(|image| (0, if image % 2 == 0 { 0.9 } else { 0.6 })).collect();
+            Calibration::new(&predictions(&all)).error()
+        };
+        assert_eq!((of(0), of(19)), (None, None));
+        close(of(20).unwrap(), 0.25);
     }
 
     #[test]

@@ -19,12 +19,12 @@ pub struct ClassResult {
     pub class: String,
     /// Number of images of this class.
     pub images: usize,
-    /// Of the images of this class, the share that is predicted correctly.
-    pub recall: f64,
-    /// Of the images predicted as this class, the share that belongs to it.
-    pub precision: f64,
-    /// Harmonic mean of precision and recall.
-    pub f1: f64,
+    /// Of the images of this class, the share that is predicted correctly; none without images.
+    pub recall: Option<f64>,
+    /// Of the images predicted as this class, the share that belongs to it; none if there are no such images, or none of this class.
+    pub precision: Option<f64>,
+    /// Harmonic mean of precision and recall; none without images of this class.
+    pub f1: Option<f64>,
 }
 
 /// Two classes that are confused.
@@ -67,15 +67,15 @@ impl Confusion {
         pairs
     }
 
-    /// Recall, precision and F1 of every class; 0 where they are undefined.
+    /// Recall, precision and F1 of every class.
     pub fn classes(&self, names: &[String]) -> Vec<ClassResult> {
-        let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
         let results = names.iter().zip(&self.counts).enumerate().map(|(class, (name, row))| {
             let images = row.iter().sum();
             let predicted = self.counts.iter().map(|row| row[class]).sum();
+            // A class that was not tested has no results, even if other images were taken for it.
+            let share = |part: usize, whole: usize| (images > 0 && whole > 0).then(|| part as f64 / whole as f64);
             let (recall, precision) = (share(row[class], images), share(row[class], predicted));
-            let sum = recall + precision;
-            let f1 = if sum == 0.0 { 0.0 } else { 2.0 * recall * precision / sum };
+            let f1 = share(2 * row[class], images + predicted);
             ClassResult { class: name.clone(), images, recall, precision, f1 }
         });
         results.collect()
@@ -85,6 +85,18 @@ impl Confusion {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_defined_is_not_a_number() {
+        let counts = vec![vec![3, 1, 0, 0], vec![2, 0, 0, 2], vec![4, 0, 0, 0], vec![0, 0, 0, 0]];
+        let names = ["a", "b", "c", "d"].map(String::from);
+        let found = Confusion { counts }.classes(&names);
+        let found: Vec<_> = found.iter().map(|class| (class.recall, class.precision, class.f1)).collect();
+        assert_eq!(found[0], (Some(0.75), Some(3.0 / 9.0), Some(6.0 / 13.0)));
+        assert_eq!(found[1], (Some(0.0), Some(0.0), Some(0.0)));
+        assert_eq!(found[2], (Some(0.0), None, Some(0.0)), "nothing was predicted as it");
+        assert_eq!(found[3], (None, None, None), "it has no images, though two were predicted as it");
+    }
 
     #[test]
     fn pairs_are_those_that_are_confused_most() {

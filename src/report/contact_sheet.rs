@@ -56,15 +56,15 @@ pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
 }
 
 /// Rows of a contact sheet: of two classes the first images of one and the last of the other; of
-/// more classes the first of each. Images that cannot be read are skipped.
-pub fn tiles_of_classes(folder: &ImageFolder, count: usize, size: u32) -> Vec<Vec<Tile>> {
+/// more classes, the first of each of the first `most_classes`. Images that cannot be read are skipped.
+pub fn tiles_of_classes(folder: &ImageFolder, count: usize, most_classes: usize, size: u32) -> Vec<Vec<Tile>> {
     let rows: Vec<Vec<usize>> = if folder.classes.len() <= 2 {
         first_and_last(folder, count).to_vec()
     } else {
-        let mut rows = vec![Vec::new(); folder.classes.len()];
+        let mut rows = vec![Vec::new(); folder.classes.len().min(most_classes)];
         for (index, sample) in folder.samples.iter().enumerate() {
-            if rows[sample.class].len() < count {
-                rows[sample.class].push(index);
+            if let Some(row) = rows.get_mut(sample.class).filter(|row| row.len() < count) {
+                row.push(index);
             }
         }
         rows

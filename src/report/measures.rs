@@ -23,8 +23,8 @@ pub struct Measures {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top5_accuracy: Option<f64>,
     /// The expected calibration error: how far the probability of the predicted class is from the share of correct images among
-    /// those of similar probability, on average.
-    pub calibration_error: f64,
+    /// those of similar probability, on average; none if there are too few images.
+    pub calibration_error: Option<f64>,
 }
 
 impl Measures {

@@ -21,6 +21,6 @@ pub use curves::{curves_png, curves_svg};
 pub use findings::Finding;
 pub use grad_cam::{attention, overlay};
 pub use measures::{Measures, interval};
-pub use page::{Introduction, PageContent, Section, comparison_page, run_page};
+pub use page::{Introduction, PageContent, Section, comparison_page, comparison_verdict, run_page};
 pub use preview::preview;
 pub use record::{ImageRecord, PredictedImage, RunRecord, TestRecord};

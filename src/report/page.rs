@@ -153,6 +153,11 @@ pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Resu
     Ok(document(&introduction.title, PageContent::of(runs), &body))
 }
 
+/// The winner of a comparison, or why there is none, as the page says it; none for a single run.
+pub fn comparison_verdict(runs: &[&RunRecord]) -> Option<String> {
+    comparison::verdict_of(runs)
+}
+
 fn document(title: &str, content: PageContent, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)

@@ -329,8 +329,7 @@ impl ImageRecord {
     fn new(splits: &Splits, recipe: &Recipe, data_check: Option<&DataCheck>) -> Self {
         let is_large = splits.train.classes.len() > FEW_CLASSES;
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
-        let mut sheet = tiles_of_classes(&splits.train, columns, SHEET_TILE);
-        sheet.truncate(SHEET_ROWS);
+        let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
         let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
         let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));

@@ -8,10 +8,11 @@ use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{find_network, load_state_dict, save_state_dict};
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
+use crate::data::{counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet};
-use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, save};
+use crate::weights::{Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorFile, imagenet_classes, save};
 
 /// Writes a trained model.
 pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String], epoch: usize) -> Result<()> {
@@ -62,7 +63,7 @@ pub(super) fn update_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
 pub struct ModelFile {
     /// The network.
     pub resnet: ResNet,
-    /// Names of the classes; numbers if the file has no names.
+    /// Names of the classes. If the file has none, those of ImageNet for as many classes, else numbers.
     pub classes: Vec<String>,
     /// Rows and columns of the images that the network is applied to.
     pub image_size: usize,
@@ -70,7 +71,7 @@ pub struct ModelFile {
     pub exif: bool,
     /// The weights under torchvision's names.
     pub weights: TensorFile,
-    /// Where the weights were found in the file, and what was ignored.
+    /// Where the weights were found in the file, what was ignored, and where the names of the classes come from.
     pub notices: Vec<String>,
 }
 
@@ -81,22 +82,36 @@ impl ModelFile {
     /// When the file holds no supported network or one without a final layer, or when its metadata contradicts it.
     pub fn describe(file: &TensorFile) -> Result<Self> {
         let shown = file.path().display();
-        let Found { network, weights, notices, .. } = find_network(file)?;
+        let Found { network, weights, mut notices, other_head, ignored, .. } = find_network(file)?;
         let Some(outputs) = network.classes else {
-            return Err(Error::new(format!(
-                "{shown}: the {} has no final layer, expected fc.weight; the keys of the file are {}",
-                network.architecture,
-                file.first_names()
-            ))
-            .hint("fine-tune it first: retune train DATA --weights FILE"));
+            let reason = match (other_head.as_slice(), ignored.as_slice()) {
+                ([], []) => "has no final layer, expected fc.weight and fc.bias".to_string(),
+                ([], keys) => {
+                    let keys = first_names(keys);
+                    format!("has no final layer, expected fc.weight and fc.bias; keys of no network are {keys}")
+                }
+                (modules, _) => format!("has no single final layer: its head is {}, expected fc", first_names(modules)),
+            };
+            return Err(Error::new(format!("{shown}: the {} {reason}", network.architecture))
+                .hint("fine-tune it first: retune train DATA --weights FILE"));
         };
         let resnet = network.resnet(outputs);
         let unreadable = |name: &str| format!("{shown}: unreadable `{name}` in the metadata");
-        let classes = class_names(file)?.unwrap_or_else(|| (0..outputs).map(|class| class.to_string()).collect());
+        let classes = match class_names(file)? {
+            Some(classes) => classes,
+            None if outputs == IMAGENET_CLASSES => {
+                notices.push(format!(
+                    "the weights have no class names: using those of ImageNet, which also has {IMAGENET_CLASSES} classes"
+                ));
+                imagenet_classes()
+            }
+            None => (0..outputs).map(|class| class.to_string()).collect(),
+        };
         if classes.len() != outputs {
             return Err(Error::new(format!(
-                "{shown}: {} class names, but the final layer has {outputs} outputs",
-                classes.len()
+                "{shown}: {}, but the final layer has {}",
+                counted(classes.len(), "class name", "class names"),
+                counted(outputs, "output", "outputs")
             )));
         }
         let (image_size, exif) = match file.metadata().get("transform") {

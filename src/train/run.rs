@@ -24,6 +24,7 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::BatchShape;
 use crate::ops::LossReduction;
+use crate::printable::plain_number;
 use crate::tensor::Tensor;
 use crate::weights::TensorFile;
 
@@ -423,7 +424,8 @@ impl Run<'_> {
             (0, 0) => "no update was made yet, so the learning rate is not the cause: start from other weights",
             _ => "use a smaller learning rate, or --clip-gradient-norm 1",
         };
-        let message = format!("in epoch {}, at a learning rate of {learning_rate:e}, {what}", epoch + 1);
+        let rate = plain_number(learning_rate);
+        let message = format!("in epoch {}, at a learning rate of {rate}, {what}", epoch + 1);
         Error::new(format!("{message}; the last checkpoint is unchanged")).hint(hint)
     }
 

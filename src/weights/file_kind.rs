@@ -1,65 +1,212 @@
-//! Kinds of files that are mistaken for weights, by their first bytes.
+//! Kinds of files that are mistaken for weights, by their content.
+
+use memchr::memmem;
+
+use crate::data::FileKind;
 
 /// A kind of file that may be mistaken for weights.
-pub(super) struct FileKind {
-    /// Completes "it looks like ...".
-    pub looks_like: &'static str,
+#[derive(Clone, Copy)]
+pub(super) struct Mistaken {
+    /// Its name with an article.
+    pub noun: &'static str,
     /// What to do about it.
     pub fix: &'static str,
 }
 
-const CONVERT: &str = "save it again as it is now: torch.save(torch.load(FILE, weights_only=True), OUT)";
 const DOWNLOAD: &str = "download the file itself, not the page about it";
+const UNPACK: &str = "unpack it first";
+const OTHER: &str = "give a file of weights";
+const JSON: &str = "give the weights beside it";
+const FROM_PYTORCH: &str =
+    "give the PyTorch weights that it was made from, which `torch.save(model.state_dict(), FILE)` writes";
+const TORCHVISION: &str = "give the weights of one of torchvision's networks instead, as `retune fetch` downloads them";
+const PICKLE: &str =
+    "load it with the program that wrote it, and save its tensors in a dictionary: torch.save(TENSORS, OUT)";
+const NUMPY_PICKLE: &str = "if you trust its source, convert it in Python, which runs code in the file: \
+                            torch.save({k: torch.from_numpy(v) for k, v in pickle.load(open(FILE, 'rb')).items()}, OUT)";
+const NUMPY_ARRAY: &str = "save all tensors in one dictionary: torch.save({KEY: torch.from_numpy(ARRAY), ...}, OUT)";
+const TAR_OF_TORCH: &str = "if you trust its source, convert it with PyTorch, which runs code in the file: \
+                            torch.save(torch.load(FILE, weights_only=False), OUT)";
 
-/// Begins with the protocol, or in protocols 0 and 1 with a dictionary or an `OrderedDict`.
-const PICKLE: FileKind = FileKind { looks_like: "a pickle, but not a file of torch", fix: CONVERT };
+/// Where a kind of file shows what it is.
+enum Signature {
+    /// At its beginning, in any case and after any blanks.
+    Begins(&'static [&'static [u8]]),
+    /// At this place.
+    At(usize, &'static [u8]),
+    /// At its end.
+    Ends(&'static [u8]),
+    /// Something that takes more than a comparison.
+    Test(fn(&[u8]) -> bool),
+}
 
-/// First bytes, and what begins with them.
-const KINDS: &[(&[u8], FileKind)] = &[
-    (b"\x80\x02", PICKLE),
-    (b"\x80\x03", PICKLE),
-    (b"\x80\x04", PICKLE),
-    (b"\x80\x05", PICKLE),
-    (b"(dp", PICKLE),
-    (b"}q", PICKLE),
-    (b"ccollections\n", PICKLE),
-    (
-        b"version https://git-lfs",
-        FileKind {
-            looks_like: "a git-lfs pointer, which replaces the real file",
-            fix: "run `git lfs pull` in the repository that it came from, or download the file itself",
-        },
-    ),
-    (b"<!doctype", FileKind { looks_like: "an HTML page", fix: DOWNLOAD }),
-    (b"<html", FileKind { looks_like: "an HTML page", fix: DOWNLOAD }),
-    (b"<?xml", FileKind { looks_like: "an XML page, such as the error of a server", fix: DOWNLOAD }),
-    (b"{", FileKind { looks_like: "a JSON file, such as a config or an index", fix: "give the weights beside it" }),
-    (b"\x1f\x8b", FileKind { looks_like: "a gzip archive", fix: "unpack it first" }),
-    (b"\x89hdf", FileKind { looks_like: "an HDF5 file (Keras)", fix: "give torchvision's weights instead" }),
-    (b"gguf", FileKind { looks_like: "a GGUF file", fix: "give torchvision's weights instead" }),
-    (b"\x89png", FileKind { looks_like: "a PNG image", fix: "give a file of weights" }),
-    (b"\xff\xd8\xff", FileKind { looks_like: "a JPEG image", fix: "give a file of weights" }),
+use Signature::{At, Begins, Ends, Test};
+
+/// What data sets do not contain; [`FileKind`] knows the rest.
+#[rustfmt::skip]
+const KINDS: &[(Signature, &str, &str)] = &[
+    (Test(is_tar_of_torch), "a .pth in the tar format of torch's first releases, which is not supported", TAR_OF_TORCH),
+    (Test(is_numpy_pickle), "a pickle of NumPy arrays", NUMPY_PICKLE),
+    (Test(is_pickle), "a pickle, but not a file of torch", PICKLE),
+    (Begins(&[b"version https://git-lfs"]), "a git-lfs pointer, which replaces the real file",
+        "run `git lfs pull` in the repository that it came from, or download the file itself"),
+    (Begins(&[b"{"]), "a JSON file, such as a config or an index", JSON),
+    (Test(is_onnx), "an ONNX model", FROM_PYTORCH),
+    (Test(is_core_ml), "a Core ML model", FROM_PYTORCH),
+    (Test(is_saved_model), "a TensorFlow SavedModel", TORCHVISION),
+    (Test(is_graph), "a TensorFlow graph", TORCHVISION),
+    (At(4, b"TFL3"), "a TensorFlow Lite model", TORCHVISION),
+    (Ends(b"\x57\xFB\x80\x8B\x24\x75\x47\xDB"), "a TensorFlow checkpoint", TORCHVISION),
+    (Begins(&[b"\x89HDF\r\n\x1A\n"]), "an HDF5 file, as Keras writes them", TORCHVISION),
+    (Begins(&[b"GGUF", b"lmgg", b"tjgg", b"fmgg"]), "a GGUF or GGML model", TORCHVISION),
+    (Begins(&[b"ftrt", b"ptrt"]), "a TensorRT engine", FROM_PYTORCH),
+    (Begins(&[b"\x93NUMPY"]), "a NumPy array", NUMPY_ARRAY),
 ];
 
-/// The position of a tar archive's signature: after the first member's name and properties.
-const TAR: (usize, &[u8]) = (257, b"ustar");
-static TAR_ARCHIVE: FileKind = FileKind { looks_like: "a tar archive", fix: "unpack it first" };
+impl Signature {
+    fn fits(&self, bytes: &[u8]) -> bool {
+        match *self {
+            Self::Begins(beginnings) => {
+                let start = bytes[..bytes.len().min(64)].trim_ascii_start();
+                let begins = |with: &&[u8]| start.get(..with.len()).is_some_and(|it| it.eq_ignore_ascii_case(with));
+                beginnings.iter().any(begins)
+            }
+            Self::At(place, signature) => bytes.get(place..).is_some_and(|rest| rest.starts_with(signature)),
+            Self::Ends(signature) => bytes.ends_with(signature),
+            Self::Test(test) => test(bytes),
+        }
+    }
+}
+
+/// What a file is that is neither safetensors nor a `.pth`.
+pub(super) fn recognise(bytes: &[u8]) -> Option<Mistaken> {
+    let own = KINDS.iter().find(|(signature, ..)| signature.fits(bytes));
+    own.map(|&(_, noun, fix)| Mistaken { noun, fix }).or_else(|| {
+        let kind = FileKind::of(&bytes[..bytes.len().min(crate::data::format::HEAD_BYTES)])?;
+        let fix = match kind.name {
+            "tar" | "gzip" | "bzip2" | "xz" | "zstd" | "7z" | "RAR" => UNPACK,
+            "HTML" | "XML" => DOWNLOAD,
+            "JSON" => JSON,
+            _ => OTHER,
+        };
+        Some(Mistaken { noun: kind.noun, fix })
+    })
+}
+
 /// The members of the tar archives that torch wrote in its first releases. Unpacking one does not help, because each member holds a
 /// part of the weights.
 const MEMBERS_OF_TORCH: [&[u8]; 4] = [b"sys_info", b"pickle", b"tensors", b"storages"];
-static TAR_OF_TORCH: FileKind = FileKind {
-    looks_like: "a .pth in the tar format of torch's first releases, which is not supported",
-    fix: "if you trust its source, convert it with PyTorch, which runs code in the file: torch.save(torch.load(FILE, weights_only=False), OUT)",
-};
 
-/// Looks at the first bytes and ignores blanks and case.
-pub(super) fn recognise(bytes: &[u8]) -> Option<&'static FileKind> {
-    if bytes.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1)) {
-        // Names are padded with zeros.
-        let of_torch = |name: &&[u8]| bytes.starts_with(name) && bytes.get(name.len()) == Some(&0);
-        return Some(if MEMBERS_OF_TORCH.iter().any(of_torch) { &TAR_OF_TORCH } else { &TAR_ARCHIVE });
+fn is_tar_of_torch(bytes: &[u8]) -> bool {
+    // Names are padded with zeros.
+    let is_first = |name: &&[u8]| bytes.starts_with(name) && bytes.get(name.len()) == Some(&0);
+    At(257, b"ustar").fits(bytes) && MEMBERS_OF_TORCH.iter().any(is_first)
+}
+
+/// Begins with the protocol, or in protocols 0 and 1 with a dictionary or an `OrderedDict`.
+fn is_pickle(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x80, 2..=5, ..])
+        || [b"(dp".as_slice(), b"}q", b"ccollections\n"].iter().any(|start| bytes.starts_with(start))
+}
+
+fn is_numpy_pickle(bytes: &[u8]) -> bool {
+    is_pickle(bytes) && memmem::find(&bytes[..bytes.len().min(1024)], b"numpy").is_some()
+}
+
+/// A field of a protobuf message: the number and type of the field, and the rest of the message. The content of a field with a length
+/// begins the rest.
+fn field(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    const VARINT: u8 = 0;
+    const LENGTH: u8 = 2;
+    let (&tag, rest) = bytes.split_first()?;
+    match tag & 7 {
+        VARINT | LENGTH => {
+            let end = rest.iter().take(10).position(|byte| byte & 0x80 == 0)?;
+            Some((tag, &rest[end + 1..]))
+        }
+        _ => None,
     }
-    let trimmed = bytes.get(..bytes.len().min(64))?.trim_ascii_start();
-    let begins = |magic: &[u8]| trimmed.get(..magic.len()).is_some_and(|found| found.eq_ignore_ascii_case(magic));
-    KINDS.iter().find(|(magic, _)| begins(magic)).map(|(_, kind)| kind)
+}
+
+/// The version that these messages begin with, and what follows it.
+fn versioned(bytes: &[u8]) -> Option<(u8, &[u8])> {
+    match bytes {
+        [0x08, version @ 1..=30, rest @ ..] => Some((*version, rest)),
+        _ => None,
+    }
+}
+
+/// The first byte of a message or of a text that is the content of field 2.
+fn second_field(bytes: &[u8]) -> Option<&[u8]> {
+    field(bytes).filter(|(tag, _)| *tag == 0x12).map(|(_, content)| content)
+}
+
+/// A version, then the producer's name, or what follows it: its version, a domain, the graph, or the sets of operators.
+fn is_onnx(bytes: &[u8]) -> bool {
+    versioned(bytes).and_then(|(_, rest)| field(rest)).is_some_and(|(tag, content)| match tag {
+        0x12 => content.first().is_some_and(u8::is_ascii_graphic),
+        0x1A | 0x22 | 0x3A | 0x42 => true,
+        _ => false,
+    })
+}
+
+/// A version, then a description, which begins with an input and its name.
+fn is_core_ml(bytes: &[u8]) -> bool {
+    let input =
+        versioned(bytes).and_then(|(_, rest)| second_field(rest)).filter(|content| content.first() == Some(&0x0A));
+    input.and_then(field).is_some_and(|(_, content)| content.first() == Some(&0x0A))
+}
+
+/// Version 1, then a graph, which begins with information about it.
+fn is_saved_model(bytes: &[u8]) -> bool {
+    let graph = versioned(bytes).filter(|(version, _)| *version == 1).and_then(|(_, rest)| second_field(rest));
+    graph.is_some_and(|graph| graph.first() == Some(&0x0A))
+}
+
+/// Nodes, of which each begins with its name and its operation.
+fn is_graph(bytes: &[u8]) -> bool {
+    let node = field(bytes).filter(|(tag, _)| *tag == 0x0A).map(|(_, node)| node);
+    let Some([0x0A, length, rest @ ..]) = node else { return false };
+    let operation = rest.get(usize::from(*length)..).and_then(second_field);
+    *length < 0x80 && operation.is_some_and(|operation| operation.first().is_some_and(u8::is_ascii_uppercase))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_other_programs_are_named() {
+        let graph = b"\x0A\x2F\x0A\x05input\x12\x0BPlaceholder*\x0B\n\x05dtype\x12\x020\x01";
+        let numpy = b"\x80\x04\x95\xB0\x01\0\0\0\0\0\0}\x94(\x8C\x0Cconv1.weight\x94\x8C\x16numpy._core.multiarray\x94";
+        let kinds: &[(&[u8], &str)] = &[
+            (b"\x08\x08\x12\x06retune\x1A\x050.1.0:", "an ONNX model"),
+            (b"\x08\x07\x12\x07pytorch\x1A\x052.3.0", "an ONNX model"),
+            (b"\x08\x03:\xE7\xE7\x0B\n", "an ONNX model"),
+            (b"\x08\x04\x12\xA2\x01\x0A\x20\x0A\x05image\x1A", "a Core ML model"),
+            (b"\x08\x01\x12\xC0\x8A\x05\x0A\xD2\x20\x12\xA0\x01\x0A", "a TensorFlow SavedModel"),
+            (graph, "a TensorFlow graph"),
+            (b"\x1C\0\0\0TFL3\x14\0", "a TensorFlow Lite model"),
+            (b"\0\0\x08\x01\x1A\x57\xFB\x80\x8B\x24\x75\x47\xDB", "a TensorFlow checkpoint"),
+            (b"\x89HDF\r\n\x1A\n\0\0", "an HDF5 file, as Keras writes them"),
+            (b"GGUF\x03\0\0\0", "a GGUF or GGML model"),
+            (b"ftrt\0\0\0\0", "a TensorRT engine"),
+            (b"\x93NUMPY\x01\0", "a NumPy array"),
+            (numpy, "a pickle of NumPy arrays"),
+            (b"\x80\x04}q\0.", "a pickle, but not a file of torch"),
+            (b"\x1F\x8B\x08\0\0", "a gzip-compressed file"),
+            (b"GIF89a\x01\0", "a GIF image"),
+            (b"%PDF-1.7\n", "a PDF document"),
+            (b"import torch\n", "a text file"),
+            (b" {\"weight_map\": {}}", "a JSON file, such as a config or an index"),
+        ];
+        for (bytes, noun) in kinds {
+            assert_eq!(recognise(bytes).map(|kind| kind.noun), Some(*noun), "{}", bytes.escape_ascii());
+            // No length that lies and no cut does harm.
+            for end in 0..bytes.len() {
+                assert!(recognise(&bytes[..end]).is_none_or(|kind| !kind.fix.is_empty()));
+            }
+        }
+        assert!(recognise(&[0xFF; 100]).is_none());
+    }
 }

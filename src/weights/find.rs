@@ -2,7 +2,8 @@
 //!
 //! A file may hold one network or several, and tensors that belong to none: optimizer state, a loss with weights, a counter. A
 //! network is a prefix `P` and a naming scheme under which the caller's recogniser accepts the keys `P` + `conv1.weight`, ...
-//! If there are several, the first of this order is taken:
+//! Its keys are those of its body and its head; other modules under the same prefix are ignored like those elsewhere. If there are
+//! several networks, the first of this order is taken:
 //!
 //! 1. networks that have running statistics, before gradients and optimizer state under the same names, which have none;
 //! 2. weights that were trained directly, before copies of them: averages (`ema`, `swa`), `teacher`, MoCo's `encoder_k`;
@@ -12,8 +13,10 @@
 
 use std::collections::HashMap;
 
-use super::key_names::{self, HEAD, Naming};
+use super::key_names::{self, HEAD, Naming, Part};
+use super::relatives::{self, SUPPORTED};
 use super::state_dict::{TensorEntry, TensorFile, listed, printable};
+use crate::data::counted;
 use crate::error::{Error, Result};
 
 /// Parts of a name that mark a copy of the weights that were trained.
@@ -27,12 +30,16 @@ const MOST_CANDIDATES: usize = 64;
 pub struct Found<T> {
     /// The recogniser's result.
     pub network: T,
-    /// Its tensors under torchvision's names, and all others with its prefix. Metadata and path are those of the file.
+    /// The tensors of its body and its head, under torchvision's names where it has one. Metadata and path are those of the file.
     pub weights: TensorFile,
     /// The prefix of its keys in the file, which may be empty.
     pub prefix: String,
     /// Notices for the user: where the weights were found and what was ignored.
     pub notices: Vec<String>,
+    /// The modules of a head that is not a single linear layer, as the file names them; empty if it is one, or if there is none.
+    pub other_head: Vec<String>,
+    /// The tensors of the file that belong to no network.
+    pub ignored: Vec<String>,
 }
 
 /// Keys that may be those of a network, by position in the file.
@@ -42,6 +49,8 @@ struct Candidate {
     keys: Vec<(usize, String)>,
     /// A head that was given torchvision's name, as the file names it.
     renamed_head: Option<String>,
+    /// See [`Found::other_head`].
+    other_head: Vec<String>,
 }
 
 /// Finds the network of a file, or the best one under the prefix of [`TensorFile::choosing`]. `recognise` receives a function from
@@ -59,7 +68,11 @@ pub fn find<T>(
         let entries = file.entries();
         let shapes: HashMap<&str, &[usize]> =
             candidate.keys.iter().map(|(entry, name)| (name.as_str(), entries[*entry].shape.as_slice())).collect();
-        match recognise(&|name| shapes.get(name).copied()) {
+        let recognised = match relatives::difference(&shapes) {
+            Some(difference) => Err(difference.to_owned()),
+            None => recognise(&|name| shapes.get(name).copied()),
+        };
+        match recognised {
             Ok(network) => accepted.push((candidate, network)),
             Err(reason) => refused.push((candidate.prefix, reason)),
         }
@@ -73,9 +86,11 @@ pub fn find<T>(
     let mut accepted = accepted.into_iter();
     let Some((chosen, network)) = accepted.next() else { return Err(nothing_found(file, &refused)) };
     let others: Vec<Candidate> = accepted.map(|(candidate, _)| candidate).collect();
-    let notices = notices(file, &chosen, &others);
-    let Candidate { prefix, keys, .. } = chosen;
-    Ok(Found { network, weights: file.with_entries(keys), prefix, notices })
+    let ignored = ignored(file, &chosen, &others);
+    let notices = notices(file, &chosen, &others, &ignored);
+    let placeholders = chosen.placeholders(file);
+    let Candidate { prefix, keys, other_head, .. } = chosen;
+    Ok(Found { network, weights: file.with_entries(keys, placeholders), prefix, notices, other_head, ignored })
 }
 
 impl Candidate {
@@ -98,6 +113,19 @@ impl Candidate {
 
     fn has(&self, key: &str) -> bool {
         self.keys.iter().any(|(_, name)| name == key)
+    }
+
+    /// The objects of a `.pth` in place of its tensors, by torchvision's names.
+    fn placeholders(&self, file: &TensorFile) -> Vec<(String, String)> {
+        let placeholders = file.placeholders().iter().filter_map(|(key, object)| {
+            let rest = key.strip_prefix(&self.prefix)?;
+            let name = match self.naming.part(rest) {
+                Part::Body(name) => name,
+                Part::Head | Part::Other => rest.to_owned(),
+            };
+            Some((name, object.clone()))
+        });
+        placeholders.collect()
     }
 }
 
@@ -125,10 +153,10 @@ fn candidate(file: &TensorFile, first: &TensorEntry, prefix: &str, naming: Namin
     let mut head = Vec::new();
     for (position, entry) in file.entries().iter().enumerate().filter(|(_, entry)| in_dictionary(entry)) {
         let Some(rest) = entry.name.strip_prefix(prefix) else { continue };
-        match naming.torchvision_name(rest) {
-            Some(name) => keys.push((position, name)),
-            None if naming.is_head(rest) => head.push((position, rest.to_owned())),
-            None => keys.push((position, rest.to_owned())),
+        match naming.part(rest) {
+            Part::Body(name) => keys.push((position, name)),
+            Part::Head => head.push((position, rest.to_owned())),
+            Part::Other => {}
         }
     }
     let parent = prefix.strip_suffix('.').map(|prefix| prefix.rfind('.').map_or("", |dot| &prefix[..=dot]));
@@ -139,13 +167,26 @@ fn candidate(file: &TensorFile, first: &TensorEntry, prefix: &str, naming: Namin
             beside.filter(|(_, rest)| key_names::is_head(rest)).map(|(position, rest)| (position, rest.to_owned())),
         );
     }
-    let renamed_head = linear_layer(file, &keys, &head).filter(|module| module != HEAD);
+    // Beside a classifier, the head of an earlier self-supervised training is of no use.
+    if head.iter().any(|(_, name)| !key_names::is_projector(name)) {
+        head.retain(|(_, name)| !key_names::is_projector(name));
+    }
+    let linear_layer = linear_layer(file, &keys, &head);
+    let mut other_head = Vec::new();
+    if linear_layer.is_none() {
+        other_head = head
+            .iter()
+            .map(|(_, name)| name.rsplit_once('.').map_or(&**name, |(module, _)| module).to_owned())
+            .collect();
+        other_head.dedup();
+    }
+    let renamed_head = linear_layer.filter(|module| module != HEAD);
     if let Some(module) = &renamed_head {
         head.iter_mut().for_each(|(_, name)| *name = format!("{HEAD}{}", &name[module.len()..]));
     }
     keys.extend(head);
     keys.sort_by_key(|&(position, _)| position);
-    Candidate { prefix: prefix.to_owned(), naming, keys, renamed_head }
+    Candidate { prefix: prefix.to_owned(), naming, keys, renamed_head, other_head }
 }
 
 /// The name of the module, if the head is a single linear layer on the features of the body.
@@ -171,7 +212,15 @@ fn linear_layer(file: &TensorFile, body: &[(usize, String)], head: &[(usize, Str
     }
 }
 
-fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<String> {
+/// The tensors that belong to no network.
+fn ignored(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<String> {
+    let mut used = vec![false; file.entries().len()];
+    let keys = std::iter::once(chosen).chain(others).flat_map(|network| &network.keys);
+    keys.for_each(|&(position, _)| used[position] = true);
+    file.names().zip(used).filter(|(_, used)| !used).map(|(name, _)| name.to_owned()).collect()
+}
+
+fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate], ignored: &[String]) -> Vec<String> {
     let mut notices = Vec::new();
     let kind = if chosen.is_copy() { "averaged or copied weights (such as EMA)" } else { "weights" };
     if !chosen.prefix.is_empty() {
@@ -187,20 +236,15 @@ fn notices(file: &TensorFile, chosen: &Candidate, others: &[Candidate]) -> Vec<S
         let places = listed(others.iter().map(|other| format!("`{}`", printable(&other.prefix))));
         notices.push(format!(
             "ignored {}: {places}; use --weights-key to choose another",
-            count(others.len(), "other network")
+            counted(others.len(), "other network", "other networks")
         ));
     }
-    let mut used = vec![false; file.entries().len()];
-    chosen
-        .keys
-        .iter()
-        .chain(others.iter().flat_map(|other| &other.keys))
-        .for_each(|&(position, _)| used[position] = true);
-    let beside: Vec<&TensorEntry> =
-        file.entries().iter().zip(used).filter(|(_, used)| !used).map(|(entry, _)| entry).collect();
-    if !beside.is_empty() {
-        let names = listed(beside.iter().map(|entry| printable(&entry.name)));
-        notices.push(format!("ignored {} that the network does not have: {names}", count(beside.len(), "tensor")));
+    if !ignored.is_empty() {
+        let names = listed(ignored.iter().map(|name| printable(name)));
+        notices.push(format!(
+            "ignored {} that the network does not have: {names}",
+            counted(ignored.len(), "tensor", "tensors")
+        ));
     }
     if !file.foreign_objects().is_empty() {
         let names = listed(file.foreign_objects().iter().map(|name| printable(name)));
@@ -221,39 +265,62 @@ fn is_prefix(text: &str) -> bool {
 }
 
 fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
+    const LIST: &str = "run `retune inspect` to list the tensors of the file";
     let shown = file.path().display();
-    // Of several blocks that look like networks, the outermost one is the most informative.
-    let outermost = refused.iter().min_by_key(|(prefix, _)| prefix.len());
-    if let Some((prefix, reason)) = outermost {
+    let is_own = |entry: &TensorEntry| entry.name.starts_with("param/");
+    let no_network = |prefix: &str, reason: &str, hint: &str| {
         let place = if prefix.is_empty() { String::new() } else { format!(" under `{}`", printable(prefix)) };
-        return Error::new(format!("{shown}: the network{place} is not supported: {}", printable(reason)))
-            .hint("run `retune inspect` to list the tensors of the file");
-    }
-    if file.entries().iter().any(|entry| entry.name.starts_with("param/")) {
-        return Error::new(format!("{shown}: a checkpoint or reference file of retune, not a model"))
-            .hint("give the model.safetensors of the run");
-    }
-    let late = Naming::Torchvision.late_key();
-    let incomplete = file
-        .entries()
-        .iter()
-        .filter_map(|entry| entry.name.strip_suffix("layer1.0.conv1.weight"))
-        .find(|prefix| is_prefix(prefix));
-    if let Some(prefix) = incomplete {
-        return Error::new(format!(
-            "{shown}: an incomplete ResNet: there is no {}",
-            printable(&format!("{prefix}{late}"))
-        ))
-        .hint("run `retune inspect` to list the tensors of the file");
-    }
-    let found = match file.entries() {
-        [] => "it contains no tensors".to_owned(),
-        _ => format!("its keys are {}", file.first_names()),
+        Error::new(format!("{shown}: the network{place} is not supported: {}", printable(reason))).hint(hint)
     };
-    Error::new(format!("{shown}: no ResNet found: {found}"))
-        .hint("expected torchvision's key names with any prefix: conv1.weight, layer1.0.conv1.weight, ..., fc.weight")
+    // Of several blocks that look like networks, the outermost one is the most informative.
+    let error = if let Some((prefix, reason)) = refused.iter().min_by_key(|(prefix, _)| prefix.len()) {
+        no_network(prefix, reason, SUPPORTED)
+    } else if file.entries().iter().any(is_own) {
+        Error::new(format!("{shown}: a checkpoint or reference file of retune, not a model"))
+            .hint("give the model.safetensors of the run")
+    } else if let Some((prefix, incomplete)) = incomplete(file) {
+        match incomplete {
+            Incomplete::Relative(difference) => no_network(&prefix, difference, SUPPORTED),
+            Incomplete::Lacks(key) => {
+                Error::new(format!("{shown}: an incomplete ResNet: there is no {}{key}", printable(&prefix))).hint(LIST)
+            }
+        }
+    } else {
+        let found = match (file.entries(), relatives::family(file.names())) {
+            ([], _) => "it contains no tensors".to_owned(),
+            (_, Some(family)) => format!("it seems to be {family}, by its keys {}", file.first_names()),
+            (_, None) => format!("its keys are {}", file.first_names()),
+        };
+        Error::new(format!("{shown}: no ResNet found: {found}")).hint(SUPPORTED)
+    };
+    match file.placeholders() {
+        [] => error,
+        [(key, object), ..] => error.hint(no_tensor(key, object)),
+    }
 }
 
-fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+/// What to do where an object of Python is in the place of a tensor.
+pub(super) fn no_tensor(key: &str, object: &str) -> String {
+    format!(
+        "`{}` is not a plain tensor in the file: it depends on the Python object {object}, which was ignored and not run; save \
+         plain tensors: torch.save(model.state_dict(), FILE)",
+        printable(key)
+    )
+}
+
+/// Why the blocks in a file are not a whole ResNet.
+enum Incomplete {
+    Relative(&'static str),
+    Lacks(&'static str),
+}
+
+/// The prefix of blocks that are not those of a whole ResNet, and what is wrong with them.
+fn incomplete(file: &TensorFile) -> Option<(String, Incomplete)> {
+    let before_blocks = |name: &str| Some(name.split_once("layer1.0.")?.0.to_owned());
+    let prefix = file.names().filter_map(before_blocks).find(|prefix| is_prefix(prefix))?;
+    let within = file.entries().iter().filter_map(|entry| Some((entry.name.strip_prefix(&prefix)?, &*entry.shape)));
+    let shapes: HashMap<&str, &[usize]> = within.collect();
+    let needed = [Naming::Torchvision.first_key(), Naming::Torchvision.late_key()];
+    let lacks = || needed.into_iter().find(|key| !shapes.contains_key(key)).map(Incomplete::Lacks);
+    relatives::difference(&shapes).map(Incomplete::Relative).or_else(lacks).map(|incomplete| (prefix, incomplete))
 }

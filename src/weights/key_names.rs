@@ -8,6 +8,35 @@ const HEADS: [&str; 6] = [HEAD, "head", "classifier", "linear", "last_linear", "
 const PROJECTORS: [&str; 7] =
     ["projector", "projection", "projection_head", "contrastive_head", "mlp", "predictor", "prototypes"];
 
+/// Names of modules, without a number at their end, that are or may be part of the body. One that torchvision's networks do not have
+/// belongs to another architecture.
+const BODY: [&str; 13] = [
+    "conv",
+    "bn",
+    "norm",
+    "layer",
+    "stage",
+    "block",
+    "stem",
+    "root",
+    "transition",
+    "maxpool",
+    "attnpool",
+    "se",
+    "cbam",
+];
+
+/// What a key without prefix belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The body: torchvision's name, or its own if torchvision has none for it.
+    Body(String),
+    /// What follows the body.
+    Head,
+    /// Something else that was saved with the network, such as a loss with weights.
+    Other,
+}
+
 /// Whether a key without prefix belongs to a module that follows the body.
 pub(super) fn is_head(name: &str) -> bool {
     let module = name.split('.').next().unwrap_or_default();
@@ -33,10 +62,10 @@ pub(super) enum Naming {
 impl Naming {
     pub const ALL: [Self; 3] = [Self::Torchvision, Self::Transformers, Self::Sequential];
 
-    /// The key of the first convolution.
+    /// A key near the beginning that every network of this scheme has, also one that is related to torchvision's.
     pub fn first_key(self) -> &'static str {
         match self {
-            Self::Torchvision => "conv1.weight",
+            Self::Torchvision => "layer1.0.conv1.weight",
             Self::Transformers => "embedder.embedder.convolution.weight",
             Self::Sequential => "0.weight",
         }
@@ -60,21 +89,28 @@ impl Naming {
         }
     }
 
-    /// Torchvision's name of a key of the body; `None` for any other key.
-    pub fn torchvision_name(self, key: &str) -> Option<String> {
-        match self {
-            Self::Torchvision => (!is_head(key)).then(|| key.to_owned()),
-            Self::Transformers => from_transformers(key),
-            Self::Sequential => from_sequential(key),
+    /// What a key without prefix belongs to.
+    pub fn part(self, key: &str) -> Part {
+        let module = key.split('.').next().unwrap_or_default();
+        let name = match self {
+            Self::Torchvision => BODY.contains(&module.trim_end_matches(|c: char| c.is_ascii_digit())).then_some(None),
+            Self::Transformers => ["embedder", "encoder"].contains(&module).then(|| from_transformers(key)),
+            Self::Sequential => match module.parse() {
+                Ok(0..=LAST_CHILD) => Some(from_sequential(key)),
+                Ok(_) => return Part::Head,
+                Err(_) => None,
+            },
+        };
+        match name {
+            _ if is_head(key) => Part::Head,
+            Some(name) => Part::Body(name.unwrap_or_else(|| key.to_owned())),
+            None => Part::Other,
         }
     }
-
-    /// Whether a key without prefix belongs to a module that follows the body.
-    pub fn is_head(self, key: &str) -> bool {
-        let module = key.split('.').next().unwrap_or_default();
-        is_head(key) || (self == Self::Sequential && module.parse().is_ok_and(|module: usize| module > 7))
-    }
 }
+
+/// The position of the last stage among the children of a torchvision ResNet.
+const LAST_CHILD: usize = 7;
 
 /// The children of a torchvision ResNet by their position. The third and fourth, ReLU and pooling, have no parameters.
 fn from_sequential(key: &str) -> Option<String> {
@@ -122,6 +158,34 @@ fn layer(rest: &str, convolution: &str, normalization: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_belongs_to_the_body_or_the_head_or_neither() {
+        use Naming::{Sequential, Torchvision, Transformers};
+        let body = |name: &str| Part::Body(name.into());
+        for (naming, key, part) in [
+            (Torchvision, "layer4.1.bn2.bias", body("layer4.1.bn2.bias")),
+            // These are part of another network than torchvision's.
+            (Torchvision, "conv2.weight", body("conv2.weight")),
+            (Torchvision, "layer5.0.conv1.weight", body("layer5.0.conv1.weight")),
+            (Torchvision, "layer1.0.se.fc1.weight", body("layer1.0.se.fc1.weight")),
+            (Torchvision, "fc.3.weight", Part::Head),
+            (Torchvision, "projector.0.weight", Part::Head),
+            (Torchvision, "criterion.weight", Part::Other),
+            (Torchvision, "aux.weight", Part::Other),
+            (Torchvision, "n_averaged", Part::Other),
+            (Torchvision, "layernorm_loss", Part::Other),
+            (Transformers, "embedder.embedder.convolution.weight", body("conv1.weight")),
+            (Transformers, "encoder.stages.9.weight", body("encoder.stages.9.weight")),
+            (Transformers, "pooler.weight", Part::Other),
+            (Sequential, "4.0.conv1.weight", body("layer1.0.conv1.weight")),
+            (Sequential, "3.weight", body("3.weight")),
+            (Sequential, "8.1.weight", Part::Head),
+            (Sequential, "loss.weight", Part::Other),
+        ] {
+            assert_eq!(naming.part(key), part, "{key}");
+        }
+    }
 
     #[test]
     fn of_transformers_become_torchvisions() {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::find::no_tensor;
 use super::key_names::{self, HEAD};
 use super::state_dict::{TensorEntry, TensorFile, printable};
 use crate::error::{Error, Result};
@@ -60,6 +61,8 @@ pub struct MatchReport {
     pub replaced_head: Option<Vec<NamedShape>>,
     /// The head of the network.
     pub expected_head: Vec<NamedShape>,
+    /// Missing keys that are in the file with something else than a tensor, and the name of the Python object that it depends on.
+    pub placeholders: Vec<(String, String)>,
 }
 
 /// Compares a network's state dict, in its order, with the weights that [`find`](super::find()) found in a file.
@@ -80,6 +83,7 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
         absent_counters: Vec::new(),
         replaced_head: replaced.then_some(found_head),
         expected_head,
+        placeholders: Vec::new(),
     };
     for key in expected.iter().filter(|key| !(replaced && in_head(key))) {
         match file.get(&key.name) {
@@ -90,7 +94,10 @@ pub fn match_state_dict(expected: &[NamedShape], file: &TensorFile, head: HeadPo
                 found: entry.shape.clone(),
             }),
             None if key.name.ends_with(COUNTER) => report.absent_counters.push(key.name.clone()),
-            None => report.missing.push(key.clone()),
+            None => {
+                report.placeholders.extend(file.placeholders().iter().find(|(name, _)| *name == key.name).cloned());
+                report.missing.push(key.clone());
+            }
         }
     }
     let known: HashSet<&str> = expected.iter().map(|key| key.name.as_str()).collect();
@@ -155,7 +162,15 @@ impl MatchReport {
             problems.push(format!("{} wrongly shaped ({})", self.wrong_shape.len(), first(shapes)));
         }
         let error = Error::new(format!("{} does not fit {network}: {}", self.path.display(), problems.join(", ")));
-        Err(error.hint(format!("expected a state dict of torchvision's {network}")))
+        let is_statistic = |key: &NamedShape| key.name.contains(".running_");
+        Err(error.hint(match self.placeholders.as_slice() {
+            [] if problems.len() == 1 && !self.missing.is_empty() && self.missing.iter().all(is_statistic) => {
+                "its batch norms lack their running statistics: save model.state_dict(), not model.parameters() alone"
+                    .into()
+            }
+            [] => format!("expected a state dict of torchvision's {network}"),
+            [(key, object), ..] => no_tensor(key, object),
+        }))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod layout;
 pub mod matching;
 mod pth;
 pub mod reference;
+mod relatives;
 pub mod save;
 pub mod state_dict;
 

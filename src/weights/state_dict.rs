@@ -14,6 +14,7 @@ use safetensors::tensor::Metadata;
 use super::file_kind::recognise;
 use super::pth::{self, Place};
 use crate::error::{Context, Error, Result};
+use crate::file::cannot_open;
 
 const LENGTH_BYTES: usize = size_of::<u64>();
 /// The limit of the format's own library.
@@ -71,6 +72,8 @@ pub struct TensorFile {
     gathered: Arc<Vec<u8>>,
     origin: Option<&'static str>,
     foreign_objects: Vec<String>,
+    /// Keys with such an object in place of a tensor, and the name of the object's class or function.
+    placeholders: Vec<(String, String)>,
     chosen_prefix: Option<String>,
 }
 
@@ -96,19 +99,22 @@ impl TensorFile {
     /// Maps the file and checks its header; no tensor is read.
     ///
     /// # Errors
-    /// When the file cannot be opened, is empty or truncated, or is not a safetensors file; the message then states what the
-    /// file looks like. No allocation is larger than the header that the file contains.
+    /// When the file cannot be opened, is empty or truncated, or contains no weights; the message then states what it is. No
+    /// allocation is larger than the header that the file contains.
     pub fn open(path: &Path) -> Result<Self> {
-        let found = fs::metadata(path).context(|| format!("cannot open {}", path.display()))?;
+        let found = fs::metadata(path).map_err(|cause| cannot_open(path, &cause))?;
         if !found.is_file() {
             let kind = if found.is_dir() { "a folder" } else { "a device or pipe" };
-            return Err(Error::new(format!("{} is {kind}, expected a safetensors file", path.display())));
+            return Err(Error::new(format!("{} is {kind}, expected a safetensors or .pth file", path.display())));
         }
         if found.len() == 0 {
-            return Err(Error::new(format!("{} is empty (0 bytes), expected a safetensors file", path.display()))
-                .hint("download or save it again: the writing program did not finish"));
+            return Err(Error::new(format!(
+                "{} is empty (0 bytes), expected a safetensors or .pth file",
+                path.display()
+            ))
+            .hint("download or save it again: the writing program did not finish"));
         }
-        let file = File::open(path).context(|| format!("cannot open {}", path.display()))?;
+        let file = File::open(path).map_err(|cause| cannot_open(path, &cause))?;
         #[allow(unsafe_code)]
         // SAFETY: the map is private to this struct and only read. Another program that shortens the file meanwhile
         // could end this one with a signal; this crate itself never changes a file in place, it renames a new one.
@@ -134,9 +140,8 @@ impl TensorFile {
     }
 
     fn from_pth(path: &Path, contents: Contents) -> Result<Self> {
-        let state = pth::read(&contents).map_err(|reason| {
-            Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display()))
-                .hint("save its state dict again: torch.save(model.state_dict(), FILE)")
+        let state = pth::read(&contents).map_err(|pth::Refusal { reason, fix }| {
+            Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display())).hint(fix)
         })?;
         let entries = state.tensors.into_iter().map(|tensor| {
             let (range, is_gathered) = match tensor.place {
@@ -155,6 +160,7 @@ impl TensorFile {
             gathered: Arc::new(state.gathered),
             origin: Some(state.origin),
             foreign_objects: state.foreign_objects,
+            placeholders: state.placeholders,
             chosen_prefix: None,
         };
         Ok(file.holding(entries.collect()))
@@ -168,8 +174,9 @@ impl TensorFile {
         self
     }
 
-    /// A view of some of the tensors, by their position in [`TensorFile::entries`], under other names.
-    pub(super) fn with_entries(&self, chosen: Vec<(usize, String)>) -> Self {
+    /// A view of some of the tensors, by their position in [`TensorFile::entries`], under other names, with the
+    /// [placeholders](TensorFile::placeholders) of their dictionary.
+    pub(super) fn with_entries(&self, chosen: Vec<(usize, String)>, placeholders: Vec<(String, String)>) -> Self {
         let entries = chosen.into_iter().map(|(position, name)| TensorEntry {
             name,
             nesting: 0,
@@ -184,6 +191,7 @@ impl TensorFile {
             gathered: self.gathered.clone(),
             origin: self.origin,
             foreign_objects: Vec::new(),
+            placeholders,
             chosen_prefix: None,
         };
         view.holding(entries.collect())
@@ -206,6 +214,7 @@ impl TensorFile {
             gathered: Arc::default(),
             origin: None,
             foreign_objects: Vec::new(),
+            placeholders: Vec::new(),
             chosen_prefix: None,
         };
         Ok(file.holding(entries))
@@ -237,6 +246,11 @@ impl TensorFile {
         &self.foreign_objects
     }
 
+    /// The keys of a `.pth` whose values are such objects, or depend on one, with the names of the objects; not all if there are many.
+    pub fn placeholders(&self) -> &[(String, String)] {
+        &self.placeholders
+    }
+
     /// The file's length in bytes, header included.
     pub fn file_bytes(&self) -> usize {
         self.contents.len()
@@ -248,7 +262,7 @@ impl TensorFile {
     }
 
     /// The names of every tensor, in the order of the file.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.iter().map(|entry| entry.name.as_str())
     }
 
@@ -363,10 +377,10 @@ fn convert<const BYTES: usize, T>(bytes: &[u8], element: impl Fn([u8; BYTES]) ->
 fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let shown = path.display();
     let no_safetensors = |reason: String| match recognise(bytes) {
-        Some(kind) => {
-            Error::new(format!("{shown} is not a safetensors file: it looks like {}", kind.looks_like)).hint(kind.fix)
+        Some(found) => {
+            Error::new(format!("{shown} is {}, expected a safetensors or .pth file", found.noun)).hint(found.fix)
         }
-        None => Error::new(format!("{shown} is not a safetensors file, or is damaged: {reason}"))
+        None => Error::new(format!("{shown} is neither a safetensors nor a .pth file, or is damaged: {reason}"))
             .hint("check its source, and download or save it again"),
     };
     let file_bytes = bytes.len();

@@ -16,6 +16,8 @@ pub enum Value {
         bytes: Vec<u8>,
     },
     Int(i32),
+    /// What a call of this function returns, by its module and name.
+    Object(&'static str, &'static str),
     List(Vec<Value>),
     /// Keys that are numbers become integers, as in the state of an optimizer.
     Dict(Vec<(String, Value)>),
@@ -73,7 +75,7 @@ fn safetensors(value: &Value) -> Vec<u8> {
             Value::Tensor { dtype, shape, bytes } => {
                 found.push((name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
             }
-            Value::Int(_) => {}
+            Value::Int(_) | Value::Object(..) => {}
             Value::List(items) => {
                 items.iter().enumerate().for_each(|(key, item)| flatten(inside(&key.to_string()), item, found));
             }
@@ -120,6 +122,7 @@ fn add<'a>(form: Form, value: &'a Value, program: &mut Vec<u8>, storages: &mut V
             storages.push((bytes, size));
         }
         Value::Int(value) => number(*value as usize, program),
+        Value::Object(module, name) => program.extend(format!("c{module}\n{name}\n)R").bytes()),
         Value::List(items) => {
             program.extend(b"](");
             items.iter().for_each(|item| add(form, item, program, storages));

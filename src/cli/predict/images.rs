@@ -9,6 +9,7 @@ use tempfile::NamedTempFile;
 
 use crate::data::{FileKind, NotRead, images_below};
 use crate::error::{Context, Error, Result};
+use crate::file::cannot_open;
 
 /// The argument that stands for standard input.
 const STANDARD_INPUT: &str = "-";
@@ -69,7 +70,7 @@ impl Images {
         if let Some(List { file, end }) = list {
             let source: Box<dyn Read + Send> = match is_standard_input(&file) {
                 true => Box::new(io::stdin()),
-                false => Box::new(File::open(file).context(|| format!("cannot open {}", file.display()))?),
+                false => Box::new(File::open(file).map_err(|cause| cannot_open(file, &cause))?),
             };
             images.listed = Some(read_list(source, end));
             images.list = file.to_path_buf();

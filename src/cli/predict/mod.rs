@@ -15,8 +15,7 @@ use super::{GlobalArguments, check_batch_size};
 use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
 use crate::device::threads;
 use crate::error::{Error, Result};
-use crate::train::{ModelFile, Network, Prediction, class_names, classify, load_model};
-use crate::weights::{IMAGENET_CLASSES, imagenet_classes};
+use crate::train::{ModelFile, Network, Prediction, classify, load_model};
 use images::{Images, List};
 use rows::{ClassProbability, Format, Outcome, Row, Rows};
 
@@ -99,12 +98,8 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     images.not_read.notices().iter().for_each(|notice| global.note(notice));
     let device = global.open_device()?;
     let file = arguments.weights_key.open(global, &arguments.model)?;
-    let (network, mut model) = load_model(device.clone(), &file)?;
+    let (network, model) = load_model(device.clone(), &file)?;
     model.notices.iter().for_each(|notice| global.note(notice));
-    let is_unnamed = class_names(&file)?.is_none() && model.classes.len() == IMAGENET_CLASSES;
-    if is_unnamed {
-        model.classes = imagenet_classes();
-    }
     let progress = match images.count() {
         Some(count) => Progress::new(global, count as u64, "images"),
         None => Progress::of_any_number(global, "images"),
@@ -120,9 +115,6 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     classification.rows.end()?;
     completed?;
     let Classification { read, unreadable, url, .. } = classification;
-    if is_unnamed && read > 0 {
-        global.note("the weights have no class names: using those of ImageNet, which also has 1000 classes");
-    }
     match (read, unreadable) {
         (0, 0) => Err(Error::new("there are no images in the list")),
         (_, 0) => Ok(ExitCode::SUCCESS),

@@ -3,9 +3,8 @@
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::super::output::{json, print_while_open, result_line};
-use crate::error::{Context, Result};
-use crate::printable::printable;
+use super::super::output::{csv_line, json, print_while_open, result_line};
+use crate::error::Result;
 
 /// The form of the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -92,26 +91,18 @@ impl Rows {
 
     fn header(&self) -> Result<String> {
         let columns = (1..=self.top).flat_map(|rank| [format!("class_{rank}"), format!("probability_{rank}")]);
-        table_line(std::iter::once("path".into()).chain(columns).chain(["error".into()]))
+        csv_line(std::iter::once("path".into()).chain(columns).chain(["error".into()]))
     }
 
     fn record(&self, row: &Row) -> Result<String> {
         let (mut fields, error) = match &row.outcome {
             Outcome::Classified { classes, .. } => {
-                let fields = classes.iter().flat_map(|one| [printable(&one.class).into(), one.probability.to_string()]);
+                let fields = classes.iter().flat_map(|one| [one.class.clone(), one.probability.to_string()]);
                 (fields.collect(), String::new())
             }
-            Outcome::Unreadable { error } => (Vec::new(), printable(error).into()),
+            Outcome::Unreadable { error } => (Vec::new(), error.clone()),
         };
         fields.resize(2 * self.top, String::new());
-        table_line(std::iter::once(printable(&row.path).into()).chain(fields).chain([error]))
+        csv_line(std::iter::once(row.path.clone()).chain(fields).chain([error]))
     }
-}
-
-fn table_line(fields: impl Iterator<Item = String>) -> Result<String> {
-    let doing = || "cannot write a line of the table";
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(fields.map(String::into_bytes)).context(doing)?;
-    let line = writer.into_inner().context(doing)?;
-    String::from_utf8(line).context(doing)
 }

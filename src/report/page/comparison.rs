@@ -5,12 +5,12 @@ use maud::{Markup, html};
 use super::super::curves::{COLOURS, accuracy_ticks, decimals};
 use super::super::measures::interval;
 use super::super::record::RunRecord;
-use super::results::{best_accuracy, last_accuracy};
+use super::results::best_accuracy;
 use super::text::{duration, percent};
 use super::times::{started, times};
 use crate::train::{HeldOut, Metric};
 
-/// The accuracy of a run on its test images.
+/// The accuracy of a run's saved model on its test images.
 #[derive(Debug, Clone, PartialEq)]
 struct Score {
     name: String,
@@ -32,7 +32,7 @@ impl Score {
             _ => true,
         };
         let images = run.config.test_images.max(1);
-        is_tested.then(|| Self::new(&run.name, last_accuracy(run), images))
+        is_tested.then(|| Self::new(&run.name, best_accuracy(run), images))
     }
 
     fn overlaps(&self, other: &Self) -> bool {
@@ -52,9 +52,39 @@ pub(super) fn sorted<'a>(runs: &[&'a RunRecord]) -> Vec<&'a RunRecord> {
     runs
 }
 
+/// The sentences that name the winner, say how certain that is, and why other runs have no accuracy; none for a single run.
+pub(super) fn verdict_of(runs: &[&RunRecord]) -> Option<String> {
+    let runs = sorted(runs);
+    let (mut scores, mut tested, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    for run in runs.iter().copied() {
+        let is_stopped = run.metrics.iter().any(|metric| matches!(metric, Metric::Stopped { .. }));
+        match (Score::of(run), is_stopped) {
+            (score, true) => {
+                others.push(format!("{} ended early, because its numbers were no longer finite.", run.name));
+                scores.extend(score);
+            }
+            (None, false) => others.push(format!("{} has not been tested yet.", run.name)),
+            (Some(score), false) => scores.push(score),
+        }
+        tested.extend(Score::of(run).is_some().then_some(run));
+    }
+    let first = (runs.len() > 1).then(|| verdict(&scores, have_same_tests(&tested)))?;
+    Some([vec![first], others].concat().join(" "))
+}
+
 /// The winner, or why there is none. `scores` are sorted, and `is_same` says whether all have the same test images, if it is known.
-fn verdict(scores: &[Score], is_same: Option<bool>) -> Option<String> {
-    let [first, second, ..] = scores else { return None };
+fn verdict(scores: &[Score], is_same: Option<bool>) -> String {
+    let (first, second) = match scores {
+        [] => return "None of the runs has been tested.".into(),
+        [only] => {
+            return format!(
+                "Only {} has been tested: it classifies {} of its test images correctly.",
+                only.name,
+                percent(only.accuracy)
+            );
+        }
+        [first, second, ..] => (first, second),
+    };
     let tied: Vec<&str> = scores
         .iter()
         .filter(|score| score.accuracy >= first.accuracy - 1e-12)
@@ -104,7 +134,7 @@ fn verdict(scores: &[Score], is_same: Option<bool>) -> Option<String> {
         }
         None => text.push_str(" Whether the runs were tested on the same images is not known."),
     }
-    Some(text)
+    text
 }
 
 /// `a, b and c`
@@ -130,8 +160,6 @@ fn have_same_tests(runs: &[&RunRecord]) -> Option<bool> {
 pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
     let scores: Vec<Option<Score>> = runs.iter().map(|run| Score::of(run)).collect();
     let known: Vec<Score> = scores.iter().flatten().cloned().collect();
-    let tested: Vec<&RunRecord> =
-        runs.iter().zip(&scores).filter(|(_, score)| score.is_some()).map(|(run, _)| *run).collect();
     let ticks = accuracy_ticks(known.iter().flat_map(|score| score.interval));
     let (low, high) = (ticks[0], ticks[ticks.len() - 1]);
     let place = |accuracy: f64| 100.0 * (accuracy - low) / (high - low);
@@ -139,7 +167,7 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
     html! {
         section {
             h2 { "Test accuracy" }
-            @if let Some(verdict) = verdict(&known, have_same_tests(&tested)) { p.verdict { (verdict) } }
+            @if let Some(verdict) = verdict_of(runs) { p.verdict { (verdict) } }
             @if !known.is_empty() {
                 div.bars {
                     @for (index, (run, score)) in runs.iter().zip(&scores).enumerate() {
@@ -161,29 +189,35 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                     }
                 }
                 p.note {
-                    "The share of test images that are classified correctly after the last epoch or, where validation images chose the \
-                     epoch, by the model that they chose. The lines are 95 % intervals (Wilson). The axis covers the values only; it does \
-                     not begin at zero."
+                    "The share of test images that the saved model classifies correctly. It is that of the epoch with the best accuracy \
+                     on the validation images or, without these, on the test images, which flatters it a little. The lines are 95 % \
+                     intervals (Wilson)."
+                    @if low > 0.0 { " The axis does not begin at zero." }
                 }
             }
             div.scroll {
                 table {
                     thead {
                         tr {
-                            th { "run" } th.number { "final test accuracy" } th.number { "95 % interval" } th.number { "best test accuracy" }
+                            th { "run" } th.number { "test accuracy" } th.number { "95 % interval" } th.number { "after the last epoch" }
                             th.number { "training accuracy" } th.number { "training loss" } th.number { "epochs" } th.number { "time" } th { "started (UTC)" }
                         }
                     }
                     tbody {
                         @for (run, score) in runs.iter().zip(&scores) {
                             @match run.epochs().last() {
-                                Some(Metric::Epoch { epoch, train_loss, train_acc, .. }) => tr {
+                                Some(Metric::Epoch { epoch, train_loss, train_acc, held_out, .. }) => tr {
                                     td { (run.name) }
                                     @match score {
                                         Some(score) => {
                                             td.number { (percent(score.accuracy)) }
                                             td.number { (format!("{:.1} – {:.1} %", 100.0 * score.interval[0], 100.0 * score.interval[1])) }
-                                            td.number { (percent(best_accuracy(run))) }
+                                            td.number {
+                                                @match held_out {
+                                                    HeldOut::Test { test_acc, .. } => (percent(*test_acc)),
+                                                    HeldOut::Validation { .. } => "–",
+                                                }
+                                            }
                                         }
                                         None => td colspan="3" { "not tested yet" },
                                     }
@@ -212,25 +246,25 @@ mod tests {
         let scores = |all: &[(&str, f64, usize)]| {
             all.iter().map(|&(name, accuracy, images)| Score::new(name, accuracy, images)).collect::<Vec<Score>>()
         };
-        let clear = verdict(&scores(&[("a", 0.9, 500), ("b", 0.7, 500)]), Some(true)).unwrap();
+        let clear = verdict(&scores(&[("a", 0.9, 500), ("b", 0.7, 500)]), Some(true));
         assert_eq!(
             clear,
             "a is best: it classifies 90.0 % of the test images correctly, 20.0 percentage points more than b. The 95 % intervals do \
              not overlap (87.1 % to 92.3 % and 65.8 % to 73.9 %): the difference is hardly by chance."
         );
-        let unclear =
-            verdict(&scores(&[("a", 0.9, 50), ("b", 0.86, 50), ("c", 0.84, 50), ("d", 0.2, 50)]), Some(true)).unwrap();
+        let unclear = verdict(&scores(&[("a", 0.9, 50), ("b", 0.86, 50), ("c", 0.84, 50), ("d", 0.2, 50)]), Some(true));
         assert!(unclear.starts_with("a is best: it classifies 90.0 %"), "{unclear}");
         assert!(unclear.contains("overlaps with those of b and c: ") && !unclear.contains("hardly"), "{unclear}");
-        let tied =
-            verdict(&scores(&[("a", 0.9, 50), ("b", 0.9, 50), ("c", 0.9, 50), ("d", 0.2, 50)]), Some(true)).unwrap();
+        let tied = verdict(&scores(&[("a", 0.9, 50), ("b", 0.9, 50), ("c", 0.9, 50), ("d", 0.2, 50)]), Some(true));
         assert_eq!(tied, "a, b and c are equally good: each classifies 90.0 % of its test images correctly.");
-        let other = verdict(&scores(&[("a", 0.9, 500), ("b", 0.7, 500)]), Some(false)).unwrap();
+        let other = verdict(&scores(&[("a", 0.9, 500), ("b", 0.7, 500)]), Some(false));
         assert!(
             other.ends_with("tested on different images, so their figures are not strictly comparable."),
             "{other}"
         );
-        assert!(verdict(&scores(&[("a", 0.9, 5), ("b", 0.7, 5)]), None).unwrap().ends_with("is not known."));
-        assert_eq!(verdict(&scores(&[("a", 0.9, 500)]), Some(true)), None);
+        assert!(verdict(&scores(&[("a", 0.9, 5), ("b", 0.7, 5)]), None).ends_with("is not known."));
+        let only = verdict(&scores(&[("a", 0.9, 500)]), None);
+        assert_eq!(only, "Only a has been tested: it classifies 90.0 % of its test images correctly.");
+        assert_eq!(verdict(&[], None), "None of the runs has been tested.");
     }
 }

@@ -35,6 +35,9 @@ pub(super) fn confidence(run: &RunRecord) -> Markup {
     }
 }
 
+/// If the accuracy is less certain than this, it fits almost any mean probability.
+const WIDEST_INTERVAL: f64 = 0.1;
+
 /// Whether the mean probability fits the accuracy, given the uncertainty of the latter.
 fn verdict(test: &TestRecord) -> String {
     let [low, high] = test.measures.accuracy_interval;
@@ -49,6 +52,13 @@ fn verdict(test: &TestRecord) -> String {
         format!("The model is too sure of itself: {numbers}.")
     } else if confidence < low {
         format!("The model is too cautious: {numbers}.")
+    } else if high - low > WIDEST_INTERVAL {
+        format!(
+            "Whether the model is as sure as it is right cannot be told from so few test images: {numbers}, and an accuracy \
+             between {} and {} on other images would be no surprise.",
+            percent(low),
+            percent(high)
+        )
     } else {
         format!("On average, the model is about as sure as it is right: {numbers}.")
     }

@@ -107,6 +107,9 @@ fn pairs(run: &RunRecord, test: &TestRecord) -> Markup {
     }
 }
 
+/// Stands for a number that there is not.
+const NONE: &str = "–";
+
 fn per_class(run: &RunRecord, test: &TestRecord) -> Markup {
     let classes = &run.config.classes;
     html! {
@@ -120,9 +123,9 @@ fn per_class(run: &RunRecord, test: &TestRecord) -> Markup {
                             tr {
                                 td { (class.class) }
                                 td.number { (class.images) }
-                                td.number { (percent(class.precision)) }
-                                @if class.images == 0 { td.number { "–" } } @else { td.number { (percent(class.recall)) } }
-                                td.number { (format!("{:.3}", class.f1)) }
+                                td.number { (class.precision.map_or(NONE.into(), percent)) }
+                                td.number { (class.recall.map_or(NONE.into(), percent)) }
+                                td.number { (class.f1.map_or(NONE.into(), |f1| format!("{f1:.3}"))) }
                             }
                         }
                     }
@@ -130,7 +133,7 @@ fn per_class(run: &RunRecord, test: &TestRecord) -> Markup {
             }
             p.note {
                 "Precision: of the images predicted as this class, the share that belongs to it. Recall: of the images of this class, the \
-                 share that is predicted correctly. F1: the harmonic mean of the two."
+                 share that is predicted correctly. F1: the harmonic mean of the two. A dash stands where there are no such images."
             }
         }
     }

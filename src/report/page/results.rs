@@ -37,7 +37,7 @@ fn name_of(metric: &Metric) -> Option<&'static str> {
     }
 }
 
-pub(super) fn last_accuracy(run: &RunRecord) -> f64 {
+fn last_accuracy(run: &RunRecord) -> f64 {
     let last = || run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
     run.final_test().map_or_else(last, |(_, accuracy)| accuracy)
 }
@@ -140,7 +140,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
             }
             p.summary {
                 (format!(
-                    "loss {train_loss:.3}, train acc {train_acc:.3}, {} acc {:.3}; {images_per_second:.1} examples/sec on {}",
+                    "loss {train_loss:.3}, train acc {train_acc:.3}, {} acc {:.3}; {images_per_second:.1} images/s on {}",
                     if run.final_test().is_some() { "test" } else { held_out.short_name() },
                     last_accuracy(run),
                     run.config.device
@@ -166,18 +166,22 @@ fn measures(run: &RunRecord) -> Markup {
     html! {
         p {
             "The saved model classifies " (test.totals.correct) " of " (counted(images, "test image", "test images")) " correctly, "
-            (percent(test.totals.accuracy())) ". With so many images, an accuracy from " (percent(low)) " to " (percent(high))
-            " fits that (95 % interval, Wilson): models whose intervals overlap may well be equally good."
+            (percent(test.totals.accuracy())) ". As this is a sample, the accuracy on all such images is likely between " (percent(low))
+            " and " (percent(high)) " (95 % interval, Wilson). Models whose intervals overlap may be equally good."
         }
         dl.figures {
             div { dt { "balanced accuracy" } dd { (percent(balanced_accuracy)) } }
             @if let Some(share) = top5_accuracy { div { dt { "top-5 accuracy" } dd { (percent(share)) } } }
-            div { dt { "calibration error" } dd { (percent(calibration_error)) } }
+            @if let Some(error) = calibration_error { div { dt { "calibration error" } dd { (percent(error)) } } }
         }
         p.note {
             "Balanced accuracy is the mean recall of the classes, so that small classes count as much as large ones. "
             @if top5_accuracy.is_some() { "Top-5 accuracy is the share of images whose class is among the five most probable. " }
-            "The calibration error says how far predicted probabilities are from the share of correct predictions, on average."
+            @if calibration_error.is_some() {
+                "The calibration error says how far predicted probabilities are from the share of correct predictions, on average."
+            } @else {
+                "For a calibration error, there are too few test images."
+            }
         }
     }
 }

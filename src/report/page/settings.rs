@@ -6,6 +6,7 @@ use super::super::record::RunRecord;
 use crate::data::{Operation, Transform};
 use crate::model::{Architecture, FULL_WIDTH};
 use crate::optim::OptimizerSettings;
+use crate::printable::plain_number;
 use crate::train::{Recipe, RunConfig};
 
 /// `ResNet-18`, with its width if it is not torchvision's.
@@ -79,10 +80,10 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     add("epochs", epochs.to_string(), "passes over the training images");
     add("batch size", batch_size.to_string(), "images per step");
-    add("learning rate", format!("{learning_rate:e}"), "the step size for all layers but the final one");
+    add("learning rate", plain_number(*learning_rate), "the step size for all layers but the final one");
     add(
         "learning rate of the final layer",
-        format!("{:e}", learning_rate * head_lr_multiplier),
+        plain_number(learning_rate * head_lr_multiplier),
         "the step size for the layer that outputs the classes",
     );
     add("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
@@ -90,7 +91,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     for (of, value) in known.iter().flat_map(OptimizerSettings::values) {
         add(of.name, format!("{value:?}"), of.meaning);
     }
-    add("weight decay", format!("{weight_decay:e}"), "how strongly weights are pulled towards zero");
+    add("weight decay", plain_number(*weight_decay), "how strongly weights are pulled towards zero");
     if *no_decay_norm_bias {
         add("without weight decay", "batch norms, biases".into(), "parameters that are not pulled towards zero");
     }

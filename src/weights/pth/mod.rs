@@ -25,6 +25,8 @@ const PROTOCOL: i64 = 1001;
 const DEEPEST: usize = 16;
 /// A limit for hostile files on the bytes of all names together.
 const LONGEST_NAMES: usize = 64 << 20;
+/// No more placeholders are named.
+const MOST_PLACEHOLDERS: usize = 256;
 
 /// Where a tensor's bytes are.
 pub(in crate::weights) enum Place {
@@ -54,6 +56,24 @@ pub(in crate::weights) struct Tensors {
     pub origin: &'static str,
     /// Names of the objects that became placeholders.
     pub foreign_objects: Vec<String>,
+    /// Keys whose values are placeholders, and the names of the objects.
+    pub placeholders: Vec<(String, String)>,
+}
+
+/// Why a file was not read.
+pub(in crate::weights) struct Refusal {
+    /// The problem, without the name of the file.
+    pub reason: String,
+    /// What to do about it.
+    pub fix: &'static str,
+}
+
+const SAVE_AGAIN: &str = "save its state dict again: torch.save(model.state_dict(), FILE)";
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self { reason, fix: SAVE_AGAIN }
+    }
 }
 
 /// Whether a file begins as torch's files do.
@@ -68,19 +88,19 @@ fn is_legacy(bytes: &[u8]) -> bool {
     rest.and_then(|rest| rest.strip_prefix(b"\x8a\x0a")).is_some_and(|rest| rest.starts_with(&MAGIC))
 }
 
-/// Reads either form. The message of an error describes the problem without naming the file.
-pub(in crate::weights) fn read(bytes: &[u8]) -> Result<Tensors, String> {
-    if is_legacy(bytes) { read_legacy(bytes) } else { read_zip(bytes) }
+/// Reads either form.
+pub(in crate::weights) fn read(bytes: &[u8]) -> Result<Tensors, Refusal> {
+    if is_legacy(bytes) { read_legacy(bytes).map_err(Refusal::from) } else { read_zip(bytes) }
 }
 
-fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
+fn read_zip(bytes: &[u8]) -> Result<Tensors, Refusal> {
     // torch puts nothing before the archive. The library would guess its start, wrongly for some lengths of names.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, Cursor::new(bytes))
         .map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
     let names: Vec<String> = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned())).collect();
     let root = names.iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
-    let root = root.ok_or_else(|| other_archive(&names))?;
+    let Some(root) = root else { return Err(other_archive(&names)) };
     let mut member = |name: &str| -> Result<Range<usize>, String> {
         let name = format!("{root}{name}");
         let entry = archive.by_name(&name).map_err(|cause| format!("it has no {name}: {cause}"))?;
@@ -97,25 +117,49 @@ fn read_zip(bytes: &[u8]) -> Result<Tensors, String> {
     if let Ok(order) = member("byteorder")
         && &bytes[order.clone()] != b"little"
     {
-        return Err(format!("its byte order is {:?}, expected \"little\"", String::from_utf8_lossy(&bytes[order])));
+        return Err(
+            format!("its byte order is {:?}, expected \"little\"", String::from_utf8_lossy(&bytes[order])).into()
+        );
     }
     let program = member("data.pkl")?;
-    let (pickle, found, _) = Pickle::run(&bytes[program])?;
-    collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
+    let read = Pickle::run(&bytes[program]).and_then(|(pickle, found, _)| {
+        collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
+    });
+    let is_script = names.iter().any(|name| name.strip_prefix(&root) == Some("constants.pkl"));
+    read.map_err(|reason| match is_script {
+        true => Refusal {
+            reason: "it is a TorchScript program, whose weights are inside Python objects; no code in it was run"
+                .into(),
+            fix: "save its state dict: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
+        },
+        false => reason.into(),
+    })
 }
 
 /// What a zip archive is that torch did not write, by the names in it.
-fn other_archive(names: &[String]) -> String {
-    let ends_with = |extensions: &[&str]| {
+fn other_archive(names: &[String]) -> Refusal {
+    const TORCHVISION: &str =
+        "give the weights of one of torchvision's networks instead, as `retune fetch` downloads them";
+    let ending = |extensions: &[&str]| {
         let has_extension = |name: &&String| extensions.iter().any(|extension| name.ends_with(extension));
         names.iter().find(has_extension)
     };
-    if ends_with(&[".npy"]).is_some() {
-        return "it is a NumPy archive (.npz), not a file of torch".into();
+    let refusal = |reason: &str, fix| Refusal { reason: reason.into(), fix };
+    if ending(&[".npy"]).is_some() {
+        return refusal(
+            "it is a NumPy archive (.npz), not a file of torch",
+            "convert it in Python: torch.save({k: torch.from_numpy(v) for k, v in numpy.load(FILE).items()}, OUT)",
+        );
     }
-    match ends_with(&[".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".zip"]) {
-        Some(name) => format!("it is a zip archive that contains {name}; unpack it first"),
-        None => "it is a zip archive without a data.pkl, so not a file of torch".into(),
+    if ending(&[".h5"]).is_some() {
+        return refusal("it is a Keras model, not a file of torch", TORCHVISION);
+    }
+    match ending(&[".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".zip"]) {
+        Some(name) => Refusal {
+            reason: format!("it is a zip archive that contains {name}"),
+            fix: "unpack it, and give the file in it",
+        },
+        None => refusal("it is a zip archive without a data.pkl, so not a file of torch", "give a file of weights"),
     }
 }
 
@@ -164,10 +208,11 @@ fn collect(
     bytes: &[u8],
     mut place: impl FnMut(&StorageReference) -> Result<Range<usize>, String>,
 ) -> Result<Tensors, String> {
-    let mut search = Search { pickle, seen: HashSet::new(), tensors: Vec::new(), name_bytes: 0 };
+    let mut search =
+        Search { pickle, seen: HashSet::new(), tensors: Vec::new(), placeholders: Vec::new(), name_bytes: 0 };
     search.visit(found, "", 0)?;
     if search.tensors.is_empty() {
-        return Err(match pickle.foreign_names() {
+        return Err(match pickle.foreign_names().as_slice() {
             [] => "it contains no tensors".into(),
             [name, ..] => {
                 format!("it contains no tensors outside Python objects such as {name}; no code in it was run")
@@ -178,7 +223,8 @@ fn collect(
         tensors: Vec::new(),
         gathered: Vec::new(),
         origin: form,
-        foreign_objects: pickle.foreign_names().to_vec(),
+        foreign_objects: pickle.foreign_names(),
+        placeholders: search.placeholders,
     };
     let mut names = HashSet::new();
     for (name, nesting, tensor) in search.tensors {
@@ -200,6 +246,7 @@ struct Search<'a> {
     seen: HashSet<Id>,
     /// Names, the bytes of them that are nesting, and the tensors.
     tensors: Vec<(String, usize, &'a TensorReference)>,
+    placeholders: Vec<(String, String)>,
     name_bytes: usize,
 }
 
@@ -231,7 +278,10 @@ impl<'a> Search<'a> {
 
     fn item(&mut self, key: &str, value: Id, prefix: &str, depth: usize) -> Result<(), String> {
         let object = self.pickle.object(value);
-        if !matches!(object, Object::Tensor(_) | Object::Dict(_) | Object::List(_) | Object::Tuple(_)) {
+        if !matches!(
+            object,
+            Object::Tensor(_) | Object::Dict(_) | Object::List(_) | Object::Tuple(_) | Object::Other(Some(_))
+        ) {
             return Ok(());
         }
         self.name_bytes += prefix.len() + key.len() + 1;
@@ -239,6 +289,12 @@ impl<'a> Search<'a> {
             return Err(format!("the names in it are longer than {} MiB", LONGEST_NAMES >> 20));
         }
         match object {
+            Object::Other(class) => {
+                let class = class.and_then(|class| self.pickle.foreign_name(class));
+                if let Some(class) = class.filter(|_| self.placeholders.len() < MOST_PLACEHOLDERS) {
+                    self.placeholders.push((format!("{prefix}{key}"), class.into()));
+                }
+            }
             Object::Tensor(tensor) => self.tensors.push((format!("{prefix}{key}"), prefix.len(), tensor.as_ref())),
             _ => self.visit(value, &format!("{prefix}{key}."), depth + 1)?,
         }

@@ -37,8 +37,8 @@ pub enum Global {
     RebuildParameter,
     Size,
     Dict,
-    /// A class or function that is not known here. Calling it gives [`Object::Other`].
-    Foreign,
+    /// A class or function that is not known here, and the number of its name if it has one. Calling it gives [`Object::Other`].
+    Foreign(Option<u8>),
     Storage(Dtype),
 }
 
@@ -55,15 +55,17 @@ pub enum Object {
     Global(Global),
     Storage(Box<StorageReference>),
     Tensor(Box<TensorReference>),
-    /// Anything else, without its value: a large number, a float, bytes, an object of an unknown class.
-    Other,
+    /// Anything else, without its value: a large number, a float, bytes, an object of an unknown class. The number of the class is
+    /// that of [`Global::Foreign`].
+    Other(Option<u8>),
 }
 
 /// A pickle that has been run.
 pub struct Pickle {
     objects: Vec<Object>,
     storages: HashMap<String, StorageReference>,
-    foreign_names: Vec<String>,
+    /// Names of classes and functions that are not known here, and whether they deserve no notice.
+    names: Vec<(String, bool)>,
 }
 
 struct Machine<'a> {
@@ -78,7 +80,7 @@ struct Machine<'a> {
 impl Pickle {
     /// Runs a pickle; returns what it built and how many bytes it took.
     pub fn run(bytes: &[u8]) -> Result<(Self, Id, usize), String> {
-        let pickle = Self { objects: Vec::new(), storages: HashMap::new(), foreign_names: Vec::new() };
+        let pickle = Self { objects: Vec::new(), storages: HashMap::new(), names: Vec::new() };
         let mut machine =
             Machine { bytes, position: 0, stack: Vec::new(), marks: Vec::new(), memo: HashMap::new(), pickle };
         let found = machine.run()?;
@@ -96,9 +98,15 @@ impl Pickle {
         entries.iter().find(|(name, _)| is_key(*name)).map(|&(_, value)| self.object(value))
     }
 
-    /// Names of classes and functions that are not known here, each once, the first few of them.
-    pub fn foreign_names(&self) -> &[String] {
-        &self.foreign_names
+    /// Names of classes and functions that are not known here and deserve a notice, each once, the first few of them.
+    pub fn foreign_names(&self) -> Vec<String> {
+        const LISTED: usize = 16;
+        self.names.iter().filter(|(_, is_plain)| !is_plain).map(|(name, _)| name.clone()).take(LISTED).collect()
+    }
+
+    /// The name of an unknown class by its number.
+    pub fn foreign_name(&self, number: u8) -> Option<&str> {
+        self.names.get(usize::from(number)).map(|(name, _)| name.as_str())
     }
 
     /// The storage of that key.
@@ -232,14 +240,15 @@ impl Machine<'_> {
     }
 
     fn global(&mut self, module: &str, name: &str) -> Result<(), String> {
-        const LISTED: usize = 16;
         let global = global(module, name).unwrap_or_else(|| {
             let shown = format!("{}.{}", printable(module), printable(name));
-            let names = &mut self.pickle.foreign_names;
-            if !is_plain(module, name) && names.len() < LISTED && !names.contains(&shown) {
-                names.push(shown);
+            let names = &mut self.pickle.names;
+            let known = names.iter().position(|(name, _)| *name == shown);
+            let number = u8::try_from(known.unwrap_or(names.len())).ok();
+            if known.is_none() && number.is_some() {
+                names.push((shown, is_plain(module, name)));
             }
-            Global::Foreign
+            Global::Foreign(number)
         });
         self.push(Object::Global(global))
     }
@@ -248,7 +257,7 @@ impl Machine<'_> {
         let list = self.top()?;
         match &mut self.pickle.objects[list] {
             Object::List(list) => list.extend_from_slice(items),
-            Object::Other => {}
+            Object::Other(_) => {}
             _ => return Err(DAMAGED.into()),
         }
         Ok(())
@@ -259,7 +268,7 @@ impl Machine<'_> {
         let (pairs, rest) = items.as_chunks::<2>();
         match &mut self.pickle.objects[dict] {
             Object::Dict(dict) if rest.is_empty() => dict.extend(pairs.iter().map(|&[key, value]| (key, value))),
-            Object::Other => {}
+            Object::Other(_) => {}
             _ => return Err(DAMAGED.into()),
         }
         Ok(())
@@ -330,29 +339,29 @@ impl Machine<'_> {
                             extended[..length].copy_from_slice(bytes);
                             Object::Int(i64::from_le_bytes(extended))
                         }
-                        _ => Object::Other,
+                        _ => Object::Other(None),
                     };
                     self.push(object)?;
                 }
                 b'G' => {
                     self.take(8)?;
-                    self.push(Object::Other)?;
+                    self.push(Object::Other(None))?;
                 }
                 b'I' => {
                     let object = match self.line()?.as_str() {
                         "00" => Object::Bool(false),
                         "01" => Object::Bool(true),
-                        line => line.parse().map_or(Object::Other, Object::Int),
+                        line => line.parse().map_or(Object::Other(None), Object::Int),
                     };
                     self.push(object)?;
                 }
                 b'L' => {
                     let line = self.line()?;
-                    self.push(line.trim_end_matches('L').parse().map_or(Object::Other, Object::Int))?;
+                    self.push(line.trim_end_matches('L').parse().map_or(Object::Other(None), Object::Int))?;
                 }
                 b'F' => {
                     self.line()?;
-                    self.push(Object::Other)?;
+                    self.push(Object::Other(None))?;
                 }
                 b'V' => {
                     let line = self.line()?;
@@ -381,7 +390,7 @@ impl Machine<'_> {
                         _ => 8,
                     })?;
                     self.take(length)?;
-                    self.push(Object::Other)?;
+                    self.push(Object::Other(None))?;
                 }
                 b')' => self.push(Object::Tuple(Vec::new()))?,
                 b't' => {
@@ -419,13 +428,13 @@ impl Machine<'_> {
                     let items = self.pop_to_mark()?;
                     self.set_items(&items)?;
                 }
-                0x8f => self.push(Object::Other)?,
+                0x8f => self.push(Object::Other(None))?,
                 0x90 => {
                     self.pop_to_mark()?;
                 }
                 0x91 => {
                     self.pop_to_mark()?;
-                    self.push(Object::Other)?;
+                    self.push(Object::Other(None))?;
                 }
                 b'c' => {
                     let (module, name) = (self.line()?, self.line()?);
@@ -445,20 +454,20 @@ impl Machine<'_> {
                 0x92 => {
                     self.pop()?;
                     self.pop()?;
-                    self.pop()?;
-                    self.push(Object::Other)?;
+                    let class = self.pop()?;
+                    self.push(Object::Other(self.class(class)))?;
                 }
                 // Protocol 0's way to make an object: its arguments lie above a mark.
                 b'i' => {
                     let (module, name) = (self.line()?, self.line()?);
                     self.pop_to_mark()?;
                     self.global(&module, &name)?;
-                    self.pop()?;
-                    self.push(Object::Other)?;
+                    let class = self.pop()?;
+                    self.push(Object::Other(self.class(class)))?;
                 }
                 b'o' => {
-                    self.pop_to_mark()?;
-                    self.push(Object::Other)?;
+                    let class = self.pop_to_mark()?.first().and_then(|&class| self.class(class));
+                    self.push(Object::Other(class))?;
                 }
                 b'R' | 0x81 => {
                     let (arguments, function) = (self.pop()?, self.pop()?);
@@ -473,11 +482,11 @@ impl Machine<'_> {
                     let id = self.pop()?;
                     let storage = self.storage(id)?;
                     let object = match storage {
-                        Some(storage) => {
+                        Ok(storage) => {
                             self.pickle.storages.insert(storage.key.clone(), storage.clone());
                             Object::Storage(Box::new(storage))
                         }
-                        None => Object::Other,
+                        Err(class) => Object::Other(class),
                     };
                     self.push(object)?;
                 }
@@ -515,6 +524,14 @@ impl Machine<'_> {
         }
     }
 
+    /// The number of an unknown class, or of that which an unknown object came from.
+    fn class(&self, id: Id) -> Option<u8> {
+        match *self.pickle.object(id) {
+            Object::Global(Global::Foreign(class)) | Object::Other(class) => class,
+            _ => None,
+        }
+    }
+
     fn items(&self, id: Id) -> Result<&[Id], String> {
         match self.pickle.object(id) {
             Object::Tuple(items) | Object::List(items) => Ok(items),
@@ -526,7 +543,7 @@ impl Machine<'_> {
         let function = match *self.pickle.object(function) {
             Object::Global(function) => function,
             // What another foreign function returned, such as a class.
-            Object::Other => Global::Foreign,
+            Object::Other(class) => Global::Foreign(class),
             _ => return Err(DAMAGED.into()),
         };
         let arguments = self.items(arguments)?;
@@ -545,14 +562,14 @@ impl Machine<'_> {
             Global::RebuildTensor => self.tensor(arguments),
             Global::RebuildParameter => match arguments.first().map(|&id| self.pickle.object(id)) {
                 Some(Object::Tensor(tensor)) => Ok(Object::Tensor(tensor.clone())),
-                Some(Object::Other) => Ok(Object::Other),
+                Some(&Object::Other(class)) => Ok(Object::Other(class)),
                 _ => Err(DAMAGED.into()),
             },
             Global::Size => {
                 let sizes = arguments.first().map_or(Ok([].as_slice()), |&sizes| self.items(sizes))?;
                 Ok(Object::Tuple(sizes.to_vec()))
             }
-            Global::Foreign => Ok(Object::Other),
+            Global::Foreign(class) => Ok(Object::Other(class)),
             Global::Storage(_) => Err(DAMAGED.into()),
         }
     }
@@ -561,7 +578,7 @@ impl Machine<'_> {
         let &[storage, offset, shape, strides, ..] = arguments else { return Err(DAMAGED.into()) };
         let storage = match self.pickle.object(storage) {
             Object::Storage(storage) => storage,
-            Object::Other => return Ok(Object::Other),
+            &Object::Other(class) => return Ok(Object::Other(class)),
             _ => return Err(DAMAGED.into()),
         };
         let number = |id: Id| match *self.pickle.object(id) {
@@ -578,17 +595,19 @@ impl Machine<'_> {
     }
 
     /// `('storage', type, key, device, elements)`, and in the old form a view, which torch has not written since 0.4.
-    /// None if the type of the elements is not known.
-    fn storage(&self, id: Id) -> Result<Option<StorageReference>, String> {
+    /// The number of the type of the elements if that is not known.
+    fn storage(&self, id: Id) -> Result<Result<StorageReference, Option<u8>>, String> {
         let &[kind, dtype, key, _, _, ref view @ ..] = self.items(id)? else { return Err(DAMAGED.into()) };
         match (self.pickle.object(kind), self.pickle.object(dtype), self.pickle.object(key)) {
             (Object::Text(kind), Object::Global(Global::Storage(dtype)), Object::Text(key)) if kind == "storage" => {
                 if view.iter().any(|&view| !matches!(self.pickle.object(view), Object::None)) {
                     return Err("it contains a view of a storage, which torch no longer writes; save it again".into());
                 }
-                Ok(Some(StorageReference { key: key.clone(), dtype: *dtype }))
+                Ok(Ok(StorageReference { key: key.clone(), dtype: *dtype }))
             }
-            (Object::Text(kind), Object::Global(Global::Foreign), Object::Text(_)) if kind == "storage" => Ok(None),
+            (Object::Text(kind), &Object::Global(Global::Foreign(class)), Object::Text(_)) if kind == "storage" => {
+                Ok(Err(class))
+            }
             _ => Err(DAMAGED.into()),
         }
     }

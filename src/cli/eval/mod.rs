@@ -1,26 +1,29 @@
 //! `retune eval`
 
+mod result;
+mod table;
+
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use serde::Serialize;
-
+use super::output::{csv_line, print_while_open, result_width};
 use super::progress::Progress;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{
-    Batches, DecodeOptions, ImageFolder, ImageStore, Labelled, Loader, LoaderOptions, Mode, open_labelled,
+    Batches, DecodeOptions, ImageFolder, ImageStore, Labelled, Loader, LoaderOptions, Mode, Role, open_labelled,
     open_labelled_by,
 };
 use crate::device::threads;
-use crate::error::Result;
-use crate::file::write_atomically;
-use crate::printable::printable;
-use crate::report::{ClassResult, Confusion, Measures};
+use crate::error::{Error, Result};
+use crate::file::{require_writable, write_atomically};
+use crate::report::{Confusion, Measures};
 use crate::train::{Prediction, evaluate, load_model};
+use result::EvalResult;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,8 +32,8 @@ Examples:
 
 /// Evaluate a model on labelled images
 ///
-/// Prints per-class results, the confusion matrix, loss, and accuracy with its 95 % interval. Images of classes that the model does
-/// not know are left out and counted.
+/// Prints per-class results, the confusion matrix or the most confused classes, loss, and accuracy with its 95 % interval. Images of
+/// classes that the model does not know are left out and counted.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalArguments {
@@ -61,7 +64,8 @@ pub struct EvalArguments {
     #[arg(long)]
     strict: bool,
 
-    /// Write the result of every image to this CSV file: path, label, predicted class, its probability, and that of the label
+    /// Write the result of every image to this CSV file: path, label, predicted class, its probability, and that of the label; -
+    /// writes them to standard output, and everything else to standard error
     #[arg(long, value_name = "FILE")]
     per_image: Option<PathBuf>,
 
@@ -69,28 +73,23 @@ pub struct EvalArguments {
     weights_key: WeightsKey,
 }
 
-#[derive(Serialize)]
-struct EvalResult {
-    images: u64,
-    skipped: usize,
-    /// Images of types that are not supported, by type.
-    unsupported: BTreeMap<String, usize>,
-    /// Images of classes that the model does not know, by class.
-    unknown_classes: BTreeMap<String, usize>,
-    accuracy: f64,
-    #[serde(flatten)]
-    measures: Measures,
-    loss: f64,
-    classes: Vec<ClassResult>,
-    /// `confusion[actual][predicted]`
-    confusion: Vec<Vec<usize>>,
-}
+/// The value of `--per-image` that stands for standard output.
+const STANDARD_OUTPUT: &str = "-";
 
 pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCode> {
     check_batch_size(arguments.batch_size)?;
     if let Some(workers) = arguments.workers {
         check_threads("--workers", workers)?;
     }
+    let per_image = arguments.per_image.as_deref();
+    let is_printed = per_image == Some(Path::new(STANDARD_OUTPUT));
+    if is_printed && global.json {
+        return Err(
+            Error::usage("--per-image -: --json also prints to standard output").hint("give a file instead of -")
+        );
+    }
+    let per_image = per_image.filter(|_| !is_printed);
+    per_image.map_or(Ok(()), require_writable)?;
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
@@ -100,7 +99,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         Some(table) => open_labelled_by(&arguments.data, table, &model.classes),
         None => open_labelled(&arguments.data, &model.classes),
     };
-    let Labelled { images: mut folder, unknown, notices } = labelled?;
+    let Labelled { images: mut folder, unknown, notices, role, folder: place } = labelled?;
     if arguments.strict {
         folder.not_read.require_none_unsupported()?;
     }
@@ -135,6 +134,8 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     }
     let confusion = Confusion::new(&predictions, model.classes.len());
     let result = EvalResult {
+        folder: place.to_string_lossy().into_owned(),
+        split: role.map(Role::name),
         images: totals.images,
         skipped,
         unsupported,
@@ -148,65 +149,46 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     if global.json {
         print_json(&result)?
     } else {
-        print_table(&result)?
+        let lines = table::lines(&result, &confusion, result_width());
+        match is_printed {
+            true => lines.iter().for_each(|line| global.note(line)),
+            false => lines.iter().try_for_each(|line| print_result(line))?,
+        }
     }
-    if let Some(path) = &arguments.per_image {
-        write_per_image(path, &folder, &predictions)?;
+    if is_printed {
+        print_per_image(&folder, &predictions)?;
+    } else if let Some(path) = per_image {
+        let table = per_image_lines(&folder, &predictions).collect::<Result<String>>()?;
+        write_atomically(path, |writer| writer.write_all(table.as_bytes()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A confusion matrix of more classes does not fit a terminal.
-const WIDEST_MATRIX: usize = 12;
-
-fn print_table(result: &EvalResult) -> Result<()> {
-    let names: Vec<_> = result.classes.iter().map(|class| printable(&class.class)).collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("actual".len());
-    print_result(&format!("{:<width$}  {:>6}  {:>6}  {:>9}  {:>6}", "class", "images", "recall", "precision", "f1"))?;
-    for (class, ClassResult { images, recall, precision, f1, .. }) in names.iter().zip(&result.classes) {
-        print_result(&format!("{class:<width$}  {images:>6}  {recall:>6.3}  {precision:>9.3}  {f1:>6.3}"))?;
-    }
-    if result.confusion.len() <= WIDEST_MATRIX {
-        let cell = width.clamp(5, 14);
-        let shortened = |name: &str| name.chars().take(cell).collect::<String>();
-        let header: Vec<String> = names.iter().map(|name| format!("{:>cell$}", shortened(name))).collect();
-        print_result("")?;
-        print_result("Confusion matrix")?;
-        print_result(&format!("{:<width$}  predicted", ""))?;
-        print_result(&format!("{:<width$}  {}", "actual", header.join("  ")))?;
-        for (name, row) in names.iter().zip(&result.confusion) {
-            let cells: Vec<String> = row.iter().map(|count| format!("{count:>cell$}")).collect();
-            print_result(&format!("{name:<width$}  {}", cells.join("  ")))?;
+/// Prints the table of all images, or as much of it as is read.
+fn print_per_image(folder: &ImageFolder, predictions: &[Prediction]) -> Result<()> {
+    for line in per_image_lines(folder, predictions) {
+        if !print_while_open(line?.as_bytes())? {
+            break;
         }
     }
-    let Measures { accuracy_interval: [low, high], balanced_accuracy, top5_accuracy, calibration_error } =
-        result.measures;
-    let top5 = top5_accuracy.map_or(String::new(), |share| format!("top-5 accuracy {share:.3}, "));
-    print_result("")?;
-    print_result(&format!(
-        "{top5}balanced accuracy {balanced_accuracy:.3}, expected calibration error {calibration_error:.3}"
-    ))?;
-    print_result(&format!(
-        "loss {:.3}, accuracy {:.3} (95 % interval {low:.3} to {high:.3}) over {} images",
-        result.loss, result.accuracy, result.images
-    ))
+    Ok(())
 }
 
-/// Writes a table of all images that could be read, in the order of the data set.
-fn write_per_image(path: &Path, folder: &ImageFolder, predictions: &[Prediction]) -> Result<()> {
-    write_atomically(path, |writer| {
-        let mut table = csv::Writer::from_writer(writer);
-        table.write_record(["path", "label", "predicted", "probability", "label_probability"])?;
-        for prediction in predictions {
-            let (probabilities, predicted) = (prediction.probabilities(), prediction.class());
-            table.write_record([
-                &folder.samples[prediction.index].path.to_string_lossy(),
-                folder.classes[prediction.target].as_str(),
-                &folder.classes[predicted],
-                &probabilities[predicted].to_string(),
-                &probabilities[prediction.target].to_string(),
-            ])?;
-        }
-        table.flush()
-    })
+/// The lines of a table of all images that could be read, in the order of the data set.
+fn per_image_lines<'a>(
+    folder: &'a ImageFolder,
+    predictions: &'a [Prediction],
+) -> impl Iterator<Item = Result<String>> + 'a {
+    let header = ["path", "label", "predicted", "probability", "label_probability"].map(String::from);
+    let rows = predictions.iter().map(|prediction| {
+        let (probabilities, predicted) = (prediction.probabilities(), prediction.class());
+        [
+            folder.samples[prediction.index].path.to_string_lossy().into_owned(),
+            folder.classes[prediction.target].clone(),
+            folder.classes[predicted].clone(),
+            probabilities[predicted].to_string(),
+            probabilities[prediction.target].to_string(),
+        ]
+    });
+    std::iter::once(header).chain(rows).map(|fields| csv_line(fields.into_iter()))
 }
