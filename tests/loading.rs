@@ -233,19 +233,27 @@ fn without_a_final_layer_the_keys_are_named() {
         let children = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"];
         (format!("{}.{rest}", children.iter().position(|child| *child == module).unwrap()), value)
     });
-    let none = "has no final layer, expected fc.weight and fc.bias";
+    let none = "has no final layer (fc)";
     let layer = |name: &str| (name.to_owned(), Value::floats(&[16, 32], &[0.0; 512]));
     let body_and = |layers: &[&str]| Value::Dict(body.clone().chain(layers.iter().map(|name| layer(name))).collect());
     for (state, reason) in [
-        (body_and(&[]), none.to_string()),
+        (body_and(&[]), format!("{none}; the keys of the file are conv1.weight, bn1.weight, bn1.bias, ...")),
         (body_and(&["out.weight"]), format!("{none}; keys of no network are out.weight")),
         (body_and(&["projector.0.weight"]), "has no single final layer: its head is projector.0, expected fc".into()),
         (
             body_and(&["fc.0.weight", "fc.3.weight"]),
             "has no single final layer: its head is fc.0, fc.3, expected fc".into(),
         ),
-        (Value::Dict(sequential.clone().collect()), none.into()),
-        (Value::Dict(vec![("state_dict".into(), Value::Dict(sequential.clone().collect()))]), none.into()),
+        (
+            Value::Dict(sequential.clone().collect()),
+            format!("{none}; the keys of the file are 0.weight, 1.weight, 1.bias, ..."),
+        ),
+        (
+            Value::Dict(vec![("state_dict".into(), Value::Dict(sequential.clone().collect()))]),
+            format!(
+                "{none}; the keys of the file are state_dict.0.weight, state_dict.1.weight, state_dict.1.bias, ..."
+            ),
+        ),
     ] {
         fs::write(&path, write(Form::Zip, &state)).unwrap();
         let error = ModelFile::describe(&TensorFile::open(&path).unwrap()).unwrap_err();
@@ -480,6 +488,10 @@ fn predict_names_the_classes_of_imagenet() {
     assert_eq!(output, "data/test/2/1.png: hot dog 1.000\n");
     assert!(notes.contains("the weights have no class names: using those of ImageNet"), "{notes}");
     assert_eq!(save("other.safetensors", 999), ("data/test/2/1.png: 933 1.000\n".into(), String::new()));
+    // Where no image is read, the names concern nobody.
+    fs::write(place.path("no.jpg"), "no image").unwrap();
+    let error = place.error("predict imagenet.safetensors no.jpg");
+    assert!(!error.contains("ImageNet"), "{error}");
     // Every command uses them.
     let (text, _) = place.run("inspect imagenet.safetensors");
     assert!(text.contains("classes     1000: tench, goldfish, "), "{text}");

@@ -803,6 +803,11 @@ mod finding {
             let expected = format!("w.safetensors: the network under `net.` is not supported: {reason}");
             assert!(error.starts_with(&expected) && error.contains("\nhint: supported are torchvision's"), "{error}");
         }
+        // The same in the head says nothing of the body.
+        let mut tensors = under("net.", &resnet18(3));
+        tensors.retain(|(name, _)| !name.starts_with("net.fc."));
+        tensors.push(("net.classifier.0.convs.0.weight".into(), vec![3, 32, 1, 1]));
+        assert_eq!(found_in(&tensors, &[]).unwrap().other_head, ["classifier.0.convs.0"]);
         // Without a row in the table, the keys are refused by their names.
         let mut tensors = under("", &resnet18(3));
         tensors.push(("layer1.0.gate.weight".into(), vec![3]));

@@ -57,6 +57,7 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
     let tensors = if to_onnx {
         let model = ModelFile::describe(&file)?;
         model.notices.iter().for_each(|notice| global.note(notice));
+        model.names_notice.iter().for_each(|notice| global.note(notice));
         write(output, &onnx::export(&model)?)?;
         model.weights.entries().len()
     } else {

@@ -129,18 +129,21 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     match &found {
         Some(Found { network, notices, .. }) => {
             print_result(&format!("network     {}, width {}", network.architecture, network.width))?;
-            for notice in model.as_ref().map_or(notices, |model| &model.notices) {
+            for notice in notices {
                 print_result(&format!("note        {notice}"))?;
             }
             print_result(&format!("parameters  {all}, of which {head} in the head"))?;
         }
         None => print_result(&format!("elements    {}", rows.iter().map(|row| row.elements).sum::<usize>()))?,
     }
-    if let Some(ModelFile { classes, image_size, exif, .. }) = &model {
+    if let Some(ModelFile { classes, image_size, exif, names_notice, .. }) = &model {
         let rotated = if *exif { ", rotated by their EXIF orientation" } else { "" };
         print_result(&format!("images      {image_size} x {image_size}{rotated}"))?;
         let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
         let more = if classes.len() > shown.len() { ", ..." } else { "" };
+        if let Some(notice) = names_notice {
+            print_result(&format!("note        {notice}"))?;
+        }
         print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;
     }
     for (name, value) in file.metadata() {

@@ -71,8 +71,10 @@ pub struct ModelFile {
     pub exif: bool,
     /// The weights under torchvision's names.
     pub weights: TensorFile,
-    /// Where the weights were found in the file, what was ignored, and where the names of the classes come from.
+    /// Where the weights were found in the file, and what was ignored.
     pub notices: Vec<String>,
+    /// Where the names of the classes come from, if not from the file. It concerns those who see the names.
+    pub names_notice: Option<&'static str>,
 }
 
 impl ModelFile {
@@ -82,14 +84,12 @@ impl ModelFile {
     /// When the file holds no supported network or one without a final layer, or when its metadata contradicts it.
     pub fn describe(file: &TensorFile) -> Result<Self> {
         let shown = file.path().display();
-        let Found { network, weights, mut notices, other_head, ignored, .. } = find_network(file)?;
+        let Found { network, weights, notices, other_head, ignored, .. } = find_network(file)?;
         let Some(outputs) = network.classes else {
+            const NONE: &str = "has no final layer (fc)";
             let reason = match (other_head.as_slice(), ignored.as_slice()) {
-                ([], []) => "has no final layer, expected fc.weight and fc.bias".to_string(),
-                ([], keys) => {
-                    let keys = first_names(keys);
-                    format!("has no final layer, expected fc.weight and fc.bias; keys of no network are {keys}")
-                }
+                ([], []) => format!("{NONE}; the keys of the file are {}", file.first_names()),
+                ([], keys) => format!("{NONE}; keys of no network are {}", first_names(keys)),
                 (modules, _) => format!("has no single final layer: its head is {}, expected fc", first_names(modules)),
             };
             return Err(Error::new(format!("{shown}: the {} {reason}", network.architecture))
@@ -97,12 +97,12 @@ impl ModelFile {
         };
         let resnet = network.resnet(outputs);
         let unreadable = |name: &str| format!("{shown}: unreadable `{name}` in the metadata");
+        let mut names_notice = None;
         let classes = match class_names(file)? {
             Some(classes) => classes,
             None if outputs == IMAGENET_CLASSES => {
-                notices.push(format!(
-                    "the weights have no class names: using those of ImageNet, which also has {IMAGENET_CLASSES} classes"
-                ));
+                names_notice =
+                    Some("the weights have no class names: using those of ImageNet, which also has 1000 classes");
                 imagenet_classes()
             }
             None => (0..outputs).map(|class| class.to_string()).collect(),
@@ -124,7 +124,7 @@ impl ModelFile {
             }
             None => (224, false),
         };
-        Ok(Self { resnet, classes, image_size, exif, weights, notices })
+        Ok(Self { resnet, classes, image_size, exif, weights, notices, names_notice })
     }
 }
 

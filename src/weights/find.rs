@@ -68,7 +68,8 @@ pub fn find<T>(
         let entries = file.entries();
         let shapes: HashMap<&str, &[usize]> =
             candidate.keys.iter().map(|(entry, name)| (name.as_str(), entries[*entry].shape.as_slice())).collect();
-        let recognised = match relatives::difference(&shapes) {
+        let body = shapes.iter().filter(|(name, _)| !key_names::is_head(name));
+        let recognised = match relatives::difference(&body.map(|(name, shape)| (*name, *shape)).collect()) {
             Some(difference) => Err(difference.to_owned()),
             None => recognise(&|name| shapes.get(name).copied()),
         };

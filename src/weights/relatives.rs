@@ -15,6 +15,7 @@ type Test = fn(&Shapes) -> bool;
 /// What tells a relative apart, and the reason why it is refused. The more special come first.
 #[rustfmt::skip]
 const RELATIVES: &[(Test, &str)] = &[
+    (|keys| keys.values().any(|shape| shape.len() == 5), "its convolutions have three dimensions, as those for videos"),
     (|keys| has_module(keys, &["attnpool"]), "its pooling has weights, as that of CLIP's ResNets"),
     (|keys| has_module(keys, &["convs"]), "its blocks divide their channels into scales (Res2Net)"),
     (|keys| has_module(keys, &["paths"]), "its blocks select kernels (SKNet)"),
@@ -83,13 +84,17 @@ const OTHERS: &[(&[&str], &str)] = &[
         "a language model or CLIP",
     ),
     (&["down_blocks.0.", "input_blocks.0."], "a diffusion model"),
-    (&["relative_position_bias_table"], "a Swin Transformer"),
+    (&["relative_position_bias_table"], "a Swin Transformer or MaxViT"),
     (&["class_token", "cls_token", "patch_embed.proj."], "a Vision Transformer"),
     (&["layer_scale", "conv_dw.weight", "dwconv.weight"], "a ConvNeXt"),
     (&["trunk_output.", "s1.b1.conv1."], "a RegNet"),
-    (&["conv_stem.weight", "features.1.0.block.", "_conv_stem.weight"], "an EfficientNet or MobileNetV3"),
+    (
+        &["conv_stem.weight", "features.1.0.block.", "_conv_stem.weight", "features.1.block.0.0."],
+        "an EfficientNet or MobileNetV3",
+    ),
     (&["features.1.conv.0.", "features.18.0.weight"], "a MobileNet"),
     (&["denseblock1."], "a DenseNet"),
+    (&["layers.8.0.layers."], "an MNASNet"),
     (&["Mixed_5b.", "inception3a."], "an Inception or GoogLeNet"),
     (&["squeeze.weight"], "a SqueezeNet"),
     (&["stage2.0.branch2."], "a ShuffleNet"),
@@ -155,6 +160,7 @@ mod tests {
             (&[("layer2.0.aa.filt", &[128, 1, 3, 3])], "BlurPool"),
             (&[("layer2.0.bn1.weight", &[64])], "ResNetV2"),
             (&[("layer5.0.conv1.weight", &[1024, 512, 3, 3])], "more than four"),
+            (&[("layer1.0.conv1.0.weight", &[64, 64, 3, 3, 3])], "videos"),
             (&[("conv1.weight", &[]), ("layer0.conv1.weight", &[64, 3, 7, 7])], "SENet"),
         ];
         for (changes, expected) in relatives {

@@ -95,6 +95,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
     let (mut network, model) = load_model(device, &arguments.weights_key.open(global, &arguments.model)?)?;
     model.notices.iter().for_each(|notice| global.note(notice));
+    model.names_notice.iter().for_each(|notice| global.note(notice));
     let labelled = match &arguments.labels {
         Some(table) => open_labelled_by(&arguments.data, table, &model.classes),
         None => open_labelled(&arguments.data, &model.classes),

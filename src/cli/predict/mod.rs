@@ -114,7 +114,10 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     // Also after an error, so that what was printed is whole.
     classification.rows.end()?;
     completed?;
-    let Classification { read, unreadable, url, .. } = classification;
+    let Classification { read, unreadable, url, model, .. } = classification;
+    if let Some(notice) = model.names_notice.filter(|_| read > 0) {
+        global.note(notice);
+    }
     match (read, unreadable) {
         (0, 0) => Err(Error::new("there are no images in the list")),
         (_, 0) => Ok(ExitCode::SUCCESS),
