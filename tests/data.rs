@@ -1501,6 +1501,7 @@ mod duplicates {
             Ok(())
         });
         let found = found.unwrap();
+        told.dedup();
         assert_eq!(told, [(16, 86), (32, 86), (48, 86), (64, 86), (80, 86), (86, 86)]);
         assert_eq!(found, splits.examine(7, |_, _| Ok(())).unwrap(), "the workers make no difference");
         assert_eq!(found.read, 85);

@@ -1,17 +1,24 @@
 //! Images that a data set contains more than once.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::dataset::{Role, Splits};
 use super::decode::{DecodeOptions, Decoder};
-use super::fingerprint::{BAND_VALUES, BANDS, Fingerprint};
+use super::fingerprint::{BAND_VALUES, BANDS, Detail, Fingerprint};
 use super::pipeline::{Job, Pipeline};
 use super::rgb_image::RgbImage;
 use crate::error::{Error, Result};
 
 /// Images that are handed over at once.
 const GROUP: usize = 16;
+
+/// With how many of the images that look like it an image is compared in detail: those that look most like it.
+const NEAREST: usize = 8;
+
+/// Pairs whose details are in memory at once.
+const PAIRS_AT_ONCE: usize = 4096;
 
 /// An image of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +63,35 @@ impl Splits {
                 files.push((sample.path.clone(), folder.decoding));
             }
         }
+        let files = Arc::new(files);
         let mut fingerprints = Vec::with_capacity(files.len());
-        let order = (0..files.len()).collect();
-        for group in Pipeline::start(Examine { files }, order, 0, workers) {
+        let examine = Examine { files: files.clone(), see: Fingerprint::of_file };
+        for group in Pipeline::start(examine, (0..files.len()).collect(), 0, workers) {
             fingerprints.extend(group?);
             tell(fingerprints.len(), members.len())?;
         }
+        let mut sets = identical(&fingerprints);
+        for pairs in candidates(&fingerprints, &mut sets).chunks(PAIRS_AT_ONCE) {
+            let mut images: Vec<usize> = pairs.iter().flat_map(|&(one, other)| [one, other]).collect();
+            images.sort_unstable();
+            images.dedup();
+            let mut details = Vec::with_capacity(images.len());
+            let examine = Examine { files: files.clone(), see: Detail::of_file };
+            for group in Pipeline::start(examine, images.clone(), 0, workers) {
+                details.extend(group?);
+                tell(members.len(), members.len())?;
+            }
+            let detail = |image: &usize| details.get(images.binary_search(image).ok()?)?.as_ref();
+            for (one, other) in pairs {
+                let is_united = sets.smallest(*one) == sets.smallest(*other);
+                if !is_united && detail(one).zip(detail(other)).is_some_and(|(one, other)| one.shows_the_same_as(other))
+                {
+                    sets.unite(*one, *other);
+                }
+            }
+        }
         let read = fingerprints.iter().flatten();
-        let duplicates = groups(&fingerprints).into_iter().map(|group| Duplicates {
+        let duplicates = sets.into_groups().into_iter().map(|group| Duplicates {
             is_identical: group
                 .windows(2)
                 .all(|pair| content(&fingerprints, pair[0]) == content(&fingerprints, pair[1])),
@@ -81,14 +109,15 @@ fn content(fingerprints: &[Option<Fingerprint>], index: usize) -> Option<[u8; 32
     Some(fingerprints[index].as_ref()?.content)
 }
 
-struct Examine {
-    files: Vec<(PathBuf, DecodeOptions)>,
+struct Examine<T> {
+    files: Arc<Vec<(PathBuf, DecodeOptions)>>,
+    see: fn(&Path, &mut Decoder, &mut RgbImage) -> Result<T>,
 }
 
-impl Job for Examine {
+impl<T: Send + 'static> Job for Examine<T> {
     type Scratch = (Decoder, RgbImage);
-    type Item = Fingerprint;
-    type Group = Vec<Option<Fingerprint>>;
+    type Item = T;
+    type Group = Vec<Option<T>>;
 
     fn scratch(&self) -> Self::Scratch {
         Default::default()
@@ -102,15 +131,15 @@ impl Job for Examine {
         2
     }
 
-    fn prepare(&self, (decoder, image): &mut Self::Scratch, index: usize) -> Result<Fingerprint> {
+    fn prepare(&self, (decoder, image): &mut Self::Scratch, index: usize) -> Result<T> {
         let (path, options) = &self.files[index];
         if decoder.options() != *options {
             *decoder = Decoder::new(*options);
         }
-        Fingerprint::of_file(path, decoder, image)
+        (self.see)(path, decoder, image)
     }
 
-    fn assemble(&self, _: &[usize], items: Vec<Result<Fingerprint>>) -> Result<Self::Group> {
+    fn assemble(&self, _: &[usize], items: Vec<Result<T>>) -> Result<Self::Group> {
         // Images that cannot be read are reported when they are used.
         Ok(items.into_iter().map(Result::ok).collect())
     }
@@ -121,8 +150,8 @@ impl Job for Examine {
     }
 }
 
-/// Indices of images that are identical or look the same, directly or by way of others, in order.
-fn groups(fingerprints: &[Option<Fingerprint>]) -> Vec<Vec<usize>> {
+/// Sets of identical files, by their indices.
+fn identical(fingerprints: &[Option<Fingerprint>]) -> Sets {
     let mut sets = Sets::new(fingerprints.len());
     let mut known = HashMap::new();
     for (index, fingerprint) in fingerprints.iter().enumerate() {
@@ -130,11 +159,18 @@ fn groups(fingerprints: &[Option<Fingerprint>]) -> Vec<Vec<usize>> {
             sets.unite(index, *known.entry(fingerprint.content).or_insert(index));
         }
     }
+    sets
+}
+
+/// Pairs of images that look the same at first sight, in order. Of identical files, only the first counts.
+fn candidates(fingerprints: &[Option<Fingerprint>], sets: &mut Sets) -> Vec<(usize, usize)> {
+    let mut nearest: Vec<Vec<(f64, usize)>> = vec![Vec::new(); fingerprints.len()];
     for band in 0..BANDS {
         let mut buckets = vec![Vec::new(); BAND_VALUES];
         for (index, fingerprint) in fingerprints.iter().enumerate() {
             if let Some(fingerprint) = fingerprint
                 && let Some(value) = fingerprint.band(band)
+                && sets.smallest(index) == index
             {
                 buckets[value].push((index, fingerprint));
             }
@@ -142,14 +178,27 @@ fn groups(fingerprints: &[Option<Fingerprint>]) -> Vec<Vec<usize>> {
         for bucket in buckets {
             for (position, (index, fingerprint)) in bucket.iter().enumerate() {
                 for (other, of_other) in &bucket[..position] {
-                    if fingerprint.resembles(of_other) {
-                        sets.unite(*index, *other);
+                    if (0..band).any(|earlier| fingerprint.band(earlier) == of_other.band(earlier)) {
+                        continue;
+                    }
+                    let Some(likeness) = fingerprint.likeness(of_other) else { continue };
+                    for (image, near) in [(*index, *other), (*other, *index)] {
+                        let list = &mut nearest[image];
+                        list.push((likeness, near));
+                        list.sort_by(|one, other| other.0.total_cmp(&one.0));
+                        list.truncate(NEAREST);
                     }
                 }
             }
         }
     }
-    sets.into_groups()
+    let of_image = |(image, list): (usize, Vec<(f64, usize)>)| {
+        list.into_iter().map(move |(_, near)| (image.min(near), image.max(near)))
+    };
+    let mut pairs: Vec<(usize, usize)> = nearest.into_iter().enumerate().flat_map(of_image).collect();
+    pairs.sort_unstable();
+    pairs.dedup();
+    pairs
 }
 
 /// Disjoint sets of numbers, each known by its smallest.
