@@ -9,8 +9,8 @@
 //!
 //! Of 60 photos, all copies are found that were saved as JPEG at quality 75 or 30, at half the size, at another aspect ratio, in grey or
 //! with less contrast; 58 at a quarter of the size, 56 at 1.15 times the brightness; without a margin at each side of 1 % 59, of 2.5 % 21,
-//! of 5 % 1; none that is mirrored. Of 216 signs with other numbers, on plain and other backgrounds, 6 are taken for copies. No two different images of 1,500 photos are taken for copies, nor of 2,500 drawings, nor of 40 discs and
-//! squares of different colours on white.
+//! of 5 % 1; none that is mirrored. Of 216 signs with other numbers, on plain and other backgrounds, 6 are taken for copies. No two
+//! different images of 1,500 photos are, nor of 2,500 drawings, nor of 40 discs and squares of different colours on white.
 
 use std::f64::consts::PI;
 use std::path::Path;
