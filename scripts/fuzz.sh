@@ -17,13 +17,10 @@ if [ ${#targets[@]} -eq 0 ]; then
 fi
 
 # Sanitizers are an unstable option of the compiler. Parsing needs no kernels. The C code that decodes JPEGs is checked, too.
-export RUSTC_BOOTSTRAP=1 RETUNE_CUDA_ARCHS=none CFLAGS="-fsanitize=address ${CFLAGS:-}"
-# What libFuzzer needs: counters of the code that runs, and checks of arithmetic.
-export RUSTFLAGS="--cfg fuzzing -Zsanitizer=address -Cdebug-assertions -Coverflow-checks -Cpasses=sancov-module \
--Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
--Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
+export RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER=$PWD/fuzz/instrument.sh
+export RETUNE_CUDA_ARCHS=none CFLAGS="-fsanitize=address ${CFLAGS:-}"
 host=$(rustc -vV | sed -n 's/^host: //p')
-# With a target, the flags do not apply to build scripts.
+# With a target, build scripts are compiled apart.
 cargo build --release --quiet --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
 fuzz() {
