@@ -405,7 +405,7 @@ mod training {
         let eval = place.json("eval run/model.safetensors data --json");
         assert_eq!((&eval["accuracy"], &eval["loss"]), (&test["test_acc"], &test["test_loss"]));
         let page = String::from_utf8(place.read("run/report.html")).unwrap();
-        assert!(page.contains("The validation images chose the epoch whose model is saved"), "{page}");
+        assert!(page.contains("The validation images chose the model that is saved, that of epoch "), "{page}");
         assert!(page.contains("1 file skipped: 1 HEIC") && page.contains("photo.heic"));
         assert!(page.contains("Set aside, as it belongs to no class: .DS_Store."), "{page}");
         let resumed = place.succeed(&format!("{} --resume", arguments.replace("--epochs 8", "--epochs 9")));
@@ -861,7 +861,7 @@ error: cannot copy rows of the final layer of base/model.safetensors: it has no 
 exit status 1
 
 $ retune train data --weights base/model.safetensors --image-size 33 --epochs 1 --quiet --out run --head-from 0,-1
-error: invalid value '-1' for '--head-from <ROWS>': invalid digit found in string
+error: invalid value '-1' for '--head-from <ROWS>': expected a whole number that is not negative
 hint: see `retune train --help`
 exit status 2
 
@@ -870,6 +870,130 @@ error: the argument '--weights <FILE|OWNER/NAME>' cannot be used with '--from-sc
 hint: see `retune train --help`
 exit status 2
 "##);
+    }
+}
+
+mod fitted_heads {
+    use super::*;
+
+    const HEAD: &str = "train data --weights base --image-size 33 --batch-size 8";
+
+    /// The bytes of every tensor in a file.
+    fn tensors(place: &Workplace, file: &str) -> BTreeMap<String, Vec<u8>> {
+        let bytes = place.read(file);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        tensors.tensors().into_iter().map(|(name, tensor)| (name, tensor.data().to_vec())).collect()
+    }
+
+    #[test]
+    fn one_pass_trains_the_head_and_nothing_else() {
+        let place = Workplace::with_base_model();
+        let outcome = place.succeed(&format!("{HEAD} --head-only --out head"));
+        let told = &outcome.stderr;
+        assert!(told.contains("fitted to the features of each training image and its mirror image\n"), "{told}");
+        assert!(told.contains("final layer: train loss "), "{told}");
+        assert!(told.contains("with the fitted final layer: head/model.safetensors\n"), "{told}");
+        let (before, after) = (tensors(&place, "base/model.safetensors"), tensors(&place, "head/model.safetensors"));
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+        for (name, values) in &after {
+            assert_eq!(before[name] == *values, !name.starts_with("fc."), "{name}");
+        }
+
+        let metrics = String::from_utf8(place.read("head/metrics.jsonl")).unwrap();
+        let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let [fit, epoch] = lines.as_slice() else { panic!("{metrics}") };
+        assert_eq!((&fit["kind"], &epoch["kind"], &epoch["epoch"]), (&"head".into(), &"epoch".into(), &0.into()));
+        let tried = fit["tried"].as_array().unwrap();
+        let loss = |one: &&Value| one["loss"].as_f64().unwrap();
+        let best = tried.iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap();
+        assert_eq!(fit["penalty"], best["penalty"]);
+        // Blue and red are easy to tell apart.
+        assert_eq!((epoch["train_acc"].as_f64(), epoch["test_acc"].as_f64()), (Some(1.0), Some(1.0)), "{metrics}");
+        let evaluated = place.json("eval head data --json");
+        assert!((evaluated["loss"].as_f64().unwrap() - epoch["test_loss"].as_f64().unwrap()).abs() < 1e-9);
+
+        let page = String::from_utf8(place.read("head/report.html")).unwrap();
+        assert!(page.contains("Only the final layer was trained: to the features"), "{page}");
+        assert!(page.contains("Penalties that were tried") && !page.contains("Training curves"), "{page}");
+
+        place.succeed(&format!("{HEAD} --head-only --workers 1 --threads 1 --out again"));
+        assert_eq!(tensors(&place, "again/model.safetensors"), after);
+        place.succeed(&format!("{HEAD} --head-only --feature-copies 3 --augment horizontal-flip=0 --out copies"));
+        assert_ne!(tensors(&place, "copies/model.safetensors"), after);
+    }
+
+    #[test]
+    fn training_goes_on_from_a_fitted_head() {
+        let place = Workplace::with_base_model();
+        place.succeed(&format!("{HEAD} --head-only --out steps"));
+        place.succeed("train data --resume --epochs 1 --out steps");
+        place.succeed("train data --resume --epochs 2 --out steps");
+        place.succeed(&format!("{HEAD} --fit-head --epochs 2 --out whole"));
+        for file in ["model.safetensors", "checkpoint.safetensors"] {
+            assert_eq!(place.read(&format!("steps/{file}")), place.read(&format!("whole/{file}")), "{file}");
+        }
+        let metrics = String::from_utf8(place.read("whole/metrics.jsonl")).unwrap();
+        let epochs: Vec<Value> = metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .filter(|line| line["kind"] == "epoch")
+            .map(|line| line["epoch"].clone())
+            .collect();
+        assert_eq!(epochs, [0, 1, 2]);
+        let page = String::from_utf8(place.read("whole/report.html")).unwrap();
+        assert!(page.contains("Before the first epoch, the final layer was fitted"), "{page}");
+        assert!(page.contains("among the fitted final layer and 2 epochs"), "{page}");
+        assert!(page.contains("Training curves"), "{page}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_with_a_fitted_head_is_refused() {
+        let place = Workplace::with_base_model();
+        place.succeed(&format!("{HEAD} --head-only --out done"));
+        assert_snapshot!(place.refusals(&[
+            &format!("{HEAD} --out run --epochs 0"),
+            &format!("{HEAD} --out run --head-only --epochs 3"),
+            &format!("{HEAD} --out run --head-only --new-head"),
+            &format!("{HEAD} --out run --head-only --head-from 0,1"),
+            &format!("{HEAD} --out run --head-only --feature-copies 101"),
+            "train data --from-scratch --out run --head-only",
+            "train data --resume --out done",
+        ]), @r##"
+$ retune train data --weights base --image-size 33 --batch-size 8 --out run --epochs 0
+error: --epochs 0: expected at least 1
+hint: --head-only fits the final layer without epochs
+exit status 2
+
+$ retune train data --weights base --image-size 33 --batch-size 8 --out run --head-only --epochs 3
+error: the argument '--head-only' cannot be used with '--epochs <N>'
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --weights base --image-size 33 --batch-size 8 --out run --head-only --new-head
+error: --new-head: the final layer is fitted, so its initial values have no effect
+hint: leave --new-head out, or --fit-head and --head-only
+exit status 2
+
+$ retune train data --weights base --image-size 33 --batch-size 8 --out run --head-only --head-from 0,1
+error: --head-from: the final layer is fitted, so its initial values have no effect
+hint: leave --head-from out, or --fit-head and --head-only
+exit status 2
+
+$ retune train data --weights base --image-size 33 --batch-size 8 --out run --head-only --feature-copies 101
+error: --feature-copies 101: expected at most 100
+exit status 2
+
+$ retune train data --from-scratch --out run --head-only
+error: the argument '--from-scratch' cannot be used with '--head-only'
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --resume --out done
+error: the run in done is finished: it has completed the fit of its final layer
+hint: give a larger --epochs to train longer, or another --out to start another run
+exit status 1
+"##);
+        assert!(!place.path("run").exists());
     }
 }
 
@@ -1092,6 +1216,136 @@ exit status 2
         let endless = "yes colours/green/00.png | \"$RETUNE\" predict base/model.safetensors --from - --format jsonl | head -2500";
         let outcome = place.shell(endless);
         assert_eq!((outcome.status, outcome.stdout.lines().count()), (0, 2500), "{}", outcome.stderr);
+    }
+
+    /// The values of a tensor in a file.
+    fn tensor(place: &Workplace, file: &str, name: &str) -> Vec<f32> {
+        let bytes = place.read(file);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let values = tensors.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+        values.into_iter().map(f32::from_le_bytes).collect()
+    }
+
+    /// With the weights of the final layer, they give the logits.
+    #[test]
+    fn embed_writes_the_inputs_of_the_final_layer() {
+        let place = Workplace::with_base_model();
+        let written = place.succeed("embed base colours/green data/test/red --output all.safetensors").stdout;
+        assert!(written.starts_with("all.safetensors: 32 features of 18 images, "), "{written}");
+        let features = tensor(&place, "all.safetensors", "features");
+        let (weight, bias) = (
+            tensor(&place, "base/model.safetensors", "fc.weight"),
+            tensor(&place, "base/model.safetensors", "fc.bias"),
+        );
+        let predicted = place.json("predict base colours/green data/test/red --json --logits");
+        let predicted = predicted.as_array().unwrap();
+        assert_eq!((features.len(), predicted.len()), (18 * 32, 18));
+        for (features, predicted) in features.chunks_exact(32).zip(predicted) {
+            for ((weights, bias), logit) in
+                weight.chunks_exact(32).zip(&bias).zip(predicted["logits"].as_array().unwrap())
+            {
+                let sum = bias + weights.iter().zip(features).map(|(w, x)| w * x).sum::<f32>();
+                assert!((f64::from(sum) - logit.as_f64().unwrap()).abs() < 1e-4, "{sum} {logit}");
+            }
+        }
+        let paths: Vec<&str> = predicted.iter().map(|one| one["path"].as_str().unwrap()).collect();
+        let bytes = place.read("all.safetensors");
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["paths"], serde_json::to_string(&paths).unwrap());
+
+        place.succeed("embed base colours/green data/test/red --output all.csv --batch-size 5");
+        let table = String::from_utf8(place.read("all.csv")).unwrap();
+        let mut lines = table.lines();
+        assert!(lines.next().unwrap().starts_with("path,feature_0,feature_1,"));
+        for ((line, path), row) in lines.by_ref().zip(&paths).zip(features.chunks_exact(32)) {
+            let (name, numbers) = line.split_once(',').unwrap();
+            let numbers: Vec<f32> = numbers.split(',').map(|number| number.parse().unwrap()).collect();
+            assert_eq!((&name, &numbers[..]), (path, row));
+        }
+        assert_eq!(table.lines().count(), 19);
+    }
+
+    #[test]
+    fn embed_finds_similar_images() {
+        let place = Workplace::with_base_model();
+        let copy = place.read("colours/green/03.png");
+        place.write("copy.png", &copy);
+        place.succeed("embed base colours --output all.safetensors --quiet");
+        let nearest = place.succeed("embed base copy.png --nearest 2 --among all.safetensors").stdout;
+        assert!(nearest.starts_with("copy.png: colours/green/03.png 1.000, "), "{nearest}");
+
+        // Among themselves: no image is its own neighbour, and similarity does not depend on which of two is asked for.
+        place.write("colours/green/copy.png", &copy);
+        let found = place.json("embed base colours/green --nearest 100 --json");
+        assert_eq!((&found["images"], &found["features"]), (&13.into(), &32.into()));
+        let mut similarities = BTreeMap::new();
+        for row in found["nearest"].as_array().unwrap() {
+            let others = row["nearest"].as_array().unwrap();
+            assert_eq!(others.len(), 12);
+            let similarity = |other: &Value| other["similarity"].as_f64().unwrap();
+            assert!(others.is_sorted_by(|a, b| similarity(a) >= similarity(b)), "{row}");
+            for other in others {
+                assert_ne!(other["path"], row["path"]);
+                similarities.insert((row["path"].to_string(), other["path"].to_string()), similarity(other));
+            }
+        }
+        assert_eq!(similarities.len(), 13 * 12);
+        for ((a, b), similarity) in &similarities {
+            assert_eq!(similarities[&(b.clone(), a.clone())], *similarity, "{a} {b}");
+        }
+        let twins = ["\"colours/green/03.png\"", "\"colours/green/copy.png\""].map(String::from);
+        assert!(similarities[&twins.into()] > 0.999999);
+
+        place.write("broken.png", b"no picture");
+        let outcome = place.run("embed base copy.png broken.png --nearest 1 --among all.safetensors");
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, "copy.png: colours/green/03.png 1.000\n"));
+        assert!(outcome.stderr.ends_with("error: 1 of 2 images could not be read\n"), "{}", outcome.stderr);
+        place.succeed(&format!("train data {SMALL} --epochs 1 --out other"));
+        assert_snapshot!(place.refusals(&[
+            "embed base copy.png",
+            "embed base copy.png --output features.npy",
+            "embed base copy.png --nearest 0",
+            "embed base copy.png --nearest 1",
+            "embed base copy.png --output features.csv --among all.safetensors",
+            "embed other copy.png --nearest 1 --among all.safetensors",
+            "embed base copy.png --nearest 1 --among base/model.safetensors",
+        ]), @r##"
+$ retune embed base copy.png
+error: the following required arguments were not provided: --output <FILE>
+hint: see `retune embed --help`
+exit status 2
+
+$ retune embed base copy.png --output features.npy
+error: --output features.npy: expected a name that ends in .safetensors or .csv
+exit status 2
+
+$ retune embed base copy.png --nearest 0
+error: --nearest 0: expected at least 1
+exit status 2
+
+$ retune embed base copy.png --nearest 1
+error: copy.png: there is no other image to compare it with
+hint: give more images, or --among FILE
+exit status 1
+
+$ retune embed base copy.png --output features.csv --among all.safetensors
+error: the following required arguments were not provided: --nearest <K>
+hint: see `retune embed --help`
+exit status 2
+
+$ retune embed other copy.png --nearest 1 --among all.safetensors
+error: all.safetensors: the features were computed with another network
+hint: give the model that was used for that file, or write the file again with this one
+exit status 1
+
+$ retune embed base copy.png --nearest 1 --among base/model.safetensors
+error: base/model.safetensors: expected a file of features, with the tensor features and a list of paths
+hint: `retune embed MODEL IMAGES --output FILE.safetensors` writes such a file
+exit status 1
+"##);
+        let outcome = place.run("embed base broken.png --output broken.csv");
+        assert_eq!((outcome.status, place.path("broken.csv").exists()), (1, false), "{}", outcome.stderr);
+        assert!(outcome.stderr.ends_with("error: 1 of 1 images could not be read\n"), "{}", outcome.stderr);
     }
 
     #[test]
@@ -1532,6 +1786,7 @@ mod help {
             "train",
             "eval",
             "predict",
+            "embed",
             "fetch",
             "convert",
             "show",
@@ -1603,6 +1858,7 @@ mod json {
             ("bench", format!("{tiny} --kernels --plan"), "rows"),
             ("bench", "--mode data --data colours --batch-size 2 --steps 1".into(), "test_transform"),
             ("fetch", "hotdog --out downloads".into(), "path"),
+            ("embed", format!("{model} {data} --nearest 1"), "nearest"),
             ("devices", String::new(), "/0/name"),
             ("demo", "--only-draw --source-per-class 2 --target-per-class 2 --out demo".into(), "source"),
             ("man", "--out pages".into(), "pages"),
@@ -1885,7 +2141,7 @@ hint: a similar value exists: 'resnet18'
 exit status 2
 
 $ retune man trian
-error: invalid value 'trian' for '[COMMAND]' [possible values: demo, train, eval, predict, fetch, convert, show, report, inspect, gradcheck, bench, devices, completions, man]
+error: invalid value 'trian' for '[COMMAND]' [possible values: demo, train, eval, predict, embed, fetch, convert, show, report, inspect, gradcheck, bench, devices, completions, man]
 hint: a similar value exists: 'train'
 exit status 2
 
@@ -2094,6 +2350,7 @@ exit status 1
             format!("{base} --threads 0"),
             format!("{base} --threads 999"),
             format!("{base} --seed -1"),
+            format!("{base} --workers -1"),
             format!("{base} --image-size 0"),
             format!("{base} --image-size 4294967329"),
             format!("{base} --image-size 1"),
@@ -2136,12 +2393,13 @@ hint: a similar argument exists: '--epochs'
 exit status 2
 
 $ retune train data --from-scratch --out run --epochs 99999999999999999999
-error: invalid value '99999999999999999999' for '--epochs <N>': number too large to fit in target type
+error: invalid value '99999999999999999999' for '--epochs <N>': the number is too large
 hint: see `retune train --help`
 exit status 2
 
 $ retune train data --from-scratch --out run --epochs 0
 error: --epochs 0: expected at least 1
+hint: --head-only fits the final layer without epochs
 exit status 2
 
 $ retune train data --from-scratch --out run --batch-size 0
@@ -2149,7 +2407,7 @@ error: --batch-size 0: expected at least 1
 exit status 2
 
 $ retune train data --from-scratch --out run --batch-size many
-error: invalid value 'many' for '--batch-size <N>': invalid digit found in string
+error: invalid value 'many' for '--batch-size <N>': expected a whole number that is not negative
 hint: see `retune train --help`
 exit status 2
 
@@ -2227,7 +2485,12 @@ error: --threads 999: expected 1 to 512
 exit status 2
 
 $ retune train data --from-scratch --out run --seed -1
-error: invalid value '-1' for '--seed <N>': invalid digit found in string
+error: invalid value '-1' for '--seed <N>': expected a whole number that is not negative
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --workers -1
+error: invalid value '-1' for '--workers <N>': expected a whole number that is not negative
 hint: see `retune train --help`
 exit status 2
 
@@ -2471,12 +2734,12 @@ error: other has the classes green, yellow, but the run in run was trained on bl
 exit status 1
 
 $ retune train data --resume --epochs 1 --out run
-error: the run in run is finished: it has completed 1 epoch of 1
+error: the run in run is finished: it has completed 1 epoch
 hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 
 $ retune train data --resume --out run
-error: the run in run is finished: it has completed 1 epoch of 1
+error: the run in run is finished: it has completed 1 epoch
 hint: give a larger --epochs to train longer, or another --out to start another run
 exit status 1
 "##);

@@ -298,7 +298,7 @@ fn a_sheet_has_the_format_of_its_name() {
     for name in ["sheet.gif", "sheet", "sheet.png.bak"] {
         let refused = place.run(&["show", "data", "-o", name]);
         assert_eq!(refused.status, 2);
-        let expected = format!("error: --output {name}: expected a name that ends in .png or .jpg\n");
+        let expected = format!("error: --output {name}: expected a name that ends in .png, .jpg or .jpeg\n");
         assert_eq!(refused.stderr, expected);
         assert!(!place.path(name).exists());
     }

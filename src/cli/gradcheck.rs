@@ -25,7 +25,7 @@ pub struct GradcheckArguments {
 
     /// Smallest limit of the relative error; raise it for files made without a ReLU margin. In tf32 and bf16 it is also the
     /// limit of tensors without a recorded PyTorch error, which are otherwise not compared [default: 0.00005]
-    #[arg(long, value_name = "ERROR", allow_negative_numbers = true)]
+    #[arg(long, value_name = "ERROR")]
     floor: Option<f64>,
 }
 

@@ -31,7 +31,8 @@ fn receive(signal: u8) {
     SIGNAL.store(signal, Ordering::Relaxed);
     INTERRUPTED.store(true, Ordering::Relaxed);
     say("");
-    say("stopping after this step; press Ctrl-C again to stop at once");
+    let at_once = if signal == SIGINT { "press Ctrl-C again" } else { "send the signal again" };
+    say(&format!("stopping after this step; {at_once} to stop at once"));
 }
 
 #[cfg(unix)]

@@ -6,10 +6,12 @@ mod convert;
 mod demo;
 mod device;
 mod devices;
+mod embed;
 mod eval;
 mod fetch;
 mod global;
 mod gradcheck;
+mod images;
 mod inspect;
 mod interruption;
 mod man;
@@ -61,6 +63,7 @@ enum Command {
     Train(Box<train::TrainArguments>),
     Eval(eval::EvalArguments),
     Predict(predict::PredictArguments),
+    Embed(embed::EmbedArguments),
     Fetch(fetch::FetchArguments),
     Convert(convert::ConvertArguments),
     Show(show::ShowArguments),
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),
+        Command::Embed(arguments) => embed::run(&global, &arguments),
         Command::Fetch(arguments) => fetch::run(&global, &arguments),
         Command::Convert(arguments) => convert::run(&global, &arguments),
         Command::Show(arguments) => show::run(&global, &arguments),
@@ -105,11 +109,10 @@ pub fn main() -> ExitCode {
                 details.lines().for_each(say);
             }
             say(&format!("error: {}", error.message()));
-            if let Some(hint) = error.hint_text() {
-                say(&format!("hint: {hint}"));
-            }
-            if error.details().is_some() && !global.verbose {
-                say("hint: use --verbose for the full list");
+            let more = (error.details().is_some() && !global.verbose).then_some("--verbose prints the full list");
+            let hints: Vec<&str> = error.hint_text().into_iter().chain(more).collect();
+            if !hints.is_empty() {
+                say(&format!("hint: {}", hints.join("; ")));
             }
             ExitCode::from(match error.kind() {
                 ErrorKind::Failure | ErrorKind::NotFinite => 1,
@@ -122,7 +125,12 @@ pub fn main() -> ExitCode {
 
 /// The whole command line. Only it knows the names of all commands, of which `man` takes one.
 fn command_line() -> clap::Command {
-    let root = Arguments::command();
+    // A value such as -1 gets an error about its range, not about an unknown option.
+    let accept = |argument: clap::Arg| match argument.get_long().is_some() && argument.get_action().takes_values() {
+        true => argument.allow_negative_numbers(true),
+        false => argument,
+    };
+    let root = Arguments::command().mut_args(accept).mut_subcommands(|command| command.mut_args(accept));
     let names: Vec<String> = root.get_subcommands().map(|command| command.get_name().to_string()).collect();
     let names = PossibleValuesParser::new(names);
     root.mut_subcommand("man", |man| man.mut_arg("command", |command| command.value_parser(names)))
@@ -176,7 +184,19 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         true => elsewhere(refusal).unwrap_or_else(|| format!("see {help}")),
         false => tips.join("; "),
     };
-    say(&message.join(" "));
+    say(&in_plain_words(message.join(" ")));
     say(&format!("hint: {hint}"));
     ExitCode::from(2)
+}
+
+/// The same message without the standard library's words for what is not a number.
+fn in_plain_words(message: String) -> String {
+    let words = [
+        ("invalid digit found in string", "expected a whole number that is not negative"),
+        ("invalid float literal", "expected a number"),
+        ("cannot parse integer from empty string", "expected a number"),
+        ("cannot parse float from empty string", "expected a number"),
+        ("number too large to fit in target type", "the number is too large"),
+    ];
+    words.into_iter().fold(message, |message, (technical, plain)| message.replace(technical, plain))
 }

@@ -33,15 +33,15 @@ pub struct RecipeArguments {
 
     /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
     /// 5e-4 from scratch]
-    #[arg(long = "lr", value_name = "RATE", allow_negative_numbers = true, help_heading = "Training options")]
+    #[arg(long = "lr", value_name = "RATE", help_heading = "Training options")]
     learning_rate: Option<f64>,
 
     /// Learning rate of the final layer, as a multiple of --lr [default: 10, or 1 from scratch]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
     head_lr_multiplier: Option<f64>,
 
     /// Weight decay, as the optimizer defines it [default: 1e-3]
-    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, help_heading = "Training options")]
+    #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
     weight_decay: Option<f64>,
 
     /// Optimizer [default: sgd]
@@ -60,7 +60,7 @@ pub struct RecipeArguments {
     loss_reduction: Option<String>,
 
     /// Clip the gradients of all parameters together to this norm [default: off]
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Training options")]
+    #[arg(long, value_name = "NORM", help_heading = "Training options")]
     clip_gradient_norm: Option<f64>,
 
     /// Modules to freeze, e.g. conv1,bn1,layer1
@@ -78,6 +78,15 @@ pub struct RecipeArguments {
     /// Start with a random final layer, even if the weights have one for the same classes
     #[arg(long, help_heading = "Network options")]
     new_head: bool,
+
+    /// Before the first epoch, fit the final layer to the features of the training images and of their mirror images, with the other
+    /// layers as they are; cross-validation chooses the penalty on its weights
+    #[arg(long, help_heading = "Network options")]
+    fit_head: bool,
+
+    /// For --fit-head, the number of randomly augmented copies of each image whose features are used too [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Network options")]
+    feature_copies: Option<usize>,
 
     /// Width and height of the images that the network sees [default: that of the weights, or 224]
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
@@ -97,7 +106,7 @@ pub struct RecipeArguments {
     augment: Option<Vec<Augmentation>>,
 
     /// Fraction of each class to hold out for testing, if DATA has no test folder
-    #[arg(long, value_name = "FRACTION", allow_negative_numbers = true, help_heading = "Image options")]
+    #[arg(long, value_name = "FRACTION", help_heading = "Image options")]
     test_fraction: Option<f64>,
 
     /// CSV file with the labels of the images in DATA, if they are not in class folders: its first line names the columns path and
@@ -106,7 +115,7 @@ pub struct RecipeArguments {
     labels: Option<String>,
 
     /// Seed of the order of images, augmentation and new parameters [default: 0]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Training options")]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
     seed: Option<u64>,
 }
 
@@ -130,6 +139,8 @@ macro_rules! for_each_flag {
             "--freeze-batch-norm" freeze_batch_norm,
             "--head-from" head_from,
             "--new-head" new_head,
+            "--fit-head" fit_head,
+            "--feature-copies" feature_copies,
             "--augment" augment,
             "--exif" exif,
             "--drop-duplicates" drop_duplicates,
@@ -314,7 +325,6 @@ impl clap::Args for HyperparameterArguments {
                 clap::Arg::new(name)
                     .long(name)
                     .value_name("NUMBER")
-                    .allow_negative_numbers(true)
                     .value_parser(clap::value_parser!(f64))
                     .help_heading("Training options")
                     .help(format!("{meaning} [default: {}]", defaults.join(", "))),
@@ -401,6 +411,8 @@ mod tests {
             freeze_batch_norm: true,
             head_from: Some(vec![934, 713]),
             new_head: true,
+            fit_head: true,
+            feature_copies: 2,
             image_size: 96,
             exif: true,
             drop_duplicates: true,
@@ -439,7 +451,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 26);
+        assert_eq!(flags.len(), 28);
     }
 
     #[test]

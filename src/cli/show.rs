@@ -28,7 +28,7 @@ pub struct ShowArguments {
     /// Folder with one folder of images per class, or with `train` and `test` folders that contain them
     data: PathBuf,
 
-    /// File to write, ending in .png or .jpg [default: only display in the terminal]
+    /// File to write, ending in .png, .jpg or .jpeg [default: only display in the terminal]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -111,6 +111,8 @@ fn encoder(path: &Path) -> Result<Encoder> {
     match extension.as_deref() {
         Some("png") => Ok(ContactSheet::png),
         Some("jpg" | "jpeg") => Ok(ContactSheet::jpeg),
-        _ => Err(Error::usage(format!("--output {}: expected a name that ends in .png or .jpg", path.display()))),
+        _ => {
+            Err(Error::usage(format!("--output {}: expected a name that ends in .png, .jpg or .jpeg", path.display())))
+        }
     }
 }

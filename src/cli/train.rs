@@ -29,6 +29,8 @@ Examples:
     retune train photos --weights weights/resnet18-f37072fd.pth
   Freeze the lower layers for a small data set, and hold out a fifth of it for testing:
     retune train photos --weights FILE --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
+  Fit only the final layer, which takes seconds to minutes, and is often enough:
+    retune train photos --weights resnet18 --head-only
   Train a small network from random weights:
     retune train photos --from-scratch --width 16 --image-size 64 --epochs 20
   Resume an interrupted run, or train for more epochs:
@@ -81,6 +83,10 @@ pub struct TrainArguments {
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run options")]
     verify_determinism: Option<u64>,
 
+    /// Fit only the final layer, in one pass over the images: the same as --fit-head --epochs 0
+    #[arg(long, conflicts_with_all = ["epochs", "from_scratch"], help_heading = "Network options")]
+    head_only: bool,
+
     /// Do not write report.html, curves.svg and curves.png at the end
     #[arg(long, help_heading = "Run options")]
     no_report: bool,
@@ -125,6 +131,9 @@ impl TrainArguments {
             }
         }
         self.recipe.overlay(&mut recipe, |_| Ok(()))?;
+        if self.head_only {
+            recipe = Recipe { fit_head: true, epochs: 0, ..recipe };
+        }
         check(&recipe)?;
         Ok(recipe)
     }
@@ -328,6 +337,9 @@ fn resume<'a>(
         "--epochs" => Ok(()),
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
     })?;
+    if arguments.head_only && !recipe.fit_head {
+        return Err(Error::usage(format!("--head-only differs from the recipe of the run in {out}")).hint(WAY_OUT));
+    }
     check(&recipe)?;
     let start = Start::Resume { checkpoint: Box::new(checkpoint), allow_changed_data: arguments.allow_changed_data };
     start.run(device, recipe, &arguments.data, options, &mut tell(global))
@@ -389,11 +401,28 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
     Ok(ExitCode::SUCCESS)
 }
 
+/// The upper limit of `--feature-copies`.
+const MOST_FEATURE_COPIES: usize = 100;
+
 /// Refuses values that no run can have.
 fn check(recipe: &Recipe) -> Result<()> {
     check_batch_size(recipe.batch_size)?;
-    if recipe.epochs == 0 {
-        return Err(Error::usage("--epochs 0: expected at least 1"));
+    if recipe.epochs == 0 && !recipe.fit_head {
+        return Err(
+            Error::usage("--epochs 0: expected at least 1").hint("--head-only fits the final layer without epochs")
+        );
+    }
+    if recipe.feature_copies > MOST_FEATURE_COPIES {
+        let copies = recipe.feature_copies;
+        return Err(Error::usage(format!("--feature-copies {copies}: expected at most {MOST_FEATURE_COPIES}")));
+    }
+    for (flag, given) in [("--head-from", recipe.head_from.is_some()), ("--new-head", recipe.new_head)] {
+        if recipe.fit_head && given {
+            return Err(Error::usage(format!(
+                "{flag}: the final layer is fitted, so its initial values have no effect"
+            ))
+            .hint(format!("leave {flag} out, or --fit-head and --head-only")));
+        }
     }
     let limited = [
         ("--image-size", recipe.image_size, SMALLEST_IMAGE_SIZE, LARGEST_IMAGE_SIZE),

@@ -87,6 +87,7 @@ impl Training<'_> {
         let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
         let workload = Workload {
             epochs: run.recipe.epochs,
+            features: if run.recipe.fit_head { run.splits.train.len() * run.recipe.features_per_image() } else { 0 },
             training: run.splits.train.len(),
             choosing: run.splits.choosing().len(),
             final_test: run.splits.validation.as_ref().map_or(0, |_| run.splits.test.len()),
@@ -124,13 +125,12 @@ impl Training<'_> {
             global.note(&format!("{share:.0} % of the training time was spent waiting for images to be decoded"));
         }
         let best = summary.best;
-        global.note(&format!(
-            "best {} accuracy {:.3} in epoch {}: {}",
-            summary.held_out.name(),
-            best.accuracy,
-            best.epoch,
-            folder.model().display()
-        ));
+        let place = match best.epoch {
+            0 => "with the fitted final layer".to_string(),
+            epoch => format!("in epoch {epoch}"),
+        };
+        let (name, accuracy) = (summary.held_out.name(), best.accuracy);
+        global.note(&format!("best {name} accuracy {accuracy:.3} {place}: {}", folder.model().display()));
         if let HeldOut::Validation { .. } = summary.held_out {
             global.note(&format!("test accuracy of that model {:.3}", summary.test_acc));
         }
@@ -225,6 +225,13 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
         run.splits.test.len(),
         counted(run.splits.train.classes.len(), "class", "classes")
     ));
+    if run.recipe.fit_head {
+        global.note(&format!("the final layer is fitted to the features of {}", run.recipe.fitted_to()));
+    }
+    if *epochs == 0 {
+        global.note(&format!("batch size {batch_size}, {} of memory", size(memory.on_device())));
+        return Ok(());
+    }
     global.note(&format!(
         "{}, batch size {batch_size}, learning rate {} (head {}), {} of memory, {} of it for activations",
         counted(*epochs, "epoch", "epochs"),

@@ -21,6 +21,8 @@ const NOTABLE_WAITING: f64 = 0.1;
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
     pub epochs: usize,
+    /// Images whose features are computed before the first epoch, with augmented copies.
+    pub features: usize,
     /// Images that are trained on in an epoch.
     pub training: usize,
     /// Images that are classified after every epoch.
@@ -30,8 +32,10 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// After the head was fitted, if it was, and this many epochs.
     fn of_epochs(&self, epochs: usize) -> usize {
-        epochs * (TRAINING_WORK * self.training + self.choosing)
+        let fitting = if self.features > 0 { self.features + self.choosing } else { 0 };
+        fitting + epochs * (TRAINING_WORK * self.training + self.choosing)
     }
 
     fn all(&self) -> u64 {
@@ -48,6 +52,11 @@ impl Workload {
         self.trained(epochs, 1, 1) + (self.choosing * batch / batches.max(1)) as u64
     }
 
+    /// After some batches of the test of the fitted head.
+    fn tested_head(&self, batch: usize, batches: usize) -> u64 {
+        (self.features + self.choosing * batch / batches.max(1)) as u64
+    }
+
     /// After some batches of the test at the end.
     fn tested_finally(&self, batch: usize, batches: usize) -> u64 {
         (self.of_epochs(self.epochs) + self.final_test * batch / batches.max(1)) as u64
@@ -62,6 +71,7 @@ pub struct TrainingDisplay {
     plain: bool,
     quiet: bool,
     last_line: Instant,
+    /// 0 while the head is fitted.
     epoch: usize,
     skipped: Vec<PathBuf>,
 }
@@ -75,24 +85,38 @@ impl TrainingDisplay {
         batches: usize,
         device: String,
     ) -> Self {
-        let begun_at = workload.trained(position.epoch, position.batch, batches);
-        let progress = Progress::of_work(global, workload.all(), begun_at);
-        progress.texts(format!("epoch {}/{}", position.epoch + 1, workload.epochs), Vec::new());
-        Self {
-            progress,
+        let fits_head = workload.features > 0 && *position == Position::default();
+        let begun_at = if fits_head { 0 } else { workload.trained(position.epoch, position.batch, batches) };
+        let display = Self {
+            progress: Progress::of_work(global, workload.all(), begun_at),
             workload,
             device,
             plain: !global.shows_progress(),
             quiet: global.quiet,
             last_line: Instant::now(),
-            epoch: position.epoch + 1,
+            epoch: if fits_head { 0 } else { position.epoch + 1 },
             skipped: Vec::new(),
+        };
+        display.progress.texts(display.phase(), Vec::new());
+        display
+    }
+
+    fn phase(&self) -> String {
+        match self.epoch {
+            0 => "final layer".into(),
+            epoch => format!("epoch {epoch}/{}", self.workload.epochs),
         }
     }
 
     /// Shows an event.
     pub fn observe(&mut self, event: Event) {
         match event {
+            Event::Features { images, of } => {
+                self.show(images as u64, vec![format!("features of {images}/{of} images")])
+            }
+            Event::Fitting { fit, of } => {
+                self.show(self.workload.features as u64, vec![format!("fit {}/{of}", fit + 1)])
+            }
             Event::Step { epoch, batch, batches, totals, pace } => {
                 self.epoch = epoch;
                 let mut parts = vec![
@@ -104,7 +128,10 @@ impl TrainingDisplay {
                 self.show(self.workload.trained(epoch - 1, batch, batches), parts);
             }
             Event::Tested { batch, batches } => {
-                let done = self.workload.tested(self.epoch - 1, batch, batches);
+                let done = match self.epoch {
+                    0 => self.workload.tested_head(batch, batches),
+                    epoch => self.workload.tested(epoch - 1, batch, batches),
+                };
                 self.show(done, vec![format!("testing {batch}/{batches}")]);
             }
             Event::FinalTest { batch, batches } => {
@@ -131,9 +158,9 @@ impl TrainingDisplay {
         self.progress.position(done);
         if self.plain && !self.quiet && self.last_line.elapsed() >= SILENCE {
             let left = self.progress.left().map_or(String::new(), |left| format!("  {} left", duration(left)));
-            self.line(&format!("epoch {}/{}  {}{left}", self.epoch, self.workload.epochs, parts.join("  ")));
+            self.line(&format!("{}  {}{left}", self.phase(), parts.join("  ")));
         }
-        self.progress.texts(format!("epoch {}/{}", self.epoch, self.workload.epochs), parts);
+        self.progress.texts(self.phase(), parts);
     }
 
     fn epoch_line(&mut self, metric: &Metric) {
@@ -141,8 +168,9 @@ impl TrainingDisplay {
             let (name, loss, accuracy) = (held_out.short_name(), held_out.loss(), held_out.accuracy());
             // Nothing was trained if the epoch was resumed after its last batch.
             let speed = Metric::images_per_second([metric]).map_or(String::new(), |rate| format!("; {}", speed(rate)));
+            let what = if *epoch == 0 { "final layer".to_string() } else { format!("epoch {epoch}") };
             self.line(&format!(
-                "epoch {epoch}: train loss {train_loss:.3}, train acc {train_acc:.3}, {name} loss {loss:.3}, \
+                "{what}: train loss {train_loss:.3}, train acc {train_acc:.3}, {name} loss {loss:.3}, \
                  {name} acc {accuracy:.3}{speed}"
             ));
         }
@@ -198,7 +226,7 @@ mod tests {
 
     #[test]
     fn work_counts_tests_as_a_third() {
-        let workload = Workload { epochs: 2, training: 100, choosing: 60, final_test: 40 };
+        let workload = Workload { epochs: 2, features: 0, training: 100, choosing: 60, final_test: 40 };
         assert_eq!(workload.all(), 2 * 360 + 40);
         assert_eq!(workload.trained(1, 0, 10), workload.tested(0, 6, 6));
         assert_eq!(workload.trained(0, 1, 10), 30);

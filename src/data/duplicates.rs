@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::dataset::{Role, Splits};
+use super::dataset::Splits;
 use super::decode::{DecodeOptions, Decoder};
 use super::fingerprint::{BAND_VALUES, BANDS, Detail, Fingerprint};
 use super::pipeline::{Job, Pipeline};
 use super::rgb_image::RgbImage;
+use super::role::Role;
 use crate::error::{Error, Result};
 
 /// Images that are handed over at once.

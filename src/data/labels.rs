@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::dataset::Role;
 use super::decode::DecodeOptions;
 use super::format;
 use super::image_folder::{
     ImageFolder, Sample, collect_samples, counted, first_names, normal_form, require_folder, sub_folders,
 };
 use super::not_read::{FileKind, NotRead, UnsupportedFile, kind_of};
+use super::role::Role;
 use crate::error::{Context, Error, Result};
 
 /// Names of the column of files, in lower case.

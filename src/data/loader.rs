@@ -127,6 +127,12 @@ impl Loader {
         }
     }
 
+    /// Exchanges left and right of every image after its transform.
+    pub fn mirrored(self) -> Self {
+        let transform = Transform::clone(&self.transform).mirrored();
+        Self { transform: Arc::new(transform), ..self }
+    }
+
     /// The images.
     pub fn dataset(&self) -> &Arc<ImageFolder> {
         &self.dataset

@@ -22,6 +22,7 @@ pub mod random;
 mod resident;
 mod resizer;
 mod rgb_image;
+mod role;
 mod samples;
 pub mod store;
 mod tiff;
@@ -31,9 +32,7 @@ mod webp;
 
 pub use augmenter::Augmenter;
 pub use batches::{BatchEpoch, Batches, InputBatch, Placement};
-pub use dataset::{
-    Labelled, Role, Splits, open_dataset, open_labelled, open_labelled_by, open_table, open_training_images,
-};
+pub use dataset::{Labelled, Splits, open_dataset, open_labelled, open_labelled_by, open_table, open_training_images};
 pub use decode::{DecodeOptions, Decoder, decode_file};
 pub use duplicates::{Duplicates, Examination, Member};
 pub use format::FileKind;
@@ -41,6 +40,7 @@ pub use image_folder::{ImageFolder, Sample, counted, first_names, images_below};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use not_read::NotRead;
 pub use rgb_image::{Image, PaddedImage, RgbImage};
+pub use role::Role;
 pub use store::{ImageStore, Stored};
 pub use transform::{Augmentation, CropBox, Draw, Operation, Transform};
 pub use transformer::Transformer;

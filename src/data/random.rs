@@ -14,6 +14,8 @@ pub enum Purpose {
     Split = 3,
     /// The contents of one drawn image.
     Drawing = 4,
+    /// The part of the images of one class that is held out in each round of cross-validation.
+    Folds = 5,
 }
 
 /// An independent stream of random numbers, identified by its seed, purpose and two more numbers.

@@ -11,6 +11,9 @@ use crate::weights::NamedShape;
 /// The name of the head: torchvision's final layer.
 pub const HEAD: &str = "fc";
 
+/// The name of the layer whose output the head gets: the features of the images.
+pub const FEATURES: &str = "avgpool";
+
 /// Whether a parameter belongs to the head.
 pub fn is_head(name: &str) -> bool {
     name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.'))
@@ -44,9 +47,14 @@ impl ResNet {
                 value = push_block(&mut network, value, &name, self.architecture.block(), self.width << stage, stride);
             }
         }
-        value = network.avg_pool(value, "avgpool");
+        value = network.avg_pool(value, FEATURES);
         network.linear(value, HEAD, self.classes);
         network
+    }
+
+    /// The number of features of an image.
+    pub fn features(&self) -> usize {
+        self.specification().layer(HEAD).map_or(0, |head| head.input_channels)
     }
 
     /// Every parameter and running statistic, in order of computation.

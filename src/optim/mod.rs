@@ -7,6 +7,7 @@
 mod adamw;
 mod groups;
 mod hyperparameter;
+mod lbfgs;
 mod nesterov;
 mod optimizer;
 mod settings;
@@ -15,6 +16,7 @@ mod updater;
 
 pub use groups::{GroupSettings, Grouping};
 pub use hyperparameter::Hyperparameter;
+pub use lbfgs::{Minimum, Stopping, minimise};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use settings::OptimizerSettings;
 pub use updater::{GradientClipping, Updater};

@@ -31,7 +31,8 @@ struct Epoch {
 
 /// All findings, the most serious first.
 pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
-    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).collect();
+    // The loss of a fitted head is that of images without augmentation.
+    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
     let stopped = run.metrics.iter().rev().find_map(stopped);
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled = run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes));

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::printable::printable;
 use crate::train::{
     DataCheck, DuplicateImages, ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder,
-    Totals, evaluate, load_model, open_data_of_run,
+    Totals, TriedPenalty, evaluate, load_model, open_data_of_run,
 };
 use crate::weights::TensorFile;
 
@@ -265,7 +265,7 @@ impl RunRecord {
             match metric {
                 Metric::Skipped { path, reason } => [path, reason].into_iter().for_each(show),
                 Metric::Stopped { reason, hint } => [reason].into_iter().chain(hint).for_each(show),
-                Metric::Progress { .. } | Metric::Epoch { .. } | Metric::Test { .. } => {}
+                Metric::Progress { .. } | Metric::Head { .. } | Metric::Epoch { .. } | Metric::Test { .. } => {}
             }
         }
         if let Some(check) = &mut record.data_check {
@@ -314,6 +314,14 @@ impl RunRecord {
         }
         let open = |run: &Self| ImageList::open(&RunFolder { path: run.folder.clone() }.images()).ok();
         Some(open(self)?.has_tests_of(&open(other)?))
+    }
+
+    /// The penalty with which the final layer was fitted before the first epoch, and those that were tried.
+    pub fn head_fit(&self) -> Option<(f64, &[TriedPenalty])> {
+        self.metrics.iter().find_map(|metric| match metric {
+            Metric::Head { penalty, tried, .. } => Some((*penalty, tried.as_slice())),
+            _ => None,
+        })
     }
 
     /// Files that could not be read, and why.

@@ -224,6 +224,11 @@ impl DataCheck {
         Ok(())
     }
 
+    /// Training images that look the same, by their names in the folder.
+    pub fn training_duplicates(&self) -> impl Iterator<Item = Vec<&str>> {
+        self.duplicates.iter().map(|group| group.of(Role::Train).map(|image| image.path.as_str()).collect())
+    }
+
     /// How many images of a split the run uses that the other split also has.
     pub fn leaked(&self, of: Role, also: Role) -> usize {
         let used = |found: &DuplicateImages, role: Role| found.of(role).filter(|image| !image.left_out).count();
@@ -354,7 +359,8 @@ pub fn open_data_of_run(recipe: &Recipe, data: &Path, folder: &RunFolder) -> Res
 pub fn few_steps(recipe: &Recipe, images: usize) -> Option<String> {
     let batches = images.div_ceil(recipe.batch_size);
     let steps = recipe.epochs.saturating_mul(batches);
-    (steps < FEW_STEPS).then(|| {
+    // A fitted head needs no steps.
+    (recipe.epochs > 0 && steps < FEW_STEPS).then(|| {
         format!(
             "the run has only {} ({} of {}): raise --epochs or lower --batch-size if the training loss is still falling at the end",
             counted(steps, "step", "steps"),

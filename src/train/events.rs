@@ -9,6 +9,20 @@ use crate::data::{SkippedSample, Stored};
 /// An event that a run reports.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// The features of training images were computed, to which the head will be fitted.
+    Features {
+        /// How many so far.
+        images: usize,
+        /// How many in all, with augmented copies.
+        of: usize,
+    },
+    /// The head is being fitted to features.
+    Fitting {
+        /// How many fits are complete.
+        fit: usize,
+        /// How many there are.
+        of: usize,
+    },
     /// A step was completed.
     Step {
         /// Counted from 1.

@@ -102,6 +102,17 @@ impl HeldOut {
     }
 }
 
+/// What one penalty on the weights of a fitted head achieved on images that were held out.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TriedPenalty {
+    /// See [`super::Regression::fit`].
+    pub penalty: f64,
+    /// Mean loss per held-out image.
+    pub loss: f64,
+    /// Share of held-out images that were classified correctly.
+    pub accuracy: f64,
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -115,9 +126,18 @@ pub enum Metric {
         /// Share of correct images.
         train_acc: f64,
     },
+    /// The head was fitted to features before the first epoch.
+    Head {
+        /// The penalty on its weights.
+        penalty: f64,
+        /// What was tried.
+        tried: Vec<TriedPenalty>,
+        /// Seconds that it took, with the computation of features.
+        seconds: f64,
+    },
     /// At the end of each epoch.
     Epoch {
-        /// Counted from 1.
+        /// Counted from 1; 0 after the head was fitted.
         epoch: usize,
         /// Mean loss per training image, over the epoch.
         train_loss: f64,
@@ -163,16 +183,19 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// The speed of a run: training images per second over all of these epochs, without testing and saving. `None` if nothing was measured.
+    /// The speed of a run: training images per second over all of these epochs, without testing and saving; if only the head was fitted,
+    /// images per second whose features were computed. `None` if nothing was measured.
     pub fn images_per_second<'a>(metrics: impl IntoIterator<Item = &'a Self>) -> Option<f64> {
-        let (mut images, mut all_seconds) = (0.0, 0.0);
+        // Of training steps, and of computing features.
+        let mut sums = [(0.0, 0.0); 2];
         for metric in metrics {
-            if let Self::Epoch { images_per_second, seconds, .. } = metric {
-                images += images_per_second * seconds;
-                all_seconds += seconds;
+            if let Self::Epoch { epoch, images_per_second, seconds, .. } = metric {
+                let (images, all_seconds) = &mut sums[usize::from(*epoch == 0)];
+                *images += images_per_second * seconds;
+                *all_seconds += seconds;
             }
         }
-        (all_seconds > 0.0).then(|| images / all_seconds)
+        sums.into_iter().find(|(_, seconds)| *seconds > 0.0).map(|(images, seconds)| images / seconds)
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
+use sha2::{Digest, Sha256};
+
 use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{find_network, load_state_dict, save_state_dict};
@@ -11,7 +13,7 @@ use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::data::{counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
-use crate::model::{Recognised, ResNet};
+use crate::model::{Recognised, ResNet, is_head};
 use crate::weights::{Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorFile, imagenet_classes, save};
 
 /// Writes a trained model.
@@ -96,7 +98,6 @@ impl ModelFile {
                 .hint("fine-tune it first: retune train DATA --weights FILE"));
         };
         let resnet = network.resnet(outputs);
-        let unreadable = |name: &str| format!("{shown}: unreadable `{name}` in the metadata");
         let mut names_notice = None;
         let classes = match class_names(file)? {
             Some(classes) => classes,
@@ -114,18 +115,20 @@ impl ModelFile {
                 counted(outputs, "output", "outputs")
             )));
         }
-        let (image_size, exif) = match file.metadata().get("transform") {
-            Some(text) => {
-                let transform: serde_json::Value = serde_json::from_str(text).context(|| unreadable("transform"))?;
-                let size =
-                    transform["center_crop"].as_u64().filter(|size| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
-                let size = size.ok_or_else(|| Error::new(unreadable("transform")))? as usize;
-                (size, transform["exif"].as_bool().unwrap_or(false))
-            }
-            None => (224, false),
-        };
+        let (image_size, exif) = preprocessing(file)?;
         Ok(Self { resnet, classes, image_size, exif, weights, notices, names_notice })
     }
+}
+
+/// Rows and columns of the images that a network in this file is applied to, and whether they are rotated according to their EXIF
+/// orientation.
+fn preprocessing(file: &TensorFile) -> Result<(usize, bool)> {
+    let Some(text) = file.metadata().get("transform") else { return Ok((224, false)) };
+    let unreadable = || format!("{}: unreadable `transform` in the metadata", file.path().display());
+    let transform: serde_json::Value = serde_json::from_str(text).context(unreadable)?;
+    let size = transform["center_crop"].as_u64().filter(|size| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
+    let size = size.ok_or_else(|| Error::new(unreadable()))? as usize;
+    Ok((size, transform["exif"].as_bool().unwrap_or(false)))
 }
 
 impl Recipe {
@@ -157,4 +160,40 @@ pub fn load_model(device: Rc<dyn Device>, file: &TensorFile) -> Result<(Network,
     let mut network = Network::new(device, model.resnet)?;
     load_state_dict(&mut network, &model.weights, HeadPolicy::Exact)?;
     Ok((network, model))
+}
+
+/// A network whose head is not used, with what its user needs to know.
+pub struct Body {
+    /// The network. Its head has one output, and is zero.
+    pub network: Network,
+    /// Rows and columns of the images that it is applied to.
+    pub image_size: usize,
+    /// Whether images are rotated according to their EXIF orientation.
+    pub exif: bool,
+    /// Where the weights were found in the file, and what was ignored.
+    pub notices: Vec<String>,
+}
+
+/// Loads a network for its features. The file may have a head for any number of classes, or none.
+///
+/// # Errors
+/// When the file holds no supported network, the weights do not fit or are not finite, or the metadata is damaged.
+pub fn load_body(device: Rc<dyn Device>, file: &TensorFile) -> Result<Body> {
+    let Found { network: recognised, weights, notices, .. } = find_network(file)?;
+    let (image_size, exif) = preprocessing(file)?;
+    let mut network = Network::new(device, recognised.resnet(1))?;
+    load_state_dict(&mut network, &weights, HeadPolicy::Replace)?;
+    Ok(Body { network, image_size, exif, notices })
+}
+
+/// The SHA-256 of a network's parameters and running statistics without its head: equal digests give equal features.
+pub fn body_digest(network: &Network) -> Result<String> {
+    let mut digest = Sha256::new();
+    for parameter in network.resnet().parameters().iter().filter(|parameter| !is_head(&parameter.name)) {
+        digest.update(&parameter.name);
+        for value in network.parameters().read(network.device(), &parameter.name)? {
+            digest.update(value.to_le_bytes());
+        }
+    }
+    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

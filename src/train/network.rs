@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::device::{Device, Recording, read_f32, write_f32, write_i32};
 use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, Parameters, Plan, Value};
-use crate::model::{BatchShape, Freezing, NetworkGraph, Phase, ResNet};
+use crate::model::{BatchShape, FEATURES, Freezing, NetworkGraph, Phase, ResNet};
 use crate::ops::LossReduction;
 use crate::tensor::Tensor;
 
@@ -152,7 +152,11 @@ impl Network {
             (Purpose::Training, Some(training)) => Phase::Training(training.freezing.clone()),
             (Purpose::Training, None) => return Err(Error::new("this network was loaded for evaluation only")),
         };
-        let network = self.resnet.specification().graph(device, shape, &phase, reduction, kept)?;
+        let mut kept = kept.to_vec();
+        if purpose == Purpose::Evaluation {
+            kept.push(FEATURES.into());
+        }
+        let network = self.resnet.specification().graph(device, shape, &phase, reduction, &kept)?;
         let plan = match purpose {
             Purpose::Training => Plan::training(&network.graph, device, |id| self.parameters.is_trainable(id)),
             Purpose::Evaluation => Plan::inference(&network.graph, device),
@@ -267,6 +271,19 @@ impl Network {
         self.executor(shape, Purpose::Evaluation)?.forward(self.device.as_ref())?;
         let logits = self.logits(shape, Purpose::Evaluation)?;
         Ok((self.result(shape, Purpose::Evaluation)?, logits))
+    }
+
+    /// The features of a batch, `[N, D]`; `write` writes the images to the given tensor.
+    pub fn features_by(
+        &mut self,
+        shape: BatchShape,
+        write: impl FnOnce(&dyn Device, &Tensor) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.evaluate_by(shape, write, &vec![0; shape.batch])?;
+        let executor = self.executor(shape, Purpose::Evaluation)?;
+        let features = executor.graph().find(FEATURES);
+        let features = features.ok_or_else(|| Error::new(format!("there is no layer {FEATURES}")))?;
+        read_f32(self.device.as_ref(), executor.value(features))
     }
 
     /// The logits that the last run of a prepared batch shape left, `[N, classes]`.

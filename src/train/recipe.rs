@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::trainer::Trainable;
-use crate::data::{Augmentation, DecodeOptions, Splits, open_dataset, open_table};
+use crate::data::{Augmentation, DecodeOptions, Splits, Transform, counted, open_dataset, open_table};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -55,6 +55,13 @@ pub struct Recipe {
     /// Whether the head starts at random even if the weights have one for the same classes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub new_head: bool,
+    /// Whether the head is fitted to features of the training images before the first epoch.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fit_head: bool,
+    /// Randomly augmented copies of each image to whose features the head is fitted, besides the image as it is and, if training mirrors
+    /// images, its mirror image.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub feature_copies: usize,
     /// Height and width of the network's input.
     pub image_size: usize,
     /// Whether images are rotated and mirrored according to their EXIF orientation.
@@ -106,6 +113,10 @@ fn is_default_optimizer(name: &String) -> bool {
     *name == OPTIMIZERS[0].name
 }
 
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
 /// Rows and columns of the largest images that a model may ask for.
 pub const LARGEST_IMAGE_SIZE: usize = 65536;
 /// Height and width of the smallest images that a network is trained on; a ResNet halves them five times.
@@ -135,6 +146,8 @@ impl Recipe {
             freeze_batch_norm: false,
             head_from: None,
             new_head: false,
+            fit_head: false,
+            feature_copies: 0,
             image_size: 224,
             exif: false,
             drop_duplicates: false,
@@ -160,6 +173,28 @@ impl Recipe {
             None => open_dataset(data, self.test_fraction, self.seed),
         };
         Ok(splits?.decoded_with(self.decoding()))
+    }
+
+    /// Whether training mirrors some images.
+    pub fn mirrors(&self) -> bool {
+        Transform::training(self.image_size as u32, &self.augment).mirrors()
+    }
+
+    /// Forms of each image to whose features the head is fitted.
+    pub fn features_per_image(&self) -> usize {
+        1 + usize::from(self.mirrors()) + self.feature_copies
+    }
+
+    /// What the head is fitted to, in words.
+    pub fn fitted_to(&self) -> String {
+        let mirror = self.mirrors().then(|| "its mirror image".to_string());
+        let copies =
+            (self.feature_copies > 0).then(|| counted(self.feature_copies, "augmented copy", "augmented copies"));
+        let forms: Vec<String> = ["each training image".to_string()].into_iter().chain(mirror).chain(copies).collect();
+        match forms.split_last() {
+            Some((last, others @ [_, ..])) => format!("{} and {last}", others.join(", ")),
+            _ => forms.concat(),
+        }
     }
 
     /// How images are read.

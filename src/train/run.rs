@@ -1,6 +1,6 @@
 //! One training run, from its first step or from a checkpoint to its last.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,17 +12,21 @@ use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
+use super::features::features;
 use super::folder::RunFolder;
+use super::head_fit::{TrainingFeatures, fit_head};
 use super::image_list::ImageList;
 use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
 use super::model_file::{load_model, save_model, update_recipe};
 use super::network::{BatchResult, Purpose};
 use super::recipe::Recipe;
 use super::trainer::Trainer;
-use crate::data::{Batches, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, SkippedSample, Splits, Stored};
+use crate::data::{
+    Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample, Splits, Stored,
+};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::BatchShape;
+use crate::model::{BatchShape, HEAD};
 use crate::ops::LossReduction;
 use crate::printable::plain_number;
 use crate::tensor::Tensor;
@@ -90,6 +94,9 @@ pub struct Run<'a> {
 
 /// Images in a batch of the test at the end: few, as the memory of training is still in use.
 const FINAL_TEST_BATCH: usize = 32;
+
+/// The number of the epoch whose augmentation the first copies of images have to which the head is fitted; training never gets there.
+const FEATURE_EPOCHS: u64 = 1 << 32;
 
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
@@ -174,6 +181,34 @@ impl LeftOut {
     }
 }
 
+/// What the epochs of a run share.
+struct Session {
+    test_batches: Batches,
+    metrics: MetricsFile,
+    left_out: LeftOut,
+    /// The end of the last epoch.
+    since: Instant,
+}
+
+/// The results of an epoch.
+struct Tested {
+    train: Totals,
+    /// On the images that choose the model.
+    held_out: Totals,
+    /// On the test images, after the last epoch, if validation images chose the model.
+    test: Option<Totals>,
+}
+
+impl RunOptions<'_> {
+    /// An error with this message if the user wants to stop.
+    fn check_interruption(&self, message: &str) -> Result<()> {
+        match self.interrupted.load(Ordering::Relaxed) {
+            true => Err(Error::interrupted(message)),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Run<'_> {
     /// Trains to the end, reporting to `observe`.
     ///
@@ -200,10 +235,12 @@ impl Run<'_> {
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
         let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
         let mut train_batches = Batches::new(train_loader, &store)?;
-        let mut test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
-        let mut metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
-        let mut left_out = LeftOut::of_earlier(&metrics);
-        if self.position == Position::default() {
+        let test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
+        let metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
+        let left_out = LeftOut::of_earlier(&metrics);
+        let mut session = Session { test_batches, metrics, left_out, since: Instant::now() };
+        let is_new = self.position == Position::default();
+        if is_new {
             // From here on the run can be resumed after any failure.
             self.save_checkpoint()?;
         } else {
@@ -213,75 +250,22 @@ impl Run<'_> {
         let mut clock = Clock::default();
         let mut last = None;
         let mut stored = Stored::default();
-        let mut since = Instant::now();
+        if is_new && self.recipe.fit_head {
+            let (train, of_fit) = self.start_with_fitted_head(&store, &mut train_batches, &mut session, observe)?;
+            clock.add(of_fit);
+            last = Some(self.finish_epoch(0, train, of_fit, &mut session, observe)?);
+        }
         while self.position.epoch < self.recipe.epochs {
-            let of_epoch = self.train_epoch(&mut train_batches, &mut metrics, &mut left_out, observe)?;
+            let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
             clock.add(of_epoch);
-
-            let batches = test_batches.loader().batch_count();
-            let mut batch = 0;
-            let tested = evaluate(self.trainer.network_mut(), &mut test_batches, self.recipe.image_size, |tested| {
-                left_out.note(&tested.skipped, &mut metrics, observe)?;
-                batch += 1;
-                observe(Event::Tested { batch, batches });
-                match self.options.interrupted.load(Ordering::Relaxed) {
-                    true => Err(Error::interrupted("stopped while testing")),
-                    false => Ok(()),
-                }
-            });
-            let (test, _) = match tested {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {
-                    return Err(self.stop(train_batches.loader().batch_count()));
-                }
-                tested => tested?,
-            };
-            let train = self.position.totals;
-            let epoch = self.position.epoch + 1;
-            let metric = Metric::Epoch {
-                epoch,
-                train_loss: train.mean_loss(),
-                train_acc: train.accuracy(),
-                held_out: HeldOut::new(&test, self.splits.validation.is_some()),
-                images_per_second: of_epoch.images_per_second(),
-                seconds: of_epoch.training.as_secs_f64(),
-                whole_seconds: Some(since.elapsed().as_secs_f64()),
-            };
-            since = Instant::now();
-            metrics.append(&metric)?;
-            let this = Best { epoch, accuracy: test.accuracy(), loss: test.mean_loss() };
-            if self.position.best.is_none_or(|best| this.beats(&best)) {
-                let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
-                save_model(&path, self.trainer.network(), &self.recipe, classes, epoch)?;
-                self.position.best = Some(this);
-            }
-            let mut final_test = None;
-            if let Some(best) = self.position.best.filter(|_| epoch == self.recipe.epochs)
-                && self.splits.validation.is_some()
-            {
-                let begun = Instant::now();
-                let tested = self.test_best_model(&mut left_out, &mut metrics, observe);
-                let test = match tested {
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {
-                        return Err(self.stop(train_batches.loader().batch_count()));
-                    }
-                    tested => tested?,
-                };
-                let (test_loss, test_acc) = (test.mean_loss(), test.accuracy());
-                let seconds = Some(begun.elapsed().as_secs_f64());
-                metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
-                final_test = Some(test);
-            }
-            self.position =
-                Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
-            self.save_checkpoint()?;
-            observe(Event::Epoch(&metric));
+            let (epoch, train) = (self.position.epoch + 1, self.position.totals);
+            last = Some(self.finish_epoch(epoch, train, of_epoch, &mut session, observe)?);
             if std::mem::replace(&mut stored, store.stored()) != stored {
                 observe(Event::Stored(stored, self.splits.train.len() + self.splits.choosing().len()));
             }
-            last = Some((train, test, final_test));
         }
         self.options.folder.remove_older_checkpoints(self.options.checkpointing.kept);
-        let (Some((train, held_out, test)), Some(best)) = (last, self.position.best) else {
+        let (Some(Tested { train, held_out, test }), Some(best)) = (last, self.position.best) else {
             return Err(Error::new(format!("the run has no epochs left of its {}", self.recipe.epochs)));
         };
         Ok(Summary {
@@ -289,11 +273,152 @@ impl Run<'_> {
             train_acc: train.accuracy(),
             held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
             test_acc: test.unwrap_or(held_out).accuracy(),
-            images_per_second: Metric::images_per_second(metrics.epochs()).unwrap_or_default(),
+            images_per_second: Metric::images_per_second(session.metrics.epochs()).unwrap_or_default(),
             waiting_share: clock.waiting.as_secs_f64() / clock.training.as_secs_f64().max(1e-9),
             best,
-            skipped: left_out.of(&self.splits.train),
+            skipped: session.left_out.of(&self.splits.train),
         })
+    }
+
+    /// Evaluates the network after an epoch, saves it if it is the best so far, and saves a checkpoint. After the last epoch, tests
+    /// the best model if validation images chose it.
+    fn finish_epoch(
+        &mut self,
+        epoch: usize,
+        train: Totals,
+        of_epoch: Clock,
+        session: &mut Session,
+        observe: &mut impl FnMut(Event),
+    ) -> Result<Tested> {
+        let Session { test_batches, metrics, left_out, since } = session;
+        let batches = test_batches.loader().batch_count();
+        let mut batch = 0;
+        let tested = evaluate(self.trainer.network_mut(), test_batches, self.recipe.image_size, |tested| {
+            left_out.note(&tested.skipped, metrics, observe)?;
+            batch += 1;
+            observe(Event::Tested { batch, batches });
+            self.options.check_interruption("stopped while testing")
+        });
+        let (held_out, _) = tested.map_err(|error| self.stopped(error))?;
+        let metric = Metric::Epoch {
+            epoch,
+            train_loss: train.mean_loss(),
+            train_acc: train.accuracy(),
+            held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
+            images_per_second: of_epoch.images_per_second(),
+            seconds: of_epoch.training.as_secs_f64(),
+            whole_seconds: Some(since.elapsed().as_secs_f64()),
+        };
+        *since = Instant::now();
+        metrics.append(&metric)?;
+        let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
+        if self.position.best.is_none_or(|best| this.beats(&best)) {
+            let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
+            save_model(&path, self.trainer.network(), &self.recipe, classes, epoch)?;
+            self.position.best = Some(this);
+        }
+        let mut test = None;
+        if let Some(best) = self.position.best.filter(|_| epoch == self.recipe.epochs)
+            && self.splits.validation.is_some()
+        {
+            let begun = Instant::now();
+            let tested = self.test_best_model(left_out, metrics, observe).map_err(|error| self.stopped(error))?;
+            let (test_loss, test_acc) = (tested.mean_loss(), tested.accuracy());
+            let seconds = Some(begun.elapsed().as_secs_f64());
+            metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
+            test = Some(tested);
+        }
+        self.position =
+            Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
+        self.save_checkpoint()?;
+        observe(Event::Epoch(&metric));
+        Ok(Tested { train, held_out, test })
+    }
+
+    /// Fits the head to features of the training images, computed with the running statistics of batch norms. Nothing is saved
+    /// before it is complete; a run that is interrupted here starts again when it is resumed.
+    fn start_with_fitted_head(
+        &mut self,
+        store: &Rc<ImageStore>,
+        train_batches: &mut Batches,
+        session: &mut Session,
+        observe: &mut impl FnMut(Event),
+    ) -> Result<(Totals, Clock)> {
+        const STOPPED: &str = "stopped while the final layer was fitted";
+        let started = Instant::now();
+        let plain_loader = self.loader(&self.splits.train, Mode::Evaluate)?;
+        let mirrored_loader = self.recipe.mirrors().then(|| plain_loader.clone().mirrored());
+        let mut mirrored_batches = mirrored_loader.map(|loader| Batches::new(loader, store)).transpose()?;
+        let mut plain_batches = Batches::new(plain_loader, store)?;
+        let of = self.splits.train.len() * self.recipe.features_per_image();
+        let image_size = self.recipe.image_size;
+        let (options, network) = (&self.options, self.trainer.network_mut());
+        let Session { metrics, left_out, .. } = session;
+        let mut images = 0;
+        let mut see = |batch: &InputBatch| {
+            left_out.note(&batch.skipped, metrics, observe)?;
+            images += batch.targets.len() + batch.skipped.len();
+            observe(Event::Features { images, of });
+            options.check_interruption(STOPPED)
+        };
+        let plain = features(network, &mut plain_batches, 0, image_size, &mut see)?;
+        if plain.targets.is_empty() {
+            return Err(Error::new("none of the training images could be read"));
+        }
+        let mut copies = Vec::new();
+        if let Some(batches) = &mut mirrored_batches {
+            copies.push(features(network, batches, 0, image_size, &mut see)?);
+        }
+        for copy in 0..self.recipe.feature_copies as u64 {
+            copies.push(features(network, train_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
+        }
+        let rows = plain.targets.len() * (1 + copies.len());
+        let clock = Clock { training: started.elapsed(), images: rows as u64, ..Clock::default() };
+
+        let training = TrainingFeatures {
+            dimension: network.resnet().features(),
+            classes: self.splits.train.classes.len(),
+            groups: self.groups_of_duplicates(),
+            plain,
+            copies,
+        };
+        let fit = fit_head(&training, self.recipe.seed, |fit, of| {
+            observe(Event::Fitting { fit, of });
+            self.options.check_interruption(STOPPED)
+        })?;
+        let network = self.trainer.network_mut();
+        network.write(&format!("{HEAD}.weight"), &fit.layer.weight)?;
+        network.write(&format!("{HEAD}.bias"), &fit.layer.bias)?;
+        let (penalty, tried) = (fit.penalty, fit.tried);
+        metrics.append(&Metric::Head { penalty, tried, seconds: started.elapsed().as_secs_f64() })?;
+        let images = training.plain.targets.len() as u64;
+        let totals =
+            Totals { loss: fit.loss * images as f64, correct: (fit.accuracy * images as f64).round() as u64, images };
+        Ok((totals, clock))
+    }
+
+    /// For each training image, the number of the first one that looks the same.
+    fn groups_of_duplicates(&self) -> Vec<usize> {
+        let folder = &self.splits.train;
+        let mut groups: Vec<usize> = (0..folder.len()).collect();
+        let saved = || DataCheck::open(&self.options.folder.data_check()).ok();
+        let Some(check) = self.data_check.clone().or_else(saved) else { return groups };
+        let names: HashMap<String, usize> =
+            folder.samples.iter().enumerate().map(|(index, sample)| (folder.name_of(&sample.path), index)).collect();
+        for group in check.training_duplicates() {
+            let members: Vec<usize> = group.iter().filter_map(|&path| names.get(path).copied()).collect();
+            let first = members.iter().copied().min();
+            members.iter().for_each(|&index| groups[index] = first.unwrap_or(index));
+        }
+        groups
+    }
+
+    /// The error of work that was interrupted, after saving a checkpoint; other errors are left as they are.
+    fn stopped(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Interrupted => self.stop(self.splits.train.len().div_ceil(self.recipe.batch_size)),
+            _ => error,
+        }
     }
 
     /// Classifies the test images with the best model, once.
@@ -315,10 +440,7 @@ impl Run<'_> {
             left_out.note(&tested.skipped, metrics, observe)?;
             batch += 1;
             observe(Event::FinalTest { batch, batches });
-            match self.options.interrupted.load(Ordering::Relaxed) {
-                true => Err(Error::interrupted("stopped while testing")),
-                false => Ok(()),
-            }
+            self.options.check_interruption("stopped while testing")
         })?;
         Ok(totals)
     }
@@ -326,10 +448,10 @@ impl Run<'_> {
     fn train_epoch(
         &mut self,
         train_batches: &mut Batches,
-        metrics: &mut MetricsFile,
-        left_out: &mut LeftOut,
+        session: &mut Session,
         observe: &mut impl FnMut(Event),
     ) -> Result<Clock> {
+        let Session { metrics, left_out, .. } = session;
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
         let fewest = self.fewest_images();

@@ -15,7 +15,7 @@ use super::recipe::Recipe;
 use super::run::{Run, RunOptions};
 use super::state_dict::{copy_head, initialise, load_state_dict, new_head};
 use super::trainer::Trainer;
-use crate::data::Splits;
+use crate::data::{Splits, counted};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
@@ -177,8 +177,10 @@ fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOpt
     }
     let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
     if done >= wanted {
-        let epochs = if done == 1 { "1 epoch".to_string() } else { format!("{done} epochs") };
-        return Err(Error::new(format!("the run in {out} is finished: it has completed {epochs} of {wanted}"))
+        let epochs = counted(done, "epoch", "epochs");
+        let epochs = if done == 0 { "the fit of its final layer".to_string() } else { epochs };
+        let more = if done > wanted { format!(", more than --epochs {wanted}") } else { String::new() };
+        return Err(Error::new(format!("the run in {out} is finished: it has completed {epochs}{more}"))
             .hint("give a larger --epochs to train longer, or another --out to start another run"));
     }
     Ok(())

@@ -53,7 +53,9 @@ impl TensorBoard {
                 ];
                 (epoch as f64, scalars)
             }
-            Metric::Test { .. } | Metric::Stopped { .. } | Metric::Skipped { .. } => return Ok(()),
+            Metric::Head { .. } | Metric::Test { .. } | Metric::Stopped { .. } | Metric::Skipped { .. } => {
+                return Ok(());
+            }
         };
         let summary = scalars.into_iter().fold(Message::new(), |summary, (tag, value)| {
             summary.message(1, Message::new().bytes(1, tag).float(2, value as f32))

@@ -1,22 +1,18 @@
 //! `retune predict`
 
-mod images;
 mod rows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Arc;
 
+use super::images::{ImageOptions, Images, List, batches_of};
 use super::progress::Progress;
-use super::url::{is_url, refusal};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
-use crate::data::{Batches, DecodeOptions, ImageFolder, ImageStore, Loader, LoaderOptions, Mode};
-use crate::device::threads;
+use crate::data::ImageStore;
 use crate::error::{Error, Result};
 use crate::train::{ModelFile, Network, Prediction, classify, load_model};
-use images::{Images, List};
 use rows::{ClassProbability, Format, Outcome, Row, Rows};
 
 const EXAMPLES: &str = "\
@@ -108,27 +104,17 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut classification =
-        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0, url: None };
+        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0 };
     let completed = classification.classify(&mut images);
     classification.progress.finish();
     // Also after an error, so that what was printed is whole.
     classification.rows.end()?;
     completed?;
-    let Classification { read, unreadable, url, model, .. } = classification;
+    let Classification { read, unreadable, model, .. } = classification;
     if let Some(notice) = model.names_notice.filter(|_| read > 0) {
         global.note(notice);
     }
-    match (read, unreadable) {
-        (0, 0) => Err(Error::new("there are no images in the list")),
-        (_, 0) => Ok(ExitCode::SUCCESS),
-        _ => {
-            let error = Error::new(format!("{unreadable} of {} images could not be read", read + unreadable));
-            Err(match url.as_ref().and_then(Error::hint_text) {
-                Some(hint) => error.hint(hint),
-                None => error,
-            })
-        }
-    }
+    images.outcome(unreadable, read + unreadable)
 }
 
 /// Everything that is needed to classify images and to print the results.
@@ -141,8 +127,6 @@ struct Classification<'a> {
     rows: Rows,
     read: usize,
     unreadable: usize,
-    /// The refusal of the first URL in a list.
-    url: Option<Error>,
 }
 
 impl Classification<'_> {
@@ -157,32 +141,16 @@ impl Classification<'_> {
     }
 
     /// Returns whether anyone still reads the results.
-    fn classify_these(&mut self, paths: Vec<PathBuf>, images: &Images) -> Result<bool> {
-        let Self { arguments, network, model, store, progress, rows, read, unreadable, url } = self;
-        let options = LoaderOptions {
-            batch_size: arguments.batch_size.min(paths.len()),
-            image_size: model.image_size as u32,
-            mode: Mode::Evaluate,
-            workers: threads::count().min(paths.len()),
-            strict: false,
-        };
-        let decoding = DecodeOptions::with_exif(model.exif || arguments.exif);
-        let folder = Arc::new(ImageFolder::unlabelled(paths, model.classes.clone(), decoding));
-        let mut batches = Batches::new(Loader::new(folder.clone(), options)?, store)?;
+    fn classify_these(&mut self, paths: Vec<PathBuf>, images: &mut Images) -> Result<bool> {
+        let Self { arguments, network, model, store, progress, rows, read, unreadable } = self;
+        let exif = model.exif || arguments.exif;
+        let options = ImageOptions { batch_size: arguments.batch_size, image_size: model.image_size, exif };
+        let mut batches = batches_of(&paths, &options, store)?;
         let mut is_open = true;
         let classified = classify(network, &mut batches, model.image_size, |batch, predictions| {
             let mut outcomes: Vec<(usize, Outcome)> = Vec::new();
             for sample in &batch.skipped {
-                let name = sample.path.to_string_lossy();
-                let error = match is_url(&name) && !sample.path.exists() {
-                    true => {
-                        let refusal = refusal(&name);
-                        let message = refusal.message().to_string();
-                        url.get_or_insert(refusal);
-                        message
-                    }
-                    false => images.renamed(&sample.reason),
-                };
+                let error = images.reason(sample);
                 progress.warn(&format!("skipped: {error}"));
                 outcomes.push((sample.index, Outcome::Unreadable { error }));
             }
@@ -196,7 +164,7 @@ impl Classification<'_> {
             *unreadable += batch.skipped.len();
             progress.position((*read + *unreadable) as u64);
             for (index, outcome) in outcomes {
-                let row = Row { path: images.name(&folder.samples[index].path), outcome };
+                let row = Row { path: images.name(&paths[index]), outcome };
                 is_open = progress.above(|| rows.print(&row))?;
                 if !is_open {
                     return Err(Error::new("nobody reads the results"));

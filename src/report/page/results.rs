@@ -30,6 +30,13 @@ fn accuracy_of(metric: &Metric) -> Option<f64> {
     }
 }
 
+fn number_of(metric: &Metric) -> usize {
+    match metric {
+        Metric::Epoch { epoch, .. } => *epoch,
+        _ => 0,
+    }
+}
+
 fn name_of(metric: &Metric) -> Option<&'static str> {
     match metric {
         Metric::Epoch { held_out, .. } => Some(held_out.name()),
@@ -44,23 +51,28 @@ fn last_accuracy(run: &RunRecord) -> f64 {
 
 /// What chose the epoch whose model is kept, and what that does to the figure.
 fn choice(run: &RunRecord, held_out: &HeldOut) -> String {
-    let epochs = run.epochs().count();
+    let trained = counted(run.epochs().filter(|metric| number_of(metric) > 0).count(), "epoch", "epochs");
+    let epochs = match run.config.recipe.fit_head {
+        true => format!("the fitted final layer and {trained}"),
+        false => trained,
+    };
     match (held_out, run.final_test()) {
         (HeldOut::Validation { .. }, Some((epoch, _))) => format!(
-            "The validation images chose the epoch whose model is saved, {epoch} of {epochs}. The test images had no part in \
-             that: they were classified once, at the end, by this model."
+            "The validation images chose the model that is saved, that of {}, among {epochs}. The test images had no part in that: they \
+             were classified once, at the end, by this model.",
+            if epoch == 0 { "the fitted final layer".to_string() } else { format!("epoch {epoch}") }
         ),
         (HeldOut::Validation { .. }, None) => {
             "The validation images choose the epoch whose model is saved. The test images are classified at the end."
                 .into()
         }
-        (HeldOut::Test { .. }, _) if epochs == 1 => {
-            "There was one epoch only, so the test images had no part in choosing the model that is saved.".into()
+        (HeldOut::Test { .. }, _) if run.epochs().count() == 1 => {
+            "There was one model only, so the test images had no part in choosing the one that is saved.".into()
         }
         (HeldOut::Test { .. }, _) => format!(
-            "The saved model is that of the epoch with the best test accuracy, the best of {epochs}. As the same images chose \
-             it and measured it, the figure is a little flattering. A folder val/ beside train/ and test/ avoids that: it then \
-             chooses the epoch, and the test images are used once, at the end."
+            "The saved model is that with the best test accuracy, among {epochs}. As the same images chose it and measured it, the \
+             figure is a little flattering. A folder val/ beside train/ and test/ avoids that: it then chooses the model, and the test \
+             images are used once, at the end."
         ),
     }
 }
@@ -136,7 +148,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                 div { dt { "training accuracy" } dd { (percent(*train_acc)) } }
                 div { dt { "training loss" } dd { (format!("{train_loss:.3}")) } }
                 div { dt { "images/s" } dd { (format!("{images_per_second:.1}")) } }
-                div { dt { "epochs" } dd { (epoch) @if *epoch < wanted { " of " (wanted) } } }
+                @if wanted > 0 { div { dt { "epochs" } dd { (epoch) @if *epoch < wanted { " of " (wanted) } } } }
             }
             p.summary {
                 (format!(
@@ -148,11 +160,45 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
             }
             (measures(run))
             p.note {
-                "Accuracy is the share of images that are classified correctly. " (choice(run, held_out)) " Training accuracy is measured \
-                 on randomly cropped images, which are harder to classify than whole ones."
+                "Accuracy is the share of images that are classified correctly. " (choice(run, held_out))
+                @if *epoch > 0 {
+                    " Training accuracy is measured on randomly cropped images, which are harder to classify than whole ones."
+                }
             }
+            (head_fit(run))
             (times::summary(run))
             (times::epochs(run))
+        }
+    }
+}
+
+/// How the final layer was fitted, if it was.
+fn head_fit(run: &RunRecord) -> Markup {
+    let Some((penalty, tried)) = run.head_fit() else { return html! {} };
+    html! {
+        p {
+            @if run.config.recipe.epochs == 0 { "Only the final layer was trained" } @else { "Before the first epoch, the final layer was fitted" }
+            ": to the features that the other layers compute of " (run.config.recipe.fitted_to()) ". Its weights are kept small by a \
+             penalty of " (penalty) ", which did best on training images that were held out in turn."
+        }
+        details {
+            summary { "Penalties that were tried" }
+            div.scroll {
+                table {
+                    thead {
+                        tr { th.number { "penalty" } th.number { "loss on held-out images" } th.number { "accuracy on held-out images" } }
+                    }
+                    tbody {
+                        @for one in tried {
+                            tr {
+                                td.number { (one.penalty) }
+                                td.number { (format!("{:.3}", one.loss)) }
+                                td.number { (percent(one.accuracy)) }
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -187,7 +233,12 @@ fn measures(run: &RunRecord) -> Markup {
 }
 
 pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
-    if runs.iter().all(|run| run.metrics.is_empty()) {
+    // One point is no curve.
+    if !runs
+        .iter()
+        .flat_map(|run| run.metrics.iter())
+        .any(|metric| matches!(metric, Metric::Progress { .. }) || number_of(metric) > 0)
+    {
         return html! {};
     }
     let [loss, accuracy] = plots(runs);

@@ -50,6 +50,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         freeze_batch_norm,
         head_from,
         new_head,
+        fit_head,
+        feature_copies: _,
         image_size,
         exif,
         drop_duplicates,
@@ -77,6 +79,10 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     if *new_head {
         add("initial final layer", "random".into(), "a new one, even if that of the weights has the same classes");
+    }
+    if *fit_head {
+        let value = format!("fitted to {}", recipe.fitted_to());
+        add("start of the final layer", value, "before the first epoch, with the other layers as they are");
     }
     add("epochs", epochs.to_string(), "passes over the training images");
     add("batch size", batch_size.to_string(), "images per step");

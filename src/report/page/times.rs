@@ -93,7 +93,7 @@ pub(super) fn epochs(run: &RunRecord) -> Markup {
                         @for (_, metric) in shown {
                             @if let Metric::Epoch { epoch, train_loss, train_acc, held_out, seconds, whole_seconds, .. } = metric {
                                 tr {
-                                    td.number { (epoch) }
+                                    td.number { @if *epoch == 0 { "final layer" } @else { (epoch) } }
                                     td.number { (format!("{train_loss:.3}")) }
                                     td.number { (percent(*train_acc)) }
                                     td.number { (format!("{:.3}", held_out.loss())) }

@@ -1,13 +1,21 @@
-//! The images that a command line names, directly or in a list.
+//! The images that a command line names, directly or in a list, and their batches.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use tempfile::NamedTempFile;
 
-use crate::data::{FileKind, NotRead, images_below};
+use super::url::{is_url, refusal};
+use crate::data::{
+    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, SkippedSample,
+    images_below,
+};
+use crate::device::threads;
 use crate::error::{Context, Error, Result};
 use crate::file::cannot_open;
 
@@ -26,6 +34,8 @@ pub struct Images {
     piped: Option<NamedTempFile>,
     /// What lies in the folders and is not read.
     pub not_read: NotRead,
+    /// The refusal of the first URL in the list.
+    url: Option<Error>,
 }
 
 /// A list of paths in a file.
@@ -55,6 +65,7 @@ impl Images {
             list: PathBuf::new(),
             piped: None,
             not_read: NotRead::default(),
+            url: None,
         };
         let mut named = Vec::new();
         for argument in arguments {
@@ -102,13 +113,60 @@ impl Images {
         }
     }
 
-    /// A message about an image, with the user's name for it.
-    pub fn renamed(&self, message: &str) -> String {
+    /// Why an image was skipped, with the user's name for it.
+    pub fn reason(&mut self, sample: &SkippedSample) -> String {
+        let name = sample.path.to_string_lossy();
+        if is_url(&name) && !sample.path.exists() {
+            let refusal = refusal(&name);
+            let message = refusal.message().to_string();
+            self.url.get_or_insert(refusal);
+            return message;
+        }
         match &self.piped {
-            Some(piped) => message.replace(&*piped.path().to_string_lossy(), "standard input"),
-            None => message.into(),
+            Some(piped) => sample.reason.replace(&*piped.path().to_string_lossy(), "standard input"),
+            None => sample.reason.clone(),
         }
     }
+
+    /// The end of a command that could not read some of all images.
+    pub fn outcome(&self, unreadable: usize, all: usize) -> Result<ExitCode> {
+        match (all, unreadable) {
+            (0, _) => Err(Error::new("there are no images in the list")),
+            (_, 0) => Ok(ExitCode::SUCCESS),
+            _ => {
+                let error = Error::new(format!("{unreadable} of {all} images could not be read"));
+                Err(match self.url.as_ref().and_then(Error::hint_text) {
+                    Some(hint) => error.hint(hint),
+                    None => error,
+                })
+            }
+        }
+    }
+}
+
+/// How images become the input of a network.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageOptions {
+    /// Images in a batch; fewer if there are not as many.
+    pub batch_size: usize,
+    /// Rows and columns of the input.
+    pub image_size: usize,
+    /// Whether the EXIF orientation is applied.
+    pub exif: bool,
+}
+
+/// The batches of image files whose class is unknown, in order.
+pub fn batches_of(paths: &[PathBuf], options: &ImageOptions, store: &Rc<ImageStore>) -> Result<Batches> {
+    let decoding = DecodeOptions::with_exif(options.exif);
+    let folder = ImageFolder::unlabelled(paths.to_vec(), Vec::new(), decoding);
+    let options = LoaderOptions {
+        batch_size: options.batch_size.min(paths.len()),
+        image_size: options.image_size as u32,
+        mode: Mode::Evaluate,
+        workers: threads::count().min(paths.len()),
+        strict: false,
+    };
+    Batches::new(Loader::new(Arc::new(folder), options)?, store)
 }
 
 fn copy_of_standard_input() -> Result<NamedTempFile> {
