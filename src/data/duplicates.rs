@@ -18,6 +18,12 @@ const GROUP: usize = 16;
 /// With how many of the images that look like it an image is compared in detail: those that look most like it.
 const NEAREST: usize = 8;
 
+/// How many images, those with the most similar brightness, an image is compared with part by part to find these.
+const LIKEST: usize = 32;
+
+/// Images that are searched for before the user can end the search.
+const SEARCHED_AT_ONCE: usize = 512;
+
 /// Pairs whose details are in memory at once.
 const PAIRS_AT_ONCE: usize = 4096;
 
@@ -72,7 +78,8 @@ impl Splits {
             tell(fingerprints.len(), members.len())?;
         }
         let mut sets = identical(&fingerprints);
-        for pairs in candidates(&fingerprints, &mut sets).chunks(PAIRS_AT_ONCE) {
+        let pairs = candidates(&fingerprints, &mut sets, workers, || tell(members.len(), members.len()))?;
+        for pairs in pairs.chunks(PAIRS_AT_ONCE) {
             let mut images: Vec<usize> = pairs.iter().flat_map(|&(one, other)| [one, other]).collect();
             images.sort_unstable();
             images.dedup();
@@ -163,43 +170,89 @@ fn identical(fingerprints: &[Option<Fingerprint>]) -> Sets {
     sets
 }
 
-/// Pairs of images that look the same at first sight, in order. Of identical files, only the first counts.
-fn candidates(fingerprints: &[Option<Fingerprint>], sets: &mut Sets) -> Vec<(usize, usize)> {
-    let mut nearest: Vec<Vec<(f64, usize)>> = vec![Vec::new(); fingerprints.len()];
-    for band in 0..BANDS {
-        let mut buckets = vec![Vec::new(); BAND_VALUES];
+/// The images to search for others that look the same at first sight.
+struct Search<'a> {
+    fingerprints: &'a [Option<Fingerprint>],
+    /// For each band, the images with each of its values. Of identical files, only the first counts.
+    buckets: Vec<Vec<Vec<usize>>>,
+}
+
+impl<'a> Search<'a> {
+    fn new(fingerprints: &'a [Option<Fingerprint>], sets: &mut Sets) -> Self {
+        let mut buckets = vec![vec![Vec::new(); BAND_VALUES]; BANDS];
         for (index, fingerprint) in fingerprints.iter().enumerate() {
-            if let Some(fingerprint) = fingerprint
-                && let Some(value) = fingerprint.band(band)
-                && sets.smallest(index) == index
-            {
-                buckets[value].push((index, fingerprint));
+            if sets.smallest(index) != index {
+                continue;
             }
-        }
-        for bucket in buckets {
-            for (position, (index, fingerprint)) in bucket.iter().enumerate() {
-                for (other, of_other) in &bucket[..position] {
-                    if (0..band).any(|earlier| fingerprint.band(earlier) == of_other.band(earlier)) {
-                        continue;
-                    }
-                    let Some(likeness) = fingerprint.likeness(of_other) else { continue };
-                    for (image, near) in [(*index, *other), (*other, *index)] {
-                        let list = &mut nearest[image];
-                        list.push((likeness, near));
-                        list.sort_by(|one, other| other.0.total_cmp(&one.0));
-                        list.truncate(NEAREST);
-                    }
+            for (band, buckets) in buckets.iter_mut().enumerate() {
+                if let Some(value) = fingerprint.as_ref().and_then(|fingerprint| fingerprint.band(band)) {
+                    buckets[value].push(index);
                 }
             }
         }
+        Self { fingerprints, buckets }
     }
-    let of_image = |(image, list): (usize, Vec<(f64, usize)>)| {
-        list.into_iter().map(move |(_, near)| (image.min(near), image.max(near)))
-    };
-    let mut pairs: Vec<(usize, usize)> = nearest.into_iter().enumerate().flat_map(of_image).collect();
+
+    /// The images that look most like this one.
+    fn near(&self, image: usize) -> Vec<usize> {
+        let Some(fingerprint) = &self.fingerprints[image] else { return Vec::new() };
+        let mut likest: Vec<(f64, usize)> = Vec::new();
+        for (band, buckets) in self.buckets.iter().enumerate() {
+            let Some(bucket) = fingerprint.band(band).map(|value| &buckets[value]) else { continue };
+            // An identical file that is not the first is in no bucket.
+            if bucket.binary_search(&image).is_err() {
+                return Vec::new();
+            }
+            for &other in bucket.iter().filter(|other| **other != image) {
+                let Some(of_other) = &self.fingerprints[other] else { continue };
+                if (0..band).any(|earlier| fingerprint.band(earlier) == of_other.band(earlier)) {
+                    continue;
+                }
+                let Some(likeness) = fingerprint.likeness(of_other) else { continue };
+                if likest.len() < LIKEST || likest.last().is_some_and(|(least, _)| likeness > *least) {
+                    likest.push((likeness, other));
+                    likest.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(&other.1)));
+                    likest.truncate(LIKEST);
+                }
+            }
+        }
+        let looks_like =
+            |other: &usize| self.fingerprints[*other].as_ref().is_some_and(|of| fingerprint.looks_like(of));
+        likest.into_iter().map(|(_, other)| other).filter(looks_like).take(NEAREST).collect()
+    }
+}
+
+/// Pairs of images that look the same at first sight, in order. `tell` may end the search.
+fn candidates(
+    fingerprints: &[Option<Fingerprint>],
+    sets: &mut Sets,
+    workers: usize,
+    mut tell: impl FnMut() -> Result<()>,
+) -> Result<Vec<(usize, usize)>> {
+    let search = Search::new(fingerprints, sets);
+    let images: Vec<usize> = (0..fingerprints.len()).collect();
+    let mut pairs = Vec::new();
+    for part in images.chunks(SEARCHED_AT_ONCE) {
+        let of_worker = part.len().div_ceil(workers.max(1));
+        let found = std::thread::scope(|scope| {
+            let search = &search;
+            let workers: Vec<_> = part
+                .chunks(of_worker)
+                .map(|part| scope.spawn(move || part.iter().map(|&image| search.near(image)).collect::<Vec<_>>()))
+                .collect();
+            let joined = workers.into_iter().map(|worker| worker.join());
+            joined.collect::<std::thread::Result<Vec<Vec<Vec<usize>>>>>()
+        });
+        let found = found
+            .map_err(|_| Error::new("the search for duplicates failed").hint("this is a bug: please report it"))?;
+        for (&image, near) in part.iter().zip(found.into_iter().flatten()) {
+            pairs.extend(near.into_iter().map(|near| (image.min(near), image.max(near))));
+        }
+        tell()?;
+    }
     pairs.sort_unstable();
     pairs.dedup();
-    pairs
+    Ok(pairs)
 }
 
 /// Disjoint sets of numbers, each known by its smallest.

@@ -178,7 +178,7 @@ mod tests {
         assert!((0..100).step_by(10).all(|image| folds[image] == folds[7]), "{folds:?}");
         for class in 0..3 {
             let mut counts = [0; FOLDS];
-            let alone = |image: &usize| image % 3 == class && image % 10 != 0 && *image != 7;
+            let alone = |image: &usize| image % 3 == class && !image.is_multiple_of(10) && *image != 7;
             (0..100).filter(alone).for_each(|image| counts[folds[image]] += 1);
             let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
             assert!(most - least <= 2, "{counts:?}");
