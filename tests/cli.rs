@@ -272,12 +272,12 @@ mod training {
         assert_eq!(outcome.stdout.lines().count(), 1);
         let (accuracies, rate) = outcome.stdout.trim_end().split_once("; ").unwrap();
         assert_eq!(form(accuracies), "loss 0.000, train acc 0.000, test acc 0.000");
-        let rate = rate.strip_suffix(" images/s on cpu").unwrap();
+        let rate = rate.strip_suffix(" examples/sec on cpu").unwrap();
         assert_eq!(rate.split_once('.').unwrap().1.len(), 1);
         assert!(rate.parse::<f64>().unwrap() > 0.0);
         assert_eq!(rate, place.speed("run", &outcome), "the speed of a run");
         let page = String::from_utf8(place.read("run/report.html")).unwrap();
-        assert!(page.contains(&format!("; {rate} images/s on cpu")), "{page}");
+        assert!(page.contains(&format!("; {rate} examples/sec on cpu")), "{page}");
 
         let metrics = place.metrics("run");
         let kinds: Vec<&str> = metrics.iter().map(|metric| metric["kind"].as_str().unwrap()).collect();
@@ -2849,7 +2849,7 @@ mod determinism {
         place.succeed(&format!("{train} --epochs 1 --out parts"));
         let resumed = place.succeed(&format!("{train} --epochs 3 --out parts --resume"));
         let speed = place.speed("parts", &resumed);
-        assert!(resumed.stdout.ends_with(&format!("; {speed} images/s on cpu\n")), "{speed}: {}", resumed.stdout);
+        assert!(resumed.stdout.ends_with(&format!("; {speed} examples/sec on cpu\n")), "{speed}: {}", resumed.stdout);
         for run in ["whole", "parts"] {
             let model = place.read(&format!("{run}/model.safetensors"));
             let (_, header) = SafeTensors::read_metadata(&model).unwrap();

@@ -54,7 +54,7 @@ impl Trained {
         let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
         format!(
             "loss {train_loss:.3}, train acc {train_acc:.3}, test acc {test_acc:.3}; {images_per_second:.1} \
-             images/s on {}",
+             examples/sec on {}",
             self.device
         )
     }

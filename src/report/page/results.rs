@@ -142,7 +142,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                     div { dt { "test accuracy" } dd { (percent(accuracy)) } }
                 }
                 div { dt { "best " (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
-                @if run.final_test().is_none() {
+                @if run.final_test().is_none() && *epoch > 0 {
                     div { dt { "final " (held_out.name()) " accuracy" } dd { (percent(held_out.accuracy())) } }
                 }
                 div { dt { "training accuracy" } dd { (percent(*train_acc)) } }
@@ -152,7 +152,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
             }
             p.summary {
                 (format!(
-                    "loss {train_loss:.3}, train acc {train_acc:.3}, {} acc {:.3}; {images_per_second:.1} images/s on {}",
+                    "loss {train_loss:.3}, train acc {train_acc:.3}, {} acc {:.3}; {images_per_second:.1} examples/sec on {}",
                     if run.final_test().is_some() { "test" } else { held_out.short_name() },
                     last_accuracy(run),
                     run.config.device

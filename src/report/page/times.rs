@@ -63,7 +63,7 @@ pub(super) fn summary(run: &RunRecord) -> Markup {
                     "Training took " (duration(training)) ", " (duration(epoch)) " per epoch; an earlier version did not record the \
                      time of testing."
                 } @else {
-                    "It took " (duration(whole)) ", " (duration(epoch)) " per epoch, of which testing and saving were "
+                    "It took " (duration(whole)) @if run.config.recipe.epochs > 0 { ", " (duration(epoch)) " per epoch" } ", of which testing and saving were "
                     (percent(1.0 - training / whole)) "."
                 }
             }
@@ -74,7 +74,7 @@ pub(super) fn summary(run: &RunRecord) -> Markup {
 /// A folded table of all epochs.
 pub(super) fn epochs(run: &RunRecord) -> Markup {
     let all: Vec<&Metric> = run.epochs().collect();
-    let Some(Metric::Epoch { held_out, .. }) = all.last() else { return html! {} };
+    let Some(Metric::Epoch { epoch: 1.., held_out, .. }) = all.last() else { return html! {} };
     let every = all.len().div_ceil(MOST_EPOCHS);
     let shown = all.iter().enumerate().filter(|(index, _)| (index + 1) % every == 0 || index + 1 == all.len());
     let name = held_out.name();
