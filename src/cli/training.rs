@@ -49,7 +49,7 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// The results as the last line of output in the lesson gives them, with its examples as images.
+    /// The results in the form of the last line of output in the lesson.
     pub fn line(&self) -> String {
         let Summary { train_loss, train_acc, test_acc, images_per_second, .. } = self.summary;
         format!(
