@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use tempfile::NamedTempFile;
 
+use super::GlobalArguments;
 use super::url::{is_url, refusal};
 use crate::data::{
     Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, SkippedSample,
@@ -25,7 +26,33 @@ const STANDARD_INPUT: &str = "-";
 /// The maximum number of images of a list that are classified together. A longer list never is in memory as a whole.
 const AT_ONCE: usize = 1024;
 
-/// Images to classify, in order.
+/// The arguments that name images.
+#[derive(clap::Args)]
+pub struct ImageArguments {
+    /// Images, folders of images, or patterns such as 'photos/*.jpg'; - reads one image from standard input
+    #[arg(required_unless_present = "from", value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+
+    /// Also use the images that this file lists, one path per line; - reads the list from standard input
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+
+    /// In the list of --from, every path ends in a NUL character, as `find -print0` writes it
+    #[arg(short = '0', long, requires = "from")]
+    null: bool,
+}
+
+impl ImageArguments {
+    /// The images that they name; says what lies in folders and is not read.
+    pub fn open(&self, global: &GlobalArguments) -> Result<Images> {
+        let end = if self.null { 0 } else { b'\n' };
+        let images = Images::open(&self.images, self.from.as_deref().map(|file| List { file, end }))?;
+        images.not_read.notices().iter().for_each(|notice| global.note(notice));
+        Ok(images)
+    }
+}
+
+/// Images to use, in order.
 pub struct Images {
     named: std::vec::IntoIter<PathBuf>,
     listed: Option<Receiver<io::Result<PathBuf>>>,
@@ -33,22 +60,22 @@ pub struct Images {
     /// A copy of the image in standard input.
     piped: Option<NamedTempFile>,
     /// What lies in the folders and is not read.
-    pub not_read: NotRead,
+    not_read: NotRead,
     /// The refusal of the first URL in the list.
     url: Option<Error>,
 }
 
 /// A list of paths in a file.
 #[derive(Debug, Clone, Copy)]
-pub struct List<'a> {
-    pub file: &'a Path,
+struct List<'a> {
+    file: &'a Path,
     /// What ends a path.
-    pub end: u8,
+    end: u8,
 }
 
 impl Images {
     /// Those of these arguments, and then those of a list, which is read while they are classified.
-    pub fn open(arguments: &[PathBuf], list: Option<List>) -> Result<Self> {
+    fn open(arguments: &[PathBuf], list: Option<List>) -> Result<Self> {
         let is_standard_input = |path: &&Path| **path == *Path::new(STANDARD_INPUT);
         let all = arguments.iter().map(PathBuf::as_path).chain(list.map(|list| list.file));
         match all.filter(is_standard_input).count() {

@@ -10,6 +10,7 @@ use super::fingerprint::{BAND_VALUES, BANDS, Detail, Fingerprint};
 use super::pipeline::{Job, Pipeline};
 use super::rgb_image::RgbImage;
 use super::role::Role;
+use crate::device::threads;
 use crate::error::{Error, Result};
 
 /// Images that are handed over at once.
@@ -78,7 +79,7 @@ impl Splits {
             tell(fingerprints.len(), members.len())?;
         }
         let mut sets = identical(&fingerprints);
-        let pairs = candidates(&fingerprints, &mut sets, workers, || tell(members.len(), members.len()))?;
+        let pairs = candidates(&fingerprints, &mut sets, || tell(members.len(), members.len()))?;
         for pairs in pairs.chunks(PAIRS_AT_ONCE) {
             let mut images: Vec<usize> = pairs.iter().flat_map(|&(one, other)| [one, other]).collect();
             images.sort_unstable();
@@ -226,26 +227,15 @@ impl<'a> Search<'a> {
 fn candidates(
     fingerprints: &[Option<Fingerprint>],
     sets: &mut Sets,
-    workers: usize,
     mut tell: impl FnMut() -> Result<()>,
 ) -> Result<Vec<(usize, usize)>> {
     let search = Search::new(fingerprints, sets);
     let images: Vec<usize> = (0..fingerprints.len()).collect();
     let mut pairs = Vec::new();
     for part in images.chunks(SEARCHED_AT_ONCE) {
-        let of_worker = part.len().div_ceil(workers.max(1));
-        let found = std::thread::scope(|scope| {
-            let search = &search;
-            let workers: Vec<_> = part
-                .chunks(of_worker)
-                .map(|part| scope.spawn(move || part.iter().map(|&image| search.near(image)).collect::<Vec<_>>()))
-                .collect();
-            let joined = workers.into_iter().map(|worker| worker.join());
-            joined.collect::<std::thread::Result<Vec<Vec<Vec<usize>>>>>()
-        });
-        let found = found
-            .map_err(|_| Error::new("the search for duplicates failed").hint("this is a bug: please report it"))?;
-        for (&image, near) in part.iter().zip(found.into_iter().flatten()) {
+        let mut found = vec![Vec::new(); part.len()];
+        threads::for_each(part.iter().zip(&mut found), |(&image, near)| *near = search.near(image));
+        for (&image, near) in part.iter().zip(found) {
             pairs.extend(near.into_iter().map(|near| (image.min(near), image.max(near))));
         }
         tell()?;

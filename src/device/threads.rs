@@ -139,6 +139,20 @@ pub fn run(participants: usize, function: impl Fn(usize) + Sync) {
     }
 }
 
+/// Calls `work` with every item, on as many threads as take part. The items are handed out in order.
+pub fn for_each<T>(items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let items = Mutex::new(items);
+    run(count(), |_| {
+        loop {
+            let item = lock(&items).next();
+            match item {
+                Some(item) => work(item),
+                None => break,
+            }
+        }
+    });
+}
+
 /// Work on the board. Dropping it waits until all who have begun have ended, also when the caller's own part panics.
 struct Offer;
 

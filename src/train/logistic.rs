@@ -125,23 +125,16 @@ impl<'a> Regression<'a> {
         let mut errors = vec![0.0; self.shares.len() * classes];
         let mut losses = vec![0.0; self.shares.len()];
         let rows_at_once = self.shares.len().div_ceil(threads::count());
-        std::thread::scope(|scope| {
-            let parts = errors.chunks_mut(rows_at_once * classes).zip(losses.chunks_mut(rows_at_once));
-            for (part, (errors, losses)) in parts.enumerate() {
-                let first = part * rows_at_once;
-                scope.spawn(move || {
-                    for (row, (errors, loss)) in errors.chunks_exact_mut(classes).zip(losses).enumerate() {
-                        let example = first + row;
-                        let features = &self.centred[example * dimension..][..dimension];
-                        for ((logit, weights), bias) in
-                            errors.iter_mut().zip(weights.chunks_exact(dimension)).zip(biases)
-                        {
-                            *logit = bias + dot(features, weights);
-                        }
-                        *loss = self.shares[example] * cross_entropy(errors, self.examples.targets[example]);
-                        errors.iter_mut().for_each(|error| *error *= self.shares[example]);
-                    }
-                });
+        let parts = errors.chunks_mut(rows_at_once * classes).zip(losses.chunks_mut(rows_at_once));
+        threads::for_each(parts.enumerate(), |(part, (errors, losses))| {
+            for (row, (errors, loss)) in errors.chunks_exact_mut(classes).zip(losses).enumerate() {
+                let example = part * rows_at_once + row;
+                let features = &self.centred[example * dimension..][..dimension];
+                for ((logit, weights), bias) in errors.iter_mut().zip(weights.chunks_exact(dimension)).zip(biases) {
+                    *logit = bias + dot(features, weights);
+                }
+                *loss = self.shares[example] * cross_entropy(errors, self.examples.targets[example]);
+                errors.iter_mut().for_each(|error| *error *= self.shares[example]);
             }
         });
         let (weight_gradient, bias_gradient) = gradient.split_at_mut(classes * dimension);
@@ -151,18 +144,15 @@ impl<'a> Regression<'a> {
         }
         // Each thread makes the sums of some classes, over all examples in order, so that the result does not depend on their number.
         let classes_at_once = classes.div_ceil(threads::count());
-        std::thread::scope(|scope| {
-            for (part, sums) in weight_gradient.chunks_mut(classes_at_once * dimension).enumerate() {
-                let (first, errors) = (part * classes_at_once, &errors);
-                scope.spawn(move || {
-                    let own = &weights[first * dimension..][..sums.len()];
-                    sums.iter_mut().zip(own).for_each(|(sum, weight)| *sum = penalty * weight);
-                    for (features, errors) in self.centred.chunks_exact(dimension).zip(errors.chunks_exact(classes)) {
-                        for (sums, &error) in sums.chunks_exact_mut(dimension).zip(&errors[first..]) {
-                            sums.iter_mut().zip(features).for_each(|(sum, &x)| *sum += error * f64::from(x));
-                        }
-                    }
-                });
+        let parts = weight_gradient.chunks_mut(classes_at_once * dimension).enumerate();
+        threads::for_each(parts, |(part, sums)| {
+            let first = part * classes_at_once;
+            let own = &weights[first * dimension..][..sums.len()];
+            sums.iter_mut().zip(own).for_each(|(sum, weight)| *sum = penalty * weight);
+            for (features, errors) in self.centred.chunks_exact(dimension).zip(errors.chunks_exact(classes)) {
+                for (sums, &error) in sums.chunks_exact_mut(dimension).zip(&errors[first..]) {
+                    sums.iter_mut().zip(features).for_each(|(sum, &x)| *sum += error * f64::from(x));
+                }
             }
         });
         let squares: f64 = weights.iter().map(|weight| weight * weight).sum();

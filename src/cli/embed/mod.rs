@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use super::images::{ImageOptions, Images, List, batches_of};
+use super::images::{ImageArguments, ImageOptions, Images, batches_of};
 use super::progress::Progress;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, print_json, print_result, size};
@@ -39,17 +39,8 @@ pub struct EmbedArguments {
     /// Model to use: the folder of a run, its model.safetensors, or the weights of any supported network
     model: PathBuf,
 
-    /// Images, folders of images, or patterns such as 'photos/*.jpg'; - reads one image from standard input
-    #[arg(required_unless_present = "from", value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-
-    /// Also use the images that this file lists, one path per line; - reads the list from standard input
-    #[arg(long, value_name = "FILE")]
-    from: Option<PathBuf>,
-
-    /// In the list of --from, every path ends in a NUL character, as `find -print0` writes it
-    #[arg(short = '0', long, requires = "from")]
-    null: bool,
+    #[command(flatten)]
+    images: ImageArguments,
 
     /// File to write; its extension, .safetensors or .csv, determines the format
     #[arg(short, long, value_name = "FILE", required_unless_present = "nearest")]
@@ -82,9 +73,7 @@ pub fn run(global: &GlobalArguments, arguments: &EmbedArguments) -> Result<ExitC
     }
     let output = arguments.output.as_deref().map(|path| Ok((path, Format::of(path)?))).transpose()?;
     output.map_or(Ok(()), |(path, _)| require_writable(path))?;
-    let end = if arguments.null { 0 } else { b'\n' };
-    let mut images = Images::open(&arguments.images, arguments.from.as_deref().map(|file| List { file, end }))?;
-    images.not_read.notices().iter().for_each(|notice| global.note(notice));
+    let mut images = arguments.images.open(global)?;
     let device = global.open_device()?;
     let Body { mut network, image_size, exif, notices } =
         load_body(device.clone(), &arguments.weights_key.open(global, &arguments.model)?)?;

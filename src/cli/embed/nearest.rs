@@ -41,17 +41,8 @@ impl Directions {
     /// `candidates` that are these vectors themselves, a vector is no neighbour of its own.
     pub fn nearest(&self, candidates: &Self, count: usize, among_themselves: bool) -> Vec<Vec<Neighbour>> {
         let mut found = vec![Vec::new(); self.rows().len()];
-        let at_once = found.len().div_ceil(threads::count()).max(1);
-        std::thread::scope(|scope| {
-            for (part, found) in found.chunks_mut(at_once).enumerate() {
-                scope.spawn(move || {
-                    let rows = self.rows().enumerate().skip(part * at_once);
-                    for (found, (own, row)) in found.iter_mut().zip(rows) {
-                        let own = among_themselves.then_some(own);
-                        *found = nearest(row, candidates.rows(), count, own);
-                    }
-                });
-            }
+        threads::for_each(found.iter_mut().zip(self.rows()).enumerate(), |(own, (found, row))| {
+            *found = nearest(row, candidates.rows(), count, among_themselves.then_some(own));
         });
         found
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use super::images::{ImageOptions, Images, List, batches_of};
+use super::images::{ImageArguments, ImageOptions, Images, batches_of};
 use super::progress::Progress;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
@@ -32,17 +32,8 @@ pub struct PredictArguments {
     /// Model to use: the folder of a run, its model.safetensors, or the weights of any supported network
     model: PathBuf,
 
-    /// Images, folders of images, or patterns such as 'photos/*.jpg'; - reads one image from standard input
-    #[arg(required_unless_present = "from", value_name = "IMAGE")]
-    images: Vec<PathBuf>,
-
-    /// Also classify the images that this file lists, one path per line; - reads the list from standard input
-    #[arg(long, value_name = "FILE")]
-    from: Option<PathBuf>,
-
-    /// In the list of --from, every path ends in a NUL character, as `find -print0` writes it
-    #[arg(short = '0', long, requires = "from")]
-    null: bool,
+    #[command(flatten)]
+    images: ImageArguments,
 
     /// Format of the results [default: text]
     #[arg(long, value_name = "FORMAT")]
@@ -88,10 +79,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
         return Err(Error::usage("--top 0: expected at least 1"));
     }
     let format = format(global, arguments)?;
-    let end = if arguments.null { 0 } else { b'\n' };
-    let list = arguments.from.as_deref().map(|file| List { file, end });
-    let mut images = Images::open(&arguments.images, list)?;
-    images.not_read.notices().iter().for_each(|notice| global.note(notice));
+    let mut images = arguments.images.open(global)?;
     let device = global.open_device()?;
     let file = arguments.weights_key.open(global, &arguments.model)?;
     let (network, model) = load_model(device.clone(), &file)?;
