@@ -21,7 +21,7 @@ fn sgd(criterion: &mut Criterion) {
         let optimizer = OptimizerSettings::sgd(momentum).unwrap().build();
         let settings = GroupSettings { learning_rate: 5e-5, weight_decay: 1e-3 };
         let mut values_of_words = [0.0; 3];
-        optimizer.words(&settings, 1, &mut values_of_words);
+        optimizer.words(&settings, 1, 0.0, &mut values_of_words);
         write_f32(&Cpu, &values_of_words, &words).unwrap();
         group.throughput(Throughput::Bytes((passes * values.bytes()) as u64));
         let arguments = UpdateArguments {

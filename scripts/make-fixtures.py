@@ -68,6 +68,9 @@ class Case:
     momentum: float = 0.0
     betas: tuple = (0.9, 0.999)
     epsilon: float = 1e-8
+    schedule: str = ""
+    schedule_steps: int = 0
+    layer_lr_decay: float = 1.0
     freeze: tuple = ()
     freeze_batch_norm: bool = False
     step1: tuple = EVERYTHING
@@ -123,6 +126,15 @@ CASES = [
          epsilon=2e-2, weight_decay=0.1, step1=SOME_OF_EACH, step3=SOME_OF_EACH),
     Case("adamw-no-decay", seed=11, size=(40, 48), lr=1e-3, head_lr=2e-3, separated=True, optimizer="adamw", epsilon=2e-2,
          weight_decay=0.1, no_decay_norm_bias=True, freeze=("conv1", "bn1"), step1=SOME_OF_EACH, step3=SOME_OF_EACH),
+    # Schedules: the learning rate and the momentum, or AdamW's beta1, change from step to step. One cycle rises for three
+    # steps of ten. A cosine of three steps falls at once.
+    Case("one-cycle", seed=3, size=(48, 40), lr=0.2, head_lr=0.2, separated=True, optimizer="nesterov", momentum=0.95,
+         schedule="one-cycle", schedule_steps=10, layer_lr_decay=0.8, no_decay_norm_bias=True, step1=SOME_OF_EACH,
+         step3=SOME_OF_EACH),
+    Case("one-cycle-adamw", seed=2, size=(48, 40), lr=2e-2, head_lr=2e-2, separated=True, optimizer="adamw",
+         betas=(0.95, 0.99), epsilon=2e-2, schedule="one-cycle", schedule_steps=10, step1=("bn1", "fc"), step3=SOME_OF_EACH),
+    Case("cosine", seed=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, schedule="cosine", schedule_steps=3,
+         step1=("bn1", "fc"), step3=SOME_OF_EACH),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -204,6 +216,16 @@ def separate(net, random):
 def belongs(name, modules):
     """Returns whether a parameter or module is one of these modules or inside one."""
     return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+HEAD = 5
+
+
+def stage_of(name):
+    """Returns the number of the stage of a parameter: 0 for the stem, then those of `layer1` to `layer4`, and HEAD."""
+    if name.startswith("fc."):
+        return HEAD
+    return int(name[5]) if name.startswith("layer") else 0
 
 
 class Margin:
@@ -316,14 +338,24 @@ class Experiment:
         case = self.case
         trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         groups = [
-            {"params": [p for name, p in trained if belongs(name, ["fc"]) == is_head and self.decays(p) == decays],
-             "lr": case.head_lr if is_head else case.lr, "weight_decay": case.weight_decay if decays else 0.0}
-            for is_head in (False, True) for decays in (False, True)
+            {"params": [p for name, p in trained if stage_of(name) == stage and self.decays(p) == decays],
+             "lr": case.head_lr if stage == HEAD else case.lr * case.layer_lr_decay ** (HEAD - 1 - stage),
+             "weight_decay": case.weight_decay if decays else 0.0}
+            for stage in range(HEAD + 1) for decays in (False, True)
         ]
         groups = [group for group in groups if group["params"]]
         if case.optimizer == "adamw":
             return torch.optim.AdamW(groups, lr=case.lr, betas=case.betas, eps=case.epsilon)
         return torch.optim.SGD(groups, lr=case.lr, momentum=case.momentum, nesterov=case.optimizer == "nesterov")
+
+    def schedule(self, optimiser):
+        case = self.case
+        if case.schedule == "one-cycle":
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimiser, [group["lr"] for group in optimiser.param_groups], total_steps=case.schedule_steps)
+        if case.schedule == "cosine":
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, case.schedule_steps)
+        return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
 
     def decays(self, parameter):
         """Returns whether weight decay applies: to all parameters, or to all but one-dimensional ones (batch norms, biases)."""
@@ -349,6 +381,7 @@ class Experiment:
             out["eval_logits"] = net(images)
         self.training_mode(net)
         optimiser, margin = self.optimiser(net), Margin(net)
+        schedule = self.schedule(optimiser)
         watched = self.watch_activations(net, out)
         for step in (1, 2, 3):
             optimiser.zero_grad()
@@ -365,6 +398,7 @@ class Experiment:
                         out[f"grad/{name}"] = parameter.grad.clone()
                 out.update({f"buffer/{name}": buffer.clone() for name, buffer in net.named_buffers()})
             optimiser.step()
+            schedule.step()
             kept = {1: case.step1, 2: (), 3: case.step3}[step]
             for name, parameter in net.named_parameters():
                 if name.startswith(kept):
@@ -480,6 +514,10 @@ def write(experiment, path, source):
         metadata["optimizer"] = case.optimizer
     if case.optimizer == "adamw":
         metadata["beta1"], metadata["beta2"], metadata["epsilon"] = *case.betas, case.epsilon
+    if case.schedule:
+        metadata["schedule"], metadata["schedule_steps"] = case.schedule, case.schedule_steps
+    if case.layer_lr_decay != 1.0:
+        metadata["layer_lr_decay"] = case.layer_lr_decay
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     # safetensors writes its metadata in no fixed order, but the same case must give the same bytes.
     save_sorted(tensors, path, {key: str(value) for key, value in metadata.items()})
@@ -513,7 +551,8 @@ def from_file(path):
         lr=float(metadata["lr"]), head_lr=float(metadata["head_lr"]), weight_decay=float(metadata["weight_decay"]),
         no_decay_norm_bias=metadata.get("no_decay_norm_bias") == "true", optimizer=metadata.get("optimizer", "sgd"),
         betas=(float(metadata.get("beta1", 0.9)), float(metadata.get("beta2", 0.999))),
-        epsilon=float(metadata.get("epsilon", 1e-8)),
+        epsilon=float(metadata.get("epsilon", 1e-8)), schedule=metadata.get("schedule", ""),
+        schedule_steps=int(metadata.get("schedule_steps", 0)), layer_lr_decay=float(metadata.get("layer_lr_decay", 1.0)),
         momentum=float(metadata["momentum"]), freeze=tuple(filter(None, metadata["freeze"].split(","))),
         freeze_batch_norm=metadata["freeze_batch_norm"] == "true", step1=named("step1/"), step3=named("step3/"),
         activations=named("activation/"))

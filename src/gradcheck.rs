@@ -18,7 +18,7 @@ use crate::device::{Device, Precision, read_f32};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
-use crate::optim::{Grouping, Hyperparameter, OptimizerKind, OptimizerSettings};
+use crate::optim::{Grouping, Hyperparameter, OptimizerKind, OptimizerSettings, SCHEDULES, Schedule, ScheduleKind};
 use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
@@ -152,6 +152,7 @@ impl Check<'_> {
             grouping: Grouping {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,
+                layer_decay: reference.number("layer_lr_decay")?.unwrap_or(1.0),
                 weight_decay: reference.weight_decay,
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },
@@ -173,10 +174,12 @@ impl Check<'_> {
         self.activations(trainer.network(), shape, &activations)?;
         self.gradients(trainer.network())?;
         self.buffers(trainer.network().parameters(), trainer.network().device())?;
+        let schedule = self.schedule()?;
         for step in 1..=3 {
             if step > 1 {
                 trainer.gradients(shape, &input, &targets)?;
             }
+            trainer.updater_mut().set_step_factors(schedule.at(step - 1));
             trainer.update()?;
             match step {
                 1 => self.updated(trainer.network(), "step1/", reference.after_one_step())?,
@@ -204,6 +207,13 @@ impl Check<'_> {
             self.compare(&full_name, &ours, if has_relu { Some(Truth::Rectified) } else { None })?;
         }
         Ok(())
+    }
+
+    fn schedule(&self) -> Result<Schedule> {
+        let name = self.reference.file().metadata().get("schedule").map_or(SCHEDULES[0].name, String::as_str);
+        let unknown = |error: Error| error.about("schedule");
+        let steps = self.reference.number("schedule_steps")?.unwrap_or(3.0);
+        Schedule::new(ScheduleKind::find(name).map_err(unknown)?, None, steps as u64)
     }
 
     fn gradients(&mut self, network: &Network) -> Result<()> {

@@ -265,6 +265,7 @@ mod training {
                 "images.jsonl",
                 "metrics.jsonl",
                 "model.safetensors",
+                "recipe.toml",
                 "report.html"
             ]
         );
@@ -870,6 +871,142 @@ error: the argument '--weights <FILE|OWNER/NAME>' cannot be used with '--from-sc
 hint: see `retune train --help`
 exit status 2
 "##);
+    }
+}
+
+mod recipes {
+    use super::*;
+
+    const LONG: &str = "train data --from-scratch --width 4 --image-size 33 --batch-size 8 --seed 5";
+
+    #[test]
+    fn a_plain_command_uses_the_best_one_and_flags_change_the_lesson() {
+        let place = Workplace::with_base_model();
+        let told = |flags: &str| {
+            let outcome =
+                place.succeed(&format!("train data --weights base --image-size 33 --no-report {flags} --out run"));
+            let recipe = String::from_utf8(place.read("run/recipe.toml")).unwrap();
+            fs::remove_dir_all(place.path("run")).unwrap();
+            let line = outcome.stderr.lines().find(|line| line.starts_with("recipe ")).unwrap_or_default().to_string();
+            (line, recipe.contains("try_learning_rates"))
+        };
+        let best = "recipe best; --recipe lesson trains as Dive into Deep Learning does".to_string();
+        assert_eq!(told(""), (best.clone(), true));
+        assert_eq!(told("--seed 3"), (best, true));
+        let lesson =
+            |flag: &str| format!("recipe lesson, because {flag} is given; --recipe best changes the best one instead");
+        assert_eq!(told("--epochs 1"), (lesson("--epochs"), false));
+        assert_eq!(told("--epochs 1 --momentum 0.5"), (lesson("--epochs"), false));
+        assert_eq!(told("--recipe lesson --epochs 1"), (String::new(), false));
+        assert_eq!(told("--recipe best --epochs 1"), (String::new(), true));
+    }
+
+    #[test]
+    fn the_file_of_a_run_gives_the_same_run() {
+        let place = Workplace::new();
+        let flags = "--epochs 2 --optimizer adamw --lr 1e-3 --schedule cosine --warm-up 25% --layer-lr-decay 0.5 --augment vertical-flip=0.5";
+        place.succeed(&format!("{LONG} {flags} --out first"));
+        place.succeed("train data --config first/recipe.toml --out second");
+        place.assert_same_result("first", "second");
+        let refused = place.run("train data --config first/recipe.toml --resume --epochs 3 --seed 6 --out first");
+        assert!(
+            refused.stderr.contains("error: --seed differs from the recipe of the run in first"),
+            "{}",
+            refused.stderr
+        );
+        fs::write(place.path("other.toml"), "recipe = 'best'").unwrap();
+        let refused = place.run("train data --config other.toml --resume --extend 3 --out first");
+        assert!(
+            refused.stderr.contains("--config other.toml differs from the recipe of the run in first"),
+            "{}",
+            refused.stderr
+        );
+        fs::write(place.path("other.toml"), "epoch = 3").unwrap();
+        let refused = place.run("train data --config other.toml --out third");
+        assert!(refused.stderr.contains("error: other.toml: epoch: a recipe has no such key"), "{}", refused.stderr);
+        assert!(!place.path("third").exists());
+        let listed = place.succeed("recipes").stdout;
+        assert!(listed.starts_with("best      "), "{listed}");
+        fs::write(place.path("lesson.toml"), place.succeed("recipes lesson").stdout).unwrap();
+        let started = "train data --weights base --image-size 33";
+        let place = Workplace::with_base_model();
+        fs::write(place.path("lesson.toml"), place.succeed("recipes lesson").stdout).unwrap();
+        place.succeed(&format!("{started} --config lesson.toml --epochs 1 --out one"));
+        place.succeed(&format!("{started} --epochs 1 --out other"));
+        place.assert_same_result("one", "other");
+    }
+
+    #[test]
+    fn a_schedule_ends_and_a_run_is_extended_by_a_new_one() {
+        let place = Workplace::new();
+        let train = format!("{LONG} --schedule one-cycle --momentum 0.9 --lr 1e-3");
+        // The schedule of two epochs is not the first half of that of four.
+        for epochs in [2, 4] {
+            place.succeed(&format!("{train} --epochs {epochs} --out {epochs}"));
+        }
+        let rows = |run: &str| place.metrics(run).into_iter().filter(|row| row["kind"] == "epoch").collect::<Vec<_>>();
+        assert_ne!(rows("2")[1]["train_loss"], rows("4")[1]["train_loss"]);
+        let refused = place.run("train data --resume --epochs 4 --out 2");
+        assert_eq!(
+            refused.stderr,
+            "error: --epochs 4: the one-cycle schedule of the run in 2 is for 2 epochs\n\
+             hint: add --extend EPOCHS to train longer, with a new schedule\n"
+        );
+        let extended = place.succeed("train data --resume --extend 2 --out 2");
+        assert!(extended.stderr.contains("epoch 4"), "{}", extended.stderr);
+        assert_eq!(rows("2").len(), 4);
+        assert_ne!(place.read("2/checkpoint.safetensors"), place.read("4/checkpoint.safetensors"));
+        // With a constant rate, more epochs are simply more.
+        place.succeed(&format!("{LONG} --epochs 1 --out steps"));
+        place.succeed("train data --resume --epochs 2 --out steps");
+        place.succeed(&format!("{LONG} --epochs 2 --out whole"));
+        place.assert_same_result("steps", "whole");
+    }
+
+    #[test]
+    fn patience_ends_a_run() {
+        let place = Workplace::new();
+        let outcome = place.succeed(&format!("{LONG} --lr 1e-9 --epochs 9 --patience 2 --out run"));
+        let rows: Vec<Value> = place.metrics("run").into_iter().filter(|row| row["kind"] == "epoch").collect();
+        let best = rows
+            .iter()
+            .enumerate()
+            .min_by(|(_, a), (_, b)| {
+                let key = |row: &Value| (-row["test_acc"].as_f64().unwrap(), row["test_loss"].as_f64().unwrap());
+                key(a).partial_cmp(&key(b)).unwrap()
+            })
+            .map(|(index, _)| index + 1);
+        assert!(rows.len() < 9 && best.is_some_and(|best| rows.len() == best + 2), "{}", outcome.stderr);
+        let refused = place.run("train data --resume --out run");
+        assert!(refused.stderr.contains("it stopped after 2 epochs without a better model"), "{}", refused.stderr);
+    }
+
+    #[test]
+    fn learning_rates_are_tried_on_held_back_images() {
+        let place = Workplace::with_base_model();
+        let train = "train data --weights base --image-size 33 --recipe best --batch-size 4 --epochs 2";
+        let outcome = place.succeed(&format!("{train} --try-lr 1e-9,1e-3 --out run"));
+        let rows = place.metrics("run");
+        let tried = rows.iter().find(|row| row["kind"] == "trials").expect("trials");
+        let trials = tried["trials"].as_array().unwrap();
+        assert_eq!(trials.len(), 3);
+        assert!(trials[0]["learning_rate"].is_null() && trials[1]["learning_rate"] == 1e-9, "{tried}");
+        let least = trials.iter().min_by(|a, b| a["loss"].as_f64().partial_cmp(&b["loss"].as_f64()).unwrap()).unwrap();
+        assert_eq!(least["learning_rate"], tried["chosen"], "{tried}");
+        assert_eq!(outcome.stderr.matches("(chosen)").count(), 1, "{}", outcome.stderr);
+        let page = String::from_utf8(place.read("run/report.html")).unwrap();
+        assert!(page.contains("were held back to choose how to train"), "{page}");
+        // The same trials, whoever decodes.
+        place.succeed(&format!("{train} --try-lr 1e-9,1e-3 --workers 1 --threads 1 --out again"));
+        place.assert_same_result("run", "again");
+        // A rate at which nothing is learned, and one at which everything is forgotten.
+        let fixed = place.succeed(&format!("{train} --try-lr 1e9 --out fixed"));
+        let epochs: Vec<Value> = place.metrics("fixed").into_iter().filter(|row| row["kind"] == "epoch").collect();
+        assert_eq!(epochs.len(), 1, "{}", fixed.stderr);
+        let refused = place.run("train data --resume --out fixed");
+        assert!(refused.stderr.contains("no epoch was better than its fitted final layer"), "{}", refused.stderr);
+        let page = String::from_utf8(place.read("fixed/report.html")).unwrap();
+        assert!(page.contains("So only the final layer was trained, on all training images."), "{page}");
     }
 }
 
@@ -1791,6 +1928,7 @@ mod help {
             "convert",
             "show",
             "report",
+            "recipes",
             "inspect",
             "gradcheck",
             "bench",
@@ -1860,6 +1998,7 @@ mod json {
             ("fetch", "hotdog --out downloads".into(), "path"),
             ("embed", format!("{model} {data} --nearest 1"), "nearest"),
             ("devices", String::new(), "/0/name"),
+            ("recipes", String::new(), "/0/purpose"),
             ("demo", "--only-draw --source-per-class 2 --target-per-class 2 --out demo".into(), "source"),
             ("man", "--out pages".into(), "pages"),
         ];
@@ -2141,7 +2280,7 @@ hint: a similar value exists: 'resnet18'
 exit status 2
 
 $ retune man trian
-error: invalid value 'trian' for '[COMMAND]' [possible values: demo, train, eval, predict, embed, fetch, convert, show, report, inspect, gradcheck, bench, devices, completions, man]
+error: invalid value 'trian' for '[COMMAND]' [possible values: demo, train, eval, predict, embed, fetch, convert, show, report, recipes, inspect, gradcheck, bench, devices, completions, man]
 hint: a similar value exists: 'train'
 exit status 2
 
@@ -3049,7 +3188,10 @@ mod full_disk {
         let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
         assert_eq!(outcome.status, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("no file was written"), "{}", outcome.stderr);
-        assert_eq!(place.names("run"), ["config.json", "data_check.json", "images.jsonl", "metrics.jsonl"]);
+        assert_eq!(
+            place.names("run"),
+            ["config.json", "data_check.json", "images.jsonl", "metrics.jsonl", "recipe.toml"]
+        );
         place.succeed(&format!("{train} --out run"));
         place.succeed(&format!("{train} --out other"));
         place.assert_same_result("run", "other");

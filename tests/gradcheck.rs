@@ -86,6 +86,7 @@ impl Bench {
             grouping: Grouping {
                 learning_rate: reference.learning_rate,
                 head_learning_rate: reference.head_learning_rate,
+                layer_decay: 1.0,
                 weight_decay: reference.weight_decay,
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },

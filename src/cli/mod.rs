@@ -19,6 +19,7 @@ mod output;
 mod predict;
 mod progress;
 mod recipe_arguments;
+mod recipes;
 mod report;
 mod shell;
 mod show;
@@ -68,6 +69,7 @@ enum Command {
     Convert(convert::ConvertArguments),
     Show(show::ShowArguments),
     Report(report::ReportArguments),
+    Recipes(recipes::RecipesArguments),
     Inspect(inspect::InspectArguments),
     Gradcheck(gradcheck::GradcheckArguments),
     Bench(bench::BenchArguments),
@@ -95,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Convert(arguments) => convert::run(&global, &arguments),
         Command::Show(arguments) => show::run(&global, &arguments),
         Command::Report(arguments) => report::run(&global, &arguments),
+        Command::Recipes(arguments) => recipes::run(&global, &arguments),
         Command::Inspect(arguments) => inspect::run(&global, &arguments),
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
         Command::Bench(arguments) => bench::run(&global, &arguments),

@@ -5,7 +5,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use crate::data::Augmentation;
 use crate::error::Result;
 use crate::model::Architecture;
-use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind};
+use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind, SCHEDULES, WarmUp};
 use crate::train::{Hyperparameters, Recipe};
 
 /// A flag for each field of the recipe; those that are not given leave the field as it is.
@@ -39,6 +39,32 @@ pub struct RecipeArguments {
     /// Learning rate of the final layer, as a multiple of --lr [default: 10, or 1 from scratch]
     #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
     head_lr_multiplier: Option<f64>,
+
+    /// Learning rate of each of the stem, layer1, layer2 and layer3, as a multiple of that of the stage above it [default: 1]
+    #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
+    layer_lr_decay: Option<f64>,
+
+    /// Schedule of the learning rates [default: constant]
+    #[arg(long, value_name = "NAME", value_parser = schedule_names(), help_heading = "Training options")]
+    schedule: Option<String>,
+
+    /// Steps over which the learning rates rise, as a number (50) or a share of all steps (10%) [default: 30% for one-cycle, 0
+    /// otherwise]
+    #[arg(long, value_name = "STEPS|PERCENT", help_heading = "Training options")]
+    warm_up: Option<WarmUp>,
+
+    /// End the run after this many epochs without a better model
+    #[arg(long, value_name = "EPOCHS", help_heading = "Training options")]
+    patience: Option<usize>,
+
+    /// With --fit-head, try these learning rates on a fifth of the training images, which are held back for that, and train with the
+    /// best of them; train no epoch if none is better than the fitted final layer alone
+    #[arg(long = "try-lr", value_name = "RATES", value_delimiter = ',', help_heading = "Training options")]
+    try_learning_rates: Option<Vec<f64>>,
+
+    /// Save the model of the last epoch, not that of the best epoch
+    #[arg(long, help_heading = "Training options")]
+    keep_last: bool,
 
     /// Weight decay, as the optimizer defines it [default: 1e-3]
     #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
@@ -131,6 +157,12 @@ macro_rules! for_each_flag {
             "--batch-size" batch_size,
             "--lr" learning_rate,
             "--head-lr-multiplier" head_lr_multiplier,
+            "--layer-lr-decay" layer_lr_decay,
+            "--schedule" schedule,
+            "--warm-up" warm_up,
+            "--patience" patience,
+            "--try-lr" try_learning_rates,
+            "--keep-last" keep_last,
             "--weight-decay" weight_decay,
             "--no-decay-norm-bias" no_decay_norm_bias,
             "--loss-reduction" loss_reduction,
@@ -165,6 +197,24 @@ impl RecipeArguments {
     /// Channels of the first stage, if they are given.
     pub fn width(&self) -> Option<usize> {
         self.width
+    }
+
+    /// A flag that is given and says how to train: not what the images are, and not the seed.
+    pub fn given_for_training(&self) -> Option<String> {
+        const OF_DATA: [&str; 7] =
+            ["--image-size", "--exif", "--drop-duplicates", "--test-fraction", "--labels", "--seed", "--augment"];
+        let mut given = Vec::new();
+        macro_rules! find {
+            ($($flag:literal $field:ident),* $(,)?) => {$(
+                if self.$field.is_given() {
+                    given.push($flag.to_string());
+                }
+            )*};
+        }
+        for_each_flag!(find);
+        given.extend(self.optimizer.iter().map(|_| "--optimizer".into()));
+        given.extend(self.hyperparameters.0.iter().map(|(name, _)| format!("--{name}")));
+        given.into_iter().find(|flag| !OF_DATA.contains(&flag.as_str()))
     }
 
     /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.
@@ -218,6 +268,23 @@ pub fn recipe_words(recipe: &Recipe, base: &Recipe) -> Vec<String> {
         }
     }
     words
+}
+
+/// Whether a flag is given.
+trait IsGiven {
+    fn is_given(&self) -> bool;
+}
+
+impl IsGiven for bool {
+    fn is_given(&self) -> bool {
+        *self
+    }
+}
+
+impl<T> IsGiven for Option<T> {
+    fn is_given(&self) -> bool {
+        self.is_some()
+    }
 }
 
 /// What a flag may give for a field of type `T`.
@@ -283,7 +350,7 @@ macro_rules! displayed {
     )*};
 }
 
-displayed! { String, usize, u64, f64, Augmentation }
+displayed! { String, usize, u64, f64, Augmentation, WarmUp }
 
 impl<T: Value> Value for Option<T> {
     fn value(&self) -> Option<String> {
@@ -362,6 +429,11 @@ fn absolute(path: &str) -> Result<String, String> {
     absolute.into_os_string().into_string().map_err(|_| "the name of the current folder is not Unicode".into())
 }
 
+/// The values of `--schedule`.
+fn schedule_names() -> PossibleValuesParser {
+    SCHEDULES.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
+}
+
 /// The values of `--optimizer`.
 fn optimizer_names() -> PossibleValuesParser {
     OPTIMIZERS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.summary)).collect::<Vec<_>>().into()
@@ -401,6 +473,14 @@ mod tests {
             batch_size: 3,
             learning_rate: 1.25e-7,
             head_lr_multiplier: 2.5,
+            layer_lr_decay: 0.5,
+            schedule: "one-cycle".into(),
+            warm_up: Some(WarmUp::Share(0.07)),
+            // Not a flag: extending a run sets it.
+            schedule_from: 0,
+            patience: Some(3),
+            try_learning_rates: vec![1e-4, 3e-4],
+            keep_last: true,
             weight_decay: 0.0,
             no_decay_norm_bias: true,
             optimizer: "adamw".into(),
@@ -451,7 +531,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 28);
+        assert_eq!(flags.len(), 34);
     }
 
     #[test]

@@ -10,15 +10,17 @@ use std::time::Duration;
 use super::interruption::interruption;
 use super::progress::Progress;
 use super::recipe_arguments::{RecipeArguments, recipe_words};
+use super::recipes::recipe_names;
 use super::training::{Place, Trained, Training, tell};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
+use crate::optim::ScheduleKind;
 use crate::train::{
-    Checkpoint, CheckpointEvery, Checkpointing, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe,
-    Run, RunFolder, RunOptions, SMALLEST_IMAGE_SIZE, Start, find_network,
+    Checkpoint, CheckpointEvery, Checkpointing, Choice, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH,
+    NamedRecipe, RECIPES, Recipe, Run, RunFolder, RunOptions, SMALLEST_IMAGE_SIZE, Start, find_network, read_recipe,
 };
 use crate::weights::{Found, TensorFile};
 
@@ -27,6 +29,8 @@ Examples:
   Fine-tune torchvision's ResNet-18:
     retune fetch resnet18
     retune train photos --weights weights/resnet18-f37072fd.pth
+  Train as in Dive into Deep Learning:
+    retune train photos --weights resnet18 --recipe lesson
   Freeze the lower layers for a small data set, and hold out a fifth of it for testing:
     retune train photos --weights FILE --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
   Fit only the final layer, which takes seconds to minutes, and is often enough:
@@ -41,8 +45,10 @@ Examples:
 /// DATA contains the folders `train` and `test` (or `val`), each with one folder of images per class. With `val` and `test`, the
 /// first chooses the epoch and the second is used once, at the end. If DATA contains only the class folders, --test-fraction
 /// holds out part of each class for testing. If it contains images whose classes are in a CSV file, give that file with --labels.
-/// The default settings are those of the fine-tuning chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss,
-/// learning rate 5e-5, and ten times that for the final layer.
+/// Without flags that say how to train, the recipe `best` is used: it fits the final layer, tries learning rates on held-back
+/// training images, and trains all layers if that helps. The recipe `lesson` is that of the fine-tuning chapter of Dive into Deep
+/// Learning, and flags that say how to train change that one: 5 epochs, batch size 128, summed loss, learning rate 5e-5, and ten
+/// times that for the final layer.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArguments {
@@ -65,6 +71,11 @@ pub struct TrainArguments {
     /// --from-scratch is given, start the run, so that the same command starts and resumes it
     #[arg(long, help_heading = "Run options")]
     resume: bool,
+
+    /// Train a finished run for this many more epochs, with a new schedule for them
+    #[arg(long, value_name = "EPOCHS", requires = "resume", conflicts_with = "epochs", help_heading = "Run options",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    extend: Option<u32>,
 
     /// Resume even if images were added, removed or changed since the run began
     #[arg(long, requires = "resume", help_heading = "Run options")]
@@ -95,6 +106,15 @@ pub struct TrainArguments {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run options")]
     keep_checkpoints: usize,
 
+    /// Train by this recipe; other flags change it [default: best, or lesson if flags of training or network options are given]
+    #[arg(long = "recipe", value_name = "NAME", value_parser = recipe_names(), conflicts_with_all = ["from_scratch", "config"],
+          help_heading = "Training options")]
+    named: Option<String>,
+
+    /// Train by the recipe in this file, such as the recipe.toml of a run; other flags change it
+    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch", help_heading = "Training options")]
+    config: Option<PathBuf>,
+
     #[command(flatten)]
     recipe: RecipeArguments,
 
@@ -119,7 +139,7 @@ pub struct TrainArguments {
 impl TrainArguments {
     /// The recipe that the flags ask for, with the network and the image size of the weights.
     fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
-        let mut recipe = if self.recipe.is_from_scratch() { Recipe::from_scratch() } else { Recipe::fine_tuning() };
+        let mut recipe = self.base_recipe()?;
         if let Some(found) = weights {
             recipe = recipe.for_weights(found);
             if let Some(arch) = self.recipe.architecture().filter(|arch| *arch != recipe.architecture) {
@@ -138,10 +158,66 @@ impl TrainArguments {
         Ok(recipe)
     }
 
+    /// The recipe that the other flags change.
+    fn base_recipe(&self) -> Result<Recipe> {
+        match (&self.config, &self.named) {
+            (Some(file), _) => read_recipe(file),
+            (None, Some(name)) => NamedRecipe::find(name)?.recipe(),
+            (None, None) if self.recipe.is_from_scratch() => Ok(Recipe::from_scratch()),
+            (None, None) => match self.asks_for_training() {
+                Some(_) => Ok(Recipe::fine_tuning()),
+                None => RECIPES[0].recipe(),
+            },
+        }
+    }
+
+    /// Whether the network starts from random weights.
+    fn is_from_scratch(&self) -> Result<bool> {
+        Ok(self.recipe.is_from_scratch() || self.base_recipe()?.from_scratch)
+    }
+
+    /// Refuses a named recipe, or one in a file, that is not the one of the run.
+    fn require_recipe_of(&self, recipe: &Recipe, out: &Path) -> Result<()> {
+        let flag = match (&self.config, &self.named) {
+            (Some(file), _) => format!("--config {}", file.display()),
+            (None, Some(name)) => format!("--recipe {name}"),
+            (None, None) => return Ok(()),
+        };
+        let mut wanted = self.base_recipe()?;
+        self.recipe.overlay(&mut wanted, |_| Ok(()))?;
+        // The weights decide what a network is; the rest says how far a run goes.
+        let Recipe { architecture, width, image_size, epochs, schedule_from, .. } = recipe.clone();
+        if (Recipe { architecture, width, image_size, epochs, schedule_from, ..wanted }) == *recipe {
+            return Ok(());
+        }
+        Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", out.display()))
+            .hint("leave it out to resume, or start another run with another --out"))
+    }
+
+    /// A flag that says how to train, so that the lesson's recipe is changed and not replaced by the best one.
+    fn asks_for_training(&self) -> Option<String> {
+        let head_only = self.head_only.then(|| "--head-only".to_string());
+        head_only.or_else(|| self.recipe.given_for_training())
+    }
+
+    /// Says which recipe is used where none is named.
+    fn describe_recipe(&self, global: &GlobalArguments) {
+        if self.config.is_some() || self.named.is_some() || self.recipe.is_from_scratch() {
+            return;
+        }
+        match self.asks_for_training() {
+            Some(_) if self.head_only => {}
+            Some(flag) => global
+                .note(&format!("recipe lesson, because {flag} is given; --recipe best changes the best one instead")),
+            None => global.note("recipe best; --recipe lesson trains as Dive into Deep Learning does"),
+        }
+    }
+
     /// Whether --resume names a run without a checkpoint, and the flags are enough to start it.
     fn starts_anew(&self) -> bool {
         let is_there = |path: &PathBuf| RunFolder { path: path.clone() }.checkpoint().exists();
-        (self.weights.is_some() || self.recipe.is_from_scratch()) && self.out.as_ref().is_some_and(|out| !is_there(out))
+        let can_start = self.weights.is_some() || self.is_from_scratch().unwrap_or(false);
+        can_start && self.out.as_ref().is_some_and(|out| !is_there(out))
     }
 
     /// Whether there is a run to resume.
@@ -284,7 +360,11 @@ fn begin<'a>(
     folder: RunFolder,
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
-    if arguments.weights.is_none() && !arguments.recipe.is_from_scratch() {
+    if arguments.weights.is_some() && arguments.is_from_scratch()? {
+        return Err(Error::usage("--weights: the recipe starts from random weights")
+            .hint("leave --weights out, or use another recipe"));
+    }
+    if arguments.weights.is_none() && !arguments.is_from_scratch()? {
         return Err(Error::usage("neither --weights nor --from-scratch is given")
             .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
     }
@@ -299,7 +379,9 @@ fn begin<'a>(
     let recipe = arguments.recipe(found.as_ref())?;
     check_freezing(&recipe)?;
     let start = found.map_or(Start::FromScratch, |found| Start::FineTune(Box::new(found)));
-    start.run(device, recipe, &arguments.data, options, &mut tell(global))
+    let run = start.run(device, recipe, &arguments.data, options, &mut tell(global))?;
+    arguments.describe_recipe(global);
+    Ok(run)
 }
 
 /// The folder of the run to resume.
@@ -337,8 +419,22 @@ fn resume<'a>(
         "--epochs" => Ok(()),
         _ => Err(Error::usage(format!("{flag} differs from the recipe of the run in {out}")).hint(WAY_OUT)),
     })?;
+    arguments.require_recipe_of(&recipe, &options.folder.path)?;
     if arguments.head_only && !recipe.fit_head {
         return Err(Error::usage(format!("--head-only differs from the recipe of the run in {out}")).hint(WAY_OUT));
+    }
+    if let Some(more) = arguments.extend {
+        if !checkpoint.position.is_over(&recipe) {
+            return Err(Error::usage(format!("--extend {more}: the run in {out} is not finished"))
+                .hint("leave --extend out to finish it first"));
+        }
+        if checkpoint.position.choice == Some(Choice::FixedBody) {
+            let what = "is finished: no epoch was better than its fitted final layer";
+            return Err(Error::usage(format!("--extend {more}: the run in {out} {what}"))
+                .hint("give another --out to start another run"));
+        }
+        recipe.schedule_from = checkpoint.position.epoch;
+        recipe.epochs = recipe.schedule_from + more as usize;
     }
     check(&recipe)?;
     let start = Start::Resume { checkpoint: Box::new(checkpoint), allow_changed_data: arguments.allow_changed_data };
@@ -412,6 +508,18 @@ fn check(recipe: &Recipe) -> Result<()> {
             Error::usage("--epochs 0: expected at least 1").hint("--head-only fits the final layer without epochs")
         );
     }
+    if !recipe.try_learning_rates.is_empty() && !recipe.fit_head {
+        return Err(Error::usage("--try-lr: the final layer is not fitted, so there is nothing to compare with")
+            .hint("add --fit-head"));
+    }
+    if recipe.patience == Some(0) {
+        return Err(Error::usage("--patience 0: expected at least 1"));
+    }
+    if recipe.patience.is_some() && recipe.keep_last {
+        return Err(Error::usage("--patience: no epoch is the best, because --keep-last saves the last one")
+            .hint("leave --patience or --keep-last out"));
+    }
+    ScheduleKind::find(&recipe.schedule)?;
     if recipe.feature_copies > MOST_FEATURE_COPIES {
         let copies = recipe.feature_copies;
         return Err(Error::usage(format!("--feature-copies {copies}: expected at most {MOST_FEATURE_COPIES}")));
@@ -433,9 +541,15 @@ fn check(recipe: &Recipe) -> Result<()> {
             return Err(Error::usage(format!("{flag} {value}: expected {smallest} to {largest}")));
         }
     }
-    let learning_rate = recipe.learning_rate;
-    if !(learning_rate.is_finite() && learning_rate > 0.0) {
-        return Err(Error::usage(format!("--lr {learning_rate}: expected a number above 0")));
+    let rates = [("--lr", std::slice::from_ref(&recipe.learning_rate)), ("--try-lr", &recipe.try_learning_rates)];
+    for (flag, rates) in rates {
+        if let Some(rate) = rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+            return Err(Error::usage(format!("{flag} {rate}: expected a number above 0")));
+        }
+    }
+    let decay = recipe.layer_lr_decay;
+    if !(decay > 0.0 && decay <= 1.0) {
+        return Err(Error::usage(format!("--layer-lr-decay {decay}: expected a number above 0 and at most 1")));
     }
     let not_negative = [("--head-lr-multiplier", recipe.head_lr_multiplier), ("--weight-decay", recipe.weight_decay)];
     for (flag, value) in not_negative {

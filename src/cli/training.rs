@@ -1,5 +1,6 @@
 //! Code that the training commands share: a run from its preparation to its report, with its progress.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::progress::Progress;
@@ -7,9 +8,11 @@ use super::training_display::{TrainingDisplay, Workload};
 use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
 use crate::data::counted;
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::write_atomically;
 use crate::printable::plain_number;
 use crate::train::{
-    DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard, few_steps,
+    Choice, DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard,
+    few_steps, recipe_text,
 };
 
 /// The optional outputs of a run, and its entries in `config.json`.
@@ -82,12 +85,14 @@ impl Training<'_> {
             warnings.iter().for_each(|warning| warn(warning));
         }
 
+        let keeps_last = run.recipe.keep_last;
         let shared = run.trainer.network().shared_device();
         let device = shared.name();
         let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
         let workload = Workload {
             epochs: run.recipe.epochs,
             features: if run.recipe.fit_head { run.splits.train.len() * run.recipe.features_per_image() } else { 0 },
+            trials: run.recipe.images_of_trials(run.splits.train.len()),
             training: run.splits.train.len(),
             choosing: run.splits.choosing().len(),
             final_test: run.splits.validation.as_ref().map_or(0, |_| run.splits.test.len()),
@@ -130,7 +135,8 @@ impl Training<'_> {
             epoch => format!("in epoch {epoch}"),
         };
         let (name, accuracy) = (summary.held_out.name(), best.accuracy);
-        global.note(&format!("best {name} accuracy {accuracy:.3} {place}: {}", folder.model().display()));
+        let best = if keeps_last { "" } else { "best " };
+        global.note(&format!("{best}{name} accuracy {accuracy:.3} {place}: {}", folder.model().display()));
         if let HeldOut::Validation { .. } = summary.held_out {
             global.note(&format!("test accuracy of that model {:.3}", summary.test_acc));
         }
@@ -191,6 +197,8 @@ fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
             ..earlier
         };
     }
+    let recipe = recipe_text(&config.recipe)?;
+    write_atomically(&folder.recipe(), |writer| writer.write_all(recipe.as_bytes()))?;
     run.images.save(&folder.images())?;
     if let Some(check) = &run.data_check {
         check.save(&folder.data_check())?;
@@ -232,11 +240,17 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
         global.note(&format!("batch size {batch_size}, {} of memory", size(memory.on_device())));
         return Ok(());
     }
+    let rates = match (run.position.choice, run.recipe.try_learning_rates.as_slice()) {
+        (None, rates @ [_, ..]) => rates.to_vec(),
+        (Some(Choice::LearningRate(rate)), _) => vec![rate],
+        _ => vec![*learning_rate],
+    };
+    let listed = |factor: f64| rates.iter().map(|rate| plain_number(rate * factor)).collect::<Vec<_>>().join(" or ");
     global.note(&format!(
         "{}, batch size {batch_size}, learning rate {} (head {}), {} of memory, {} of it for activations",
         counted(*epochs, "epoch", "epochs"),
-        plain_number(*learning_rate),
-        plain_number(learning_rate * head_lr_multiplier),
+        listed(1.0),
+        listed(*head_lr_multiplier),
         size(memory.on_device()),
         size(memory.activations)
     ));

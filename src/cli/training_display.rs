@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::{Progress, duration};
 use super::{GlobalArguments, size};
+use crate::printable::plain_number;
 use crate::train::{Event, Metric, Pace, Position};
 
 /// A training image takes about three times the work of a test image.
@@ -23,6 +24,8 @@ pub struct Workload {
     pub epochs: usize,
     /// Images whose features are computed before the first epoch, with augmented copies.
     pub features: usize,
+    /// Images that are trained on while learning rates are tried.
+    pub trials: usize,
     /// Images that are trained on in an epoch.
     pub training: usize,
     /// Images that are classified after every epoch.
@@ -34,7 +37,7 @@ pub struct Workload {
 impl Workload {
     /// After the head was fitted, if it was, and this many epochs.
     fn of_epochs(&self, epochs: usize) -> usize {
-        let fitting = if self.features > 0 { self.features + self.choosing } else { 0 };
+        let fitting = if self.features > 0 { self.tried(1, 1) as usize + self.choosing } else { 0 };
         fitting + epochs * (TRAINING_WORK * self.training + self.choosing)
     }
 
@@ -52,9 +55,14 @@ impl Workload {
         self.trained(epochs, 1, 1) + (self.choosing * batch / batches.max(1)) as u64
     }
 
+    /// After some steps of the trials of learning rates.
+    fn tried(&self, step: usize, of: usize) -> u64 {
+        (self.features + TRAINING_WORK * self.trials * step / of.max(1)) as u64
+    }
+
     /// After some batches of the test of the fitted head.
     fn tested_head(&self, batch: usize, batches: usize) -> u64 {
-        (self.features + self.choosing * batch / batches.max(1)) as u64
+        self.tried(1, 1) + (self.choosing * batch / batches.max(1)) as u64
     }
 
     /// After some batches of the test at the end.
@@ -117,6 +125,9 @@ impl TrainingDisplay {
             Event::Fitting { fit, of } => {
                 self.show(self.workload.features as u64, vec![format!("fit {}/{of}", fit + 1)])
             }
+            Event::Trying { step, of } => {
+                self.show(self.workload.tried(step, of), vec![format!("trying learning rates {step}/{of}")]);
+            }
             Event::Step { epoch, batch, batches, totals, pace } => {
                 self.epoch = epoch;
                 let mut parts = vec![
@@ -138,6 +149,7 @@ impl TrainingDisplay {
                 let done = self.workload.tested_finally(batch, batches);
                 self.show(done, vec![format!("testing the best model {batch}/{batches}")]);
             }
+            Event::Recorded(metric @ Metric::Trials { .. }) => self.trial_lines(metric),
             Event::Recorded(_) | Event::Examined { .. } | Event::Notice(_) => {}
             Event::Warning(text) => self.progress.warn(text),
             Event::Epoch(metric) => self.epoch_line(metric),
@@ -173,6 +185,20 @@ impl TrainingDisplay {
                 "{what}: train loss {train_loss:.3}, train acc {train_acc:.3}, {name} loss {loss:.3}, \
                  {name} acc {accuracy:.3}{speed}"
             ));
+        }
+    }
+
+    /// A line for each learning rate that was tried.
+    fn trial_lines(&mut self, metric: &Metric) {
+        let Metric::Trials { held_back, trials, chosen, .. } = metric else { return };
+        for trial in trials {
+            let what = match trial.learning_rate {
+                None => "fitted final layer alone".into(),
+                Some(rate) => format!("learning rate {}", plain_number(rate)),
+            };
+            let loss = trial.loss.map_or("no finite number".into(), |loss| format!("{loss:.3}"));
+            let mark = if trial.learning_rate == *chosen { " (chosen)" } else { "" };
+            self.line(&format!("{what}: loss {loss}, acc {:.3} on {held_back} held-back images{mark}", trial.accuracy));
         }
     }
 
@@ -226,7 +252,7 @@ mod tests {
 
     #[test]
     fn work_counts_tests_as_a_third() {
-        let workload = Workload { epochs: 2, features: 0, training: 100, choosing: 60, final_test: 40 };
+        let workload = Workload { epochs: 2, features: 0, trials: 0, training: 100, choosing: 60, final_test: 40 };
         assert_eq!(workload.all(), 2 * 360 + 40);
         assert_eq!(workload.trained(1, 0, 10), workload.tested(0, 6, 6));
         assert_eq!(workload.trained(0, 1, 10), 30);

@@ -8,6 +8,6 @@ mod resnet;
 
 pub use architecture::{Architecture, Block};
 pub use recognise::{Recognised, recognise};
-pub use resnet::{FEATURES, FULL_WIDTH, HEAD, ResNet, is_head};
+pub use resnet::{FEATURES, FULL_WIDTH, HEAD, ResNet, STAGES, is_head, stage_of};
 
 pub use crate::graph::{BatchShape, Freezing, NetworkGraph, Phase};

@@ -19,6 +19,18 @@ pub fn is_head(name: &str) -> bool {
     name.strip_prefix(HEAD).is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// Stages of a network without its head: the stem, and `layer1` to `layer4`.
+pub const STAGES: usize = 5;
+
+/// The stage to which a parameter belongs, counted from 0 at the input; none for the head.
+pub fn stage_of(name: &str) -> Option<usize> {
+    if is_head(name) {
+        return None;
+    }
+    let number = name.strip_prefix("layer").and_then(|rest| rest.split('.').next()?.parse().ok());
+    Some(number.unwrap_or(0))
+}
+
 /// The width of torchvision's networks.
 pub const FULL_WIDTH: usize = 64;
 

@@ -61,8 +61,9 @@ impl Optimizer for AdamW {
         &RULE
     }
 
-    fn words(&self, group: &GroupSettings, step: u64, words: &mut [f32]) {
+    fn words(&self, group: &GroupSettings, step: u64, lowered_momentum: f64, words: &mut [f32]) {
         let Self { beta1, beta2, epsilon } = *self;
+        let beta1 = (beta1 - lowered_momentum).max(0.0);
         let step = step as f64;
         let (first_correction, second_correction) = (1.0 - beta1.powf(step), 1.0 - beta2.powf(step));
         let all: [f64; WORDS] = [

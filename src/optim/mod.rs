@@ -10,6 +10,7 @@ mod hyperparameter;
 mod lbfgs;
 mod nesterov;
 mod optimizer;
+mod schedule;
 mod settings;
 mod sgd;
 mod updater;
@@ -18,6 +19,7 @@ pub use groups::{GroupSettings, Grouping};
 pub use hyperparameter::Hyperparameter;
 pub use lbfgs::{Minimum, Stopping, minimise};
 pub use optimizer::{Optimizer, OptimizerKind};
+pub use schedule::{LOWERED_MOMENTUM, SCHEDULES, Schedule, ScheduleKind, StepFactors, WarmUp};
 pub use settings::OptimizerSettings;
 pub use updater::{GradientClipping, Updater};
 

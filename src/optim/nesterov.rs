@@ -42,8 +42,9 @@ impl Optimizer for Nesterov {
         &RULE
     }
 
-    fn words(&self, group: &GroupSettings, _step: u64, words: &mut [f32]) {
-        words.copy_from_slice(&[group.learning_rate as f32, group.weight_decay as f32, self.momentum as f32]);
+    fn words(&self, group: &GroupSettings, _step: u64, lowered_momentum: f64, words: &mut [f32]) {
+        let momentum = (self.momentum - lowered_momentum).max(0.0);
+        words.copy_from_slice(&[group.learning_rate as f32, group.weight_decay as f32, momentum as f32]);
     }
 }
 

@@ -47,8 +47,9 @@ pub trait Optimizer {
     /// The kernel and the loop that do it.
     fn rule(&self) -> &'static UpdateRule;
 
-    /// Writes the numbers that the step reads, in the order in which the rule reads them. `step` counts from 1.
-    fn words(&self, group: &GroupSettings, step: u64, words: &mut [f32]);
+    /// Writes the numbers that the step reads, in the order in which the rule reads them. `step` counts from 1. The momentum, or
+    /// what takes its place, is lower by `lowered_momentum`, but at least zero.
+    fn words(&self, group: &GroupSettings, step: u64, lowered_momentum: f64, words: &mut [f32]);
 
     /// Whether [`Optimizer::words`] depend on the number of the step, which checkpoints then store.
     fn counts_steps(&self) -> bool {

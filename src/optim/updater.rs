@@ -2,6 +2,7 @@
 
 use super::groups::GroupSettings;
 use super::optimizer::Optimizer;
+use super::schedule::{LOWERED_MOMENTUM, StepFactors};
 use crate::device::{Clip, Device, UpdateArguments, write_f32};
 use crate::error::Result;
 use crate::graph::Parameters;
@@ -37,6 +38,7 @@ pub struct Updater {
     optimizer: Box<dyn Optimizer>,
     groups: Vec<GroupSettings>,
     clipping: Option<GradientClipping>,
+    factors: StepFactors,
     steps: u64,
     /// `[groups * words]`
     words: Tensor,
@@ -60,7 +62,7 @@ impl Updater {
         let count = groups.len() * optimizer.rule().words;
         // NaN differs from whatever is wanted, so the first step writes all.
         let (words, uploaded, wanted) = (floats(device, count)?, vec![f32::NAN; count], vec![0.0; count]);
-        Ok(Self { optimizer, groups, clipping, steps: 0, words, uploaded, wanted })
+        Ok(Self { optimizer, groups, clipping, factors: StepFactors::default(), steps: 0, words, uploaded, wanted })
     }
 
     /// The settings of each group.
@@ -73,6 +75,11 @@ impl Updater {
         if let Some(group) = self.groups.get_mut(group) {
             group.learning_rate = learning_rate;
         }
+    }
+
+    /// What a schedule makes of the next step and those after it.
+    pub fn set_step_factors(&mut self, factors: StepFactors) {
+        self.factors = factors;
     }
 
     /// The norm of the gradients of the last step, `[1]`, where they are clipped.
@@ -90,6 +97,11 @@ impl Updater {
         self.optimizer.counts_steps().then_some(self.steps)
     }
 
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
     /// Continues after this many steps.
     pub fn set_steps(&mut self, steps: u64) {
         self.steps = steps;
@@ -104,7 +116,8 @@ impl Updater {
         self.steps += 1;
         let count = self.optimizer.rule().words;
         for (group, words) in self.groups.iter().zip(self.wanted.chunks_exact_mut(count)) {
-            self.optimizer.words(group, self.steps, words);
+            let group = GroupSettings { learning_rate: group.learning_rate * self.factors.learning_rate, ..*group };
+            self.optimizer.words(&group, self.steps, LOWERED_MOMENTUM * self.factors.lowered_momentum, words);
         }
         if self.wanted != self.uploaded {
             write_f32(device, &self.wanted, &self.words)?;

@@ -59,7 +59,11 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
                 name = held_out.short_name();
                 test.push((epoch as f64, pick(held_out.loss(), held_out.accuracy())));
             }
-            Metric::Head { .. } | Metric::Test { .. } | Metric::Stopped { .. } | Metric::Skipped { .. } => {}
+            Metric::Head { .. }
+            | Metric::Trials { .. }
+            | Metric::Test { .. }
+            | Metric::Stopped { .. }
+            | Metric::Skipped { .. } => {}
         }
     }
     let colour = |role: usize| (if several { index } else { role }) % COLOURS;

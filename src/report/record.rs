@@ -265,7 +265,11 @@ impl RunRecord {
             match metric {
                 Metric::Skipped { path, reason } => [path, reason].into_iter().for_each(show),
                 Metric::Stopped { reason, hint } => [reason].into_iter().chain(hint).for_each(show),
-                Metric::Progress { .. } | Metric::Head { .. } | Metric::Epoch { .. } | Metric::Test { .. } => {}
+                Metric::Progress { .. }
+                | Metric::Head { .. }
+                | Metric::Trials { .. }
+                | Metric::Epoch { .. }
+                | Metric::Test { .. } => {}
             }
         }
         if let Some(check) = &mut record.data_check {
@@ -322,6 +326,17 @@ impl RunRecord {
             Metric::Head { penalty, tried, .. } => Some((*penalty, tried.as_slice())),
             _ => None,
         })
+    }
+
+    /// The trials of learning rates, if there were any.
+    pub fn trials(&self) -> Option<&Metric> {
+        self.metrics.iter().find(|metric| matches!(metric, Metric::Trials { .. }))
+    }
+
+    /// Whether only the final layer was trained.
+    pub fn has_fixed_body(&self) -> bool {
+        let is_trained = |metric: &Metric| matches!(metric, Metric::Epoch { epoch, .. } if *epoch > 0);
+        self.head_fit().is_some() && !self.metrics.iter().any(is_trained)
     }
 
     /// Files that could not be read, and why.

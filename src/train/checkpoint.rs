@@ -39,6 +39,15 @@ impl Best {
     }
 }
 
+/// What trials of learning rates on held-back images chose.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Choice {
+    /// The fitted head with the body as it was: no learning rate was better.
+    FixedBody,
+    /// This learning rate.
+    LearningRate(f64),
+}
+
 /// The position of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Position {
@@ -52,6 +61,23 @@ pub struct Position {
     pub metrics_lines: usize,
     /// The best model so far.
     pub best: Option<Best>,
+    /// The choice of the learning rate, if some were tried.
+    pub choice: Option<Choice>,
+}
+
+impl Position {
+    /// Whether a run at this position, at the end of an epoch, has no epoch left: it has trained all of them, trials found nothing
+    /// better than the fitted head alone, or the patience is at its end.
+    pub fn is_over(&self, recipe: &Recipe) -> bool {
+        let is_fixed = self.choice == Some(Choice::FixedBody) && recipe.schedule_from == 0;
+        self.epoch >= recipe.epochs || is_fixed || self.is_out_of_patience(recipe)
+    }
+
+    /// Whether as many epochs as the recipe allows have gone by without a better model.
+    pub fn is_out_of_patience(&self, recipe: &Recipe) -> bool {
+        let improved = self.best.map_or(0, |best| best.epoch).max(recipe.schedule_from);
+        recipe.patience.is_some_and(|patience| self.epoch >= improved + patience)
+    }
 }
 
 /// Stores floats as bits, so that reading restores exactly what was written.
@@ -64,6 +90,9 @@ struct StoredPosition {
     images: u64,
     metrics_lines: usize,
     best: Option<(usize, u64, u64)>,
+    /// The learning rate, or 0 for a fixed body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    choice: Option<u64>,
 }
 
 impl From<&Position> for StoredPosition {
@@ -76,6 +105,10 @@ impl From<&Position> for StoredPosition {
             images: position.totals.images,
             metrics_lines: position.metrics_lines,
             best: position.best.map(|best| (best.epoch, best.accuracy.to_bits(), best.loss.to_bits())),
+            choice: position.choice.map(|choice| match choice {
+                Choice::FixedBody => 0,
+                Choice::LearningRate(rate) => rate.to_bits(),
+            }),
         }
     }
 }
@@ -88,7 +121,11 @@ impl From<StoredPosition> for Position {
             accuracy: f64::from_bits(accuracy),
             loss: f64::from_bits(loss),
         });
-        Self { epoch: stored.epoch, batch: stored.batch, totals, metrics_lines: stored.metrics_lines, best }
+        let choice = stored.choice.map(|bits| match f64::from_bits(bits) {
+            0.0 => Choice::FixedBody,
+            rate => Choice::LearningRate(rate),
+        });
+        Self { epoch: stored.epoch, batch: stored.batch, totals, metrics_lines: stored.metrics_lines, best, choice }
     }
 }
 

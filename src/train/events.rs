@@ -23,6 +23,13 @@ pub enum Event<'a> {
         /// How many there are.
         of: usize,
     },
+    /// A step of a trial of a learning rate was completed.
+    Trying {
+        /// Steps of all trials so far.
+        step: usize,
+        /// Steps of all trials.
+        of: usize,
+    },
     /// A step was completed.
     Step {
         /// Counted from 1.
@@ -36,7 +43,7 @@ pub enum Event<'a> {
         /// The speed of this epoch so far.
         pace: Pace,
     },
-    /// The metrics of a part of an epoch were recorded.
+    /// The metrics of a part of an epoch, or the trials of learning rates, were recorded.
     Recorded(&'a Metric),
     /// A batch of test images was classified.
     Tested {

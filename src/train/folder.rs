@@ -116,6 +116,11 @@ impl RunFolder {
         self.path.join("config.json")
     }
 
+    /// The recipe, as a file for another run.
+    pub fn recipe(&self) -> PathBuf {
+        self.path.join("recipe.toml")
+    }
+
     /// The names, sizes and classes of the images, one JSON list per line.
     pub fn images(&self) -> PathBuf {
         self.path.join("images.jsonl")
@@ -173,10 +178,11 @@ impl RunFolder {
 
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
-        const OURS: [&str; 8] = [
+        const OURS: [&str; 9] = [
             ".model.safetensors.",
             ".checkpoint",
             ".config.json.",
+            ".recipe.toml.",
             ".images.jsonl.",
             ".data_check.json.",
             ".metrics.jsonl.",

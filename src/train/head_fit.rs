@@ -124,6 +124,13 @@ impl TrainingFeatures {
         self.groups.iter().map(|&group| of_group[group].unwrap_or(0)).collect()
     }
 
+    /// Those of some images, chosen by their index.
+    pub fn part(&self, wanted: impl Fn(usize) -> bool) -> Self {
+        let select = |features: &Features| features.select(self.dimension, &wanted);
+        let (plain, copies) = (select(&self.plain), self.copies.iter().map(select).collect());
+        Self { plain, copies, groups: self.groups.clone(), ..*self }
+    }
+
     /// The features of some images and of their copies.
     fn select(&self, wanted: impl Fn(usize) -> bool) -> Features {
         let mut selected = self.plain.select(self.dimension, &wanted);

@@ -113,6 +113,21 @@ pub struct TriedPenalty {
     pub accuracy: f64,
 }
 
+/// What a short run with one learning rate achieved on held-back training images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// The learning rate; none for the fitted head alone.
+    pub learning_rate: Option<f64>,
+    /// Mean loss per held-back image; none if the numbers were no longer finite.
+    pub loss: Option<f64>,
+    /// Share of held-back images that were classified correctly.
+    pub accuracy: f64,
+    /// Held-back images that it classifies correctly and the fitted head alone does not.
+    pub gained: usize,
+    /// Held-back images that the fitted head alone classifies correctly and it does not.
+    pub lost: usize,
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -133,6 +148,19 @@ pub enum Metric {
         /// What was tried.
         tried: Vec<TriedPenalty>,
         /// Seconds that it took, with the computation of features.
+        seconds: f64,
+    },
+    /// Learning rates were tried on held-back training images.
+    Trials {
+        /// Number of held-back images.
+        held_back: usize,
+        /// Epochs of each trial.
+        epochs: usize,
+        /// The trials; that of the fitted head alone is the first.
+        trials: Vec<Trial>,
+        /// The learning rate that was chosen; none if no epoch is to be trained.
+        chosen: Option<f64>,
+        /// Seconds that they took.
         seconds: f64,
     },
     /// At the end of each epoch.

@@ -18,13 +18,15 @@ mod metrics;
 mod model_file;
 mod network;
 mod recipe;
+mod recipe_file;
 mod run;
 mod start;
 mod state_dict;
 mod tensorboard;
 mod trainer;
+mod trials;
 
-pub use checkpoint::{Best, Checkpoint, Position, save_checkpoint};
+pub use checkpoint::{Best, Checkpoint, Choice, Position, save_checkpoint};
 pub use config::RunConfig;
 pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
@@ -38,14 +40,16 @@ pub use lock::FolderLock;
 pub use logistic::{Examples, Fit, LinearLayer, Regression};
 pub use logit_gradients::{LogitGradients, logit_gradients};
 pub use memory::MemoryPlan;
-pub use metrics::{HeldOut, Metric, MetricsFile, Totals, TriedPenalty};
+pub use metrics::{HeldOut, Metric, MetricsFile, Totals, Trial, TriedPenalty};
 pub use model_file::{Body, ModelFile, body_digest, class_names, load_body, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
 pub use recipe::{Hyperparameters, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, SMALLEST_IMAGE_SIZE};
+pub use recipe_file::{NamedRecipe, RECIPES, read_recipe, recipe_text};
 pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};
 pub use start::Start;
 pub use state_dict::{
     copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
 pub use tensorboard::TensorBoard;
-pub use trainer::{Trainable, Trainer};
+pub use trainer::{Trainable, Trainer, TrainerState};
+pub use trials::{Division, TrialEvent, Trials, try_learning_rates};

@@ -139,6 +139,16 @@ impl Network {
         Ok(())
     }
 
+    /// The smallest batch that the network can be trained on. At small image sizes, the deepest batch norms see one value per channel of a
+    /// single image, which has no variance.
+    pub fn fewest_images(&self, image_size: usize) -> usize {
+        let single = BatchShape { batch: 1, height: image_size, width: image_size };
+        match self.arena_bytes_of(single, Purpose::Training) {
+            Ok(_) => 1,
+            Err(_) => 2,
+        }
+    }
+
     /// The size of the arena that a batch shape needs. Allocates nothing.
     pub fn arena_bytes_of(&self, shape: BatchShape, purpose: Purpose) -> Result<usize> {
         Ok(self.plan(shape, purpose, &[])?.1.arena_bytes())

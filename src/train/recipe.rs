@@ -11,7 +11,7 @@ use crate::data::{Augmentation, DecodeOptions, Splits, Transform, counted, open_
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
-use crate::optim::{Grouping, OPTIMIZERS, OptimizerKind, OptimizerSettings};
+use crate::optim::{Grouping, OPTIMIZERS, OptimizerKind, OptimizerSettings, SCHEDULES, Schedule, ScheduleKind, WarmUp};
 
 /// The settings of a training run. Two runs of the same recipe on the same images and device give the same bits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,28 @@ pub struct Recipe {
     pub learning_rate: f64,
     /// Learning rate of the head, as a multiple of the other.
     pub head_lr_multiplier: f64,
+    /// The learning rate of each of the stem, `layer1`, `layer2` and `layer3`, as a multiple of that of the stage above it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub layer_lr_decay: f64,
+    /// The name of a schedule of [`crate::optim::SCHEDULES`].
+    #[serde(default = "default_schedule", skip_serializing_if = "is_default_schedule")]
+    pub schedule: String,
+    /// The steps over which the learning rate rises; without it, the schedule has its default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<WarmUp>,
+    /// The epoch after which the schedule begins. It is not 0 if a finished run was extended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub schedule_from: usize,
+    /// Epochs without a better model after which the run ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// Learning rates that are tried on held-back training images before the first epoch. The best of them takes the place of
+    /// `learning_rate`; if none is better than the fitted head alone, there are no epochs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub try_learning_rates: Vec<f64>,
+    /// Whether the model of the last epoch is saved instead of that of the best.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_last: bool,
     /// Weight decay, as the optimiser defines it.
     pub weight_decay: f64,
     /// Whether the weights and biases of batch norms and the biases of linear layers have no weight decay.
@@ -113,6 +135,23 @@ fn is_default_optimizer(name: &String) -> bool {
     *name == OPTIMIZERS[0].name
 }
 
+fn default_schedule() -> String {
+    SCHEDULES[0].name.into()
+}
+
+fn is_default_schedule(name: &String) -> bool {
+    *name == SCHEDULES[0].name
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(number: &f64) -> bool {
+    *number == 1.0
+}
+
 fn is_zero(number: &usize) -> bool {
     *number == 0
 }
@@ -123,6 +162,9 @@ pub const LARGEST_IMAGE_SIZE: usize = 65536;
 pub const SMALLEST_IMAGE_SIZE: usize = 8;
 /// Channels of the widest first stage; sizes of larger networks could overflow.
 pub const LARGEST_WIDTH: usize = 4096;
+
+/// One part in this many of the training images is held back while learning rates are tried.
+pub const HELD_BACK_PARTS: usize = 5;
 
 impl Recipe {
     /// That of the fine-tuning chapter of Dive into Deep Learning: 5 epochs, batch size 128, summed loss, ten times the
@@ -136,6 +178,13 @@ impl Recipe {
             batch_size: 128,
             learning_rate: 5e-5,
             head_lr_multiplier: 10.0,
+            layer_lr_decay: 1.0,
+            schedule: default_schedule(),
+            warm_up: None,
+            schedule_from: 0,
+            patience: None,
+            try_learning_rates: Vec::new(),
+            keep_last: false,
             weight_decay: 1e-3,
             no_decay_norm_bias: false,
             optimizer: default_optimizer(),
@@ -185,6 +234,17 @@ impl Recipe {
         1 + usize::from(self.mirrors()) + self.feature_copies
     }
 
+    /// Epochs of each trial of a learning rate.
+    pub fn trial_epochs(&self) -> usize {
+        self.epochs.div_ceil(2)
+    }
+
+    /// About how many images all trials of learning rates train on, if the training set has `images`.
+    pub fn images_of_trials(&self, images: usize) -> usize {
+        let share = |images: usize| images - images / HELD_BACK_PARTS;
+        self.try_learning_rates.len() * self.trial_epochs() * share(images)
+    }
+
     /// What the head is fitted to, in words.
     pub fn fitted_to(&self) -> String {
         let mirror = self.mirrors().then(|| "its mirror image".to_string());
@@ -225,6 +285,15 @@ impl Recipe {
         self.hyperparameters.0.get(name).copied().or_else(of_optimizer)
     }
 
+    /// The schedule of the epochs from [`Recipe::schedule_from`] on, with this many steps in each.
+    ///
+    /// # Errors
+    /// When there is no such schedule, or its warm-up does not end before the run.
+    pub fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
+        let epochs = self.epochs.saturating_sub(self.schedule_from);
+        Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, (epochs * steps_per_epoch) as u64)
+    }
+
     /// The settings of the network's parameters.
     pub fn trainable(&self) -> Result<Trainable> {
         Ok(Trainable {
@@ -233,6 +302,7 @@ impl Recipe {
             grouping: Grouping {
                 learning_rate: self.learning_rate,
                 head_learning_rate: self.learning_rate * self.head_lr_multiplier,
+                layer_decay: self.layer_lr_decay,
                 weight_decay: self.weight_decay,
                 no_decay_norm_bias: self.no_decay_norm_bias,
             },

@@ -7,26 +7,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::{Best, Position, save_checkpoint};
+use super::checkpoint::{Best, Choice, Position, save_checkpoint};
 use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
 use super::features::features;
 use super::folder::RunFolder;
-use super::head_fit::{TrainingFeatures, fit_head};
+use super::head_fit::{HeadFit, TrainingFeatures, fit_head};
 use super::image_list::ImageList;
 use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
 use super::model_file::{load_model, save_model, update_recipe};
-use super::network::{BatchResult, Purpose};
+use super::network::BatchResult;
 use super::recipe::Recipe;
 use super::trainer::Trainer;
+use super::trials::{Division, TrialEvent, Trials, try_learning_rates};
 use crate::data::{
     Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample, Splits, Stored,
 };
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{BatchShape, HEAD};
+use crate::model::HEAD;
 use crate::ops::LossReduction;
 use crate::printable::plain_number;
 use crate::tensor::Tensor;
@@ -97,6 +98,8 @@ const FINAL_TEST_BATCH: usize = 32;
 
 /// The number of the epoch whose augmentation the first copies of images have to which the head is fitted; training never gets there.
 const FEATURE_EPOCHS: u64 = 1 << 32;
+
+const STOPPED_AT_FIT: &str = "stopped while the final layer was fitted";
 
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
@@ -255,7 +258,11 @@ impl Run<'_> {
             clock.add(of_fit);
             last = Some(self.finish_epoch(0, train, of_fit, &mut session, observe)?);
         }
-        while self.position.epoch < self.recipe.epochs {
+        if let Some(Choice::LearningRate(learning_rate)) = self.position.choice {
+            let recipe = Recipe { learning_rate, ..self.recipe.clone() };
+            self.trainer.set_learning_rates(&recipe.trainable()?.grouping);
+        }
+        while !self.position.is_over(&self.recipe) {
             let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
             clock.add(of_epoch);
             let (epoch, train) = (self.position.epoch + 1, self.position.totals);
@@ -312,13 +319,14 @@ impl Run<'_> {
         *since = Instant::now();
         metrics.append(&metric)?;
         let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
-        if self.position.best.is_none_or(|best| this.beats(&best)) {
+        if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
             let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
             save_model(&path, self.trainer.network(), &self.recipe, classes, epoch)?;
             self.position.best = Some(this);
         }
         let mut test = None;
-        if let Some(best) = self.position.best.filter(|_| epoch == self.recipe.epochs)
+        let is_over = Position { epoch, ..self.position }.is_over(&self.recipe);
+        if let Some(best) = self.position.best.filter(|_| is_over)
             && self.splits.validation.is_some()
         {
             let begun = Instant::now();
@@ -328,8 +336,8 @@ impl Run<'_> {
             metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
             test = Some(tested);
         }
-        self.position =
-            Position { epoch, metrics_lines: metrics.lines(), best: self.position.best, ..Position::default() };
+        let Position { best, choice, .. } = self.position;
+        self.position = Position { epoch, metrics_lines: metrics.lines(), best, choice, ..Position::default() };
         self.save_checkpoint()?;
         observe(Event::Epoch(&metric));
         Ok(Tested { train, held_out, test })
@@ -344,7 +352,6 @@ impl Run<'_> {
         session: &mut Session,
         observe: &mut impl FnMut(Event),
     ) -> Result<(Totals, Clock)> {
-        const STOPPED: &str = "stopped while the final layer was fitted";
         let started = Instant::now();
         let plain_loader = self.loader(&self.splits.train, Mode::Evaluate)?;
         let mirrored_loader = self.recipe.mirrors().then(|| plain_loader.clone().mirrored());
@@ -359,7 +366,7 @@ impl Run<'_> {
             left_out.note(&batch.skipped, metrics, observe)?;
             images += batch.targets.len() + batch.skipped.len();
             observe(Event::Features { images, of });
-            options.check_interruption(STOPPED)
+            options.check_interruption(STOPPED_AT_FIT)
         };
         let plain = features(network, &mut plain_batches, 0, image_size, &mut see)?;
         if plain.targets.is_empty() {
@@ -382,19 +389,66 @@ impl Run<'_> {
             plain,
             copies,
         };
-        let fit = fit_head(&training, self.recipe.seed, |fit, of| {
-            observe(Event::Fitting { fit, of });
-            self.options.check_interruption(STOPPED)
-        })?;
-        let network = self.trainer.network_mut();
-        network.write(&format!("{HEAD}.weight"), &fit.layer.weight)?;
-        network.write(&format!("{HEAD}.bias"), &fit.layer.bias)?;
+        if !self.recipe.try_learning_rates.is_empty() {
+            self.try_learning_rates(&training, session, observe)?;
+        }
+        let fit = self.fit_head(&training, observe)?;
+        let Session { metrics, .. } = session;
         let (penalty, tried) = (fit.penalty, fit.tried);
         metrics.append(&Metric::Head { penalty, tried, seconds: started.elapsed().as_secs_f64() })?;
         let images = training.plain.targets.len() as u64;
         let totals =
             Totals { loss: fit.loss * images as f64, correct: (fit.accuracy * images as f64).round() as u64, images };
         Ok((totals, clock))
+    }
+
+    /// Fits the head to these features, and writes it into the network.
+    fn fit_head(&mut self, training: &TrainingFeatures, observe: &mut impl FnMut(Event)) -> Result<HeadFit> {
+        let fit = fit_head(training, self.recipe.seed, |fit, of| {
+            observe(Event::Fitting { fit, of });
+            self.options.check_interruption(STOPPED_AT_FIT)
+        })?;
+        let network = self.trainer.network_mut();
+        network.write(&format!("{HEAD}.weight"), &fit.layer.weight)?;
+        network.write(&format!("{HEAD}.bias"), &fit.layer.bias)?;
+        Ok(fit)
+    }
+
+    /// Chooses the learning rate by trials on held-back training images, from a head that was fitted without them.
+    fn try_learning_rates(
+        &mut self,
+        training: &TrainingFeatures,
+        session: &mut Session,
+        observe: &mut impl FnMut(Event),
+    ) -> Result<()> {
+        let started = Instant::now();
+        let division = Division::new(&self.splits.train, &training.groups, self.recipe.seed);
+        self.fit_head(&training.part(|index| !division.is_held_back[index]), observe)?;
+        let device = self.trainer.network().shared_device();
+        // Its own, so that the images of the trials are not kept afterwards.
+        let store = Rc::new(ImageStore::new(device, self.options.image_memory));
+        let options = self.loader_options(Mode::Evaluate);
+        let Session { metrics, left_out, .. } = session;
+        let see = |event: TrialEvent| {
+            match event {
+                TrialEvent::Skipped(skipped) => left_out.note(skipped, metrics, observe)?,
+                TrialEvent::Step { step, of } => observe(Event::Trying { step, of }),
+            }
+            self.options.check_interruption("stopped while learning rates were tried")
+        };
+        let tried =
+            try_learning_rates(&mut self.trainer, &self.recipe, &self.splits.train, &division, options, &store, see)?;
+        let choice = tried.choice();
+        self.position.choice = Some(choice);
+        let chosen = match choice {
+            Choice::FixedBody => None,
+            Choice::LearningRate(rate) => Some(rate),
+        };
+        let Trials { held_back, epochs, trials } = tried;
+        let metric = Metric::Trials { held_back, epochs, trials, chosen, seconds: started.elapsed().as_secs_f64() };
+        metrics.append(&metric)?;
+        observe(Event::Recorded(&metric));
+        Ok(())
     }
 
     /// For each training image, the number of the first one that looks the same.
@@ -454,9 +508,11 @@ impl Run<'_> {
         let Session { metrics, left_out, .. } = session;
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
-        let fewest = self.fewest_images();
+        let fewest = self.trainer.network().fewest_images(self.recipe.image_size);
         let mut clock = Clock::default();
         let mut saved = Instant::now();
+        let schedule = self.recipe.schedule(batches)?;
+        let steps_before = self.position.epoch.saturating_sub(self.recipe.schedule_from) * batches;
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
             let started = Instant::now();
@@ -472,6 +528,7 @@ impl Run<'_> {
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
+                self.trainer.updater_mut().set_step_factors(schedule.at((steps_before + self.position.batch) as u64));
                 let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
@@ -526,22 +583,14 @@ impl Run<'_> {
         }
     }
 
-    /// The smallest batch that the network can be trained on. At small image sizes, the deepest batch norms see one value per channel of a
-    /// single image, which has no variance.
-    fn fewest_images(&self) -> usize {
-        let size = self.recipe.image_size;
-        let single = BatchShape { batch: 1, height: size, width: size };
-        match self.trainer.network().arena_bytes_of(single, Purpose::Training) {
-            Ok(_) => 1,
-            Err(_) => 2,
-        }
-    }
-
     /// The error of a run whose numbers are no longer finite. The loaded weights were finite, so the learning rate is the likely
     /// cause once it has had an effect.
     fn not_finite(&self, what: &str) -> Error {
         let Position { epoch, batch, .. } = self.position;
-        let Recipe { learning_rate, .. } = self.recipe;
+        let learning_rate = match self.position.choice {
+            Some(Choice::LearningRate(rate)) => rate,
+            _ => self.recipe.learning_rate,
+        };
         let hint = match (epoch, batch) {
             (0, 0) => "no update was made yet, so the learning rate is not the cause: start from other weights",
             _ => "use a smaller learning rate, or --clip-gradient-norm 1",

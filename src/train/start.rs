@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use super::checkpoint::{Checkpoint, Position};
+use super::checkpoint::{Checkpoint, Choice, Position};
 use super::config::RunConfig;
 use super::data_check::{DataCheck, open_data_of_run};
 use super::events::Event;
@@ -19,6 +19,7 @@ use crate::data::{Splits, counted};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
+use crate::optim::ScheduleKind;
 use crate::weights::{Found, HeadPolicy, MatchReport, TensorFile};
 
 /// The initial state of a run.
@@ -169,19 +170,49 @@ fn rows_of_classes(classes: &[String], file: &TensorFile) -> Result<Option<Vec<u
     Ok(classes.iter().map(|class| names.iter().position(|name| name == class)).collect())
 }
 
-/// Checks that a run can continue from `checkpoint` with `recipe`: only the number of epochs may differ.
+/// Checks that a run can continue from `checkpoint` with `recipe`: only the number of epochs and the start of the schedule may differ.
 fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOptions) -> Result<()> {
     let out = options.folder.path.display();
-    if checkpoint.recipe != (Recipe { epochs: checkpoint.recipe.epochs, ..recipe.clone() }) {
+    let Recipe { epochs, schedule_from, .. } = checkpoint.recipe;
+    if checkpoint.recipe != (Recipe { epochs, schedule_from, ..recipe.clone() }) {
         return Err(Error::new(format!("the recipe differs from that of the run in {out}")));
     }
-    let (done, wanted) = (checkpoint.position.epoch, recipe.epochs);
-    if done >= wanted {
-        let epochs = counted(done, "epoch", "epochs");
-        let epochs = if done == 0 { "the fit of its final layer".to_string() } else { epochs };
+    let position = &checkpoint.position;
+    if position.is_over(recipe) {
+        let (done, wanted) = (position.epoch, recipe.epochs);
+        let what = match (done, position.choice) {
+            (0, Some(Choice::FixedBody)) => "no epoch was better than its fitted final layer".to_string(),
+            (0, _) => "it has completed the fit of its final layer".into(),
+            _ if done < wanted => {
+                format!(
+                    "it stopped after {} without a better model",
+                    counted(recipe.patience.unwrap_or(0), "epoch", "epochs")
+                )
+            }
+            _ => format!("it has completed {}", counted(done, "epoch", "epochs")),
+        };
+        let schedule = ScheduleKind::find(&recipe.schedule)?;
         let more = if done > wanted { format!(", more than --epochs {wanted}") } else { String::new() };
-        return Err(Error::new(format!("the run in {out} is finished: it has completed {epochs}{more}"))
-            .hint("give a larger --epochs to train longer, or another --out to start another run"));
+        let longer = match position.choice {
+            Some(Choice::FixedBody) => "give",
+            _ if schedule.has_end || done < wanted => "add --extend EPOCHS to train longer, with a new schedule, or",
+            _ => "give a larger --epochs to train longer, or",
+        };
+        return Err(Error::new(format!("the run in {out} is finished: {what}{more}"))
+            .hint(format!("{longer} another --out to start another run")));
+    }
+    if recipe.epochs != epochs && recipe.schedule_from == schedule_from && ScheduleKind::find(&recipe.schedule)?.has_end
+    {
+        let (schedule, given) = (&recipe.schedule, recipe.epochs);
+        return Err(Error::usage(format!(
+            "--epochs {given}: the {schedule} schedule of the run in {out} is for {epochs} epochs"
+        ))
+        .hint(match position.is_over(&checkpoint.recipe) {
+            true => "add --extend EPOCHS to train longer, with a new schedule",
+            false => {
+                "leave --epochs out to finish the run; then add --extend EPOCHS to train longer, with a new schedule"
+            }
+        }));
     }
     Ok(())
 }

@@ -53,7 +53,11 @@ impl TensorBoard {
                 ];
                 (epoch as f64, scalars)
             }
-            Metric::Head { .. } | Metric::Test { .. } | Metric::Stopped { .. } | Metric::Skipped { .. } => {
+            Metric::Head { .. }
+            | Metric::Trials { .. }
+            | Metric::Test { .. }
+            | Metric::Stopped { .. }
+            | Metric::Skipped { .. } => {
                 return Ok(());
             }
         };

@@ -1,12 +1,13 @@
 //! Training on one device: a network with gradients, and what updates its parameters.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::network::{BatchResult, Network, Prepared, Purpose, TrainingGraph};
 use crate::device::{Device, read_f32, write_f32};
 use crate::error::Result;
 use crate::graph::{Executor, ParameterSpecification, Parameters};
-use crate::model::{BatchShape, Freezing, ResNet, is_head};
+use crate::model::{BatchShape, Freezing, ResNet, STAGES, stage_of};
 use crate::ops::LossReduction;
 use crate::optim::{GradientClipping, Grouping, OptimizerSettings, Updater};
 use crate::tensor::Tensor;
@@ -26,6 +27,16 @@ pub struct Trainable {
     pub max_gradient_norm: Option<f32>,
 }
 
+/// A copy of what training changes, on the host.
+pub struct TrainerState {
+    /// Parameters and running statistics, by name.
+    values: BTreeMap<String, Vec<f32>>,
+    /// The optimiser's state of each of them, in the order of its slots.
+    slots: BTreeMap<String, Vec<Vec<f32>>>,
+    batches_tracked: BTreeMap<String, i64>,
+    steps: u64,
+}
+
 /// A [`Network`] that is being trained. Nothing in it is shared with another trainer.
 pub struct Trainer {
     network: Network,
@@ -42,10 +53,10 @@ impl Trainer {
         let specification = resnet.specification();
         specification.check_freezing(&freezing)?;
         let specifications = specification.parameters();
-        let (optimizer, groups) = (optimizer.build(), grouping.groups());
+        let (optimizer, groups) = (optimizer.build(), grouping.groups(STAGES));
         let group = |specification: &ParameterSpecification| match freezing.covers(&specification.name) {
             true => None,
-            false => Some(grouping.group_of(is_head(&specification.name), specification.role)),
+            false => Some(grouping.group_of(stage_of(&specification.name), STAGES, specification.role)),
         };
         let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
@@ -72,6 +83,54 @@ impl Trainer {
     /// The optimiser's updates, whose learning rates may change between steps. Recordings stay valid.
     pub fn updater_mut(&mut self) -> &mut Updater {
         &mut self.updater
+    }
+
+    /// Sets the learning rates of all groups, from the next step on. Recordings stay valid.
+    pub fn set_learning_rates(&mut self, grouping: &Grouping) {
+        for (index, group) in grouping.groups(STAGES).iter().enumerate() {
+            self.updater.set_learning_rate(index, group.learning_rate);
+        }
+    }
+
+    /// Copies everything that training changes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state(&self) -> Result<TrainerState> {
+        let (device, parameters) = (self.network.device(), self.network.parameters());
+        let mut state = TrainerState {
+            values: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            batches_tracked: parameters.batches_tracked().clone(),
+            steps: self.updater.steps(),
+        };
+        for ParameterSpecification { name, .. } in parameters.specifications() {
+            state.values.insert(name.clone(), parameters.read(device, name)?);
+            let slots = parameters.slots_of(name)?.map(|(_, slot)| read_f32(device, slot));
+            state.slots.insert(name.clone(), slots.collect::<Result<_>>()?);
+        }
+        Ok(state)
+    }
+
+    /// Goes back to a state that [`Trainer::state`] copied.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set_state(&mut self, state: &TrainerState) -> Result<()> {
+        for (name, values) in &state.values {
+            self.network.write(name, values)?;
+        }
+        for (name, slots) in &state.slots {
+            let tensors = self.network.parameters().slots_of(name)?;
+            for ((_, tensor), values) in tensors.zip(slots) {
+                write_f32(self.network.device(), values, tensor)?;
+            }
+        }
+        for (module, &count) in &state.batches_tracked {
+            self.network.parameters_mut().set_batches_tracked(module, count);
+        }
+        self.updater.set_steps(state.steps);
+        Ok(())
     }
 
     /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.

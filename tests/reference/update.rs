@@ -40,7 +40,7 @@ impl<'a> UpdateBench<'a> {
         let (bench, rule) = (self.bench, self.optimizer.rule());
         self.steps += 1;
         let mut words = vec![0.0; rule.words];
-        self.optimizer.words(&self.group, self.steps, &mut words);
+        self.optimizer.words(&self.group, self.steps, 0.0, &mut words);
         let loss = loss.map(|loss| bench.input([2], &[loss, f32::NAN]));
         let clip = clip.map(|(norm, max_norm)| (bench.input([1], &[norm]), max_norm));
         let arguments = UpdateArguments {

@@ -9,6 +9,7 @@ use super::settings::network_name;
 use super::text::{counted, percent};
 use super::times;
 use crate::data::Role;
+use crate::printable::plain_number;
 use crate::train::{HeldOut, Metric};
 
 /// The maximum number of classes in a window title.
@@ -18,8 +19,11 @@ pub(super) fn best_accuracy(run: &RunRecord) -> f64 {
     run.final_test().map_or_else(|| best_held_out(run), |(_, accuracy)| accuracy)
 }
 
-/// The best accuracy on the images that choose the model.
+/// The accuracy of the saved model on the images that choose it, or would have.
 fn best_held_out(run: &RunRecord) -> f64 {
+    if run.config.recipe.keep_last {
+        return run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
+    }
     run.epochs().filter_map(accuracy_of).fold(0.0, f64::max)
 }
 
@@ -56,6 +60,12 @@ fn choice(run: &RunRecord, held_out: &HeldOut) -> String {
         true => format!("the fitted final layer and {trained}"),
         false => trained,
     };
+    if run.config.recipe.keep_last {
+        let last = run.epochs().last().map_or(0, number_of);
+        let model =
+            if last == 0 { "with the fitted final layer".to_string() } else { format!("of the last epoch, {last}") };
+        return format!("The saved model is that {model}. The {} images had no part in choosing it.", held_out.name());
+    }
     match (held_out, run.final_test()) {
         (HeldOut::Validation { .. }, Some((epoch, _))) => format!(
             "The validation images chose the model that is saved, that of {}, among {epochs}. The test images had no part in that: they \
@@ -133,7 +143,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
         return html! {};
     };
     let images_per_second = Metric::images_per_second(run.epochs()).unwrap_or_default();
-    let wanted = run.config.recipe.epochs;
+    let wanted = if run.has_fixed_body() { 0 } else { run.config.recipe.epochs };
     html! {
         section {
             h2 { "Results" }
@@ -141,8 +151,9 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                 @if let Some((_, accuracy)) = run.final_test() {
                     div { dt { "test accuracy" } dd { (percent(accuracy)) } }
                 }
-                div { dt { "best " (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
-                @if run.final_test().is_none() && *epoch > 0 {
+                @let keeps_best = !run.config.recipe.keep_last;
+                div { dt { @if keeps_best { "best " } (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
+                @if run.final_test().is_none() && *epoch > 0 && keeps_best {
                     div { dt { "final " (held_out.name()) " accuracy" } dd { (percent(held_out.accuracy())) } }
                 }
                 div { dt { "training accuracy" } dd { (percent(*train_acc)) } }
@@ -165,6 +176,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                     " Training accuracy is measured on randomly cropped images, which are harder to classify than whole ones."
                 }
             }
+            (trials(run))
             (head_fit(run))
             (times::summary(run))
             (times::epochs(run))
@@ -177,7 +189,7 @@ fn head_fit(run: &RunRecord) -> Markup {
     let Some((penalty, tried)) = run.head_fit() else { return html! {} };
     html! {
         p {
-            @if run.config.recipe.epochs == 0 { "Only the final layer was trained" } @else { "Before the first epoch, the final layer was fitted" }
+            @if run.has_fixed_body() { "Only the final layer was trained" } @else { "Before the first epoch, the final layer was fitted" }
             ": to the features that the other layers compute of " (run.config.recipe.fitted_to()) ". Its weights are kept small by a \
              penalty of " (penalty) ", which did best on training images that were held out in turn."
         }
@@ -201,6 +213,65 @@ fn head_fit(run: &RunRecord) -> Markup {
             }
         }
     }
+}
+
+/// How the learning rate was chosen, if some were tried.
+fn trials(run: &RunRecord) -> Markup {
+    let Some(Metric::Trials { held_back, epochs, trials, chosen, .. }) = run.trials() else { return html! {} };
+    let Some((alone, others)) = trials.split_first() else { return html! {} };
+    let winner = others.iter().find(|trial| trial.learning_rate == *chosen);
+    let images = counted(*held_back, "training image", "training images");
+    let most = others.iter().map(|trial| trial.gained + trial.lost).max().unwrap_or(0);
+    html! {
+        p {
+            "Before training, " (images) " were held back to choose how to train. A final layer that was fitted to the others, with all other \
+             layers unchanged, classified " (percent(alone.accuracy)) " of them correctly. Then all layers were trained for "
+            (counted(*epochs, "epoch", "epochs")) " with each of " (counted(others.len(), "learning rate", "learning rates")) ". "
+            @match winner {
+                Some(trial) => {
+                    "A learning rate of " (plain_number(trial.learning_rate.unwrap_or_default())) " did best: it lowered the loss from "
+                    (loss(alone.loss)) " to " (loss(trial.loss)) ", and classified " (percent(trial.accuracy)) " correctly. So all layers were \
+                     trained with it, on all training images."
+                }
+                None => {
+                    "None of them had a lower loss than the fitted final layer alone, " (loss(alone.loss)) ". So only the final layer was trained, on \
+                     all training images."
+                }
+            }
+            " The choice is uncertain, because the held-back images are a sample: "
+            @if most == 0 { "all trials classified the same images correctly." } @else {
+                "the trials differ from the fitted final layer alone in at most " (counted(most, "image", "images")) "."
+            }
+        }
+        details {
+            summary { "Learning rates that were tried" }
+            div.scroll {
+                table {
+                    thead {
+                        tr {
+                            th { "learning rate" } th.number { "loss" } th.number { "accuracy" }
+                            th.number { "images gained" } th.number { "images lost" }
+                        }
+                    }
+                    tbody {
+                        @for trial in trials {
+                            tr {
+                                td { (trial.learning_rate.map_or("fitted final layer alone".to_string(), plain_number)) }
+                                td.number { (loss(trial.loss)) }
+                                td.number { (percent(trial.accuracy)) }
+                                td.number { (trial.gained) }
+                                td.number { (trial.lost) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn loss(loss: Option<f64>) -> String {
+    loss.map_or("not finite".into(), |loss| format!("{loss:.3}"))
 }
 
 /// What the test images say of the saved model, with the uncertainty that their number leaves.

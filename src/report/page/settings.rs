@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::super::record::RunRecord;
 use crate::data::{Operation, Transform};
 use crate::model::{Architecture, FULL_WIDTH};
-use crate::optim::OptimizerSettings;
+use crate::optim::{OptimizerSettings, ScheduleKind, WarmUp};
 use crate::printable::plain_number;
 use crate::train::{Recipe, RunConfig};
 
@@ -40,6 +40,13 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         batch_size,
         learning_rate,
         head_lr_multiplier,
+        layer_lr_decay,
+        schedule,
+        warm_up,
+        schedule_from,
+        patience,
+        try_learning_rates,
+        keep_last,
         weight_decay,
         no_decay_norm_bias,
         optimizer,
@@ -92,6 +99,32 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         plain_number(learning_rate * head_lr_multiplier),
         "the step size for the layer that outputs the classes",
     );
+    if *layer_lr_decay != 1.0 {
+        let value = format!("{} times that of the stage above", plain_number(*layer_lr_decay));
+        add("learning rate of lower layers", value, "of each stage, from layer3 down to the first layer");
+    }
+    let known = ScheduleKind::find(schedule).ok();
+    add("schedule", schedule.clone(), "how the learning rates change over the steps");
+    if let Some(warm_up) =
+        warm_up.or_else(|| known.map(|kind| kind.warm_up)).filter(|warm_up| *warm_up != WarmUp::Steps(0))
+    {
+        add("warm-up", warm_up.to_string(), "the steps over which the learning rates rise");
+    }
+    if *schedule_from > 0 {
+        add("start of the schedule", format!("after epoch {schedule_from}"), "the run was extended then");
+    }
+    if !try_learning_rates.is_empty() {
+        let rates: Vec<String> = try_learning_rates.iter().map(|&rate| plain_number(rate)).collect();
+        let meaning =
+            "learning rates that were tried on held-back training images; the best replaces the learning rate";
+        add("tried learning rates", rates.join(", "), meaning);
+    }
+    if *keep_last {
+        add("saved model", "that of the last epoch".into(), "no images chose the epoch");
+    }
+    if let Some(patience) = patience {
+        add("patience", patience.to_string(), "epochs without a better model after which the run ends");
+    }
     add("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
     let known = recipe.optimizer().ok();
     for (of, value) in known.iter().flat_map(OptimizerSettings::values) {

@@ -63,7 +63,7 @@ pub(super) fn summary(run: &RunRecord) -> Markup {
                     "Training took " (duration(training)) ", " (duration(epoch)) " per epoch; an earlier version did not record the \
                      time of testing."
                 } @else {
-                    "It took " (duration(whole)) @if run.config.recipe.epochs > 0 { ", " (duration(epoch)) " per epoch" } ", of which testing and saving were "
+                    "It took " (duration(whole)) @if !run.has_fixed_body() { ", " (duration(epoch)) " per epoch" } ", of which testing and saving were "
                     (percent(1.0 - training / whole)) "."
                 }
             }

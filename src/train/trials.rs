@@ -1,0 +1,241 @@
+//! Trials: short runs on a part of the training images, which choose the learning rate by the rest.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::checkpoint::Choice;
+use super::evaluate::{Prediction, batch_shape, evaluate};
+use super::metrics::Trial;
+use super::recipe::{HELD_BACK_PARTS, Recipe};
+use super::trainer::Trainer;
+use crate::data::random::{Purpose, RandomStream};
+use crate::data::{Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample};
+use crate::device::Device;
+use crate::error::{ErrorKind, Result};
+use crate::tensor::Tensor;
+
+/// The division of the training images for trials.
+pub struct Division {
+    /// For each image of the data set, whether it is held back.
+    pub is_held_back: Vec<bool>,
+}
+
+impl Division {
+    /// Holds back a fifth of each class of `folder`. All images of one of `groups` stay together: it has a number for each image.
+    pub fn new(folder: &ImageFolder, groups: &[usize], seed: u64) -> Self {
+        let mut of_group: Vec<Option<bool>> = vec![None; groups.len()];
+        let mut groups_of_class: Vec<Vec<usize>> = vec![Vec::new(); folder.classes.len()];
+        for (sample, &group) in folder.samples.iter().zip(groups) {
+            if of_group[group].replace(false).is_none() {
+                groups_of_class[sample.class].push(group);
+            }
+        }
+        for (class, members) in groups_of_class.iter_mut().enumerate() {
+            RandomStream::new(seed, Purpose::Trials, class as u64, 0).shuffle(members);
+            // Of a class with few images, at least one, unless none would be left.
+            let count = (members.len() as f64 / HELD_BACK_PARTS as f64).round().max(1.0) as usize;
+            let count = count.min(members.len().saturating_sub(1));
+            members[..count].iter().for_each(|&group| of_group[group] = Some(true));
+        }
+        Self { is_held_back: groups.iter().map(|&group| of_group[group] == Some(true)).collect() }
+    }
+
+    /// The images that are held back, or the others.
+    fn part(&self, folder: &ImageFolder, held_back: bool) -> Arc<ImageFolder> {
+        let samples = folder.samples.iter().zip(&self.is_held_back).filter(|(_, is)| **is == held_back);
+        Arc::new(ImageFolder { samples: samples.map(|(sample, _)| sample.clone()).collect(), ..folder.clone() })
+    }
+}
+
+/// Progress of the trials.
+pub enum TrialEvent<'a> {
+    /// A step of a trial was completed.
+    Step {
+        /// Steps of all trials so far.
+        step: usize,
+        /// Steps of all trials.
+        of: usize,
+    },
+    /// Images could not be read.
+    Skipped(&'a [SkippedSample]),
+}
+
+/// The outcome of the trials.
+pub struct Trials {
+    /// Number of held-back images.
+    pub held_back: usize,
+    /// Epochs of each trial.
+    pub epochs: usize,
+    /// The trials; that of the fitted head alone is the first.
+    pub trials: Vec<Trial>,
+}
+
+impl Trials {
+    /// The trial with the smallest loss; of equal ones, the earlier.
+    pub fn choice(&self) -> Choice {
+        let finite = self.trials.iter().filter_map(|trial| Some((trial.loss?, trial.learning_rate)));
+        let best = finite.min_by(|(one, _), (other, _)| one.total_cmp(other));
+        best.and_then(|(_, rate)| rate).map_or(Choice::FixedBody, Choice::LearningRate)
+    }
+}
+
+/// Tries each of the recipe's learning rates, starting from the state of `trainer`, whose head was fitted to the images that are not
+/// held back. `trainer` is then as it was. `see` ends the work with its error.
+///
+/// # Errors
+/// When `see` fails, or the device does.
+pub fn try_learning_rates(
+    trainer: &mut Trainer,
+    recipe: &Recipe,
+    folder: &ImageFolder,
+    division: &Division,
+    options: LoaderOptions,
+    store: &Rc<ImageStore>,
+    mut see: impl FnMut(TrialEvent) -> Result<()>,
+) -> Result<Trials> {
+    let loader = |held_back: bool, mode: Mode| {
+        let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, ..options })?;
+        Batches::new(loader.with_augmentations(&recipe.augment), store)
+    };
+    let mut train_batches = loader(false, Mode::Train { seed: recipe.seed })?;
+    let mut held_back_batches = loader(true, Mode::Evaluate)?;
+    let epochs = recipe.trial_epochs();
+    let steps = train_batches.loader().batch_count();
+    let schedule = Recipe { epochs, ..recipe.clone() }.schedule(steps)?;
+    let of = recipe.try_learning_rates.len() * epochs * steps;
+
+    let start = trainer.state()?;
+    let alone = predictions(trainer, &mut held_back_batches, recipe, &mut see)?;
+    let mut trials = vec![trial(None, Some(&alone), &alone)];
+    for (number, &learning_rate) in recipe.try_learning_rates.iter().enumerate() {
+        trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.trainable()?.grouping);
+        let mut step = 0;
+        let mut is_finite = true;
+        'epochs: for epoch in 0..epochs {
+            let mut batches = train_batches.epoch_from(epoch as u64, 0);
+            while let Some(batch) = batches.next_batch() {
+                let batch = batch?;
+                see(TrialEvent::Skipped(&batch.skipped))?;
+                let shape = batch_shape(&batch, recipe.image_size);
+                trainer.updater_mut().set_step_factors(schedule.at(step as u64));
+                step += 1;
+                if batch.targets.len() >= trainer.network().fewest_images(recipe.image_size) {
+                    let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
+                    is_finite = trainer.step_by(shape, write, &batch.targets)?.loss.is_finite();
+                }
+                see(TrialEvent::Step { step: number * epochs * steps + step, of })?;
+                if !is_finite {
+                    break 'epochs;
+                }
+            }
+        }
+        let found = match is_finite {
+            true => match predictions(trainer, &mut held_back_batches, recipe, &mut see) {
+                Err(error) if error.kind() == ErrorKind::NotFinite => None,
+                result => Some(result?),
+            },
+            false => None,
+        };
+        trials.push(trial(Some(learning_rate), found.as_deref(), &alone));
+        trainer.set_state(&start)?;
+    }
+    Ok(Trials { held_back: alone.len(), epochs, trials })
+}
+
+/// The predictions for the held-back images.
+fn predictions(
+    trainer: &mut Trainer,
+    batches: &mut Batches,
+    recipe: &Recipe,
+    see: &mut impl FnMut(TrialEvent) -> Result<()>,
+) -> Result<Vec<Prediction>> {
+    let visit = |batch: &InputBatch| see(TrialEvent::Skipped(&batch.skipped));
+    Ok(evaluate(trainer.network_mut(), batches, recipe.image_size, visit)?.1)
+}
+
+/// The outcome of one trial; `found` is none if its numbers were no longer finite.
+fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Prediction]) -> Trial {
+    let is_correct = |prediction: &Prediction| prediction.class() == prediction.target;
+    let found = found.unwrap_or_default();
+    let images = found.len().max(1) as f64;
+    let pairs = || found.iter().map(is_correct).zip(alone.iter().map(is_correct));
+    Trial {
+        learning_rate,
+        loss: (!found.is_empty()).then(|| found.iter().map(Prediction::loss).sum::<f64>() / images),
+        accuracy: found.iter().filter(|one| is_correct(one)).count() as f64 / images,
+        gained: pairs().filter(|pair| *pair == (true, false)).count(),
+        lost: pairs().filter(|pair| *pair == (false, true)).count(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{DecodeOptions, Sample};
+
+    fn folder(classes: &[usize]) -> ImageFolder {
+        let files = (0..classes.len()).map(|number| format!("{number}.png").into()).collect();
+        let names = (0..3).map(|class| class.to_string()).collect();
+        let mut folder = ImageFolder::unlabelled(files, names, DecodeOptions::default());
+        for (sample, &class) in folder.samples.iter_mut().zip(classes) {
+            *sample = Sample { class, ..sample.clone() };
+        }
+        folder
+    }
+
+    #[test]
+    fn a_fifth_of_each_class_is_held_back_and_copies_stay_together() {
+        let classes: Vec<usize> =
+            (0..72).map(|image| if image < 50 { 0 } else { 1 + usize::from(image > 69) }).collect();
+        let mut groups: Vec<usize> = (0..72).collect();
+        for copy in [3, 4, 5, 6] {
+            groups[copy] = 3;
+        }
+        let folder = folder(&classes);
+        let mut held_back_at_all = [0; 72];
+        for seed in 0..40 {
+            let division = Division::new(&folder, &groups, seed);
+            assert_eq!(division.is_held_back, Division::new(&folder, &groups, seed).is_held_back);
+            assert!([4, 5, 6].iter().all(|&copy| division.is_held_back[copy] == division.is_held_back[3]));
+            let count = |class: usize| {
+                let of_class = division.is_held_back.iter().zip(&classes).filter(|(_, of)| **of == class);
+                of_class.filter(|(held_back, _)| **held_back).count()
+            };
+            // 47 groups of 50 images, 20 images, and 2.
+            assert!([9, 12].contains(&count(0)) || division.is_held_back[3], "{}", count(0));
+            assert_eq!((count(1), count(2)), (4, 1));
+            let [training, held_back] = [false, true].map(|which| division.part(&folder, which));
+            assert_eq!(training.len() + held_back.len(), 72);
+            assert!(training.class_counts().iter().all(|&count| count > 0));
+            division.is_held_back.iter().zip(&mut held_back_at_all).for_each(|(is, count)| *count += usize::from(*is));
+        }
+        assert!(held_back_at_all.iter().all(|&count| count > 0), "{held_back_at_all:?}");
+    }
+
+    #[test]
+    fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller() {
+        let one = |learning_rate, loss| Trial { learning_rate, loss, accuracy: 0.5, gained: 0, lost: 0 };
+        let choice = |trials: &[Trial]| Trials { held_back: 10, epochs: 1, trials: trials.to_vec() }.choice();
+        let alone = one(None, Some(0.5));
+        assert_eq!(
+            choice(&[alone, one(Some(1e-3), Some(0.4)), one(Some(1e-2), Some(0.45))]),
+            Choice::LearningRate(1e-3)
+        );
+        assert_eq!(choice(&[alone, one(Some(1e-3), Some(0.5)), one(Some(1e-2), None)]), Choice::FixedBody);
+        assert_eq!(choice(&[one(None, None), one(Some(1e-2), None)]), Choice::FixedBody);
+    }
+
+    #[test]
+    fn gains_and_losses_are_counted_against_the_fitted_head_alone() {
+        let prediction = |target, class: usize| Prediction {
+            index: 0,
+            target,
+            logits: (0..2).map(|k| f32::from(k == class)).collect(),
+        };
+        let alone = [prediction(0, 0), prediction(0, 1), prediction(1, 1), prediction(1, 0)];
+        let found = [prediction(0, 1), prediction(0, 0), prediction(1, 1), prediction(1, 1)];
+        let trial = trial(Some(1.0), Some(&found), &alone);
+        assert_eq!((trial.accuracy, trial.gained, trial.lost), (0.75, 2, 1));
+        assert_eq!(super::trial(Some(1.0), None, &alone).loss, None);
+    }
+}
