@@ -1453,7 +1453,7 @@ mod duplicates {
     use image::codecs::jpeg::JpegEncoder;
     use image::imageops::FilterType;
     use retune::drawing::{Counts, Subject, draw_set};
-    use retune::train::{DataCheck, DuplicateImages, Recipe, RunFolder, few_steps, open_data_of_run};
+    use retune::train::{DataCheck, DuplicateImages, EarlierImages, Recipe, RunFolder, few_steps, open_data_of_run};
 
     use super::*;
 
@@ -1506,7 +1506,7 @@ mod duplicates {
         assert_eq!(found, splits.examine(7, |_, _| Ok(())).unwrap(), "the workers make no difference");
         assert_eq!(found.read, 85);
 
-        let check = DataCheck::new(&splits, &found, &Recipe::fine_tuning());
+        let check = DataCheck::new(&splits, &found, &Recipe::fine_tuning(), &EarlierImages::default());
         let expected = |left_out: [bool; 9]| {
             let group = |identical: bool, names: &[(&str, bool)]| {
                 (identical, names.iter().map(|(name, left_out)| (name.to_string(), *left_out)).collect::<Vec<_>>())
@@ -1532,11 +1532,13 @@ mod duplicates {
                  train/not-hotdog/wrong.jpg: remove the wrong copies, or leave all out with --drop-duplicates",
                 "1 training image is a copy of other training images (identical files), which thus count more than once, such \
                  as train/hotdog/again.jpg of train/hotdog/0001.jpg; --drop-duplicates keeps one of each",
+                "2 test images are copies of other test images (nearly identical), so the interval of the accuracy is too narrow, \
+                 such as test/hotdog/thrice.jpg of test/hotdog/0004.jpg; --drop-duplicates keeps one of each",
             ]
         );
 
         let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
-        let mut check = DataCheck::new(&splits, &found, &dropping);
+        let mut check = DataCheck::new(&splits, &found, &dropping, &EarlierImages::default());
         assert_eq!(groups(&check), expected([false, true, true, true, true, false, false, true, true]));
         assert_eq!(
             check.warnings(),
@@ -1548,7 +1550,7 @@ mod duplicates {
         let file = path("data_check.json");
         check.save(&file).unwrap();
         assert_eq!(DataCheck::open(&file).unwrap(), check);
-        check.apply(&mut splits).unwrap();
+        check.apply(&mut splits, &EarlierImages::default()).unwrap();
         assert_eq!([splits.train.len(), splits.test.len()], [58, 22]);
         let again = splits.examine(2, |_, _| Ok(())).unwrap();
         assert_eq!(again.duplicates, []);
@@ -1574,8 +1576,9 @@ mod duplicates {
         }
         let mut splits = open_dataset(root.path(), None, 0).unwrap();
         let found = splits.examine(2, |_, _| Ok(())).unwrap();
-        let mut check = DataCheck::new(&splits, &found, &Recipe { drop_duplicates: true, ..Recipe::fine_tuning() });
-        let error = check.apply(&mut splits).unwrap_err();
+        let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
+        let mut check = DataCheck::new(&splits, &found, &dropping, &EarlierImages::default());
+        let error = check.apply(&mut splits, &EarlierImages::default()).unwrap_err();
         assert_eq!(
             error.message(),
             "--drop-duplicates leaves no training image of the class hotdog: all have copies elsewhere"
@@ -1588,12 +1591,14 @@ mod duplicates {
         let root = drawings(20, 1);
         let (all, clean) = (root.path().join("train"), tempfile::tempdir().unwrap());
         let class = |name: &str| all.join(name);
+        let new = EarlierImages::default();
         let draw = |place: &Path, drop_duplicates: bool| {
             let recipe = Recipe { drop_duplicates, test_fraction: Some(0.25), seed: 3, ..Recipe::fine_tuning() };
             let before = recipe.open_data(place).unwrap();
             let mut splits = before.clone();
-            let mut check = DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe);
-            check.apply(&mut splits).unwrap();
+            let found = splits.examine(2, |_, _| Ok(())).unwrap();
+            let mut check = DataCheck::new(&splits, &found, &recipe, &new);
+            check.apply(&mut splits, &EarlierImages::default()).unwrap();
             // A run that goes on draws the same.
             let folder = RunFolder { path: clean.path().to_path_buf() };
             check.save(&folder.data_check()).unwrap();
@@ -1648,7 +1653,7 @@ mod duplicates {
         // Runs of earlier versions drew first.
         check.before_split = false;
         let mut earlier = before.clone();
-        check.apply(&mut earlier).unwrap();
+        check.apply(&mut earlier, &new).unwrap();
         assert_eq!(earlier, before);
 
         // A class whose images all look the same cannot be kept together.
@@ -1667,7 +1672,7 @@ mod duplicates {
         let recipe = Recipe { drop_duplicates: true, test_fraction: Some(0.25), ..Recipe::fine_tuning() };
         let mut splits = recipe.open_data(same.path()).unwrap();
         let found = splits.examine(2, |_, _| Ok(())).unwrap();
-        let error = DataCheck::new(&splits, &found, &recipe).apply(&mut splits).unwrap_err();
+        let error = DataCheck::new(&splits, &found, &recipe, &new).apply(&mut splits, &new).unwrap_err();
         assert!(error.message().starts_with("--drop-duplicates leaves too few images: "), "{error}");
         assert!(error.message().contains("the class a has one image"), "{error}");
     }
@@ -1687,7 +1692,8 @@ mod duplicates {
         let cautions = |exif: bool| {
             let recipe = Recipe { exif, ..Recipe::fine_tuning() };
             let splits = recipe.open_data(root.path()).unwrap();
-            DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe).cautions
+            let found = splits.examine(2, |_, _| Ok(())).unwrap();
+            DataCheck::new(&splits, &found, &recipe, &EarlierImages::default()).cautions
         };
         (0..5).for_each(|number| turn(number, 1));
         (5..7).for_each(|number| turn(number, 6));

@@ -174,13 +174,13 @@ fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Writes the settings with which the run was started; for a resumed run, only if its images have changed.
+/// Writes the settings with which the run was started; for a resumed run, only if the images in its data set have changed.
 fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
     let folder = &run.options.folder;
     let mut config = RunConfig::new(run, data, weights);
     // The configuration of a run of an earlier version may be unreadable.
     if let (true, Ok(earlier)) = (run.position != Position::default(), RunConfig::open(folder)) {
-        if earlier.images == config.images {
+        if earlier.images == config.images && run.data_check.is_none() {
             return Ok(());
         }
         config = RunConfig {

@@ -47,12 +47,18 @@ impl Splits {
         self.drawn.is_some()
     }
 
-    /// Draws the test images again, if they were drawn: without the images in `left_out`, and so that those of a group in `together` are
-    /// all test images or all training images. Images are named as by [`ImageFolder::name_of`].
+    /// Draws the test images again, if they were drawn: without the images in `left_out`, so that those of a group in `together` are
+    /// all test images or all training images, and so that the images in `known` stay in their splits. Images are named as by
+    /// [`ImageFolder::name_of`].
     ///
     /// # Errors
-    /// When a class has fewer than two images left.
-    pub fn draw_again(&mut self, left_out: &HashSet<&str>, together: &[Vec<&str>]) -> Result<()> {
+    /// When a class has fewer than two images or no training image left, or no test image is left.
+    pub fn draw_again(
+        &mut self,
+        left_out: &HashSet<&str>,
+        together: &[Vec<&str>],
+        known: &HashMap<String, Role>,
+    ) -> Result<()> {
         let Some(Drawn { fraction, seed, is_test }) = self.drawn.take() else { return Ok(()) };
         let [mut train, mut test] =
             [&mut self.train, &mut self.test].map(|part| std::mem::take(&mut part.samples).into_iter());
@@ -63,9 +69,18 @@ impl Splits {
         let places: HashMap<&str, usize> =
             names.iter().enumerate().map(|(place, name)| (name.as_str(), place)).collect();
         let groups = together.iter().map(|group| group.iter().filter_map(|name| places.get(name).copied()).collect());
-        let again = split(ImageFolder { samples, ..self.train.clone() }, fraction, seed, &groups.collect::<Vec<_>>())?;
+        let groups = groups.collect::<Vec<_>>();
+        let roles: Vec<Option<Role>> = names.iter().map(|name| known.get(name).copied()).collect();
+        let again = split(ImageFolder { samples, ..self.train.clone() }, fraction, seed, &groups, &roles)?;
         (self.train, self.test, self.drawn) = (again.train, again.test, again.drawn);
-        Ok(())
+        let lacking = self.train.class_counts().iter().position(|&count| count == 0);
+        let lacking = match lacking.map(|class| &self.train.classes[class]) {
+            Some(class) => format!("no training image of the class {class} is left: the others are test images"),
+            None if self.test.is_empty() => "no test image is left".into(),
+            None => return Ok(()),
+        };
+        Err(Error::new(format!("{}: {lacking}", self.train.root.display()))
+            .hint("restore the images that the run began with, or start another run"))
     }
 
     /// The images that are classified after every epoch, to choose the one whose model is kept.
@@ -136,7 +151,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let folder = layout.classes()?;
             layout.require_two_classes(&folder)?;
             match test_fraction {
-                Some(fraction) => split(folder, fraction, seed, &[])?,
+                Some(fraction) => split(folder, fraction, seed, &[], &[])?,
                 None => {
                     return Err(Error::new(format!(
                         "{} contains no train/ and test/ (or val/) folders, and no test fraction is given",
@@ -150,7 +165,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let train = ImageFolder::open(root.join(train))?;
             train.require_two_classes()?;
             match (layout.held_out(), test_fraction) {
-                (None, Some(fraction)) => split(train, fraction, seed, &[])?,
+                (None, Some(fraction)) => split(train, fraction, seed, &[], &[])?,
                 (None, None) => return Err(layout.nothing_to_test_on()),
                 (Some(test), Some(_)) => {
                     return Err(Error::usage(format!(
@@ -213,7 +228,7 @@ pub fn open_table(root: impl AsRef<Path>, table: &Path, test_fraction: Option<f6
     }
     let [validation, test] = [Role::Validation, Role::Test].map(|role| read.part(role));
     let mut splits = match (test, validation, test_fraction) {
-        (None, None, Some(fraction)) => split(train, fraction, seed, &[])?,
+        (None, None, Some(fraction)) => split(train, fraction, seed, &[], &[])?,
         (None, None, None) => {
             return Err(Error::usage(format!("no test fraction is given for the images in {shown}"))
                 .hint("hold out part of every class for testing, for example with --test-fraction 0.2"));
@@ -655,8 +670,15 @@ fn shown(names: &[OsString]) -> String {
 }
 
 /// Holds out the same share of every class: at least one image, and never all. The images of a group in `together` stay on one side, as
-/// far as that is possible.
-fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>]) -> Result<Splits> {
+/// far as that is possible. An image with a role in `known` keeps it, and the others of its group get it; the share is then that of the
+/// images without one.
+fn split(
+    folder: ImageFolder,
+    fraction: f64,
+    seed: u64,
+    together: &[Vec<usize>],
+    known: &[Option<Role>],
+) -> Result<Splits> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::usage(format!("the test fraction is {fraction}; it must be between 0 and 1")));
     }
@@ -670,16 +692,32 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>])
         ))
         .hint("add images to the class, or remove it"));
     }
-    let share = |count: usize| ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
-    let wanted: Vec<usize> = counts.iter().map(|&count| share(count)).collect();
+    let mut held = HeldOutImages { folder: &folder, held: vec![0; counts.len()], is_test: vec![false; folder.len()] };
+    let mut is_settled: Vec<bool> =
+        (0..folder.len()).map(|index| known.get(index).is_some_and(Option::is_some)).collect();
+    for index in (0..folder.len()).filter(|&index| known.get(index) == Some(&Some(Role::Test))) {
+        held.hold_out(&[index], &counts);
+    }
+    for group in together {
+        let has = |role: Role| group.iter().any(|&index| known.get(index) == Some(&Some(role)));
+        if has(Role::Test) && !has(Role::Train) {
+            held.hold_out(group, &counts);
+        }
+        if has(Role::Test) || has(Role::Train) {
+            group.iter().for_each(|&index| is_settled[index] = true);
+        }
+    }
+    let mut of_class = vec![Vec::new(); counts.len()];
+    for (index, sample) in folder.samples.iter().enumerate().filter(|(index, _)| !is_settled[*index]) {
+        of_class[sample.class].push(index);
+    }
+    let share = |images: usize| (images as f64 * fraction).round() as usize;
+    let wanted = counts.iter().zip(&held.held).zip(&of_class);
+    let wanted: Vec<usize> =
+        wanted.map(|((&count, held), drawn)| (held + share(drawn.len())).clamp(1, count - 1)).collect();
     let all_but_one: Vec<usize> = counts.iter().map(|count| count - 1).collect();
     let groups: HashMap<usize, &[usize]> =
         together.iter().flat_map(|group| group.iter().map(move |&index| (index, group.as_slice()))).collect();
-    let mut held = HeldOutImages { folder: &folder, held: vec![0; counts.len()], is_test: vec![false; folder.len()] };
-    let mut of_class = vec![Vec::new(); counts.len()];
-    for (index, sample) in folder.samples.iter().enumerate() {
-        of_class[sample.class].push(index);
-    }
     for (class, mut members) in of_class.into_iter().enumerate() {
         RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);
         let alone: Vec<[usize; 1]> = members.iter().map(|&index| [index]).collect();
@@ -701,7 +739,7 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>])
             units.sort_by_key(|unit| unit.len());
             let _ = units.iter().any(|unit| held.hold_out(unit, &all_but_one));
         }
-        if held.held[class] == 0 {
+        if held.held[class] == 0 && alone.len() == counts[class] {
             // All images of the class look the same.
             alone.iter().take(wanted[class]).for_each(|own| _ = held.hold_out(own, &all_but_one));
         }

@@ -26,7 +26,7 @@ mod trainer;
 
 pub use checkpoint::{Best, Checkpoint, Position, save_checkpoint};
 pub use config::RunConfig;
-pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, few_steps, open_data_of_run};
+pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, EarlierImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
 pub use evaluate::{Prediction, batch_shape, classify, evaluate, softmax};
 pub use events::{Event, Pace, Summary};
