@@ -12,7 +12,7 @@ use retune::data::transformer::normalize;
 use retune::data::{
     Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, FileKind, ImageFolder, Loader, LoaderOptions, Mode,
     Operation, PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
-    open_labelled, open_labelled_by, open_table,
+    open_labelled, open_labelled_by, open_table, open_training_images,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -833,6 +833,36 @@ mod folders {
                 assert!(Role::of(class.as_ref()).is_none());
             }
         }
+        // Within a common name, beside other folders, and in a folder of the same name.
+        let root = folder_of(&[
+            "seg_train/seg_train/cat/1.jpg",
+            "seg_train/seg_train/dog/1.jpg",
+            "seg_test/cat/1.jpg",
+            "seg_test/dog/1.jpg",
+            "seg_pred/1.jpg",
+        ]);
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        assert_eq!(splits.train.root, root.path().join("seg_train/seg_train"));
+        assert_eq!(splits.test.root, root.path().join("seg_test"));
+        assert_eq!(
+            splits.notices,
+            ["not read, as it is not a folder of training, validation or test images: seg_pred"]
+        );
+        let labelled = open_labelled(root.path(), &["cat", "dog"].map(String::from)).unwrap();
+        assert_eq!((labelled.folder, labelled.role), (root.path().join("seg_test"), Some(Role::Test)));
+        let root = folder_of(&["x_train/1.jpg", "x_test/1.jpg", "y/1.jpg", "y/2.jpg"]);
+        assert!(
+            open_dataset(root.path(), Some(0.5), 0).unwrap_err().message().contains("the class x_test has one image")
+        );
+        let root = folder_of(&["x_train/1.jpg", "x_train/2.jpg", "x_test/1.jpg", "x_test/2.jpg"]);
+        let error = message(root.path(), open_dataset(root.path(), Some(0.5), 0));
+        assert!(error.contains("so the classes of the images are not known"), "{error}");
+        let root = folder_of(&["1_train/a/1.jpg", "1_test/a/1.jpg", "2_train/a/1.jpg", "2_test/a/1.jpg"]);
+        let error = message(root.path(), open_dataset(root.path(), Some(0.5), 0));
+        assert!(
+            error.starts_with("DATA contains several data sets, each with its own splits: 1_test, 1_train"),
+            "{error}"
+        );
         let root = folder_of(&["Train/a/1.jpg", "training/a/1.jpg", "val/a/1.jpg"]);
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
@@ -888,6 +918,31 @@ mod folders {
         assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["bus", "train"]);
         let root = folder_of(&["valid/1.jpg", "valid/2.jpg", "invalid/1.jpg", "invalid/2.jpg"]);
         assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["invalid", "valid"]);
+    }
+
+    #[test]
+    fn images_outside_of_class_folders_are_told() {
+        let with_splits =
+            ["0.jpg", "train/1.heic", "train/a/1.jpg", "train/b/1.jpg", "test/x.jpg", "test/a/1.jpg", "test/b/1.jpg"];
+        let without = ["1.jpg", "notes.txt", "._2.jpg", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"];
+        for (files, fraction, count) in [(&with_splits[..], None, "3 images"), (&without[..], Some(0.5), "1 image")] {
+            let root = folder_of(files);
+            if fraction.is_some() {
+                fs::write(root.path().join("notes.txt"), "no image").unwrap();
+            }
+            let splits = open_dataset(root.path(), fraction, 0).unwrap();
+            let are = if count == "1 image" { "is" } else { "are" };
+            let first = root.path().join(files[0]).display().to_string();
+            let told = format!("{count} outside of the class folders {are} not used, such as {first}");
+            assert_eq!(splits.notices, [told.clone()]);
+            let error = splits.not_read().require_all_used().unwrap_err();
+            assert_eq!(error.message(), told);
+            assert!(
+                open_training_images(root.path()).unwrap().1.iter().any(|line| line.contains("outside of the class"))
+            );
+        }
+        let root = folder_of(&["a/1.jpg", "b/1.jpg"]);
+        assert!(ImageFolder::open(root.path()).unwrap().not_read.require_all_used().is_ok());
     }
 
     #[test]
@@ -973,7 +1028,7 @@ mod folders {
             folder.not_read.unsupported_line().unwrap(),
             "5 files skipped: 3 HEIC, 1 AVIF, 1 PNM with the ending .part"
         );
-        let error = folder.not_read.require_none_unsupported().unwrap_err();
+        let error = folder.not_read.require_all_used().unwrap_err();
         assert!(error.message().contains("3.ppm.part: PNM with the ending .part is not"), "{error}");
         let first = folder_of(&["a/1.jpg", "b/1.heic"]);
         let error = message(first.path(), ImageFolder::open(first.path()));

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::decode::DecodeOptions;
 use super::format::FileKind;
-use super::image_folder::{ImageFolder, UnknownClasses, counted, entries, first_names, require_folder, sub_folders};
+use super::image_folder::{
+    ImageFolder, UnknownClasses, counted, entries, first_names, note_images_in, require_folder, sub_folders,
+};
 use super::labels::{Table, fits};
 use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
@@ -196,12 +198,11 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
         }
     };
     notices.extend(splits.train.notices_of_names(&splits.train.root));
-    let mut not_read = splits.not_read();
     // If there are no splits, the list of classes has counted them.
     if layout.train.is_some() {
-        not_read.add(&layout.not_read);
+        splits.train.not_read.add(&layout.not_read);
     }
-    notices.extend(not_read.notices());
+    notices.extend(splits.not_read().notices());
     splits.notices = notices;
     Ok(splits)
 }
@@ -329,7 +330,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         not_read.add(&layout.not_read);
     }
     notices.extend(not_read.notices());
-    let role = layout.held_out().and_then(|name| Role::of(name));
+    let role = layout.test.as_ref().map(|_| Role::Test).or(layout.validation.as_ref().map(|_| Role::Validation));
     Ok(Labelled { images, unknown: correspondence.unknown, notices, role, folder: place })
 }
 
@@ -392,11 +393,46 @@ struct Layout {
     train: Option<OsString>,
     validation: Option<OsString>,
     test: Option<OsString>,
-    /// Folders with the name of a split that contain no class folders, and their numbers of images.
-    unlabelled: Vec<(OsString, usize)>,
+    /// Folders with the name of a split that contain no class folders.
+    unlabelled: Vec<Unlabelled>,
     /// All other folders.
     others: Vec<OsString>,
     not_read: NotRead,
+}
+
+/// A folder with the name of a split that contains no class folders.
+struct Unlabelled {
+    name: OsString,
+    role: Role,
+    images: usize,
+}
+
+/// The roles of the folders in `root` with these names.
+///
+/// # Errors
+/// When several of them have the name of the same split.
+fn roles_of(root: &Path, names: &[OsString]) -> Result<Vec<Option<Role>>> {
+    let plain: Vec<Option<Role>> = names.iter().map(|name| Role::of(name)).collect();
+    if plain.iter().any(Option::is_some) {
+        return Ok(plain);
+    }
+    // Among other folders, images in such a folder may be those of a class.
+    let is_sure = |roles: &Vec<Option<Role>>| {
+        let mut training = names.iter().zip(roles).filter(|(_, role)| **role == Some(Role::Train));
+        let has_classes = |name| Content::of(&root.join(name)).is_ok_and(|content| !content.folders.is_empty());
+        roles.iter().all(Option::is_some) || training.any(|(name, _)| has_classes(name))
+    };
+    let mut found = Role::within_common_names(names).into_iter().filter(is_sure);
+    let Some(roles) = found.next() else { return Ok(plain) };
+    if found.next().is_some() {
+        return Err(Error::new(format!(
+            "{} contains several data sets, each with its own splits: {}",
+            root.display(),
+            shown(names)
+        ))
+        .hint("move the splits of one of them into a folder of their own, and give that"));
+    }
+    Ok(roles)
 }
 
 /// The direct contents of a folder.
@@ -440,16 +476,24 @@ impl Layout {
             others: Vec::new(),
             not_read: NotRead::default(),
         };
-        for name in sub_folders(root, &mut layout.not_read)? {
-            let Some(role) = Role::of(&name) else {
+        let names = sub_folders(root, &mut layout.not_read)?;
+        note_images_in(root, &mut layout.not_read)?;
+        let roles = roles_of(root, &names)?;
+        for (name, role) in names.into_iter().zip(roles) {
+            let Some(role) = role else {
                 layout.others.push(name);
                 continue;
             };
             let content = Content::of(&root.join(&name))?;
             if content.folders.is_empty() {
-                layout.unlabelled.push((name, content.images));
+                layout.unlabelled.push(Unlabelled { name, role, images: content.images });
                 continue;
             }
+            // Some archives contain the folder of a split in another of the same name.
+            let name = match content.folders.as_slice() {
+                [only] if *only == name && content.images == 0 => Path::new(&name).join(only).into_os_string(),
+                _ => name,
+            };
             let place = match role {
                 Role::Train => &mut layout.train,
                 Role::Validation => &mut layout.validation,
@@ -480,7 +524,7 @@ impl Layout {
         if self.train.is_none() && self.held_out().is_none() {
             return notices;
         }
-        for (name, images) in &self.unlabelled {
+        for Unlabelled { name, images, .. } in &self.unlabelled {
             let found = match images {
                 0 => "it contains neither class folders nor images".to_string(),
                 _ => format!("it has no class folders ({})", counted(*images, "image", "images")),
@@ -512,7 +556,7 @@ impl Layout {
 
     /// What the folders of splits contain that have no class folders: `data/test has 5 images in no class folders`.
     fn unlabelled_images(&self) -> Option<String> {
-        let found = self.unlabelled.iter().map(|(name, images)| {
+        let found = self.unlabelled.iter().map(|Unlabelled { name, images, .. }| {
             let place = self.root.join(name);
             match images {
                 0 => format!("{} contains neither class folders nor images", place.display()),
@@ -536,7 +580,7 @@ impl Layout {
         const CLASS_FOLDERS: &str = "put the images of each class into a folder that has the name of the class";
         let unlabelled = self.unlabelled_images().unwrap_or_default();
         if let Some(held_out) = self.held_out() {
-            if self.unlabelled.iter().any(|(name, _)| Role::of(name) == Some(Role::Train)) {
+            if self.unlabelled.iter().any(|split| split.role == Role::Train) {
                 return Err(Error::new(format!(
                     "{root} contains {}/, but no training images with classes: {unlabelled}",
                     held_out.display()
@@ -549,11 +593,10 @@ impl Layout {
             ))
             .hint("put the training images beside it, into train/ with one folder for each class"));
         }
-        let role = |name: &OsString| Role::of(name);
-        let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|(name, _)| role(name).is_some_and(wanted));
+        let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|split| wanted(split.role));
         let only_splits = self.others.is_empty() && !self.unlabelled.is_empty();
         if only_splits || (has(|role| role == Role::Train) && has(|role| role != Role::Train)) {
-            let consequence = match self.unlabelled.iter().any(|(_, images)| *images > 0) {
+            let consequence = match self.unlabelled.iter().any(|split| split.images > 0) {
                 true => ", so the classes of the images are not known",
                 false => "",
             };
@@ -569,7 +612,9 @@ impl Layout {
             let place = self.root.join(name);
             // Below a class there may be anything; only splits of both kinds are taken for splits.
             let below = sub_folders(&place, &mut NotRead::default())?;
-            let roles: Vec<(&OsString, Role)> = below.iter().filter_map(|name| Some((name, Role::of(name)?))).collect();
+            let Ok(roles) = roles_of(&place, &below) else { continue };
+            let roles: Vec<(&OsString, Role)> =
+                below.iter().zip(roles).filter_map(|(name, role)| Some((name, role?))).collect();
             let Some((train, _)) = roles.iter().find(|(_, role)| *role == Role::Train) else { continue };
             let names: Vec<String> = roles.iter().map(|(name, _)| place.join(name).display().to_string()).collect();
             if !Content::of(&place.join(train))?.folders.is_empty() {

@@ -138,6 +138,7 @@ impl ImageFolder {
             }
         }
         not_read.unsupported.sort_by(|a, b| a.path.cmp(&b.path));
+        note_images_in(root, &mut not_read)?;
         Ok(Self { root: root.to_path_buf(), classes, spellings, samples, decoding: DecodeOptions::default(), not_read })
     }
 
@@ -393,6 +394,16 @@ pub(super) fn sub_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<OsS
     }
     names.sort();
     Ok(names)
+}
+
+/// Adds the images that lie in `folder` itself, beside class folders or folders of splits, to what is not read.
+pub(super) fn note_images_in(folder: &Path, not_read: &mut NotRead) -> Result<()> {
+    let files = entries(folder)?.into_iter().filter(|entry| !entry.is_folder);
+    let files = files.map(|entry| (folder.join(&entry.name), entry.name));
+    let images = files.filter(|(path, name)| matches!(kind_of(path, name), FileKind::Image | FileKind::Unsupported(_)));
+    not_read.outside.extend(images.map(|(path, _)| path));
+    not_read.outside.sort();
+    Ok(())
 }
 
 /// Something in a folder.

@@ -96,7 +96,7 @@ impl Start {
             }
         }
         if options.strict {
-            splits.not_read().require_none_unsupported()?;
+            splits.not_read().require_all_used()?;
         }
         splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
         let classes = splits.train.classes.len();
