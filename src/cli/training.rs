@@ -8,6 +8,7 @@ use super::{GlobalArguments, report, shell, size, warn, warn_of_skipped};
 use crate::data::counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::printable::plain_number;
+use crate::report::{Finding, RunRecord, divergence};
 use crate::train::{
     DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard, few_steps,
 };
@@ -97,6 +98,7 @@ impl Training<'_> {
             true => Some(TensorBoard::create(&folder.path, batches)?),
             false => None,
         };
+        let train_counts = run.splits.train.class_counts();
         let result = run.train(|event| {
             if let (Some(open), Event::Recorded(metric) | Event::Epoch(metric)) = (&mut board, &event)
                 && let Err(error) = open.add(metric)
@@ -133,6 +135,13 @@ impl Training<'_> {
         global.note(&format!("best {name} accuracy {accuracy:.3} {place}: {}", folder.model().display()));
         if let HeldOut::Validation { .. } = summary.held_out {
             global.note(&format!("test accuracy of that model {:.3}", summary.test_acc));
+        }
+        // A record that cannot be read is told by the report.
+        let record = RunRecord::open(&folder).ok();
+        if let Some(Finding { title, evidence, advice }) =
+            record.and_then(|record| divergence(&record, Some(&train_counts)))
+        {
+            warn(&format!("{title}. {evidence} {advice}"));
         }
         if self.report {
             report::after_training(global, &folder, self.data, &shared);
