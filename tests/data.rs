@@ -913,6 +913,21 @@ mod folders {
                 assert_eq!(message(root.path(), open_dataset(root.path(), fraction, 0)), expected);
             }
         }
+        // Masks are images too, but not those of a class.
+        for files in [
+            &["images/1.jpg", "images/2.jpg", "annotations/trimaps/1.png", "annotations/trimaps/2.png"][..],
+            &["train/Images/1.jpg", "train/Masks/1.png", "train/gt/1.png", "test/Images/1.jpg", "test/Masks/1.png"],
+        ] {
+            let root = folder_of(files);
+            let fraction = if files.len() == 4 { Some(0.5) } else { None };
+            let error = message(root.path(), open_dataset(root.path(), fraction, 0));
+            assert!(error.contains("contains images and their annotations, not folders of classes: "), "{error}");
+        }
+        for [one, other] in [["mask", "no_mask"], ["image", "video"], ["bottles", "labels"]] {
+            let files = [one, other].map(|class| [format!("{class}/1.jpg"), format!("{class}/2.jpg")]).concat();
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, [one, other].map(String::from));
+        }
         // Names of splits that hold images among other classes are classes.
         let root = folder_of(&["train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg"]);
         assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["bus", "train"]);
@@ -934,9 +949,9 @@ mod folders {
             let are = if count == "1 image" { "is" } else { "are" };
             let first = root.path().join(files[0]).display().to_string();
             let told = format!("{count} outside of the class folders {are} not used, such as {first}");
-            assert_eq!(splits.notices, [told.clone()]);
+            assert_eq!(splits.notices, [told]);
             let error = splits.not_read().require_all_used().unwrap_err();
-            assert_eq!(error.message(), told);
+            assert_eq!(error.message(), splits.notices[0]);
             assert!(
                 open_training_images(root.path()).unwrap().1.iter().any(|line| line.contains("outside of the class"))
             );

@@ -141,7 +141,7 @@ impl Training<'_> {
         if let Some(Finding { title, evidence, advice }) =
             record.and_then(|record| divergence(&record, Some(&train_counts)))
         {
-            warn(&format!("{title}. {evidence} {advice}"));
+            warn(&format!("{}. {evidence} {advice}", title.replacen("The", "the", 1)));
         }
         if self.report {
             report::after_training(global, &folder, self.data, &shared);

@@ -111,6 +111,25 @@ impl Correspondence {
     }
 }
 
+/// Names of folders of images, in lower case, and of folders that say what is where in them, as data sets for detection and segmentation
+/// have them side by side.
+const IMAGES: [&str; 6] = ["images", "image", "imgs", "img", "jpegimages", "jpeg_images"];
+const ANNOTATIONS: [&str; 13] = [
+    "annotations",
+    "annotation",
+    "labels",
+    "masks",
+    "mask",
+    "segmentations",
+    "segmentation",
+    "segmentationclass",
+    "segmentationobject",
+    "trimaps",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+];
+
 impl ImageFolder {
     /// Lists the images below `root`. The classes are its sub-folders in byte order; they contain images at any
     /// depth, also through symbolic links. Folders whose names differ only in their Unicode form are one class.
@@ -294,8 +313,20 @@ impl ImageFolder {
     /// Checks that there are classes to distinguish.
     ///
     /// # Errors
-    /// When there is only one class.
+    /// When there is only one class, or the folders are those of images and of their annotations.
     pub fn require_two_classes(&self) -> Result<()> {
+        let has = |known: &[&str]| self.classes.iter().filter(|name| known.contains(&&*name.to_lowercase())).count();
+        let (images, annotations) = (has(&IMAGES), has(&ANNOTATIONS));
+        if images > 0 && annotations > 0 && images + annotations == self.classes.len() {
+            return Err(Error::new(format!(
+                "{} contains images and their annotations, not folders of classes: {}",
+                self.root.display(),
+                first_names(&self.classes)
+            ))
+            .hint(
+                "put the images of each class into a folder that has the name of the class, or give the classes in a CSV file with --labels",
+            ));
+        }
         match self.classes.as_slice() {
             [only] => Err(Error::new(format!(
                 "{} has only one class folder, {only}; a classifier needs at least two",
