@@ -717,9 +717,19 @@ def make_tiff():
             suffix = f"-{options[292]}" if options else ""
             add(f"tiff/{kind}{suffix}{name}.tif", saved(page, "TIFF", compression=kind, tiffinfo=options))
         add(f"tiff/group4-reversed{name}.tif", reversed_fax(page))
-    # JPEG within TIFF.
-    for mode, picture in (("rgb", image), ("grey", grey), ("ycbcr", image.convert("YCbCr"))):
+    # JPEG within TIFF; two and four samples have no meaning in a JPEG.
+    alpha = Image.fromarray(ALPHA)
+    inks = np.asarray(image.convert("CMYK")) ^ np.array([0, 0, 0, 60], np.uint8)
+    with_alpha = {kind: picture.copy() for kind, picture in (("grey-alpha", grey), ("rgb-alpha", image))}
+    for picture in with_alpha.values():
+        picture.putalpha(alpha)
+    modes = {"rgb": image, "grey": grey, "ycbcr": image.convert("YCbCr"), "cmyk": Image.fromarray(inks, "CMYK"), **with_alpha}
+    for mode, picture in modes.items():
         add(f"tiff/jpeg-{mode}.tif", saved(picture, "TIFF", compression="jpeg", quality=95))
+    for mode in ("cmyk", "grey-alpha"):
+        add(f"tiff/jpeg-{mode}-strips.tif", saved(modes[mode], "TIFF", compression="jpeg", quality=60, tiffinfo={278: 8}))
+    plane = lambda data: saved(Image.frombytes("L", SIZE, data), "JPEG", quality=95)
+    add("tiff/jpeg-cmyk-planar.tif", tiff(inks, 5, planar=True, damage=plane, more={259: (3, [7])}.items()))
     # What neither reads, or only one.
     for number in (6, 34925, 34712, 34661, 50002, 12345):
         add(f"tiff/compression-{number}.tif", tiff(RGB, 2, more={259: (3, [number])}.items()))

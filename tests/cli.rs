@@ -1194,6 +1194,33 @@ mod other_commands {
     }
 
     #[test]
+    fn an_image_that_is_missing_does_not_stop_the_others() {
+        let place = Workplace::with_base_model();
+        let (model, image) = ("base/model.safetensors", "colours/green/00.png");
+        fs::create_dir(place.path("empty")).unwrap();
+        let alone = place.succeed(&format!("predict {model} {image}")).stdout;
+        let outcome = place.run(&format!("predict {model} {image} missing.png empty no/*.png {image} --format csv"));
+        assert_eq!(outcome.status, 1);
+        let lines: Vec<&str> = outcome.stdout.lines().collect();
+        assert_eq!(
+            lines.iter().filter(|line| line.starts_with(image)).count(),
+            2 * alone.lines().count().max(1),
+            "{lines:?}"
+        );
+        for told in [
+            "warning: skipped: missing.png: no such file\n",
+            "warning: skipped: empty: no images in this folder\n",
+            "error: 3 of 5 images could not be read\n",
+        ] {
+            assert!(outcome.stderr.contains(told), "{}", outcome.stderr);
+        }
+        let embedded = place.run(&format!("embed {model} missing.png {image} --output features.csv"));
+        assert_eq!(embedded.status, 1);
+        assert!(embedded.stderr.ends_with("error: 1 of 2 images could not be read\n"), "{}", embedded.stderr);
+        assert_eq!(String::from_utf8(place.read("features.csv")).unwrap().lines().count(), 2);
+    }
+
+    #[test]
     fn predict_reads_an_image_from_standard_input() {
         let place = Workplace::with_base_model();
         let (model, image) = ("base/model.safetensors", "colours/green/00.png");

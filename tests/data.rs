@@ -12,7 +12,7 @@ use retune::data::transformer::normalize;
 use retune::data::{
     Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, FileKind, ImageFolder, Loader, LoaderOptions, Mode,
     Operation, PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
-    open_labelled, open_labelled_by, open_table,
+    open_labelled, open_labelled_by, open_table, open_training_images,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -833,6 +833,36 @@ mod folders {
                 assert!(Role::of(class.as_ref()).is_none());
             }
         }
+        // Within a common name, beside other folders, and in a folder of the same name.
+        let root = folder_of(&[
+            "seg_train/seg_train/cat/1.jpg",
+            "seg_train/seg_train/dog/1.jpg",
+            "seg_test/cat/1.jpg",
+            "seg_test/dog/1.jpg",
+            "seg_pred/1.jpg",
+        ]);
+        let splits = open_dataset(root.path(), None, 0).unwrap();
+        assert_eq!(splits.train.root, root.path().join("seg_train/seg_train"));
+        assert_eq!(splits.test.root, root.path().join("seg_test"));
+        assert_eq!(
+            splits.notices,
+            ["not read, as it is not a folder of training, validation or test images: seg_pred"]
+        );
+        let labelled = open_labelled(root.path(), &["cat", "dog"].map(String::from)).unwrap();
+        assert_eq!((labelled.folder, labelled.role), (root.path().join("seg_test"), Some(Role::Test)));
+        let root = folder_of(&["x_train/1.jpg", "x_test/1.jpg", "y/1.jpg", "y/2.jpg"]);
+        assert!(
+            open_dataset(root.path(), Some(0.5), 0).unwrap_err().message().contains("the class x_test has one image")
+        );
+        let root = folder_of(&["x_train/1.jpg", "x_train/2.jpg", "x_test/1.jpg", "x_test/2.jpg"]);
+        let error = message(root.path(), open_dataset(root.path(), Some(0.5), 0));
+        assert!(error.contains("so the classes of the images are not known"), "{error}");
+        let root = folder_of(&["1_train/a/1.jpg", "1_test/a/1.jpg", "2_train/a/1.jpg", "2_test/a/1.jpg"]);
+        let error = message(root.path(), open_dataset(root.path(), Some(0.5), 0));
+        assert!(
+            error.starts_with("DATA contains several data sets, each with its own splits: 1_test, 1_train"),
+            "{error}"
+        );
         let root = folder_of(&["Train/a/1.jpg", "training/a/1.jpg", "val/a/1.jpg"]);
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
@@ -883,11 +913,51 @@ mod folders {
                 assert_eq!(message(root.path(), open_dataset(root.path(), fraction, 0)), expected);
             }
         }
+        // Masks are images too, but not those of a class.
+        for files in [
+            &["images/1.jpg", "images/2.jpg", "annotations/trimaps/1.png", "annotations/trimaps/2.png"][..],
+            &["train/Images/1.jpg", "train/Masks/1.png", "train/gt/1.png", "test/Images/1.jpg", "test/Masks/1.png"],
+        ] {
+            let root = folder_of(files);
+            let fraction = if files.len() == 4 { Some(0.5) } else { None };
+            let error = message(root.path(), open_dataset(root.path(), fraction, 0));
+            assert!(error.contains("contains images and their annotations, not folders of classes: "), "{error}");
+        }
+        for [one, other] in [["mask", "no_mask"], ["image", "video"], ["bottles", "labels"]] {
+            let files = [one, other].map(|class| [format!("{class}/1.jpg"), format!("{class}/2.jpg")]).concat();
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, [one, other].map(String::from));
+        }
         // Names of splits that hold images among other classes are classes.
         let root = folder_of(&["train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg"]);
         assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["bus", "train"]);
         let root = folder_of(&["valid/1.jpg", "valid/2.jpg", "invalid/1.jpg", "invalid/2.jpg"]);
         assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, ["invalid", "valid"]);
+    }
+
+    #[test]
+    fn images_outside_of_class_folders_are_told() {
+        let with_splits =
+            ["0.jpg", "train/1.heic", "train/a/1.jpg", "train/b/1.jpg", "test/x.jpg", "test/a/1.jpg", "test/b/1.jpg"];
+        let without = ["1.jpg", "notes.txt", "._2.jpg", "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"];
+        for (files, fraction, count) in [(&with_splits[..], None, "3 images"), (&without[..], Some(0.5), "1 image")] {
+            let root = folder_of(files);
+            if fraction.is_some() {
+                fs::write(root.path().join("notes.txt"), "no image").unwrap();
+            }
+            let splits = open_dataset(root.path(), fraction, 0).unwrap();
+            let are = if count == "1 image" { "is" } else { "are" };
+            let first = root.path().join(files[0]).display().to_string();
+            let told = format!("{count} outside of the class folders {are} not used, such as {first}");
+            assert_eq!(splits.notices, [told]);
+            let error = splits.not_read().require_all_used().unwrap_err();
+            assert_eq!(error.message(), splits.notices[0]);
+            assert!(
+                open_training_images(root.path()).unwrap().1.iter().any(|line| line.contains("outside of the class"))
+            );
+        }
+        let root = folder_of(&["a/1.jpg", "b/1.jpg"]);
+        assert!(ImageFolder::open(root.path()).unwrap().not_read.require_all_used().is_ok());
     }
 
     #[test]
@@ -973,7 +1043,7 @@ mod folders {
             folder.not_read.unsupported_line().unwrap(),
             "5 files skipped: 3 HEIC, 1 AVIF, 1 PNM with the ending .part"
         );
-        let error = folder.not_read.require_none_unsupported().unwrap_err();
+        let error = folder.not_read.require_all_used().unwrap_err();
         assert!(error.message().contains("3.ppm.part: PNM with the ending .part is not"), "{error}");
         let first = folder_of(&["a/1.jpg", "b/1.heic"]);
         let error = message(first.path(), ImageFolder::open(first.path()));
@@ -1453,7 +1523,7 @@ mod duplicates {
     use image::codecs::jpeg::JpegEncoder;
     use image::imageops::FilterType;
     use retune::drawing::{Counts, Subject, draw_set};
-    use retune::train::{DataCheck, DuplicateImages, Recipe, RunFolder, few_steps, open_data_of_run};
+    use retune::train::{DataCheck, DuplicateImages, EarlierImages, Recipe, RunFolder, few_steps, open_data_of_run};
 
     use super::*;
 
@@ -1506,7 +1576,7 @@ mod duplicates {
         assert_eq!(found, splits.examine(7, |_, _| Ok(())).unwrap(), "the workers make no difference");
         assert_eq!(found.read, 85);
 
-        let check = DataCheck::new(&splits, &found, &Recipe::fine_tuning());
+        let check = DataCheck::new(&splits, &found, &Recipe::fine_tuning(), &EarlierImages::default());
         let expected = |left_out: [bool; 9]| {
             let group = |identical: bool, names: &[(&str, bool)]| {
                 (identical, names.iter().map(|(name, left_out)| (name.to_string(), *left_out)).collect::<Vec<_>>())
@@ -1532,11 +1602,13 @@ mod duplicates {
                  train/not-hotdog/wrong.jpg: remove the wrong copies, or leave all out with --drop-duplicates",
                 "1 training image is a copy of other training images (identical files), which thus count more than once, such \
                  as train/hotdog/again.jpg of train/hotdog/0001.jpg; --drop-duplicates keeps one of each",
+                "2 test images are copies of other test images (nearly identical), so the interval of the accuracy is too narrow, \
+                 such as test/hotdog/thrice.jpg of test/hotdog/0004.jpg; --drop-duplicates keeps one of each",
             ]
         );
 
         let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
-        let mut check = DataCheck::new(&splits, &found, &dropping);
+        let mut check = DataCheck::new(&splits, &found, &dropping, &EarlierImages::default());
         assert_eq!(groups(&check), expected([false, true, true, true, true, false, false, true, true]));
         assert_eq!(
             check.warnings(),
@@ -1548,7 +1620,7 @@ mod duplicates {
         let file = path("data_check.json");
         check.save(&file).unwrap();
         assert_eq!(DataCheck::open(&file).unwrap(), check);
-        check.apply(&mut splits).unwrap();
+        check.apply(&mut splits, &EarlierImages::default()).unwrap();
         assert_eq!([splits.train.len(), splits.test.len()], [58, 22]);
         let again = splits.examine(2, |_, _| Ok(())).unwrap();
         assert_eq!(again.duplicates, []);
@@ -1574,8 +1646,9 @@ mod duplicates {
         }
         let mut splits = open_dataset(root.path(), None, 0).unwrap();
         let found = splits.examine(2, |_, _| Ok(())).unwrap();
-        let mut check = DataCheck::new(&splits, &found, &Recipe { drop_duplicates: true, ..Recipe::fine_tuning() });
-        let error = check.apply(&mut splits).unwrap_err();
+        let dropping = Recipe { drop_duplicates: true, ..Recipe::fine_tuning() };
+        let mut check = DataCheck::new(&splits, &found, &dropping, &EarlierImages::default());
+        let error = check.apply(&mut splits, &EarlierImages::default()).unwrap_err();
         assert_eq!(
             error.message(),
             "--drop-duplicates leaves no training image of the class hotdog: all have copies elsewhere"
@@ -1588,12 +1661,14 @@ mod duplicates {
         let root = drawings(20, 1);
         let (all, clean) = (root.path().join("train"), tempfile::tempdir().unwrap());
         let class = |name: &str| all.join(name);
+        let new = EarlierImages::default();
         let draw = |place: &Path, drop_duplicates: bool| {
             let recipe = Recipe { drop_duplicates, test_fraction: Some(0.25), seed: 3, ..Recipe::fine_tuning() };
             let before = recipe.open_data(place).unwrap();
             let mut splits = before.clone();
-            let mut check = DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe);
-            check.apply(&mut splits).unwrap();
+            let found = splits.examine(2, |_, _| Ok(())).unwrap();
+            let mut check = DataCheck::new(&splits, &found, &recipe, &new);
+            check.apply(&mut splits, &EarlierImages::default()).unwrap();
             // A run that goes on draws the same.
             let folder = RunFolder { path: clean.path().to_path_buf() };
             check.save(&folder.data_check()).unwrap();
@@ -1648,7 +1723,7 @@ mod duplicates {
         // Runs of earlier versions drew first.
         check.before_split = false;
         let mut earlier = before.clone();
-        check.apply(&mut earlier).unwrap();
+        check.apply(&mut earlier, &new).unwrap();
         assert_eq!(earlier, before);
 
         // A class whose images all look the same cannot be kept together.
@@ -1667,7 +1742,7 @@ mod duplicates {
         let recipe = Recipe { drop_duplicates: true, test_fraction: Some(0.25), ..Recipe::fine_tuning() };
         let mut splits = recipe.open_data(same.path()).unwrap();
         let found = splits.examine(2, |_, _| Ok(())).unwrap();
-        let error = DataCheck::new(&splits, &found, &recipe).apply(&mut splits).unwrap_err();
+        let error = DataCheck::new(&splits, &found, &recipe, &new).apply(&mut splits, &new).unwrap_err();
         assert!(error.message().starts_with("--drop-duplicates leaves too few images: "), "{error}");
         assert!(error.message().contains("the class a has one image"), "{error}");
     }
@@ -1687,7 +1762,8 @@ mod duplicates {
         let cautions = |exif: bool| {
             let recipe = Recipe { exif, ..Recipe::fine_tuning() };
             let splits = recipe.open_data(root.path()).unwrap();
-            DataCheck::new(&splits, &splits.examine(2, |_, _| Ok(())).unwrap(), &recipe).cautions
+            let found = splits.examine(2, |_, _| Ok(())).unwrap();
+            DataCheck::new(&splits, &found, &recipe, &EarlierImages::default()).cautions
         };
         (0..5).for_each(|number| turn(number, 1));
         (5..7).for_each(|number| turn(number, 6));

@@ -223,6 +223,29 @@ fn trained_weights_come_before_their_average() {
     }
 }
 
+/// A softmax of one number is 1, whatever the image shows.
+#[test]
+fn a_single_output_is_no_classifier() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let body = state_dict().into_iter().filter(|(name, _)| !name.starts_with("fc."));
+    for (outputs, is_refused) in [(1, true), (2, false)] {
+        let weight = Value::floats(&[outputs, 32], &vec![0.0; 32 * outputs]);
+        let head = [
+            ("fc.weight".to_string(), weight),
+            ("fc.bias".to_string(), Value::floats(&[outputs], &vec![0.0; outputs])),
+        ];
+        fs::write(&path, write(Form::Zip, &Value::Dict(body.clone().chain(head).collect()))).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        let described = ModelFile::describe(&file);
+        assert_eq!(described.is_err(), is_refused);
+        if let Err(error) = described {
+            assert!(error.message().contains("the final layer of the resnet18 has one output"), "{error}");
+            assert!(error.hint_text().unwrap().contains("retune train DATA --weights FILE"), "{error}");
+        }
+    }
+}
+
 #[test]
 fn without_a_final_layer_the_keys_are_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -588,9 +588,37 @@ fn a_comparison_names_the_winner_and_its_uncertainty() {
     fs::write(place.path("diverged/metrics.jsonl"), "{\"kind\":\"stopped\",\"reason\":\"the loss became NaN\"}\n")
         .unwrap();
     let page = compare("best diverged");
+    assert!(!page.contains("too optimistic"), "{page}");
     let verdict = "Only best has been tested: it classifies 87.5 % of its test images correctly. diverged ended early, because its \
                    numbers were no longer finite.</p>";
     assert!(page.contains(verdict), "{page}");
+}
+
+/// What the page of a run says of its test images stays true beside others, in the terminal too.
+#[test]
+fn a_comparison_repeats_that_a_test_has_copies_of_training_images() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --out run --no-report --no-data-check"));
+    for (copy, accuracy) in [("a", 0.9), ("b", 0.8), ("c", 0.7)] {
+        place.copy_run("run", copy, accuracy, 100);
+    }
+    let image =
+        |split: &str| serde_json::json!({"split": split, "path": "red/0.png", "class": "red", "left_out": false});
+    let group = serde_json::json!({"identical": true, "images": [image("train"), image("test")]});
+    let check = serde_json::json!({"duplicates": [group], "cautions": []}).to_string();
+    for copy in ["a", "c"] {
+        fs::write(place.path(&format!("{copy}/data_check.json")), &check).unwrap();
+    }
+    let outcome = place.succeed("report a b c --no-images -o all.html");
+    let told = "In a and c, 1 of 100 test images is identical to training images, or nearly so: their test accuracies are too optimistic.";
+    assert!(outcome.stderr.contains(told), "{}", outcome.stderr);
+    assert!(place.read("all.html").contains(told));
+    place.succeed("report b c --no-images -o all.html");
+    assert!(
+        place
+            .read("all.html")
+            .contains("In c, 1 of 100 test images is identical to training images, or nearly so: its test")
+    );
 }
 
 /// A run of an earlier version: no date, no time of tests.

@@ -1,6 +1,6 @@
 //! The folder of a run: which process writes to it, where it may be, and with which images a run may continue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -458,6 +458,85 @@ mod resuming {
                 assert_eq!(split(90 + number), expected, "{images}");
             }
         }
+    }
+
+    /// The split of each image of a run, by its name.
+    fn splits(place: &Place, run: &str) -> BTreeMap<String, String> {
+        let lines = fs::read_to_string(place.path(run).join("images.jsonl")).unwrap();
+        let entry = |line: &str| serde_json::from_str::<(String, String, String, u64, Option<String>)>(line).unwrap();
+        lines.lines().map(entry).map(|(split, name, ..)| (name, split)).collect()
+    }
+
+    /// What was trained on is never tested on, and the reverse, whatever comes and goes.
+    #[test]
+    fn a_drawn_test_keeps_its_images_when_others_change() {
+        const CHANGED: &str = "train data/train --resume --epochs 2 --no-report --out";
+        for drop in ["", "--drop-duplicates"] {
+            let place = Place::new();
+            place.succeed(&format!("train data/train {SMALL} --epochs 1 --test-fraction 0.4 --out run {drop}"));
+            let before = splits(&place, "run");
+            assert_eq!(before.values().filter(|split| *split == "test").count(), 4);
+            let red = |split: &str| before.iter().find(|(name, of)| name.starts_with("red") && *of == split).unwrap().0;
+            for (name, copy) in [(red("test"), "of_test"), (red("train"), "of_train")] {
+                let to = place.path(&format!("data/train/red/{copy}.png"));
+                fs::copy(place.path(&format!("data/train/{name}")), to).unwrap();
+            }
+            // These come first in the order of names.
+            (10..20).for_each(|number| place.draw(&format!("data/train/red/-{number}.png"), [200, 60, 40], number));
+            let removed = before.keys().find(|name| name.starts_with("blue")).unwrap();
+            fs::remove_file(place.path(&format!("data/train/{removed}"))).unwrap();
+            place.refuse(&format!("{CHANGED} run"), 1, "1 removed");
+            let stderr = place.succeed(&format!("{CHANGED} run --allow-changed-data"));
+            assert!(!stderr.contains("also a training image"), "{stderr}");
+
+            let mut after = splits(&place, "run");
+            for (name, split) in before.iter().filter(|(name, _)| *name != removed) {
+                assert_eq!(after.remove(name).as_ref(), Some(split), "{name}");
+            }
+            let of_copies = ["of_test", "of_train"].map(|copy| after.remove(&format!("red/{copy}.png")));
+            let expected =
+                if drop.is_empty() { ["test", "train"].map(|split| Some(split.into())) } else { [None, None] };
+            assert_eq!(of_copies, expected);
+            assert_eq!(after.len(), 10, "{after:?}");
+            assert_eq!(after.values().filter(|split| *split == "test").count(), 4, "{after:?}");
+            // From then on, these images belong to the run.
+            place.succeed(&format!("{CHANGED} run --epochs 3"));
+            place.succeed("report run");
+            let page = fs::read_to_string(place.path("run/report.html")).unwrap();
+            assert!(page.contains("Confusion matrix"), "{page}");
+
+            // The copy of a test image that was left out does not become a training image when that is gone.
+            if !drop.is_empty() {
+                fs::remove_file(place.path(&format!("data/train/{}", red("test")))).unwrap();
+                place.draw("data/train/red/-20.png", [200, 60, 40], 20);
+                place.succeed(&format!("{CHANGED} run --epochs 4 --allow-changed-data"));
+                assert_eq!(splits(&place, "run")["red/of_test.png"], "test");
+            }
+        }
+    }
+
+    #[test]
+    fn a_drawn_test_needs_images_on_both_sides() {
+        let place = Place::new();
+        place.succeed(&format!("train data/train {SMALL} --epochs 1 --test-fraction 0.4 --out run"));
+        let before = splits(&place, "run");
+        let remove = |class: &str, split: &str, most: usize| {
+            let names = before.iter().filter(|(name, of)| name.starts_with(class) && *of == split);
+            let paths = names.map(|(name, _)| place.path(&format!("data/train/{name}"))).filter(|path| path.exists());
+            paths.take(most).for_each(|path| fs::remove_file(path).unwrap());
+        };
+        let resume = "train data/train --resume --epochs 2 --no-report --out run --allow-changed-data";
+        remove("blue", "test", 2);
+        let stderr = place.succeed(resume);
+        assert!(stderr.contains("no test image of the class blue is left"), "{stderr}");
+        let resume = resume.replace("--epochs 2", "--epochs 3");
+        remove("red", "train", 4);
+        place.refuse(&resume, 1, "no training image of the class red is left");
+        remove("red", "test", 1);
+        place.refuse(&resume, 1, "the class red has one image; two are needed");
+        place.draw("data/train/red/7.png", [200, 60, 40], 7);
+        fs::remove_file(place.path("run/images.jsonl")).unwrap();
+        place.refuse(&resume, 1, "cannot read run/images.jsonl");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The images that a command line names, directly or in a list, and their batches.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -63,6 +64,8 @@ pub struct Images {
     not_read: NotRead,
     /// The refusal of the first URL in the list.
     url: Option<Error>,
+    /// Arguments that name no image, and why.
+    missing: HashMap<PathBuf, String>,
 }
 
 /// A list of paths in a file.
@@ -93,16 +96,29 @@ impl Images {
             piped: None,
             not_read: NotRead::default(),
             url: None,
+            missing: HashMap::new(),
         };
-        let mut named = Vec::new();
+        let (mut named, mut nothing) = (Vec::new(), None);
         for argument in arguments {
             match is_standard_input(&argument.as_path()) {
                 true => {
                     let copy = images.piped.insert(copy_of_standard_input()?);
                     named.push(copy.path().to_path_buf());
                 }
-                false => named.extend(images_of(argument, &mut images.not_read)?),
+                false => match images_of(argument, &mut images.not_read) {
+                    Ok(paths) => named.extend(paths),
+                    Err(error) => {
+                        images.missing.insert(argument.clone(), error.message().into());
+                        named.push(argument.clone());
+                        nothing.get_or_insert(error);
+                    }
+                },
             }
+        }
+        // Among images that are there, one that is not is like one that cannot be read.
+        let is_missing = |path: &PathBuf| images.missing.contains_key(path);
+        if let Some(error) = nothing.filter(|_| list.is_none() && named.iter().all(is_missing)) {
+            return Err(error);
         }
         images.named = named.into_iter();
         if let Some(List { file, end }) = list {
@@ -142,6 +158,9 @@ impl Images {
 
     /// Why an image was skipped, with the user's name for it.
     pub fn reason(&mut self, sample: &SkippedSample) -> String {
+        if let Some(reason) = self.missing.get(&sample.path) {
+            return reason.clone();
+        }
         let name = sample.path.to_string_lossy();
         if is_url(&name) && !sample.path.exists() {
             let refusal = refusal(&name);

@@ -131,7 +131,8 @@ pub struct TrainArguments {
     #[arg(long, conflicts_with = "drop_duplicates", help_heading = "Image options")]
     no_data_check: bool,
 
-    /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
+    /// Stop at an unreadable image, or at one of an unsupported type or outside of the class folders, instead of skipping it with
+    /// a warning
     #[arg(long, help_heading = "Image options")]
     strict: bool,
 }

@@ -10,6 +10,7 @@ use crate::data::counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::write_atomically;
 use crate::printable::plain_number;
+use crate::report::{Finding, RunRecord, divergence};
 use crate::train::{
     Choice, DataCheck, Event, FolderLock, HeldOut, Position, Recipe, Run, RunConfig, RunFolder, Summary, TensorBoard,
     few_steps, recipe_text,
@@ -102,6 +103,7 @@ impl Training<'_> {
             true => Some(TensorBoard::create(&folder.path, batches)?),
             false => None,
         };
+        let train_counts = run.splits.train.class_counts();
         let result = run.train(|event| {
             if let (Some(open), Event::Recorded(metric) | Event::Epoch(metric)) = (&mut board, &event)
                 && let Err(error) = open.add(metric)
@@ -139,6 +141,13 @@ impl Training<'_> {
         global.note(&format!("{best}{name} accuracy {accuracy:.3} {place}: {}", folder.model().display()));
         if let HeldOut::Validation { .. } = summary.held_out {
             global.note(&format!("test accuracy of that model {:.3}", summary.test_acc));
+        }
+        // A record that cannot be read is told by the report.
+        let record = RunRecord::open(&folder).ok();
+        if let Some(Finding { title, evidence, advice }) =
+            record.and_then(|record| divergence(&record, Some(&train_counts)))
+        {
+            warn(&format!("{}. {evidence} {advice}", title.replacen("The", "the", 1)));
         }
         if self.report {
             report::after_training(global, &folder, self.data, &shared);
@@ -180,13 +189,13 @@ fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Writes the settings with which the run was started; for a resumed run, only if its images have changed.
+/// Writes the settings with which the run was started; for a resumed run, only if the images in its data set have changed.
 fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
     let folder = &run.options.folder;
     let mut config = RunConfig::new(run, data, weights);
     // The configuration of a run of an earlier version may be unreadable.
     if let (true, Ok(earlier)) = (run.position != Position::default(), RunConfig::open(folder)) {
-        if earlier.images == config.images {
+        if earlier.images == config.images && run.data_check.is_none() {
             return Ok(());
         }
         config = RunConfig {

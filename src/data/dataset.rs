@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::decode::DecodeOptions;
 use super::format::FileKind;
-use super::image_folder::{ImageFolder, UnknownClasses, counted, entries, first_names, require_folder, sub_folders};
+use super::image_folder::{
+    ImageFolder, UnknownClasses, counted, entries, first_names, note_images_in, require_folder, sub_folders,
+};
 use super::labels::{Table, fits};
 use super::not_read::NotRead;
 use super::random::{Purpose, RandomStream};
@@ -47,12 +49,18 @@ impl Splits {
         self.drawn.is_some()
     }
 
-    /// Draws the test images again, if they were drawn: without the images in `left_out`, and so that those of a group in `together` are
-    /// all test images or all training images. Images are named as by [`ImageFolder::name_of`].
+    /// Draws the test images again, if they were drawn: without the images in `left_out`, so that those of a group in `together` are
+    /// all test images or all training images, and so that the images in `known` stay in their splits. Images are named as by
+    /// [`ImageFolder::name_of`].
     ///
     /// # Errors
-    /// When a class has fewer than two images left.
-    pub fn draw_again(&mut self, left_out: &HashSet<&str>, together: &[Vec<&str>]) -> Result<()> {
+    /// When a class has fewer than two images or no training image left, or no test image is left.
+    pub fn draw_again(
+        &mut self,
+        left_out: &HashSet<&str>,
+        together: &[Vec<&str>],
+        known: &HashMap<String, Role>,
+    ) -> Result<()> {
         let Some(Drawn { fraction, seed, is_test }) = self.drawn.take() else { return Ok(()) };
         let [mut train, mut test] =
             [&mut self.train, &mut self.test].map(|part| std::mem::take(&mut part.samples).into_iter());
@@ -63,9 +71,18 @@ impl Splits {
         let places: HashMap<&str, usize> =
             names.iter().enumerate().map(|(place, name)| (name.as_str(), place)).collect();
         let groups = together.iter().map(|group| group.iter().filter_map(|name| places.get(name).copied()).collect());
-        let again = split(ImageFolder { samples, ..self.train.clone() }, fraction, seed, &groups.collect::<Vec<_>>())?;
+        let groups = groups.collect::<Vec<_>>();
+        let roles: Vec<Option<Role>> = names.iter().map(|name| known.get(name).copied()).collect();
+        let again = split(ImageFolder { samples, ..self.train.clone() }, fraction, seed, &groups, &roles)?;
         (self.train, self.test, self.drawn) = (again.train, again.test, again.drawn);
-        Ok(())
+        let lacking = self.train.class_counts().iter().position(|&count| count == 0);
+        let lacking = match lacking.map(|class| &self.train.classes[class]) {
+            Some(class) => format!("no training image of the class {class} is left: the others are test images"),
+            None if self.test.is_empty() => "no test image is left".into(),
+            None => return Ok(()),
+        };
+        Err(Error::new(format!("{}: {lacking}", self.train.root.display()))
+            .hint("restore the images that the run began with, or start another run"))
     }
 
     /// The images that are classified after every epoch, to choose the one whose model is kept.
@@ -136,7 +153,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let folder = layout.classes()?;
             layout.require_two_classes(&folder)?;
             match test_fraction {
-                Some(fraction) => split(folder, fraction, seed, &[])?,
+                Some(fraction) => split(folder, fraction, seed, &[], &[])?,
                 None => {
                     return Err(Error::new(format!(
                         "{} contains no train/ and test/ (or val/) folders, and no test fraction is given",
@@ -150,7 +167,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
             let train = ImageFolder::open(root.join(train))?;
             train.require_two_classes()?;
             match (layout.held_out(), test_fraction) {
-                (None, Some(fraction)) => split(train, fraction, seed, &[])?,
+                (None, Some(fraction)) => split(train, fraction, seed, &[], &[])?,
                 (None, None) => return Err(layout.nothing_to_test_on()),
                 (Some(test), Some(_)) => {
                     return Err(Error::usage(format!(
@@ -181,12 +198,11 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
         }
     };
     notices.extend(splits.train.notices_of_names(&splits.train.root));
-    let mut not_read = splits.not_read();
     // If there are no splits, the list of classes has counted them.
     if layout.train.is_some() {
-        not_read.add(&layout.not_read);
+        splits.train.not_read.add(&layout.not_read);
     }
-    notices.extend(not_read.notices());
+    notices.extend(splits.not_read().notices());
     splits.notices = notices;
     Ok(splits)
 }
@@ -213,7 +229,7 @@ pub fn open_table(root: impl AsRef<Path>, table: &Path, test_fraction: Option<f6
     }
     let [validation, test] = [Role::Validation, Role::Test].map(|role| read.part(role));
     let mut splits = match (test, validation, test_fraction) {
-        (None, None, Some(fraction)) => split(train, fraction, seed, &[])?,
+        (None, None, Some(fraction)) => split(train, fraction, seed, &[], &[])?,
         (None, None, None) => {
             return Err(Error::usage(format!("no test fraction is given for the images in {shown}"))
                 .hint("hold out part of every class for testing, for example with --test-fraction 0.2"));
@@ -314,7 +330,7 @@ pub fn open_labelled(root: impl AsRef<Path>, classes: &[String]) -> Result<Label
         not_read.add(&layout.not_read);
     }
     notices.extend(not_read.notices());
-    let role = layout.held_out().and_then(|name| Role::of(name));
+    let role = layout.test.as_ref().map(|_| Role::Test).or(layout.validation.as_ref().map(|_| Role::Validation));
     Ok(Labelled { images, unknown: correspondence.unknown, notices, role, folder: place })
 }
 
@@ -377,11 +393,46 @@ struct Layout {
     train: Option<OsString>,
     validation: Option<OsString>,
     test: Option<OsString>,
-    /// Folders with the name of a split that contain no class folders, and their numbers of images.
-    unlabelled: Vec<(OsString, usize)>,
+    /// Folders with the name of a split that contain no class folders.
+    unlabelled: Vec<Unlabelled>,
     /// All other folders.
     others: Vec<OsString>,
     not_read: NotRead,
+}
+
+/// A folder with the name of a split that contains no class folders.
+struct Unlabelled {
+    name: OsString,
+    role: Role,
+    images: usize,
+}
+
+/// The roles of the folders in `root` with these names.
+///
+/// # Errors
+/// When several of them have the name of the same split.
+fn roles_of(root: &Path, names: &[OsString]) -> Result<Vec<Option<Role>>> {
+    let plain: Vec<Option<Role>> = names.iter().map(|name| Role::of(name)).collect();
+    if plain.iter().any(Option::is_some) {
+        return Ok(plain);
+    }
+    // Among other folders, images in such a folder may be those of a class.
+    let is_sure = |roles: &Vec<Option<Role>>| {
+        let mut training = names.iter().zip(roles).filter(|(_, role)| **role == Some(Role::Train));
+        let has_classes = |name| Content::of(&root.join(name)).is_ok_and(|content| !content.folders.is_empty());
+        roles.iter().all(Option::is_some) || training.any(|(name, _)| has_classes(name))
+    };
+    let mut found = Role::within_common_names(names).into_iter().filter(is_sure);
+    let Some(roles) = found.next() else { return Ok(plain) };
+    if found.next().is_some() {
+        return Err(Error::new(format!(
+            "{} contains several data sets, each with its own splits: {}",
+            root.display(),
+            shown(names)
+        ))
+        .hint("move the splits of one of them into a folder of their own, and give that"));
+    }
+    Ok(roles)
 }
 
 /// The direct contents of a folder.
@@ -425,16 +476,24 @@ impl Layout {
             others: Vec::new(),
             not_read: NotRead::default(),
         };
-        for name in sub_folders(root, &mut layout.not_read)? {
-            let Some(role) = Role::of(&name) else {
+        let names = sub_folders(root, &mut layout.not_read)?;
+        note_images_in(root, &mut layout.not_read)?;
+        let roles = roles_of(root, &names)?;
+        for (name, role) in names.into_iter().zip(roles) {
+            let Some(role) = role else {
                 layout.others.push(name);
                 continue;
             };
             let content = Content::of(&root.join(&name))?;
             if content.folders.is_empty() {
-                layout.unlabelled.push((name, content.images));
+                layout.unlabelled.push(Unlabelled { name, role, images: content.images });
                 continue;
             }
+            // Some archives contain the folder of a split in another of the same name.
+            let name = match content.folders.as_slice() {
+                [only] if *only == name && content.images == 0 => Path::new(&name).join(only).into_os_string(),
+                _ => name,
+            };
             let place = match role {
                 Role::Train => &mut layout.train,
                 Role::Validation => &mut layout.validation,
@@ -465,7 +524,7 @@ impl Layout {
         if self.train.is_none() && self.held_out().is_none() {
             return notices;
         }
-        for (name, images) in &self.unlabelled {
+        for Unlabelled { name, images, .. } in &self.unlabelled {
             let found = match images {
                 0 => "it contains neither class folders nor images".to_string(),
                 _ => format!("it has no class folders ({})", counted(*images, "image", "images")),
@@ -497,7 +556,7 @@ impl Layout {
 
     /// What the folders of splits contain that have no class folders: `data/test has 5 images in no class folders`.
     fn unlabelled_images(&self) -> Option<String> {
-        let found = self.unlabelled.iter().map(|(name, images)| {
+        let found = self.unlabelled.iter().map(|Unlabelled { name, images, .. }| {
             let place = self.root.join(name);
             match images {
                 0 => format!("{} contains neither class folders nor images", place.display()),
@@ -521,7 +580,7 @@ impl Layout {
         const CLASS_FOLDERS: &str = "put the images of each class into a folder that has the name of the class";
         let unlabelled = self.unlabelled_images().unwrap_or_default();
         if let Some(held_out) = self.held_out() {
-            if self.unlabelled.iter().any(|(name, _)| Role::of(name) == Some(Role::Train)) {
+            if self.unlabelled.iter().any(|split| split.role == Role::Train) {
                 return Err(Error::new(format!(
                     "{root} contains {}/, but no training images with classes: {unlabelled}",
                     held_out.display()
@@ -534,11 +593,10 @@ impl Layout {
             ))
             .hint("put the training images beside it, into train/ with one folder for each class"));
         }
-        let role = |name: &OsString| Role::of(name);
-        let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|(name, _)| role(name).is_some_and(wanted));
+        let has = |wanted: fn(Role) -> bool| self.unlabelled.iter().any(|split| wanted(split.role));
         let only_splits = self.others.is_empty() && !self.unlabelled.is_empty();
         if only_splits || (has(|role| role == Role::Train) && has(|role| role != Role::Train)) {
-            let consequence = match self.unlabelled.iter().any(|(_, images)| *images > 0) {
+            let consequence = match self.unlabelled.iter().any(|split| split.images > 0) {
                 true => ", so the classes of the images are not known",
                 false => "",
             };
@@ -554,7 +612,9 @@ impl Layout {
             let place = self.root.join(name);
             // Below a class there may be anything; only splits of both kinds are taken for splits.
             let below = sub_folders(&place, &mut NotRead::default())?;
-            let roles: Vec<(&OsString, Role)> = below.iter().filter_map(|name| Some((name, Role::of(name)?))).collect();
+            let Ok(roles) = roles_of(&place, &below) else { continue };
+            let roles: Vec<(&OsString, Role)> =
+                below.iter().zip(roles).filter_map(|(name, role)| Some((name, role?))).collect();
             let Some((train, _)) = roles.iter().find(|(_, role)| *role == Role::Train) else { continue };
             let names: Vec<String> = roles.iter().map(|(name, _)| place.join(name).display().to_string()).collect();
             if !Content::of(&place.join(train))?.folders.is_empty() {
@@ -655,8 +715,15 @@ fn shown(names: &[OsString]) -> String {
 }
 
 /// Holds out the same share of every class: at least one image, and never all. The images of a group in `together` stay on one side, as
-/// far as that is possible.
-fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>]) -> Result<Splits> {
+/// far as that is possible. An image with a role in `known` keeps it, and the others of its group get it; the share is then that of the
+/// images without one.
+fn split(
+    folder: ImageFolder,
+    fraction: f64,
+    seed: u64,
+    together: &[Vec<usize>],
+    known: &[Option<Role>],
+) -> Result<Splits> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::usage(format!("the test fraction is {fraction}; it must be between 0 and 1")));
     }
@@ -670,16 +737,32 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>])
         ))
         .hint("add images to the class, or remove it"));
     }
-    let share = |count: usize| ((count as f64 * fraction).round() as usize).clamp(1, count - 1);
-    let wanted: Vec<usize> = counts.iter().map(|&count| share(count)).collect();
+    let mut held = HeldOutImages { folder: &folder, held: vec![0; counts.len()], is_test: vec![false; folder.len()] };
+    let mut is_settled: Vec<bool> =
+        (0..folder.len()).map(|index| known.get(index).is_some_and(Option::is_some)).collect();
+    for index in (0..folder.len()).filter(|&index| known.get(index) == Some(&Some(Role::Test))) {
+        held.hold_out(&[index], &counts);
+    }
+    for group in together {
+        let has = |role: Role| group.iter().any(|&index| known.get(index) == Some(&Some(role)));
+        if has(Role::Test) && !has(Role::Train) {
+            held.hold_out(group, &counts);
+        }
+        if has(Role::Test) || has(Role::Train) {
+            group.iter().for_each(|&index| is_settled[index] = true);
+        }
+    }
+    let mut of_class = vec![Vec::new(); counts.len()];
+    for (index, sample) in folder.samples.iter().enumerate().filter(|(index, _)| !is_settled[*index]) {
+        of_class[sample.class].push(index);
+    }
+    let share = |images: usize| (images as f64 * fraction).round() as usize;
+    let wanted = counts.iter().zip(&held.held).zip(&of_class);
+    let wanted: Vec<usize> =
+        wanted.map(|((&count, held), drawn)| (held + share(drawn.len())).clamp(1, count - 1)).collect();
     let all_but_one: Vec<usize> = counts.iter().map(|count| count - 1).collect();
     let groups: HashMap<usize, &[usize]> =
         together.iter().flat_map(|group| group.iter().map(move |&index| (index, group.as_slice()))).collect();
-    let mut held = HeldOutImages { folder: &folder, held: vec![0; counts.len()], is_test: vec![false; folder.len()] };
-    let mut of_class = vec![Vec::new(); counts.len()];
-    for (index, sample) in folder.samples.iter().enumerate() {
-        of_class[sample.class].push(index);
-    }
     for (class, mut members) in of_class.into_iter().enumerate() {
         RandomStream::new(seed, Purpose::Split, class as u64, 0).shuffle(&mut members);
         let alone: Vec<[usize; 1]> = members.iter().map(|&index| [index]).collect();
@@ -701,7 +784,7 @@ fn split(folder: ImageFolder, fraction: f64, seed: u64, together: &[Vec<usize>])
             units.sort_by_key(|unit| unit.len());
             let _ = units.iter().any(|unit| held.hold_out(unit, &all_but_one));
         }
-        if held.held[class] == 0 {
+        if held.held[class] == 0 && alone.len() == counts[class] {
             // All images of the class look the same.
             alone.iter().take(wanted[class]).for_each(|own| _ = held.hold_out(own, &all_but_one));
         }

@@ -111,6 +111,25 @@ impl Correspondence {
     }
 }
 
+/// Names of folders of images, in lower case, and of folders that say what is where in them, as data sets for detection and segmentation
+/// have them side by side.
+const IMAGES: [&str; 6] = ["images", "image", "imgs", "img", "jpegimages", "jpeg_images"];
+const ANNOTATIONS: [&str; 13] = [
+    "annotations",
+    "annotation",
+    "labels",
+    "masks",
+    "mask",
+    "segmentations",
+    "segmentation",
+    "segmentationclass",
+    "segmentationobject",
+    "trimaps",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+];
+
 impl ImageFolder {
     /// Lists the images below `root`. The classes are its sub-folders in byte order; they contain images at any
     /// depth, also through symbolic links. Folders whose names differ only in their Unicode form are one class.
@@ -138,6 +157,7 @@ impl ImageFolder {
             }
         }
         not_read.unsupported.sort_by(|a, b| a.path.cmp(&b.path));
+        note_images_in(root, &mut not_read)?;
         Ok(Self { root: root.to_path_buf(), classes, spellings, samples, decoding: DecodeOptions::default(), not_read })
     }
 
@@ -293,8 +313,20 @@ impl ImageFolder {
     /// Checks that there are classes to distinguish.
     ///
     /// # Errors
-    /// When there is only one class.
+    /// When there is only one class, or the folders are those of images and of their annotations.
     pub fn require_two_classes(&self) -> Result<()> {
+        let has = |known: &[&str]| self.classes.iter().filter(|name| known.contains(&&*name.to_lowercase())).count();
+        let (images, annotations) = (has(&IMAGES), has(&ANNOTATIONS));
+        if images > 0 && annotations > 0 && images + annotations == self.classes.len() {
+            return Err(Error::new(format!(
+                "{} contains images and their annotations, not folders of classes: {}",
+                self.root.display(),
+                first_names(&self.classes)
+            ))
+            .hint(
+                "put the images of each class into a folder that has the name of the class, or give the classes in a CSV file with --labels",
+            ));
+        }
         match self.classes.as_slice() {
             [only] => Err(Error::new(format!(
                 "{} has only one class folder, {only}; a classifier needs at least two",
@@ -393,6 +425,16 @@ pub(super) fn sub_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<OsS
     }
     names.sort();
     Ok(names)
+}
+
+/// Adds the images that lie in `folder` itself, beside class folders or folders of splits, to what is not read.
+pub(super) fn note_images_in(folder: &Path, not_read: &mut NotRead) -> Result<()> {
+    let files = entries(folder)?.into_iter().filter(|entry| !entry.is_folder);
+    let files = files.map(|entry| (folder.join(&entry.name), entry.name));
+    let images = files.filter(|(path, name)| matches!(kind_of(path, name), FileKind::Image | FileKind::Unsupported(_)));
+    not_read.outside.extend(images.map(|(path, _)| path));
+    not_read.outside.sort();
+    Ok(())
 }
 
 /// Something in a folder.

@@ -1,5 +1,5 @@
-//! Contents of the folders of a data set that are not read: files of systems and programs, and images of unsupported
-//! types.
+//! Contents of the folders of a data set that are not read: files of systems and programs, images of unsupported types, and images
+//! outside of the class folders.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,6 +22,8 @@ pub struct NotRead {
     pub foreign: BTreeMap<String, usize>,
     /// Images of types that are not supported, in the order in which they were found.
     pub unsupported: Vec<UnsupportedFile>,
+    /// Images beside the class folders, which have no class.
+    pub outside: Vec<PathBuf>,
 }
 
 /// An image of a type that is not supported.
@@ -88,6 +90,8 @@ impl NotRead {
             *self.foreign.entry(name.clone()).or_default() += count;
         }
         self.unsupported.extend(other.unsupported.iter().cloned());
+        self.outside.extend(other.outside.iter().cloned());
+        self.outside.sort();
     }
 
     /// The number of unsupported images of each type, the most frequent type first.
@@ -108,6 +112,15 @@ impl NotRead {
         let files = self.unsupported.len();
         (files > 0)
             .then(|| format!("{files} {} skipped: {}", if files == 1 { "file" } else { "files" }, counts.join(", ")))
+    }
+
+    /// `2 images outside of the class folders are not used, such as data/1.jpg`; none if there are none.
+    pub fn outside_line(&self) -> Option<String> {
+        let are = |count: usize| {
+            if count == 1 { "image outside of the class folders is" } else { "images outside of the class folders are" }
+        };
+        let first = self.outside.first()?.display();
+        Some(format!("{} {} not used, such as {first}", self.outside.len(), are(self.outside.len())))
     }
 
     /// `set aside, as it belongs to no class: 2 x .DS_Store`; none if there is nothing of that kind.
@@ -131,14 +144,19 @@ impl NotRead {
     pub fn notices(&self) -> Vec<String> {
         let foreign = self.foreign_line();
         let unsupported = self.unsupported_line().map(|line| format!("{line} (these types are not supported)"));
-        foreign.into_iter().chain(unsupported).collect()
+        foreign.into_iter().chain(unsupported).chain(self.outside_line()).collect()
     }
 
-    /// Refuses images of types that are not supported.
+    /// Refuses images that are not used: of types that are not supported, and outside of the class folders.
     ///
     /// # Errors
     /// When there is one.
-    pub fn require_none_unsupported(&self) -> Result<()> {
+    pub fn require_all_used(&self) -> Result<()> {
+        if let Some(line) = self.outside_line() {
+            return Err(
+                Error::new(line).hint("move them into the folders of their classes or away, or leave --strict out")
+            );
+        }
         match (self.unsupported.as_slice(), self.unsupported_line()) {
             ([first, ..], Some(line)) => {
                 Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind)).hint(

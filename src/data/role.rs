@@ -1,6 +1,7 @@
 //! The purposes of the parts of a data set, and the names that folders and tables give them.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 
 /// The purpose of the images of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,24 @@ impl Role {
         SPLIT_NAMES.iter().find(|(_, names)| names.iter().any(&is_one)).map(|(role, _)| *role)
     }
 
+    /// The roles of folders side by side that have the name of a split within a common one, such as `seg_train` and `seg_test` or `train2017`
+    /// and `val2017`: for each common name, the role of each folder that has it. There are training images among them, and others.
+    pub fn within_common_names(names: &[OsString]) -> Vec<Vec<Option<Self>>> {
+        let names: Vec<Vec<String>> = names.iter().map(|name| name.to_str().map_or(Vec::new(), words)).collect();
+        let mut common = BTreeSet::new();
+        for words in &names {
+            let ranges = (0..words.len()).flat_map(|start| (start + 1..=words.len()).map(move |end| start..end));
+            let ranges = ranges
+                .filter(|range| range.len() < words.len() && of_words(&words[range.clone()]) == Some(Self::Train));
+            common.extend(ranges.map(|range| (&words[..range.start], &words[range.end..])));
+        }
+        let roles = common.into_iter().map(|(before, after)| {
+            let within = |words: &Vec<String>| of_words(words.strip_prefix(before)?.strip_suffix(after)?);
+            names.iter().map(within).collect::<Vec<Option<Self>>>()
+        });
+        roles.filter(|roles| roles.iter().flatten().any(|role| *role != Self::Train)).collect()
+    }
+
     /// `train`, `validation` or `test`.
     pub fn name(self) -> &'static str {
         match self {
@@ -45,6 +64,81 @@ impl Role {
         match self {
             Self::Train => "training",
             other => other.name(),
+        }
+    }
+}
+
+/// The role of the name of a split without an ending, given in words.
+fn of_words(words: &[String]) -> Option<Role> {
+    let name = words.join("_");
+    SPLIT_NAMES.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(role, _)| *role)
+}
+
+/// The words and numbers of a name in lower case: `Train2017-images` is `train`, `2017` and `images`.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for letter in name.chars() {
+        let is_start = letter.is_numeric() != before.is_numeric() || (letter.is_uppercase() && before.is_lowercase());
+        if !letter.is_alphanumeric() || is_start {
+            words.push(String::new());
+        }
+        if let (true, Some(word)) = (letter.is_alphanumeric(), words.last_mut()) {
+            word.extend(letter.to_lowercase());
+        }
+        before = letter;
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The roles by the first letter, `-` for none.
+    fn found(names: &[&str]) -> Vec<String> {
+        let names: Vec<OsString> = names.iter().map(OsString::from).collect();
+        let letter = |role: &Option<Role>| role.map_or("-", |role| &role.name()[..1]);
+        Role::within_common_names(&names).iter().map(|roles| roles.iter().map(letter).collect()).collect()
+    }
+
+    #[test]
+    fn splits_are_found_within_a_common_name() {
+        for (names, expected) in [
+            (vec!["seg_pred", "seg_test", "seg_train"], "-tt"),
+            (vec!["train2017", "val2017"], "tv"),
+            (vec!["FlowersTrain", "FlowersValid", "FlowersTest"], "tvt"),
+            (vec!["data-training", "data-holdout"], "tt"),
+            (vec!["my hold_out photos", "my train photos"], "tt"),
+            (vec!["test_256", "train_256", "readme"], "tt-"),
+            (vec!["TrainImages", "TestImages"], "tt"),
+            (vec!["pets (train)", "pets (test)"], "tt"),
+            (vec!["bild_träin", "x_train_é", "x_dev_é"], "-tv"),
+        ] {
+            assert_eq!(found(&names), [expected], "{names:?}");
+        }
+        assert_eq!(found(&["1_test", "1_train", "2_test", "2_train"]), ["tt--", "--tt"]);
+    }
+
+    #[test]
+    fn classes_are_no_splits() {
+        for names in [
+            &["bus", "train"][..],
+            &["toy_train", "toy_bus", "toy_plane"],
+            &["steam_train", "crash_test"],
+            &["test_tube", "train_station"],
+            &["trainer", "tester"],
+            &["red_trainer", "red_tester"],
+            &["train1", "train2"],
+            &["seg_test", "seg_val"],
+            &["constrain", "contest"],
+            &["train", "test"],
+            &["train", "test_tube"],
+            &[],
+            &["", "_", "train_"],
+        ] {
+            assert_eq!(found(names), [""; 0], "{names:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::confusion::Confusion;
 use super::record::RunRecord;
 use crate::data::Role;
+use crate::printable::plain_number;
 use crate::train::{Best, DataCheck, Metric};
 
 /// Something that the user should know about a run.
@@ -36,12 +37,36 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let stopped = run.metrics.iter().rev().find_map(stopped);
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled = run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes));
-    let flat = not_falling(&epochs);
+    let counts = run.images.as_ref().ok().map(|images| images.train_counts.as_slice());
+    let diverged = divergence(run, counts);
+    // A network that has diverged does not learn, and classifies like a guess.
+    let flat = if diverged.is_none() { not_falling(&epochs) } else { None };
+    let unskilled = if diverged.is_none() { unskilled } else { None };
     let overfitted = overfitting(&epochs);
     // More epochs do not help a run that does not learn, or one that did not end well.
-    let is_sound = stopped.is_none() && flat.is_none() && overfitted.is_none();
+    let is_sound = stopped.is_none() && diverged.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
-    [stopped, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+    [stopped, diverged, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+}
+
+/// Whether the training of a run diverged, although its numbers stayed finite. `train_counts` are the numbers of training images of each
+/// class, if they are known.
+pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Finding> {
+    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).collect();
+    let (classes, images) = (run.config.classes.len().max(1), run.config.train_images.max(1));
+    let largest = train_counts.and_then(|counts| counts.iter().max().copied());
+    let share = largest.map_or(1.0 / classes as f64, |largest| largest as f64 / images as f64);
+    let evidence = diverged(&epochs, classes, share, images)?;
+    let learning_rate = run.config.recipe.learning_rate;
+    Some(Finding {
+        title: "The training diverged",
+        evidence,
+        advice: format!(
+            "Train again with a smaller learning rate, such as --lr {} instead of {}.",
+            plain_number(learning_rate / 10.0),
+            plain_number(learning_rate)
+        ),
+    })
 }
 
 fn epoch_of(metric: &Metric) -> Option<Epoch> {
@@ -97,19 +122,59 @@ fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
     })
 }
 
+/// Losses of more than so many times that of a guess are those of a network that has diverged.
+const DIVERGED: f64 = 1.5;
+/// By how much the training accuracy must have been better than that of a guess before it fell to it.
+const SKILL: f64 = 0.1;
+
+/// Both losses after the last epoch are far above that of a guess; or the network classifies the training images no better than one that
+/// always predicts the most frequent class, after it did so earlier, and its loss rose.
+fn diverged(epochs: &[Epoch], classes: usize, largest_share: f64, images: usize) -> Option<String> {
+    let [before @ .., last] = epochs else { return None };
+    if last.number == 0 {
+        return None;
+    }
+    let guess = (classes as f64).ln();
+    let best = before.iter().max_by(|a, b| a.train_accuracy.total_cmp(&b.train_accuracy));
+    if last.train_loss > DIVERGED * guess && last.loss > DIVERGED * guess {
+        return Some(format!(
+            "In epoch {}, the last, the training loss was {:.3} and the {} loss {:.3}; that of a guess is {guess:.3}.",
+            last.number, last.train_loss, last.name, last.loss
+        ));
+    }
+    // Twice the standard deviation of the accuracy of a guess.
+    let guessed = largest_share + 1.0 / (images as f64).sqrt();
+    let best =
+        best.filter(|best| best.train_accuracy > guessed + SKILL && last.train_loss > RISEN * best.train_loss)?;
+    (last.train_accuracy <= guessed).then(|| {
+        format!(
+            "The training accuracy fell from {:.3} in epoch {} to {:.3} in epoch {}, the last, no better than a guess, while the \
+             training loss rose from {:.3} to {:.3}.",
+            best.train_accuracy, best.number, last.train_accuracy, last.number, best.train_loss, last.train_loss
+        )
+    })
+}
+
+/// The kind of images that some of a run's test images are copies of, and how many are: `2 of 9 test images are identical to training
+/// images, or nearly so`. None if there are none.
+pub(super) fn leak(check: &DataCheck, test_images: usize) -> Option<(Role, String)> {
+    let counts = [Role::Train, Role::Validation].map(|also| (also, check.leaked(Role::Test, also)));
+    let (also, count) = counts.into_iter().find(|(_, count)| *count > 0)?;
+    let is = if count == 1 { "is" } else { "are" };
+    let images = also.adjective();
+    Some((also, format!("{count} of {test_images} test images {is} identical to {images} images, or nearly so")))
+}
+
 /// The network has seen images of the test, so that it need not recognise anything new in them.
 fn leaked(check: &DataCheck, test_images: usize) -> Option<Finding> {
-    let [training, validation] = [Role::Train, Role::Validation].map(|also| check.leaked(Role::Test, also));
-    let (count, title, also) = match (training, validation) {
-        (0, 0) => return None,
-        (0, count) => (count, "Test images are also validation images", "validation"),
-        (count, _) => (count, "Test images are also training images", "training"),
+    let (also, evidence) = leak(check, test_images)?;
+    let title = match also {
+        Role::Train => "Test images are also training images",
+        _ => "Test images are also validation images",
     };
     Some(Finding {
         title,
-        evidence: format!(
-            "{count} of {test_images} test images are identical to {also} images, or nearly so: the test accuracy is too optimistic."
-        ),
+        evidence: format!("{evidence}: the test accuracy is too optimistic."),
         advice: "Train again with --drop-duplicates, or remove the copies. The section on the data set shows them."
             .into(),
     })
@@ -231,6 +296,35 @@ mod tests {
         let metric = Metric::Stopped { reason: "x".into(), hint };
         assert_eq!(stopped(&metric).unwrap().advice, "Start from other weights.");
         assert_eq!(stopped(&Metric::Skipped { path: "a".into(), reason: "b".into() }), None);
+    }
+
+    #[test]
+    fn a_run_that_diverged_is_told() {
+        let of = |all: &[(f64, f64, f64, f64)]| diverged(&epochs(all), 2, 0.5, 400);
+        let grown = of(&[(0.6, 0.7, 0.6, 0.7), (0.5, 0.8, 0.5, 0.8), (7.0, 0.6, 9.5, 0.5)]).unwrap();
+        assert_eq!(
+            grown,
+            "In epoch 3, the last, the training loss was 7.000 and the test loss 9.500; that of a guess is 0.693."
+        );
+        let fallen = of(&[(0.6, 0.7, 0.6, 0.7), (0.3, 0.9, 0.4, 0.8), (0.7, 0.52, 0.7, 0.5)]).unwrap();
+        assert!(fallen.starts_with("The training accuracy fell from 0.900 in epoch 2 to 0.520 in epoch 3"), "{fallen}");
+        assert!(of(&[(3.0, 0.5, 4.0, 0.5)]).is_some(), "in the first epoch");
+        for (sound, why) in [
+            (&[(5.0, 0.5, 9.0, 0.5), (0.6, 0.7, 0.6, 0.7)][..], "it recovered"),
+            (&[(3.0, 0.5, 0.5, 0.8)], "it recovered within the epoch"),
+            (&[(0.5, 0.8, 0.5, 0.7), (0.05, 1.0, 3.0, 0.6)], "it learns by heart"),
+            (&[(0.7, 0.5, 0.7, 0.5), (0.69, 0.5, 0.69, 0.5)], "it never learned"),
+            (&[(0.6, 0.7, 0.6, 0.7), (0.64, 0.66, 0.9, 0.5)], "still better than a guess"),
+            (&[], "no epoch"),
+        ] {
+            assert_eq!(of(sound), None, "{why}");
+        }
+        // With 90 % of one class, 0.9 is a guess.
+        let constant = [(0.2, 0.99, 0.3, 0.95), (0.33, 0.9, 0.33, 0.9)];
+        assert_eq!(diverged(&epochs(&constant), 2, 0.5, 400), None);
+        assert_eq!(diverged(&epochs(&constant), 2, 0.9, 400), None, "0.99 is not much better");
+        let constant = [(0.2, 0.99, 0.3, 0.95), (0.5, 0.8, 0.5, 0.8)];
+        assert!(diverged(&epochs(&constant), 2, 0.8, 400).is_some());
     }
 
     #[test]

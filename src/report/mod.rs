@@ -18,7 +18,7 @@ pub use calibration::{Bin, Calibration};
 pub use confusion::{ClassResult, Confusion, Pair};
 pub use contact_sheet::{ContactSheet, Tile, augmented_tiles, first_and_last, tile, tiles_of_classes};
 pub use curves::{curves_png, curves_svg};
-pub use findings::Finding;
+pub use findings::{Finding, divergence};
 pub use grad_cam::{attention, overlay};
 pub use measures::{Measures, interval};
 pub use page::{Introduction, PageContent, Section, comparison_page, comparison_verdict, run_page};

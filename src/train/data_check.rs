@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::folder::RunFolder;
+use super::image_list::ImageList;
 use super::recipe::Recipe;
 use crate::data::{Examination, Role, Splits, counted, first_names};
 use crate::error::{Context, Error, Result};
@@ -60,39 +61,73 @@ pub struct DuplicateImage {
     pub left_out: bool,
 }
 
+/// The images of a run that has begun, to continue it with others. There are none for a new run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EarlierImages {
+    /// Those that it uses, by split and name.
+    used: HashSet<(String, String)>,
+    /// The splits of those that it drew test images from, by their names. Copies that it leaves out have that of the one that it uses.
+    drawn: HashMap<String, Role>,
+}
+
+impl EarlierImages {
+    /// The images in a list, and those that `check` leaves out.
+    pub fn new(list: &ImageList, check: &DataCheck) -> Self {
+        let role = |split: &str| [Role::Train, Role::Test].into_iter().find(|role| role.name() == split);
+        let is_copy = |found: &&DuplicateImages| found.images.iter().any(|image| !image.left_out);
+        let copies = check.duplicates.iter().filter(is_copy).flat_map(|found| &found.images);
+        let copies = copies.filter(|image| image.left_out).map(|image| (&*image.split, &*image.path));
+        Self {
+            used: list.names().map(|(split, name)| (split.into(), name.into())).collect(),
+            drawn: copies.chain(list.names()).filter_map(|(split, name)| Some((name.into(), role(split)?))).collect(),
+        }
+    }
+
+    fn has(&self, image: &DuplicateImage) -> bool {
+        // A new run would copy names in vain.
+        !self.used.is_empty() && self.used.contains(&(image.split.clone(), image.path.clone()))
+    }
+}
+
 impl DuplicateImages {
     /// Whether the images are in several classes.
     pub fn is_contradictory(&self) -> bool {
         self.images.iter().any(|image| image.class != self.images[0].class)
     }
 
-    /// Whether images of both splits are among them.
-    pub fn is_in(&self, one: Role, other: Role) -> bool {
-        [one, other].iter().all(|role| self.of(*role).next().is_some())
-    }
-
+    /// Those of a split that the run uses.
     fn of(&self, role: Role) -> impl Iterator<Item = &DuplicateImage> {
-        self.images.iter().filter(move |image| image.split == role.name())
+        self.images.iter().filter(move |image| !image.left_out && image.split == role.name())
     }
 
-    /// Marks those that a run with `--drop-duplicates` leaves out: all if they contradict each other, otherwise all but one. That is
-    /// a test image if there is one, or else a validation image, so that the held-out images stay.
-    fn leave_out(&mut self) {
+    /// Marks those that a run with `--drop-duplicates` leaves out: all if they contradict each other, otherwise all but one. That is one
+    /// that the run has used so far; a test image if there is one, or else a validation image, so that the held-out images stay.
+    fn leave_out(&mut self, earlier: &EarlierImages) {
+        let is_used = self.images.iter().any(|image| earlier.has(image));
         let kept = match self.is_contradictory() {
             true => None,
-            false => [Role::Test, Role::Validation, Role::Train]
-                .iter()
-                .find_map(|role| self.images.iter().position(|image| image.split == role.name())),
+            false => [Role::Test, Role::Validation, Role::Train].iter().find_map(|role| {
+                let may_stay = |image: &DuplicateImage| image.split == role.name() && (!is_used || earlier.has(image));
+                self.images.iter().position(may_stay)
+            }),
         };
         for (index, image) in self.images.iter_mut().enumerate() {
             image.left_out = Some(index) != kept;
+        }
+    }
+
+    /// Marks new images of which the run has copies among both the training and the test images.
+    fn leave_out_between(&mut self, earlier: &EarlierImages) {
+        let known = |role: Role| self.of(role).any(|image| earlier.has(image));
+        if known(Role::Train) && known(Role::Test) {
+            self.images.iter_mut().for_each(|image| image.left_out = !earlier.has(image));
         }
     }
 }
 
 impl DataCheck {
     /// Describes what was found in `splits`, before [`DataCheck::apply`].
-    pub fn new(splits: &Splits, found: &Examination, recipe: &Recipe) -> Self {
+    pub fn new(splits: &Splits, found: &Examination, recipe: &Recipe, earlier: &EarlierImages) -> Self {
         let before_split = splits.is_drawn();
         let duplicates = found.duplicates.iter().map(|duplicates| {
             let mut members = duplicates.members.clone();
@@ -103,17 +138,23 @@ impl DataCheck {
             let images = members.iter().filter_map(|member| {
                 let folder = splits.of(member.role)?;
                 let sample = &folder.samples[member.index];
-                let role = if before_split { Role::Train } else { member.role };
+                let path = folder.name_of(&sample.path);
+                let role = match before_split {
+                    true => earlier.drawn.get(&path).copied().unwrap_or(Role::Train),
+                    false => member.role,
+                };
                 Some(DuplicateImage {
                     split: role.name().into(),
-                    path: folder.name_of(&sample.path),
+                    path,
                     class: folder.classes[sample.class].clone(),
                     left_out: false,
                 })
             });
             let mut duplicates = DuplicateImages { identical: duplicates.is_identical, images: images.collect() };
-            if recipe.drop_duplicates {
-                duplicates.leave_out();
+            match recipe.drop_duplicates {
+                true => duplicates.leave_out(earlier),
+                false if before_split => duplicates.leave_out_between(earlier),
+                false => {}
             }
             duplicates
         });
@@ -153,20 +194,20 @@ impl DataCheck {
         }
     }
 
-    /// Removes from `splits` the images that the run leaves out. If the test images are drawn from all images, draws them after that,
-    /// those that look the same together.
+    /// Removes from `splits` the images that the run leaves out. If the test images are drawn from all images, draws them after that:
+    /// those of `earlier` stay where they are, and new ones that look the same as others are with those.
     ///
     /// # Errors
     /// When a class has no training image left, or there is no image left to test on.
-    pub fn apply(&mut self, splits: &mut Splits) -> Result<()> {
-        match self.before_split {
-            true => self.draw(splits),
+    pub fn apply(&mut self, splits: &mut Splits, earlier: &EarlierImages) -> Result<()> {
+        match self.before_split || (splits.is_drawn() && !earlier.drawn.is_empty()) {
+            true => self.draw(splits, earlier),
             false => self.leave_out(splits),
         }
     }
 
-    fn draw(&mut self, splits: &mut Splits) -> Result<()> {
-        if self.duplicates.is_empty() {
+    fn draw(&mut self, splits: &mut Splits, earlier: &EarlierImages) -> Result<()> {
+        if self.duplicates.is_empty() && earlier.drawn.is_empty() {
             return Ok(());
         }
         let images = self.duplicates.iter().flat_map(|duplicates| &duplicates.images);
@@ -175,7 +216,7 @@ impl DataCheck {
             |found: &'_ DuplicateImages| found.images.iter().map(|image| image.path.clone()).collect::<Vec<_>>();
         let groups: Vec<Vec<String>> = self.duplicates.iter().map(names).collect();
         let together: Vec<Vec<&str>> = groups.iter().map(|group| group.iter().map(String::as_str).collect()).collect();
-        splits.draw_again(&left_out, &together).map_err(|error| match left_out.is_empty() {
+        splits.draw_again(&left_out, &together, &earlier.drawn).map_err(|error| match left_out.is_empty() {
             true => error,
             false => Error::new(format!("--drop-duplicates leaves too few images: {}", error.message())).hint(CORRECT),
         })?;
@@ -231,15 +272,13 @@ impl DataCheck {
 
     /// How many images of a split the run uses that the other split also has.
     pub fn leaked(&self, of: Role, also: Role) -> usize {
-        let used = |found: &DuplicateImages, role: Role| found.of(role).filter(|image| !image.left_out).count();
-        self.duplicates.iter().filter(|found| used(found, also) > 0).map(|found| used(found, of)).sum()
+        self.duplicates.iter().filter(|found| found.of(also).next().is_some()).map(|found| found.of(of).count()).sum()
     }
 
     /// What a user should know, one line each.
     pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.duplicates_left_out().map_or_else(|| self.duplicates_used(), |line| vec![line]);
-        warnings.extend(self.cautions.iter().cloned());
-        warnings
+        let left_out = self.duplicates_left_out().into_iter();
+        left_out.chain(self.duplicates_used()).chain(self.cautions.iter().cloned()).collect()
     }
 
     fn duplicates_left_out(&self) -> Option<String> {
@@ -253,7 +292,7 @@ impl DataCheck {
             true => "before the test images were drawn".into(),
             false => parts.join(", "),
         };
-        let labels = self.contradictory().count();
+        let labels = self.contradictory().filter(|found| found.images.iter().all(|image| image.left_out)).count();
         let two = match labels {
             0 => String::new(),
             _ => format!(
@@ -273,7 +312,11 @@ impl DataCheck {
     fn duplicates_used(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (of, also) in [(Role::Validation, Role::Train), (Role::Test, Role::Train), (Role::Test, Role::Validation)] {
-            let found: Vec<_> = self.duplicates.iter().filter(|found| found.is_in(of, also)).collect();
+            let found: Vec<_> = self
+                .duplicates
+                .iter()
+                .filter(|found| [of, also].iter().all(|role| found.of(*role).next().is_some()))
+                .collect();
             let Some(first) = found.first() else { continue };
             let count = self.leaked(of, also);
             let is = if count == 1 { "is also a" } else { "are also" };
@@ -290,7 +333,8 @@ impl DataCheck {
                 example[1],
             ));
         }
-        let found: Vec<_> = self.contradictory().collect();
+        let is_used = |found: &&DuplicateImages| found.images.iter().all(|image| !image.left_out);
+        let found: Vec<_> = self.contradictory().filter(is_used).collect();
         if let Some(first) = found.first() {
             let image = &first.images[0];
             let other = first.images.iter().find(|other| other.class != image.class).unwrap_or(image);
@@ -304,18 +348,22 @@ impl DataCheck {
                 other.path
             ));
         }
-        let repeated = self.duplicates.iter().filter(|found| !found.is_contradictory());
-        let found: Vec<_> = repeated.filter(|found| found.of(Role::Train).count() > 1).collect();
-        if let Some(first) = found.first() {
-            let copies: usize = found.iter().map(|found| found.of(Role::Train).count() - 1).sum();
-            let mut example = first.of(Role::Train).map(|image| image.path.as_str());
+        let repeated: Vec<_> = self.duplicates.iter().filter(|found| !found.is_contradictory()).collect();
+        const FLATTERED: &str = "so the interval of the accuracy is too narrow";
+        for (role, consequence) in
+            [(Role::Train, "which thus count more than once"), (Role::Validation, FLATTERED), (Role::Test, FLATTERED)]
+        {
+            let found: Vec<_> = repeated.iter().copied().filter(|found| found.of(role).count() > 1).collect();
+            let Some(first) = found.first() else { continue };
+            let copies: usize = found.iter().map(|found| found.of(role).count() - 1).sum();
+            let mut example = first.of(role).map(|image| format!("{}/{}", role.name(), image.path));
+            let (original, copy) = (example.next().unwrap_or_default(), example.next().unwrap_or_default());
+            let images = role.adjective();
+            let (is, are) = (format!("{images} image is a copy"), format!("{images} images are copies"));
             lines.push(format!(
-                "{} of other training images{}, which thus count more than once, such as train/{} of train/{}; --drop-duplicates keeps \
-                 one of each",
-                counted(copies, "training image is a copy", "training images are copies"),
+                "{} of other {images} images{}, {consequence}, such as {copy} of {original}; --drop-duplicates keeps one of each",
+                counted(copies, &is, &are),
                 how_alike(&found),
-                example.nth(1).unwrap_or_default(),
-                first.of(Role::Train).next().map_or("", |image| &image.path)
             ));
         }
         lines
@@ -347,12 +395,26 @@ impl DataCheck {
 /// Those of [`Recipe::open_data`]; when `data_check.json` cannot be read and is needed.
 pub fn open_data_of_run(recipe: &Recipe, data: &Path, folder: &RunFolder) -> Result<Splits> {
     let mut splits = recipe.open_data(data)?;
+    let mut check = check_of_run(recipe, &splits, folder)?;
+    // Runs of earlier versions may lack the list.
+    let list =
+        if splits.is_drawn() { ImageList::open(&folder.images()).unwrap_or_default() } else { ImageList::default() };
+    let earlier = EarlierImages::new(&list, &check);
+    check.apply(&mut splits, &earlier)?;
+    Ok(splits)
+}
+
+/// What was found before a run that has begun, if it matters for its images: nothing if it does not.
+///
+/// # Errors
+/// When `data_check.json` cannot be read and is needed.
+pub fn check_of_run(recipe: &Recipe, splits: &Splits, folder: &RunFolder) -> Result<DataCheck> {
     let found = folder.data_check();
     // Runs of earlier versions may lack the file.
-    if recipe.drop_duplicates || (splits.is_drawn() && found.exists()) {
-        DataCheck::open(&found)?.apply(&mut splits)?;
+    match recipe.drop_duplicates || (splits.is_drawn() && found.exists()) {
+        true => DataCheck::open(&found),
+        false => Ok(DataCheck::default()),
     }
-    Ok(splits)
 }
 
 /// A caution about a run of few steps on this many training images.

@@ -120,10 +120,7 @@ impl ImageList {
                 None => kinds[0].1.push(name),
                 Some(known) if known.class != found.class => kinds[3].1.push(name),
                 Some(known) if known.bytes != found.bytes => kinds[2].1.push(name),
-                // Where images were added or removed, others were sampled.
-                Some(known) if known.content.as_ref().zip(found.content.as_ref()).is_some_and(|(a, b)| a != b) => {
-                    kinds[4].1.push(name);
-                }
+                Some(known) if differ(&known.content, &found.content) => kinds[4].1.push(name),
                 Some(_) => {}
             }
         }
@@ -150,6 +147,20 @@ impl ImageList {
         Some(difference.unwrap_or_else(|| "names, sizes, classes or contents differ".into()))
     }
 
+    /// The split and the name of every image.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.entries.iter().map(|entry| (&*entry.split, &*entry.path))
+    }
+
+    /// Whether there is an image that `earlier` lacks, or whose size or content differs there.
+    pub fn has_new_images(&self, earlier: &Self) -> bool {
+        let before = earlier.by_name();
+        self.entries.iter().any(|now| {
+            let known = before.get(&(&*now.split, &*now.path));
+            known.is_none_or(|known| known.bytes != now.bytes || differ(&known.content, &now.content))
+        })
+    }
+
     /// Whether the test images have the same names, classes and sizes.
     pub fn has_tests_of(&self, other: &Self) -> bool {
         fn tests(list: &ImageList) -> impl Iterator<Item = (&str, &str, u64)> {
@@ -162,6 +173,11 @@ impl ImageList {
     fn by_name(&self) -> BTreeMap<(&str, &str), &Entry> {
         self.entries.iter().map(|entry| ((&*entry.split, &*entry.path), entry)).collect()
     }
+}
+
+/// Whether two digests show that the contents of an image differ. Where images were added or removed, others were sampled.
+fn differ(one: &Option<Box<str>>, other: &Option<Box<str>>) -> bool {
+    one.as_ref().zip(other.as_ref()).is_some_and(|(one, other)| one != other)
 }
 
 /// The indices of the sample.

@@ -28,7 +28,7 @@ mod trials;
 
 pub use checkpoint::{Best, Checkpoint, Choice, Position, save_checkpoint};
 pub use config::RunConfig;
-pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, few_steps, open_data_of_run};
+pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, EarlierImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
 pub use evaluate::{Prediction, batch_shape, classify, evaluate, softmax};
 pub use events::{Event, Pace, Summary};

@@ -83,7 +83,8 @@ impl ModelFile {
     /// From keys, shapes and metadata; no tensor is read.
     ///
     /// # Errors
-    /// When the file holds no supported network or one without a final layer, or when its metadata contradicts it.
+    /// When the file holds no supported network, one without a final layer, or one whose final layer has a single output, or when its
+    /// metadata contradicts it.
     pub fn describe(file: &TensorFile) -> Result<Self> {
         let shown = file.path().display();
         let Found { network, weights, notices, other_head, ignored, .. } = find_network(file)?;
@@ -97,6 +98,15 @@ impl ModelFile {
             return Err(Error::new(format!("{shown}: the {} {reason}", network.architecture))
                 .hint("fine-tune it first: retune train DATA --weights FILE"));
         };
+        // Its softmax would always be 1. What the number means, and where one class ends, is not in the file.
+        if outputs == 1 {
+            return Err(Error::new(format!(
+                "{shown}: the final layer of the {} has one output: one number, as of a sigmoid or a regression, from which no \
+                 probabilities of classes follow",
+                network.architecture
+            ))
+            .hint("fine-tune it, which replaces the final layer: retune train DATA --weights FILE"));
+        }
         let resnet = network.resnet(outputs);
         let mut names_notice = None;
         let classes = match class_names(file)? {

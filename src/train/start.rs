@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::checkpoint::{Checkpoint, Choice, Position};
 use super::config::RunConfig;
-use super::data_check::{DataCheck, open_data_of_run};
+use super::data_check::{DataCheck, EarlierImages, check_of_run, open_data_of_run};
 use super::events::Event;
 use super::image_list::ImageList;
 use super::model_file::class_names;
@@ -15,7 +15,7 @@ use super::recipe::Recipe;
 use super::run::{Run, RunOptions};
 use super::state_dict::{copy_head, initialise, load_state_dict, new_head};
 use super::trainer::Trainer;
-use crate::data::{Splits, counted};
+use crate::data::{Splits, counted, first_names};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Recognised, ResNet};
@@ -55,19 +55,35 @@ impl Start {
         if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
-        let (splits, data_check) = match &self {
+        let (mut splits, mut data_check) = match &self {
             Self::Resume { .. } => (open_data_of_run(&recipe, data, &options.folder)?, None),
             _ => {
                 let mut splits = recipe.open_data(data)?;
-                let check = check_data(&mut splits, &recipe, &options, observe)?;
+                let check = check_data(&mut splits, &recipe, &EarlierImages::default(), &options, observe)?;
                 (splits, Some(check))
             }
         };
-        let images = ImageList::of(&splits);
+        let mut images = ImageList::of(&splits);
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
             check_classes(checkpoint, &splits, data, &options)?;
-            if let Some(notice) = check_images(checkpoint, &splits, &images, data, &options, *allow_changed_data)? {
-                observe(Event::Notice(&notice));
+            let mut notice = check_images(checkpoint, &splits, &images, data, &options, *allow_changed_data)?;
+            if notice.is_some() && checkpoint.images.is_some() {
+                let changed = with_new_images(&recipe, data, &images, &splits, &options, observe)?;
+                if let Some((with_new, check)) = changed {
+                    (images, splits, data_check) = (ImageList::of(&with_new), with_new, Some(check));
+                    // What is new may have got another split.
+                    notice = check_images(checkpoint, &splits, &images, data, &options, true)?;
+                }
+            }
+            notice.iter().for_each(|notice| observe(Event::Notice(notice)));
+            let test = splits.test.classes.iter().zip(splits.test.class_counts());
+            let untested: Vec<String> = test.filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect();
+            if splits.is_drawn() && !untested.is_empty() {
+                let classes = if untested.len() == 1 { "class" } else { "classes" };
+                let names = first_names(&untested);
+                observe(Event::Notice(&format!(
+                    "no test image of the {classes} {names} is left, so no figure counts them"
+                )));
             }
             let before = RunConfig::open(&options.folder).map_or_else(|_| device.name(), |config| config.device);
             for (before, now) in
@@ -81,7 +97,7 @@ impl Start {
             }
         }
         if options.strict {
-            splits.not_read().require_none_unsupported()?;
+            splits.not_read().require_all_used()?;
         }
         splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
         let classes = splits.train.classes.len();
@@ -110,10 +126,12 @@ impl Start {
     }
 }
 
-/// Examines the images of a new run, and removes duplicates if the recipe says so.
+/// Examines the images of a new run, or of one that continues with other images than `earlier`, and removes duplicates if the recipe says
+/// so.
 fn check_data(
     splits: &mut Splits,
     recipe: &Recipe,
+    earlier: &EarlierImages,
     options: &RunOptions,
     observe: &mut dyn FnMut(Event),
 ) -> Result<DataCheck> {
@@ -126,11 +144,44 @@ fn check_data(
                 false => Ok(()),
             }
         })?;
-        check = DataCheck::new(splits, &found, recipe);
-        check.apply(splits)?;
+        check = DataCheck::new(splits, &found, recipe, earlier);
+        check.apply(splits, earlier)?;
     }
     check.add_cautions(splits);
     Ok(check)
+}
+
+/// The data set of a run that continues with changed images, if `images` has some that the run has not seen: they are searched for copies,
+/// and copies of test images stay out of training. `splits` are the images without that search.
+///
+/// # Errors
+/// Those of [`check_data`]; when the run's list of images is needed and cannot be read.
+fn with_new_images(
+    recipe: &Recipe,
+    data: &Path,
+    images: &ImageList,
+    splits: &Splits,
+    options: &RunOptions,
+    observe: &mut dyn FnMut(Event),
+) -> Result<Option<(Splits, DataCheck)>> {
+    let path = options.folder.images();
+    let list = match ImageList::open(&path) {
+        Ok(list) => list,
+        // Without the list, which images were drawn for the test is not known.
+        Err(error) if splits.is_drawn() => {
+            return Err(
+                error.hint("restore the images that the run began with, or start another run with another --out")
+            );
+        }
+        Err(_) => ImageList::default(),
+    };
+    if !options.check_data || !images.has_new_images(&list) {
+        return Ok(None);
+    }
+    let earlier = EarlierImages::new(&list, &check_of_run(recipe, splits, &options.folder)?);
+    let mut splits = recipe.open_data(data)?;
+    let check = check_data(&mut splits, recipe, &earlier, options, observe)?;
+    Ok(Some((splits, check)))
 }
 
 /// Initialises the head: with rows of the old one if the recipe names some or the classes are the same, otherwise randomly.
@@ -246,6 +297,16 @@ fn check_images(
     let Some(earlier) = &checkpoint.images else {
         let Ok(config) = RunConfig::open(folder) else { return Ok(None) };
         let (before, now) = ([config.train_images, config.test_images], [splits.train.len(), splits.test.len()]);
+        if before != now && splits.is_drawn() {
+            return Err(Error::new(format!(
+                "{} has {}, the run in {} began with {}, and has no list of those that it tests on",
+                data.display(),
+                counted(now.iter().sum(), "image", "images"),
+                folder.path.display(),
+                before.iter().sum::<usize>()
+            ))
+            .hint("restore the images that the run began with, or start another run with another --out"));
+        }
         return Ok((before != now).then(|| {
             format!(
                 "the run started with {} training and {} test images, now there are {} and {}: {CONSEQUENCE}",

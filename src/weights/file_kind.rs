@@ -1,4 +1,7 @@
-//! Kinds of files that are mistaken for weights, by their content.
+//! Kinds of files that are mistaken for weights, by their content or, where that shows nothing, by their name.
+
+use std::ffi::OsStr;
+use std::path::Path;
 
 use memchr::memmem;
 
@@ -79,7 +82,10 @@ impl Signature {
 }
 
 /// What a file is that is neither safetensors nor a `.pth`.
-pub(super) fn recognise(bytes: &[u8]) -> Option<Mistaken> {
+pub(super) fn recognise(path: &Path, bytes: &[u8]) -> Option<Mistaken> {
+    if is_shard_of_tensorflow(path) {
+        return Some(Mistaken { noun: "a TensorFlow checkpoint", fix: TORCHVISION });
+    }
     let own = KINDS.iter().find(|(signature, ..)| signature.fits(bytes));
     own.map(|&(_, noun, fix)| Mistaken { noun, fix }).or_else(|| {
         let kind = FileKind::of(&bytes[..bytes.len().min(crate::data::format::HEAD_BYTES)])?;
@@ -91,6 +97,14 @@ pub(super) fn recognise(bytes: &[u8]) -> Option<Mistaken> {
         };
         Some(Mistaken { noun: kind.noun, fix })
     })
+}
+
+/// `NAME.data-00000-of-00001`: only numbers, without anything that shows what they are.
+fn is_shard_of_tensorflow(path: &Path) -> bool {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let extension = path.extension().and_then(OsStr::to_str);
+    let numbers = extension.and_then(|extension| extension.strip_prefix("data-")?.split_once("-of-"));
+    numbers.is_some_and(|(shard, shards)| is_number(shard) && is_number(shards))
 }
 
 /// The members of the tar archives that torch wrote in its first releases. Unpacking one does not help, because each member holds a
@@ -201,12 +215,21 @@ mod tests {
             (b" {\"weight_map\": {}}", "a JSON file, such as a config or an index"),
         ];
         for (bytes, noun) in kinds {
+            let recognise = |bytes: &[u8]| recognise(Path::new("weights.pth"), bytes);
             assert_eq!(recognise(bytes).map(|kind| kind.noun), Some(*noun), "{}", bytes.escape_ascii());
             // No length that lies and no cut does harm.
             for end in 0..bytes.len() {
                 assert!(recognise(&bytes[..end]).is_none_or(|kind| !kind.fix.is_empty()));
             }
         }
-        assert!(recognise(&[0xFF; 100]).is_none());
+        let of = |name: &str| recognise(Path::new(name), &[0xFF; 100]).map(|kind| kind.noun);
+        for name in ["model.ckpt.data-00000-of-00001", "a/variables.data-00012-of-00100"] {
+            assert_eq!(of(name), Some("a TensorFlow checkpoint"), "{name}");
+        }
+        for name in
+            ["model", "data-00000-of-00001", "model.data-0-of-1", "model.data-00000-of-", "m.data-00000-of-00001.pth"]
+        {
+            assert_eq!(of(name), None, "{name}");
+        }
     }
 }

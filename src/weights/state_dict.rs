@@ -376,7 +376,7 @@ fn convert<const BYTES: usize, T>(bytes: &[u8], element: impl Fn([u8; BYTES]) ->
 /// Checks the header against the file; returns where the tensors begin and what the header says.
 fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     let shown = path.display();
-    let no_safetensors = |reason: String| match recognise(bytes) {
+    let no_safetensors = |reason: String| match recognise(path, bytes) {
         Some(found) => {
             Error::new(format!("{shown} is {}, expected a safetensors or .pth file", found.noun)).hint(found.fix)
         }

@@ -60,7 +60,8 @@ pub struct EvalArguments {
     #[arg(long)]
     exif: bool,
 
-    /// Stop at an unreadable image, or at one of an unsupported type, instead of skipping it with a warning
+    /// Stop at an unreadable image, or at one of an unsupported type or outside of the class folders, instead of skipping it with
+    /// a warning
     #[arg(long)]
     strict: bool,
 
@@ -102,7 +103,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     };
     let Labelled { images: mut folder, unknown, notices, role, folder: place } = labelled?;
     if arguments.strict {
-        folder.not_read.require_none_unsupported()?;
+        folder.not_read.require_all_used()?;
     }
     notices.iter().for_each(|notice| global.note(notice));
     let unsupported: BTreeMap<String, usize> =

@@ -13,7 +13,7 @@ pub(in crate::data) struct Markers<'a> {
     has_end: bool,
     /// Whether the first scan contains the whole image and is followed by more than the end marker.
     has_more: bool,
-    components: Option<u8>,
+    pub(super) components: Option<u8>,
     is_sequential: bool,
     is_one_scan: bool,
     /// The number of scans: how often a decoder may have to process the whole image.
@@ -68,13 +68,10 @@ impl<'a> Markers<'a> {
             0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) && self.scans == 0 => {
                 self.components = segment.get(7).copied();
                 self.is_sequential = matches!(marker, 0xC0 | 0xC1 | 0xC9);
-                let kind = match (marker, segment.get(2), segment.get(7)) {
-                    (0xC3 | 0xCB, ..) => "lossless JPEG is not supported",
-                    (0xC5..=0xC7 | 0xCD..=0xCF, ..) => "hierarchical JPEG is not supported",
-                    (_, Some(bits), _) if *bits != 8 => "a JPEG with more than 8 bits per sample is not supported",
-                    (_, _, Some(components)) if !matches!(components, 1 | 3 | 4) => {
-                        "a JPEG must have 1, 3 or 4 components: grey, red, green and blue, or cyan, magenta, yellow and black"
-                    }
+                let kind = match (marker, segment.get(2)) {
+                    (0xC3 | 0xCB, _) => "lossless JPEG is not supported",
+                    (0xC5..=0xC7 | 0xCD..=0xCF, _) => "hierarchical JPEG is not supported",
+                    (_, Some(bits)) if *bits != 8 => "a JPEG with more than 8 bits per sample is not supported",
                     _ => return,
                 };
                 self.unsupported.get_or_insert(kind);

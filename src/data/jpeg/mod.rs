@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use mozjpeg::{ColorSpace, Decompress};
+use mozjpeg::{ColorSpace, CompInfoExt, Decompress};
 
 pub(super) use markers::Markers;
 
@@ -26,12 +26,44 @@ pub(super) fn decode<const BYTES: usize>(
     image: &mut Image<BYTES>,
     rows: impl FnOnce(u32, u32) -> Result<u32, String>,
 ) -> Result<(), String> {
+    if !matches!(markers.components, None | Some(1 | 3 | 4)) {
+        return Err(
+            "a JPEG must have 1, 3 or 4 components: grey, red, green and blue, or cyan, magenta, yellow and black"
+                .into(),
+        );
+    }
+    supervise(bytes, markers, |source| read(source, markers, image, rows))
+}
+
+/// Pixels of two or four samples, as they are in a JPEG.
+pub(super) struct Samples {
+    pub(super) width: u32,
+    pub(super) channels: usize,
+    /// In rows.
+    pub(super) values: Vec<u8>,
+}
+
+/// Decodes a JPEG that is part of another file, which says what its two or four samples mean. `accept` gets the width and the height.
+pub(super) fn decode_samples(
+    bytes: &[u8],
+    markers: &Markers<'_>,
+    accept: impl FnOnce(u32, u32) -> Result<(), String>,
+) -> Result<Samples, String> {
+    supervise(bytes, markers, |source| read_samples(source, markers, accept))
+}
+
+/// Runs a decoder: turns its failures into errors, also that of data which end too early.
+fn supervise<T>(
+    bytes: &[u8],
+    markers: &Markers<'_>,
+    read: impl FnOnce(Source<'_>) -> Result<T, String>,
+) -> Result<T, String> {
     if let Some(reason) = markers.unsupported {
         return Err(reason.into());
     }
     let is_ended = Cell::new(false);
     let source = Source { bytes, is_ended: &is_ended };
-    let decoded = recover(|| read(source, markers, image, rows));
+    let decoded = recover(|| read(source));
     // The decoder has filled in the missing data, or failed because of it.
     if is_ended.get() { Err("truncated JPEG: the data end before the end marker".into()) } else { decoded }
 }
@@ -47,10 +79,7 @@ fn read<const BYTES: usize>(
     let (width, height) = (decoder.width(), decoder.height());
     (image.width, image.height) = (width as u32, height as u32);
     let wanted = rows(image.width, image.height)?;
-    if markers.scans * (width * height) as u64 > MAX_SCANNED_PIXELS {
-        let scans = markers.scans;
-        return Err(format!("it has {scans} scans of {width} x {height} pixels, too many to decode"));
-    }
+    require_few_scans(markers, width, height)?;
     if markers.can_stop_early() {
         image.height = wanted.min(image.height);
     }
@@ -86,6 +115,51 @@ fn read<const BYTES: usize>(
         }
     }
     Ok(())
+}
+
+fn require_few_scans(markers: &Markers<'_>, width: usize, height: usize) -> Result<(), String> {
+    match markers.scans * (width * height) as u64 > MAX_SCANNED_PIXELS {
+        true => Err(format!("it has {} scans of {width} x {height} pixels, too many to decode", markers.scans)),
+        false => Ok(()),
+    }
+}
+
+fn read_samples(
+    source: Source<'_>,
+    markers: &Markers<'_>,
+    accept: impl FnOnce(u32, u32) -> Result<(), String>,
+) -> Result<Samples, String> {
+    let decoder = Decompress::new_reader(source).map_err(describe)?;
+    let (width, height) = (decoder.width(), decoder.height());
+    accept(width as u32, height as u32)?;
+    require_few_scans(markers, width, height)?;
+    let sampling: Vec<(u8, u8)> = decoder.components().iter().map(CompInfoExt::sampling).collect();
+    let channels = sampling.len();
+    let mut values = vec![0; width * height * channels];
+    match channels {
+        4 if decoder.color_space() == ColorSpace::JCS_CMYK => {
+            let mut decoder = decoder.to_colorspace(ColorSpace::JCS_CMYK).map_err(describe)?;
+            for row in values.chunks_exact_mut(width * channels) {
+                decoder.read_scanlines_into(row).map_err(describe)?;
+            }
+        }
+        // The decoder has no name for such colours, so it gives each component alone. Its rows are padded.
+        2 if sampling == [(1, 1); 2] => {
+            let mut planes = [Vec::new(), Vec::new()];
+            let padded = decoder.components().iter().map(CompInfoExt::row_stride).min().unwrap_or(width);
+            let [first, second] = &mut planes;
+            decoder.raw().map_err(describe)?.read_raw_data(&mut [first, second]);
+            for (row, target) in values.chunks_exact_mut(width * channels).enumerate() {
+                for (channel, plane) in planes.iter().enumerate() {
+                    let source =
+                        plane.get(row * padded..row * padded + width).ok_or("broken JPEG data: rows are missing")?;
+                    target.iter_mut().skip(channel).step_by(channels).zip(source).for_each(|(to, from)| *to = *from);
+                }
+            }
+        }
+        _ => return Err(format!("a JPEG of {channels} components of such sizes is not supported")),
+    }
+    Ok(Samples { width: width as u32, channels, values })
 }
 
 /// Converts inverted CMYK, as JPEGs store it (255 is no ink), to RGB. Rounds as Pillow does.

@@ -8,7 +8,7 @@ mod lab;
 
 use image::metadata::Orientation;
 
-use super::jpeg::{self, Markers};
+use super::jpeg::{self, Markers, Samples};
 use super::rgb_image::RgbImage;
 use super::samples::{Form, Palette, RequirePixels, packed};
 use color::YCbCr;
@@ -275,10 +275,16 @@ impl Page {
         let is_usual = match self.meaning {
             Meaning::Rgb => true,
             Meaning::YCbCr => !self.is_planar,
-            Meaning::BlackIsZero | Meaning::WhiteIsZero => self.numbers == Numbers::Unsigned,
-            Meaning::Palette | Meaning::Cmyk | Meaning::Lab => false,
+            Meaning::Cmyk => self.is_planar,
+            Meaning::BlackIsZero | Meaning::WhiteIsZero => true,
+            Meaning::Palette | Meaning::Lab => false,
         };
-        if !is_usual || self.bits != 8 || self.is_premultiplied || (self.samples != self.used && !self.is_planar) {
+        let is_usual = is_usual && !self.is_premultiplied && (self.samples == self.used || self.is_planar);
+        // Samples of which the JPEG does not know the meaning.
+        let is_mixed = !self.is_planar
+            && matches!(self.samples, 2 | 4)
+            && matches!(self.meaning, Meaning::Rgb | Meaning::BlackIsZero | Meaning::Cmyk);
+        if !(is_usual || is_mixed) || self.bits != 8 || self.numbers != Numbers::Unsigned {
             return Err(unsupported(&format!(
                 "JPEG compression of {} samples that mean {:?}",
                 self.samples, self.meaning
@@ -289,8 +295,7 @@ impl Page {
         let tables = &tables[..tables.len().min(1 << 16)];
         let file = compression::complete_jpeg(&data[..data.len().min(most)], tables, self.meaning == Meaning::YCbCr)?;
         let (rows, columns) = self.visible(chunk);
-        let mut image = RgbImage::default();
-        jpeg::decode(&file, &Markers::read(&file), &mut image, |width, height| {
+        let accept = |width, height| {
             let is_size = (columns..=self.chunk_width).contains(&width) && (rows..=self.chunk_height).contains(&height);
             match is_size {
                 true => require(width, height).map(|_| height),
@@ -298,13 +303,24 @@ impl Page {
                     "broken TIFF data: a strip or tile of {columns} x {rows} is a JPEG of {width} x {height}"
                 )),
             }
-        })?;
+        };
+        let markers = Markers::read(&file);
+        let Samples { width, channels, values } = if is_usual {
+            let mut image = RgbImage::default();
+            jpeg::decode(&file, &markers, &mut image, accept)?;
+            Samples { width: image.width, channels: 3, values: image.pixels }
+        } else {
+            jpeg::decode_samples(&file, &markers, |width, height| accept(width, height).map(|_| ()))?
+        };
+        if !is_usual && channels != self.samples {
+            return Err(format!("broken TIFF data: a JPEG of {channels} components; expected {}", self.samples));
+        }
         let invert = if self.meaning == Meaning::WhiteIsZero { 0xFF } else { 0 };
         let kept = if self.is_planar { 1 } else { self.used };
         for row in 0..rows {
-            let source = &image.pixels[row as usize * image.width as usize * 3..][..columns as usize * 3];
+            let source = &values[row as usize * width as usize * channels..][..columns as usize * channels];
             let target = &mut samples[self.place(chunk, row)..][..columns as usize * self.used];
-            for (target, source) in target.chunks_exact_mut(self.used).zip(source.chunks_exact(3)) {
+            for (target, source) in target.chunks_exact_mut(self.used).zip(source.chunks_exact(channels)) {
                 for (target, source) in target[chunk.plane..chunk.plane + kept].iter_mut().zip(source) {
                     *target = source ^ invert;
                 }

@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::curves::{COLOURS, accuracy_ticks, decimals};
+use super::super::findings::leak;
 use super::super::measures::interval;
 use super::super::record::RunRecord;
 use super::results::best_accuracy;
@@ -52,7 +53,8 @@ pub(super) fn sorted<'a>(runs: &[&'a RunRecord]) -> Vec<&'a RunRecord> {
     runs
 }
 
-/// The sentences that name the winner, say how certain that is, and why other runs have no accuracy; none for a single run.
+/// The sentences that name the winner, say how certain that is, why other runs have no accuracy, and which tests have copies of images
+/// that the run has seen; none for a single run.
 pub(super) fn verdict_of(runs: &[&RunRecord]) -> Option<String> {
     let runs = sorted(runs);
     let (mut scores, mut tested, mut others) = (Vec::new(), Vec::new(), Vec::new());
@@ -68,8 +70,27 @@ pub(super) fn verdict_of(runs: &[&RunRecord]) -> Option<String> {
         }
         tested.extend(Score::of(run).is_some().then_some(run));
     }
+    others.extend(leaks(&runs));
     let first = (runs.len() > 1).then(|| verdict(&scores, have_same_tests(&tested)))?;
     Some([vec![first], others].concat().join(" "))
+}
+
+/// A sentence for runs whose test images are also among those that they have seen.
+fn leaks(runs: &[&RunRecord]) -> Vec<String> {
+    let mut found: Vec<(String, Vec<&str>)> = Vec::new();
+    for run in runs {
+        let check = run.data_check.as_ref();
+        let Some((_, text)) = check.and_then(|check| leak(check, run.config.test_images)) else { continue };
+        match found.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, names)) => names.push(&run.name),
+            None => found.push((text, vec![&run.name])),
+        }
+    }
+    let sentence = |(text, names): (String, Vec<&str>)| {
+        let accuracies = if names.len() == 1 { "its test accuracy is" } else { "their test accuracies are" };
+        format!("In {}, {text}: {accuracies} too optimistic.", listed(&names))
+    };
+    found.into_iter().map(sentence).collect()
 }
 
 /// The winner, or why there is none. `scores` are sorted, and `is_same` says whether all have the same test images, if it is known.

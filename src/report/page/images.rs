@@ -76,6 +76,18 @@ fn unsupported(not_read: &NotRead) -> Markup {
     }
 }
 
+/// Images without a class.
+fn outside(not_read: &NotRead) -> Markup {
+    let files = &not_read.outside;
+    html! {
+        @if !files.is_empty() {
+            h3 { (counted(files.len(), "image lies", "images lie")) " outside of the class folders" }
+            p { "Only images in the folder of a class are used." }
+            (list(files.len(), files.iter().map(|path| html! { code { (path.display()) } })))
+        }
+    }
+}
+
 pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
     let skipped: Vec<_> = run.skipped().collect();
     let images = match &run.images {
@@ -126,6 +138,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             (augmented)
             (unreadable(&skipped))
             (unsupported(&images.not_read))
+            (outside(&images.not_read))
             @if let Some(line) = images.not_read.foreign_line() { p.note { (capitalised(&line)) "." } }
             p.note {
                 @if run.config.recipe.exif {
