@@ -348,7 +348,7 @@ fn resume<'a>(
 /// Refuses a `--freeze` that the network cannot follow.
 fn check_freezing(recipe: &Recipe) -> Result<()> {
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: 1 };
-    let freezing = recipe.trainable()?.freezing;
+    let freezing = recipe.trainable(None)?.freezing;
     resnet.specification().check_freezing(&freezing).map_err(|error| error.about("--freeze"))
 }
 
@@ -455,6 +455,10 @@ fn check(recipe: &Recipe) -> Result<()> {
     if recipe.new_head && recipe.head_from.is_some() {
         return Err(Error::usage("--new-head: --head-from starts with rows of the old head")
             .hint("leave --new-head or --head-from out"));
+    }
+    let smoothing = recipe.label_smoothing;
+    if !(0.0..=1.0).contains(&smoothing) {
+        return Err(Error::usage(format!("--label-smoothing {smoothing}: expected a number from 0 to 1")));
     }
     recipe.optimizer()?;
     match recipe.loss_reduction.as_str() {

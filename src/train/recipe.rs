@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::trainer::Trainable;
-use crate::data::{Augmentation, DecodeOptions, Splits, Transform, counted, open_dataset, open_table};
+use super::class_weights::ClassWeights;
+use super::trainer::{LossSettings, Trainable};
+use crate::data::{Augmentation, DecodeOptions, ImageFolder, Splits, Transform, counted, open_dataset, open_table};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -43,6 +44,12 @@ pub struct Recipe {
     pub hyperparameters: Hyperparameters,
     /// `sum` or `mean`.
     pub loss_reduction: String,
+    /// The share of the loss that is spread evenly over all classes, from 0 to 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub label_smoothing: f64,
+    /// The weights of the classes in the loss; all 1 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
     /// The largest norm that the gradients of all parameters together may have; larger ones are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_gradient_norm: Option<f64>,
@@ -60,7 +67,7 @@ pub struct Recipe {
     pub fit_head: bool,
     /// Randomly augmented copies of each image to whose features the head is fitted, besides the image as it is and, if training mirrors
     /// images, its mirror image.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub feature_copies: usize,
     /// Height and width of the network's input.
     pub image_size: usize,
@@ -113,8 +120,8 @@ fn is_default_optimizer(name: &String) -> bool {
     *name == OPTIMIZERS[0].name
 }
 
-fn is_zero(number: &usize) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Rows and columns of the largest images that a model may ask for.
@@ -141,6 +148,8 @@ impl Recipe {
             optimizer: default_optimizer(),
             hyperparameters: Hyperparameters(OPTIMIZERS[0].defaults()),
             loss_reduction: "sum".into(),
+            label_smoothing: 0.0,
+            class_weights: None,
             clip_gradient_norm: None,
             freeze: Vec::new(),
             freeze_batch_norm: false,
@@ -225,8 +234,16 @@ impl Recipe {
         self.hyperparameters.0.get(name).copied().or_else(of_optimizer)
     }
 
-    /// The settings of the network's parameters.
-    pub fn trainable(&self) -> Result<Trainable> {
+    /// The weights of the classes of these training images, if they have any.
+    ///
+    /// # Errors
+    /// Those of [`ClassWeights::of`].
+    pub fn class_weights_for(&self, train: &ImageFolder) -> Result<Option<Vec<f64>>> {
+        self.class_weights.as_ref().map(|weights| weights.of(train)).transpose()
+    }
+
+    /// The settings of the network's parameters, and of the loss with these weights of the classes.
+    pub fn trainable(&self, class_weights: Option<Vec<f64>>) -> Result<Trainable> {
         Ok(Trainable {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
             optimizer: self.optimizer()?,
@@ -236,7 +253,7 @@ impl Recipe {
                 weight_decay: self.weight_decay,
                 no_decay_norm_bias: self.no_decay_norm_bias,
             },
-            reduction: self.reduction()?,
+            loss: LossSettings { reduction: self.reduction()?, label_smoothing: self.label_smoothing, class_weights },
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })
     }

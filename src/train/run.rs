@@ -375,9 +375,10 @@ impl Run<'_> {
         let rows = plain.targets.len() * (1 + copies.len());
         let clock = Clock { training: started.elapsed(), images: rows as u64, ..Clock::default() };
 
+        let class_weights = self.recipe.class_weights_for(&self.splits.train)?;
         let training = TrainingFeatures {
             dimension: network.resnet().features(),
-            classes: self.splits.train.classes.len(),
+            class_weights: class_weights.unwrap_or_else(|| vec![1.0; self.splits.train.classes.len()]),
             groups: self.groups_of_duplicates(),
             plain,
             copies,

@@ -4,12 +4,48 @@ use std::rc::Rc;
 
 use super::network::{BatchResult, Network, Prepared, Purpose, TrainingGraph};
 use crate::device::{Device, read_f32, write_f32};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Executor, ParameterSpecification, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
-use crate::ops::LossReduction;
+use crate::ops::{CrossEntropyLoss, LossReduction};
 use crate::optim::{GradientClipping, Grouping, OptimizerSettings, Updater};
-use crate::tensor::Tensor;
+use crate::tensor::{ElementType, Tensor};
+
+/// The loss that training minimises: cross entropy, as `torch.nn.CrossEntropyLoss`. Evaluation has the plain one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LossSettings {
+    /// How the losses of a batch's images are combined.
+    pub reduction: LossReduction,
+    /// The share of the loss that is spread evenly over all classes, from 0 to 1.
+    pub label_smoothing: f64,
+    /// The weight of each class; all 1 without it.
+    pub class_weights: Option<Vec<f64>>,
+}
+
+impl From<LossReduction> for LossSettings {
+    /// The plain loss.
+    fn from(reduction: LossReduction) -> Self {
+        Self { reduction, label_smoothing: 0.0, class_weights: None }
+    }
+}
+
+impl LossSettings {
+    fn on_device(&self, device: &dyn Device, classes: usize) -> Result<CrossEntropyLoss> {
+        let class_weights = self.class_weights.as_ref().map(|weights| {
+            if weights.len() != classes {
+                return Err(Error::new(format!("{} class weights for {classes} classes", weights.len())));
+            }
+            let tensor = Tensor::new(device.allocate(4 * classes)?, 0, [classes].into(), ElementType::F32);
+            write_f32(device, &weights.iter().map(|&weight| weight as f32).collect::<Vec<_>>(), &tensor)?;
+            Ok(tensor)
+        });
+        Ok(CrossEntropyLoss {
+            reduction: self.reduction,
+            label_smoothing: self.label_smoothing as f32,
+            class_weights: class_weights.transpose()?,
+        })
+    }
+}
 
 /// How the parameters of a network are trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +56,8 @@ pub struct Trainable {
     pub optimizer: OptimizerSettings,
     /// Learning rates and weight decay of the parameters.
     pub grouping: Grouping,
-    /// How the losses of a batch's images are combined.
-    pub reduction: LossReduction,
+    /// The loss.
+    pub loss: LossSettings,
     /// The largest norm of the gradients of all parameters together; larger ones are scaled down.
     pub max_gradient_norm: Option<f32>,
 }
@@ -38,7 +74,7 @@ impl Trainer {
     /// # Errors
     /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
-        let Trainable { freezing, optimizer, grouping, reduction, max_gradient_norm } = trainable;
+        let Trainable { freezing, optimizer, grouping, loss, max_gradient_norm } = trainable;
         let specification = resnet.specification();
         specification.check_freezing(&freezing)?;
         let specifications = specification.parameters();
@@ -50,7 +86,8 @@ impl Trainer {
         let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
         let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?)?;
-        let network = Network::with_parameters(device, resnet, parameters, Some(TrainingGraph { freezing, reduction }));
+        let loss = loss.on_device(device.as_ref(), resnet.classes)?;
+        let network = Network::with_parameters(device, resnet, parameters, Some(TrainingGraph { freezing, loss }));
         Ok(Self { network, updater })
     }
 

@@ -45,6 +45,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         optimizer,
         hyperparameters: _,
         loss_reduction,
+        label_smoothing,
+        class_weights,
         clip_gradient_norm,
         freeze,
         freeze_batch_norm,
@@ -102,6 +104,12 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("without weight decay", "batch norms, biases".into(), "parameters that are not pulled towards zero");
     }
     add("loss reduction", loss_reduction.clone(), "how the losses of a batch's images are combined");
+    if *label_smoothing > 0.0 {
+        add("label smoothing", plain_number(*label_smoothing), "the share of the loss that is spread over all classes");
+    }
+    if let Some(weights) = class_weights {
+        add("class weights", weights.to_string(), "how much an image of each class counts in the loss");
+    }
     let clipping = clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}"));
     add("gradient clipping", clipping, "the largest norm of all gradients together");
     let frozen = if freeze.is_empty() { "none".into() } else { freeze.join(", ") };
