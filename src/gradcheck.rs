@@ -160,6 +160,7 @@ impl Check<'_> {
                 label_smoothing: reference.label_smoothing,
                 class_weights: reference.class_weights.clone(),
             },
+            accumulates: false,
             max_gradient_norm: None,
         };
         let mut trainer = Trainer::new(device, resnet, trainable)?;

@@ -90,6 +90,7 @@ impl Bench {
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },
             loss: reference.loss_reduction.into(),
+            accumulates: false,
             max_gradient_norm: None,
         };
         let (architecture, width) = (reference.arch.parse().unwrap(), reference.width);
@@ -433,6 +434,7 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         optimizer: OptimizerSettings::sgd(0.9).unwrap(),
         grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3, ..Grouping::default() },
         loss: LossReduction::Sum.into(),
+        accumulates: false,
         max_gradient_norm: None,
     };
     let resnet = ResNet { architecture: Architecture::default(), width: 32, classes: 3 };

@@ -31,6 +31,7 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
             ..Grouping::default()
         },
         loss: LossReduction::Sum.into(),
+        accumulates: false,
         max_gradient_norm: Some(1.0),
     };
     let resnet = ResNet { architecture: Architecture::default(), width: 4, classes: CLASSES };

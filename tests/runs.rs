@@ -226,6 +226,41 @@ mod numbers {
     }
 }
 
+mod steps_of_several_batches {
+    use super::*;
+
+    /// Checkpoints are saved between steps only, and the last step of an epoch has the batches that are left.
+    #[test]
+    fn a_run_resumes_from_each_of_its_checkpoints() {
+        let place = Place::new();
+        let line = format!(
+            "train data {SMALL} --epochs 2 --accumulate 2 --optimizer adamw --loss-reduction mean --class-weights 1,3 \
+             --checkpoint-every 1 --keep-checkpoints 9"
+        );
+        place.succeed(&format!("{line} --out whole"));
+        let checkpoints: BTreeSet<String> =
+            place.names("whole").into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
+        let expected = ["checkpoint-0-0", "checkpoint-0-2", "checkpoint-1-0", "checkpoint-1-2"];
+        assert_eq!(checkpoints, expected.map(|name| format!("{name}.safetensors")).into());
+        for checkpoint in &checkpoints {
+            let folder = format!("from-{checkpoint}");
+            fs::create_dir(place.path(&folder)).unwrap();
+            for name in place.names("whole").iter().filter(|name| !name.starts_with("checkpoint")) {
+                fs::copy(place.path("whole").join(name), place.path(&folder).join(name)).unwrap();
+            }
+            let newest = place.path(&folder).join("checkpoint.safetensors");
+            fs::copy(place.path("whole").join(checkpoint), newest).unwrap();
+            place.succeed(&format!("{line} --out {folder} --resume"));
+            for name in ["checkpoint.safetensors", "model.safetensors"] {
+                let read = |folder: &str| fs::read(place.path(folder).join(name)).unwrap();
+                assert!(read(&folder) == read("whole"), "{checkpoint}: {name} differs");
+            }
+        }
+        let other = line.replace("--accumulate 2", "--accumulate 3");
+        place.refuse(&format!("{other} --out whole --resume"), 2, "--accumulate differs from the recipe of the run");
+    }
+}
+
 mod places {
     use super::*;
 

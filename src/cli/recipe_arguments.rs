@@ -31,6 +31,11 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "N", help_heading = "Training options")]
     batch_size: Option<usize>,
 
+    /// Number of batches in a step: their gradients are added before the parameters are updated, as if the batch were as many times
+    /// larger [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
+    accumulate: Option<usize>,
+
     /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
     /// 5e-4 from scratch]
     #[arg(long = "lr", value_name = "RATE", help_heading = "Training options")]
@@ -138,6 +143,7 @@ macro_rules! for_each_flag {
             "--image-size" image_size,
             "--epochs" epochs,
             "--batch-size" batch_size,
+            "--accumulate" accumulate,
             "--lr" learning_rate,
             "--head-lr-multiplier" head_lr_multiplier,
             "--weight-decay" weight_decay,
@@ -410,6 +416,7 @@ mod tests {
             from_scratch: true,
             epochs: 7,
             batch_size: 3,
+            accumulate: 4,
             learning_rate: 1.25e-7,
             head_lr_multiplier: 2.5,
             weight_decay: 0.0,
@@ -464,7 +471,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 30);
+        assert_eq!(flags.len(), 31);
     }
 
     #[test]

@@ -407,6 +407,9 @@ const MOST_FEATURE_COPIES: usize = 100;
 /// Refuses values that no run can have.
 fn check(recipe: &Recipe) -> Result<()> {
     check_batch_size(recipe.batch_size)?;
+    if recipe.accumulate == 0 {
+        return Err(Error::usage("--accumulate 0: expected at least 1"));
+    }
     if recipe.epochs == 0 && !recipe.fit_head {
         return Err(
             Error::usage("--epochs 0: expected at least 1").hint("--head-only fits the final layer without epochs")

@@ -379,6 +379,11 @@ pub trait Device {
     /// Softmax cross entropy with its gradient, as `torch.nn.functional.cross_entropy` with `weight` and `label_smoothing`.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
 
+    /// Adds the gradients of a batch to the sums of those before it, which are as long: `sums = words[0] * sums + words[1] *
+    /// gradients`. If `words[0]` is 0, `sums` may contain anything. `words` `[2]` lie in device memory so that a recorded batch
+    /// reads what the host wrote last.
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()>;
+
     /// Number of float32 elements that [`Device::gradient_norm`] needs for its sums, given the lengths of the gradients.
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;
 

@@ -27,6 +27,9 @@ pub struct Recipe {
     pub epochs: usize,
     /// Batch size.
     pub batch_size: usize,
+    /// Batches whose gradients are added to those of one step.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
     /// Learning rate of all layers but the head.
     pub learning_rate: f64,
     /// Learning rate of the head, as a multiple of the other.
@@ -120,6 +123,14 @@ fn is_default_optimizer(name: &String) -> bool {
     *name == OPTIMIZERS[0].name
 }
 
+fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -141,6 +152,7 @@ impl Recipe {
             from_scratch: false,
             epochs: 5,
             batch_size: 128,
+            accumulate: 1,
             learning_rate: 5e-5,
             head_lr_multiplier: 10.0,
             weight_decay: 1e-3,
@@ -182,6 +194,11 @@ impl Recipe {
             None => open_dataset(data, self.test_fraction, self.seed),
         };
         Ok(splits?.decoded_with(self.decoding()))
+    }
+
+    /// Whether a step ends with this batch of an epoch, counted from 1: the last step of an epoch may have fewer batches.
+    pub fn ends_step(&self, batch: usize, batches: usize) -> bool {
+        batch == batches || batch.is_multiple_of(self.accumulate)
     }
 
     /// Whether training mirrors some images.
@@ -254,6 +271,7 @@ impl Recipe {
                 no_decay_norm_bias: self.no_decay_norm_bias,
             },
             loss: LossSettings { reduction: self.reduction()?, label_smoothing: self.label_smoothing, class_weights },
+            accumulates: self.accumulate > 1,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })
     }

@@ -485,6 +485,11 @@ impl Run<'_> {
                 self.position.totals.add(Totals { loss, correct: result.correct as u64, images: images as u64 });
             }
             self.position.batch += 1;
+            let ends_step = self.recipe.ends_step(self.position.batch, batches);
+            if ends_step && let Some(norm) = self.trainer.end_step()?.filter(|norm| !norm.is_finite()) {
+                let what = format!("the norm of the gradients became {norm} in batch {}", self.position.batch);
+                return Err(Error::not_finite(what));
+            }
             clock.images += images as u64;
             clock.batches += 1;
             clock.training += started.elapsed();
@@ -506,11 +511,17 @@ impl Run<'_> {
                 observe(Event::Recorded(&metric));
             }
             self.position.metrics_lines = metrics.lines();
+            // The gradients of an unfinished step are not in a checkpoint.
+            if !ends_step {
+                continue;
+            }
             if self.options.interrupted.load(Ordering::Relaxed) {
                 return Err(self.stop(batches));
             }
             let is_due = match self.options.checkpointing.every {
-                CheckpointEvery::Steps(steps) => self.position.batch.is_multiple_of(steps),
+                CheckpointEvery::Steps(steps) => {
+                    self.position.batch.div_ceil(self.recipe.accumulate).is_multiple_of(steps)
+                }
                 CheckpointEvery::Time(time) => saved.elapsed() >= time,
             };
             if is_due && self.position.batch < batches {

@@ -331,6 +331,11 @@ impl Delegate for RecordingDevice {
         })
     }
 
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
+        let [gradients, sums, words] = [gradients, sums, words].map(Tensor::clone);
+        self.issue(move |device| device.accumulate(&gradients, &sums, &words))
+    }
+
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {
         let gradients: Vec<Tensor> = gradients.iter().map(|&gradients| gradients.clone()).collect();
         let (sums, norm) = (sums.clone(), norm.clone());

@@ -38,6 +38,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         from_scratch,
         epochs,
         batch_size,
+        accumulate,
         learning_rate,
         head_lr_multiplier,
         weight_decay,
@@ -87,7 +88,12 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("start of the final layer", value, "before the first epoch, with the other layers as they are");
     }
     add("epochs", epochs.to_string(), "passes over the training images");
-    add("batch size", batch_size.to_string(), "images per step");
+    if *accumulate == 1 {
+        add("batch size", batch_size.to_string(), "images per step");
+    } else {
+        add("batch size", batch_size.to_string(), "images that are computed at once");
+        add("batches per step", accumulate.to_string(), "batches whose gradients are added before each update");
+    }
     add("learning rate", plain_number(*learning_rate), "the step size for all layers but the final one");
     add(
         "learning rate of the final layer",
