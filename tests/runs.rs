@@ -240,8 +240,8 @@ mod steps_of_several_batches {
         place.succeed(&format!("{line} --out whole"));
         let checkpoints: BTreeSet<String> =
             place.names("whole").into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
-        let expected = ["checkpoint-0-0", "checkpoint-0-2", "checkpoint-1-0", "checkpoint-1-2"];
-        assert_eq!(checkpoints, expected.map(|name| format!("{name}.safetensors")).into());
+        let expected = ["00000-000000", "00000-000002", "00001-000000", "00001-000002"];
+        assert_eq!(checkpoints, expected.map(|name| format!("checkpoint-{name}.safetensors")).into());
         for checkpoint in &checkpoints {
             let folder = format!("from-{checkpoint}");
             fs::create_dir(place.path(&folder)).unwrap();
