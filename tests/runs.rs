@@ -235,7 +235,7 @@ mod steps_of_several_batches {
         let place = Place::new();
         let line = format!(
             "train data {SMALL} --epochs 2 --accumulate 2 --optimizer adamw --loss-reduction mean --class-weights 1,3 \
-             --checkpoint-every 1 --keep-checkpoints 9"
+             --balanced-sampling --checkpoint-every 1 --keep-checkpoints 9"
         );
         place.succeed(&format!("{line} --out whole"));
         let checkpoints: BTreeSet<String> =
@@ -259,6 +259,22 @@ mod steps_of_several_batches {
         let other = line.replace("--accumulate 2", "--accumulate 3");
         place.refuse(&format!("{other} --out whole --resume"), 2, "--accumulate differs from the recipe of the run");
     }
+}
+
+/// An image that is drawn again in an epoch is found on the device, or decoded again.
+#[cfg(feature = "emulator")]
+#[test]
+fn balanced_sampling_does_not_depend_on_the_memory_for_images() {
+    let place = Place::new();
+    // One class has more images than the other, and one of them cannot be read.
+    (6..11).for_each(|number| place.draw(&format!("data/train/red/{number}.png"), [210, 70, 40], number));
+    fs::write(place.path("data/train/blue/2.png"), b"no image").unwrap();
+    let line = format!("train data {SMALL} --epochs 2 --balanced-sampling --device emulator");
+    for (memory, run) in [("", "kept"), ("--image-memory 0", "decoded")] {
+        place.succeed(&format!("{line} {memory} --out {run}"));
+    }
+    let read = |folder: &str| fs::read(place.path(folder).join("model.safetensors")).unwrap();
+    assert!(read("kept") == read("decoded"));
 }
 
 mod places {

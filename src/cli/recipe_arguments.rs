@@ -36,6 +36,10 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "N", help_heading = "Training options")]
     accumulate: Option<usize>,
 
+    /// Draw the images of each epoch at random, so that every class is equally likely
+    #[arg(long, help_heading = "Training options")]
+    balanced_sampling: bool,
+
     /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
     /// 5e-4 from scratch]
     #[arg(long = "lr", value_name = "RATE", help_heading = "Training options")]
@@ -144,6 +148,7 @@ macro_rules! for_each_flag {
             "--epochs" epochs,
             "--batch-size" batch_size,
             "--accumulate" accumulate,
+            "--balanced-sampling" balanced_sampling,
             "--lr" learning_rate,
             "--head-lr-multiplier" head_lr_multiplier,
             "--weight-decay" weight_decay,
@@ -417,6 +422,7 @@ mod tests {
             epochs: 7,
             batch_size: 3,
             accumulate: 4,
+            balanced_sampling: true,
             learning_rate: 1.25e-7,
             head_lr_multiplier: 2.5,
             weight_decay: 0.0,
@@ -471,7 +477,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 31);
+        assert_eq!(flags.len(), 32);
     }
 
     #[test]

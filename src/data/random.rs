@@ -16,6 +16,8 @@ pub enum Purpose {
     Drawing = 4,
     /// The part of the images of one class that is held out in each round of cross-validation.
     Folds = 5,
+    /// The samples of one epoch, where every class is equally likely.
+    BalancedSampling = 6,
 }
 
 /// An independent stream of random numbers, identified by its seed, purpose and two more numbers.

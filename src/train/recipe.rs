@@ -30,6 +30,9 @@ pub struct Recipe {
     /// Batches whose gradients are added to those of one step.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub accumulate: usize,
+    /// Whether the images of an epoch are drawn at random, so that every class is equally likely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub balanced_sampling: bool,
     /// Learning rate of all layers but the head.
     pub learning_rate: f64,
     /// Learning rate of the head, as a multiple of the other.
@@ -153,6 +156,7 @@ impl Recipe {
             epochs: 5,
             batch_size: 128,
             accumulate: 1,
+            balanced_sampling: false,
             learning_rate: 5e-5,
             head_lr_multiplier: 10.0,
             weight_decay: 1e-3,

@@ -233,7 +233,10 @@ impl Run<'_> {
         self.prepare()?;
         self.options.folder.remove_leftovers();
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
-        let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
+        let mut train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
+        if self.recipe.balanced_sampling {
+            train_loader = train_loader.with_balanced_classes();
+        }
         let mut train_batches = Batches::new(train_loader, &store)?;
         let test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
         let metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
@@ -352,6 +355,11 @@ impl Run<'_> {
         let mut plain_batches = Batches::new(plain_loader, store)?;
         let of = self.splits.train.len() * self.recipe.features_per_image();
         let image_size = self.recipe.image_size;
+        // Copies have each image once, whichever images an epoch draws.
+        let each_once =
+            || Batches::new(self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?, store);
+        let mut copied_batches = self.recipe.balanced_sampling.then(each_once).transpose()?;
+        let copied_batches = copied_batches.as_mut().unwrap_or(train_batches);
         let (options, network) = (&self.options, self.trainer.network_mut());
         let Session { metrics, left_out, .. } = session;
         let mut images = 0;
@@ -370,7 +378,7 @@ impl Run<'_> {
             copies.push(features(network, batches, 0, image_size, &mut see)?);
         }
         for copy in 0..self.recipe.feature_copies as u64 {
-            copies.push(features(network, train_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
+            copies.push(features(network, copied_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
         }
         let rows = plain.targets.len() * (1 + copies.len());
         let clock = Clock { training: started.elapsed(), images: rows as u64, ..Clock::default() };

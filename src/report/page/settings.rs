@@ -39,6 +39,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         epochs,
         batch_size,
         accumulate,
+        balanced_sampling,
         learning_rate,
         head_lr_multiplier,
         weight_decay,
@@ -95,6 +96,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("batches per step", accumulate.to_string(), "batches whose gradients are added before each update");
     }
     add("learning rate", plain_number(*learning_rate), "the step size for all layers but the final one");
+    if *balanced_sampling {
+        add("sampling", "balanced".into(), "images are drawn so that every class is equally likely");
+    }
     add(
         "learning rate of the final layer",
         plain_number(learning_rate * head_lr_multiplier),
