@@ -7,7 +7,7 @@ mod tensors;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use retune::device::cpu::Cpu;
-use retune::device::{CrossEntropy, Device, write_i32};
+use retune::device::{CrossEntropy, Device, LossReduction, write_i32};
 use retune::tensor::{ElementType, Tensor};
 use tensors::{filled, zeroed};
 
@@ -24,8 +24,15 @@ fn cross_entropy(criterion: &mut Criterion) {
     for (name, logits_gradient) in [("loss alone", None), ("with gradient", Some(&gradient))] {
         let written = logits_gradient.map_or(0, Tensor::bytes);
         group.throughput(Throughput::Bytes((logits.bytes() + written) as u64));
-        let arguments =
-            CrossEntropy { logits: &logits, targets: &targets, result: &result, logits_gradient, scale: 1.0 };
+        let arguments = CrossEntropy {
+            logits: &logits,
+            targets: &targets,
+            class_weights: None,
+            label_smoothing: 0.0,
+            reduction: LossReduction::Sum,
+            result: &result,
+            logits_gradient,
+        };
         group.bench_function(name, |bencher| bencher.iter(|| Cpu.cross_entropy(&arguments).unwrap()));
     }
 }

@@ -60,6 +60,8 @@ class Case:
     batch: int = 2
     size: tuple = (64, 64)
     reduction: str = "sum"
+    label_smoothing: float = 0.0
+    class_weights: tuple = ()
     lr: float = 1e-3
     head_lr: float = 1e-2
     weight_decay: float = 1e-3
@@ -135,6 +137,11 @@ CASES = [
          betas=(0.95, 0.99), epsilon=2e-2, schedule="one-cycle", schedule_steps=10, step1=("bn1", "fc"), step3=SOME_OF_EACH),
     Case("cosine", seed=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, schedule="cosine", schedule_steps=3,
          step1=("bn1", "fc"), step3=SOME_OF_EACH),
+    # Label smoothing and weights of classes. The mean is divided by the sum of the targets' weights.
+    Case("smoothed-mean", seed=9, classes=3, batch=3, size=(40, 48), lr=1e-2, head_lr=2e-2, separated=True,
+         reduction="mean", label_smoothing=0.1, class_weights=(0.5, 1.0, 2.5), step1=("bn1", "fc"), step3=("bn1", "fc")),
+    Case("smoothed-sum", seed=11, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True,
+         label_smoothing=0.2, class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -387,7 +394,9 @@ class Experiment:
             optimiser.zero_grad()
             with autocast:
                 logits = net(images)
-                loss = functional.cross_entropy(logits, self.target, reduction=case.reduction)
+                weights = torch.tensor(case.class_weights, dtype=logits.dtype) if case.class_weights else None
+                loss = functional.cross_entropy(logits, self.target, weights, reduction=case.reduction,
+                                                label_smoothing=case.label_smoothing)
             loss.backward()
             if step == 1:
                 for hook in watched:
@@ -508,6 +517,10 @@ def write(experiment, path, source):
         "freeze_batch_norm": str(case.freeze_batch_norm).lower(), "margin": f"{margin.smallest:.1e}",
         "source": f"PyTorch {torch.__version__.split('+')[0]} float64, {source}",
     }
+    if case.label_smoothing:
+        metadata["label_smoothing"] = case.label_smoothing
+    if case.class_weights:
+        metadata["class_weights"] = ",".join(map(str, case.class_weights))
     if case.no_decay_norm_bias:
         metadata["no_decay_norm_bias"] = "true"
     if case.optimizer != "sgd":
@@ -548,6 +561,8 @@ def from_file(path):
     case = Case(
         path.stem, seed=0, arch=metadata["arch"], width=int(metadata["width"]), classes=int(metadata["num_classes"]),
         batch=len(tensors["target"]), size=tuple(tensors["input"].shape[2:]), reduction=metadata["loss_reduction"],
+        label_smoothing=float(metadata.get("label_smoothing", 0.0)),
+        class_weights=tuple(map(float, filter(None, metadata.get("class_weights", "").split(",")))),
         lr=float(metadata["lr"]), head_lr=float(metadata["head_lr"]), weight_decay=float(metadata["weight_decay"]),
         no_decay_norm_bias=metadata.get("no_decay_norm_bias") == "true", optimizer=metadata.get("optimizer", "sgd"),
         betas=(float(metadata.get("beta1", 0.9)), float(metadata.get("beta2", 0.999))),

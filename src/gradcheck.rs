@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
 use crate::optim::{Grouping, Hyperparameter, OptimizerKind, OptimizerSettings, SCHEDULES, Schedule, ScheduleKind};
-use crate::train::{Network, Purpose, Trainable, Trainer, load_state_dict_named};
+use crate::train::{LossSettings, Network, Purpose, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
 
@@ -156,7 +156,12 @@ impl Check<'_> {
                 weight_decay: reference.weight_decay,
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },
-            reduction: reference.loss_reduction,
+            loss: LossSettings {
+                reduction: reference.loss_reduction,
+                label_smoothing: reference.label_smoothing,
+                class_weights: reference.class_weights.clone(),
+            },
+            accumulates: false,
             max_gradient_norm: None,
         };
         let mut trainer = Trainer::new(device, resnet, trainable)?;

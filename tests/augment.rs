@@ -574,7 +574,7 @@ impl Training<'_> {
         let out = tempfile::tempdir().unwrap();
         let classes = self.folder.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse().unwrap(), width: recipe.width, classes };
-        let mut trainer = Trainer::new(device, resnet, recipe.trainable().unwrap()).unwrap();
+        let mut trainer = Trainer::new(device, resnet, recipe.trainable(None).unwrap()).unwrap();
         initialise(trainer.network_mut(), recipe.seed).unwrap();
         let (test, train): (Vec<Sample>, Vec<Sample>) =
             self.folder.samples.iter().cloned().partition(|sample| sample.path.to_string_lossy().ends_with("2.ppm"));

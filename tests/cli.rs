@@ -2511,6 +2511,9 @@ exit status 1
             format!("{base} --weight-decay nan"),
             format!("{base} --head-lr-multiplier -10"),
             format!("{base} --loss-reduction median"),
+            format!("{base} --label-smoothing 2"),
+            format!("{base} --class-weights 1,0"),
+            format!("{base} --class-weights 1,2,3"),
             format!("{base} --workers 0"),
             format!("{base} --workers 999"),
             format!("{base} --threads 0"),
@@ -2632,6 +2635,20 @@ exit status 2
 $ retune train data --from-scratch --out run --loss-reduction median
 error: invalid value 'median' for '--loss-reduction <HOW>' [possible values: sum, mean]
 hint: a similar value exists: 'mean'
+exit status 2
+
+$ retune train data --from-scratch --out run --label-smoothing 2
+error: --label-smoothing 2: expected a number from 0 to 1
+exit status 2
+
+$ retune train data --from-scratch --out run --class-weights 1,0
+error: invalid value '1,0' for '--class-weights <WEIGHTS>': expected balanced, or a number above 0 for each class, such as 1,2.5
+hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --class-weights 1,2,3
+error: --class-weights 1,2,3: expected 2 numbers, one for each class, found 3
+hint: the classes are, in this order, blue, red
 exit status 2
 
 $ retune train data --from-scratch --out run --workers 0

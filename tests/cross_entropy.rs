@@ -10,20 +10,47 @@ use reference::devices::{
     PRECISIONS, Workbench, assert_near, assert_schedules_agree, devices, kernel_devices, run_at_lower_levels,
 };
 use reference::*;
-use retune::device::{CrossEntropy as Arguments, Device};
+use retune::device::{CrossEntropy as Arguments, Device, LossReduction};
 
 const LIMIT: f64 = 1e-5;
 
+/// What is not in the batch.
+#[derive(Debug, Clone, PartialEq)]
+struct Loss {
+    reduction: Reduction,
+    smoothing: f32,
+    /// One for each class, or none for weights of 1.
+    weights: Option<Vec<f32>>,
+}
+
+impl From<Reduction> for Loss {
+    fn from(reduction: Reduction) -> Self {
+        Self { reduction, smoothing: 0.0, weights: None }
+    }
+}
+
 /// Returns loss, correct rows and gradient, computed with and without the gradient.
-fn run(device: &dyn Device, logits: &[f32], targets: &[usize], scale: f32) -> (f32, f32, Vec<f32>) {
+fn run(device: &dyn Device, logits: &[f32], targets: &[usize], loss: &Loss) -> (f32, f32, Vec<f32>) {
     let (batch, classes) = (targets.len(), logits.len() / targets.len());
     let bench = Workbench::new(device);
     let logits = bench.input([batch, classes], logits);
     let targets = bench.targets(targets);
+    let weights = loss.weights.as_ref().map(|weights| bench.input([classes], weights));
     let gradient = bench.output([batch, classes]);
     let results = [None, Some(&gradient)].map(|logits_gradient| {
         let result = bench.output([2]);
-        let arguments = Arguments { logits: &logits, targets: &targets, result: &result, logits_gradient, scale };
+        let arguments = Arguments {
+            logits: &logits,
+            targets: &targets,
+            class_weights: weights.as_ref(),
+            label_smoothing: loss.smoothing,
+            reduction: match loss.reduction {
+                Reduction::Sum => LossReduction::Sum,
+                Reduction::Mean => LossReduction::Mean,
+            },
+            result: &result,
+            logits_gradient,
+        };
         device.cross_entropy(&arguments).unwrap();
         bench.read(&result)
     });
@@ -34,12 +61,12 @@ fn run(device: &dyn Device, logits: &[f32], targets: &[usize], scale: f32) -> (f
     (results[0][0], results[0][1], gradient)
 }
 
-fn check(logits: &[f32], targets: &[usize], reduction: Reduction) {
-    check_on(&devices(), logits, targets, reduction);
+fn check(logits: &[f32], targets: &[usize], loss: &Loss) {
+    check_on(&devices(), logits, targets, loss);
 }
 
-fn check_kernels(logits: &[f32], targets: &[usize], reduction: Reduction) {
-    check_on(&all_kernel_devices(), logits, targets, reduction);
+fn check_kernels(logits: &[f32], targets: &[usize], loss: &Loss) {
+    check_on(&all_kernel_devices(), logits, targets, loss);
     assert_schedules_agree();
 }
 
@@ -47,15 +74,17 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
     PRECISIONS.into_iter().flat_map(kernel_devices).collect()
 }
 
-fn check_on(devices: &[Rc<dyn Device>], logits: &[f32], targets: &[usize], reduction: Reduction) {
-    let truth = cross_entropy(logits, targets, reduction);
-    let scale = match reduction {
+fn check_on(devices: &[Rc<dyn Device>], logits: &[f32], targets: &[usize], loss: &Loss) {
+    let ones = vec![1.0; logits.len() / targets.len()];
+    let weights: Vec<f64> = loss.weights.as_ref().unwrap_or(&ones).iter().map(|&weight| weight.into()).collect();
+    let truth = smoothed_cross_entropy(logits, targets, loss.reduction, loss.smoothing.into(), &weights);
+    let scale = match loss.reduction {
         Reduction::Sum => 1.0,
-        Reduction::Mean => 1.0 / targets.len() as f32,
+        Reduction::Mean => 1.0 / targets.len() as f64,
     };
     for device in devices {
-        let (loss, correct, gradient) = run(device.as_ref(), logits, targets, scale);
-        let typical = 0.1 * f64::from(scale);
+        let (loss, correct, gradient) = run(device.as_ref(), logits, targets, loss);
+        let typical = 0.1 * scale;
         assert_near("loss", &[loss], &[truth.loss], typical * targets.len() as f64, LIMIT);
         assert_near("gradient", &gradient, &truth.gradient, typical * (targets.len() as f64).sqrt(), LIMIT);
         assert_eq!(correct, truth.correct as f32, "correct rows of {targets:?}");
@@ -80,12 +109,26 @@ fn reductions() -> impl Strategy<Value = Reduction> {
     prop::sample::select(vec![Reduction::Sum, Reduction::Mean])
 }
 
+/// A batch with a loss that has label smoothing, weights of classes, or both.
+fn smoothed() -> impl Strategy<Value = ((Vec<f32>, Vec<usize>), Loss)> {
+    (batches(), reductions(), 0.0f32..=1.0, 0..3, any::<u64>()).prop_map(|(batch, reduction, smoothing, kind, seed)| {
+        let classes = batch.0.len() / batch.1.len();
+        let weights = (kind != 0).then(|| Random(seed).uniforms(classes, 0.2, 3.0));
+        (batch, Loss { reduction, smoothing: if kind == 1 { 0.0 } else { smoothing }, weights })
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn loss_and_gradient_match((logits, targets) in batches(), reduction in reductions()) {
-        check(&logits, &targets, reduction);
+        check(&logits, &targets, &reduction.into());
+    }
+
+    #[test]
+    fn loss_and_gradient_match_with_smoothing_and_weights(((logits, targets), loss) in smoothed()) {
+        check(&logits, &targets, &loss);
     }
 }
 
@@ -94,7 +137,12 @@ proptest! {
 
     #[test]
     fn kernels_match((logits, targets) in batches(), reduction in reductions()) {
-        check_kernels(&logits, &targets, reduction);
+        check_kernels(&logits, &targets, &reduction.into());
+    }
+
+    #[test]
+    fn kernels_match_with_smoothing_and_weights(((logits, targets), loss) in smoothed()) {
+        check_kernels(&logits, &targets, &loss);
     }
 }
 
@@ -106,13 +154,13 @@ fn of_imagenets_size() -> (Vec<f32>, Vec<usize>) {
 #[test]
 fn loss_and_gradient_match_at_imagenets_size() {
     let (logits, targets) = of_imagenets_size();
-    check(&logits, &targets, Reduction::Sum);
+    check(&logits, &targets, &Reduction::Sum.into());
 }
 
 #[test]
 fn kernels_match_at_imagenets_size() {
     let (logits, targets) = of_imagenets_size();
-    check_kernels(&logits, &targets, Reduction::Sum);
+    check_kernels(&logits, &targets, &Reduction::Sum.into());
 }
 
 const OVERFLOWING: [(&[f32], &[usize], Reduction); 3] = [
@@ -123,18 +171,19 @@ const OVERFLOWING: [(&[f32], &[usize], Reduction); 3] = [
 
 #[test]
 fn loss_and_gradient_match_where_exponentials_overflow() {
-    OVERFLOWING.into_iter().for_each(|(logits, targets, reduction)| check(logits, targets, reduction));
+    OVERFLOWING.into_iter().for_each(|(logits, targets, reduction)| check(logits, targets, &reduction.into()));
 }
 
 #[test]
 fn kernels_match_where_exponentials_overflow() {
-    OVERFLOWING.into_iter().for_each(|(logits, targets, reduction)| check_kernels(logits, targets, reduction));
+    OVERFLOWING.into_iter().for_each(|(logits, targets, reduction)| check_kernels(logits, targets, &reduction.into()));
 }
 
 #[test]
 fn first_of_equal_logits_counts_as_the_answer() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
-        let correct = |logits: &[f32], targets: &[usize]| run(device.as_ref(), logits, targets, 1.0).1;
+        let correct =
+            |logits: &[f32], targets: &[usize]| run(device.as_ref(), logits, targets, &Reduction::Sum.into()).1;
         assert_eq!(correct(&[2.0, 2.0, 1.0], &[0]), 1.0);
         assert_eq!(correct(&[2.0, 2.0, 1.0], &[1]), 0.0);
         assert_eq!(correct(&[0.0; 6], &[0, 1]), 1.0);
@@ -145,7 +194,8 @@ fn first_of_equal_logits_counts_as_the_answer() {
 #[test]
 fn not_a_number_is_not_hidden() {
     for device in devices().into_iter().chain(all_kernel_devices()) {
-        let (loss, _, gradient) = run(device.as_ref(), &[0.0, f32::NAN, 1.0, 0.5, 0.25, 1.0], &[0, 2], 1.0);
+        let (loss, _, gradient) =
+            run(device.as_ref(), &[0.0, f32::NAN, 1.0, 0.5, 0.25, 1.0], &[0, 2], &Reduction::Sum.into());
         assert!(loss.is_nan());
         assert!(gradient[..3].iter().all(|value| value.is_nan()), "{gradient:?}");
         assert!(gradient[3..].iter().all(|value| value.is_finite()), "{gradient:?}");

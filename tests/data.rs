@@ -1442,6 +1442,34 @@ mod loading {
     }
 
     #[test]
+    fn balanced_epochs_draw_every_class_equally_often() {
+        // One class has 2 images, another 21.
+        let files: Vec<String> = (0..23).map(|n| format!("{}/{n:02}.ppm", ["a", "b"][(n > 1) as usize])).collect();
+        let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        let folder = Arc::new(ImageFolder::open(root.path()).unwrap());
+        let loader = |workers| {
+            let options = options(Mode::Train { seed: 1 }, workers);
+            Loader::new(folder.clone(), options).unwrap().with_balanced_classes()
+        };
+        let epochs: Vec<_> = (0..40).map(|epoch| bits(loader(2).epoch(epoch))).collect();
+        let of_small = epochs.iter().flatten().flat_map(|batch| &batch.1).filter(|&&class| class == 0).count();
+        // A half of 920 draws, within four standard deviations.
+        assert!((460 - 61..=460 + 61).contains(&of_small), "{of_small} of 920");
+        assert!(epochs.iter().all(|epoch| epoch.iter().map(|batch| batch.1.len()).eq([5, 5, 5, 5, 3])));
+        assert_eq!(bits(loader(1).epoch(0)), epochs[0]);
+        assert_eq!(bits(loader(3).epoch_from(0, 2)), epochs[0][2..]);
+        assert_ne!(epochs[0], epochs[1]);
+        // The same image is cropped in another way.
+        let size = (SIZE * SIZE * 3) as usize;
+        let draws = epochs[0].iter().flat_map(|(pixels, _, indices)| pixels.chunks(size).zip(indices));
+        let of_first: Vec<&[u32]> = draws.filter(|(_, index)| **index == 0).map(|(pixels, _)| pixels).collect();
+        assert!(
+            of_first.len() > 2
+                && of_first.iter().all(|pixels| *pixels != of_first[0] || pixels.as_ptr() == of_first[0].as_ptr())
+        );
+    }
+
+    #[test]
     fn an_unreadable_picture_is_skipped_and_reported() {
         let (root, folder) = pictures();
         fs::write(root.path().join("a/03.ppm"), b"P6 24 20 255\n truncated").unwrap();

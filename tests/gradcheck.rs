@@ -90,7 +90,8 @@ impl Bench {
                 weight_decay: reference.weight_decay,
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },
-            reduction: reference.loss_reduction,
+            loss: reference.loss_reduction.into(),
+            accumulates: false,
             max_gradient_norm: None,
         };
         let (architecture, width) = (reference.arch.parse().unwrap(), reference.width);
@@ -321,6 +322,14 @@ fn wrong_recipe_is_noticed() {
     }
     let failures = Edited::of("lesson.safetensors").set("loss_reduction", "mean").failures();
     assert!(failures.iter().any(|name| name == "loss"), "{failures:?}");
+    let smoothed = || Edited::of("smoothed-mean.safetensors");
+    for (key, value) in [("label_smoothing", "0"), ("class_weights", "1,1,1"), ("loss_reduction", "sum")] {
+        let failures = smoothed().set(key, value).failures();
+        assert!(
+            ["loss", "grad/fc.weight"].iter().all(|&name| failures.iter().any(|other| other == name)),
+            "{failures:?}"
+        );
+    }
     let decay = Edited::of("lesson.safetensors").set("weight_decay", "0").failures();
     assert!(!decay.is_empty() && decay.iter().all(|name| name.starts_with("step")), "{decay:?}");
     let rate = Edited::of("lesson.safetensors").set("head_lr", "0.1").failures();
@@ -347,6 +356,9 @@ fn wrong_metadata_is_refused() {
         ("momentum", "NaN"),
         ("freeze_batch_norm", "yes"),
         ("loss_reduction", "none"),
+        ("label_smoothing", "1.5"),
+        ("class_weights", "1,2"),
+        ("class_weights", "1,2,-3"),
     ] {
         let error = file().set(key, value).error();
         assert!(error.contains(key) && error.contains(value), "{key}={value}: {error}");
@@ -422,7 +434,8 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         freezing: Freezing::default(),
         optimizer: OptimizerSettings::sgd(0.9).unwrap(),
         grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3, ..Grouping::default() },
-        reduction: LossReduction::Sum,
+        loss: LossReduction::Sum.into(),
+        accumulates: false,
         max_gradient_norm: None,
     };
     let resnet = ResNet { architecture: Architecture::default(), width: 32, classes: 3 };

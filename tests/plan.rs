@@ -653,7 +653,7 @@ fn allocations_of_steps(count: usize) -> usize {
             bound.executor.forward(device.as_ref()).unwrap();
             bound.executor.backward(device.as_ref()).unwrap();
             updater.begin_step(device.as_ref()).unwrap();
-            updater.issue(device.as_ref(), &parameters, None).unwrap();
+            updater.issue(device.as_ref(), &parameters, None, None).unwrap();
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
         step();

@@ -30,7 +30,8 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
             weight_decay: 1e-3,
             ..Grouping::default()
         },
-        reduction: LossReduction::Sum,
+        loss: LossReduction::Sum.into(),
+        accumulates: false,
         max_gradient_norm: Some(1.0),
     };
     let resnet = ResNet { architecture: Architecture::default(), width: 4, classes: CLASSES };

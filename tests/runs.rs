@@ -226,6 +226,57 @@ mod numbers {
     }
 }
 
+mod steps_of_several_batches {
+    use super::*;
+
+    /// Checkpoints are saved between steps only, and the last step of an epoch has the batches that are left.
+    #[test]
+    fn a_run_resumes_from_each_of_its_checkpoints() {
+        let place = Place::new();
+        let line = format!(
+            "train data {SMALL} --epochs 2 --accumulate 2 --optimizer adamw --loss-reduction mean --class-weights 1,3 \
+             --balanced-sampling --checkpoint-every 1 --keep-checkpoints 9"
+        );
+        place.succeed(&format!("{line} --out whole"));
+        let checkpoints: BTreeSet<String> =
+            place.names("whole").into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
+        let expected = ["00000-000000", "00000-000002", "00001-000000", "00001-000002"];
+        assert_eq!(checkpoints, expected.map(|name| format!("checkpoint-{name}.safetensors")).into());
+        for checkpoint in &checkpoints {
+            let folder = format!("from-{checkpoint}");
+            fs::create_dir(place.path(&folder)).unwrap();
+            for name in place.names("whole").iter().filter(|name| !name.starts_with("checkpoint")) {
+                fs::copy(place.path("whole").join(name), place.path(&folder).join(name)).unwrap();
+            }
+            let newest = place.path(&folder).join("checkpoint.safetensors");
+            fs::copy(place.path("whole").join(checkpoint), newest).unwrap();
+            place.succeed(&format!("{line} --out {folder} --resume"));
+            for name in ["checkpoint.safetensors", "model.safetensors"] {
+                let read = |folder: &str| fs::read(place.path(folder).join(name)).unwrap();
+                assert!(read(&folder) == read("whole"), "{checkpoint}: {name} differs");
+            }
+        }
+        let other = line.replace("--accumulate 2", "--accumulate 3");
+        place.refuse(&format!("{other} --out whole --resume"), 2, "--accumulate differs from the recipe of the run");
+    }
+}
+
+/// An image that is drawn again in an epoch is found on the device, or decoded again.
+#[cfg(feature = "emulator")]
+#[test]
+fn balanced_sampling_does_not_depend_on_the_memory_for_images() {
+    let place = Place::new();
+    // One class has more images than the other, and one of them cannot be read.
+    (6..11).for_each(|number| place.draw(&format!("data/train/red/{number}.png"), [210, 70, 40], number));
+    fs::write(place.path("data/train/blue/2.png"), b"no image").unwrap();
+    let line = format!("train data {SMALL} --epochs 2 --balanced-sampling --device emulator");
+    for (memory, run) in [("", "kept"), ("--image-memory 0", "decoded")] {
+        place.succeed(&format!("{line} {memory} --out {run}"));
+    }
+    let read = |folder: &str| fs::read(place.path(folder).join("model.safetensors")).unwrap();
+    assert!(read("kept") == read("decoded"));
+}
+
 mod places {
     use super::*;
 

@@ -6,7 +6,7 @@ use crate::data::Augmentation;
 use crate::error::Result;
 use crate::model::Architecture;
 use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind, SCHEDULES, WarmUp};
-use crate::train::{Hyperparameters, Recipe};
+use crate::train::{ClassWeights, Hyperparameters, Recipe};
 
 /// A flag for each field of the recipe; those that are not given leave the field as it is.
 #[derive(Clone, clap::Args)]
@@ -30,6 +30,15 @@ pub struct RecipeArguments {
     /// Batch size [default: 128]
     #[arg(long, value_name = "N", help_heading = "Training options")]
     batch_size: Option<usize>,
+
+    /// Number of batches in a step: their gradients are added before the parameters are updated, as if the batch were as many times
+    /// larger [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training options")]
+    accumulate: Option<usize>,
+
+    /// Draw the images of each epoch at random, so that every class is equally likely
+    #[arg(long, help_heading = "Training options")]
+    balanced_sampling: bool,
 
     /// Learning rate of all layers but the final one; with --loss-reduction sum, it applies to the summed loss [default: 5e-5, or
     /// 5e-4 from scratch]
@@ -84,6 +93,15 @@ pub struct RecipeArguments {
     /// Whether the loss of a batch is the sum or the mean of its images' losses [default: sum]
     #[arg(long, value_name = "HOW", value_parser = ["sum", "mean"], help_heading = "Training options")]
     loss_reduction: Option<String>,
+
+    /// Share of the loss that is spread evenly over all classes, from 0 to 1, as in PyTorch [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Training options")]
+    label_smoothing: Option<f64>,
+
+    /// Weights of the classes in the loss: balanced, for the same share of the loss for every class, or a number for each class in
+    /// their order, e.g. 1,2.5 [default: 1 for each]
+    #[arg(long, value_name = "WEIGHTS", help_heading = "Training options")]
+    class_weights: Option<ClassWeights>,
 
     /// Clip the gradients of all parameters together to this norm [default: off]
     #[arg(long, value_name = "NORM", help_heading = "Training options")]
@@ -155,6 +173,8 @@ macro_rules! for_each_flag {
             "--image-size" image_size,
             "--epochs" epochs,
             "--batch-size" batch_size,
+            "--accumulate" accumulate,
+            "--balanced-sampling" balanced_sampling,
             "--lr" learning_rate,
             "--head-lr-multiplier" head_lr_multiplier,
             "--layer-lr-decay" layer_lr_decay,
@@ -166,6 +186,8 @@ macro_rules! for_each_flag {
             "--weight-decay" weight_decay,
             "--no-decay-norm-bias" no_decay_norm_bias,
             "--loss-reduction" loss_reduction,
+            "--label-smoothing" label_smoothing,
+            "--class-weights" class_weights,
             "--clip-gradient-norm" clip_gradient_norm,
             "--freeze" freeze,
             "--freeze-batch-norm" freeze_batch_norm,
@@ -350,7 +372,7 @@ macro_rules! displayed {
     )*};
 }
 
-displayed! { String, usize, u64, f64, Augmentation, WarmUp }
+displayed! { String, usize, u64, f64, Augmentation, ClassWeights, WarmUp }
 
 impl<T: Value> Value for Option<T> {
     fn value(&self) -> Option<String> {
@@ -471,6 +493,8 @@ mod tests {
             from_scratch: true,
             epochs: 7,
             batch_size: 3,
+            accumulate: 4,
+            balanced_sampling: true,
             learning_rate: 1.25e-7,
             head_lr_multiplier: 2.5,
             layer_lr_decay: 0.5,
@@ -486,6 +510,8 @@ mod tests {
             optimizer: "adamw".into(),
             hyperparameters: Hyperparameters::from([("beta1", 0.5), ("beta2", 0.75), ("epsilon", 1e-300)]),
             loss_reduction: "mean".into(),
+            label_smoothing: 0.1,
+            class_weights: Some("1,2.5".parse().unwrap()),
             clip_gradient_norm: Some(0.1),
             freeze: vec!["conv1".into(), "bn1".into()],
             freeze_batch_norm: true,
@@ -531,7 +557,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 34);
+        assert_eq!(flags.len(), 38);
     }
 
     #[test]

@@ -445,7 +445,7 @@ fn resume<'a>(
 /// Refuses a `--freeze` that the network cannot follow.
 fn check_freezing(recipe: &Recipe) -> Result<()> {
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: 1 };
-    let freezing = recipe.trainable()?.freezing;
+    let freezing = recipe.trainable(None)?.freezing;
     resnet.specification().check_freezing(&freezing).map_err(|error| error.about("--freeze"))
 }
 
@@ -504,6 +504,9 @@ const MOST_FEATURE_COPIES: usize = 100;
 /// Refuses values that no run can have.
 fn check(recipe: &Recipe) -> Result<()> {
     check_batch_size(recipe.batch_size)?;
+    if recipe.accumulate == 0 {
+        return Err(Error::usage("--accumulate 0: expected at least 1"));
+    }
     if recipe.epochs == 0 && !recipe.fit_head {
         return Err(
             Error::usage("--epochs 0: expected at least 1").hint("--head-only fits the final layer without epochs")
@@ -570,6 +573,10 @@ fn check(recipe: &Recipe) -> Result<()> {
     if recipe.new_head && recipe.head_from.is_some() {
         return Err(Error::usage("--new-head: --head-from starts with rows of the old head")
             .hint("leave --new-head or --head-from out"));
+    }
+    let smoothing = recipe.label_smoothing;
+    if !(0.0..=1.0).contains(&smoothing) {
+        return Err(Error::usage(format!("--label-smoothing {smoothing}: expected a number from 0 to 1")));
     }
     recipe.optimizer()?;
     match recipe.loss_reduction.as_str() {

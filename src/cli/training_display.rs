@@ -55,9 +55,9 @@ impl Workload {
         self.trained(epochs, 1, 1) + (self.choosing * batch / batches.max(1)) as u64
     }
 
-    /// After some steps of the trials of learning rates.
-    fn tried(&self, step: usize, of: usize) -> u64 {
-        (self.features + TRAINING_WORK * self.trials * step / of.max(1)) as u64
+    /// After some batches of the trials of learning rates.
+    fn tried(&self, batch: usize, of: usize) -> u64 {
+        (self.features + TRAINING_WORK * self.trials * batch / of.max(1)) as u64
     }
 
     /// After some batches of the test of the fitted head.
@@ -125,8 +125,8 @@ impl TrainingDisplay {
             Event::Fitting { fit, of } => {
                 self.show(self.workload.features as u64, vec![format!("fit {}/{of}", fit + 1)])
             }
-            Event::Trying { step, of } => {
-                self.show(self.workload.tried(step, of), vec![format!("trying learning rates {step}/{of}")]);
+            Event::Trying { batch, of } => {
+                self.show(self.workload.tried(batch, of), vec![format!("trying learning rates {batch}/{of}")]);
             }
             Event::Step { epoch, batch, batches, totals, pace } => {
                 self.epoch = epoch;

@@ -94,6 +94,8 @@ pub struct Loader {
     dataset: Arc<ImageFolder>,
     options: LoaderOptions,
     transform: Arc<Transform>,
+    /// For balanced sampling, the samples of each class that has any.
+    classes: Option<Arc<Vec<Vec<usize>>>>,
     pool: Arc<Pool>,
 }
 
@@ -113,7 +115,7 @@ impl Loader {
             Mode::Train { .. } => Transform::training(options.image_size, &[]),
             Mode::Evaluate => Transform::test(options.image_size),
         };
-        Ok(Self { dataset, options, transform: Arc::new(transform), pool: Arc::default() })
+        Ok(Self { dataset, options, transform: Arc::new(transform), classes: None, pool: Arc::default() })
     }
 
     /// Sets the augmentations of the training transform; see [`Transform::training`]. The test transform has none.
@@ -125,6 +127,16 @@ impl Loader {
             }
             Mode::Evaluate => self,
         }
+    }
+
+    /// Draws the samples of each training epoch at random, so that every class is equally likely, as
+    /// `torch.utils.data.WeightedRandomSampler` does with the weights 1 / (images of the class): as many as the data set has, some
+    /// more than once and some not at all. A sample that is drawn again is augmented in another way.
+    pub fn with_balanced_classes(self) -> Self {
+        let mut classes = vec![Vec::new(); self.dataset.classes.len()];
+        self.dataset.samples.iter().enumerate().for_each(|(index, sample)| classes[sample.class].push(index));
+        classes.retain(|samples| !samples.is_empty());
+        Self { classes: Some(Arc::new(classes)), ..self }
     }
 
     /// Exchanges left and right of every image after its transform.
@@ -143,13 +155,37 @@ impl Loader {
         &self.options
     }
 
-    /// The resampling of this image of the data set in this epoch.
-    pub(super) fn draw(&self, epoch: u64, index: usize, width: u32, height: u32) -> Resampling {
+    /// The draws of an epoch in their order. A draw is the index of a sample, plus the number of samples for each time that it was
+    /// drawn before in this epoch.
+    pub(super) fn draws(&self, epoch: u64) -> Vec<usize> {
+        match (&self.classes, self.options.mode) {
+            (Some(classes), Mode::Train { seed }) => {
+                let mut random = RandomStream::new(seed, Purpose::BalancedSampling, epoch, 0);
+                let mut drawn_before = vec![0; self.dataset.len()];
+                let draw = |_| {
+                    let samples = &classes[random.below(classes.len() as u64) as usize];
+                    let index = samples[random.below(samples.len() as u64) as usize];
+                    drawn_before[index] += 1;
+                    index + (drawn_before[index] - 1) * self.dataset.len()
+                };
+                (0..self.dataset.len()).map(draw).collect()
+            }
+            _ => epoch_order(self.dataset.len(), self.options.mode, epoch),
+        }
+    }
+
+    /// The index of the sample of a draw.
+    pub(super) fn sample_of(&self, draw: usize) -> usize {
+        draw % self.dataset.len()
+    }
+
+    /// The resampling of this draw of an epoch.
+    pub(super) fn draw(&self, epoch: u64, draw: usize, width: u32, height: u32) -> Resampling {
         let seed = match self.options.mode {
             Mode::Train { seed } => seed,
             Mode::Evaluate => 0,
         };
-        self.transform.draw(Draw { seed, epoch, index }, width, height)
+        self.transform.draw(Draw { seed, epoch, index: draw }, width, height)
     }
 
     /// Batches in an epoch.
@@ -166,14 +202,13 @@ impl Loader {
     /// The batches of an epoch from number `first_batch` on, the same as those of [`Loader::epoch`].
     pub fn epoch_from(&self, epoch: u64, first_batch: usize) -> Epoch {
         let job = BatchJob { loader: self.clone(), epoch };
-        let order = epoch_order(self.dataset.len(), self.options.mode, epoch);
-        Epoch { pipeline: Pipeline::start(job, order, first_batch, self.options.workers) }
+        Epoch { pipeline: Pipeline::start(job, self.draws(epoch), first_batch, self.options.workers) }
     }
 
-    /// The decoded images of these samples, in this order. The workers start immediately.
-    pub(super) fn decode(&self, samples: Vec<usize>) -> DecodedImages {
+    /// The decoded images of these draws, in this order. The workers start immediately.
+    pub(super) fn decode(&self, draws: Vec<usize>) -> DecodedImages {
         let job = DecodeJob { loader: self.clone() };
-        DecodedImages { pipeline: Pipeline::start(job, samples, 0, self.options.workers) }
+        DecodedImages { pipeline: Pipeline::start(job, draws, 0, self.options.workers) }
     }
 }
 
@@ -233,12 +268,12 @@ impl BatchJob {
     }
 
     /// Fills `pixels`, padded RGB, [image_size, image_size, 4], and returns the resampling, whose flips are still to be applied.
-    fn transform(&self, scratch: &mut BatchScratch, index: usize, pixels: &mut [u8]) -> Result<Resampling> {
+    fn transform(&self, scratch: &mut BatchScratch, draw: usize, pixels: &mut [u8]) -> Result<Resampling> {
         let BatchScratch { decoder, image, transformer } = scratch;
         let loader = &self.loader;
         let mut drawn = Resampling::whole(0, 0);
-        decoder.decode_file_rows(&loader.dataset.samples[index].path, image, |width, height| {
-            drawn = loader.draw(self.epoch, index, width, height);
+        decoder.decode_file_rows(&loader.dataset.samples[loader.sample_of(draw)].path, image, |width, height| {
+            drawn = loader.draw(self.epoch, draw, width, height);
             drawn.top + drawn.height
         })?;
         let result = transformer.resample(image, &drawn, loader.options.image_size, pixels);
@@ -276,10 +311,10 @@ impl Job for BatchJob {
         PREFETCHED_BATCHES
     }
 
-    fn prepare(&self, scratch: &mut BatchScratch, index: usize) -> Result<Scaled> {
+    fn prepare(&self, scratch: &mut BatchScratch, draw: usize) -> Result<Scaled> {
         let mut pixels = self.loader.pool.take_pixels();
         pixels.resize(self.image_pixels() * 4, 0);
-        match self.transform(scratch, index, &mut pixels) {
+        match self.transform(scratch, draw, &mut pixels) {
             Ok(drawn) => Ok(Scaled { pixels, drawn }),
             Err(error) => {
                 self.loader.pool.return_pixels(pixels);
@@ -300,7 +335,8 @@ impl Job for BatchJob {
             skipped: Vec::new(),
             pool: Arc::clone(&self.loader.pool),
         };
-        for (&index, sample) in order.iter().zip(samples) {
+        for (&draw, sample) in order.iter().zip(samples) {
+            let index = self.loader.sample_of(draw);
             match skip(&self.loader, index, sample)? {
                 Ok(Scaled { pixels, drawn }) => {
                     let start = batch.indices.len() * values;
@@ -316,8 +352,8 @@ impl Job for BatchJob {
         Ok(batch)
     }
 
-    fn panicked(&self, index: usize) -> Error {
-        panicked(&self.loader.dataset, index)
+    fn panicked(&self, draw: usize) -> Error {
+        panicked(&self.loader.dataset, self.loader.sample_of(draw))
     }
 }
 
@@ -351,20 +387,22 @@ impl Job for DecodeJob {
         image.pixels.len()
     }
 
-    fn prepare(&self, decoder: &mut Decoder, index: usize) -> Result<RgbImage> {
+    fn prepare(&self, decoder: &mut Decoder, draw: usize) -> Result<RgbImage> {
         let mut image = RgbImage::default();
+        let index = self.loader.sample_of(draw);
         decoder.decode_file(&self.loader.dataset.samples[index].path, &mut image)?;
         Ok(image)
     }
 
     fn assemble(&self, order: &[usize], samples: Vec<Result<RgbImage>>) -> Result<DecodedImage> {
         let mut images = order.iter().zip(samples);
-        let (&index, sample) = images.next().ok_or_else(|| Error::new("no image was prepared"))?;
+        let (&draw, sample) = images.next().ok_or_else(|| Error::new("no image was prepared"))?;
+        let index = self.loader.sample_of(draw);
         Ok(DecodedImage { index, image: skip(&self.loader, index, sample)? })
     }
 
-    fn panicked(&self, index: usize) -> Error {
-        panicked(&self.loader.dataset, index)
+    fn panicked(&self, draw: usize) -> Error {
+        panicked(&self.loader.dataset, self.loader.sample_of(draw))
     }
 }
 

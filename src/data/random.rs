@@ -18,6 +18,8 @@ pub enum Purpose {
     Folds = 5,
     /// Which images of one class are held back for trials of learning rates.
     Trials = 6,
+    /// The samples of one epoch, where every class is equally likely.
+    BalancedSampling = 7,
 }
 
 /// An independent stream of random numbers, identified by its seed, purpose and two more numbers.

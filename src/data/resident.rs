@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use super::augmenter::{Augmenter, allocate};
-use super::loader::{DecodedImages, Loader, SkippedSample, epoch_order};
+use super::loader::{DecodedImage, DecodedImages, Loader, SkippedSample};
 use super::rgb_image::RgbImage;
 use super::store::ImageStore;
 use crate::device::{Augment, Device, ImageView, Resampling};
@@ -69,9 +69,9 @@ impl<'a> ResidentEpoch<'a> {
     /// Starts at batch number `first_batch`.
     pub(super) fn new(images: &'a mut ResidentImages, loader: &'a Loader, epoch: u64, first_batch: usize) -> Self {
         let options = loader.options();
-        let order = epoch_order(loader.dataset().len(), options.mode, epoch);
+        let order = loader.draws(epoch);
         let position = first_batch.saturating_mul(options.batch_size).min(order.len());
-        let absent = |index: &usize| images.images[*index].is_none();
+        let absent = |draw: &usize| images.images[loader.sample_of(*draw)].is_none();
         let absent: Vec<usize> = order[position..].iter().copied().filter(absent).collect();
         let decoded = (!absent.is_empty()).then(|| loader.decode(absent));
         Self { images, loader, epoch, order, position, decoded }
@@ -100,30 +100,33 @@ impl ResidentImages {
         self.store.device().as_ref()
     }
 
-    /// Assembles the batch of these samples. `decoded` yields those of them that are not on the device.
+    /// Assembles the batch of these draws. `decoded` yields the images that are not on the device, and perhaps some that were kept when
+    /// they were drawn before.
     fn batch(
         &mut self,
         loader: &Loader,
         epoch: u64,
-        samples: &[usize],
+        draws: &[usize],
         mut decoded: Option<&mut DecodedImages>,
     ) -> Result<ResidentBatch<'_>> {
         let (mut targets, mut indices, mut skipped, mut views) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for &index in samples {
+        for &draw in draws {
+            let index = loader.sample_of(draw);
             let view = match &self.images[index] {
                 Some(image) => {
                     let &[height, width, _] = image.shape().dims() else {
                         return Err(Error::new(format!("{image:?} is not an image")));
                     };
-                    let resampling = loader.draw(epoch, index, width as u32, height as u32);
+                    let resampling = loader.draw(epoch, draw, width as u32, height as u32);
                     ImageView { image: image.clone(), resampling }
                 }
                 None => {
-                    let next = decoded.as_mut().and_then(|decoded| decoded.next()).transpose()?;
-                    let next = next.filter(|next| next.index == index);
+                    let is_wanted =
+                        |next: &Result<DecodedImage>| next.as_ref().map_or(true, |next| next.index == index);
+                    let next = decoded.as_mut().and_then(|decoded| decoded.find(is_wanted)).transpose()?;
                     match next.ok_or_else(|| Error::new(format!("sample {index} was not decoded")))?.image {
                         Ok(image) => {
-                            let resampling = loader.draw(epoch, index, image.width, image.height);
+                            let resampling = loader.draw(epoch, draw, image.width, image.height);
                             match self.store.keep(&image)? {
                                 Some(kept) => {
                                     self.images[index] = Some(kept.clone());

@@ -195,19 +195,32 @@ impl MaxPoolWindow {
     }
 }
 
+/// How the losses of the rows are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LossReduction {
+    /// Their sum, as in the lesson: its learning rate applies to the sum.
+    Sum,
+    /// Their mean, which is PyTorch's default. If classes have weights, it is the sum over the sum of the targets' weights.
+    Mean,
+}
+
 /// Arguments of [`Device::cross_entropy`].
 pub struct CrossEntropy<'a> {
     /// `[N, classes]`
     pub logits: &'a Tensor,
     /// `[N]`, int32.
     pub targets: &'a Tensor,
+    /// `[classes]`: the weight of each class; all 1 without it.
+    pub class_weights: Option<&'a Tensor>,
+    /// The share of the loss that is spread evenly over all classes, from 0 to 1.
+    pub label_smoothing: f32,
+    /// How the losses of the rows are combined.
+    pub reduction: LossReduction,
     /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the
     /// target.
     pub result: &'a Tensor,
     /// `[N, classes]`: gradient of the reduced loss.
     pub logits_gradient: Option<&'a Tensor>,
-    /// The factor of every row's loss: 1 for a sum, 1/N for a mean.
-    pub scale: f32,
 }
 
 /// The optional features of a device.
@@ -363,8 +376,13 @@ pub trait Device {
         workspace: &Tensor,
     ) -> Result<()>;
 
-    /// Softmax cross entropy with its gradient.
+    /// Softmax cross entropy with its gradient, as `torch.nn.functional.cross_entropy` with `weight` and `label_smoothing`.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
+
+    /// Adds the gradients of a batch to the sums of those before it, which are as long: `sums = words[0] * sums + words[1] *
+    /// gradients`. If `words[0]` is 0, `sums` may contain anything. `words` `[2]` lie in device memory so that a recorded batch
+    /// reads what the host wrote last.
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()>;
 
     /// Number of float32 elements that [`Device::gradient_norm`] needs for its sums, given the lengths of the gradients.
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;

@@ -9,9 +9,7 @@ use super::parameters::{Initialisation, ParameterId, ParameterRole, ParameterSpe
 use crate::device::{Activation, BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::ops::batch_norm::EPSILON;
-use crate::ops::{
-    AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, LossReduction, MaxPool, Operation,
-};
+use crate::ops::{AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, MaxPool, Operation};
 use crate::tensor::{ElementType, Shape};
 
 /// Sizes of a convolution that do not follow from its input.
@@ -374,7 +372,7 @@ impl Specification {
         device: &dyn Device,
         shape: BatchShape,
         phase: &Phase,
-        reduction: LossReduction,
+        loss: impl Into<CrossEntropyLoss>,
         kept: &[String],
     ) -> Result<NetworkGraph> {
         let mut lowering = Lowering { device, phase, graph: Graph::default() };
@@ -399,7 +397,7 @@ impl Specification {
             lowering.graph.values[logits.0].name.clone_from(&self.layers[index].output);
             values.insert(Source::Layer(index), logits);
         }
-        let loss = lowering.cross_entropy(logits, targets, reduction);
+        let loss = lowering.push_node("loss", loss.into(), vec![logits, targets], Vec::new())[0];
         let mut graph = lowering.graph;
         graph.outputs = [logits, loss].into_iter().chain(kept.iter().filter_map(|name| graph.find(name))).collect();
         Ok(NetworkGraph { graph, input, targets, logits, loss })
@@ -497,12 +495,6 @@ impl Lowering<'_> {
         }
         let inputs = outputs.into_iter().chain(residual).collect();
         Ok(self.push(norm, batch_norm, inputs)[0])
-    }
-
-    /// The loss over class indices `[N]`; the result is `[2]`: the reduced loss and the number of correct rows.
-    fn cross_entropy(&mut self, logits: Value, targets: Value, reduction: LossReduction) -> Value {
-        let batch = self.graph.value(logits).shape.rows();
-        self.push_node("loss", CrossEntropyLoss { batch, reduction }, vec![logits, targets], Vec::new())[0]
     }
 
     fn conv2d_shape(&self, input: Value, name: &str, options: ConvolutionOptions) -> Result<Conv2dShape> {

@@ -1,34 +1,45 @@
 //! Softmax cross entropy (`torch.nn.functional.cross_entropy`), where the backward pass begins.
 
 use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
-use crate::device::{CrossEntropy, Device};
+use crate::device::{CrossEntropy, Device, LossReduction};
 use crate::error::Result;
-use crate::tensor::{ElementType, Shape};
-
-/// How the losses of the rows are combined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LossReduction {
-    /// Their sum, as in the lesson: its learning rate applies to the sum.
-    Sum,
-    /// Their mean, which is PyTorch's default.
-    Mean,
-}
+use crate::tensor::{ElementType, Shape, Tensor};
 
 /// Inputs: logits `[N, classes]` and class indices `[N]`. Output `[2]`: the reduced loss, and the number of rows whose
 /// largest logit is the target's.
+#[derive(Debug, Clone)]
 pub struct CrossEntropyLoss {
-    /// Rows.
-    pub batch: usize,
     /// How the losses of the rows are combined.
     pub reduction: LossReduction,
+    /// The share of the loss that is spread evenly over all classes.
+    pub label_smoothing: f32,
+    /// `[classes]`: the weight of each class; all 1 without it. A plan does not place it, so it lasts as long as the loss.
+    pub class_weights: Option<Tensor>,
+}
+
+impl From<LossReduction> for CrossEntropyLoss {
+    /// The plain loss.
+    fn from(reduction: LossReduction) -> Self {
+        Self { reduction, label_smoothing: 0.0, class_weights: None }
+    }
 }
 
 impl CrossEntropyLoss {
-    fn scale(&self) -> f32 {
-        match self.reduction {
-            LossReduction::Sum => 1.0,
-            LossReduction::Mean => 1.0 / self.batch as f32,
-        }
+    fn run(
+        &self,
+        device: &dyn Device,
+        [logits, targets, result]: [&Tensor; 3],
+        logits_gradient: Option<&Tensor>,
+    ) -> Result<()> {
+        device.cross_entropy(&CrossEntropy {
+            logits,
+            targets,
+            class_weights: self.class_weights.as_ref(),
+            label_smoothing: self.label_smoothing,
+            reduction: self.reduction,
+            result,
+            logits_gradient,
+        })
     }
 }
 
@@ -54,24 +65,13 @@ impl Operation for CrossEntropyLoss {
     }
 
     fn forward(&self, device: &dyn Device, buffers: &ForwardBuffers) -> Result<()> {
-        device.cross_entropy(&CrossEntropy {
-            logits: &buffers.inputs[0],
-            targets: &buffers.inputs[1],
-            result: &buffers.outputs[0],
-            logits_gradient: None,
-            scale: self.scale(),
-        })
+        self.run(device, [&buffers.inputs[0], &buffers.inputs[1], &buffers.outputs[0]], None)
     }
 
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()> {
         let Some(gradient) = &buffers.input_gradients[0] else { return Ok(()) };
         assert!(!gradient.accumulate, "logits have one consumer, the loss");
-        device.cross_entropy(&CrossEntropy {
-            logits: buffers.input(0),
-            targets: buffers.input(1),
-            result: buffers.outputs[0].as_ref().expect("backward_reads requested it"),
-            logits_gradient: Some(&gradient.tensor),
-            scale: self.scale(),
-        })
+        let result = buffers.outputs[0].as_ref().expect("backward_reads requested it");
+        self.run(device, [buffers.input(0), buffers.input(1), result], Some(&gradient.tensor))
     }
 }

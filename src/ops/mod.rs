@@ -8,10 +8,11 @@ mod linear;
 mod max_pool;
 mod operation;
 
+pub use crate::device::LossReduction;
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
 pub use conv2d::{Conv2d, Conv2dBatchNorm};
-pub use cross_entropy::{CrossEntropyLoss, LossReduction};
+pub use cross_entropy::CrossEntropyLoss;
 pub use linear::Linear;
 pub use max_pool::MaxPool;
 pub use operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};

@@ -4,6 +4,7 @@
 //! a step reads from device memory, and its loop for the CPU. Its kernel is `kernels/NAME.cu`. [`OPTIMIZERS`] lists them; the
 //! values of `--optimizer`, a flag for each hyperparameter, recipes, checkpoints and reference files follow from that table.
 
+mod accumulation;
 mod adamw;
 mod groups;
 mod hyperparameter;
@@ -15,6 +16,7 @@ mod settings;
 mod sgd;
 mod updater;
 
+pub use accumulation::Accumulation;
 pub use groups::{GroupSettings, Grouping};
 pub use hyperparameter::Hyperparameter;
 pub use lbfgs::{Minimum, Stopping, minimise};

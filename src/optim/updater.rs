@@ -1,5 +1,6 @@
 //! Updates the parameter groups of a network, step by step.
 
+use super::accumulation::Accumulation;
 use super::groups::GroupSettings;
 use super::optimizer::Optimizer;
 use super::schedule::{LOWERED_MOMENTUM, StepFactors};
@@ -126,14 +127,23 @@ impl Updater {
         Ok(())
     }
 
-    /// Updates every group of `parameters` from its gradients. Where `loss` is given and its first value is not finite, or the
+    /// Updates every group of `parameters` from its gradients, or from those that `accumulation` has added. Where `loss` is given and its first value is not finite, or the
     /// norm that is to be clipped is not, nothing changes.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn issue(&self, device: &dyn Device, parameters: &Parameters, loss: Option<&Tensor>) -> Result<()> {
+    pub fn issue(
+        &self,
+        device: &dyn Device,
+        parameters: &Parameters,
+        accumulation: Option<&Accumulation>,
+        loss: Option<&Tensor>,
+    ) -> Result<()> {
+        let gradients: Vec<&Tensor> = match accumulation {
+            Some(accumulation) => accumulation.sums().iter().collect(),
+            None => parameters.groups().iter().map(|group| &group.gradients).collect(),
+        };
         if let Some(GradientClipping { sums, norm, .. }) = &self.clipping {
-            let gradients: Vec<&Tensor> = parameters.groups().iter().map(|group| &group.gradients).collect();
             device.gradient_norm(&gradients, sums, norm)?;
         }
         let clip = self.clipping.as_ref().map(|clipping| Clip { norm: &clipping.norm, max_norm: clipping.max_norm });
@@ -142,7 +152,7 @@ impl Updater {
             device.update(&UpdateArguments {
                 rule,
                 values: &group.values,
-                gradients: &group.gradients,
+                gradients: gradients[index],
                 slots: &group.slots,
                 compute_copy: group.compute_copy.as_ref(),
                 words: &self.words.part(index * rule.words, [rule.words].into()),

@@ -92,9 +92,12 @@ impl RunConfig {
 
     /// Refuses values that no run can have had, and with which nothing could be computed.
     fn check(&self) -> Result<(), String> {
-        let Recipe { batch_size, image_size, .. } = self.recipe;
+        let Recipe { batch_size, accumulate, image_size, .. } = self.recipe;
         if batch_size == 0 {
             return Err("the recipe's batch_size is 0; expected at least 1".into());
+        }
+        if accumulate == 0 {
+            return Err("the recipe's accumulate is 0; expected at least 1".into());
         }
         if !(1..=LARGEST_IMAGE_SIZE).contains(&image_size) {
             return Err(format!("the recipe's image_size is {image_size}; expected 1 to {LARGEST_IMAGE_SIZE}"));

@@ -420,11 +420,16 @@ pub fn check_of_run(recipe: &Recipe, splits: &Splits, folder: &RunFolder) -> Res
 /// A caution about a run of few steps on this many training images.
 pub fn few_steps(recipe: &Recipe, images: usize) -> Option<String> {
     let batches = images.div_ceil(recipe.batch_size);
-    let steps = recipe.epochs.saturating_mul(batches);
+    let steps = recipe.epochs.saturating_mul(batches.div_ceil(recipe.accumulate));
     // A fitted head needs no steps.
     (recipe.epochs > 0 && steps < FEW_STEPS).then(|| {
+        let (per_step, lower) = match recipe.accumulate {
+            1 => (String::new(), "--batch-size"),
+            several => (format!(", {several} in a step"), "--accumulate"),
+        };
         format!(
-            "the run has only {} ({} of {}): raise --epochs or lower --batch-size if the training loss is still falling at the end",
+            "the run has only {} ({} of {}{per_step}): raise --epochs or lower {lower} if the training loss is still falling at \
+             the end",
             counted(steps, "step", "steps"),
             counted(recipe.epochs, "epoch", "epochs"),
             counted(batches, "batch", "batches")

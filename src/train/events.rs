@@ -23,11 +23,11 @@ pub enum Event<'a> {
         /// How many there are.
         of: usize,
     },
-    /// A step of a trial of a learning rate was completed.
+    /// A batch of a trial of a learning rate was trained on.
     Trying {
-        /// Steps of all trials so far.
-        step: usize,
-        /// Steps of all trials.
+        /// Batches of all trials so far.
+        batch: usize,
+        /// Batches of all trials.
         of: usize,
     },
     /// A step was completed.

@@ -23,7 +23,7 @@ pub struct HeadFit {
     pub penalty: f64,
     /// All that were tried.
     pub tried: Vec<TriedPenalty>,
-    /// Mean loss of the images as they are, not augmented.
+    /// Mean loss of the images as they are, not augmented, with the weights of the classes.
     pub loss: f64,
     /// Share of these images that it classifies correctly.
     pub accuracy: f64,
@@ -33,8 +33,8 @@ pub struct HeadFit {
 pub struct TrainingFeatures {
     /// Features of an image.
     pub dimension: usize,
-    /// Classes.
-    pub classes: usize,
+    /// The weight of each class.
+    pub class_weights: Vec<f64>,
     /// Of the images as they are.
     pub plain: Features,
     /// Of augmented copies; each has the same images in another order.
@@ -51,27 +51,29 @@ pub fn fit_head<E>(
 ) -> Result<HeadFit, E> {
     let folds = training.folds(seed);
     let rows = training.plain.indices.len() * (1 + training.copies.len());
-    let held_out: Vec<usize> = match rows * training.dimension * training.classes > MANY {
+    let held_out: Vec<usize> = match rows * training.dimension * training.class_weights.len() > MANY {
         true => vec![0],
         false => (0..FOLDS).collect(),
     };
     let fits = held_out.len() * PENALTIES.len() + 1;
-    let mut sums = [(0.0, 0, 0); PENALTIES.len()];
+    let mut sums = [(0.0, 0.0, 0, 0); PENALTIES.len()];
     for (round, &fold) in held_out.iter().enumerate() {
         let fitted = training.select(|index| folds[index] != fold);
         let tested = training.plain.select(training.dimension, |index| folds[index] == fold);
         if fitted.targets.is_empty() || tested.targets.is_empty() {
             continue;
         }
-        let weights = vec![1.0; fitted.targets.len()];
+        let weights = training.weights_of(&fitted.targets);
         let examples = Examples { features: &fitted.values, targets: &fitted.targets, weights: &weights };
-        let regression = Regression::new(examples, training.classes);
+        let regression = Regression::new(examples, training.class_weights.len());
+        let tested_weight: f64 = training.weights_of(&tested.targets).iter().sum();
         let mut point: Option<Vec<f64>> = None;
-        for (number, (penalty, (loss, correct, images))) in PENALTIES.iter().zip(&mut sums).enumerate() {
+        for (number, (penalty, (loss, weight, correct, images))) in PENALTIES.iter().zip(&mut sums).enumerate() {
             step(round * PENALTIES.len() + number, fits)?;
             let fit = regression.fit(*penalty, point.as_deref());
-            let (own_loss, own_correct) = fit.layer.evaluate(&tested.values, &tested.targets);
+            let (own_loss, own_correct) = fit.layer.evaluate(&tested.values, &tested.targets, &training.class_weights);
             *loss += own_loss;
+            *weight += tested_weight;
             *correct += own_correct;
             *images += tested.targets.len();
             point = Some(fit.point);
@@ -80,10 +82,10 @@ pub fn fit_head<E>(
     let tried: Vec<TriedPenalty> = PENALTIES
         .into_iter()
         .zip(sums)
-        .filter(|(_, (_, _, images))| *images > 0)
-        .map(|(penalty, (loss, correct, images))| TriedPenalty {
+        .filter(|(_, (.., images))| *images > 0)
+        .map(|(penalty, (loss, weight, correct, images))| TriedPenalty {
             penalty,
-            loss: loss / images as f64,
+            loss: loss / weight,
             accuracy: correct as f64 / images as f64,
         })
         .collect();
@@ -91,19 +93,25 @@ pub fn fit_head<E>(
     let penalty = best.map_or(PENALTIES[PENALTIES.len() / 2], |tried| tried.penalty);
     step(fits - 1, fits)?;
     let all = training.select(|_| true);
-    let weights = vec![1.0; all.targets.len()];
+    let weights = training.weights_of(&all.targets);
     let examples = Examples { features: &all.values, targets: &all.targets, weights: &weights };
-    let layer = Regression::new(examples, training.classes).fit(penalty, None).layer;
-    let (loss, correct) = layer.evaluate(&training.plain.values, &training.plain.targets);
-    let images = training.plain.targets.len().max(1) as f64;
-    Ok(HeadFit { layer, penalty, tried, loss: loss / images, accuracy: correct as f64 / images })
+    let layer = Regression::new(examples, training.class_weights.len()).fit(penalty, None).layer;
+    let Features { values, targets, .. } = &training.plain;
+    let (loss, correct) = layer.evaluate(values, targets, &training.class_weights);
+    let weight: f64 = training.weights_of(targets).iter().sum();
+    Ok(HeadFit { layer, penalty, tried, loss: loss / weight, accuracy: correct as f64 / targets.len() as f64 })
 }
 
 impl TrainingFeatures {
+    /// The weights of examples of these classes.
+    fn weights_of(&self, targets: &[usize]) -> Vec<f64> {
+        targets.iter().map(|&target| self.class_weights[target]).collect()
+    }
+
     /// The part to which each image of the data set belongs: every class is divided evenly, and groups stay together.
     fn folds(&self, seed: u64) -> Vec<usize> {
         let mut of_group = vec![None; self.groups.len()];
-        let mut groups_of_class: Vec<Vec<usize>> = vec![Vec::new(); self.classes];
+        let mut groups_of_class: Vec<Vec<usize>> = vec![Vec::new(); self.class_weights.len()];
         for (&index, &target) in self.plain.indices.iter().zip(&self.plain.targets) {
             let group = self.groups[index];
             if of_group[group].is_none() {
@@ -128,7 +136,7 @@ impl TrainingFeatures {
     pub fn part(&self, wanted: impl Fn(usize) -> bool) -> Self {
         let select = |features: &Features| features.select(self.dimension, &wanted);
         let (plain, copies) = (select(&self.plain), self.copies.iter().map(select).collect());
-        Self { plain, copies, groups: self.groups.clone(), ..*self }
+        Self { plain, copies, groups: self.groups.clone(), class_weights: self.class_weights.clone(), ..*self }
     }
 
     /// The features of some images and of their copies.
@@ -155,7 +163,7 @@ mod tests {
             values.extend([noise() + target as f32, noise() - target as f32, 5.0 * noise(), 5.0 * noise()]);
         }
         let plain = Features { values, targets, indices: (0..images).collect() };
-        TrainingFeatures { dimension: 4, classes: 3, plain, copies: Vec::new(), groups }
+        TrainingFeatures { dimension: 4, class_weights: vec![1.0; 3], plain, copies: Vec::new(), groups }
     }
 
     fn fit(training: &TrainingFeatures) -> HeadFit {

@@ -25,8 +25,8 @@ pub struct LinearLayer {
 }
 
 impl LinearLayer {
-    /// The sum of the examples' losses, and the number of those that are classified correctly.
-    pub fn evaluate(&self, features: &[f32], targets: &[usize]) -> (f64, usize) {
+    /// The sum of the losses of examples, times the weights of their classes, and the number of those that are classified correctly.
+    pub fn evaluate(&self, features: &[f32], targets: &[usize], class_weights: &[f64]) -> (f64, usize) {
         let dimension = self.weight.len() / self.bias.len();
         let (mut loss, mut correct) = (0.0, 0);
         for (row, &target) in features.chunks_exact(dimension).zip(targets) {
@@ -36,7 +36,7 @@ impl LinearLayer {
             let mut logits: Vec<f64> = products.zip(&self.bias).map(|(sum, &bias)| sum + f64::from(bias)).collect();
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             correct += usize::from(logits.iter().position(|&logit| logit == largest) == Some(target));
-            loss += cross_entropy(&mut logits, target);
+            loss += class_weights[target] * cross_entropy(&mut logits, target);
         }
         (loss, correct)
     }

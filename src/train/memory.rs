@@ -53,7 +53,7 @@ impl Run<'_> {
         let with_slots = state * (1 + self.trainer.updater().slots().len());
         Ok(MemoryPlan {
             activations: activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?),
-            parameters: network.parameters().bytes(),
+            parameters: self.trainer.parameter_bytes(),
             host: batches.saturating_add(with_slots + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
             is_shared: network.device().features().shares_host_memory,
         })

@@ -1,6 +1,7 @@
 //! Training: how a run starts, its loop, what it measures and what it saves. Nothing here prints.
 
 mod checkpoint;
+mod class_weights;
 mod config;
 mod data_check;
 mod diagnose;
@@ -27,6 +28,7 @@ mod trainer;
 mod trials;
 
 pub use checkpoint::{Best, Checkpoint, Choice, Position, save_checkpoint};
+pub use class_weights::ClassWeights;
 pub use config::RunConfig;
 pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, EarlierImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
@@ -51,5 +53,5 @@ pub use state_dict::{
     copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
 pub use tensorboard::TensorBoard;
-pub use trainer::{Trainable, Trainer, TrainerState};
+pub use trainer::{LossSettings, Trainable, Trainer, TrainerState};
 pub use trials::{Division, TrialEvent, Trials, try_learning_rates};

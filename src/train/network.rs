@@ -6,7 +6,7 @@ use crate::device::{Device, Recording, read_f32, write_f32, write_i32};
 use crate::error::{Error, Result};
 use crate::graph::{Arena, Executor, Parameters, Plan, Value};
 use crate::model::{BatchShape, FEATURES, Freezing, NetworkGraph, Phase, ResNet};
-use crate::ops::LossReduction;
+use crate::ops::{CrossEntropyLoss, LossReduction};
 use crate::tensor::Tensor;
 
 /// The result of one batch.
@@ -33,7 +33,7 @@ pub enum Purpose {
 #[derive(Debug, Clone)]
 pub(super) struct TrainingGraph {
     pub freezing: Freezing,
-    pub reduction: LossReduction,
+    pub loss: CrossEntropyLoss,
 }
 
 /// A batch shape with its plan, bound to memory.
@@ -156,17 +156,19 @@ impl Network {
 
     fn plan(&self, shape: BatchShape, purpose: Purpose, kept: &[String]) -> Result<(NetworkGraph, Plan)> {
         let device = self.device.as_ref();
-        let reduction = self.training.as_ref().map_or(LossReduction::Sum, |training| training.reduction);
-        let phase = match (purpose, &self.training) {
-            (Purpose::Evaluation, _) => Phase::Evaluation,
-            (Purpose::Training, Some(training)) => Phase::Training(training.freezing.clone()),
+        let (phase, loss) = match (purpose, &self.training) {
+            (Purpose::Evaluation, training) => {
+                let reduction = training.as_ref().map_or(LossReduction::Sum, |training| training.loss.reduction);
+                (Phase::Evaluation, reduction.into())
+            }
+            (Purpose::Training, Some(training)) => (Phase::Training(training.freezing.clone()), training.loss.clone()),
             (Purpose::Training, None) => return Err(Error::new("this network was loaded for evaluation only")),
         };
         let mut kept = kept.to_vec();
         if purpose == Purpose::Evaluation {
             kept.push(FEATURES.into());
         }
-        let network = self.resnet.specification().graph(device, shape, &phase, reduction, &kept)?;
+        let network = self.resnet.specification().graph(device, shape, &phase, loss, &kept)?;
         let plan = match purpose {
             Purpose::Training => Plan::training(&network.graph, device, |id| self.parameters.is_trainable(id)),
             Purpose::Evaluation => Plan::inference(&network.graph, device),

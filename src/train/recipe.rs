@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::trainer::Trainable;
-use crate::data::{Augmentation, DecodeOptions, Splits, Transform, counted, open_dataset, open_table};
+use super::class_weights::ClassWeights;
+use super::trainer::{LossSettings, Trainable};
+use crate::data::{Augmentation, DecodeOptions, ImageFolder, Splits, Transform, counted, open_dataset, open_table};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -26,6 +27,12 @@ pub struct Recipe {
     pub epochs: usize,
     /// Batch size.
     pub batch_size: usize,
+    /// Batches whose gradients are added to those of one step.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Whether the images of an epoch are drawn at random, so that every class is equally likely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub balanced_sampling: bool,
     /// Learning rate of all layers but the head.
     pub learning_rate: f64,
     /// Learning rate of the head, as a multiple of the other.
@@ -40,7 +47,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_up: Option<WarmUp>,
     /// The epoch after which the schedule begins. It is not 0 if a finished run was extended.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub schedule_from: usize,
     /// Epochs without a better model after which the run ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +72,12 @@ pub struct Recipe {
     pub hyperparameters: Hyperparameters,
     /// `sum` or `mean`.
     pub loss_reduction: String,
+    /// The share of the loss that is spread evenly over all classes, from 0 to 1.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub label_smoothing: f64,
+    /// The weights of the classes in the loss; all 1 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
     /// The largest norm that the gradients of all parameters together may have; larger ones are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_gradient_norm: Option<f64>,
@@ -82,7 +95,7 @@ pub struct Recipe {
     pub fit_head: bool,
     /// Randomly augmented copies of each image to whose features the head is fitted, besides the image as it is and, if training mirrors
     /// images, its mirror image.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub feature_copies: usize,
     /// Height and width of the network's input.
     pub image_size: usize,
@@ -143,17 +156,16 @@ fn is_default_schedule(name: &String) -> bool {
     *name == SCHEDULES[0].name
 }
 
-fn one() -> f64 {
-    1.0
+fn one<T: From<u8>>() -> T {
+    T::from(1)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_one(number: &f64) -> bool {
-    *number == 1.0
+fn is_one<T: From<u8> + PartialEq>(number: &T) -> bool {
+    *number == T::from(1)
 }
 
-fn is_zero(number: &usize) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Rows and columns of the largest images that a model may ask for.
@@ -176,6 +188,8 @@ impl Recipe {
             from_scratch: false,
             epochs: 5,
             batch_size: 128,
+            accumulate: 1,
+            balanced_sampling: false,
             learning_rate: 5e-5,
             head_lr_multiplier: 10.0,
             layer_lr_decay: 1.0,
@@ -190,6 +204,8 @@ impl Recipe {
             optimizer: default_optimizer(),
             hyperparameters: Hyperparameters(OPTIMIZERS[0].defaults()),
             loss_reduction: "sum".into(),
+            label_smoothing: 0.0,
+            class_weights: None,
             clip_gradient_norm: None,
             freeze: Vec::new(),
             freeze_batch_norm: false,
@@ -222,6 +238,11 @@ impl Recipe {
             None => open_dataset(data, self.test_fraction, self.seed),
         };
         Ok(splits?.decoded_with(self.decoding()))
+    }
+
+    /// Whether a step ends with this batch of an epoch, counted from 1: the last step of an epoch may have fewer batches.
+    pub fn ends_step(&self, batch: usize, batches: usize) -> bool {
+        batch == batches || batch.is_multiple_of(self.accumulate)
     }
 
     /// Whether training mirrors some images.
@@ -285,6 +306,11 @@ impl Recipe {
         self.hyperparameters.0.get(name).copied().or_else(of_optimizer)
     }
 
+    /// Steps in an epoch of this many batches.
+    pub fn steps(&self, batches: usize) -> usize {
+        batches.div_ceil(self.accumulate)
+    }
+
     /// The schedule of the epochs from [`Recipe::schedule_from`] on, with this many steps in each.
     ///
     /// # Errors
@@ -294,19 +320,33 @@ impl Recipe {
         Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, (epochs * steps_per_epoch) as u64)
     }
 
-    /// The settings of the network's parameters.
-    pub fn trainable(&self) -> Result<Trainable> {
+    /// The weights of the classes of these training images, if they have any.
+    ///
+    /// # Errors
+    /// Those of [`ClassWeights::of`].
+    pub fn class_weights_for(&self, train: &ImageFolder) -> Result<Option<Vec<f64>>> {
+        self.class_weights.as_ref().map(|weights| weights.of(train)).transpose()
+    }
+
+    /// The learning rates and weight decays of the groups of parameters.
+    pub fn grouping(&self) -> Grouping {
+        Grouping {
+            learning_rate: self.learning_rate,
+            head_learning_rate: self.learning_rate * self.head_lr_multiplier,
+            layer_decay: self.layer_lr_decay,
+            weight_decay: self.weight_decay,
+            no_decay_norm_bias: self.no_decay_norm_bias,
+        }
+    }
+
+    /// The settings of the network's parameters, and of the loss with these weights of the classes.
+    pub fn trainable(&self, class_weights: Option<Vec<f64>>) -> Result<Trainable> {
         Ok(Trainable {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
             optimizer: self.optimizer()?,
-            grouping: Grouping {
-                learning_rate: self.learning_rate,
-                head_learning_rate: self.learning_rate * self.head_lr_multiplier,
-                layer_decay: self.layer_lr_decay,
-                weight_decay: self.weight_decay,
-                no_decay_norm_bias: self.no_decay_norm_bias,
-            },
-            reduction: self.reduction()?,
+            grouping: self.grouping(),
+            loss: LossSettings { reduction: self.reduction()?, label_smoothing: self.label_smoothing, class_weights },
+            accumulates: self.accumulate > 1,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })
     }

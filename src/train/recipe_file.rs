@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(NamedRecipe::find("lesson").unwrap().recipe().unwrap(), Recipe::fine_tuning());
         for named in &RECIPES {
             let recipe = named.recipe().unwrap();
-            recipe.trainable().unwrap();
+            recipe.trainable(None).unwrap();
             recipe.schedule(10).unwrap();
             assert_eq!(read(&recipe_text(&recipe).unwrap()).unwrap(), recipe);
             assert_eq!(read(&format!("recipe = \"{}\"", named.name)).unwrap(), recipe);

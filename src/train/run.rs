@@ -236,7 +236,10 @@ impl Run<'_> {
         self.prepare()?;
         self.options.folder.remove_leftovers();
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
-        let train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
+        let mut train_loader = self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?;
+        if self.recipe.balanced_sampling {
+            train_loader = train_loader.with_balanced_classes();
+        }
         let mut train_batches = Batches::new(train_loader, &store)?;
         let test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
         let metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
@@ -260,7 +263,7 @@ impl Run<'_> {
         }
         if let Some(Choice::LearningRate(learning_rate)) = self.position.choice {
             let recipe = Recipe { learning_rate, ..self.recipe.clone() };
-            self.trainer.set_learning_rates(&recipe.trainable()?.grouping);
+            self.trainer.set_learning_rates(&recipe.grouping());
         }
         while !self.position.is_over(&self.recipe) {
             let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
@@ -359,6 +362,11 @@ impl Run<'_> {
         let mut plain_batches = Batches::new(plain_loader, store)?;
         let of = self.splits.train.len() * self.recipe.features_per_image();
         let image_size = self.recipe.image_size;
+        // Copies have each image once, whichever images an epoch draws.
+        let each_once =
+            || Batches::new(self.loader(&self.splits.train, Mode::Train { seed: self.recipe.seed })?, store);
+        let mut copied_batches = self.recipe.balanced_sampling.then(each_once).transpose()?;
+        let copied_batches = copied_batches.as_mut().unwrap_or(train_batches);
         let (options, network) = (&self.options, self.trainer.network_mut());
         let Session { metrics, left_out, .. } = session;
         let mut images = 0;
@@ -377,14 +385,15 @@ impl Run<'_> {
             copies.push(features(network, batches, 0, image_size, &mut see)?);
         }
         for copy in 0..self.recipe.feature_copies as u64 {
-            copies.push(features(network, train_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
+            copies.push(features(network, copied_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
         }
         let rows = plain.targets.len() * (1 + copies.len());
         let clock = Clock { training: started.elapsed(), images: rows as u64, ..Clock::default() };
 
+        let class_weights = self.recipe.class_weights_for(&self.splits.train)?;
         let training = TrainingFeatures {
             dimension: network.resnet().features(),
-            classes: self.splits.train.classes.len(),
+            class_weights: class_weights.unwrap_or_else(|| vec![1.0; self.splits.train.classes.len()]),
             groups: self.groups_of_duplicates(),
             plain,
             copies,
@@ -432,7 +441,7 @@ impl Run<'_> {
         let see = |event: TrialEvent| {
             match event {
                 TrialEvent::Skipped(skipped) => left_out.note(skipped, metrics, observe)?,
-                TrialEvent::Step { step, of } => observe(Event::Trying { step, of }),
+                TrialEvent::Batch { batch, of } => observe(Event::Trying { batch, of }),
             }
             self.options.check_interruption("stopped while learning rates were tried")
         };
@@ -511,8 +520,9 @@ impl Run<'_> {
         let fewest = self.trainer.network().fewest_images(self.recipe.image_size);
         let mut clock = Clock::default();
         let mut saved = Instant::now();
-        let schedule = self.recipe.schedule(batches)?;
-        let steps_before = self.position.epoch.saturating_sub(self.recipe.schedule_from) * batches;
+        let steps = self.recipe.steps(batches);
+        let schedule = self.recipe.schedule(steps)?;
+        let steps_before = self.position.epoch.saturating_sub(self.recipe.schedule_from) * steps;
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
             let started = Instant::now();
@@ -528,7 +538,8 @@ impl Run<'_> {
             if images > 0 {
                 let shape = batch_shape(&batch, self.recipe.image_size);
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-                self.trainer.updater_mut().set_step_factors(schedule.at((steps_before + self.position.batch) as u64));
+                let step = steps_before + self.position.batch / self.recipe.accumulate;
+                self.trainer.updater_mut().set_step_factors(schedule.at(step as u64));
                 let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
@@ -541,6 +552,11 @@ impl Run<'_> {
                 self.position.totals.add(Totals { loss, correct: result.correct as u64, images: images as u64 });
             }
             self.position.batch += 1;
+            let ends_step = self.recipe.ends_step(self.position.batch, batches);
+            if ends_step && let Some(norm) = self.trainer.end_step()?.filter(|norm| !norm.is_finite()) {
+                let what = format!("the norm of the gradients became {norm} in batch {}", self.position.batch);
+                return Err(Error::not_finite(what));
+            }
             clock.images += images as u64;
             clock.batches += 1;
             clock.training += started.elapsed();
@@ -562,11 +578,17 @@ impl Run<'_> {
                 observe(Event::Recorded(&metric));
             }
             self.position.metrics_lines = metrics.lines();
+            // The gradients of an unfinished step are not in a checkpoint.
+            if !ends_step {
+                continue;
+            }
             if self.options.interrupted.load(Ordering::Relaxed) {
                 return Err(self.stop(batches));
             }
             let is_due = match self.options.checkpointing.every {
-                CheckpointEvery::Steps(steps) => self.position.batch.is_multiple_of(steps),
+                CheckpointEvery::Steps(steps) => {
+                    self.position.batch.div_ceil(self.recipe.accumulate).is_multiple_of(steps)
+                }
                 CheckpointEvery::Time(time) => saved.elapsed() >= time,
             };
             if is_due && self.position.batch < batches {

@@ -102,7 +102,7 @@ impl Start {
         splits.notices.iter().for_each(|notice| observe(Event::Notice(notice)));
         let classes = splits.train.classes.len();
         let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes };
-        let mut trainer = Trainer::new(device, resnet, recipe.trainable()?)?;
+        let mut trainer = Trainer::new(device, resnet, recipe.trainable(recipe.class_weights_for(&splits.train)?)?)?;
         let network = trainer.network_mut();
         let position = match self {
             Self::FromScratch => {

@@ -5,12 +5,57 @@ use std::rc::Rc;
 
 use super::network::{BatchResult, Network, Prepared, Purpose, TrainingGraph};
 use crate::device::{Device, read_f32, write_f32};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Executor, ParameterSpecification, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, STAGES, stage_of};
-use crate::ops::LossReduction;
-use crate::optim::{GradientClipping, Grouping, OptimizerSettings, Updater};
-use crate::tensor::Tensor;
+use crate::ops::{CrossEntropyLoss, LossReduction};
+use crate::optim::{Accumulation, GradientClipping, Grouping, OptimizerSettings, Updater};
+use crate::tensor::{ElementType, Tensor};
+
+/// The loss that training minimises: cross entropy, as `torch.nn.CrossEntropyLoss`. Evaluation has the plain one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LossSettings {
+    /// How the losses of a batch's images are combined.
+    pub reduction: LossReduction,
+    /// The share of the loss that is spread evenly over all classes, from 0 to 1.
+    pub label_smoothing: f64,
+    /// The weight of each class; all 1 without it.
+    pub class_weights: Option<Vec<f64>>,
+}
+
+impl From<LossReduction> for LossSettings {
+    /// The plain loss.
+    fn from(reduction: LossReduction) -> Self {
+        Self { reduction, label_smoothing: 0.0, class_weights: None }
+    }
+}
+
+impl LossSettings {
+    /// What the sum of the losses of a batch is divided by; `None` if it is not.
+    fn divisor(&self, targets: &[u32]) -> Option<f64> {
+        match (self.reduction, &self.class_weights) {
+            (LossReduction::Sum, _) => None,
+            (LossReduction::Mean, None) => Some(targets.len() as f64),
+            (LossReduction::Mean, Some(weights)) => Some(targets.iter().map(|&target| weights[target as usize]).sum()),
+        }
+    }
+
+    fn on_device(&self, device: &dyn Device, classes: usize) -> Result<CrossEntropyLoss> {
+        let class_weights = self.class_weights.as_ref().map(|weights| {
+            if weights.len() != classes {
+                return Err(Error::new(format!("{} class weights for {classes} classes", weights.len())));
+            }
+            let tensor = Tensor::new(device.allocate(4 * classes)?, 0, [classes].into(), ElementType::F32);
+            write_f32(device, &weights.iter().map(|&weight| weight as f32).collect::<Vec<_>>(), &tensor)?;
+            Ok(tensor)
+        });
+        Ok(CrossEntropyLoss {
+            reduction: self.reduction,
+            label_smoothing: self.label_smoothing as f32,
+            class_weights: class_weights.transpose()?,
+        })
+    }
+}
 
 /// How the parameters of a network are trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,8 +66,10 @@ pub struct Trainable {
     pub optimizer: OptimizerSettings,
     /// Learning rates and weight decay of the parameters.
     pub grouping: Grouping,
-    /// How the losses of a batch's images are combined.
-    pub reduction: LossReduction,
+    /// The loss.
+    pub loss: LossSettings,
+    /// Whether a step may consist of several batches, whose gradients are added.
+    pub accumulates: bool,
     /// The largest norm of the gradients of all parameters together; larger ones are scaled down.
     pub max_gradient_norm: Option<f32>,
 }
@@ -41,6 +88,8 @@ pub struct TrainerState {
 pub struct Trainer {
     network: Network,
     updater: Updater,
+    accumulation: Option<Accumulation>,
+    loss: LossSettings,
 }
 
 impl Trainer {
@@ -49,7 +98,7 @@ impl Trainer {
     /// # Errors
     /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
-        let Trainable { freezing, optimizer, grouping, reduction, max_gradient_norm } = trainable;
+        let Trainable { freezing, optimizer, grouping, loss, accumulates, max_gradient_norm } = trainable;
         let specification = resnet.specification();
         specification.check_freezing(&freezing)?;
         let specifications = specification.parameters();
@@ -61,8 +110,10 @@ impl Trainer {
         let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
         let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?)?;
-        let network = Network::with_parameters(device, resnet, parameters, Some(TrainingGraph { freezing, reduction }));
-        Ok(Self { network, updater })
+        let accumulation = accumulates.then(|| Accumulation::new(device.as_ref(), &parameters)).transpose()?;
+        let graph = TrainingGraph { freezing, loss: loss.on_device(device.as_ref(), resnet.classes)? };
+        let network = Network::with_parameters(device, resnet, parameters, Some(graph));
+        Ok(Self { network, updater, accumulation, loss })
     }
 
     /// The network.
@@ -133,6 +184,11 @@ impl Trainer {
         Ok(())
     }
 
+    /// Bytes on the device for parameters, their gradients and the optimiser's state.
+    pub fn parameter_bytes(&self) -> usize {
+        self.network.parameters().bytes() + self.accumulation.as_ref().map_or(0, Accumulation::bytes)
+    }
+
     /// Forward and backward pass of one batch: fills every gradient, changes running statistics, changes no parameter.
     /// `images` `[N, H, W, 3]`, one target each.
     pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
@@ -142,15 +198,19 @@ impl Trainer {
         self.finish_batch(shape)
     }
 
-    /// Updates the parameters from their gradients.
+    /// Updates the parameters from the gradients of the last batch.
     pub fn update(&mut self) -> Result<()> {
         self.updater.begin_step(self.network.device())?;
-        self.issue_update(None)
+        self.issue_update(None, None)
     }
 
     /// A training step: [`Trainer::gradients`] and [`Trainer::update`]. A device that can record does so the first time
     /// that it meets a batch shape, and from then on issues the step as a whole. The loss is that before the
     /// update; if it is not finite, the parameters do not change.
+    ///
+    /// If steps may consist of several batches, this adds the gradients of the batch to those before it, and
+    /// [`Trainer::end_step`] makes the update. The result is that of one batch with all the images, except that each batch has
+    /// its own statistics in batch norms.
     pub fn step(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.step_by(shape, |device, input| write_f32(device, images, input), targets)
     }
@@ -169,20 +229,45 @@ impl Trainer {
             self.network.set_recording(shape, recording);
         }
         self.network.fill_by(shape, Purpose::Training, write, targets)?;
-        self.updater.begin_step(self.network.device())?;
+        match &mut self.accumulation {
+            Some(accumulation) => accumulation.begin_batch(self.network.device(), self.loss.divisor(targets))?,
+            None => self.updater.begin_step(self.network.device())?,
+        }
         let prepared = self.network.find(shape, Purpose::Training)?;
         match &prepared.recording {
             Some(recording) => recording.replay()?,
             None => self.issue_step(prepared)?,
         }
         let result = self.finish_batch(shape)?;
+        match self.accumulation {
+            Some(_) => Ok(result),
+            None => Ok(BatchResult { gradient_norm: self.gradient_norm()?, ..result }),
+        }
+    }
+
+    /// Updates the parameters from the added gradients of all batches since the last update, if there are any, and returns
+    /// their norm if it is clipped. If that is not finite, the parameters do not change. Does nothing if every batch is a step.
+    pub fn end_step(&mut self) -> Result<Option<f32>> {
+        if self.accumulation.as_ref().is_none_or(Accumulation::is_empty) {
+            return Ok(None);
+        }
+        self.updater.begin_step(self.network.device())?;
+        self.issue_update(self.accumulation.as_ref(), None)?;
+        self.accumulation.iter_mut().for_each(Accumulation::end_step);
+        self.gradient_norm()
+    }
+
+    fn gradient_norm(&self) -> Result<Option<f32>> {
         let norm = self.updater.gradient_norm().map(|norm| read_f32(self.network.device(), norm)).transpose()?;
-        Ok(BatchResult { gradient_norm: norm.map(|norm| norm[0]), ..result })
+        Ok(norm.map(|norm| norm[0]))
     }
 
     fn issue_step(&self, prepared: &Prepared) -> Result<()> {
         self.issue_gradients(&prepared.executor)?;
-        self.issue_update(Some(prepared.loss()))
+        match &self.accumulation {
+            Some(accumulation) => accumulation.issue(self.network.device(), self.network.parameters()),
+            None => self.issue_update(None, Some(prepared.loss())),
+        }
     }
 
     fn issue_gradients(&self, executor: &Executor) -> Result<()> {
@@ -190,8 +275,8 @@ impl Trainer {
         executor.backward(self.network.device())
     }
 
-    fn issue_update(&self, loss: Option<&Tensor>) -> Result<()> {
-        self.updater.issue(self.network.device(), self.network.parameters(), loss)
+    fn issue_update(&self, accumulation: Option<&Accumulation>, loss: Option<&Tensor>) -> Result<()> {
+        self.updater.issue(self.network.device(), self.network.parameters(), accumulation, loss)
     }
 
     /// Waits for a training batch and counts it.

@@ -49,11 +49,11 @@ impl Division {
 
 /// Progress of the trials.
 pub enum TrialEvent<'a> {
-    /// A step of a trial was completed.
-    Step {
-        /// Steps of all trials so far.
-        step: usize,
-        /// Steps of all trials.
+    /// A batch of a trial was trained on.
+    Batch {
+        /// Batches of all trials so far.
+        batch: usize,
+        /// Batches of all trials.
         of: usize,
     },
     /// Images could not be read.
@@ -95,35 +95,43 @@ pub fn try_learning_rates(
 ) -> Result<Trials> {
     let loader = |held_back: bool, mode: Mode| {
         let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, ..options })?;
-        Batches::new(loader.with_augmentations(&recipe.augment), store)
+        let loader = loader.with_augmentations(&recipe.augment);
+        let is_balanced = recipe.balanced_sampling && !held_back;
+        Batches::new(if is_balanced { loader.with_balanced_classes() } else { loader }, store)
     };
     let mut train_batches = loader(false, Mode::Train { seed: recipe.seed })?;
     let mut held_back_batches = loader(true, Mode::Evaluate)?;
     let epochs = recipe.trial_epochs();
-    let steps = train_batches.loader().batch_count();
-    let schedule = Recipe { epochs, ..recipe.clone() }.schedule(steps)?;
-    let of = recipe.try_learning_rates.len() * epochs * steps;
+    let batches_of_epoch = train_batches.loader().batch_count();
+    let steps = recipe.steps(batches_of_epoch);
+    let schedule = Recipe { epochs, schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
+    let of = recipe.try_learning_rates.len() * epochs * batches_of_epoch;
 
     let start = trainer.state()?;
     let alone = predictions(trainer, &mut held_back_batches, recipe, &mut see)?;
     let mut trials = vec![trial(None, Some(&alone), &alone)];
     for (number, &learning_rate) in recipe.try_learning_rates.iter().enumerate() {
-        trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.trainable()?.grouping);
-        let mut step = 0;
+        trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.grouping());
         let mut is_finite = true;
         'epochs: for epoch in 0..epochs {
             let mut batches = train_batches.epoch_from(epoch as u64, 0);
+            let mut number_of_batch = 0;
             while let Some(batch) = batches.next_batch() {
                 let batch = batch?;
                 see(TrialEvent::Skipped(&batch.skipped))?;
                 let shape = batch_shape(&batch, recipe.image_size);
+                let step = epoch * steps + number_of_batch / recipe.accumulate;
                 trainer.updater_mut().set_step_factors(schedule.at(step as u64));
-                step += 1;
+                number_of_batch += 1;
                 if batch.targets.len() >= trainer.network().fewest_images(recipe.image_size) {
                     let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                     is_finite = trainer.step_by(shape, write, &batch.targets)?.loss.is_finite();
                 }
-                see(TrialEvent::Step { step: number * epochs * steps + step, of })?;
+                if is_finite && recipe.ends_step(number_of_batch, batches_of_epoch) {
+                    is_finite = trainer.end_step()?.is_none_or(f32::is_finite);
+                }
+                let batches_before = (number * epochs + epoch) * batches_of_epoch;
+                see(TrialEvent::Batch { batch: batches_before + number_of_batch, of })?;
                 if !is_finite {
                     break 'epochs;
                 }

@@ -35,6 +35,10 @@ pub struct Reference {
     pub num_classes: usize,
     /// How the batch's losses were combined.
     pub loss_reduction: LossReduction,
+    /// The share of the loss that was spread evenly over all classes; 0 where the file does not say.
+    pub label_smoothing: f64,
+    /// The weight of each class in the loss; all 1 where the file does not say.
+    pub class_weights: Option<Vec<f64>>,
     /// Learning rate of the body.
     pub learning_rate: f64,
     /// Learning rate of the head.
@@ -83,6 +87,8 @@ impl Reference {
                 num_classes: fields.count("num_classes")?,
                 loss_reduction: fields
                     .one_of("loss_reduction", &[("sum", LossReduction::Sum), ("mean", LossReduction::Mean)])?,
+                label_smoothing: fields.optional("label_smoothing", Fields::share)?.unwrap_or(0.0),
+                class_weights: fields.optional("class_weights", Fields::weights)?,
                 learning_rate: fields.not_negative("lr")?,
                 head_learning_rate: fields.not_negative("head_lr")?,
                 weight_decay: fields.not_negative("weight_decay")?,
@@ -293,6 +299,20 @@ impl<'a> Fields<'a> {
 
     fn not_negative(&self, key: &str) -> Result<f64> {
         self.parse(key, "a finite number of at least 0", |number: &f64| number.is_finite() && *number >= 0.0)
+    }
+
+    fn share(&self, key: &str) -> Result<f64> {
+        self.parse(key, "a number from 0 to 1", |number| (0.0..=1.0).contains(number))
+    }
+
+    /// A number above 0 for each class.
+    fn weights(&self, key: &str) -> Result<Vec<f64>> {
+        let classes = self.count("num_classes")?;
+        let is_weight = |weight: &f64| *weight > 0.0 && weight.is_finite();
+        let weights = self.text(key)?.split(',').map(|weight| weight.trim().parse().ok().filter(is_weight));
+        let weights: Option<Vec<f64>> = weights.collect();
+        let weights = weights.filter(|weights| weights.len() == classes);
+        weights.ok_or_else(|| self.bad(key, &format!("{classes} numbers above 0, with commas between them")))
     }
 
     fn one_of<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Result<T> {

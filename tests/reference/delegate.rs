@@ -76,6 +76,7 @@ macro_rules! with_device_methods {
                 workspace: &Tensor
             ) -> Result<()>;
             fn cross_entropy(arguments: &CrossEntropy) -> Result<()>;
+            fn accumulate(gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()>;
             fn gradient_norm_sums(gradients: &[usize]) -> usize;
             fn gradient_norm(gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
             fn update(arguments: &UpdateArguments) -> Result<()>;

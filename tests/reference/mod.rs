@@ -445,20 +445,41 @@ pub struct CrossEntropy {
 
 /// Softmax cross entropy of `[batch, classes]` logits.
 pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], reduction: Reduction) -> CrossEntropy {
-    let classes = logits.len() / targets.len();
+    let weights = vec![1.0; logits.len() / targets.len()];
+    smoothed_cross_entropy(logits, targets, reduction, 0.0, &weights)
+}
+
+/// Softmax cross entropy with label smoothing and a weight for each class.
+pub fn smoothed_cross_entropy<T: Number>(
+    logits: &[T],
+    targets: &[usize],
+    reduction: Reduction,
+    smoothing: f64,
+    weights: &[f64],
+) -> CrossEntropy {
+    let classes = weights.len();
     let scale = match reduction {
         Reduction::Sum => 1.0,
-        Reduction::Mean => 1.0 / targets.len() as f64,
+        Reduction::Mean => 1.0 / targets.iter().map(|&target| weights[target]).sum::<f64>(),
     };
     let mut result = CrossEntropy { loss: 0.0, gradient: Vec::new(), correct: 0 };
     for (row, &target) in logits.chunks_exact(classes).zip(targets) {
         let row: Vec<f64> = row.iter().map(|&x| x.into()).collect();
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = row.iter().map(|x| (x - largest).exp()).sum();
-        result.loss += scale * (total.ln() + largest - row[target]);
-        for (class, x) in row.iter().enumerate() {
-            let wanted = if class == target { 1.0 } else { 0.0 };
-            result.gradient.push(scale * ((x - largest).exp() / total - wanted));
+        let expected: Vec<f64> = (0..classes)
+            .map(|class| {
+                let of_target = if class == target { 1.0 - smoothing } else { 0.0 };
+                weights[class] * (of_target + smoothing / classes as f64)
+            })
+            .collect();
+        let expected_sum: f64 = expected.iter().sum();
+        for (expected, x) in expected.iter().zip(&row) {
+            // Infinite distances of classes that do not count are no part of the loss.
+            if *expected > 0.0 {
+                result.loss += scale * expected * (total.ln() + largest - x);
+            }
+            result.gradient.push(scale * ((x - largest).exp() / total * expected_sum - expected));
         }
         if row.iter().position(|&x| x == largest) == Some(target) {
             result.correct += 1;

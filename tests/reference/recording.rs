@@ -315,16 +315,25 @@ impl Delegate for RecordingDevice {
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
         let [logits, targets, result] = [arguments.logits, arguments.targets, arguments.result].map(Tensor::clone);
-        let (logits_gradient, scale) = (arguments.logits_gradient.cloned(), arguments.scale);
+        let [logits_gradient, class_weights] =
+            [arguments.logits_gradient, arguments.class_weights].map(Option::<&Tensor>::cloned);
+        let CrossEntropy { label_smoothing, reduction, .. } = *arguments;
         self.issue(move |device| {
             device.cross_entropy(&CrossEntropy {
                 logits: &logits,
                 targets: &targets,
+                class_weights: class_weights.as_ref(),
+                label_smoothing,
+                reduction,
                 result: &result,
                 logits_gradient: logits_gradient.as_ref(),
-                scale,
             })
         })
+    }
+
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
+        let [gradients, sums, words] = [gradients, sums, words].map(Tensor::clone);
+        self.issue(move |device| device.accumulate(&gradients, &sums, &words))
     }
 
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {

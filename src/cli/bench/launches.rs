@@ -178,7 +178,7 @@ pub(super) fn plan(
     let driver = std::rc::Rc::new(DryRun::new(model));
     let log = driver.log();
     let device = Cuda::new(Box::new(driver.clone()), precision)?;
-    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
+    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable(None)?)?;
     trainer.network_mut().prepare(shape, Purpose::Training)?;
     let images = Images::new(trainer.network().device(), shape)?;
     log.take();
@@ -204,7 +204,7 @@ pub(super) fn measure(
     let stopwatch = Stopwatch::new(driver);
     let log = stopwatch.log();
     let device = Cuda::new(Box::new(stopwatch), precision)?;
-    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable()?)?;
+    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable(None)?)?;
     initialise(trainer.network_mut(), 0)?;
     trainer.network_mut().prepare(shape, Purpose::Training)?;
     let images = Images::new(trainer.network().device(), shape)?;

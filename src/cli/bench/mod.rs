@@ -195,7 +195,7 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
     let targets = targets(shape);
     let rate = |seconds: &[f64]| shape.batch as f64 / median(seconds);
     if arguments.kernels || arguments.mode != Mode::Inference {
-        let mut trainer = Trainer::new(device.clone(), resnet, Recipe::fine_tuning().trainable()?)?;
+        let mut trainer = Trainer::new(device.clone(), resnet, Recipe::fine_tuning().trainable(None)?)?;
         initialise(trainer.network_mut(), 0)?;
         require_free(device.as_ref(), trainer.network().arena_bytes_of(shape, Purpose::Training)?)?;
         trainer.network_mut().prepare(shape, Purpose::Training)?;

@@ -1,29 +1,44 @@
 //! Softmax cross entropy over at most a few thousand classes, which is small enough to compute in float64.
 
 use super::memory::Views;
-use crate::device::interface::CrossEntropy;
+use crate::device::interface::{CrossEntropy, LossReduction};
 
 pub(super) fn run(arguments: &CrossEntropy) {
     let classes = arguments.logits.shape().channels();
     let mut views = Views::default();
     let logits = views.read::<f32>(arguments.logits);
     let targets = views.read::<i32>(arguments.targets);
+    let weights = arguments.class_weights.map(|weights| views.read::<f32>(weights));
     let result = views.write::<f32>(arguments.result);
     let mut gradient = arguments.logits_gradient.map(|tensor| views.write::<f32>(tensor));
-    let scale = f64::from(arguments.scale);
+    let weight = |class: usize| weights.map_or(1.0, |weights| f64::from(weights[class]));
+    let scale = match (arguments.reduction, weights) {
+        (LossReduction::Sum, _) => 1.0,
+        (LossReduction::Mean, None) => f64::from(1.0 / targets.len() as f32),
+        (LossReduction::Mean, Some(_)) => 1.0 / targets.iter().map(|&target| weight(target as usize)).sum::<f64>(),
+    };
+    let smoothing = f64::from(arguments.label_smoothing);
+    // What smoothing gives to a class of weight 1.
+    let share = smoothing / classes as f64;
+    let smoothed = share * (0..classes).map(weight).sum::<f64>();
     let (mut loss, mut correct) = (0.0, 0);
     for (row, (logits, &target)) in logits.chunks_exact(classes).zip(targets).enumerate() {
         let target = target as usize;
         let largest = first_largest(logits);
         let exponential = |logit: f32| (f64::from(logit) - f64::from(logits[largest])).exp();
         let sum: f64 = logits.iter().map(|&logit| exponential(logit)).sum();
-        loss += sum.ln() + f64::from(logits[largest]) - f64::from(logits[target]);
+        let of_class = |class: usize| sum.ln() + f64::from(logits[largest]) - f64::from(logits[class]);
+        let of_target = (1.0 - smoothing) * weight(target);
+        loss += of_target * of_class(target);
+        if smoothing > 0.0 {
+            loss += share * (0..classes).map(|class| weight(class) * of_class(class)).sum::<f64>();
+        }
         correct += usize::from(largest == target);
         if let Some(gradient) = &mut gradient {
             let gradient = &mut gradient[row * classes..(row + 1) * classes];
             for (class, (gradient, &logit)) in gradient.iter_mut().zip(logits).enumerate() {
-                let expected = if class == target { 1.0 } else { 0.0 };
-                *gradient = ((exponential(logit) / sum - expected) * scale) as f32;
+                let expected = share * weight(class) + if class == target { of_target } else { 0.0 };
+                *gradient = ((exponential(logit) / sum * (of_target + smoothed) - expected) * scale) as f32;
             }
         }
     }

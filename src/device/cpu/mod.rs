@@ -1,5 +1,6 @@
 //! The CPU engine: native Rust, float32, all cores.
 
+mod accumulate;
 mod activation;
 mod avg_pool;
 mod batch_norm;
@@ -223,6 +224,11 @@ impl Device for Cpu {
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
         cross_entropy::run(arguments);
+        Ok(())
+    }
+
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
+        accumulate::run(gradients, sums, words);
         Ok(())
     }
 

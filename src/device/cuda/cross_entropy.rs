@@ -3,7 +3,7 @@
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
 use super::engine::Cuda;
-use crate::device::interface::CrossEntropy;
+use crate::device::interface::{CrossEntropy, LossReduction};
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -13,17 +13,27 @@ kernel_arguments! {
     struct CrossEntropyArguments {
         logits: u64,
         targets: u64,
+        class_weights: u64,
         result: u64,
         gradient: u64,
         rows: i32,
         classes: i32,
         scale: f32,
+        label_smoothing: f32,
+        divides_by_weights: i32,
         padding: i32,
     }
 }
 
 pub(super) fn run(cuda: &Cuda, arguments: &CrossEntropy) -> Result<()> {
-    let CrossEntropy { logits, targets, result, logits_gradient, scale } = *arguments;
+    let CrossEntropy { logits, targets, class_weights, label_smoothing, reduction, result, logits_gradient } =
+        *arguments;
+    let rows = logits.shape().rows();
+    let (scale, divides_by_weights) = match (reduction, class_weights) {
+        (LossReduction::Sum, _) => (1.0, false),
+        (LossReduction::Mean, None) => (1.0 / rows as f32, false),
+        (LossReduction::Mean, Some(_)) => (1.0, true),
+    };
     cuda.launch(
         "cross_entropy",
         [1, 1, 1],
@@ -32,17 +42,20 @@ pub(super) fn run(cuda: &Cuda, arguments: &CrossEntropy) -> Result<()> {
         &CrossEntropyArguments {
             logits: logits.address(),
             targets: targets.address(),
+            class_weights: class_weights.map_or(0, Tensor::address),
             result: result.address(),
             gradient: logits_gradient.map_or(0, Tensor::address),
-            rows: logits.shape().rows() as i32,
+            rows: rows as i32,
             classes: logits.shape().channels() as i32,
             scale,
+            label_smoothing,
+            divides_by_weights: i32::from(divides_by_weights),
             padding: 0,
         },
         Work {
             operations: 6 * logits.len() as u64,
             unit: ArithmeticUnit::Float32,
-            bytes_read: (logits.bytes() + targets.bytes()) as u64,
+            bytes_read: (logits.bytes() + targets.bytes() + class_weights.map_or(0, Tensor::bytes)) as u64,
             bytes_written: (result.bytes() + logits_gradient.map_or(0, Tensor::bytes)) as u64,
         },
     )

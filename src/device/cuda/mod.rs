@@ -1,5 +1,6 @@
 //! The CUDA back end: launch code for the kernels of `kernels/`, written against [`driver::Driver`].
 
+mod accumulate;
 mod arguments;
 mod augment;
 mod avg_pool;
@@ -183,6 +184,10 @@ impl Device for Cuda {
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
         cross_entropy::run(self, arguments)
+    }
+
+    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
+        accumulate::run(self, gradients, sums, words)
     }
 
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {

@@ -38,6 +38,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         from_scratch,
         epochs,
         batch_size,
+        accumulate,
+        balanced_sampling,
         learning_rate,
         head_lr_multiplier,
         layer_lr_decay,
@@ -52,6 +54,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         optimizer,
         hyperparameters: _,
         loss_reduction,
+        label_smoothing,
+        class_weights,
         clip_gradient_norm,
         freeze,
         freeze_batch_norm,
@@ -92,8 +96,16 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("start of the final layer", value, "before the first epoch, with the other layers as they are");
     }
     add("epochs", epochs.to_string(), "passes over the training images");
-    add("batch size", batch_size.to_string(), "images per step");
+    if *accumulate == 1 {
+        add("batch size", batch_size.to_string(), "images per step");
+    } else {
+        add("batch size", batch_size.to_string(), "images that are computed at once");
+        add("batches per step", accumulate.to_string(), "batches whose gradients are added before each update");
+    }
     add("learning rate", plain_number(*learning_rate), "the step size for all layers but the final one");
+    if *balanced_sampling {
+        add("sampling", "balanced".into(), "images are drawn so that every class is equally likely");
+    }
     add(
         "learning rate of the final layer",
         plain_number(learning_rate * head_lr_multiplier),
@@ -135,6 +147,12 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("without weight decay", "batch norms, biases".into(), "parameters that are not pulled towards zero");
     }
     add("loss reduction", loss_reduction.clone(), "how the losses of a batch's images are combined");
+    if *label_smoothing > 0.0 {
+        add("label smoothing", plain_number(*label_smoothing), "the share of the loss that is spread over all classes");
+    }
+    if let Some(weights) = class_weights {
+        add("class weights", weights.to_string(), "how much an image of each class counts in the loss");
+    }
     let clipping = clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}"));
     add("gradient clipping", clipping, "the largest norm of all gradients together");
     let frozen = if freeze.is_empty() { "none".into() } else { freeze.join(", ") };
