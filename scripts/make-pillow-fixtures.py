@@ -161,6 +161,15 @@ def noise_tests():
         yield [width, height, shorter_side, size, digest(pipeline(noise(width, height, number)))]
 
 
+def resize_modes():
+    """[width, height, size, mode, digest of the pixels]"""
+    sizes = [(500, 375, 224), (375, 500, 224), (64, 64, 32), (90, 60, 64), (9, 5, 20), (33, 200, 32), (700, 31, 29), (31, 61, 45)]
+    for number, (width, height, size) in enumerate(sizes):
+        image = noise(width, height, number)
+        yield [width, height, size, "squash", digest(transforms.Resize((size, size))(image))]
+        yield [width, height, size, "pad", digest(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR))]
+
+
 def decoded():
     """Writes files of every kind. `tolerance` is in levels of 255: decoders of lossy WebP differ by a few."""
     image = draw(41, 27)
@@ -311,6 +320,7 @@ def main():
         "test_transforms": list(test_transforms(names)),
         "noise_crops": list(noise_crops()),
         "noise_tests": list(noise_tests()),
+        "resize_modes": list(resize_modes()),
         "decoded": list(decoded()),
         "turned": list(turned()),
         "resized_sizes": list(resized_sizes()),

@@ -15,7 +15,7 @@ use reference::recorder::Recorder;
 use reference::resampling::resample;
 use retune::data::transform::lookup_table;
 use retune::data::{
-    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, RgbImage, Sample, Splits, Stored,
+    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage, Sample, Splits, Stored,
     Transform, Transformer, decode_file,
 };
 use retune::device::cpu::Cpu;
@@ -77,7 +77,7 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
     for (width, height) in sizes {
         let image = picture(random, width, height);
         let seed = random.below(1000) as u64;
-        let drawn = Transform::training(size, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
+        let drawn = Transform::training(size, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
         let corner = CropBox { top: height - 1, left: width - 1, height: 1, width: 1 };
         let whole = CropBox { top: 0, left: 0, height, width };
         let views = [
@@ -277,7 +277,7 @@ mod kernel {
             let case = |_| {
                 let (width, height) = (1 + random.below(300) as u32, 1 + random.below(200) as u32);
                 let image = picture(&mut random, width, height);
-                let resampling = Transform::training(48, &[]).draw(Draw { seed, epoch: 3, index: 0 }, width, height);
+                let resampling = Transform::training(48, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 3, index: 0 }, width, height);
                 Case { image, resampling }
             };
             (0..4).map(case).collect::<Vec<_>>()
@@ -353,7 +353,7 @@ fn folder() -> (tempfile::TempDir, Arc<ImageFolder>) {
 }
 
 fn options(mode: Mode, workers: usize) -> LoaderOptions {
-    LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
+    LoaderOptions { batch_size: 5, image_size: SIZE, resize: ResizeMode::Crop, mode, workers, strict: false }
 }
 
 /// A device with the reference's `augment`.

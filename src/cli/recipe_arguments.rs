@@ -1,8 +1,8 @@
 //! The flags of the recipe: what they are, how they change one, and which of them ask for one.
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use crate::data::Augmentation;
+use crate::data::{Augmentation, ResizeMode};
 use crate::error::Result;
 use crate::model::Architecture;
 use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind};
@@ -92,6 +92,12 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
 
+    /// How images become squares: crop uses the middle, or in training a random part; squash scales the whole image to a square; pad
+    /// scales the longer side and pads the shorter one with black. With squash and pad, training crops the square at random [default:
+    /// that of the weights, or crop]
+    #[arg(long, value_name = "HOW", value_parser = resize_modes(), help_heading = "Image options")]
+    resize: Option<ResizeMode>,
+
     /// Apply the EXIF orientation of images, which torchvision ignores
     #[arg(long, help_heading = "Image options")]
     exif: bool,
@@ -127,6 +133,7 @@ macro_rules! for_each_flag {
             "--arch" architecture,
             "--width" width,
             "--image-size" image_size,
+            "--resize" resize,
             "--epochs" epochs,
             "--batch-size" batch_size,
             "--lr" learning_rate,
@@ -283,7 +290,7 @@ macro_rules! displayed {
     )*};
 }
 
-displayed! { String, usize, u64, f64, Augmentation }
+displayed! { String, usize, u64, f64, Augmentation, ResizeMode }
 
 impl<T: Value> Value for Option<T> {
     fn value(&self) -> Option<String> {
@@ -356,6 +363,11 @@ pub(super) fn architecture_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Architecture::all().map(Architecture::name))
 }
 
+/// The values of `--resize`.
+pub(super) fn resize_modes() -> impl TypedValueParser<Value = ResizeMode> {
+    PossibleValuesParser::new(ResizeMode::ALL.map(ResizeMode::name)).try_map(|name| name.parse::<ResizeMode>())
+}
+
 /// The path of a file, so that it is found from another folder too.
 fn absolute(path: &str) -> Result<String, String> {
     let absolute = std::path::absolute(path).map_err(|cause| cause.to_string())?;
@@ -414,6 +426,7 @@ mod tests {
             fit_head: true,
             feature_copies: 2,
             image_size: 96,
+            resize: ResizeMode::Pad,
             exif: true,
             drop_duplicates: true,
             augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],

@@ -42,5 +42,5 @@ pub use not_read::NotRead;
 pub use rgb_image::{Image, PaddedImage, RgbImage};
 pub use role::Role;
 pub use store::{ImageStore, Stored};
-pub use transform::{Augmentation, CropBox, Draw, Operation, Transform};
+pub use transform::{Augmentation, CropBox, Draw, Operation, ResizeMode, Transform};
 pub use transformer::Transformer;
