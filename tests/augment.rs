@@ -15,8 +15,8 @@ use reference::recorder::Recorder;
 use reference::resampling::resample;
 use retune::data::transform::lookup_table;
 use retune::data::{
-    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage, Sample, Splits, Stored,
-    Transform, Transformer, decode_file,
+    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage, Sample, Splits,
+    Stored, Transform, Transformer, decode_file,
 };
 use retune::device::cpu::Cpu;
 use retune::device::{Device, ImageView, Resampling, read_f32};
@@ -77,7 +77,8 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
     for (width, height) in sizes {
         let image = picture(random, width, height);
         let seed = random.below(1000) as u64;
-        let drawn = Transform::training(size, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
+        let drawn =
+            Transform::training(size, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
         let corner = CropBox { top: height - 1, left: width - 1, height: 1, width: 1 };
         let whole = CropBox { top: 0, left: 0, height, width };
         let views = [
@@ -277,7 +278,11 @@ mod kernel {
             let case = |_| {
                 let (width, height) = (1 + random.below(300) as u32, 1 + random.below(200) as u32);
                 let image = picture(&mut random, width, height);
-                let resampling = Transform::training(48, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 3, index: 0 }, width, height);
+                let resampling = Transform::training(48, ResizeMode::Crop, &[]).draw(
+                    Draw { seed, epoch: 3, index: 0 },
+                    width,
+                    height,
+                );
                 Case { image, resampling }
             };
             (0..4).map(case).collect::<Vec<_>>()

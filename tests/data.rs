@@ -308,7 +308,8 @@ mod transforming {
     use super::*;
 
     fn crop(draw: Draw, width: u32, height: u32) -> CropBox {
-        let Resampling { top, left, height, width, .. } = Transform::training(224, ResizeMode::Crop, &[]).draw(draw, width, height);
+        let Resampling { top, left, height, width, .. } =
+            Transform::training(224, ResizeMode::Crop, &[]).draw(draw, width, height);
         CropBox { top, left, height, width }
     }
 
@@ -562,7 +563,9 @@ mod transforming {
 
     #[test]
     fn augmentations_are_independent_and_half_of_them_flip() {
-        let drawn = |seed, epoch, index| Transform::training(224, ResizeMode::Crop, &[]).draw(Draw { seed, epoch, index }, 400, 300);
+        let drawn = |seed, epoch, index| {
+            Transform::training(224, ResizeMode::Crop, &[]).draw(Draw { seed, epoch, index }, 400, 300)
+        };
         let crop = |seed, epoch, index| crop(Draw { seed, epoch, index }, 400, 300);
         let all: Vec<Resampling> = (0..4000).map(|index| drawn(5, 0, index)).collect();
         let flips = all.iter().filter(|drawn| drawn.flip_columns).count();
@@ -597,7 +600,10 @@ mod transforming {
         let flip: Augmentation = "horizontal-flip=0".parse().unwrap();
         assert_eq!(String::from(flip), "horizontal-flip=0");
         let transform = Transform::training(32, ResizeMode::Crop, &[flip]);
-        let operations = [Operation::RandomResizedCrop { size: 32, scale: CROP_SCALE, resize: ResizeMode::Crop }, Operation::Augmentation(flip)];
+        let operations = [
+            Operation::RandomResizedCrop { size: 32, scale: CROP_SCALE, resize: ResizeMode::Crop },
+            Operation::Augmentation(flip),
+        ];
         assert_eq!(transform.operations(), operations);
         assert!((0..100).all(|index| !transform.draw(Draw { index, ..Draw::default() }, 90, 70).flip_columns));
         for wrong in ["horizontal-flip", "horizontal-flip=", "horizontal-flip=1.1", "horizontal-flip=NaN", "turn=1"] {
@@ -609,7 +615,10 @@ mod transforming {
     #[test]
     fn a_vertical_flip_leaves_the_other_draws_as_they_are() {
         let augmentations = ["vertical-flip=0.25".parse().unwrap()];
-        let (plain, flipped) = (Transform::training(224, ResizeMode::Crop, &[]), Transform::training(224, ResizeMode::Crop, &augmentations));
+        let (plain, flipped) = (
+            Transform::training(224, ResizeMode::Crop, &[]),
+            Transform::training(224, ResizeMode::Crop, &augmentations),
+        );
         let mut flips = 0;
         for index in 0..4000 {
             let draw = Draw { seed: 5, epoch: 0, index };

@@ -13,8 +13,8 @@ use tempfile::NamedTempFile;
 use super::GlobalArguments;
 use super::url::{is_url, refusal};
 use crate::data::{
-    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, ResizeMode, SkippedSample,
-    images_below,
+    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, ResizeMode,
+    SkippedSample, images_below,
 };
 use crate::device::threads;
 use crate::error::{Context, Error, Result};

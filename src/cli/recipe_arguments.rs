@@ -108,7 +108,7 @@ pub struct RecipeArguments {
     drop_duplicates: bool,
 
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
-          help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
+          help = format!("Augmentations of the training images: {}", Augmentation::help()))]
     augment: Option<Vec<Augmentation>>,
 
     /// Fraction of each class to hold out for testing, if DATA has no test folder

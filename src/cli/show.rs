@@ -58,7 +58,7 @@ pub struct ShowArguments {
     resize: ResizeMode,
 
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', requires = "augmented",
-          help = format!("With --augmented, the augmentations of the run: {}", Augmentation::HELP))]
+          help = format!("With --augmented, the augmentations of the run: {}", Augmentation::help()))]
     augment: Vec<Augmentation>,
 }
 

@@ -6,8 +6,10 @@ mod bmp;
 pub mod dataset;
 pub mod decode;
 pub mod duplicates;
+mod editor;
 mod fingerprint;
 pub mod format;
+mod geometry;
 mod gif;
 pub mod image_folder;
 mod jpeg;
@@ -28,6 +30,7 @@ pub mod store;
 mod tiff;
 pub mod transform;
 pub mod transformer;
+mod trivial_augment;
 mod webp;
 
 pub use augmenter::Augmenter;

@@ -4,14 +4,15 @@
 //! combines the operations into one [`Resampling`]. [`super::Transformer`] on the CPU
 //! or a device's `augment` executes it and makes no further choices. Both end with the normalisation of [`lookup_table`].
 
-use std::mem::discriminant;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::geometry::Geometry;
 use super::random::{Purpose, RandomStream};
-use crate::device::Resampling;
+use super::trivial_augment::draw_trivial_augment;
+use crate::device::{Colour, Edits, Erased, Resampling};
 use crate::error::{Error, Result};
 
 /// ImageNet's mean of red, green and blue, each from 0 to 1, which normalisation subtracts.
@@ -24,6 +25,8 @@ pub const STANDARD_DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
 pub const CROP_SCALE: (f64, f64) = (0.08, 1.0);
 
 const RATIO: (f64, f64) = (3.0 / 4.0, 4.0 / 3.0);
+const ERASED_SCALE: (f64, f64) = (0.02, 0.33);
+const ERASED_RATIO: (f64, f64) = (0.3, 3.3);
 const TRIES: usize = 10;
 const FLIP_PROBABILITY: f64 = 0.5;
 
@@ -91,6 +94,8 @@ pub enum Operation {
     },
     /// An augmentation that the user chooses.
     Augmentation(Augmentation),
+    /// Puts the operations on colours so far into a random order, as torchvision's `ColorJitter`.
+    ShuffleColours,
     /// torchvision's `Resize(shorter_side)`, see [`resized_size`].
     Resize {
         /// Pixels of the shorter side of the result.
@@ -115,7 +120,7 @@ pub enum Operation {
 
 impl Operation {
     /// Makes the operation's random choices and adds the operation to the resampling.
-    fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
+    fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling, geometry: &mut Geometry, image_size: u32) {
         match *self {
             Self::RandomResizedCrop { size, scale, resize } => {
                 let (width, height) = (drawn.width, drawn.height);
@@ -137,7 +142,11 @@ impl Operation {
                 let (scaled_height, scaled_width) = (size, size);
                 *drawn = Resampling { top, left, height, width, scaled_height, scaled_width, ..*drawn };
             }
-            Self::Augmentation(augmentation) => augmentation.draw(random, drawn),
+            Self::Augmentation(augmentation) => augmentation.draw(random, drawn, geometry, image_size),
+            Self::ShuffleColours => {
+                let colours = drawn.edits.colours.iter().take_while(|colour| colour.is_some()).count();
+                random.shuffle(&mut drawn.edits.colours[..colours]);
+            }
             Self::Resize { shorter_side } => {
                 (drawn.scaled_width, drawn.scaled_height) =
                     resized_size(drawn.scaled_width, drawn.scaled_height, shorter_side);
@@ -167,12 +176,110 @@ impl std::fmt::Display for Operation {
                 }
             }
             Self::Augmentation(augmentation) => write!(f, "{augmentation}"),
+            Self::ShuffleColours => f.write_str("colours in random order"),
             Self::Resize { shorter_side } => write!(f, "resize={shorter_side}"),
             Self::CenterCrop { size } => write!(f, "center-crop={size}"),
             Self::Squash { size } => write!(f, "squash={size}"),
             Self::Pad { size } => write!(f, "pad={size}"),
         }
     }
+}
+
+/// What an [`Augmentation`] with one number draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Setting {
+    /// Rotates by up to this many degrees to either side, as `RandomAffine(degrees)`.
+    Rotation,
+    /// Moves by up to this share of the width and of the height, as `RandomAffine(translate)`.
+    Translate,
+    /// Scales by a factor of up to this much less or more than 1, as `RandomAffine(scale)`.
+    Zoom,
+    /// Shears along the rows by up to this many degrees, as `RandomAffine(shear)`.
+    Shear,
+    /// The factor of the brightness differs from 1 by up to this, as in `ColorJitter`.
+    Brightness,
+    /// The same for the contrast.
+    Contrast,
+    /// The same for the saturation.
+    Saturation,
+    /// Turns the hue by up to this share of a circle, as in `ColorJitter`.
+    Hue,
+    /// The probability of an erased rectangle, as in `RandomErasing`.
+    RandomErasing,
+}
+
+impl Setting {
+    /// Each with its name, the value in the help, the largest value, and what it is in the help.
+    const TABLE: [(Self, &str, &str, f64, &str); 9] = [
+        (Self::Rotation, "rotation", "DEGREES", 180.0, "rotates by up to this angle"),
+        (Self::Translate, "translate", "SHARE", 1.0, "moves by up to this share of the size"),
+        (Self::Zoom, "zoom", "SHARE", 0.9, "enlarges or shrinks by up to this share"),
+        (Self::Shear, "shear", "DEGREES", 80.0, "shears by up to this angle"),
+        (Self::Brightness, "brightness", "SHARE", 10.0, "changes the brightness by up to this share"),
+        (Self::Contrast, "contrast", "SHARE", 10.0, "changes the contrast by up to this share"),
+        (Self::Saturation, "saturation", "SHARE", 10.0, "changes the saturation by up to this share"),
+        (Self::Hue, "hue", "SHARE", 0.5, "turns the hue by up to this share of a circle"),
+        (Self::RandomErasing, "random-erasing", "PROBABILITY", 1.0, "erases a rectangle"),
+    ];
+
+    fn name(self) -> &'static str {
+        Self::TABLE[self as usize].1
+    }
+
+    /// Whether it is one of those of `ColorJitter`.
+    fn is_colour(self) -> bool {
+        (Self::Brightness..=Self::Hue).contains(&self)
+    }
+}
+
+impl Setting {
+    fn draw(self, value: f64, random: &mut RandomStream, edits: &mut Edits, geometry: &mut Geometry, image_size: u32) {
+        let mut around = |centre: f64| random.uniform(centre - value, centre + value);
+        let size = f64::from(image_size);
+        match self {
+            Self::Rotation => geometry.angle = Some(around(0.0)),
+            Self::Translate => {
+                let [x, y] = [around(0.0), around(0.0)].map(|share| (share * size).round_ties_even());
+                geometry.translate = Some([x, y]);
+            }
+            Self::Zoom => geometry.scale = Some(around(1.0)),
+            Self::Shear => geometry.shear = Some([around(0.0), 0.0]),
+            Self::Hue => edits.push(Colour::Hue(hue_shift(around(0.0)))),
+            Self::Brightness | Self::Contrast | Self::Saturation => {
+                let factor = random.uniform((1.0 - value).max(0.0), 1.0 + value) as f32;
+                edits.push(match self {
+                    Self::Brightness => Colour::Brightness(factor),
+                    Self::Contrast => Colour::Contrast(factor),
+                    _ => Colour::Saturation(factor),
+                });
+            }
+            Self::RandomErasing if random.unit() < value => edits.erased = sample_erased(random, image_size),
+            Self::RandomErasing => {}
+        }
+    }
+}
+
+/// What torchvision's `adjust_hue` adds to the hue, for a share of a circle.
+pub fn hue_shift(share: f64) -> u8 {
+    ((share * 255.0) as i32) as u8
+}
+
+/// Draws the rectangle of torchvision's `RandomErasing`: 0.02 to 0.33 of the area, aspect ratio 0.3 to 3.3 (log-uniform). None if none of
+/// ten tries lies inside the image.
+fn sample_erased(random: &mut RandomStream, size: u32) -> Option<Erased> {
+    let area = f64::from(size) * f64::from(size);
+    for _ in 0..TRIES {
+        let erased = area * random.uniform(ERASED_SCALE.0, ERASED_SCALE.1);
+        let ratio = random.uniform(ERASED_RATIO.0.ln(), ERASED_RATIO.1.ln()).exp();
+        let height = (erased * ratio).sqrt().round_ties_even() as u32;
+        let width = (erased / ratio).sqrt().round_ties_even() as u32;
+        if height < size && width < size {
+            let top = random.below(u64::from(size - height) + 1) as u32;
+            let left = random.below(u64::from(size - width) + 1) as u32;
+            return Some(Erased { top, left, height, width });
+        }
+    }
+    None
 }
 
 /// A random operation of the training transform that the user chooses, in the form `NAME=VALUE`.
@@ -186,6 +293,10 @@ pub enum Augmentation {
         /// The largest share, at most 1.
         to: f64,
     },
+    /// An operation with one number, which is not drawn if that is 0.
+    Setting(Setting, f64),
+    /// torchvision's `TrivialAugmentWide`, with bilinear interpolation: one of 14 operations.
+    TrivialAugment,
     /// torchvision's `RandomHorizontalFlip(probability)`: exchanges left and right.
     HorizontalFlip {
         /// The probability, from 0 to 1.
@@ -200,8 +311,16 @@ pub enum Augmentation {
 
 impl Augmentation {
     /// The form of each augmentation, for the help of the command line.
-    pub const HELP: &str = "horizontal-flip=PROBABILITY [default: 0.5], vertical-flip=PROBABILITY [default: 0], \
-                            crop-scale=FROM-TO, the share of an image's area that is cropped [default: 0.08-1]";
+    pub fn help() -> String {
+        let mut help = String::from(
+            "horizontal-flip=PROBABILITY [default: 0.5], vertical-flip=PROBABILITY, crop-scale=FROM-TO (share of an image's area that is \
+             cropped) [default: 0.08-1], ",
+        );
+        for (_, name, value, _, meaning) in Setting::TABLE {
+            help += &format!("{name}={value} ({meaning}), ");
+        }
+        help + "trivial-augment (one random operation, as TrivialAugment)"
+    }
 
     /// Those that every run has.
     const DEFAULT: [Self; 2] = [
@@ -213,7 +332,7 @@ impl Augmentation {
     fn with_default(augmentations: &[Self]) -> Vec<Self> {
         let mut chosen = Self::DEFAULT.to_vec();
         for &augmentation in augmentations {
-            match chosen.iter_mut().find(|other| discriminant(*other) == discriminant(&augmentation)) {
+            match chosen.iter_mut().find(|other| other.rank() == augmentation.rank()) {
                 Some(other) => *other = augmentation,
                 None => chosen.push(augmentation),
             }
@@ -226,8 +345,26 @@ impl Augmentation {
         Self::with_default(augmentations).into_iter().filter(|one| !Self::DEFAULT.contains(one)).collect()
     }
 
-    fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling) {
+    /// The same for two of a kind. The training transform draws them in this order.
+    fn rank(&self) -> usize {
         match *self {
+            Self::CropScale { .. } => 0,
+            Self::HorizontalFlip { .. } => 1,
+            Self::VerticalFlip { .. } => 2,
+            Self::Setting(Setting::RandomErasing, _) => 20,
+            Self::Setting(setting, _) => 3 + setting as usize,
+            Self::TrivialAugment => 19,
+        }
+    }
+
+    fn is_colour(&self) -> bool {
+        matches!(self, Self::Setting(setting, _) if setting.is_colour())
+    }
+
+    fn draw(&self, random: &mut RandomStream, drawn: &mut Resampling, geometry: &mut Geometry, image_size: u32) {
+        match *self {
+            Self::Setting(setting, value) => setting.draw(value, random, &mut drawn.edits, geometry, image_size),
+            Self::TrivialAugment => draw_trivial_augment(random, &mut drawn.edits, geometry, image_size),
             Self::HorizontalFlip { probability } => drawn.flip_columns ^= random.unit() < probability,
             Self::VerticalFlip { probability } => drawn.flip_rows ^= random.unit() < probability,
             // A property of the crop, which is drawn before.
@@ -256,7 +393,17 @@ impl FromStr for Augmentation {
                 })?;
                 Ok(Self::CropScale { from, to })
             }
-            _ => Err(Error::usage(format!("unknown augmentation {name}; expected {}", Self::HELP))),
+            "trivial-augment" if text == name => Ok(Self::TrivialAugment),
+            _ => {
+                let found = Setting::TABLE.into_iter().find(|(_, other, ..)| *other == name);
+                let (setting, _, _, largest, _) = found.ok_or_else(|| {
+                    Error::usage(format!("unknown augmentation {text}; expected one of {}", Self::help()))
+                })?;
+                let value = value.parse().ok().filter(|value| (0.0..=largest).contains(value));
+                let value =
+                    value.ok_or_else(|| Error::usage(format!("{text}: expected a number from 0 to {largest}")))?;
+                Ok(Self::Setting(setting, value))
+            }
         }
     }
 }
@@ -281,6 +428,8 @@ impl std::fmt::Display for Augmentation {
             Self::VerticalFlip { probability } => write!(f, "vertical-flip={probability}"),
             Self::HorizontalFlip { probability } => write!(f, "horizontal-flip={probability}"),
             Self::CropScale { from, to } => write!(f, "crop-scale={from}-{to}"),
+            Self::Setting(setting, value) => write!(f, "{}={value}", setting.name()),
+            Self::TrivialAugment => f.write_str("trivial-augment"),
         }
     }
 }
@@ -309,11 +458,20 @@ impl Transform {
     pub fn training(image_size: u32, resize: ResizeMode, augmentations: &[Augmentation]) -> Self {
         let mut scale = CROP_SCALE;
         let mut operations = Vec::new();
-        for augmentation in Augmentation::with_default(augmentations) {
+        let mut chosen = Augmentation::with_default(augmentations);
+        chosen.sort_by_key(Augmentation::rank);
+        for augmentation in chosen {
             match augmentation {
                 Augmentation::CropScale { from, to } => scale = (from, to),
+                Augmentation::Setting(_, 0.0) => {}
                 other => operations.push(Operation::Augmentation(other)),
             }
+        }
+        let is_colour = |operation: &Operation| matches!(operation, Operation::Augmentation(one) if one.is_colour());
+        if let Some(last) = operations.iter().rposition(is_colour)
+            && operations.iter().filter(|operation| is_colour(operation)).count() > 1
+        {
+            operations.insert(last + 1, Operation::ShuffleColours);
         }
         operations.insert(0, Operation::RandomResizedCrop { size: image_size, scale, resize });
         Self { operations, image_size }
@@ -363,9 +521,11 @@ impl Transform {
         let Draw { seed, epoch, index } = draw;
         let mut random = RandomStream::new(seed, Purpose::Augmentation, epoch, index as u64);
         let mut drawn = Resampling::whole(width, height);
+        let mut geometry = Geometry::default();
         for operation in &self.operations {
-            operation.draw(&mut random, &mut drawn);
+            operation.draw(&mut random, &mut drawn, &mut geometry, self.image_size);
         }
+        drawn.edits.affine = geometry.map(self.image_size);
         drawn
     }
 }

@@ -3,8 +3,8 @@
 //! The graph follows from the network's specification, layer by layer, in float32, for any batch size. The
 //! classes, and how an image becomes the input, are in the file's metadata.
 
-use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::data::ResizeMode;
+use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::error::Result;
 use crate::graph::{LayerSpecification, OnnxAttribute, OnnxOperator, Operands, Source, Specification};
 use crate::protobuf::Message;

@@ -6,8 +6,8 @@ use std::path::Path;
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
-use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::data::ResizeMode;
+use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::model::ResNet;
 use crate::printable::is_hidden;
 
