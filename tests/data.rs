@@ -303,7 +303,7 @@ mod decoding {
 }
 
 mod transforming {
-    use retune::device::Resampling;
+    use retune::device::{AffineMap, Colour, Erased, Resampling};
 
     use super::*;
 
@@ -609,6 +609,164 @@ mod transforming {
         for wrong in ["horizontal-flip", "horizontal-flip=", "horizontal-flip=1.1", "horizontal-flip=NaN", "turn=1"] {
             let error = wrong.parse::<Augmentation>().unwrap_err();
             assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
+        }
+    }
+
+    fn training(words: &str) -> Transform {
+        let augmentations: Vec<Augmentation> = words.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        Transform::training(40, ResizeMode::Crop, &augmentations)
+    }
+
+    fn draws(words: &str, count: usize) -> Vec<Resampling> {
+        let transform = training(words);
+        (0..count).map(|index| transform.draw(Draw { index, ..Draw::default() }, 400, 300)).collect()
+    }
+
+    #[test]
+    fn augmentations_of_pixels_leave_crops_and_flips_as_they_are() {
+        let plain = draws("", 200);
+        let off = "brightness=0 contrast=0 saturation=0 hue=0 rotation=0 translate=0 zoom=0 shear=0 random-erasing=0";
+        assert_eq!(draws(off, 200), plain);
+        let all = "random-erasing=1 trivial-augment hue=0.1 saturation=0.2 contrast=0.3 brightness=0.4 shear=5 zoom=0.1 rotation=9";
+        let edited = draws(all, 200);
+        for (edited, plain) in edited.iter().zip(&plain) {
+            assert!(edited.edits.affine.is_some() && edited.edits.erased.is_some());
+            assert_eq!(Resampling { edits: plain.edits, ..*edited }, *plain);
+        }
+        // The order of the words does not matter.
+        let mut words: Vec<&str> = all.split(' ').collect();
+        words.reverse();
+        assert_eq!(draws(&words.join(" "), 200), edited);
+        assert_eq!(
+            training("hue=0.1 brightness=0.4").operations().iter().map(Operation::to_string).collect::<Vec<_>>(),
+            ["random-resized-crop", "horizontal-flip=0.5", "brightness=0.4", "hue=0.1", "colours in random order"]
+        );
+    }
+
+    #[test]
+    fn wrong_amounts_are_refused() {
+        for (word, expected) in [
+            ("hue=0.6", "hue=0.6: expected a number from 0 to 0.5"),
+            ("rotation", "rotation: expected a number from 0 to 180"),
+            ("contrast=-1", "contrast=-1: expected a number from 0 to 10"),
+            ("zoom=NaN", "zoom=NaN: expected a number from 0 to 0.9"),
+            ("trivial-augment=1", "unknown augmentation trivial-augment=1; expected one of horizontal-flip="),
+        ] {
+            let error = word.parse::<Augmentation>().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        for word in ["hue=0.25", "trivial-augment", "random-erasing=1", "crop-scale=0.2-0.75"] {
+            assert_eq!(word.parse::<Augmentation>().unwrap().to_string(), word);
+        }
+    }
+
+    #[test]
+    fn colour_jitter_is_drawn_as_by_torchvision() {
+        let mut orders = BTreeSet::new();
+        let (mut least, mut most) = ([f32::MAX; 3], [f32::MIN; 3]);
+        for drawn in draws("brightness=0.2 contrast=1.5 saturation=0.5 hue=0.25", 2000) {
+            let mut order = String::new();
+            let mut note = |letter: char, index: usize, factor: f32| {
+                order.push(letter);
+                (least[index], most[index]) = (least[index].min(factor), most[index].max(factor));
+            };
+            for colour in drawn.edits.colours.into_iter().flatten() {
+                match colour {
+                    Colour::Brightness(factor) => note('b', 0, factor),
+                    Colour::Contrast(factor) => note('c', 1, factor),
+                    Colour::Saturation(factor) => note('s', 2, factor),
+                    Colour::Hue(shift) => {
+                        assert!(!(64..193).contains(&shift), "{shift}");
+                        order.push('h');
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            orders.insert(order);
+        }
+        assert_eq!(orders.len(), 24, "all permutations");
+        for (index, (from, to)) in [(0.8, 1.2), (0.0, 2.5), (0.5, 1.5)].into_iter().enumerate() {
+            assert!(from <= least[index] && least[index] < from + 0.02, "{index}: {least:?}");
+            assert!(most[index] <= to && to - 0.02 < most[index], "{index}: {most:?}");
+        }
+    }
+
+    #[test]
+    fn erased_rectangles_are_distributed_as_those_of_torchvision() {
+        for case in manifest("erased_means") {
+            let size = case["size"].as_u64().unwrap() as u32;
+            let transform = Transform::training(size, ResizeMode::Crop, &["random-erasing=0.4".parse().unwrap()]);
+            let (mut sums, mut count, draws) = ([0.0; 4], 0.0, 20_000);
+            for index in 0..draws {
+                let drawn = transform.draw(Draw { index, ..Draw::default() }, 64, 64);
+                let Some(Erased { top, left, height, width }) = drawn.edits.erased else { continue };
+                count += 1.0;
+                assert!(top + height <= size && left + width <= size);
+                sums.iter_mut().zip([top, left, height, width]).for_each(|(sum, value)| *sum += f64::from(value));
+            }
+            assert!((count / draws as f64 - 0.4).abs() < 0.02, "{count}");
+            for (i, sum) in sums.iter().enumerate() {
+                let (mean, deviation) = (case["mean"][i].as_f64().unwrap(), case["deviation"][i].as_f64().unwrap());
+                let standard_error = deviation * (1.0 / case["draws"].as_f64().unwrap() + 1.0 / count).sqrt();
+                assert!((sum / count - mean).abs() <= 4.0 * standard_error, "{case}: mean {i} is {}", sum / count);
+            }
+        }
+    }
+
+    #[test]
+    fn trivial_augment_draws_the_operations_of_torchvision() {
+        let drawn: Vec<Resampling> = draws("trivial-augment", 14 * 61 * 20);
+        let share = |matches: &dyn Fn(&Resampling) -> bool| {
+            drawn.iter().filter(|drawn| matches(drawn)).count() as f64 / drawn.len() as f64
+        };
+        for case in manifest("trivial_augment") {
+            let name = case["name"].as_str().unwrap();
+            let magnitudes: Vec<f64> =
+                case["magnitudes"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            // The value of an operation on colours, as torchvision's magnitude.
+            let value = |drawn: &Resampling| -> Option<f64> {
+                match (name, drawn.edits.colours[0]?) {
+                    ("Brightness", Colour::Brightness(factor))
+                    | ("Color", Colour::Saturation(factor))
+                    | ("Contrast", Colour::Contrast(factor))
+                    | ("Sharpness", Colour::Sharpness(factor)) => Some(f64::from(factor) - 1.0),
+                    ("Posterize", Colour::Posterize(bits)) => Some(bits.into()),
+                    ("Solarize", Colour::Solarize(threshold)) => Some(threshold.into()),
+                    ("AutoContrast", Colour::AutoContrast) | ("Equalize", Colour::Equalize) => Some(0.0),
+                    _ => None,
+                }
+            };
+            match &case["matrix"] {
+                Value::Null if name == "Identity" => {
+                    let none = share(&|drawn| drawn.edits.is_empty());
+                    assert!((0.06..0.085).contains(&none), "{none}");
+                }
+                Value::Null => {
+                    let values: Vec<f64> = drawn.iter().filter_map(value).collect();
+                    let share = values.len() as f64 / drawn.len() as f64;
+                    assert!((0.06..0.085).contains(&share), "{name}: {share}");
+                    let expected: Vec<f64> = match case["signed"].as_bool().unwrap() {
+                        true => magnitudes.iter().flat_map(|&magnitude| [magnitude, -magnitude]).collect(),
+                        // A byte is below a threshold if it is below the next integer.
+                        false => magnitudes.iter().map(|magnitude| magnitude.ceil()).collect(),
+                    };
+                    let is = |value: f64, other: f64| (value - other).abs() < 1e-5;
+                    assert!(values.iter().all(|&value| expected.iter().any(|&other| is(value, other))), "{name}");
+                    assert!(expected.iter().all(|&other| values.iter().any(|&value| is(value, other))), "{name}");
+                }
+                matrix => {
+                    let matrix: [f64; 6] = std::array::from_fn(|i| matrix[i].as_f64().unwrap());
+                    let expected = AffineMap::new(matrix);
+                    // The magnitudes are float32.
+                    let is = |found: AffineMap| {
+                        let pairs = found.across.into_iter().chain(found.down);
+                        let mut pairs = pairs.zip(expected.across.into_iter().chain(expected.down));
+                        pairs.all(|(found, expected)| found.abs_diff(expected) < 1 << 14)
+                    };
+                    let largest = share(&|drawn| drawn.edits.affine.is_some_and(is));
+                    assert!((0.25..2.0).contains(&(largest * 14.0 * 62.0)), "{name}: {largest}");
+                }
+            }
         }
     }
 

@@ -61,3 +61,48 @@ fn composed(first: [f64; 6], then: [f64; 6]) -> [f64; 6] {
     let [across, down] = [row(first[0], first[1], first[2]), row(first[3], first[4], first[5])];
     [across[0], across[1], across[2], down[0], down[1], down[2]]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MATRIX: [f64; 6] = [
+        0.6329774009740674,
+        0.5283335604872094,
+        -4.0684843111733215,
+        -0.3393860758747206,
+        0.7278157884379205,
+        14.705195553236003,
+    ];
+
+    fn at([a, b, c, d, e, f]: [f64; 6], [x, y]: [f64; 2]) -> [f64; 2] {
+        [a * x + b * y + c, d * x + e * y + f]
+    }
+
+    fn assert_near<const N: usize>(found: [f64; N], expected: [f64; N]) {
+        assert!(found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-12), "{found:?}");
+    }
+
+    #[test]
+    fn the_matrix_is_that_of_torchvision() {
+        // functional._get_inverse_affine_matrix([20, 20], 30, [3, -2], 1.25, [10, 5])
+        assert_near(inverse_affine_matrix(20.0, 30.0, [3.0, -2.0], 1.25, [10.0, 5.0]), MATRIX);
+    }
+
+    #[test]
+    fn the_map_of_trivial_augment_follows() {
+        let first = Geometry { angle: Some(20.0), scale: Some(0.5), ..Geometry::default() };
+        let then = inverse_affine_matrix(4.0, 0.0, [1.0, 2.0], 1.0, [30.0, 0.0]);
+        let both = composed(inverse_affine_matrix(4.0, 20.0, [0.0; 2], 0.5, [0.0; 2]), then);
+        let pixel = [3.0, 5.0];
+        let through = at(inverse_affine_matrix(4.0, 20.0, [0.0; 2], 0.5, [0.0; 2]), at(then, pixel));
+        assert_near(at(both, pixel), through);
+        let map = Geometry { then: Some(then), ..first }.map(8);
+        assert_eq!(map, Some(AffineMap::new(both)));
+        assert_eq!(Geometry { then: Some(then), ..Geometry::default() }.map(8), Some(AffineMap::new(then)));
+        assert_eq!(Geometry::default().map(8), None);
+        // A shift to the right shows the pixel to the left.
+        let shift = Geometry { translate: Some([2.0, 0.0]), ..Geometry::default() }.map(8).unwrap();
+        assert_eq!((shift.across[0], shift.across[2]), (1 << 32, -3 << 31));
+    }
+}
