@@ -306,11 +306,13 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
                 copy[static_cast<size_t>(y) * size + x] = pixels[row][lane];
             }
             if (threadIdx.x < kMostColours) state.colours[threadIdx.x] = edited.colours[threadIdx.x];
+            if (threadIdx.x < 4) state.erased[threadIdx.x] = edited.erased[threadIdx.x];
+            if (threadIdx.x == 0) state.map = edited.map;
             unsigned* counter = reinterpret_cast<unsigned*>(workspace);
             if (!arrive_last(counter, static_cast<unsigned>(tiles * tiles), &state.is_last)) return;
-            finish(state, copy, copy + static_cast<size_t>(size) * size, size, colours, view.flags & kAffine, edited.map,
+            finish(state, copy, size, colours, view.flags & kAffine,
                    [&](int x, int y, uint32_t pixel) {
-                       const bool erased = is_erased(edited.erased, y, x);
+                       const bool erased = is_erased(state.erased, y, x);
                        T* target = output + (static_cast<size_t>(y) * size + x) * kChannels;
                        for (int c = 0; c < kChannels; c++) {
                            target[c] = erased ? mean_colour<T>(c) : from_byte<T>(lookup_table, c, channel_of(pixel, c));
@@ -360,14 +362,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 4) augment_bytes(const Au
 }
 
 // The same for batches in which some image has edits.
-extern "C" __global__ void __launch_bounds__(kThreads, 3) augment_edited_fp32(const AugmentArguments arguments) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) augment_edited_fp32(const AugmentArguments arguments) {
     augment<float, true>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 3) augment_edited_bf16(const AugmentArguments arguments) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) augment_edited_bf16(const AugmentArguments arguments) {
     augment<bf16, true>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads, 3) augment_edited_bytes(const AugmentArguments arguments) {
+extern "C" __global__ void __launch_bounds__(kThreads, 2) augment_edited_bytes(const AugmentArguments arguments) {
     augment<uint8_t, true>(arguments);
 }

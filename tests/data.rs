@@ -666,21 +666,18 @@ mod transforming {
         let (mut least, mut most) = ([f32::MAX; 3], [f32::MIN; 3]);
         for drawn in draws("brightness=0.2 contrast=1.5 saturation=0.5 hue=0.25", 2000) {
             let mut order = String::new();
-            let mut note = |letter: char, index: usize, factor: f32| {
-                order.push(letter);
+            let mut note = |index: usize, factor: f32| {
                 (least[index], most[index]) = (least[index].min(factor), most[index].max(factor));
+                ['b', 'c', 's'][index]
             };
             for colour in drawn.edits.colours.into_iter().flatten() {
-                match colour {
-                    Colour::Brightness(factor) => note('b', 0, factor),
-                    Colour::Contrast(factor) => note('c', 1, factor),
-                    Colour::Saturation(factor) => note('s', 2, factor),
-                    Colour::Hue(shift) => {
-                        assert!(!(64..193).contains(&shift), "{shift}");
-                        order.push('h');
-                    }
+                order.push(match colour {
+                    Colour::Brightness(factor) => note(0, factor),
+                    Colour::Contrast(factor) => note(1, factor),
+                    Colour::Saturation(factor) => note(2, factor),
+                    Colour::Hue(shift) if !(64..193).contains(&shift) => 'h',
                     other => panic!("{other:?}"),
-                }
+                });
             }
             orders.insert(order);
         }

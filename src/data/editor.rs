@@ -95,7 +95,8 @@ fn mean_grey<const BYTES: usize>(pixels: &[[u8; BYTES]]) -> u8 {
     ((2 * sum + count) / (2 * count).max(1)) as u8
 }
 
-/// Pillow's conversion to `HSV` and back, with `shift` added to the hue in between. Pillow computes in float32 and float64 by turns.
+/// Pillow's conversion to `HSV` and back, with `shift` added to the hue in between. Pillow computes in float32 and float64 by turns, and
+/// truncates the hue; elsewhere, integers give the same.
 fn turn_hue<const BYTES: usize>(pixel: &mut [u8; BYTES], shift: u8) {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]];
     let (most, least) = (red.max(green).max(blue), red.min(green).min(blue));
@@ -103,32 +104,28 @@ fn turn_hue<const BYTES: usize>(pixel: &mut [u8; BYTES], shift: u8) {
         return;
     }
     let range = f32::from(most - least);
-    let share = |byte: u8| f32::from(most - byte) / range;
-    let (r, g, b) = (share(red), share(green), share(blue));
-    let sixth = if red == most {
-        b - g
+    let share = |byte: u8| f64::from(f32::from(most - byte) / range);
+    let sixths = if red == most {
+        share(blue) - share(green)
     } else if green == most {
-        (2.0 + f64::from(r) - f64::from(b)) as f32
+        2.0 + share(red) - share(blue)
     } else {
-        (4.0 + f64::from(g) - f64::from(r)) as f32
+        4.0 + share(green) - share(red)
     };
-    let turned = f64::from(sixth) / 6.0 + 1.0;
+    let turned = f64::from(sixths as f32) / 6.0 + 1.0;
     let hue = (if turned >= 1.0 { turned - 1.0 } else { turned }) as f32;
-    let hue = ((f64::from(hue) * 255.0) as u8).wrapping_add(shift);
-    let saturation = (f64::from(range / f32::from(most)) * 255.0) as u8;
-    if saturation == 0 {
-        pixel[..3].fill(most);
-        return;
-    }
-    let position = f64::from(hue) * 6.0 / 255.0;
-    let sector = position as u32;
-    let rest = (position - f64::from(sector)) as f32;
-    let saturation = (f64::from(saturation) / 255.0) as f32;
-    let value = f64::from(most);
-    let low = round(value * (1.0 - f64::from(saturation)));
-    let falling = round(value * (1.0 - f64::from(saturation * rest)));
-    let rising = round(value * (1.0 - f64::from(saturation) * (1.0 - f64::from(rest))));
+    let hue = u32::from(((f64::from(hue) * 255.0) as u8).wrapping_add(shift));
+    let value = u32::from(most);
+    let saturation = 255 * u32::from(most - least) / value;
+    let (sector, rest) = (hue * 6 / 255, hue * 6 % 255);
+    // In 1 / 255^2 of the value, rounded.
+    let of_value = |share: u32| ((2 * value * share + 255 * 255) / (2 * 255 * 255)) as u8;
+    let low = of_value(255 * (255 - saturation));
+    let falling = of_value(255 * 255 - saturation * rest);
+    let rising = of_value(255 * 255 - saturation * (255 - rest));
     let colour = match sector % 6 {
+        // Pillow takes a hue without saturation as grey.
+        _ if saturation == 0 => [most; 3],
         0 => [most, rising, low],
         1 => [falling, most, low],
         2 => [low, most, rising],
@@ -137,12 +134,6 @@ fn turn_hue<const BYTES: usize>(pixel: &mut [u8; BYTES], shift: u8) {
         _ => [most, low, falling],
     };
     pixel[..3].copy_from_slice(&colour);
-}
-
-/// Rounds halves up, as C's `round` does for values that are not negative.
-fn round(value: f64) -> u8 {
-    let whole = value as u8;
-    if value - f64::from(whole) >= 0.5 { whole.saturating_add(1) } else { whole }
 }
 
 /// Pillow's `ImageEnhance.Sharpness`: blends a smoothed image, of which the edges are not smoothed, with the image.
