@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::Criterion;
-use retune::data::{Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, Transform, Transformer};
+use retune::data::{
+    Decoder, Draw, ImageFolder, Loader, LoaderOptions, Mode, PaddedImage, ResizeMode, Transform, Transformer,
+};
 
 const IMAGE_SIZE: u32 = 224;
 
@@ -30,7 +32,8 @@ fn one_image(criterion: &mut Criterion) {
     });
     decoder.decode_bytes(&jpeg, &mut image).expect("a valid JPEG");
     let mut transformer = Transformer::default();
-    let (training, test) = (Transform::training(IMAGE_SIZE, &[]), Transform::test(IMAGE_SIZE));
+    let (training, test) =
+        (Transform::training(IMAGE_SIZE, ResizeMode::Crop, &[]), Transform::test(IMAGE_SIZE, ResizeMode::Crop));
     let mut index = 0;
     criterion.bench_function("training transform", |bencher| {
         bencher.iter(|| {
@@ -53,7 +56,14 @@ fn whole_epochs(folder: &str) -> retune::Result<()> {
     println!("decoding alone: {:.1} images/s", folder.len() as f64 / start.elapsed().as_secs_f64());
     for mode in [Mode::Train { seed: 0 }, Mode::Evaluate] {
         for workers in [1, 2] {
-            let options = LoaderOptions { batch_size: 32, image_size: IMAGE_SIZE, mode, workers, strict: true };
+            let options = LoaderOptions {
+                batch_size: 32,
+                image_size: IMAGE_SIZE,
+                resize: ResizeMode::Crop,
+                mode,
+                workers,
+                strict: true,
+            };
             let loader = Loader::new(Arc::clone(&folder), options)?;
             let start = Instant::now();
             for batch in loader.epoch(0) {

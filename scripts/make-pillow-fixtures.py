@@ -16,7 +16,7 @@ import torch
 import torchvision
 from PIL import Image, ImageOps
 from torchvision import transforms
-from torchvision.transforms import functional
+from torchvision.transforms import autoaugment, functional
 
 HERE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "pillow"
 
@@ -159,6 +159,114 @@ def noise_tests():
     for number, (width, height, shorter_side, size) in enumerate(cases):
         pipeline = transforms.Compose([transforms.Resize(shorter_side), transforms.CenterCrop(size)])
         yield [width, height, shorter_side, size, digest(pipeline(noise(width, height, number)))]
+
+
+def resize_modes():
+    """[width, height, size, mode, digest of the pixels]"""
+    sizes = [(500, 375, 224), (375, 500, 224), (64, 64, 32), (90, 60, 64), (9, 5, 20), (33, 200, 32), (700, 31, 29), (31, 61, 45)]
+    for number, (width, height, size) in enumerate(sizes):
+        image = noise(width, height, number)
+        yield [width, height, size, "squash", digest(transforms.Resize((size, size))(image))]
+        yield [width, height, size, "pad", digest(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR))]
+
+
+def apply_colour(image, name, value):
+    functions = {
+        "brightness": functional.adjust_brightness,
+        "contrast": functional.adjust_contrast,
+        "saturation": functional.adjust_saturation,
+        "hue": functional.adjust_hue,
+        "sharpness": functional.adjust_sharpness,
+        "posterize": lambda image, bits: functional.posterize(image, int(bits)),
+        "solarize": functional.solarize,
+        "autocontrast": lambda image, _: functional.autocontrast(image),
+        "equalize": lambda image, _: functional.equalize(image),
+    }
+    return functions[name](image, value)
+
+
+def colours():
+    """[size, [[operation, value], ...], digest of the pixels]; the image is `noise(size, size, number)` after two enlargements."""
+    factors = [0, 0.3, 1, 1.37, 1.99]
+    cases = [[(name, value)] for name in ("brightness", "contrast", "saturation", "sharpness") for value in factors]
+    cases += [[("hue", value)] for value in (-0.5, -0.31, 0, 0.12, 0.5)]
+    cases += [[("posterize", bits)] for bits in range(2, 9)] + [[("solarize", value)] for value in (0, 76.5, 140.25, 255)]
+    cases += [[("autocontrast", 0)], [("equalize", 0)]]
+    cases += [
+        [("brightness", 1.21), ("contrast", 0.72), ("saturation", 1.4), ("hue", 0.1)],
+        [("hue", -0.2), ("contrast", 1.6), ("brightness", 0.55), ("saturation", 0.2), ("equalize", 0)],
+        [("saturation", 1.8), ("hue", 0.4), ("contrast", 1.3), ("brightness", 0.9), ("sharpness", 1.9)],
+        [("contrast", 0.2), ("autocontrast", 0)],
+        [("sharpness", 1.7), ("contrast", 1.5)],
+        [("brightness", 0.3), ("sharpness", 0.1), ("equalize", 0), ("contrast", 0.4), ("solarize", 100)],
+    ]
+    for number, operations in enumerate(cases):
+        size = [40, 33, 3, 2, 1, 24][number % 6] if len(operations) == 1 else 37
+        image = smooth(size, number)
+        for name, value in operations:
+            image = apply_colour(image, name, value)
+        yield [size, operations, digest(image)]
+    # Every colour, as an image of 4096 x 4096 pixels.
+    index = np.arange(1 << 24, dtype=np.uint32).reshape(4096, 4096)
+    every = Image.fromarray(np.stack([index >> 16, index >> 8 & 255, index & 255], axis=-1).astype(np.uint8))
+    for operation in [("hue", 0.29), ("saturation", 1.43)]:
+        yield [4096, [operation], digest(apply_colour(every, *operation))]
+
+
+def smooth(size, number):
+    """Noise of a fifth of the size, enlarged: it has flat and steep parts."""
+    small = (size + 4) // 5
+    return noise(small, small, 2 * number).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def affine():
+    """Writes images that are mapped, with the coefficients. Bilinear, in float64."""
+    cases = [(17.3, [0, 0], 1, [0, 0]), (0, [5, -3], 1, [0, 0]), (0, [0, 0], 0.8, [0, 0]), (-40, [3, 7], 1.3, [12, 5])]
+    cases += [(180, [0, 0], 1, [0, 0]), (90, [1, 0], 2, [-70, 0])]
+    for number, (angle, translate, scale, shear) in enumerate(cases):
+        size = [40, 33][number % 2]
+        image = smooth(size, number)
+        mapped = functional.affine(image, angle, translate, scale, shear, transforms.InterpolationMode.BILINEAR)
+        yield {
+            "size": size,
+            "matrix": functional._get_inverse_affine_matrix([size * 0.5] * 2, angle, translate, scale, shear),
+            "expected": save(mapped, f"affine-{number}.png"),
+        }
+
+
+def trivial_augment():
+    """Name, magnitudes and whether there are negative ones; where it is an affine map, that of the largest magnitude at size 40."""
+    found = []
+    transform = functional.affine
+
+    def note(image, angle, translate, scale, shear, interpolation=None, fill=None, center=None):
+        found.append(functional._get_inverse_affine_matrix(center or [20, 20], angle, translate, scale, shear))
+
+    space = transforms.TrivialAugmentWide()._augmentation_space(31)
+    for name, (magnitudes, is_signed) in space.items():
+        matrix = None
+        if name.startswith(("Shear", "Translate")):
+            functional.affine = note
+            autoaugment._apply_op(Image.new("RGB", (40, 40)), name, float(magnitudes[-1]), None, None)
+            matrix = found.pop()
+        elif name == "Rotate":
+            # Image.rotate goes the other way round.
+            matrix = functional._get_inverse_affine_matrix([20, 20], -float(magnitudes[-1]), [0, 0], 1, [0, 0])
+        functional.affine = transform
+        yield {"name": name, "magnitudes": magnitudes.reshape(-1).tolist(), "signed": is_signed, "matrix": matrix}
+
+
+def erased_means():
+    """Returns the means of top, left, height and width over many draws, and their standard errors."""
+    torch.manual_seed(10)
+    for size in (224, 40):
+        draws = np.array(
+            [
+                transforms.RandomErasing.get_params(torch.empty(3, size, size), (0.02, 0.33), (0.3, 3.3), [0.0])[:4]
+                for _ in range(5000)
+            ]
+        )
+        yield {"size": size, "mean": draws.mean(axis=0).tolist(), "deviation": draws.std(axis=0).tolist(), "draws": len(draws)}
 
 
 def decoded():
@@ -311,6 +419,11 @@ def main():
         "test_transforms": list(test_transforms(names)),
         "noise_crops": list(noise_crops()),
         "noise_tests": list(noise_tests()),
+        "resize_modes": list(resize_modes()),
+        "colours": list(colours()),
+        "affine": list(affine()),
+        "trivial_augment": list(trivial_augment()),
+        "erased_means": list(erased_means()),
         "decoded": list(decoded()),
         "turned": list(turned()),
         "resized_sizes": list(resized_sizes()),

@@ -5,7 +5,7 @@ mod reference;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,17 +13,18 @@ use std::sync::atomic::AtomicBool;
 use reference::Random;
 use reference::recorder::Recorder;
 use reference::resampling::resample;
-use retune::data::transform::lookup_table;
+use retune::data::transform::{hue_shift, lookup_table};
 use retune::data::{
-    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, RgbImage, Sample, Splits, Stored,
-    Transform, Transformer, decode_file,
+    Augmentation, Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage,
+    Sample, Splits, Stored, Transform, Transformer, decode_file,
 };
 use retune::device::cpu::Cpu;
-use retune::device::{Device, ImageView, Resampling, read_f32};
+use retune::device::{AffineMap, Colour, Device, Edits, Erased, ImageView, Resampling, read_f32};
 use retune::model::ResNet;
 use retune::tensor::{ElementType, Shape, Tensor};
 use retune::train::{Checkpointing, Event, Position, Recipe, Run, RunFolder, RunOptions, Trainer, initialise};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// Smooth parts, edges and noise: every channel different.
 fn picture(random: &mut Random, width: u32, height: u32) -> RgbImage {
@@ -77,7 +78,8 @@ fn cases(random: &mut Random, size: u32) -> Vec<Case> {
     for (width, height) in sizes {
         let image = picture(random, width, height);
         let seed = random.below(1000) as u64;
-        let drawn = Transform::training(size, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
+        let drawn =
+            Transform::training(size, ResizeMode::Crop, &[]).draw(Draw { seed, epoch: 0, index: 1 }, width, height);
         let corner = CropBox { top: height - 1, left: width - 1, height: 1, width: 1 };
         let whole = CropBox { top: 0, left: 0, height, width };
         let views = [
@@ -105,12 +107,23 @@ fn transformed(image: &RgbImage, resampling: &Resampling, size: u32) -> Vec<u8> 
     Transformer::default().apply(image, resampling, size).unwrap()
 }
 
+fn folder_of_fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pillow")
+}
+
+fn manifest() -> Value {
+    serde_json::from_str(&fs::read_to_string(folder_of_fixtures().join("manifest.json")).unwrap()).unwrap()
+}
+
+fn number_of(value: &Value) -> u32 {
+    value.as_u64().unwrap() as u32
+}
+
 /// Views of the images that Pillow and torchvision have scaled, with the results, in a black square.
 fn pillow_cases() -> Vec<(Case, usize, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pillow");
-    let manifest: Value = serde_json::from_str(&fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
+    let (folder, manifest) = (folder_of_fixtures(), manifest());
     let file = |value: &Value| decode_file(folder.join(value.as_str().unwrap())).unwrap();
-    let number = |value: &Value| value.as_u64().unwrap() as u32;
+    let number = number_of;
     let mut cases = Vec::new();
     for case in manifest["resized_crops"].as_array().unwrap() {
         let (image, expected) = (file(&case["input"]), file(&case["expected"]));
@@ -138,6 +151,129 @@ fn in_a_square(image: &RgbImage, size: usize) -> Vec<u8> {
         row[..bytes].copy_from_slice(line);
     }
     square
+}
+
+/// What `smooth` of `scripts/make-pillow-fixtures.py` makes, too.
+fn smooth(size: u32, number: u64) -> RgbImage {
+    let small = size.div_ceil(5);
+    // Its `noise`, for even numbers.
+    let level = |index: u64| {
+        let value = (index + ((2 * number) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((value ^ (value >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 56) as u8
+    };
+    let noise =
+        RgbImage { width: small, height: small, pixels: (1..=u64::from(small * small) * 3).map(level).collect() };
+    let enlarged = Resampling { height: small, width: small, ..Resampling::whole(size, size) };
+    RgbImage { width: size, height: size, pixels: transformed(&noise, &enlarged, size) }
+}
+
+fn colour(name: &str, value: f64) -> Colour {
+    let factor = value as f32;
+    match name {
+        "brightness" => Colour::Brightness(factor),
+        "contrast" => Colour::Contrast(factor),
+        "saturation" => Colour::Saturation(factor),
+        "hue" => Colour::Hue(hue_shift(value)),
+        "sharpness" => Colour::Sharpness(factor),
+        "posterize" => Colour::Posterize(value as u32),
+        "solarize" => Colour::Solarize(value.ceil() as u32),
+        "autocontrast" => Colour::AutoContrast,
+        "equalize" => Colour::Equalize,
+        other => panic!("{other}"),
+    }
+}
+
+/// Images with edits of colours, and the digests of Pillow's results.
+fn colour_cases() -> Vec<(Case, u32, String)> {
+    let manifest = manifest();
+    let case = |(number, case): (usize, &Value)| {
+        let size = number_of(&case[0]);
+        let image = match size {
+            4096 => {
+                let colours = (0..1_u32 << 24).flat_map(|index| [(index >> 16) as u8, (index >> 8) as u8, index as u8]);
+                RgbImage { width: size, height: size, pixels: colours.collect() }
+            }
+            _ => smooth(size, number as u64),
+        };
+        let mut resampling = Resampling::whole(size, size);
+        for operation in case[1].as_array().unwrap() {
+            resampling.edits.push(colour(operation[0].as_str().unwrap(), operation[1].as_f64().unwrap()));
+        }
+        (Case { image, resampling }, size, case[2].as_str().unwrap().to_string())
+    };
+    manifest["colours"].as_array().unwrap().iter().enumerate().map(case).collect()
+}
+
+/// Images with affine maps, and Pillow's results.
+fn affine_cases() -> Vec<(Case, u32, Vec<u8>)> {
+    let case = |(number, case): (usize, &Value)| {
+        let size = number_of(&case["size"]);
+        let matrix = std::array::from_fn(|i| case["matrix"][i].as_f64().unwrap());
+        let edits = Edits { affine: Some(AffineMap::new(matrix)), ..Edits::default() };
+        let resampling = Resampling { edits, ..Resampling::whole(size, size) };
+        let expected = decode_file(folder_of_fixtures().join(case["expected"].as_str().unwrap())).unwrap();
+        (Case { image: smooth(size, number as u64), resampling }, size, expected.pixels)
+    };
+    manifest()["affine"].as_array().unwrap().iter().enumerate().map(case).collect()
+}
+
+fn digest(pixels: &[u8]) -> String {
+    Sha256::digest(pixels)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn colours_are_those_of_pillow_to_the_bit() {
+    let cases = colour_cases();
+    assert!(cases.len() > 40);
+    for (Case { image, resampling }, size, expected) in cases {
+        let colours = resampling.edits.colours;
+        assert_eq!(digest(&transformed(&image, &resampling, size)), expected, "{colours:?} of {size} x {size}");
+    }
+}
+
+/// One level at most, in few bytes: Pillow's weights are float64, and a sum that is an integer in one may be just below it in the other.
+/// Where every pixel is at the centre of a pixel, as after half a turn, these sums are frequent.
+fn assert_close(ours: &[u8], expected: &[u8], case: &Case, what: &str) {
+    let AffineMap { across, down } = case.resampling.edits.affine.unwrap();
+    if across.into_iter().chain(down).all(|number| number % (1 << 31) == 0) {
+        assert!(ours.iter().zip(expected).all(|(a, b)| a.abs_diff(*b) <= 1), "{what}");
+        return;
+    }
+    let differences = || ours.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
+    assert!(differences().all(|difference| difference <= 1), "{what}");
+    let share = differences().filter(|&difference| difference > 0).count() as f64 / ours.len() as f64;
+    assert!(share < 0.005, "{what}: {share}");
+}
+
+#[test]
+fn affine_maps_are_those_of_pillow() {
+    for (number, (case, size, expected)) in affine_cases().into_iter().enumerate() {
+        let ours = transformed(&case.image, &case.resampling, size);
+        assert_close(&ours, &expected, &case, &format!("case {number}"));
+    }
+}
+
+#[test]
+fn edits_follow_flips_and_precede_the_erased_rectangle() {
+    let image = picture(&mut Random(3), 20, 20);
+    // A pixel to the right.
+    let affine = Some(AffineMap::new([1.0, 0.0, -1.0, 0.0, 1.0, 0.0]));
+    let erased = Some(Erased { top: 2, left: 5, height: 3, width: 30 });
+    let mut edits = Edits { affine, erased, ..Edits::default() };
+    edits.push(Colour::Solarize(0));
+    let plain = Resampling { flip_columns: true, flip_rows: true, ..Resampling::whole(20, 20) };
+    let flipped = transformed(&image, &plain, 20);
+    let edited = transformed(&image, &Resampling { edits, ..plain }, 20);
+    for (index, pixel) in edited.as_chunks::<3>().0.iter().enumerate() {
+        let (y, x) = (index / 20, index % 20);
+        let expected = match () {
+            () if (2..5).contains(&y) && x >= 5 => [124, 116, 104],
+            // What is black outside is inverted, too.
+            () if x == 0 => [255; 3],
+            () => flipped.as_chunks::<3>().0[index - 1].map(|byte| 255 - byte),
+        };
+        assert_eq!(*pixel, expected, "{y} {x}");
+    }
 }
 
 #[test]
@@ -222,12 +358,23 @@ mod kernel {
         let bench = Workbench::new(device);
         let shape = [cases.len(), size, size, 3];
         let bytes = bench.byte_output(shape);
-        device.augment(&Augment { views: &table, lookup_table: None, output: &bytes, source_pixels }).unwrap();
+        let edited = cases.iter().any(|case| !case.resampling.edits.is_empty());
+        let workspace = edited.then(|| {
+            // More than the batch needs. Counters are zero.
+            let row = Augment::workspace_bytes(size);
+            let workspace = tensor(device, [cases.len() + 1, row], ElementType::U8);
+            device.upload(&vec![0; workspace.bytes()], &workspace).unwrap();
+            workspace
+        });
+        let workspace = workspace.as_ref();
+        device
+            .augment(&Augment { views: &table, lookup_table: None, output: &bytes, source_pixels, workspace })
+            .unwrap();
         let lookup = tensor(device, [3, 256], ElementType::F32);
         write_f32(device, lookup_table().as_flattened(), &lookup).unwrap();
         let output = tensor(device, shape, device.precision().activation_type());
         device
-            .augment(&Augment { views: &table, lookup_table: Some(&lookup), output: &output, source_pixels })
+            .augment(&Augment { views: &table, lookup_table: Some(&lookup), output: &output, source_pixels, workspace })
             .unwrap();
         let result = (bench.read_bytes(&bytes), read_f32(device, &output).unwrap());
         bench.finish();
@@ -277,7 +424,11 @@ mod kernel {
             let case = |_| {
                 let (width, height) = (1 + random.below(300) as u32, 1 + random.below(200) as u32);
                 let image = picture(&mut random, width, height);
-                let resampling = Transform::training(48, &[]).draw(Draw { seed, epoch: 3, index: 0 }, width, height);
+                let resampling = Transform::training(48, ResizeMode::Crop, &[]).draw(
+                    Draw { seed, epoch: 3, index: 0 },
+                    width,
+                    height,
+                );
                 Case { image, resampling }
             };
             (0..4).map(case).collect::<Vec<_>>()
@@ -296,7 +447,10 @@ mod kernel {
         let views = tensor(&device, [2 * ImageView::BYTES], ElementType::U8);
         let refuse = |shape: [usize; 4], element_type, lookup_table| {
             let output = tensor(&device, shape, element_type);
-            device.augment(&Augment { views: &views, lookup_table, output: &output, source_pixels: 0 }).unwrap_err();
+            let workspace = None;
+            device
+                .augment(&Augment { views: &views, lookup_table, output: &output, source_pixels: 0, workspace })
+                .unwrap_err();
         };
         refuse([3, 8, 8, 3], ElementType::F32, Some(&table));
         refuse([2, 8, 9, 3], ElementType::F32, Some(&table));
@@ -304,6 +458,110 @@ mod kernel {
         refuse([2, 8, 8, 3], ElementType::F32, None);
         refuse([2, 8, 8, 3], ElementType::U8, Some(&table));
         refuse([2, 8, 8, 3], ElementType::F32, Some(&views));
+        let output = tensor(&device, [2, 8, 8, 3], ElementType::F32);
+        let row = Augment::workspace_bytes(8);
+        for shape in [[1, row], [2, row - 16], [2, row + 16]] {
+            let workspace = Some(&tensor(&device, shape, ElementType::U8));
+            let (lookup_table, output) = (Some(&table), &output);
+            device.augment(&Augment { views: &views, lookup_table, output, source_pixels: 0, workspace }).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn it_edits_as_pillow_does() {
+        let device = emulated(3, Precision::Fp32);
+        // The larger ones would take long.
+        for (case, size, expected) in colour_cases().into_iter().filter(|(_, size, _)| *size < 100) {
+            let (bytes, floats) = run(&device, std::slice::from_ref(&case), size as usize);
+            assert_eq!(digest(&bytes), expected, "{:?}", case.resampling);
+            assert!(floats == normalized(&bytes), "{:?}", case.resampling);
+        }
+        for (number, (case, size, expected)) in affine_cases().into_iter().enumerate() {
+            let (bytes, _) = run(&device, std::slice::from_ref(&case), size as usize);
+            assert_close(&bytes, &expected, &case, &format!("case {number}"));
+        }
+    }
+
+    /// Every augmentation alone, all of them, and none.
+    fn edited_cases(size: u32, seed: u64) -> Vec<Case> {
+        let mut random = Random(seed);
+        let mut cases = Vec::new();
+        let mut add = |augmentations: &[Augmentation], resize, draws| {
+            let transform = Transform::training(size, resize, augmentations);
+            for index in 0..draws {
+                let (width, height) = (1 + random.below(90) as u32, 1 + random.below(60) as u32);
+                let image = picture(&mut random, width, height);
+                let resampling = transform.draw(Draw { seed, epoch: 3, index }, width, height);
+                cases.push(Case { image, resampling });
+            }
+        };
+        let all = augmentations();
+        for augmentation in &all {
+            let draws = if *augmentation == Augmentation::TrivialAugment { 30 } else { 2 };
+            add(&[*augmentation, "vertical-flip=0.5".parse().unwrap()], ResizeMode::Crop, draws);
+        }
+        for resize in ResizeMode::ALL {
+            add(&all, resize, 6);
+            add(&[], resize, 2);
+        }
+        cases
+    }
+
+    #[test]
+    fn edits_are_those_of_the_cpu_to_the_bit() {
+        for (size, seed) in [(1, 0), (2, 1), (24, 2), (45, 3)] {
+            let cases = edited_cases(size, seed);
+            let expected: Vec<u8> =
+                cases.iter().flat_map(|case| transformed(&case.image, &case.resampling, size)).collect();
+            for precision in [Precision::Fp32, Precision::Bf16] {
+                let (bytes, floats) = run(&emulated(seed, precision), &cases, size as usize);
+                let values = (size * size * 3) as usize;
+                for (number, case) in cases.iter().enumerate() {
+                    let part = number * values..(number + 1) * values;
+                    let what = format!("size {size}, {:?}", case.resampling);
+                    assert!(bytes[part.clone()] == expected[part.clone()], "{what}");
+                    let mut normalized = normalized(&expected[part.clone()]);
+                    for (index, value) in normalized.iter_mut().enumerate() {
+                        let (y, x) = ((index / 3) as u32 / size, (index / 3) as u32 % size);
+                        let is_erased =
+                            case.resampling.edits.erased.is_some_and(|Erased { top, left, height, width }| {
+                                (top..top + height).contains(&y) && (left..left + width).contains(&x)
+                            });
+                        if is_erased {
+                            *value = 0.0;
+                        } else if precision == Precision::Bf16 {
+                            *value = bf16::from_f32(*value).to_f32();
+                        }
+                    }
+                    assert!(floats[part] == normalized, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn edits_are_free_of_races_and_of_reads_of_what_was_not_written() {
+        use retune::device::cuda::Cuda;
+        use retune::device::cuda::emulator::Emulator;
+        let cases = edited_cases(40, 9).split_off(44);
+        let expected: Vec<u8> = cases.iter().flat_map(|case| transformed(&case.image, &case.resampling, 40)).collect();
+        let device = Cuda::new(Box::new(Emulator::strict(5).unwrap()), Precision::Fp32).unwrap();
+        assert!(run(&device, &cases, 40).0 == expected);
+    }
+
+    #[test]
+    fn augmented_batches_are_those_of_the_cpu_whatever_the_room() {
+        let (_root, folder) = folder();
+        let batches = |device: Rc<dyn Device>, limit| {
+            let store = Rc::new(ImageStore::new(device.clone(), limit));
+            let loader = Loader::new(folder.clone(), options(Mode::Train { seed: 4 }, 2)).unwrap();
+            let loader = loader.with_augmentations(&augmentations());
+            batches_of(&device, &mut Batches::new(loader, &store).unwrap(), 1, 0)
+        };
+        let expected = batches(Rc::new(Cpu), None);
+        for limit in [None, Some(6000), Some(0)] {
+            assert!(batches(Rc::new(emulated(2, Precision::Fp32)), limit) == expected, "{limit:?}");
+        }
     }
 
     #[test]
@@ -333,6 +591,13 @@ mod kernel {
     }
 }
 
+/// Every augmentation besides flips, strong.
+fn augmentations() -> Vec<Augmentation> {
+    let words = "rotation=60,translate=0.3,zoom=0.5,shear=30,brightness=0.9,contrast=0.9,saturation=0.9,hue=0.5,random-erasing=0.7,\
+                 trivial-augment,crop-scale=0.3-0.9";
+    words.split(',').map(|word| word.parse().unwrap()).collect()
+}
+
 const SIZE: u32 = 40;
 const PICTURES: usize = 23;
 
@@ -353,7 +618,7 @@ fn folder() -> (tempfile::TempDir, Arc<ImageFolder>) {
 }
 
 fn options(mode: Mode, workers: usize) -> LoaderOptions {
-    LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
+    LoaderOptions { batch_size: 5, image_size: SIZE, resize: ResizeMode::Crop, mode, workers, strict: false }
 }
 
 /// A device with the reference's `augment`.

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use retune::data::random::{Purpose, RandomStream};
-use retune::data::transform::{central_crop, resized_size, sample_random_resized_crop, test_shorter_side};
+use retune::data::transform::{CROP_SCALE, central_crop, resized_size, sample_random_resized_crop, test_shorter_side};
 use retune::data::transformer::normalize;
 use retune::data::{
     Augmentation, Batch, CropBox, DecodeOptions, Decoder, Draw, FileKind, ImageFolder, Loader, LoaderOptions, Mode,
-    Operation, PaddedImage, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
+    Operation, PaddedImage, ResizeMode, RgbImage, Role, Transform, Transformer, decode_file, epoch_order, open_dataset,
     open_labelled, open_labelled_by, open_table, open_training_images,
 };
 use serde_json::Value;
@@ -303,12 +303,13 @@ mod decoding {
 }
 
 mod transforming {
-    use retune::device::Resampling;
+    use retune::device::{AffineMap, Colour, Erased, Resampling};
 
     use super::*;
 
     fn crop(draw: Draw, width: u32, height: u32) -> CropBox {
-        let Resampling { top, left, height, width, .. } = Transform::training(224, &[]).draw(draw, width, height);
+        let Resampling { top, left, height, width, .. } =
+            Transform::training(224, ResizeMode::Crop, &[]).draw(draw, width, height);
         CropBox { top, left, height, width }
     }
 
@@ -387,9 +388,93 @@ mod transforming {
     #[test]
     fn the_test_transform_scales_by_256_to_224() {
         assert_eq!([224, 32, 64, 1, 7].map(test_shorter_side), [256, 37, 73, 1, 8]);
-        assert_eq!(Transform::test(32), Transform::resize_and_center_crop(37, 32));
+        assert_eq!(Transform::test(32, ResizeMode::Crop), Transform::resize_and_center_crop(37, 32));
         let operations = [Operation::Resize { shorter_side: 37 }, Operation::CenterCrop { size: 32 }];
-        assert_eq!(Transform::test(32).operations(), operations);
+        assert_eq!(Transform::test(32, ResizeMode::Crop).operations(), operations);
+    }
+
+    #[test]
+    fn squashed_and_padded_images_are_those_of_torchvision_and_pillow() {
+        let mut transformer = Transformer::default();
+        for (number, case) in manifest("resize_modes").iter().enumerate() {
+            let [width, height, size] = integers(case);
+            let transform = Transform::test(size, case[3].as_str().unwrap().parse().unwrap());
+            // Two cases for each image.
+            let ours = transformer.transform(&noise(width, height, number / 2), &transform, Draw::default()).unwrap();
+            assert_eq!(digest(&ours), case[4], "{case}");
+        }
+        assert_eq!("stretch".parse::<ResizeMode>().unwrap_err().kind(), retune::error::ErrorKind::Usage);
+        // One pixel remains of a ribbon.
+        let ribbon = Transform::test(8, ResizeMode::Pad).draw(Draw::default(), 500, 1);
+        assert_eq!((ribbon.scaled_width, ribbon.scaled_height, ribbon.window_top), (8, 1, -4));
+    }
+
+    #[test]
+    fn training_crops_the_squashed_or_the_padded_image() {
+        let (width, height, size) = (400, 100, 64);
+        let scale: Augmentation = "crop-scale=0.35-0.5".parse().unwrap();
+        let draw = |resize, index| {
+            Transform::training(size, resize, &[scale]).draw(Draw { index, ..Draw::default() }, width, height)
+        };
+        let share = |crop: Resampling| f64::from(crop.width * crop.height) / f64::from(width * height);
+        for index in 0..300 {
+            let squashed = draw(ResizeMode::Squash, index);
+            assert!((0.34..0.51).contains(&share(squashed)), "{squashed:?}");
+            // The image has the ratio 4, and is not cut to a ratio of at most 4/3.
+            let ratio = f64::from(squashed.width) / f64::from(squashed.height) / 4.0;
+            assert!((0.73..1.37).contains(&ratio), "{squashed:?}");
+            assert_eq!((squashed.scaled_width, squashed.scaled_height, squashed.window_top), (size, size, 0));
+        }
+        // What is not black is where the image is in the padded square.
+        let white = white_image(width, height);
+        let (mut black, mut crops) = (0, BTreeSet::new());
+        for index in 0..300 {
+            let padded = draw(ResizeMode::Pad, index);
+            let pixels = Transformer::default().apply(&white, &padded, size).unwrap();
+            black += pixels.iter().filter(|&&byte| byte == 0).count();
+            assert!(pixels.contains(&255), "{padded:?}");
+            // The image keeps its aspect ratio but for that of the crop.
+            let scales = [(padded.scaled_width, padded.width), (padded.scaled_height, padded.height)];
+            let [across, down] = scales.map(|(to, from)| f64::from(to) / f64::from(from));
+            assert!((0.7..1.42).contains(&(across / down)), "{padded:?}");
+            crops.insert((padded.left, padded.window_top));
+        }
+        let share = black as f64 / f64::from(300 * size * size * 3);
+        assert!((0.5..0.75).contains(&share), "{share}");
+        assert!(crops.len() > 200);
+        // A crop of a very narrow image may not find it, and is then the whole image.
+        let narrow = Transform::training(8, ResizeMode::Pad, &["crop-scale=0.01-0.01".parse().unwrap()]);
+        for index in 0..300 {
+            let drawn = narrow.draw(Draw { index, ..Draw::default() }, 1000, 1);
+            let pixels = Transformer::default().apply(&white_image(1000, 1), &drawn, 8).unwrap();
+            assert!(pixels.contains(&255), "{drawn:?}");
+        }
+    }
+
+    fn white_image(width: u32, height: u32) -> RgbImage {
+        RgbImage { width, height, pixels: vec![255; (width * height * 3) as usize] }
+    }
+
+    #[test]
+    fn the_crop_scale_is_a_share_of_the_area() {
+        let [small, default] = ["crop-scale=0.01-0.02", "crop-scale=0.08-1"].map(|text| text.parse().unwrap());
+        assert_eq!(String::from(small), "crop-scale=0.01-0.02");
+        let draw = |augmentations: &[Augmentation], index| {
+            let transform = Transform::training(32, ResizeMode::Crop, augmentations);
+            transform.draw(Draw { index, ..Draw::default() }, 400, 300)
+        };
+        for index in 0..300 {
+            let crop = draw(&[small], index);
+            let share = f64::from(crop.width * crop.height) / f64::from(400 * 300);
+            assert!((0.009..0.0211).contains(&share), "{crop:?}");
+            assert_eq!(draw(&[small, default], index), draw(&[], index));
+        }
+        assert_eq!(Augmentation::besides_default(&[small, default]), []);
+        assert_eq!(Augmentation::besides_default(&[default, small]), [small]);
+        for wrong in ["crop-scale", "crop-scale=0.5", "crop-scale=0-1", "crop-scale=0.5-0.4", "crop-scale=0.5-1.1"] {
+            let error = wrong.parse::<Augmentation>().unwrap_err();
+            assert!(error.to_string().contains("such as 0.35-1"), "{error}");
+        }
     }
 
     #[test]
@@ -424,7 +509,7 @@ mod transforming {
             let mut random = RandomStream::new(3, Purpose::Augmentation, 0, 0);
             let mut sums = [[0.0; 4]; 2];
             for _ in 0..draws {
-                let crop = sample_random_resized_crop(&mut random, width, height);
+                let crop = sample_random_resized_crop(&mut random, width, height, CROP_SCALE);
                 let values = [crop.top, crop.left, crop.height, crop.width].map(f64::from);
                 for (i, value) in values.into_iter().enumerate() {
                     sums[0][i] += value;
@@ -469,7 +554,7 @@ mod transforming {
         ) {
             let source = drawn(width, height);
             let mut transformer = Transformer::default();
-            for transform in [Transform::training(size, &[]), Transform::resize_and_center_crop(shorter_side, size)] {
+            for transform in [Transform::training(size, ResizeMode::Crop, &[]), Transform::resize_and_center_crop(shorter_side, size)] {
                 let draw = Draw { seed, ..Draw::default() };
                 prop_assert!(transformer.transform(&source, &transform, draw).is_ok());
             }
@@ -478,7 +563,9 @@ mod transforming {
 
     #[test]
     fn augmentations_are_independent_and_half_of_them_flip() {
-        let drawn = |seed, epoch, index| Transform::training(224, &[]).draw(Draw { seed, epoch, index }, 400, 300);
+        let drawn = |seed, epoch, index| {
+            Transform::training(224, ResizeMode::Crop, &[]).draw(Draw { seed, epoch, index }, 400, 300)
+        };
         let crop = |seed, epoch, index| crop(Draw { seed, epoch, index }, 400, 300);
         let all: Vec<Resampling> = (0..4000).map(|index| drawn(5, 0, index)).collect();
         let flips = all.iter().filter(|drawn| drawn.flip_columns).count();
@@ -512,8 +599,11 @@ mod transforming {
     fn augmentations_are_read_and_replace_their_default() {
         let flip: Augmentation = "horizontal-flip=0".parse().unwrap();
         assert_eq!(String::from(flip), "horizontal-flip=0");
-        let transform = Transform::training(32, &[flip]);
-        let operations = [Operation::RandomResizedCrop { size: 32 }, Operation::Augmentation(flip)];
+        let transform = Transform::training(32, ResizeMode::Crop, &[flip]);
+        let operations = [
+            Operation::RandomResizedCrop { size: 32, scale: CROP_SCALE, resize: ResizeMode::Crop },
+            Operation::Augmentation(flip),
+        ];
         assert_eq!(transform.operations(), operations);
         assert!((0..100).all(|index| !transform.draw(Draw { index, ..Draw::default() }, 90, 70).flip_columns));
         for wrong in ["horizontal-flip", "horizontal-flip=", "horizontal-flip=1.1", "horizontal-flip=NaN", "turn=1"] {
@@ -522,10 +612,168 @@ mod transforming {
         }
     }
 
+    fn training(words: &str) -> Transform {
+        let augmentations: Vec<Augmentation> = words.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        Transform::training(40, ResizeMode::Crop, &augmentations)
+    }
+
+    fn draws(words: &str, count: usize) -> Vec<Resampling> {
+        let transform = training(words);
+        (0..count).map(|index| transform.draw(Draw { index, ..Draw::default() }, 400, 300)).collect()
+    }
+
+    #[test]
+    fn augmentations_of_pixels_leave_crops_and_flips_as_they_are() {
+        let plain = draws("", 200);
+        let off = "brightness=0 contrast=0 saturation=0 hue=0 rotation=0 translate=0 zoom=0 shear=0 random-erasing=0";
+        assert_eq!(draws(off, 200), plain);
+        let all = "random-erasing=1 trivial-augment hue=0.1 saturation=0.2 contrast=0.3 brightness=0.4 shear=5 zoom=0.1 rotation=9";
+        let edited = draws(all, 200);
+        for (edited, plain) in edited.iter().zip(&plain) {
+            assert!(edited.edits.affine.is_some() && edited.edits.erased.is_some());
+            assert_eq!(Resampling { edits: plain.edits, ..*edited }, *plain);
+        }
+        // The order of the words does not matter.
+        let mut words: Vec<&str> = all.split(' ').collect();
+        words.reverse();
+        assert_eq!(draws(&words.join(" "), 200), edited);
+        assert_eq!(
+            training("hue=0.1 brightness=0.4").operations().iter().map(Operation::to_string).collect::<Vec<_>>(),
+            ["random-resized-crop", "horizontal-flip=0.5", "brightness=0.4", "hue=0.1", "colours in random order"]
+        );
+    }
+
+    #[test]
+    fn wrong_amounts_are_refused() {
+        for (word, expected) in [
+            ("hue=0.6", "hue=0.6: expected a number from 0 to 0.5"),
+            ("rotation", "rotation: expected a number from 0 to 180"),
+            ("contrast=-1", "contrast=-1: expected a number from 0 to 10"),
+            ("zoom=NaN", "zoom=NaN: expected a number from 0 to 0.9"),
+            ("trivial-augment=1", "unknown augmentation trivial-augment=1; expected one of horizontal-flip="),
+        ] {
+            let error = word.parse::<Augmentation>().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        for word in ["hue=0.25", "trivial-augment", "random-erasing=1", "crop-scale=0.2-0.75"] {
+            assert_eq!(word.parse::<Augmentation>().unwrap().to_string(), word);
+        }
+    }
+
+    #[test]
+    fn colour_jitter_is_drawn_as_by_torchvision() {
+        let mut orders = BTreeSet::new();
+        let (mut least, mut most) = ([f32::MAX; 3], [f32::MIN; 3]);
+        for drawn in draws("brightness=0.2 contrast=1.5 saturation=0.5 hue=0.25", 2000) {
+            let mut order = String::new();
+            let mut note = |index: usize, factor: f32| {
+                (least[index], most[index]) = (least[index].min(factor), most[index].max(factor));
+                ['b', 'c', 's'][index]
+            };
+            for colour in drawn.edits.colours.into_iter().flatten() {
+                order.push(match colour {
+                    Colour::Brightness(factor) => note(0, factor),
+                    Colour::Contrast(factor) => note(1, factor),
+                    Colour::Saturation(factor) => note(2, factor),
+                    Colour::Hue(shift) if !(64..193).contains(&shift) => 'h',
+                    other => panic!("{other:?}"),
+                });
+            }
+            orders.insert(order);
+        }
+        assert_eq!(orders.len(), 24, "all permutations");
+        for (index, (from, to)) in [(0.8, 1.2), (0.0, 2.5), (0.5, 1.5)].into_iter().enumerate() {
+            assert!(from <= least[index] && least[index] < from + 0.02, "{index}: {least:?}");
+            assert!(most[index] <= to && to - 0.02 < most[index], "{index}: {most:?}");
+        }
+    }
+
+    #[test]
+    fn erased_rectangles_are_distributed_as_those_of_torchvision() {
+        for case in manifest("erased_means") {
+            let size = case["size"].as_u64().unwrap() as u32;
+            let transform = Transform::training(size, ResizeMode::Crop, &["random-erasing=0.4".parse().unwrap()]);
+            let (mut sums, mut count, draws) = ([0.0; 4], 0.0, 20_000);
+            for index in 0..draws {
+                let drawn = transform.draw(Draw { index, ..Draw::default() }, 64, 64);
+                let Some(Erased { top, left, height, width }) = drawn.edits.erased else { continue };
+                count += 1.0;
+                assert!(top + height <= size && left + width <= size);
+                sums.iter_mut().zip([top, left, height, width]).for_each(|(sum, value)| *sum += f64::from(value));
+            }
+            assert!((count / draws as f64 - 0.4).abs() < 0.02, "{count}");
+            for (i, sum) in sums.iter().enumerate() {
+                let (mean, deviation) = (case["mean"][i].as_f64().unwrap(), case["deviation"][i].as_f64().unwrap());
+                let standard_error = deviation * (1.0 / case["draws"].as_f64().unwrap() + 1.0 / count).sqrt();
+                assert!((sum / count - mean).abs() <= 4.0 * standard_error, "{case}: mean {i} is {}", sum / count);
+            }
+        }
+    }
+
+    #[test]
+    fn trivial_augment_draws_the_operations_of_torchvision() {
+        let drawn: Vec<Resampling> = draws("trivial-augment", 14 * 61 * 20);
+        let share = |matches: &dyn Fn(&Resampling) -> bool| {
+            drawn.iter().filter(|drawn| matches(drawn)).count() as f64 / drawn.len() as f64
+        };
+        for case in manifest("trivial_augment") {
+            let name = case["name"].as_str().unwrap();
+            let magnitudes: Vec<f64> =
+                case["magnitudes"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+            // The value of an operation on colours, as torchvision's magnitude.
+            let value = |drawn: &Resampling| -> Option<f64> {
+                match (name, drawn.edits.colours[0]?) {
+                    ("Brightness", Colour::Brightness(factor))
+                    | ("Color", Colour::Saturation(factor))
+                    | ("Contrast", Colour::Contrast(factor))
+                    | ("Sharpness", Colour::Sharpness(factor)) => Some(f64::from(factor) - 1.0),
+                    ("Posterize", Colour::Posterize(bits)) => Some(bits.into()),
+                    ("Solarize", Colour::Solarize(threshold)) => Some(threshold.into()),
+                    ("AutoContrast", Colour::AutoContrast) | ("Equalize", Colour::Equalize) => Some(0.0),
+                    _ => None,
+                }
+            };
+            match &case["matrix"] {
+                Value::Null if name == "Identity" => {
+                    let none = share(&|drawn| drawn.edits.is_empty());
+                    assert!((0.06..0.085).contains(&none), "{none}");
+                }
+                Value::Null => {
+                    let values: Vec<f64> = drawn.iter().filter_map(value).collect();
+                    let share = values.len() as f64 / drawn.len() as f64;
+                    assert!((0.06..0.085).contains(&share), "{name}: {share}");
+                    let expected: Vec<f64> = match case["signed"].as_bool().unwrap() {
+                        true => magnitudes.iter().flat_map(|&magnitude| [magnitude, -magnitude]).collect(),
+                        // A byte is below a threshold if it is below the next integer.
+                        false => magnitudes.iter().map(|magnitude| magnitude.ceil()).collect(),
+                    };
+                    let is = |value: f64, other: f64| (value - other).abs() < 1e-5;
+                    assert!(values.iter().all(|&value| expected.iter().any(|&other| is(value, other))), "{name}");
+                    assert!(expected.iter().all(|&other| values.iter().any(|&value| is(value, other))), "{name}");
+                }
+                matrix => {
+                    let matrix: [f64; 6] = std::array::from_fn(|i| matrix[i].as_f64().unwrap());
+                    let expected = AffineMap::new(matrix);
+                    // The magnitudes are float32.
+                    let is = |found: AffineMap| {
+                        let pairs = found.across.into_iter().chain(found.down);
+                        let mut pairs = pairs.zip(expected.across.into_iter().chain(expected.down));
+                        pairs.all(|(found, expected)| found.abs_diff(expected) < 1 << 14)
+                    };
+                    let largest = share(&|drawn| drawn.edits.affine.is_some_and(is));
+                    assert!((0.25..2.0).contains(&(largest * 14.0 * 62.0)), "{name}: {largest}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_vertical_flip_leaves_the_other_draws_as_they_are() {
         let augmentations = ["vertical-flip=0.25".parse().unwrap()];
-        let (plain, flipped) = (Transform::training(224, &[]), Transform::training(224, &augmentations));
+        let (plain, flipped) = (
+            Transform::training(224, ResizeMode::Crop, &[]),
+            Transform::training(224, ResizeMode::Crop, &augmentations),
+        );
         let mut flips = 0;
         for index in 0..4000 {
             let draw = Draw { seed: 5, epoch: 0, index };
@@ -559,9 +807,9 @@ mod transforming {
         let mut refuse = |image: &RgbImage, transform: &Transform| {
             assert!(transformer.transform(image, transform, Draw::default()).is_err(), "{transform:?}");
         };
-        refuse(&source, &Transform::test(0));
+        refuse(&source, &Transform::test(0, ResizeMode::Crop));
         refuse(&source, &Transform::resize_and_center_crop(0, 2));
-        refuse(&RgbImage::default(), &Transform::test(2));
+        refuse(&RgbImage::default(), &Transform::test(2, ResizeMode::Crop));
         assert!(normalize(&[0; 6], &mut [0.0; 3]).is_err());
     }
 }
@@ -1363,7 +1611,7 @@ mod loading {
     }
 
     fn options(mode: Mode, workers: usize) -> LoaderOptions {
-        LoaderOptions { batch_size: 5, image_size: SIZE, mode, workers, strict: false }
+        LoaderOptions { batch_size: 5, image_size: SIZE, resize: ResizeMode::Crop, mode, workers, strict: false }
     }
 
     fn bits(batches: impl Iterator<Item = retune::Result<Batch>>) -> Vec<(Vec<u32>, Vec<u32>, Vec<usize>)> {
@@ -1411,8 +1659,8 @@ mod loading {
                     assert_eq!(target as usize, sample.class);
                     let image = decode_file(&sample.path).unwrap();
                     let (transform, seed) = match mode {
-                        Mode::Train { seed } => (Transform::training(SIZE, &[]), seed),
-                        Mode::Evaluate => (Transform::test(SIZE), 0),
+                        Mode::Train { seed } => (Transform::training(SIZE, ResizeMode::Crop, &[]), seed),
+                        Mode::Evaluate => (Transform::test(SIZE, ResizeMode::Crop), 0),
                     };
                     let draw = Draw { seed, epoch: 4, index };
                     let bytes = Transformer::default().transform(&image, &transform, draw).unwrap();

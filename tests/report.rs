@@ -231,11 +231,12 @@ fn what_was_seen_is_what_training_saw() {
     assert_ne!(read("seen.png"), read("other.png"));
     assert_ne!(read("seen.png"), read("plain.png"));
 
-    use retune::data::{Draw, ImageFolder, Transform, Transformer, decode_file};
+    use retune::data::{Draw, ImageFolder, ResizeMode, Transform, Transformer, decode_file};
     let folder = ImageFolder::open(place.path("data/train")).unwrap();
     let image = decode_file(&folder.samples[0].path).unwrap();
     let draw = Draw { seed: 5, epoch: 0, index: 0 };
-    let truth = Transformer::default().transform(&image, &Transform::training(32, &[]), draw).unwrap();
+    let truth =
+        Transformer::default().transform(&image, &Transform::training(32, ResizeMode::Crop, &[]), draw).unwrap();
     let sheet = image::open(place.path("seen.png")).unwrap().to_rgb8();
     let tile = image::imageops::crop_imm(&sheet, 8, 8, 32, 32).to_image();
     assert_eq!(tile.into_raw(), truth);

@@ -364,6 +364,18 @@ inline float __fdiv_rn(float a, float b) {
     return a / b;
 }
 
+inline double __dadd_rn(double a, double b) {
+    return a + b;
+}
+
+inline double __dsub_rn(double a, double b) {
+    return a - b;
+}
+
+inline double __dmul_rn(double a, double b) {
+    return a * b;
+}
+
 inline float __fsqrt_rn(float value) {
     return std::sqrt(value);
 }

@@ -14,8 +14,8 @@ use tempfile::NamedTempFile;
 use super::GlobalArguments;
 use super::url::{is_url, refusal};
 use crate::data::{
-    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, SkippedSample,
-    images_below,
+    Batches, DecodeOptions, FileKind, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, NotRead, ResizeMode,
+    SkippedSample, images_below,
 };
 use crate::device::threads;
 use crate::error::{Context, Error, Result};
@@ -197,6 +197,8 @@ pub struct ImageOptions {
     pub batch_size: usize,
     /// Rows and columns of the input.
     pub image_size: usize,
+    /// How images become squares of that size.
+    pub resize: ResizeMode,
     /// Whether the EXIF orientation is applied.
     pub exif: bool,
 }
@@ -208,6 +210,7 @@ pub fn batches_of(paths: &[PathBuf], options: &ImageOptions, store: &Rc<ImageSto
     let options = LoaderOptions {
         batch_size: options.batch_size.min(paths.len()),
         image_size: options.image_size as u32,
+        resize: options.resize,
         mode: Mode::Evaluate,
         workers: threads::count().min(paths.len()),
         strict: false,

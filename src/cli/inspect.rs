@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, print_json, print_result};
+use crate::data::ResizeMode;
 use crate::error::{Error, Result};
 use crate::graph::{BufferKind, Plan};
 use crate::model::{BatchShape, Freezing, Phase, is_head};
@@ -107,6 +108,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
             "prefix": found.as_ref().map(|found| &found.prefix),
             "classes": model.as_ref().map(|model| &model.classes),
             "image_size": model.as_ref().map(|model| model.image_size),
+            "resize": model.as_ref().map(|model| model.resize),
             "exif": model.as_ref().map(|model| model.exif),
             "parameters": all,
             "head_parameters": head,
@@ -136,9 +138,14 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         }
         None => print_result(&format!("elements    {}", rows.iter().map(|row| row.elements).sum::<usize>()))?,
     }
-    if let Some(ModelFile { classes, image_size, exif, names_notice, .. }) = &model {
+    if let Some(ModelFile { classes, image_size, resize, exif, names_notice, .. }) = &model {
         let rotated = if *exif { ", rotated by their EXIF orientation" } else { "" };
-        print_result(&format!("images      {image_size} x {image_size}{rotated}"))?;
+        let squares = match resize {
+            ResizeMode::Crop => "",
+            ResizeMode::Squash => ", squashed",
+            ResizeMode::Pad => ", padded",
+        };
+        print_result(&format!("images      {image_size} x {image_size}{squares}{rotated}"))?;
         let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
         let more = if classes.len() > shown.len() { ", ..." } else { "" };
         if let Some(notice) = names_notice {

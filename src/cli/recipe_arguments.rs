@@ -1,8 +1,8 @@
 //! The flags of the recipe: what they are, how they change one, and which of them ask for one.
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
-use crate::data::Augmentation;
+use crate::data::{Augmentation, ResizeMode};
 use crate::error::Result;
 use crate::model::Architecture;
 use crate::optim::{Hyperparameter, OPTIMIZERS, OptimizerKind, SCHEDULES, WarmUp};
@@ -136,6 +136,12 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
 
+    /// How images become squares: crop uses the middle, or in training a random part; squash scales the whole image to a square; pad
+    /// scales the longer side and pads the shorter one with black. With squash and pad, training crops the square at random [default:
+    /// that of the weights, or crop]
+    #[arg(long, value_name = "HOW", value_parser = resize_modes(), help_heading = "Image options")]
+    resize: Option<ResizeMode>,
+
     /// Apply the EXIF orientation of images, which torchvision ignores
     #[arg(long, help_heading = "Image options")]
     exif: bool,
@@ -146,7 +152,7 @@ pub struct RecipeArguments {
     drop_duplicates: bool,
 
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', help_heading = "Image options",
-          help = format!("Augmentations of the training images: {}", Augmentation::HELP))]
+          help = format!("Augmentations of the training images: {}", Augmentation::help()))]
     augment: Option<Vec<Augmentation>>,
 
     /// Fraction of each class to hold out for testing, if DATA has no test folder
@@ -171,6 +177,7 @@ macro_rules! for_each_flag {
             "--arch" architecture,
             "--width" width,
             "--image-size" image_size,
+            "--resize" resize,
             "--epochs" epochs,
             "--batch-size" batch_size,
             "--accumulate" accumulate,
@@ -223,8 +230,16 @@ impl RecipeArguments {
 
     /// A flag that is given and says how to train: not what the images are, and not the seed.
     pub fn given_for_training(&self) -> Option<String> {
-        const OF_DATA: [&str; 7] =
-            ["--image-size", "--exif", "--drop-duplicates", "--test-fraction", "--labels", "--seed", "--augment"];
+        const OF_DATA: [&str; 8] = [
+            "--image-size",
+            "--resize",
+            "--exif",
+            "--drop-duplicates",
+            "--test-fraction",
+            "--labels",
+            "--seed",
+            "--augment",
+        ];
         let mut given = Vec::new();
         macro_rules! find {
             ($($flag:literal $field:ident),* $(,)?) => {$(
@@ -372,7 +387,7 @@ macro_rules! displayed {
     )*};
 }
 
-displayed! { String, usize, u64, f64, Augmentation, ClassWeights, WarmUp }
+displayed! { String, usize, u64, f64, Augmentation, ClassWeights, ResizeMode, WarmUp }
 
 impl<T: Value> Value for Option<T> {
     fn value(&self) -> Option<String> {
@@ -443,6 +458,11 @@ impl clap::FromArgMatches for HyperparameterArguments {
 /// The values of `--arch`: the names in the table of architectures.
 pub(super) fn architecture_names() -> PossibleValuesParser {
     PossibleValuesParser::new(Architecture::all().map(Architecture::name))
+}
+
+/// The values of `--resize`.
+pub(super) fn resize_modes() -> impl TypedValueParser<Value = ResizeMode> {
+    PossibleValuesParser::new(ResizeMode::ALL.map(ResizeMode::name)).try_map(|name| name.parse::<ResizeMode>())
 }
 
 /// The path of a file, so that it is found from another folder too.
@@ -520,6 +540,7 @@ mod tests {
             fit_head: true,
             feature_copies: 2,
             image_size: 96,
+            resize: ResizeMode::Pad,
             exif: true,
             drop_duplicates: true,
             augment: vec!["horizontal-flip=0".parse().unwrap(), "vertical-flip=0.5".parse().unwrap()],
@@ -557,7 +578,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 38);
+        assert_eq!(flags.len(), 39);
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::recipe_arguments::resize_modes;
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{Augmentation, DecodeOptions, Transform, counted, open_training_images};
+use crate::data::{Augmentation, DecodeOptions, ResizeMode, Transform, counted, open_training_images};
 use crate::error::{Error, Result};
 use crate::file::require_writable;
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
@@ -52,8 +53,12 @@ pub struct ShowArguments {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "augmented")]
     seed: u64,
 
+    /// With --augmented, the --resize of the run
+    #[arg(long, value_name = "HOW", default_value = "crop", value_parser = resize_modes(), requires = "augmented")]
+    resize: ResizeMode,
+
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', requires = "augmented",
-          help = format!("With --augmented, the augmentations of the run: {}", Augmentation::HELP))]
+          help = format!("With --augmented, the augmentations of the run: {}", Augmentation::help()))]
     augment: Vec<Augmentation>,
 }
 
@@ -72,7 +77,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     let count = arguments.per_class as usize;
     let rows: Vec<Vec<Tile>> = match arguments.augmented {
         true => {
-            let transform = Transform::training(arguments.image_size, &arguments.augment);
+            let transform = Transform::training(arguments.image_size, arguments.resize, &arguments.augment);
             augmented_tiles(&folder, count, &transform, arguments.seed)
         }
         false => tiles_of_classes(&folder, count, usize::MAX, arguments.image_size),

@@ -1,5 +1,7 @@
 //! Executes transforms on a device with its `augment`.
 
+use std::cell::RefCell;
+
 use crate::data::transform::lookup_table;
 use crate::device::{Augment, Device, ImageView, write_f32};
 use crate::error::Result;
@@ -11,6 +13,9 @@ pub struct Augmenter {
     lookup_table: Tensor,
     /// The views of a batch.
     views: Tensor,
+    batch_size: usize,
+    /// Memory for edits, once a batch has some.
+    workspace: RefCell<Option<Tensor>>,
 }
 
 impl Augmenter {
@@ -22,7 +27,7 @@ impl Augmenter {
         let table = allocate(device, [3, 256].into(), ElementType::F32)?;
         write_f32(device, lookup_table().as_flattened(), &table)?;
         let views = allocate(device, [batch_size * ImageView::BYTES].into(), ElementType::U8)?;
-        Ok(Self { lookup_table: table, views })
+        Ok(Self { lookup_table: table, views, batch_size, workspace: RefCell::default() })
     }
 
     /// Writes the normalised pixels of these views, `[n, image_size, image_size, 3]`.
@@ -33,10 +38,41 @@ impl Augmenter {
         let entries = views.iter().map(ImageView::bytes).collect::<Result<Vec<_>>>()?;
         let table = self.views.part(0, [entries.len() * ImageView::BYTES].into());
         device.upload(entries.as_flattened(), &table)?;
+        self.launch(device, views, &table, Some(&self.lookup_table), output)
+    }
+
+    /// Launches `augment` with a table of these views.
+    pub(super) fn launch(
+        &self,
+        device: &dyn Device,
+        views: &[ImageView],
+        table: &Tensor,
+        lookup_table: Option<&Tensor>,
+        output: &Tensor,
+    ) -> Result<()> {
         let pixels = |view: &ImageView| u64::from(view.resampling.height) * u64::from(view.resampling.width);
         let source_pixels = views.iter().map(pixels).sum();
-        device.augment(&Augment { views: &table, lookup_table: Some(&self.lookup_table), output, source_pixels })
+        let mut workspace = self.workspace.borrow_mut();
+        let workspace = match views.iter().all(|view| view.resampling.edits.is_empty()) {
+            true => None,
+            false => Some(match &mut *workspace {
+                Some(existing) => existing,
+                none => none.insert(allocate_workspace(device, self.batch_size, output.shape().dims()[1])?),
+            }),
+        };
+        let workspace = workspace.map(|workspace| &*workspace);
+        device.augment(&Augment { views: table, lookup_table, output, source_pixels, workspace })
     }
+}
+
+/// The memory that `augment` needs for edits, with counters of zero.
+fn allocate_workspace(device: &dyn Device, images: usize, image_size: usize) -> Result<Tensor> {
+    let bytes = Augment::workspace_bytes(image_size);
+    let workspace = allocate(device, [images, bytes].into(), ElementType::U8)?;
+    for image in 0..images {
+        device.upload(&[0; 16], &workspace.part(image * bytes, [16].into()))?;
+    }
+    Ok(workspace)
 }
 
 /// Allocates device memory for a tensor.

@@ -10,7 +10,7 @@ use super::image_folder::ImageFolder;
 use super::pipeline::{Job, Pipeline, lock};
 use super::random::{Purpose, RandomStream};
 use super::rgb_image::{PaddedImage, RgbImage};
-use super::transform::{Augmentation, Draw, Transform};
+use super::transform::{Augmentation, Draw, ResizeMode, Transform};
 use super::transformer::{Transformer, normalize_pixels};
 use crate::device::Resampling;
 use crate::error::{Error, Result};
@@ -40,6 +40,8 @@ pub struct LoaderOptions {
     pub batch_size: usize,
     /// Height and width of the network's input in pixels, at least one.
     pub image_size: u32,
+    /// How images become squares.
+    pub resize: ResizeMode,
     /// The purpose of the batches.
     pub mode: Mode,
     /// Number of threads that decode and transform images; zero means one.
@@ -112,8 +114,8 @@ impl Loader {
             return Err(Error::usage("the image size is 0; expected at least 1 pixel"));
         }
         let transform = match options.mode {
-            Mode::Train { .. } => Transform::training(options.image_size, &[]),
-            Mode::Evaluate => Transform::test(options.image_size),
+            Mode::Train { .. } => Transform::training(options.image_size, options.resize, &[]),
+            Mode::Evaluate => Transform::test(options.image_size, options.resize),
         };
         Ok(Self { dataset, options, transform: Arc::new(transform), classes: None, pool: Arc::default() })
     }
@@ -122,7 +124,8 @@ impl Loader {
     pub fn with_augmentations(self, augmentations: &[Augmentation]) -> Self {
         match self.options.mode {
             Mode::Train { .. } => {
-                let transform = Transform::training(self.options.image_size, augmentations);
+                let LoaderOptions { image_size, resize, .. } = self.options;
+                let transform = Transform::training(image_size, resize, augmentations);
                 Self { transform: Arc::new(transform), ..self }
             }
             Mode::Evaluate => self,

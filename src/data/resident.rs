@@ -10,7 +10,7 @@ use super::augmenter::{Augmenter, allocate};
 use super::loader::{DecodedImage, DecodedImages, Loader, SkippedSample};
 use super::rgb_image::RgbImage;
 use super::store::ImageStore;
-use crate::device::{Augment, Device, ImageView, Resampling};
+use crate::device::{Device, Edits, ImageView, Resampling};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
@@ -149,7 +149,8 @@ impl ResidentImages {
         Ok(ResidentBatch { targets, indices, skipped, images: self, views })
     }
 
-    /// Scales an image that the store does not keep, and returns a view of the result, at position `place` of the batch.
+    /// Scales and edits an image that the store does not keep, and returns a view of the result, at position `place` of the batch. Only
+    /// an erased rectangle is left to the view, because a byte cannot be zero after normalisation.
     fn scale(&mut self, place: usize, image: &RgbImage, resampling: Resampling) -> Result<ImageView> {
         let device = self.store.device().as_ref();
         let size = self.image_size;
@@ -171,12 +172,15 @@ impl ResidentImages {
         let Transit { decoded, view, scaled } = self.transit.insert(transit);
         let image = decoded.part(0, [image.height as usize, image.width as usize, 3].into());
         device.upload(pixels, &image)?;
-        device.upload(&ImageView { image, resampling }.bytes()?, view)?;
+        let erased = resampling.edits.erased;
+        let edits = Edits { erased: None, ..resampling.edits };
+        let scaling = ImageView { image, resampling: Resampling { edits, ..resampling } };
+        device.upload(&scaling.bytes()?, view)?;
         let values = size * size * 3;
-        let source_pixels = u64::from(resampling.height) * u64::from(resampling.width);
         let output = &scaled.part(place * values, [1, size, size, 3].into());
-        device.augment(&Augment { views: view, lookup_table: None, output, source_pixels })?;
+        self.augmenter.launch(device, &[scaling], view, None, output)?;
         let image = scaled.part(place * values, [size, size, 3].into());
-        Ok(ImageView { image, resampling: Resampling::whole(size as u32, size as u32) })
+        let edits = Edits { erased, ..Edits::default() };
+        Ok(ImageView { image, resampling: Resampling { edits, ..Resampling::whole(size as u32, size as u32) } })
     }
 }

@@ -1,9 +1,10 @@
 //! Executes transforms on the CPU.
 
+use super::editor::Editor;
 use super::resizer::{Axis, Resizer, Rows, RowsMut};
 use super::rgb_image::Image;
-use super::transform::{CropBox, Draw, Transform, lookup_table};
-use crate::device::Resampling;
+use super::transform::{CropBox, Draw, MEAN, Transform, lookup_table};
+use crate::device::{Erased, Resampling};
 use crate::error::{Error, Result};
 
 /// The pixels of a scaled axis that the output takes.
@@ -37,6 +38,7 @@ impl Span {
 #[derive(Debug, Default)]
 pub struct Transformer {
     resizer: Resizer,
+    editor: Editor,
 }
 
 impl Transformer {
@@ -67,16 +69,34 @@ impl Transformer {
         let mut pixels = vec![0; size * size * BYTES];
         self.resample(image, drawn, image_size, &mut pixels)?;
         let mut output = vec![0; size * size * 3];
-        map_pixels::<BYTES, u8>(&pixels, drawn, size, &mut output, |&pixel| [0, 1, 2].map(|channel| pixel[channel]))?;
+        let mean = MEAN.map(|mean| (mean * 255.0).round() as u8);
+        map_pixels::<BYTES, u8>(&pixels, drawn, size, mean, &mut output, |&pixel| {
+            [0, 1, 2].map(|channel| pixel[channel])
+        })?;
         Ok(output)
     }
 
-    /// Applies a resampling except its flips, which [`normalize_pixels`] applies in the same pass. `output` has the image's kind of
-    /// pixels, `[image_size, image_size, BYTES]`.
+    /// Applies a resampling except what [`normalize_pixels`] applies in the same pass: flips, if no edits follow them, and the erased
+    /// rectangle. `output` has the image's kind of pixels, `[image_size, image_size, BYTES]`.
     ///
     /// # Errors
     /// When the rectangle lies outside of the image, a size is zero, or `output` has another length.
     pub(super) fn resample<const BYTES: usize>(
+        &mut self,
+        image: &Image<BYTES>,
+        drawn: &Resampling,
+        image_size: u32,
+        output: &mut [u8],
+    ) -> Result<()> {
+        self.scale(image, drawn, image_size, output)?;
+        if drawn.edits.change_pixels() {
+            flip::<BYTES>(output, drawn, image_size as usize);
+            self.editor.edit::<BYTES>(output, image_size as usize, &drawn.edits);
+        }
+        Ok(())
+    }
+
+    fn scale<const BYTES: usize>(
         &mut self,
         image: &Image<BYTES>,
         drawn: &Resampling,
@@ -140,6 +160,19 @@ impl Transformer {
     }
 }
 
+/// Exchanges left and right, or top and bottom, of a square image.
+fn flip<const BYTES: usize>(pixels: &mut [u8], drawn: &Resampling, size: usize) {
+    let pixels = pixels.as_chunks_mut::<BYTES>().0;
+    if drawn.flip_columns {
+        pixels.chunks_mut(size).for_each(<[_]>::reverse);
+    }
+    if drawn.flip_rows {
+        // All pixels in reverse order are rows in reverse order, each reversed.
+        pixels.reverse();
+        pixels.chunks_mut(size).for_each(<[_]>::reverse);
+    }
+}
+
 /// The pixels of an image from this one on.
 fn pixels_from<const BYTES: usize>(image: &Image<BYTES>, top: u32, left: u32) -> Rows<'_> {
     let step = image.width as usize * BYTES;
@@ -155,7 +188,8 @@ pub fn normalize(pixels: &[u8], output: &mut [f32]) -> Result<()> {
     normalize_pixels::<3>(pixels, &Resampling::whole(width as u32, 1), width, output)
 }
 
-/// The same for pixels of `BYTES` bytes in rows of `width`. Also applies the flips of `drawn`.
+/// The same for pixels of `BYTES` bytes in rows of `width`. Also applies the flips of `drawn`, if no edits follow them, and the erased
+/// rectangle.
 pub(super) fn normalize_pixels<const BYTES: usize>(
     pixels: &[u8],
     drawn: &Resampling,
@@ -163,16 +197,18 @@ pub(super) fn normalize_pixels<const BYTES: usize>(
     output: &mut [f32],
 ) -> Result<()> {
     let [red, green, blue] = lookup_table();
-    map_pixels(pixels, drawn, width, output, |pixel: &[u8; BYTES]| {
+    map_pixels(pixels, drawn, width, [0.0; 3], output, |pixel: &[u8; BYTES]| {
         [red[usize::from(pixel[0])], green[usize::from(pixel[1])], blue[usize::from(pixel[2])]]
     })
 }
 
-/// Maps each pixel to its three channels, in rows of `width`, and applies the flips of `drawn`.
-fn map_pixels<const BYTES: usize, T>(
+/// Maps each pixel to its three channels, in rows of `width`, and applies flips and the erased rectangle of `drawn`, whose pixels become
+/// `mean`.
+fn map_pixels<const BYTES: usize, T: Copy>(
     pixels: &[u8],
     drawn: &Resampling,
     width: usize,
+    mean: [T; 3],
     output: &mut [T],
     channels: impl Fn(&[u8; BYTES]) -> [T; 3],
 ) -> Result<()> {
@@ -183,13 +219,21 @@ fn map_pixels<const BYTES: usize, T>(
     }
     let width = width.max(1);
     let rows = pixels.len() / width;
+    // Edits follow flips, so that these are done.
+    let flips = !drawn.edits.change_pixels();
+    let (flip_rows, flip_columns) = (drawn.flip_rows && flips, drawn.flip_columns && flips);
     for (number, mapped_row) in mapped.chunks_mut(width).enumerate() {
-        let row = if drawn.flip_rows { rows - 1 - number } else { number };
+        let row = if flip_rows { rows - 1 - number } else { number };
         let row = &pixels[row * width..][..width];
-        if drawn.flip_columns {
+        if flip_columns {
             row.iter().rev().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));
         } else {
             row.iter().zip(mapped_row).for_each(|(pixel, mapped)| *mapped = channels(pixel));
+        }
+    }
+    if let Some(Erased { top, left, height, width: columns }) = drawn.edits.erased {
+        for row in mapped.chunks_mut(width).skip(top as usize).take(height as usize) {
+            row.iter_mut().skip(left as usize).take(columns as usize).for_each(|mapped| *mapped = mean);
         }
     }
     Ok(())

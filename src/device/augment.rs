@@ -1,11 +1,12 @@
 //! The work of [`Device::augment`](super::Device::augment) for each image, and the table that describes it to a kernel.
 
+use super::edits::{AffineMap, Edits, Erased};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
 /// The mapping of an image to output pixels: a rectangle is scaled, as by Pillow's `BILINEAR`, and a
-/// square of the scaled pixels is the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// square of the scaled pixels is mirrored and edited, which gives the output.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Resampling {
     /// Rows of the image above the rectangle.
     pub top: u32,
@@ -27,6 +28,8 @@ pub struct Resampling {
     pub flip_columns: bool,
     /// Whether the output is mirrored from top to bottom.
     pub flip_rows: bool,
+    /// What then happens to the pixels.
+    pub edits: Edits,
 }
 
 impl Resampling {
@@ -44,6 +47,7 @@ impl Resampling {
             window_left: 0,
             flip_columns: false,
             flip_rows: false,
+            edits: Edits::default(),
         }
     }
 
@@ -66,7 +70,7 @@ pub struct ImageView {
 
 impl ImageView {
     /// Bytes of a view in the table that [`super::Augment::views`] is.
-    pub const BYTES: usize = 40;
+    pub const BYTES: usize = 144;
 
     /// Its entry in the table. The table does not keep the image's memory alive.
     ///
@@ -84,6 +88,7 @@ impl ImageView {
             window_left,
             flip_columns,
             flip_rows,
+            edits: Edits { affine, colours, erased },
         } = self.resampling;
         let inside = match *self.image.shape().dims() {
             [rows, columns, 3] if self.image.element_type() == ElementType::U8 => {
@@ -98,7 +103,12 @@ impl ImageView {
         let columns = self.image.shape().dims()[1];
         let first_pixel = top as usize * columns + left as usize;
         let columns_first = self.resampling.columns_first();
-        let flags = u32::from(flip_columns) | u32::from(flip_rows) << 1 | u32::from(columns_first) << 2;
+        let colours: Vec<[u32; 2]> = colours.into_iter().map_while(|colour| Some(colour?.entry())).collect();
+        let flags = u32::from(flip_columns)
+            | u32::from(flip_rows) << 1
+            | u32::from(columns_first) << 2
+            | u32::from(affine.is_some()) << 3
+            | (colours.len() as u32) << 8;
         let mut bytes = [0; Self::BYTES];
         bytes[..8].copy_from_slice(&(self.image.address() + first_pixel as u64 * 3).to_ne_bytes());
         let rest = [
@@ -111,7 +121,14 @@ impl ImageView {
             window_left.to_ne_bytes(),
             flags.to_ne_bytes(),
         ];
-        bytes[8..].copy_from_slice(rest.as_flattened());
+        bytes[8..40].copy_from_slice(rest.as_flattened());
+        let map = affine.map_or([0; 6], AffineMap::entry).map(i64::to_ne_bytes);
+        bytes[40..88].copy_from_slice(map.as_flattened());
+        let Erased { top, left, height, width } = erased.unwrap_or_default();
+        let erased = [top, left, height, width].map(u32::to_ne_bytes);
+        bytes[88..104].copy_from_slice(erased.as_flattened());
+        let colours: Vec<u8> = colours.as_flattened().iter().flat_map(|number| number.to_ne_bytes()).collect();
+        bytes[104..104 + colours.len()].copy_from_slice(&colours);
         Ok(bytes)
     }
 }
@@ -127,4 +144,14 @@ pub struct Augment<'a> {
     pub output: &'a Tensor,
     /// Total number of pixels in the views' rectangles, for the roofline.
     pub source_pixels: u64,
+    /// Memory for at least N images with edits, `[M, Augment::workspace_bytes(S)]` bytes, zero before the first launch that uses it.
+    /// `None` if no view has edits.
+    pub workspace: Option<&'a Tensor>,
+}
+
+impl Augment<'_> {
+    /// Bytes of the workspace for an image of this size: a counter, in 16 bytes, and two copies of the image with four bytes a pixel.
+    pub fn workspace_bytes(image_size: usize) -> usize {
+        16 + (2 * image_size * image_size * 4).next_multiple_of(16)
+    }
 }

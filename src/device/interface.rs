@@ -5,6 +5,7 @@ use std::rc::Rc;
 pub use super::activation::Activation;
 pub use super::augment::{Augment, ImageView, Resampling};
 pub use super::conv2d::{Conv2dPass, Conv2dShape};
+pub use super::edits::{AffineMap, Colour, Edits, Erased};
 pub use super::update::{Clip, MOST_SLOTS, UpdateArguments, UpdatePiece, UpdateRule};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Memory, Shape, Tensor};

@@ -11,6 +11,7 @@ pub mod threads;
 mod activation;
 mod augment;
 mod conv2d;
+mod edits;
 mod host_copy;
 mod interface;
 mod update;

@@ -3,6 +3,7 @@
 //! The graph follows from the network's specification, layer by layer, in float32, for any batch size. The
 //! classes, and how an image becomes the input, are in the file's metadata.
 
+use crate::data::ResizeMode;
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::error::Result;
 use crate::graph::{LayerSpecification, OnnxAttribute, OnnxOperator, Operands, Source, Specification};
@@ -49,16 +50,21 @@ pub fn export(model: &ModelFile) -> Result<Vec<u8>> {
     let input = tensor(INPUT, [batch.clone(), extent(3), extent(size), extent(size)]);
     let output = tensor(OUTPUT, [batch, extent(classes)]);
     let graph = writer.graph.bytes(2, model.resnet.architecture.to_string()).message(11, input).message(12, output);
-    let shorter_side = test_shorter_side(model.image_size as u32);
-    let preprocessing = serde_json::json!({
-        "resize": shorter_side,
+    let mut preprocessing = serde_json::json!({
         "interpolation": "bilinear, antialias",
-        "center_crop": model.image_size,
         "scale": "0..1",
         "mean": MEAN,
         "std": STANDARD_DEVIATION,
         "layout": "NCHW, RGB",
     });
+    match model.resize {
+        ResizeMode::Crop => {
+            preprocessing["resize"] = test_shorter_side(model.image_size as u32).into();
+            preprocessing["center_crop"] = model.image_size.into();
+        }
+        ResizeMode::Squash => preprocessing["squash"] = model.image_size.into(),
+        ResizeMode::Pad => preprocessing["pad"] = model.image_size.into(),
+    }
     let property = |key: &str, value: String| Message::new().bytes(1, key).bytes(2, value);
     let classes = serde_json::Value::from(model.classes.clone()).to_string();
     let message = Message::new()

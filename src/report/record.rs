@@ -212,7 +212,7 @@ impl RunRecord {
         device: Rc<dyn Device>,
         tell: impl FnMut(usize, usize),
     ) -> Result<TestRecord> {
-        let (totals, predictions) = predictions(&mut network, folder, model.image_size, device, tell)?;
+        let (totals, predictions) = predictions(&mut network, folder, &model, device, tell)?;
         let predicted = |prediction: &Prediction, with_grad_cam: bool| -> Option<PredictedImage> {
             let sample = &folder.samples[prediction.index];
             let probabilities = prediction.probabilities();
@@ -229,8 +229,8 @@ impl RunRecord {
                 actual: folder.classes[prediction.target].clone(),
             };
             if with_grad_cam {
-                // The map belongs to what the network sees: the center crop.
-                let seen = seen(&sample.path, folder.decoding, model.image_size).ok()?;
+                // The map belongs to what the network sees.
+                let seen = seen(&sample.path, folder.decoding, &model).ok()?;
                 let mut input = vec![0.0; seen.pixels.len()];
                 normalize(&seen.pixels, &mut input).ok()?;
                 let (rows, columns, map, _) = attention(&network, &input, model.image_size).ok()?;
@@ -353,7 +353,7 @@ impl ImageRecord {
         let is_large = splits.train.classes.len() > FEW_CLASSES;
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
         let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
-        let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
+        let transform = Transform::training(recipe.image_size as u32, recipe.resize, &recipe.augment);
         let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));
         Self {
@@ -390,14 +390,15 @@ fn duplicates(splits: &Splits, check: &DataCheck) -> Vec<Vec<Tile>> {
 fn predictions(
     network: &mut Network,
     folder: &ImageFolder,
-    image_size: usize,
+    model: &ModelFile,
     device: Rc<dyn Device>,
     mut tell: impl FnMut(usize, usize),
 ) -> Result<(Totals, Vec<Prediction>)> {
     const BATCH_SIZE: usize = 32;
     let options = LoaderOptions {
         batch_size: BATCH_SIZE,
-        image_size: image_size as u32,
+        image_size: model.image_size as u32,
+        resize: model.resize,
         mode: Mode::Evaluate,
         workers: threads::count(),
         strict: false,
@@ -406,7 +407,7 @@ fn predictions(
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut batches = Batches::new(Loader::new(Arc::new(folder.clone()), options)?, &store)?;
     let (mut batch, count) = (0, batches.loader().batch_count());
-    evaluate(network, &mut batches, image_size, |_| {
+    evaluate(network, &mut batches, model.image_size, |_| {
         batch += 1;
         tell(batch, count);
         Ok(())
@@ -414,11 +415,11 @@ fn predictions(
 }
 
 /// The part of an image that the network sees in a test, before normalisation.
-fn seen(path: &Path, decoding: DecodeOptions, image_size: usize) -> Result<Tile> {
-    let size = image_size as u32;
+fn seen(path: &Path, decoding: DecodeOptions, model: &ModelFile) -> Result<Tile> {
+    let size = model.image_size as u32;
     let mut image = RgbImage::default();
     Decoder::new(decoding).decode_file(path, &mut image)?;
-    let pixels = Transformer::default().transform(&image, &Transform::test(size), Draw::default())?;
+    let pixels = Transformer::default().transform(&image, &Transform::test(size, model.resize), Draw::default())?;
     Ok(Tile { label: String::new(), size, pixels })
 }
 

@@ -10,7 +10,7 @@ use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
 use super::state_dict::{find_network, load_state_dict, save_state_dict};
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
-use crate::data::{counted, first_names};
+use crate::data::{ResizeMode, counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet, is_head};
@@ -19,12 +19,19 @@ use crate::weights::{Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorFi
 /// Writes a trained model.
 pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String], epoch: usize) -> Result<()> {
     let mut transform = serde_json::json!({
-        "resize": test_shorter_side(recipe.image_size as u32),
-        "center_crop": recipe.image_size,
         "interpolation": "bilinear, antialias",
         "mean": MEAN,
         "std": STANDARD_DEVIATION,
     });
+    let size = recipe.image_size;
+    match recipe.resize {
+        ResizeMode::Crop => {
+            transform["resize"] = test_shorter_side(size as u32).into();
+            transform["center_crop"] = size.into();
+        }
+        ResizeMode::Squash => transform["squash"] = size.into(),
+        ResizeMode::Pad => transform["pad"] = size.into(),
+    }
     if recipe.exif {
         transform["exif"] = true.into();
     }
@@ -69,6 +76,8 @@ pub struct ModelFile {
     pub classes: Vec<String>,
     /// Rows and columns of the images that the network is applied to.
     pub image_size: usize,
+    /// How images become squares of that size.
+    pub resize: ResizeMode,
     /// Whether images are rotated according to their EXIF orientation.
     pub exif: bool,
     /// The weights under torchvision's names.
@@ -125,28 +134,43 @@ impl ModelFile {
                 counted(outputs, "output", "outputs")
             )));
         }
-        let (image_size, exif) = preprocessing(file)?;
-        Ok(Self { resnet, classes, image_size, exif, weights, notices, names_notice })
+        let Preprocessing { image_size, resize, exif } = preprocessing(file)?;
+        Ok(Self { resnet, classes, image_size, resize, exif, weights, notices, names_notice })
     }
 }
 
-/// Rows and columns of the images that a network in this file is applied to, and whether they are rotated according to their EXIF
-/// orientation.
-fn preprocessing(file: &TensorFile) -> Result<(usize, bool)> {
-    let Some(text) = file.metadata().get("transform") else { return Ok((224, false)) };
+/// How images become the input of a network.
+#[derive(Debug, Clone, Copy)]
+struct Preprocessing {
+    /// Rows and columns.
+    image_size: usize,
+    /// How images become squares of that size.
+    resize: ResizeMode,
+    /// Whether they are rotated according to their EXIF orientation.
+    exif: bool,
+}
+
+/// That of the network in a file.
+fn preprocessing(file: &TensorFile) -> Result<Preprocessing> {
+    let Some(text) = file.metadata().get("transform") else {
+        return Ok(Preprocessing { image_size: 224, resize: ResizeMode::Crop, exif: false });
+    };
     let unreadable = || format!("{}: unreadable `transform` in the metadata", file.path().display());
     let transform: serde_json::Value = serde_json::from_str(text).context(unreadable)?;
-    let size = transform["center_crop"].as_u64().filter(|size| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
-    let size = size.ok_or_else(|| Error::new(unreadable()))? as usize;
-    Ok((size, transform["exif"].as_bool().unwrap_or(false)))
+    let keys = [("center_crop", ResizeMode::Crop), ("squash", ResizeMode::Squash), ("pad", ResizeMode::Pad)];
+    let found = keys.into_iter().find_map(|(key, resize)| Some((transform[key].as_u64()?, resize)));
+    let found = found.filter(|(size, _)| (1..=LARGEST_IMAGE_SIZE as u64).contains(size));
+    let (size, resize) = found.ok_or_else(|| Error::new(unreadable()))?;
+    Ok(Preprocessing { image_size: size as usize, resize, exif: transform["exif"].as_bool().unwrap_or(false) })
 }
 
 impl Recipe {
-    /// This recipe for the network that was found in a file, at its image size where the file names one.
+    /// This recipe for the network that was found in a file, with its image size and resize mode where the file names them.
     pub fn for_weights(self, found: &Found<Recognised>) -> Self {
         let Found { network, weights, .. } = found;
-        let image_size = ModelFile::describe(weights).map_or(self.image_size, |model| model.image_size);
-        Self { architecture: network.architecture.to_string(), width: network.width, image_size, ..self }
+        let (image_size, resize) = ModelFile::describe(weights)
+            .map_or((self.image_size, self.resize), |model| (model.image_size, model.resize));
+        Self { architecture: network.architecture.to_string(), width: network.width, image_size, resize, ..self }
     }
 }
 
@@ -178,6 +202,8 @@ pub struct Body {
     pub network: Network,
     /// Rows and columns of the images that it is applied to.
     pub image_size: usize,
+    /// How images become squares of that size.
+    pub resize: ResizeMode,
     /// Whether images are rotated according to their EXIF orientation.
     pub exif: bool,
     /// Where the weights were found in the file, and what was ignored.
@@ -190,10 +216,10 @@ pub struct Body {
 /// When the file holds no supported network, the weights do not fit or are not finite, or the metadata is damaged.
 pub fn load_body(device: Rc<dyn Device>, file: &TensorFile) -> Result<Body> {
     let Found { network: recognised, weights, notices, .. } = find_network(file)?;
-    let (image_size, exif) = preprocessing(file)?;
+    let Preprocessing { image_size, resize, exif } = preprocessing(file)?;
     let mut network = Network::new(device, recognised.resnet(1))?;
     load_state_dict(&mut network, &weights, HeadPolicy::Replace)?;
-    Ok(Body { network, image_size, exif, notices })
+    Ok(Body { network, image_size, resize, exif, notices })
 }
 
 /// The SHA-256 of a network's parameters and running statistics without its head: equal digests give equal features.

@@ -8,7 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::class_weights::ClassWeights;
 use super::trainer::{LossSettings, Trainable};
-use crate::data::{Augmentation, DecodeOptions, ImageFolder, Splits, Transform, counted, open_dataset, open_table};
+use crate::data::{
+    Augmentation, DecodeOptions, ImageFolder, ResizeMode, Splits, Transform, counted, open_dataset, open_table,
+};
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -99,6 +101,9 @@ pub struct Recipe {
     pub feature_copies: usize,
     /// Height and width of the network's input.
     pub image_size: usize,
+    /// How images become squares.
+    #[serde(default, skip_serializing_if = "ResizeMode::is_default")]
+    pub resize: ResizeMode,
     /// Whether images are rotated and mirrored according to their EXIF orientation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exif: bool,
@@ -214,6 +219,7 @@ impl Recipe {
             fit_head: false,
             feature_copies: 0,
             image_size: 224,
+            resize: ResizeMode::default(),
             exif: false,
             drop_duplicates: false,
             augment: Vec::new(),
@@ -247,7 +253,7 @@ impl Recipe {
 
     /// Whether training mirrors some images.
     pub fn mirrors(&self) -> bool {
-        Transform::training(self.image_size as u32, &self.augment).mirrors()
+        Transform::training(self.image_size as u32, self.resize, &self.augment).mirrors()
     }
 
     /// Forms of each image to whose features the head is fitted.

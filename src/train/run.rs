@@ -655,6 +655,7 @@ impl Run<'_> {
         LoaderOptions {
             batch_size: self.recipe.batch_size,
             image_size: self.recipe.image_size as u32,
+            resize: self.recipe.resize,
             mode,
             workers: self.options.workers,
             strict: self.options.strict,

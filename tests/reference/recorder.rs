@@ -90,6 +90,7 @@ impl Recorder {
             let image = RgbImage { width: row_pixels, height, pixels: rows };
             let whole = Resampling::whole(width, height);
             let (flip_columns, flip_rows) = (flips & 1 != 0, flips & 2 != 0);
+            assert!(flips < 8, "the reference has no edits");
             let resampling =
                 Resampling { scaled_height, scaled_width, window_top, window_left, flip_columns, flip_rows, ..whole };
             pixels.extend(resample(&image, &resampling, size));

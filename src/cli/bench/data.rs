@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::figures::{median, peak_resident_bytes};
 use crate::cli::{check_threads, print_result};
-use crate::data::{ImageFolder, Loader, LoaderOptions, Mode};
+use crate::data::{ImageFolder, Loader, LoaderOptions, Mode, ResizeMode};
 use crate::device::threads;
 use crate::error::{Error, Result};
 
@@ -46,7 +46,8 @@ pub fn measure(
     let workers = workers.unwrap_or_else(threads::count);
     let dataset = Arc::new(ImageFolder::open(folder)?);
     let measure = |mode| {
-        let options = LoaderOptions { batch_size, image_size: image_size as u32, mode, workers, strict: true };
+        let (image_size, resize) = (image_size as u32, ResizeMode::Crop);
+        let options = LoaderOptions { batch_size, image_size, resize, mode, workers, strict: true };
         let loader = Loader::new(Arc::clone(&dataset), options)?;
         let epochs = (0..=epochs).map(|epoch| time_epoch(&loader, epoch as u64)).collect::<Result<Vec<_>>>()?;
         let (epoch_seconds, epoch_processor_seconds): (Vec<_>, Vec<_>) = epochs[1..].iter().copied().unzip();

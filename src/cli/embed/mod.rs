@@ -75,14 +75,14 @@ pub fn run(global: &GlobalArguments, arguments: &EmbedArguments) -> Result<ExitC
     output.map_or(Ok(()), |(path, _)| require_writable(path))?;
     let mut images = arguments.images.open(global)?;
     let device = global.open_device()?;
-    let Body { mut network, image_size, exif, notices } =
+    let Body { mut network, image_size, resize, exif, notices } =
         load_body(device.clone(), &arguments.weights_key.open(global, &arguments.model)?)?;
     notices.iter().for_each(|notice| global.note(notice));
     let weights = body_digest(&network)?;
     let dimension = network.resnet().features();
     let candidates = arguments.among.as_deref().map(|file| Table::open(file, dimension, &weights)).transpose()?;
 
-    let options = ImageOptions { batch_size: arguments.batch_size, image_size, exif: exif || arguments.exif };
+    let options = ImageOptions { batch_size: arguments.batch_size, image_size, resize, exif: exif || arguments.exif };
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut table = Table::new(dimension, weights);

@@ -112,6 +112,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
     let options = LoaderOptions {
         batch_size: arguments.batch_size,
         image_size: model.image_size as u32,
+        resize: model.resize,
         mode: Mode::Evaluate,
         workers: arguments.workers.unwrap_or_else(threads::count),
         strict: arguments.strict,

@@ -132,7 +132,8 @@ impl Classification<'_> {
     fn classify_these(&mut self, paths: Vec<PathBuf>, images: &mut Images) -> Result<bool> {
         let Self { arguments, network, model, store, progress, rows, read, unreadable } = self;
         let exif = model.exif || arguments.exif;
-        let options = ImageOptions { batch_size: arguments.batch_size, image_size: model.image_size, exif };
+        let (batch_size, image_size, resize) = (arguments.batch_size, model.image_size, model.resize);
+        let options = ImageOptions { batch_size, image_size, resize, exif };
         let mut batches = batches_of(&paths, &options, store)?;
         let mut is_open = true;
         let classified = classify(network, &mut batches, model.image_size, |batch, predictions| {

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
-use crate::data::{Operation, Transform};
+use crate::data::{Operation, ResizeMode, Transform};
 use crate::model::{Architecture, FULL_WIDTH};
 use crate::optim::{OptimizerSettings, ScheduleKind, WarmUp};
 use crate::printable::plain_number;
@@ -18,7 +18,7 @@ pub(super) fn network_name(recipe: &Recipe) -> String {
 
 /// The operations on each training image.
 pub(super) fn augmentation(recipe: &Recipe) -> String {
-    let transform = Transform::training(recipe.image_size as u32, &recipe.augment);
+    let transform = Transform::training(recipe.image_size as u32, recipe.resize, &recipe.augment);
     transform.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -64,6 +64,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         fit_head,
         feature_copies: _,
         image_size,
+        resize,
         exif,
         drop_duplicates,
         augment: _,
@@ -161,6 +162,14 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("frozen batch norms", "running statistics".into(), "what frozen batch norms normalise by");
     }
     add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
+    if !resize.is_default() {
+        let meaning = match resize {
+            ResizeMode::Crop => "images are cut to squares",
+            ResizeMode::Squash => "images are scaled to squares, whatever their aspect ratio",
+            ResizeMode::Pad => "images are padded with black to squares",
+        };
+        add("resize mode", resize.to_string(), meaning);
+    }
     add(
         "augmentation",
         augmentation(recipe),

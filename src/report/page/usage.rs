@@ -6,6 +6,7 @@ use std::path::Path;
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
+use crate::data::ResizeMode;
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::model::ResNet;
 use crate::printable::is_hidden;
@@ -75,24 +76,32 @@ fn program(run: &RunRecord, network: &Network) -> String {
             (load, "logits = torch.from_numpy(net.run(None, {\"input\": pixels.numpy()})[0][0])\n")
         }
     };
-    let image = if recipe.exif {
+    let size = recipe.image_size;
+    let resize = match recipe.resize {
+        ResizeMode::Crop => format!("T.Resize({}),\n    T.CenterCrop({size})", test_shorter_side(size as u32)),
+        ResizeMode::Squash => format!("T.Resize(({size}, {size}))"),
+        ResizeMode::Pad => {
+            format!("T.Lambda(lambda image: ImageOps.pad(image, ({size}, {size}), Image.Resampling.BILINEAR))")
+        }
+    };
+    if recipe.exif || recipe.resize == ResizeMode::Pad {
         imports
             .iter_mut()
             .filter(|line| line.starts_with("from PIL"))
             .for_each(|line| *line = "from PIL import Image, ImageOps");
+    }
+    let image = if recipe.exif {
         "image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert(\"RGB\")\n"
     } else {
         "image = Image.open(sys.argv[1]).convert(\"RGB\")\n"
     };
-    let size = recipe.image_size;
     format!(
-        "{}\n\n{}\n{load}\ntransform = T.Compose([\n    T.Resize({}),\n    T.CenterCrop({size}),\n    T.ToTensor(),\n    \
+        "{}\n\n{}\n{load}\ntransform = T.Compose([\n    {resize},\n    T.ToTensor(),\n    \
          T.Normalize(mean={MEAN:?}, std={STANDARD_DEVIATION:?}),\n])\n\n{image}pixels = transform(image)[None]\n{logits}\
          probabilities = logits.softmax(0)\nfor index in probabilities.argsort(descending=True)[:5]:\n    \
          print(f\"{{classes[index]}}: {{probabilities[index]:.4f}}\")\n",
         imports.join("\n"),
         list(&run.config.classes),
-        test_shorter_side(size as u32),
     )
 }
 
