@@ -12,7 +12,7 @@
 // Bound by launch latency: 128 x 1000 logits and their gradient are 1 MB, 0.2 us at 4.3 TB/s, and 0.8 million
 // operations. The kernel runs as one block so that one launch can add up the rows. Each warp processes one row at a
 // time and adds its rows in ascending order; then the sums of the warps are added in ascending order. With 2 classes,
-// an H100 takes 17 us for the loss or the gradient.
+// an H100 took 17 us for the loss or the gradient, before the kernel had label smoothing and weights.
 #include "common.cuh"
 
 constexpr int kThreads = 512;
