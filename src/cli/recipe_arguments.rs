@@ -464,7 +464,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 28);
+        assert_eq!(flags.len(), 29);
     }
 
     #[test]
