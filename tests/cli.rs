@@ -1629,6 +1629,7 @@ format      pt
                 "origin",
                 "parameters",
                 "prefix",
+                "resize",
                 "tensors",
                 "width"
             ]
@@ -1640,6 +1641,31 @@ format      pt
         for file in ["base/checkpoint.safetensors", fixture("odd.safetensors").to_str().unwrap()] {
             let text = place.succeed(&format!("inspect {file}")).stdout;
             assert!(text.contains("elements    "), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_model_records_how_images_become_squares() {
+        let place = Workplace::new();
+        let augment = "--augment crop-scale=0.5-1,contrast=0.5,hue=0.1,rotation=10,random-erasing=0.5,trivial-augment";
+        for (mode, shown, snippet) in [
+            ("squash", "33 x 33, squashed", "T.Resize((33, 33)),"),
+            (
+                "pad",
+                "33 x 33, padded",
+                "T.Lambda(lambda image: ImageOps.pad(image, (33, 33), Image.Resampling.BILINEAR)),",
+            ),
+        ] {
+            place.succeed(&format!("train data {SMALL} --epochs 1 --resize {mode} {augment} --out {mode}"));
+            let text = place.succeed(&format!("inspect {mode}/model.safetensors")).stdout;
+            assert!(text.contains(shown), "{text}");
+            let page = String::from_utf8(place.read(&format!("{mode}/report.html"))).unwrap();
+            assert!(page.contains(snippet), "{page}");
+            assert!(page.contains(&format!("random-resized-crop=0.5-1 of the {mode}")), "{page}");
+            // What follows starts from the model and has its mode.
+            place.succeed(&format!("train data --weights {mode}/model.safetensors --epochs 1 --no-report --out again"));
+            assert_eq!(place.json("inspect again/model.safetensors --json")["resize"], mode);
+            fs::remove_dir_all(place.path("again")).unwrap();
         }
     }
 
