@@ -138,6 +138,7 @@ mod locks {
             "images.jsonl",
             "metrics.jsonl",
             "model.safetensors",
+            "recipe.toml",
         ];
         assert_eq!(place.names("run"), expected.map(String::from).into());
         place.refuse(&format!("train data {SMALL} --epochs 1 --out run"), 1, "there is already a run in run");
