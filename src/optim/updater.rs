@@ -127,8 +127,8 @@ impl Updater {
         Ok(())
     }
 
-    /// Updates every group of `parameters` from its gradients, or from those that `accumulation` has added. Where `loss` is given and its first value is not finite, or the
-    /// norm that is to be clipped is not, nothing changes.
+    /// Updates every group of `parameters` from its gradients, or from those that `accumulation` has added. Where `loss` is given and its
+    /// first value is not finite, or the norm that is to be clipped is not, nothing changes.
     ///
     /// # Errors
     /// When the device fails.
@@ -139,11 +139,12 @@ impl Updater {
         accumulation: Option<&Accumulation>,
         loss: Option<&Tensor>,
     ) -> Result<()> {
-        let gradients: Vec<&Tensor> = match accumulation {
-            Some(accumulation) => accumulation.sums().iter().collect(),
-            None => parameters.groups().iter().map(|group| &group.gradients).collect(),
+        let gradients_of = |index: usize| match accumulation {
+            Some(accumulation) => &accumulation.sums()[index],
+            None => &parameters.groups()[index].gradients,
         };
         if let Some(GradientClipping { sums, norm, .. }) = &self.clipping {
+            let gradients: Vec<&Tensor> = (0..parameters.groups().len()).map(gradients_of).collect();
             device.gradient_norm(&gradients, sums, norm)?;
         }
         let clip = self.clipping.as_ref().map(|clipping| Clip { norm: &clipping.norm, max_norm: clipping.max_norm });
@@ -152,7 +153,7 @@ impl Updater {
             device.update(&UpdateArguments {
                 rule,
                 values: &group.values,
-                gradients: gradients[index],
+                gradients: gradients_of(index),
                 slots: &group.slots,
                 compute_copy: group.compute_copy.as_ref(),
                 words: &self.words.part(index * rule.words, [rule.words].into()),
