@@ -1,5 +1,6 @@
 //! Code that the training commands share: a run from its preparation to its report, with its progress.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -193,6 +194,11 @@ fn occupy(place: Place, folder: &mut RunFolder) -> Result<FolderLock> {
 fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
     let folder = &run.options.folder;
     let mut config = RunConfig::new(run, data, weights);
+    // Unlike the configuration, which says how the run was started, the recipe is the one by which it goes on.
+    let recipe = recipe_text(&run.recipe)?;
+    if fs::read_to_string(folder.recipe()).ok().as_ref() != Some(&recipe) {
+        write_atomically(&folder.recipe(), |writer| writer.write_all(recipe.as_bytes()))?;
+    }
     // The configuration of a run of an earlier version may be unreadable.
     if let (true, Ok(earlier)) = (run.position != Position::default(), RunConfig::open(folder)) {
         if earlier.images == config.images && run.data_check.is_none() {
@@ -206,8 +212,6 @@ fn record_origin(run: &Run, data: &Path, weights: Option<&Path>) -> Result<()> {
             ..earlier
         };
     }
-    let recipe = recipe_text(&config.recipe)?;
-    write_atomically(&folder.recipe(), |writer| writer.write_all(recipe.as_bytes()))?;
     run.images.save(&folder.images())?;
     if let Some(check) = &run.data_check {
         check.save(&folder.data_check())?;

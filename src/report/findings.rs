@@ -56,8 +56,13 @@ pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Fin
     let (classes, images) = (run.config.classes.len().max(1), run.config.train_images.max(1));
     let largest = train_counts.and_then(|counts| counts.iter().max().copied());
     let share = largest.map_or(1.0 / classes as f64, |largest| largest as f64 / images as f64);
+    let recipe = &run.config.recipe;
+    let steps = epochs.len() * recipe.steps(images.div_ceil(recipe.batch_size));
+    if steps < FEWEST_STEPS {
+        return None;
+    }
     let evidence = diverged(&epochs, classes, share, images)?;
-    let learning_rate = run.config.recipe.learning_rate;
+    let learning_rate = recipe.learning_rate;
     Some(Finding {
         title: "The training diverged",
         evidence,
@@ -121,6 +126,9 @@ fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
                 .into(),
     })
 }
+
+/// After fewer steps, nothing is said of divergence: the loss has had no time to settle.
+const FEWEST_STEPS: usize = 10;
 
 /// Losses of more than so many times that of a guess are those of a network that has diverged.
 const DIVERGED: f64 = 1.5;
