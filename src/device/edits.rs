@@ -107,7 +107,7 @@ impl Edits {
         !self.change_pixels() && self.erased.is_none()
     }
 
-    /// Adds an operation on colours; no more than [`MOST_COLOURS`] have an effect.
+    /// Adds an operation on colours, if there is a free place for it.
     pub fn push(&mut self, colour: Colour) {
         if let Some(free) = self.colours.iter_mut().find(|place| place.is_none()) {
             *free = Some(colour);
