@@ -934,6 +934,13 @@ mod recipes {
         place.succeed(&format!("{started} --config lesson.toml --epochs 1 --out one"));
         place.succeed(&format!("{started} --epochs 1 --out other"));
         place.assert_same_result("one", "other");
+        // The size of the images is that of the run, not that of the weights.
+        place.succeed("train data --weights base --image-size 40 --resize squash --epochs 1 --out sized");
+        place.succeed("train data --weights base --config sized/recipe.toml --out same");
+        place.assert_same_result("sized", "same");
+        fs::write(place.path("wide.toml"), "width = 64").unwrap();
+        let refused = place.run("train data --weights base --config wide.toml --out wide");
+        assert!(refused.stderr.contains("error: --width: the weights have a width of 4"), "{}", refused.stderr);
     }
 
     #[test]
@@ -999,6 +1006,10 @@ mod recipes {
         // The same trials, whoever decodes.
         place.succeed(&format!("{train} --try-lr 1e-9,1e-3 --workers 1 --threads 1 --out again"));
         place.assert_same_result("run", "again");
+        // Each trial starts from the same state.
+        place.succeed(&format!("{train} --try-lr 1e-3,1e-9 --no-report --out turned"));
+        let turned = place.metrics("turned").into_iter().find(|row| row["kind"] == "trials").expect("trials");
+        assert_eq!((&turned["trials"][1], &turned["trials"][2]), (&trials[2], &trials[1]));
         // A rate at which nothing is learned, and one at which everything is forgotten.
         let fixed = place.succeed(&format!("{train} --try-lr 1e9 --out fixed"));
         let epochs: Vec<Value> = place.metrics("fixed").into_iter().filter(|row| row["kind"] == "epoch").collect();

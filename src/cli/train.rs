@@ -140,15 +140,26 @@ pub struct TrainArguments {
 impl TrainArguments {
     /// The recipe that the flags ask for, with the network and the image size of the weights.
     fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
-        let mut recipe = self.base_recipe()?;
+        let file = self.config.as_deref().map(read_recipe).transpose()?;
+        let base = file.as_ref().map_or_else(|| self.base_recipe(), |file| Ok(file.recipe.clone()))?;
+        let mut recipe = base.clone();
         if let Some(found) = weights {
             recipe = recipe.for_weights(found);
-            if let Some(arch) = self.recipe.architecture().filter(|arch| *arch != recipe.architecture) {
+            let in_file = |field: &str| file.as_ref().is_some_and(|file| file.sets(field));
+            let architecture = in_file("architecture").then_some(base.architecture.as_str());
+            let architecture = self.recipe.architecture().or(architecture);
+            if let Some(arch) = architecture.filter(|arch| *arch != recipe.architecture) {
                 let found = &recipe.architecture;
                 return Err(Error::usage(format!("--arch {arch}: the weights are those of a {found}")));
             }
-            if self.recipe.width().is_some_and(|width| width != recipe.width) {
+            let width = self.recipe.width().or(in_file("width").then_some(base.width));
+            if width.is_some_and(|width| width != recipe.width) {
                 return Err(Error::usage(format!("--width: the weights have a width of {}", recipe.width)));
+            }
+            if in_file("image_size") {
+                recipe.image_size = base.image_size;
+                // A file leaves the default out.
+                recipe.resize = base.resize;
             }
         }
         self.recipe.overlay(&mut recipe, |_| Ok(()))?;
@@ -162,7 +173,7 @@ impl TrainArguments {
     /// The recipe that the other flags change.
     fn base_recipe(&self) -> Result<Recipe> {
         match (&self.config, &self.named) {
-            (Some(file), _) => read_recipe(file),
+            (Some(file), _) => Ok(read_recipe(file)?.recipe),
             (None, Some(name)) => NamedRecipe::find(name)?.recipe(),
             (None, None) if self.recipe.is_from_scratch() => Ok(Recipe::from_scratch()),
             (None, None) => match self.asks_for_training() {
@@ -174,7 +185,7 @@ impl TrainArguments {
 
     /// Whether the network starts from random weights.
     fn is_from_scratch(&self) -> Result<bool> {
-        Ok(self.recipe.is_from_scratch() || self.base_recipe()?.from_scratch)
+        Ok(self.base_recipe()?.from_scratch)
     }
 
     /// Refuses a named recipe, or one in a file, that is not the one of the run.

@@ -258,7 +258,13 @@ fn describe(global: &GlobalArguments, run: &Run) -> Result<()> {
         (Some(Choice::LearningRate(rate)), _) => vec![rate],
         _ => vec![*learning_rate],
     };
-    let listed = |factor: f64| rates.iter().map(|rate| plain_number(rate * factor)).collect::<Vec<_>>().join(" or ");
+    let listed = |factor: f64| {
+        let rates: Vec<String> = rates.iter().map(|rate| plain_number(rate * factor)).collect();
+        match rates.split_last() {
+            Some((last, others @ [_, ..])) => format!("{} or {last}", others.join(", ")),
+            _ => rates.concat(),
+        }
+    };
     global.note(&format!(
         "{}, batch size {batch_size}, learning rate {} (head {}), {} of memory, {} of it for activations",
         counted(*epochs, "epoch", "epochs"),

@@ -103,7 +103,7 @@ fn one_cycle(step: f64, warm_up: f64, steps: f64) -> StepFactors {
 
 /// The steps over which the learning rate rises: `50`, or `10%` of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "Written", into = "String")]
 pub enum WarmUp {
     /// A number of steps.
     Steps(u64),
@@ -146,11 +146,22 @@ impl FromStr for WarmUp {
     }
 }
 
-impl TryFrom<String> for WarmUp {
+/// A warm-up in a file: `50`, `"50"` or `"10%"`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Steps(u64),
+    Text(String),
+}
+
+impl TryFrom<Written> for WarmUp {
     type Error = Error;
 
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
+    fn try_from(written: Written) -> Result<Self> {
+        match written {
+            Written::Steps(steps) => Ok(Self::Steps(steps)),
+            Written::Text(text) => text.parse(),
+        }
     }
 }
 
@@ -338,6 +349,9 @@ mod tests {
         }
         for text in ["", "-1", "100%", "x", "%", "nan%", "-1%", "1.5"] {
             assert!(text.parse::<WarmUp>().is_err(), "{text}");
+        }
+        for (json, expected) in [("50", "50"), ("\"50\"", "50"), ("\"10%\"", "10%")] {
+            assert_eq!(serde_json::from_str::<WarmUp>(json).unwrap().to_string(), expected);
         }
         let cosine = ScheduleKind::find("cosine").unwrap();
         assert!(Schedule::new(cosine, Some(WarmUp::Steps(10)), 10).is_err());

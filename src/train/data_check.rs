@@ -421,8 +421,9 @@ pub fn check_of_run(recipe: &Recipe, splits: &Splits, folder: &RunFolder) -> Res
 pub fn few_steps(recipe: &Recipe, images: usize) -> Option<String> {
     let batches = images.div_ceil(recipe.batch_size);
     let steps = recipe.epochs.saturating_mul(batches.div_ceil(recipe.accumulate));
-    // A fitted head needs no steps.
-    (recipe.epochs > 0 && steps < FEW_STEPS).then(|| {
+    // A fitted head needs no steps, and trials show whether they help.
+    let is_needed = recipe.epochs > 0 && recipe.try_learning_rates.is_empty();
+    (is_needed && steps < FEW_STEPS).then(|| {
         let (per_step, lower) = match recipe.accumulate {
             1 => (String::new(), "--batch-size"),
             several => (format!(", {several} in a step"), "--accumulate"),

@@ -46,7 +46,7 @@ pub use metrics::{HeldOut, Metric, MetricsFile, Totals, Trial, TriedPenalty};
 pub use model_file::{Body, ModelFile, body_digest, class_names, load_body, load_model, save_model};
 pub use network::{BatchResult, Network, Purpose};
 pub use recipe::{Hyperparameters, LARGEST_IMAGE_SIZE, LARGEST_WIDTH, Recipe, SMALLEST_IMAGE_SIZE};
-pub use recipe_file::{NamedRecipe, RECIPES, read_recipe, recipe_text};
+pub use recipe_file::{NamedRecipe, RECIPES, RecipeFile, read_recipe, recipe_text};
 pub use run::{CheckpointEvery, Checkpointing, Run, RunOptions};
 pub use start::Start;
 pub use state_dict::{

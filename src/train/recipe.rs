@@ -323,7 +323,7 @@ impl Recipe {
     /// When there is no such schedule, or its warm-up does not end before the run.
     pub fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
         let epochs = self.epochs.saturating_sub(self.schedule_from);
-        Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, (epochs * steps_per_epoch) as u64)
+        Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, epochs.saturating_mul(steps_per_epoch) as u64)
     }
 
     /// The weights of the classes of these training images, if they have any.

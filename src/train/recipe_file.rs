@@ -42,6 +42,9 @@ pub static RECIPES: [NamedRecipe; 3] = [
     },
 ];
 
+/// The field that says when a run was extended. A new run by the same recipe begins at the beginning.
+const OF_RUN: &str = "schedule_from";
+
 /// The key that names the recipe on which a file is based.
 const BASE: &str = "recipe";
 
@@ -67,14 +70,31 @@ impl NamedRecipe {
     }
 }
 
-/// Reads a recipe.
+/// A recipe that was read from a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecipeFile {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The fields that the file sets.
+    keys: Vec<String>,
+}
+
+impl RecipeFile {
+    /// Whether the file sets this field.
+    pub fn sets(&self, field: &str) -> bool {
+        self.keys.iter().any(|key| key == field)
+    }
+}
+
+/// Reads a recipe. A path in it is relative to the folder of the file.
 ///
 /// # Errors
 /// When the file cannot be read, or a key is unknown or has a value of another type.
-pub fn read_recipe(path: &Path) -> Result<Recipe> {
+pub fn read_recipe(path: &Path) -> Result<RecipeFile> {
     let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
     let table: Table = text.parse().map_err(|cause: toml::de::Error| {
-        let line = cause.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let before = cause.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         Error::new(format!("{}, line {line}: {}", path.display(), cause.message().trim().replace('\n', "; ")))
             .hint("a recipe is a TOML file with lines such as `epochs = 5`; retune recipes best prints one")
     })?;
@@ -84,7 +104,13 @@ pub fn read_recipe(path: &Path) -> Result<Recipe> {
             Some(toml::Value::String(name)) => NamedRecipe::find(name)?.recipe()?,
             Some(other) => return Err(Error::new(format!("{BASE}: expected the name of a recipe, found {other}"))),
         };
-        overlay(&base, &table)
+        let mut recipe = overlay(&base, &table)?;
+        if let Some(labels) = &mut recipe.labels {
+            let beside = path.parent().unwrap_or(Path::new("")).join(&*labels);
+            let absolute = std::path::absolute(beside).context(|| format!("labels: cannot find {labels}"))?;
+            *labels = absolute.to_string_lossy().into_owned();
+        }
+        Ok(RecipeFile { recipe, keys: table.keys().cloned().collect() })
     };
     recipe().map_err(|error| error.about(&path.display().to_string()))
 }
@@ -96,7 +122,7 @@ pub fn read_recipe(path: &Path) -> Result<Recipe> {
 pub fn recipe_text(recipe: &Recipe) -> Result<String> {
     let doing = || "cannot write a recipe";
     let mut table = Table::from_iter([(BASE.to_string(), toml::Value::from("lesson"))]);
-    for (key, value) in fields(recipe)? {
+    for (key, value) in fields(recipe)?.into_iter().filter(|(key, _)| key != OF_RUN) {
         // TOML has no numbers beyond 64 bits with a sign.
         let value = match value {
             Value::Null => continue,
@@ -127,6 +153,9 @@ fn overlay(base: &Recipe, table: &Table) -> Result<Recipe> {
         recipe.hyperparameters.0.clear();
     }
     for (key, value) in table.iter().filter(|(key, _)| *key != BASE) {
+        if key == OF_RUN {
+            return Err(unknown(key));
+        }
         let mut all = fields(&recipe)?;
         let of_optimizer =
             |name: &str| OPTIMIZERS.iter().any(|kind| kind.hyperparameters.iter().any(|of| of.name == name));
@@ -164,7 +193,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("recipe.toml");
         std::fs::write(&path, text).unwrap();
-        read_recipe(&path).map_err(|error| Error::new(error.message().replace(path.to_str().unwrap(), "FILE")))
+        read_recipe(&path)
+            .map(|file| file.recipe)
+            .map_err(|error| Error::new(error.message().replace(path.to_str().unwrap(), "FILE")))
     }
 
     #[test]
@@ -193,6 +224,8 @@ mod tests {
             ..Recipe::from_scratch()
         };
         assert_eq!(read(&recipe_text(&recipe).unwrap()).unwrap(), recipe);
+        let extended = Recipe { schedule_from: 3, ..recipe.clone() };
+        assert_eq!(read(&recipe_text(&extended).unwrap()).unwrap(), recipe);
     }
 
     #[test]
@@ -211,6 +244,9 @@ mod tests {
         for (text, expected) in [
             ("epochs = 'five'", "FILE: epochs: invalid type: string \"five\", expected usize"),
             ("epoch = 5", "FILE: epoch: a recipe has no such key"),
+            ("schedule_from = 2", "FILE: schedule_from: a recipe has no such key"),
+            ("é = 1", "FILE, line 1: "),
+            ("epochs = 5\nname = 'é", "FILE, line 2: "),
             ("colour = 'red'", "FILE: colour: a recipe has no such key"),
             ("beta1 = 0.5", "FILE: optimizer sgd: there is no hyperparameter beta1, only momentum"),
             ("recipe = 'fast'", "FILE: recipe \"fast\": expected best or head or lesson"),

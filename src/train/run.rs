@@ -398,13 +398,16 @@ impl Run<'_> {
             plain,
             copies,
         };
+        let before_trials = Instant::now();
         if !self.recipe.try_learning_rates.is_empty() {
             self.try_learning_rates(&training, session, observe)?;
         }
+        let of_trials = before_trials.elapsed();
         let fit = self.fit_head(&training, observe)?;
         let Session { metrics, .. } = session;
         let (penalty, tried) = (fit.penalty, fit.tried);
-        metrics.append(&Metric::Head { penalty, tried, seconds: started.elapsed().as_secs_f64() })?;
+        let seconds = (started.elapsed() - of_trials).as_secs_f64();
+        metrics.append(&Metric::Head { penalty, tried, seconds })?;
         let images = training.plain.targets.len() as u64;
         let totals =
             Totals { loss: fit.loss * images as f64, correct: (fit.accuracy * images as f64).round() as u64, images };

@@ -96,22 +96,26 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         let value = format!("fitted to {}", recipe.fitted_to());
         add("start of the final layer", value, "before the first epoch, with the other layers as they are");
     }
-    add("epochs", epochs.to_string(), "passes over the training images");
+    let is_tried = !try_learning_rates.is_empty();
+    let none = if is_tried { ", or none if the trials choose the fitted final layer" } else { "" };
+    add("epochs", format!("{epochs}{none}"), "passes over the training images");
     if *accumulate == 1 {
         add("batch size", batch_size.to_string(), "images per step");
     } else {
         add("batch size", batch_size.to_string(), "images that are computed at once");
         add("batches per step", accumulate.to_string(), "batches whose gradients are added before each update");
     }
-    add("learning rate", plain_number(*learning_rate), "the step size for all layers but the final one");
+    let [rate, rate_of_head] = match is_tried {
+        true => {
+            ["chosen by trials".into(), format!("{} times that of the other layers", plain_number(*head_lr_multiplier))]
+        }
+        false => [*learning_rate, learning_rate * head_lr_multiplier].map(plain_number),
+    };
+    add("learning rate", rate, "the step size for all layers but the final one");
     if *balanced_sampling {
         add("sampling", "balanced".into(), "images are drawn so that every class is equally likely");
     }
-    add(
-        "learning rate of the final layer",
-        plain_number(learning_rate * head_lr_multiplier),
-        "the step size for the layer that outputs the classes",
-    );
+    add("learning rate of the final layer", rate_of_head, "the step size for the layer that outputs the classes");
     if *layer_lr_decay != 1.0 {
         let value = format!("{} times that of the stage above", plain_number(*layer_lr_decay));
         add("learning rate of lower layers", value, "of each stage, from layer3 down to the first layer");
@@ -126,11 +130,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     if *schedule_from > 0 {
         add("start of the schedule", format!("after epoch {schedule_from}"), "the run was extended then");
     }
-    if !try_learning_rates.is_empty() {
+    if is_tried {
         let rates: Vec<String> = try_learning_rates.iter().map(|&rate| plain_number(rate)).collect();
-        let meaning =
-            "learning rates that were tried on held-back training images; the best replaces the learning rate";
-        add("tried learning rates", rates.join(", "), meaning);
+        add("tried learning rates", rates.join(", "), "learning rates that were tried on held-back training images");
     }
     if *keep_last {
         add("saved model", "that of the last epoch".into(), "no images chose the epoch");

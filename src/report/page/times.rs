@@ -18,13 +18,16 @@ pub(super) struct Times {
     pub whole: f64,
     /// The part of it that was spent on training.
     pub training: f64,
+    /// The part of it that was spent on trials of learning rates.
+    pub trials: f64,
     /// Whether the whole is that of training alone, as earlier versions recorded it.
     pub is_training_only: bool,
 }
 
 /// None before the end of the first epoch.
 pub(super) fn times(metrics: &[Metric]) -> Option<Times> {
-    let (mut epochs, mut whole, mut training, mut is_training_only, mut test) = (0, 0.0, 0.0, false, 0.0);
+    let (mut epochs, mut whole, mut training, mut is_training_only) = (0, 0.0, 0.0, false);
+    let (mut test, mut trials) = (0.0, 0.0);
     for metric in metrics {
         match *metric {
             Metric::Epoch { seconds, whole_seconds, .. } => {
@@ -35,10 +38,12 @@ pub(super) fn times(metrics: &[Metric]) -> Option<Times> {
             }
             // A run that is continued is tested again.
             Metric::Test { seconds, .. } => test += seconds.unwrap_or(0.0),
+            Metric::Trials { seconds, .. } => trials += seconds,
             _ => {}
         }
     }
-    (epochs > 0).then(|| Times { epoch: whole / f64::from(epochs), whole: whole + test, training, is_training_only })
+    let epoch = (whole - trials) / f64::from(epochs.max(1));
+    (epochs > 0).then_some(Times { epoch, whole: whole + test, training, trials, is_training_only })
 }
 
 /// `2026-11-29 10:53 UTC`
@@ -58,13 +63,14 @@ pub(super) fn summary(run: &RunRecord) -> Markup {
                 Some(started) => { "The run was started on " (started) ". " }
                 None => { "The date of the run is not known: it was made by an earlier version, which did not record it. " }
             }
-            @if let Some(Times { epoch, whole, training, is_training_only }) = times {
+            @if let Some(Times { epoch, whole, training, trials, is_training_only }) = times {
                 @if is_training_only {
                     "Training took " (duration(training)) ", " (duration(epoch)) " per epoch; an earlier version did not record the \
                      time of testing."
                 } @else {
-                    "It took " (duration(whole)) @if !run.has_fixed_body() { ", " (duration(epoch)) " per epoch" } ", of which testing and saving were "
-                    (percent(1.0 - training / whole)) "."
+                    "It took " (duration(whole)) @if !run.has_fixed_body() { ", " (duration(epoch)) " per epoch" } ", of which "
+                    @if trials > 0.0 { "the trials of learning rates were " (percent(trials / whole)) " and " }
+                    "testing and saving were " (percent(1.0 - (training + trials) / whole)) "."
                 }
             }
         }
@@ -131,9 +137,12 @@ mod tests {
     fn the_time_of_a_run_is_that_of_its_epochs_and_its_test() {
         let test = Metric::Test { epoch: 1, test_loss: 0.5, test_acc: 0.5, seconds: Some(3.0) };
         let found = times(&[epoch(2.0, Some(4.0)), test.clone(), epoch(3.0, Some(6.0)), test]).unwrap();
-        assert_eq!(found, Times { epoch: 5.0, whole: 16.0, training: 5.0, is_training_only: false });
+        assert_eq!(found, Times { epoch: 5.0, whole: 16.0, training: 5.0, trials: 0.0, is_training_only: false });
         let earlier = times(&[epoch(2.0, None), epoch(4.0, None)]).unwrap();
-        assert_eq!(earlier, Times { epoch: 3.0, whole: 6.0, training: 6.0, is_training_only: true });
+        assert_eq!(earlier, Times { epoch: 3.0, whole: 6.0, training: 6.0, trials: 0.0, is_training_only: true });
+        let trials = Metric::Trials { held_back: 9, epochs: 1, trials: Vec::new(), chosen: None, seconds: 5.0 };
+        let tried = times(&[trials, epoch(2.0, Some(8.0))]).unwrap();
+        assert_eq!(tried, Times { epoch: 3.0, whole: 8.0, training: 2.0, trials: 5.0, is_training_only: false });
         assert_eq!(times(&[]), None);
     }
 }
