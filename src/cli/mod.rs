@@ -23,6 +23,7 @@ mod recipes;
 mod report;
 mod shell;
 mod show;
+mod testing;
 mod train;
 mod training;
 mod training_display;

@@ -71,6 +71,15 @@ pub struct RecipeArguments {
     #[arg(long = "try-lr", value_name = "RATES", value_delimiter = ',', help_heading = "Training options")]
     try_learning_rates: Option<Vec<f64>>,
 
+    /// In tests and predictions, average the outputs for each image and for its mirror image, which takes twice the time
+    #[arg(long, help_heading = "Training options")]
+    average_mirror: bool,
+
+    /// Divide the outputs of the saved model by a temperature, so that the probabilities agree with how often predictions are right; it
+    /// is fitted to the validation images, or to training images that were held back by --fit-head or --try-lr
+    #[arg(long, help_heading = "Training options")]
+    calibrate: bool,
+
     /// Save the model of the last epoch, not that of the best epoch
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
@@ -136,6 +145,11 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
 
+    /// Width and height of training images, if they are to be smaller than --image-size: for example 176 for 224 takes 0.6 times the time
+    /// [default: --image-size]
+    #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
+    train_size: Option<usize>,
+
     /// How images become squares: crop uses the middle, or in training a random part; squash scales the whole image to a square; pad
     /// scales the longer side and pads the shorter one with black. With squash and pad, training crops the square at random [default:
     /// that of the weights, or crop]
@@ -177,6 +191,7 @@ macro_rules! for_each_flag {
             "--arch" architecture,
             "--width" width,
             "--image-size" image_size,
+            "--train-size" train_size,
             "--resize" resize,
             "--epochs" epochs,
             "--batch-size" batch_size,
@@ -190,6 +205,8 @@ macro_rules! for_each_flag {
             "--patience" patience,
             "--try-lr" try_learning_rates,
             "--keep-last" keep_last,
+            "--average-mirror" average_mirror,
+            "--calibrate" calibrate,
             "--weight-decay" weight_decay,
             "--no-decay-norm-bias" no_decay_norm_bias,
             "--loss-reduction" loss_reduction,
@@ -525,6 +542,8 @@ mod tests {
             patience: Some(3),
             try_learning_rates: vec![1e-4, 3e-4],
             keep_last: true,
+            average_mirror: true,
+            calibrate: true,
             weight_decay: 0.0,
             no_decay_norm_bias: true,
             optimizer: "adamw".into(),
@@ -540,6 +559,7 @@ mod tests {
             fit_head: true,
             feature_copies: 2,
             image_size: 96,
+            train_size: Some(64),
             resize: ResizeMode::Pad,
             exif: true,
             drop_duplicates: true,
@@ -578,7 +598,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 39);
+        assert_eq!(flags.len(), 42);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::checkpoint::Choice;
 use super::evaluate::{Prediction, batch_shape, evaluate};
 use super::metrics::Trial;
 use super::recipe::{HELD_BACK_PARTS, Recipe};
+use super::temperature::temperature;
 use super::trainer::Trainer;
 use crate::data::random::{Purpose, RandomStream};
 use crate::data::{Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample};
@@ -68,14 +69,25 @@ pub struct Trials {
     pub epochs: usize,
     /// The trials; that of the fitted head alone is the first.
     pub trials: Vec<Trial>,
+    /// The predictions of each of them.
+    predictions: Vec<Vec<Prediction>>,
 }
 
 impl Trials {
     /// The trial with the smallest loss; of equal ones, the earlier.
     pub fn choice(&self) -> Choice {
-        let finite = self.trials.iter().filter_map(|trial| Some((trial.loss?, trial.learning_rate)));
-        let best = finite.min_by(|(one, _), (other, _)| one.total_cmp(other));
-        best.and_then(|(_, rate)| rate).map_or(Choice::FixedBody, Choice::LearningRate)
+        let rate = self.best().and_then(|best| self.trials[best].learning_rate);
+        rate.map_or(Choice::FixedBody, Choice::LearningRate)
+    }
+
+    /// The temperature of the chosen trial's network.
+    pub fn temperature(&self) -> Option<f64> {
+        self.best().and_then(|best| temperature(&self.predictions[best]))
+    }
+
+    fn best(&self) -> Option<usize> {
+        let finite = self.trials.iter().enumerate().filter_map(|(number, trial)| Some((number, trial.loss?)));
+        finite.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(number, _)| number)
     }
 }
 
@@ -94,7 +106,7 @@ pub fn try_learning_rates(
     mut see: impl FnMut(TrialEvent) -> Result<()>,
 ) -> Result<Trials> {
     let loader = |held_back: bool, mode: Mode| {
-        let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, ..options })?;
+        let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, image_size: recipe.size_of(mode) as u32, ..options })?;
         let loader = loader.with_augmentations(&recipe.augment);
         let is_balanced = recipe.balanced_sampling && !held_back;
         Batches::new(if is_balanced { loader.with_balanced_classes() } else { loader }, store)
@@ -110,6 +122,7 @@ pub fn try_learning_rates(
     let start = trainer.state()?;
     let alone = predictions(trainer, &mut held_back_batches, recipe, &mut see)?;
     let mut trials = vec![trial(None, Some(&alone), &alone)];
+    let mut all_predictions = vec![alone.clone()];
     for (number, &learning_rate) in recipe.try_learning_rates.iter().enumerate() {
         trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.grouping());
         let mut is_finite = true;
@@ -119,11 +132,11 @@ pub fn try_learning_rates(
             while let Some(batch) = batches.next_batch() {
                 let batch = batch?;
                 see(TrialEvent::Skipped(&batch.skipped))?;
-                let shape = batch_shape(&batch, recipe.image_size);
+                let shape = batch_shape(&batch, recipe.training_size());
                 let step = epoch * steps + number_of_batch / recipe.accumulate;
                 trainer.updater_mut().set_step_factors(schedule.at(step as u64));
                 number_of_batch += 1;
-                if batch.targets.len() >= trainer.network().fewest_images(recipe.image_size) {
+                if batch.targets.len() >= trainer.network().fewest_images(recipe.training_size()) {
                     let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                     is_finite = trainer.step_by(shape, write, &batch.targets)?.loss.is_finite();
                 }
@@ -145,9 +158,10 @@ pub fn try_learning_rates(
             false => None,
         };
         trials.push(trial(Some(learning_rate), found.as_deref(), &alone));
+        all_predictions.push(found.unwrap_or_default());
         trainer.set_state(&start)?;
     }
-    Ok(Trials { held_back: alone.len(), epochs, trials })
+    Ok(Trials { held_back: alone.len(), epochs, trials, predictions: all_predictions })
 }
 
 /// The predictions for the held-back images.
@@ -158,7 +172,7 @@ fn predictions(
     see: &mut impl FnMut(TrialEvent) -> Result<()>,
 ) -> Result<Vec<Prediction>> {
     let visit = |batch: &InputBatch| see(TrialEvent::Skipped(&batch.skipped));
-    Ok(evaluate(trainer.network_mut(), batches, recipe.image_size, visit)?.1)
+    Ok(evaluate(trainer.network_mut(), batches, recipe.testing(), visit)?.1)
 }
 
 /// The outcome of one trial; `found` is none if its numbers were no longer finite.
@@ -223,7 +237,7 @@ mod tests {
     #[test]
     fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller() {
         let one = |learning_rate, loss| Trial { learning_rate, loss, accuracy: 0.5, gained: 0, lost: 0 };
-        let choice = |trials: &[Trial]| Trials { held_back: 10, epochs: 1, trials: trials.to_vec() }.choice();
+        let choice = |trials: &[Trial]| Trials { held_back: 10, epochs: 1, trials: trials.to_vec(), predictions: Vec::new() }.choice();
         let alone = one(None, Some(0.5));
         assert_eq!(
             choice(&[alone, one(Some(1e-3), Some(0.4)), one(Some(1e-2), Some(0.45))]),
