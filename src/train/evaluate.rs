@@ -26,6 +26,12 @@ impl Prediction {
         (0..self.logits.len()).fold(0, best)
     }
 
+    /// The prediction of a model whose outputs are divided by a temperature.
+    pub fn divided_by(&self, temperature: f64) -> Self {
+        let logits = self.logits.iter().map(|&logit| (f64::from(logit) / temperature) as f32).collect();
+        Self { logits, ..*self }
+    }
+
     /// The softmax of the logits.
     pub fn probabilities(&self) -> Vec<f64> {
         softmax(&self.logits)

@@ -118,7 +118,14 @@ pub fn fit_head<E>(
     let Features { values, targets, .. } = &all_tested;
     let (loss, correct) = layer.evaluate(values, targets, &training.class_weights);
     let weight: f64 = training.weights_of(targets).iter().sum();
-    Ok(HeadFit { layer, penalty, tried, loss: loss / weight, accuracy: correct as f64 / targets.len() as f64, held_out })
+    Ok(HeadFit {
+        layer,
+        penalty,
+        tried,
+        loss: loss / weight,
+        accuracy: correct as f64 / targets.len() as f64,
+        held_out,
+    })
 }
 
 impl TrainingFeatures {
@@ -193,7 +200,14 @@ mod tests {
             values.extend([noise() + target as f32, noise() - target as f32, 5.0 * noise(), 5.0 * noise()]);
         }
         let plain = Features { values, targets, indices: (0..images).collect() };
-        TrainingFeatures { dimension: 4, class_weights: vec![1.0; 3], plain, copies: Vec::new(), average_mirror: false, groups }
+        TrainingFeatures {
+            dimension: 4,
+            class_weights: vec![1.0; 3],
+            plain,
+            copies: Vec::new(),
+            average_mirror: false,
+            groups,
+        }
     }
 
     fn fit(training: &TrainingFeatures) -> HeadFit {

@@ -45,8 +45,12 @@ impl Run<'_> {
             }
         };
         let (train, held_out) = (self.splits.train.len(), self.splits.choosing().len());
-        let batches =
-            LoaderOptions { batch_size, image_size: self.recipe.image_size.max(self.recipe.training_size()) as u32, ..self.loader_options(Mode::Evaluate) }.bytes_at_once(train.max(held_out));
+        let batches = LoaderOptions {
+            batch_size,
+            image_size: self.recipe.image_size.max(self.recipe.training_size()) as u32,
+            ..self.loader_options(Mode::Evaluate)
+        }
+        .bytes_at_once(train.max(held_out));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
         let with_slots = state * (1 + self.trainer.updater().slots().len());

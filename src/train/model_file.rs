@@ -16,7 +16,9 @@ use crate::data::{ResizeMode, counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet, is_head};
-use crate::weights::{Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorData, TensorFile, imagenet_classes, save};
+use crate::weights::{
+    Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorData, TensorFile, imagenet_classes, save,
+};
 
 /// Writes a trained model.
 /// The outputs are divided by `temperature`: the final layer is, so that whoever loads the model gets calibrated probabilities.

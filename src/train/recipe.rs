@@ -292,15 +292,10 @@ impl Recipe {
         1 + usize::from(self.mirrors()) + self.feature_copies
     }
 
-    /// Epochs of each trial of a learning rate.
-    pub fn trial_epochs(&self) -> usize {
-        self.epochs.div_ceil(2)
-    }
-
     /// About how many images all trials of learning rates train on, if the training set has `images`.
     pub fn images_of_trials(&self, images: usize) -> usize {
         let share = |images: usize| images - images / HELD_BACK_PARTS;
-        self.try_learning_rates.len() * self.trial_epochs() * share(images)
+        self.try_learning_rates.len() * self.epochs * share(images)
     }
 
     /// What the head is fitted to, in words.

@@ -5,7 +5,7 @@
 //! Support Vector Machines", 1999): of n images, a class has the probability (n + 1) / (n + 2), and the others share the rest. Few images
 //! that are all classified correctly then do not make the model certain.
 
-use super::evaluate::{Prediction, softmax};
+use super::evaluate::Prediction;
 
 /// The largest factor by which outputs are multiplied or divided.
 const LARGEST: f64 = 20.0;
@@ -20,9 +20,9 @@ pub fn temperature(predictions: &[Prediction]) -> Option<f64> {
     // The derivative of the cross entropy by the factor rises, so that its zero is the minimum.
     let slope = |factor: f64| {
         let of_one = |prediction: &Prediction| {
-            let scaled: Vec<f32> = prediction.logits.iter().map(|&logit| (f64::from(logit) * factor) as f32).collect();
             let others = uncertainty / (classes - 1).max(1) as f64;
-            let rows = softmax(&scaled).into_iter().zip(&prediction.logits).enumerate();
+            let rows =
+                prediction.divided_by(1.0 / factor).probabilities().into_iter().zip(&prediction.logits).enumerate();
             let terms = rows.map(|(class, (probability, &logit))| {
                 let wanted = if class == prediction.target { 1.0 - uncertainty } else { others };
                 (probability - wanted) * f64::from(logit)
@@ -44,6 +44,7 @@ pub fn temperature(predictions: &[Prediction]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::evaluate::softmax;
     use super::*;
     use crate::data::random::{Purpose, RandomStream};
 

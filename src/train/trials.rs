@@ -106,22 +106,25 @@ pub fn try_learning_rates(
     mut see: impl FnMut(TrialEvent) -> Result<()>,
 ) -> Result<Trials> {
     let loader = |held_back: bool, mode: Mode| {
-        let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, image_size: recipe.size_of(mode) as u32, ..options })?;
+        let loader = Loader::new(
+            division.part(folder, held_back),
+            LoaderOptions { mode, image_size: recipe.size_of(mode) as u32, ..options },
+        )?;
         let loader = loader.with_augmentations(&recipe.augment);
         let is_balanced = recipe.balanced_sampling && !held_back;
         Batches::new(if is_balanced { loader.with_balanced_classes() } else { loader }, store)
     };
     let mut train_batches = loader(false, Mode::Train { seed: recipe.seed })?;
     let mut held_back_batches = loader(true, Mode::Evaluate)?;
-    let epochs = recipe.trial_epochs();
+    let epochs = recipe.epochs;
     let batches_of_epoch = train_batches.loader().batch_count();
     let steps = recipe.steps(batches_of_epoch);
-    let schedule = Recipe { epochs, schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
+    let schedule = Recipe { schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
     let of = recipe.try_learning_rates.len() * epochs * batches_of_epoch;
 
     let start = trainer.state()?;
     let alone = predictions(trainer, &mut held_back_batches, recipe, &mut see)?;
-    let mut trials = vec![trial(None, Some(&alone), &alone)];
+    let mut trials = vec![trial(None, Some(&alone), &alone, recipe.calibrate)];
     let mut all_predictions = vec![alone.clone()];
     for (number, &learning_rate) in recipe.try_learning_rates.iter().enumerate() {
         trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.grouping());
@@ -157,7 +160,7 @@ pub fn try_learning_rates(
             },
             false => None,
         };
-        trials.push(trial(Some(learning_rate), found.as_deref(), &alone));
+        trials.push(trial(Some(learning_rate), found.as_deref(), &alone, recipe.calibrate));
         all_predictions.push(found.unwrap_or_default());
         trainer.set_state(&start)?;
     }
@@ -175,15 +178,18 @@ fn predictions(
     Ok(evaluate(trainer.network_mut(), batches, recipe.testing(), visit)?.1)
 }
 
-/// The outcome of one trial; `found` is none if its numbers were no longer finite.
-fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Prediction]) -> Trial {
+/// The outcome of one trial; `found` is none if its numbers were no longer finite. If the model is to be calibrated, the loss is that with
+/// its temperature: a network that is right more often is not refused because it is too certain, which the temperature mends.
+fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Prediction], is_calibrated: bool) -> Trial {
     let is_correct = |prediction: &Prediction| prediction.class() == prediction.target;
     let found = found.unwrap_or_default();
     let images = found.len().max(1) as f64;
+    let temperature = temperature(found).filter(|_| is_calibrated).unwrap_or(1.0);
+    let loss = found.iter().map(|one| one.divided_by(temperature).loss()).sum::<f64>() / images;
     let pairs = || found.iter().map(is_correct).zip(alone.iter().map(is_correct));
     Trial {
         learning_rate,
-        loss: (!found.is_empty()).then(|| found.iter().map(Prediction::loss).sum::<f64>() / images),
+        loss: (!found.is_empty()).then_some(loss),
         accuracy: found.iter().filter(|one| is_correct(one)).count() as f64 / images,
         gained: pairs().filter(|pair| *pair == (true, false)).count(),
         lost: pairs().filter(|pair| *pair == (false, true)).count(),
@@ -237,7 +243,9 @@ mod tests {
     #[test]
     fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller() {
         let one = |learning_rate, loss| Trial { learning_rate, loss, accuracy: 0.5, gained: 0, lost: 0 };
-        let choice = |trials: &[Trial]| Trials { held_back: 10, epochs: 1, trials: trials.to_vec(), predictions: Vec::new() }.choice();
+        let choice = |trials: &[Trial]| {
+            Trials { held_back: 10, epochs: 1, trials: trials.to_vec(), predictions: Vec::new() }.choice()
+        };
         let alone = one(None, Some(0.5));
         assert_eq!(
             choice(&[alone, one(Some(1e-3), Some(0.4)), one(Some(1e-2), Some(0.45))]),
@@ -256,8 +264,21 @@ mod tests {
         };
         let alone = [prediction(0, 0), prediction(0, 1), prediction(1, 1), prediction(1, 0)];
         let found = [prediction(0, 1), prediction(0, 0), prediction(1, 1), prediction(1, 1)];
-        let trial = trial(Some(1.0), Some(&found), &alone);
+        let trial = trial(Some(1.0), Some(&found), &alone, false);
         assert_eq!((trial.accuracy, trial.gained, trial.lost), (0.75, 2, 1));
-        assert_eq!(super::trial(Some(1.0), None, &alone).loss, None);
+        assert_eq!(super::trial(Some(1.0), None, &alone, true).loss, None);
+    }
+
+    #[test]
+    fn certainty_alone_does_not_decide_between_calibrated_models() {
+        // Both classify three of four images correctly; one says so ten times as strongly.
+        let of = |scale: f32| {
+            let prediction = |index| Prediction { index, target: usize::from(index == 3), logits: vec![scale, 0.0] };
+            (0..4).map(prediction).collect::<Vec<_>>()
+        };
+        let (cautious, certain) = (of(1.0), of(10.0));
+        let loss = |of: &[Prediction], is_calibrated| trial(None, Some(of), of, is_calibrated).loss.unwrap();
+        assert!(loss(&certain, false) > 2.0 * loss(&cautious, false));
+        assert!((loss(&certain, true) - loss(&cautious, true)).abs() < 1e-6);
     }
 }

@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use super::images::{ImageArguments, ImageOptions, Images, batches_of};
 use super::progress::Progress;
-use super::weights::WeightsKey;
 use super::testing::AverageMirror;
+use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
 use crate::data::ImageStore;
 use crate::error::{Error, Result};

@@ -168,14 +168,14 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
     if let Some(size) = train_size {
-        add("size of training images", format!("{size} x {size}"), "pixels of the images that the network is trained on");
+        add(
+            "size of training images",
+            format!("{size} x {size}"),
+            "pixels of the images that the network is trained on",
+        );
     }
     if *average_mirror {
-        add(
-            "tests and predictions",
-            "image and mirror image".into(),
-            "the outputs for both are averaged",
-        );
+        add("tests and predictions", "image and mirror image".into(), "the outputs for both are averaged");
     }
     if *calibrate {
         let meaning = "a number by which the outputs are divided, so that probabilities agree with how often predictions are right";
