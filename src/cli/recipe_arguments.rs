@@ -247,7 +247,9 @@ impl RecipeArguments {
 
     /// A flag that is given and says how to train: not what the images are, and not the seed.
     pub fn given_for_training(&self) -> Option<String> {
-        const OF_DATA: [&str; 8] = [
+        const OF_DATA: [&str; 10] = [
+            "--train-size",
+            "--average-mirror",
             "--image-size",
             "--resize",
             "--exif",

@@ -556,6 +556,12 @@ fn check(recipe: &Recipe) -> Result<()> {
             return Err(Error::usage(format!("{flag} {value}: expected {smallest} to {largest}")));
         }
     }
+    if let Some(size) = recipe.train_size
+        && !(SMALLEST_IMAGE_SIZE..=LARGEST_IMAGE_SIZE).contains(&size)
+    {
+        let message = format!("--train-size {size}: expected {SMALLEST_IMAGE_SIZE} to {LARGEST_IMAGE_SIZE}");
+        return Err(Error::usage(message));
+    }
     let rates = [("--lr", std::slice::from_ref(&recipe.learning_rate)), ("--try-lr", &recipe.try_learning_rates)];
     for (flag, rates) in rates {
         if let Some(rate) = rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {

@@ -292,6 +292,11 @@ impl Recipe {
         1 + usize::from(self.mirrors()) + self.feature_copies
     }
 
+    /// Whether the final model is judged by training images that are held back: those of trials, or of the fit of the head alone.
+    pub fn holds_back(&self) -> bool {
+        !self.try_learning_rates.is_empty() || (self.fit_head && self.epochs == 0)
+    }
+
     /// About how many images all trials of learning rates train on, if the training set has `images`.
     pub fn images_of_trials(&self, images: usize) -> usize {
         let share = |images: usize| images - images / HELD_BACK_PARTS;

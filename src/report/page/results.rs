@@ -238,6 +238,7 @@ fn trials(run: &RunRecord) -> Markup {
                      all training images."
                 }
             }
+            @if run.config.recipe.calibrate { " (The losses are those after calibration, so that certainty alone does not decide.)" }
             " The choice is uncertain, because the held-back images are a sample: "
             @if most == 0 { "all trials classified the same images correctly." } @else {
                 "the trials differ from the fitted final layer alone in at most " (counted(most, "image", "images")) "."
