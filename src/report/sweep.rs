@@ -180,7 +180,11 @@ impl SweepRecord {
         let failed: Vec<&str> = self.failed().map(|run| run.name.as_str()).collect();
         if !failed.is_empty() {
             let count = counted(failed.len(), "run", "runs");
-            sentences.push(format!("{count} failed and {} left out: {}.", if failed.len() == 1 { "is" } else { "are" }, failed.join("; ")));
+            sentences.push(format!(
+                "{count} failed and {} left out: {}.",
+                if failed.len() == 1 { "is" } else { "are" },
+                failed.join("; ")
+            ));
         }
         sentences.join(" ")
     }
@@ -206,17 +210,25 @@ impl SweepRecord {
         }
         // Of equal ones, the first is the best.
         if std::ptr::eq(best, first) {
-            let lead = format!("{}, the first combination, has the highest mean {images} accuracy: {}.", first.name, percent(best_sample.mean));
+            let lead = format!(
+                "{}, the first combination, has the highest mean {images} accuracy: {}.",
+                first.name,
+                percent(best_sample.mean)
+            );
             let Some(second) = ranked.get(1) else { return lead };
             let Some(difference) = second.difference(first, Scores::ranking) else {
                 return format!("{lead} No other combination has a run with the same seed to compare it with.");
             };
-            let middle = format!(" The next is {}, by {} percentage points lower: ", second.name, points(-difference.mean));
+            let middle =
+                format!(" The next is {}, by {} percentage points lower: ", second.name, points(-difference.mean));
             return lead + &middle + &explained(&difference);
         }
         let lead = format!("{} has the highest mean {images} accuracy: {}.", best.name, percent(best_sample.mean));
         match best.difference(first, Scores::ranking) {
-            None => format!("{lead} The first combination, {}, has no run with the same seed to compare it with.", first.name),
+            None => format!(
+                "{lead} The first combination, {}, has no run with the same seed to compare it with.",
+                first.name
+            ),
             Some(difference) => format!(
                 "{lead} With the same seeds, that is {} percentage points {} than {}, the first combination: {}",
                 points(difference.mean.abs()),
@@ -360,7 +372,8 @@ pub fn sweep_table(sweep: &SweepRecord) -> Vec<String> {
             sample.and_then(|sample| sample.deviation).map_or_else(dash, points),
         ];
         if let (Some(first), false) = (first, single) {
-            let difference = (!std::ptr::eq(first, combination)).then(|| combination.difference(first, Scores::ranking));
+            let difference =
+                (!std::ptr::eq(first, combination)).then(|| combination.difference(first, Scores::ranking));
             row.push(difference.flatten().map_or_else(dash, |difference| match difference.interval() {
                 Some([low, high]) => {
                     format!("{} ({} to {})", signed(difference.mean), signed(low), signed(high))
@@ -428,7 +441,10 @@ mod tests {
         );
         let second = tested(&[0.62, 0.725, 0.82]);
         let verdict = record(&[("lr=1e-3", &first), ("lr=3e-3", &second)]).verdict();
-        assert!(verdict.contains("this is more than its uncertainty (95 % interval +1.4 to +2.9 over 3 seeds)"), "{verdict}");
+        assert!(
+            verdict.contains("this is more than its uncertainty (95 % interval +1.4 to +2.9 over 3 seeds)"),
+            "{verdict}"
+        );
         assert_eq!(
             sweep_table(&sweep),
             [
@@ -444,7 +460,11 @@ mod tests {
         let sweep = record(&[("a", &tested(&[0.5])), ("b", &tested(&[0.9]))]);
         assert_eq!(
             sweep_table(&sweep),
-            ["combination  test accuracy  deviation  difference to a", "b                   90.0 %          –            +40.0", "a                   50.0 %          –                –"]
+            [
+                "combination  test accuracy  deviation  difference to a",
+                "b                   90.0 %          –            +40.0",
+                "a                   50.0 %          –                –"
+            ]
         );
         let verdict = sweep.verdict();
         assert!(verdict.contains("whether this is chance is not known"), "{verdict}");
@@ -459,7 +479,11 @@ mod tests {
         let (first, second) = (of(&[(0.9, 0.5), (0.8, 0.5)]), of(&[(0.7, 0.9), (0.65, 0.9)]));
         let sweep = record(&[("a", &first), ("b", &second)]);
         assert_eq!(sweep.ranked()[0].name, "a");
-        assert!(sweep.verdict().starts_with("a, the first combination, has the highest mean validation accuracy: 85.0 %. The next is b"));
+        assert!(
+            sweep.verdict().starts_with(
+                "a, the first combination, has the highest mean validation accuracy: 85.0 %. The next is b"
+            )
+        );
         assert!(!sweep.verdict().contains("flattering"));
         assert!(sweep_table(&sweep)[0].ends_with("difference to a  test accuracy"), "{:?}", sweep_table(&sweep));
     }

@@ -98,7 +98,8 @@ impl Sweep {
     /// The name of a run, which is also that of its folder: `lr=1e-3,seed=2`.
     pub fn name(&self, run: &SweepRun) -> String {
         let seed = self.names_seeds.then(|| format!("seed={}", run.recipe.seed));
-        let parts: Vec<String> = Some(run.combination()).filter(|name| !name.is_empty()).into_iter().chain(seed).collect();
+        let parts: Vec<String> =
+            Some(run.combination()).filter(|name| !name.is_empty()).into_iter().chain(seed).collect();
         parts.join(",")
     }
 
