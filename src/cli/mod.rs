@@ -23,10 +23,12 @@ mod recipes;
 mod report;
 mod shell;
 mod show;
+mod sweep;
 mod testing;
 mod train;
 mod training;
 mod training_display;
+mod tried;
 mod url;
 mod weights;
 
@@ -90,6 +92,7 @@ pub fn main() -> ExitCode {
     };
     let result = check(&global, &matches).and_then(|()| match command {
         Command::Demo(arguments) => demo::run(&global, &arguments),
+        Command::Train(arguments) if sweep::is_asked_for(&arguments) => sweep::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),

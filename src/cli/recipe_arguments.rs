@@ -245,6 +245,48 @@ impl RecipeArguments {
         self.width
     }
 
+    /// The seed, if it is given.
+    pub fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+
+    /// The flags that are given.
+    pub fn given(&self) -> Vec<String> {
+        let mut given = Vec::new();
+        macro_rules! find {
+            ($($flag:literal $field:ident),* $(,)?) => {$(
+                if self.$field.is_given() {
+                    given.push($flag.to_string());
+                }
+            )*};
+        }
+        for_each_flag!(find);
+        given.extend(self.optimizer.iter().map(|_| "--optimizer".into()));
+        given.extend(self.hyperparameters.0.iter().map(|(name, _)| format!("--{name}")));
+        given
+    }
+
+    /// The same with the flags of `other`, where it has any.
+    pub fn replaced_by(&self, other: &Self) -> Self {
+        let mut replaced = self.clone();
+        macro_rules! replace {
+            ($($flag:literal $field:ident),* $(,)?) => {$(
+                if other.$field.is_given() {
+                    replaced.$field.clone_from(&other.$field);
+                }
+            )*};
+        }
+        for_each_flag!(replace);
+        if other.optimizer.is_given() {
+            replaced.optimizer.clone_from(&other.optimizer);
+        }
+        for &(name, value) in &other.hyperparameters.0 {
+            replaced.hyperparameters.0.retain(|(known, _)| *known != name);
+            replaced.hyperparameters.0.push((name, value));
+        }
+        replaced
+    }
+
     /// A flag that is given and says how to train: not what the images are, and not the seed.
     pub fn given_for_training(&self) -> Option<String> {
         const OF_DATA: [&str; 10] = [
@@ -259,18 +301,7 @@ impl RecipeArguments {
             "--seed",
             "--augment",
         ];
-        let mut given = Vec::new();
-        macro_rules! find {
-            ($($flag:literal $field:ident),* $(,)?) => {$(
-                if self.$field.is_given() {
-                    given.push($flag.to_string());
-                }
-            )*};
-        }
-        for_each_flag!(find);
-        given.extend(self.optimizer.iter().map(|_| "--optimizer".into()));
-        given.extend(self.hyperparameters.0.iter().map(|(name, _)| format!("--{name}")));
-        given.into_iter().find(|flag| !OF_DATA.contains(&flag.as_str()))
+        self.given().into_iter().find(|flag| !OF_DATA.contains(&flag.as_str()))
     }
 
     /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.

@@ -7,14 +7,16 @@ mod images;
 mod notices;
 mod pictures;
 mod predictions;
-mod results;
+pub(super) mod results;
 mod settings;
-mod text;
+mod sweep;
+pub(super) mod text;
 mod times;
 mod usage;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+pub use self::sweep::sweep_page;
 use super::contact_sheet::Tile;
 use super::curves::themed_rules;
 use super::record::RunRecord;

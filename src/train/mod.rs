@@ -23,6 +23,7 @@ mod recipe_file;
 mod run;
 mod start;
 mod state_dict;
+mod sweep;
 mod temperature;
 mod tensorboard;
 mod trainer;
@@ -53,6 +54,7 @@ pub use start::Start;
 pub use state_dict::{
     copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
+pub use sweep::{RunState, Sweep, SweepRun};
 pub use tensorboard::TensorBoard;
 pub use trainer::{LossSettings, Trainable, Trainer, TrainerState};
 pub use trials::{Division, TrialEvent, Trials, try_learning_rates};
