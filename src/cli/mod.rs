@@ -16,6 +16,7 @@ mod inspect;
 mod interruption;
 mod man;
 mod output;
+mod plain_words;
 mod predict;
 mod progress;
 mod recipe_arguments;
@@ -191,19 +192,7 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         true => elsewhere(refusal).unwrap_or_else(|| format!("see {help}")),
         false => tips.join("; "),
     };
-    say(&in_plain_words(message.join(" ")));
+    say(&plain_words::in_plain_words(message.join(" ")));
     say(&format!("hint: {hint}"));
     ExitCode::from(2)
-}
-
-/// The same message without the standard library's words for what is not a number.
-fn in_plain_words(message: String) -> String {
-    let words = [
-        ("invalid digit found in string", "expected a whole number that is not negative"),
-        ("invalid float literal", "expected a number"),
-        ("cannot parse integer from empty string", "expected a number"),
-        ("cannot parse float from empty string", "expected a number"),
-        ("number too large to fit in target type", "the number is too large"),
-    ];
-    words.into_iter().fold(message, |message, (technical, plain)| message.replace(technical, plain))
 }

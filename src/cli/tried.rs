@@ -5,7 +5,7 @@ use std::error::Error as _;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Command, FromArgMatches};
 
-use super::in_plain_words;
+use super::plain_words::in_plain_words;
 use super::recipe_arguments::RecipeArguments;
 use crate::error::{Error, Result};
 use crate::train::NamedRecipe;

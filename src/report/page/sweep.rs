@@ -9,10 +9,10 @@ use super::super::student::Sample;
 use super::super::sweep::{Combination, Scores, SweepRecord, SweptRun, in_short, points, signed};
 use super::text::{counted, duration, percent};
 use super::times::times;
-use super::{PageContent, document, results, settings};
+use super::{results, settings};
 
-/// The page of a sweep, which refers to the pages of its runs in the folders beside it.
-pub fn sweep_page(sweep: &SweepRecord) -> String {
+/// The title of the page of a sweep, the runs that it shows, and the page itself.
+pub(super) fn content(sweep: &SweepRecord) -> (String, Vec<RunRecord>, Markup) {
     // One run of each combination stands for it: the first that has begun.
     let begun = |run: &SweptRun| run.record.as_ref().map(RunRecord::with_printable_names);
     let mut shown: Vec<RunRecord> = Vec::new();
@@ -22,21 +22,21 @@ pub fn sweep_page(sweep: &SweepRecord) -> String {
             shown.push(record);
         }
     }
-    let shown: Vec<&RunRecord> = shown.iter().collect();
+    let references: Vec<&RunRecord> = shown.iter().collect();
     let title = format!("Sweep {}: {}", sweep.name, counted(sweep.runs().count(), "run", "runs"));
     let body = html! {
         header {
             p.eyebrow { "retune" }
             h1 { (title) }
-            p.lead { (lead(sweep, shown.first().copied())) }
+            p.lead { (lead(sweep, references.first().copied())) }
         }
-        (comparison(sweep, shown.first().copied()))
+        (comparison(sweep, references.first().copied()))
         (runs(sweep))
-        (results::curves(&shown))
-        @if shown.len() > 1 { (settings::differences(&shown)) }
-        @if let [only] = shown.as_slice() { (settings::settings(only)) }
+        (results::curves(&references))
+        @if references.len() > 1 { (settings::differences(&references)) }
+        @if let [only] = references.as_slice() { (settings::settings(only)) }
     };
-    document(&title, PageContent::of(&shown), &body)
+    (title, shown, body)
 }
 
 fn lead(sweep: &SweepRecord, run: Option<&RunRecord>) -> String {
