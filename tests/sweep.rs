@@ -167,13 +167,13 @@ fn a_killed_sweep_is_resumed() {
 #[test]
 fn a_failed_run_does_not_end_the_others() {
     let place = Place::new();
-    let outcome = place.run(&format!("train data {SMALL} --try lr=1e30,1e-3 --no-report --out sweep"));
+    let outcome = place.run(&format!("train data {SMALL} --try lr=1e38,1e-3 --no-report --out sweep"));
     assert_eq!(outcome.status, 1, "{}", outcome.stderr);
-    assert!(outcome.stdout.contains("lr=1e30 (1 of 1 failed)"), "{}", outcome.stdout);
-    assert!(outcome.stderr.contains("1 run failed and is left out: lr=1e30."), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("lr=1e38 (1 of 1 failed)"), "{}", outcome.stdout);
+    assert!(outcome.stderr.contains("1 run failed and is left out: lr=1e38."), "{}", outcome.stderr);
     place.read("sweep/lr=1e-3/model.safetensors");
     let page = String::from_utf8(place.read("sweep/comparison.html")).unwrap();
-    assert!(page.contains("<td>lr=1e30</td>") && page.contains("failed: "), "{page}");
+    assert!(page.contains("<td>lr=1e38</td>") && page.contains("failed: "), "{page}");
     let again = place.run("train data --resume --no-report --out sweep");
     assert_eq!((again.status, again.stdout), (1, outcome.stdout));
 }
@@ -215,7 +215,10 @@ fn what_makes_no_sense_is_refused_before_anything_runs() {
         ("--try recipe=best", "--try recipe: --from-scratch says which recipe is used\n"),
         ("--try optimizer=sgd,adamw --momentum 0.9", "optimizer=adamw: "),
         ("--try warm-up=1,9", "warm-up=9: "),
-        ("--try width=4,99999", "width=99999: --width 99999: expected 1 to 4096\n"),
+        (
+            "--try layer-lr-decay=0.5,2",
+            "layer-lr-decay=2: --layer-lr-decay 2: expected a number above 0 and at most 1\n",
+        ),
         (
             "--seeds 2 --seed 18446744073709551615",
             "--seeds 2: the seeds from 18446744073709551615 on would be too large\n",

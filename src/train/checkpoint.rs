@@ -244,3 +244,25 @@ impl Checkpoint {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_is_read_as_it_was_written() {
+        let position = Position {
+            epoch: 3,
+            batch: 2,
+            totals: Totals { loss: 0.1, correct: 4, images: 9 },
+            metrics_lines: 7,
+            best: Some(Best { epoch: 1, accuracy: 1.0 / 3.0, loss: 0.7 }),
+            choice: Some(Choice::LearningRate(3e-5)),
+            temperature: Some(1.0 / 3.0),
+        };
+        for position in [position, Position { choice: Some(Choice::FixedBody), ..position }, Position::default()] {
+            let text = serde_json::to_string(&StoredPosition::from(&position)).unwrap();
+            assert_eq!(Position::from(serde_json::from_str::<StoredPosition>(&text).unwrap()), position);
+        }
+    }
+}
