@@ -33,7 +33,10 @@ impl Place {
     fn draw(&self, name: &str, colour: [u8; 3], number: u8) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        RgbImage::from_pixel(40, 36 + u32::from(number), Rgb(colour)).save(path).unwrap();
+        // Images of one colour would have no gradients.
+        let pixel =
+            |x: u32, y: u32| Rgb(colour.map(|c: u8| c.wrapping_add((x * x + y * u32::from(number + 1)) as u8 % 40)));
+        RgbImage::from_fn(40, 36 + u32::from(number), pixel).save(path).unwrap();
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -55,7 +55,7 @@ impl Tried {
             if found.iter().any(|known| known.text == value) {
                 return Err(about(format!("{value} is given twice")));
             }
-            found.push(TriedValue::new(flag, value).map_err(|problem| about(problem))?);
+            found.push(TriedValue::new(flag, value).map_err(about)?);
         }
         Ok(Self { flag: flag.into(), values: found })
     }

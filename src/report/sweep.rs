@@ -402,7 +402,10 @@ pub fn sweep_table(sweep: &SweepRecord) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn record(combinations: &[(&str, &[Option<(Option<f64>, f64)>])]) -> SweepRecord {
+    /// Validation and test accuracy of each run; none of a failed one.
+    type Runs<'a> = &'a [Option<(Option<f64>, f64)>];
+
+    fn record(combinations: &[(&str, Runs)]) -> SweepRecord {
         let run = |scores: &Option<(Option<f64>, f64)>| SweptRun {
             name: "run".into(),
             record: None,
@@ -499,7 +502,7 @@ mod tests {
         assert_eq!(difference.count, 2);
         assert!(sweep.verdict().contains("4 runs failed and are left out: run; run; run; run."), "{}", sweep.verdict());
         let table = sweep_table(&sweep);
-        assert!(table[1].starts_with("b (1 of 3 failed)          65.0 %"), "{table:?}");
+        assert!(table[1].starts_with("b (1 of 3 failed)         65.0 %"), "{table:?}");
         assert!(table[3].starts_with("c (3 of 3 failed)"), "{table:?}");
         let none = record(&[("a", &[None]), ("b", &[None])]);
         assert!(none.verdict().starts_with("No run has ended with a result."));
