@@ -645,7 +645,7 @@ impl Run<'_> {
         };
         let rate = plain_number(learning_rate);
         let message = format!("in epoch {}, at a learning rate of {rate}, {what}", epoch + 1);
-        Error::new(format!("{message}; the last checkpoint is unchanged")).hint(hint)
+        Error::not_finite(format!("{message}; the last checkpoint is unchanged")).hint(hint)
     }
 
     /// Saves a checkpoint; returns the error of an interrupted run.
