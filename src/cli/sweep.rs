@@ -318,13 +318,12 @@ fn require_same(arguments: &TrainArguments, tries: &[Tried], sweep: &Sweep, fold
         let values = values.collect::<Result<Vec<_>, String>>();
         let values = values.map_err(|problem| Error::new(problem).about(&Sweep::path(folder).display().to_string()))?;
         let settings: Vec<(&str, &TriedValue)> = values.iter().map(|(flag, value)| (*flag, value)).collect();
-        let merged = of_run(arguments, &settings, run.recipe.seed)?;
         // The seed of the first run was compared above.
         arguments
             .recipe
             .overlay(&mut run.recipe.clone(), |flag| if flag == "--seed" { Ok(()) } else { differs(flag) })?;
         if arguments.named.is_some() || arguments.config.is_some() {
-            merged.require_recipe_of(&run.recipe, folder)?;
+            of_run(arguments, &settings, run.recipe.seed)?.require_recipe_of(&run.recipe, folder)?;
         }
         if arguments.head_only && !(run.recipe.fit_head && run.recipe.epochs == 0) {
             return differs("--head-only");

@@ -5,7 +5,7 @@ use crate::train::{ModelFile, Testing};
 /// `--average-mirror`
 #[derive(clap::Args)]
 pub struct AverageMirror {
-    /// Average the outputs for each image and for its mirror image, which takes twice the time [default: as the model was trained for]
+    /// Average the outputs for each image and for its mirror image, which takes twice the time [default: what the model's metadata says]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     average_mirror: Option<bool>,
 }

@@ -200,8 +200,8 @@ impl SweepRecord {
             let mean = percent(best_sample.mean);
             return match best_sample.deviation {
                 Some(deviation) => format!(
-                    "Over {} seeds, the mean {images} accuracy is {mean}, with a standard deviation of {} percentage points. So much do \
-                     runs differ that have the same settings and different seeds.",
+                    "Over {} seeds, the mean {images} accuracy is {mean}, with a standard deviation of {} percentage points. That is \
+                     how much runs with the same settings and different seeds differ.",
                     best_sample.count,
                     points(deviation)
                 ),
@@ -220,7 +220,7 @@ impl SweepRecord {
                 return format!("{lead} No other combination has a run with the same seed to compare it with.");
             };
             let middle =
-                format!(" The next is {}, by {} percentage points lower: ", second.name, points(-difference.mean));
+                format!(" The next is {}, {} percentage points lower: ", second.name, points(-difference.mean));
             return lead + &middle + &explained(&difference);
         }
         let lead = format!("{} has the highest mean {images} accuracy: {}.", best.name, percent(best_sample.mean));
@@ -513,8 +513,8 @@ mod tests {
         let sweep = record(&[("all runs", &tested(&[0.9, 0.92, 0.94]))]);
         assert_eq!(
             sweep.verdict(),
-            "Over 3 seeds, the mean test accuracy is 92.0 %, with a standard deviation of 2.0 percentage points. So much do runs differ \
-             that have the same settings and different seeds."
+            "Over 3 seeds, the mean test accuracy is 92.0 %, with a standard deviation of 2.0 percentage points. That is how much \
+             runs with the same settings and different seeds differ."
         );
         assert_eq!(sweep_table(&sweep)[0], "combination  test accuracy  deviation");
     }

@@ -113,7 +113,7 @@ pub struct TriedPenalty {
     pub accuracy: f64,
 }
 
-/// What a short run with one learning rate achieved on held-back training images.
+/// What a run with one learning rate achieved on held-back training images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     /// The learning rate; none for the fitted head alone.

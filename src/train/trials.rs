@@ -1,4 +1,4 @@
-//! Trials: short runs on a part of the training images, which choose the learning rate by the rest.
+//! Trials: runs on a part of the training images, which choose the learning rate by the rest.
 
 use std::rc::Rc;
 use std::sync::Arc;
