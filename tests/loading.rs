@@ -480,12 +480,34 @@ fn an_object_in_place_of_a_tensor_is_named() {
             entries.iter_mut().filter(|(name, _)| name == key).for_each(|(_, value)| *value = object.clone());
             fs::write(place.path("w.pth"), write(form, &Value::Dict(vec![("net".into(), Value::Dict(entries))])))
                 .unwrap();
+            // A copy without the tensor would be silently incomplete.
+            let error = place.error("convert w.pth copy.safetensors");
+            assert!(error.contains("cannot be written") && error.contains(key) && error.contains(name), "{error}");
+            assert!(!place.path("copy.safetensors").exists());
             let error = place.error("predict w.pth data/test/2/1.png");
             let key = if key == "fc.bias" { key.to_string() } else { format!("net.{key}") };
             let hint =
                 format!("hint: `{key}` is not a plain tensor in the file: it depends on the Python object {name}, ");
             assert!(error.contains(&hint), "{error}");
         }
+    }
+}
+
+/// A tensor of another kind is named with its kind, also in the final layer.
+#[test]
+fn a_tensor_that_is_not_plain_is_named() {
+    let place = Place::new();
+    for (function, kind) in [("_rebuild_sparse_tensor", "it is sparse"), ("_rebuild_qtensor", "it is quantised")] {
+        let mut entries = state_dict();
+        let value = Value::Object("torch._utils", function);
+        entries.iter_mut().filter(|(name, _)| name == "fc.weight").for_each(|(_, found)| *found = value.clone());
+        fs::write(place.path("w.pth"), write(Form::Zip, &Value::Dict(entries))).unwrap();
+        let error = place.error("predict w.pth data/test/2/1.png");
+        assert!(error.contains("has no complete final layer: fc.weight is not a plain tensor"), "{error}");
+        assert!(error.contains(kind), "{error}");
+        let error = place.error("convert w.pth copy.safetensors");
+        assert!(error.contains(&format!("1 tensor cannot be written (`fc.weight`: {kind})")), "{error}");
+        assert!(!place.path("copy.safetensors").exists());
     }
 }
 

@@ -10,8 +10,9 @@ use crate::data::counted;
 use crate::error::{Error, Result};
 use crate::file::require_writable;
 use crate::onnx;
+use crate::printable::printable;
 use crate::train::{ModelFile, find_network};
-use crate::weights::{Found, HeadPolicy, OutputTensor, match_state_dict, save};
+use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, match_state_dict, not_plain, save};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,11 +68,15 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         write(output, &onnx::export(&model)?)?;
         model.weights.entries().len()
     } else {
-        let found = find_network(&file);
+        let found = match find_network(&file) {
+            // Without the network that was asked for, there is nothing to write.
+            Err(error) if file.chosen_prefix().is_some() => return Err(error),
+            found => found,
+        };
+        let weights = found.as_ref().map_or(&file, |found| &found.weights);
+        require_plain(weights)?;
         match &found {
             Ok(found) => found.notices.iter().for_each(|notice| global.note(notice)),
-            // Without the network that was asked for, there is nothing to write.
-            Err(error) if file.chosen_prefix().is_some() => return Err(error.clone()),
             Err(error) => {
                 global.note(error.message());
                 global.note("every tensor is written under its own name");
@@ -84,7 +89,6 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
                 warn(error.message());
             }
         }
-        let weights = found.as_ref().map_or(&file, |found| &found.weights);
         let tensors: Result<Vec<OutputTensor>> = weights
             .entries()
             .iter()
@@ -113,4 +117,20 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a file that has other objects in the place of tensors: the copy would lack them.
+fn require_plain(weights: &TensorFile) -> Result<()> {
+    const NAMED: usize = 8;
+    let missing = weights.missing_tensors();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let named = missing.iter().take(NAMED);
+    let named: Vec<String> =
+        named.map(|(key, object)| format!("`{}`: {}", printable(key), not_plain(object))).collect();
+    let more = if missing.len() > NAMED { "; ..." } else { "" };
+    let (path, number) = (weights.path().display(), counted(missing.len(), "tensor", "tensors"));
+    Err(Error::new(format!("{path}: {number} cannot be written ({}{more})", named.join("; ")))
+        .hint("save plain tensors of type F32, F16, BF16 or F64: torch.save(model.state_dict(), FILE)"))
 }

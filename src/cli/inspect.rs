@@ -14,7 +14,7 @@ use crate::model::{BatchShape, Freezing, Phase, is_head};
 use crate::ops::LossReduction;
 use crate::printable::printable;
 use crate::train::{LARGEST_IMAGE_SIZE, ModelFile, find_network};
-use crate::weights::{Found, TensorFile};
+use crate::weights::{Found, TensorFile, not_plain};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -129,6 +129,9 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     print_result("")?;
     if let Some(origin) = file.origin() {
         print_result(&format!("file        {origin}"))?;
+    }
+    for (name, object) in file.missing_tensors() {
+        print_result(&format!("note        `{}` is not a plain tensor: {}", printable(name), not_plain(object)))?;
     }
     match &found {
         Some(Found { network, notices, .. }) => {

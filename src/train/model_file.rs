@@ -16,8 +16,9 @@ use crate::data::{ResizeMode, counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet, is_head};
+use crate::printable::printable;
 use crate::weights::{
-    Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorData, TensorFile, imagenet_classes, save,
+    Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorData, TensorFile, imagenet_classes, no_tensor, save,
 };
 
 /// Writes a trained model.
@@ -133,6 +134,15 @@ impl ModelFile {
         let Found { network, weights, notices, other_head, ignored, .. } = find_network(file)?;
         let Some(outputs) = network.classes else {
             const NONE: &str = "has no final layer (fc)";
+            // The head is there, but not all of it could be read.
+            if let Some((key, object)) = weights.missing_tensors().first() {
+                return Err(Error::new(format!(
+                    "{shown}: the {} has no complete final layer: {} is not a plain tensor",
+                    network.architecture,
+                    printable(key)
+                ))
+                .hint(no_tensor(key, object)));
+            }
             let reason = match (other_head.as_slice(), ignored.as_slice()) {
                 ([], []) => format!("{NONE}; the keys of the file are {}", file.first_names()),
                 ([], keys) => format!("{NONE}; keys of no network are {}", first_names(keys)),

@@ -122,7 +122,8 @@ impl Candidate {
             let rest = key.strip_prefix(&self.prefix)?;
             let name = match self.naming.part(rest) {
                 Part::Body(name) => name,
-                Part::Head | Part::Other => rest.to_owned(),
+                Part::Head => rest.to_owned(),
+                Part::Other => return None,
             };
             Some((name, object.clone()))
         });
@@ -301,12 +302,25 @@ fn nothing_found(file: &TensorFile, refused: &[(String, String)]) -> Error {
 }
 
 /// What to do where an object of Python is in the place of a tensor.
-pub(super) fn no_tensor(key: &str, object: &str) -> String {
+pub(crate) fn no_tensor(key: &str, object: &str) -> String {
     format!(
-        "`{}` is not a plain tensor in the file: it depends on the Python object {object}, which was ignored and not run; save \
-         plain tensors: torch.save(model.state_dict(), FILE)",
-        printable(key)
+        "`{}` is not a plain tensor in the file: {}; save plain tensors: torch.save(model.state_dict(), FILE)",
+        printable(key),
+        not_plain(object)
     )
+}
+
+/// Why a tensor that depends on this object of Python cannot be read.
+pub(crate) fn not_plain(object: &str) -> String {
+    match object.rsplit_once('.') {
+        Some(("torch._utils", "_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor")) => "it is sparse".into(),
+        Some(("torch._utils", "_rebuild_qtensor")) => "it is quantised".into(),
+        Some(("torch", name)) if name.starts_with("Complex") || name.starts_with("complex") => "it is complex".into(),
+        Some(("torch", name)) if name.starts_with("float") || name.starts_with("uint") => {
+            format!("its elements are of type {name}, expected F32, F16, BF16 or F64")
+        }
+        _ => format!("it depends on the Python object {object}, which was ignored and not run"),
+    }
 }
 
 /// Why the blocks in a file are not a whole ResNet.

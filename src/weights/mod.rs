@@ -18,6 +18,7 @@ pub mod save;
 pub mod state_dict;
 
 pub use find::{Found, find};
+pub(crate) use find::{no_tensor, not_plain};
 pub use head::{Head, head_from};
 pub use imagenet::{IMAGENET_CLASSES, imagenet_classes};
 pub use matching::{HeadPolicy, MatchReport, NamedShape, ShapeMismatch, match_state_dict};

@@ -1,6 +1,6 @@
 //! Files of tensors, safetensors or torch's `.pth`, memory-mapped: opening one reads its header only.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -249,6 +249,20 @@ impl TensorFile {
     /// The keys of a `.pth` whose values are such objects, or depend on one, with the names of the objects; not all if there are many.
     pub fn placeholders(&self) -> &[(String, String)] {
         &self.placeholders
+    }
+
+    /// The [placeholders](TensorFile::placeholders) in the place of a tensor: torch would make one of them, or tensors beside them
+    /// have names that end alike, as in `fc.weight`.
+    pub fn missing_tensors(&self) -> Vec<&(String, String)> {
+        let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+        let beside: HashSet<(&str, String)> =
+            self.entries.iter().map(|entry| (entry.nesting(), last(&entry.name))).collect();
+        let is_missing = |(key, object): &&(String, String)| {
+            object.starts_with("torch._utils._rebuild_")
+                || (object.starts_with("torch.") && object.ends_with("Storage"))
+                || beside.iter().any(|(nesting, end)| key.starts_with(nesting) && *end == last(key))
+        };
+        self.placeholders.iter().filter(is_missing).collect()
     }
 
     /// The file's length in bytes, header included.

@@ -569,7 +569,13 @@ impl Machine<'_> {
                 let sizes = arguments.first().map_or(Ok([].as_slice()), |&sizes| self.items(sizes))?;
                 Ok(Object::Tuple(sizes.to_vec()))
             }
-            Global::Foreign(class) => Ok(Object::Other(class)),
+            // Its last argument is an element type without a storage class of its own, which says more than the function.
+            Global::Foreign(class) => {
+                let name = class.and_then(|class| self.pickle.foreign_name(class));
+                let has_type = name == Some("torch._utils._rebuild_tensor_v3");
+                let element_type = arguments.get(6).filter(|_| has_type).and_then(|&id| self.class(id));
+                Ok(Object::Other(element_type.or(class)))
+            }
             Global::Storage(_) => Err(DAMAGED.into()),
         }
     }
