@@ -75,6 +75,11 @@ pub struct RecipeArguments {
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
 
+    /// Evaluate and save an exponential moving average of the weights over the steps, with this decay such as 0.99, in the place of
+    /// the weights themselves [default: off]
+    #[arg(long, value_name = "DECAY", help_heading = "Training options")]
+    ema: Option<f64>,
+
     /// Weight decay, as the optimizer defines it [default: 1e-3]
     #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
     weight_decay: Option<f64>,
@@ -190,6 +195,7 @@ macro_rules! for_each_flag {
             "--patience" patience,
             "--try-lr" try_learning_rates,
             "--keep-last" keep_last,
+            "--ema" ema,
             "--weight-decay" weight_decay,
             "--no-decay-norm-bias" no_decay_norm_bias,
             "--loss-reduction" loss_reduction,
@@ -525,6 +531,7 @@ mod tests {
             patience: Some(3),
             try_learning_rates: vec![1e-4, 3e-4],
             keep_last: true,
+            ema: Some(0.9),
             weight_decay: 0.0,
             no_decay_norm_bias: true,
             optimizer: "adamw".into(),
@@ -578,7 +585,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 39);
+        assert_eq!(flags.len(), 40);
     }
 
     #[test]

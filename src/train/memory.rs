@@ -50,7 +50,7 @@ impl Run<'_> {
             LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }.bytes_at_once(train.max(held_out));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
-        let with_slots = state * (1 + self.trainer.updater().slots().len());
+        let with_slots = state * (1 + network.parameters().slot_names().len());
         Ok(MemoryPlan {
             activations: activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?),
             parameters: self.trainer.parameter_bytes(),

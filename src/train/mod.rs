@@ -1,5 +1,6 @@
 //! Training: how a run starts, its loop, what it measures and what it saves. Nothing here prints.
 
+mod average;
 mod checkpoint;
 mod class_weights;
 mod config;
@@ -27,6 +28,7 @@ mod tensorboard;
 mod trainer;
 mod trials;
 
+pub use average::{STATISTICS_IMAGES, Statistics, recompute_statistics};
 pub use checkpoint::{Best, Checkpoint, Choice, Position, save_checkpoint};
 pub use class_weights::ClassWeights;
 pub use config::RunConfig;
@@ -53,5 +55,5 @@ pub use state_dict::{
     copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
 pub use tensorboard::TensorBoard;
-pub use trainer::{LossSettings, Trainable, Trainer, TrainerState};
+pub use trainer::{LossSettings, Trainable, Trainer, TrainerState, Weights};
 pub use trials::{Division, TrialEvent, Trials, try_learning_rates};

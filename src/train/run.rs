@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::average::recompute_statistics;
 use super::checkpoint::{Best, Choice, Position, save_checkpoint};
 use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
@@ -98,6 +99,8 @@ const FINAL_TEST_BATCH: usize = 32;
 
 /// The number of the epoch whose augmentation the first copies of images have to which the head is fitted; training never gets there.
 const FEATURE_EPOCHS: u64 = 1 << 32;
+
+const STOPPED_AT_TEST: &str = "stopped while testing";
 
 const STOPPED_AT_FIT: &str = "stopped while the final layer was fitted";
 
@@ -259,7 +262,7 @@ impl Run<'_> {
         if is_new && self.recipe.fit_head {
             let (train, of_fit) = self.start_with_fitted_head(&store, &mut train_batches, &mut session, observe)?;
             clock.add(of_fit);
-            last = Some(self.finish_epoch(0, train, of_fit, &mut session, observe)?);
+            last = Some(self.finish_epoch(0, train, of_fit, &mut train_batches, &mut session, observe)?);
         }
         if let Some(Choice::LearningRate(learning_rate)) = self.position.choice {
             let recipe = Recipe { learning_rate, ..self.recipe.clone() };
@@ -269,7 +272,7 @@ impl Run<'_> {
             let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
             clock.add(of_epoch);
             let (epoch, train) = (self.position.epoch + 1, self.position.totals);
-            last = Some(self.finish_epoch(epoch, train, of_epoch, &mut session, observe)?);
+            last = Some(self.finish_epoch(epoch, train, of_epoch, &mut train_batches, &mut session, observe)?);
             if std::mem::replace(&mut stored, store.stored()) != stored {
                 observe(Event::Stored(stored, self.splits.train.len() + self.splits.choosing().len()));
             }
@@ -290,43 +293,59 @@ impl Run<'_> {
         })
     }
 
-    /// Evaluates the network after an epoch, saves it if it is the best so far, and saves a checkpoint. After the last epoch, tests
-    /// the best model if validation images chose it.
+    /// Evaluates the network after an epoch, or its average, saves it if it is the best so far, and saves a checkpoint. After the last
+    /// epoch, tests the best model if validation images chose it.
     fn finish_epoch(
         &mut self,
         epoch: usize,
         train: Totals,
         of_epoch: Clock,
+        train_batches: &mut Batches,
         session: &mut Session,
         observe: &mut impl FnMut(Event),
     ) -> Result<Tested> {
         let Session { test_batches, metrics, left_out, since } = session;
         let batches = test_batches.loader().batch_count();
         let mut batch = 0;
-        let tested = evaluate(self.trainer.network_mut(), test_batches, self.recipe.image_size, |tested| {
-            left_out.note(&tested.skipped, metrics, observe)?;
-            batch += 1;
-            observe(Event::Tested { batch, batches });
-            self.options.check_interruption("stopped while testing")
-        });
-        let (held_out, _) = tested.map_err(|error| self.stopped(error))?;
-        let metric = Metric::Epoch {
-            epoch,
-            train_loss: train.mean_loss(),
-            train_acc: train.accuracy(),
-            held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
-            images_per_second: of_epoch.images_per_second(),
-            seconds: of_epoch.training.as_secs_f64(),
-            whole_seconds: Some(since.elapsed().as_secs_f64()),
+        // Training goes on from what is trained, not from the average.
+        let trained = self.trainer.start_average()?;
+        let mut measure = || {
+            let (network, image_size) = (self.trainer.network_mut(), self.recipe.image_size);
+            if trained.is_some() {
+                let of_epoch = self.position.epoch as u64;
+                recompute_statistics(network, train_batches, of_epoch, image_size, |batch, batches| {
+                    observe(Event::Averaged { batch, batches });
+                    self.options.check_interruption(STOPPED_AT_TEST)
+                })?;
+            }
+            let (held_out, _) = evaluate(network, test_batches, image_size, |tested| {
+                left_out.note(&tested.skipped, metrics, observe)?;
+                batch += 1;
+                observe(Event::Tested { batch, batches });
+                self.options.check_interruption(STOPPED_AT_TEST)
+            })?;
+            let metric = Metric::Epoch {
+                epoch,
+                train_loss: train.mean_loss(),
+                train_acc: train.accuracy(),
+                held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
+                images_per_second: of_epoch.images_per_second(),
+                seconds: of_epoch.training.as_secs_f64(),
+                whole_seconds: Some(since.elapsed().as_secs_f64()),
+            };
+            *since = Instant::now();
+            metrics.append(&metric)?;
+            let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
+            if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
+                let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
+                save_model(&path, network, &self.recipe, classes, epoch)?;
+                self.position.best = Some(this);
+            }
+            Ok((held_out, metric))
         };
-        *since = Instant::now();
-        metrics.append(&metric)?;
-        let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
-        if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
-            let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
-            save_model(&path, self.trainer.network(), &self.recipe, classes, epoch)?;
-            self.position.best = Some(this);
-        }
+        let measured = measure();
+        trained.iter().try_for_each(|trained| self.trainer.set_weights(trained))?;
+        let (held_out, metric) = measured.map_err(|error| self.stopped(error))?;
         let mut test = None;
         let is_over = Position { epoch, ..self.position }.is_over(&self.recipe);
         if let Some(best) = self.position.best.filter(|_| is_over)
@@ -506,7 +525,7 @@ impl Run<'_> {
             left_out.note(&tested.skipped, metrics, observe)?;
             batch += 1;
             observe(Event::FinalTest { batch, batches });
-            self.options.check_interruption("stopped while testing")
+            self.options.check_interruption(STOPPED_AT_TEST)
         })?;
         Ok(totals)
     }
