@@ -1021,6 +1021,100 @@ mod recipes {
     }
 }
 
+mod tests_and_predictions {
+    use super::*;
+
+    const DEVICES: &[&str] = if cfg!(feature = "emulator") { &["cpu", "emulator"] } else { &["cpu"] };
+
+    /// The values of a tensor in a file.
+    fn values(place: &Workplace, file: &str, name: &str) -> Vec<f32> {
+        let bytes = place.read(file);
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    }
+
+    fn logits(place: &Workplace, line: &str) -> Vec<f64> {
+        let found = place.json(&format!("predict base {line} --json --logits"));
+        found[0]["logits"].as_array().unwrap().iter().map(|logit| logit.as_f64().unwrap()).collect()
+    }
+
+    #[test]
+    fn outputs_are_averaged_with_those_of_the_mirror_image() {
+        let place = Workplace::with_base_model();
+        // Left and right differ, and a square is cropped evenly on both sides.
+        let picture = RgbImage::from_fn(64, 64, |x, y| Rgb([(4 * x) as u8, (2 * x + y) as u8, (200 - 3 * x) as u8]));
+        picture.save(place.path("one.png")).unwrap();
+        image::imageops::flip_horizontal(&picture).save(place.path("mirrored.png")).unwrap();
+        for device in DEVICES {
+            let [one, mirrored, averaged] = ["one.png", "mirrored.png", "one.png --average-mirror"]
+                .map(|line| logits(&place, &format!("{line} --device {device}")));
+            assert!(one.iter().zip(&mirrored).any(|(a, b)| (a - b).abs() > 1e-2), "{one:?} {mirrored:?}");
+            for ((one, mirrored), averaged) in one.iter().zip(&mirrored).zip(&averaged) {
+                assert!(((one + mirrored) / 2.0 - averaged).abs() < 1e-4, "{one} {mirrored} {averaged}");
+            }
+        }
+        // The model records it, and the flag overrides that.
+        place.succeed("train data --weights base --image-size 33 --head-only --average-mirror --no-report --out run");
+        let record = String::from_utf8(place.read("run/metrics.jsonl")).unwrap();
+        let tested: Value = serde_json::from_str(record.lines().last().unwrap()).unwrap();
+        let loss = |line: &str| place.json(&format!("eval run data --json {line}"))["loss"].as_f64().unwrap();
+        assert!((loss("") - tested["test_loss"].as_f64().unwrap()).abs() < 1e-9);
+        assert_eq!(loss(""), loss("--average-mirror"));
+        assert_ne!(loss(""), loss("--average-mirror=false"));
+    }
+
+    #[test]
+    fn the_saved_final_layer_is_divided_by_the_temperature() {
+        let place = Workplace::with_base_model();
+        let train = "train data --weights base --image-size 33 --batch-size 8 --no-report --calibrate --keep-last";
+        for (line, out) in [("--head-only", "head"), ("--fit-head --try-lr 1e-9,1e-3 --epochs 2", "tried")] {
+            place.succeed(&format!("{train} {line} --out {out}"));
+            let inspected = place.json(&format!("inspect {out} --json"));
+            let temperature = inspected["temperature"].as_f64().unwrap();
+            assert!(temperature > 0.0 && temperature != 1.0);
+            for name in ["fc.weight", "fc.bias"] {
+                let trained = values(&place, &format!("{out}/checkpoint.safetensors"), &format!("param/{name}"));
+                let saved = values(&place, &format!("{out}/model.safetensors"), name);
+                for (trained, saved) in trained.iter().zip(&saved) {
+                    assert_eq!((f64::from(*trained) / temperature) as f32, *saved);
+                }
+            }
+        }
+        // Resuming keeps it.
+        let interrupted = "--fit-head --try-lr 1e-9,1e-3 --epochs 1";
+        place.succeed(&format!("{train} {interrupted} --out resumed"));
+        place.succeed("train data --resume --extend 1 --no-report --out resumed");
+        let inspected = place.json("inspect resumed --json");
+        assert!(inspected["temperature"].is_f64(), "{inspected}");
+
+        let refused = place.run(&format!("{train} --fit-head --epochs 1 --out none"));
+        assert_eq!(refused.status, 2);
+        assert!(refused.stderr.contains("--calibrate: there are no images to which a temperature could be fitted"));
+    }
+
+    #[test]
+    fn training_images_may_have_another_size_than_those_of_tests() {
+        let place = Workplace::with_base_model();
+        let train = "train data --weights base --image-size 48 --train-size 33 --batch-size 8 --fit-head --epochs 2 --no-report";
+        DEVICES.iter().for_each(|device| {
+            place.succeed(&format!("{train} --device {device} --out {device}"));
+        });
+        assert_eq!(place.json("inspect cpu --json")["image_size"], 48);
+        let weights = |run: &str| values(&place, &format!("{run}/model.safetensors"), "fc.weight");
+        for device in DEVICES {
+            let differences = weights("cpu").into_iter().zip(weights(device)).map(|(a, b)| (a - b).abs());
+            assert!(differences.fold(0.0, f32::max) < 1e-3);
+        }
+        let other = format!("{train} --out other").replace("--train-size 33", "--train-size 40");
+        place.succeed(&other);
+        assert_ne!(weights("cpu"), weights("other"));
+        let refused = place.run(&format!("{train} --out none").replace("--train-size 33", "--train-size 3"));
+        assert_eq!(refused.status, 2);
+        assert!(refused.stderr.contains("--train-size 3: expected 8 to 65536"), "{}", refused.stderr);
+    }
+}
+
 mod fitted_heads {
     use super::*;
 

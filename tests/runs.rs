@@ -279,8 +279,16 @@ fn a_run_with_an_average_of_the_weights_resumes_from_every_step() {
     place.succeed(&format!("{} --out plain", line.replace("--ema 0.9", "")));
     let read = |folder: &str| fs::read(place.path(folder).join("model.safetensors")).unwrap();
     assert!(read("whole") != read("plain"));
-    place.refuse(&format!("{} --out whole --resume", line.replace("0.9", "0.8")), 2, "--ema differs from the recipe of the run");
-    place.refuse(&format!("{} --out other", line.replace("0.9", "1")), 2, "--ema 1: expected a number above 0 and below 1");
+    place.refuse(
+        &format!("{} --out whole --resume", line.replace("0.9", "0.8")),
+        2,
+        "--ema differs from the recipe of the run",
+    );
+    place.refuse(
+        &format!("{} --out other", line.replace("0.9", "1")),
+        2,
+        "--ema 1: expected a number above 0 and below 1",
+    );
 }
 
 /// An image that is drawn again in an epoch is found on the device, or decoded again.

@@ -58,6 +58,12 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         let model = ModelFile::describe(&file)?;
         model.notices.iter().for_each(|notice| global.note(notice));
         model.names_notice.iter().for_each(|notice| global.note(notice));
+        if model.average_mirror {
+            global.note(
+                "the model was trained to average its outputs for an image and for its mirror image; the ONNX file computes those of one \
+                 image, so average them in your program",
+            );
+        }
         write(output, &onnx::export(&model)?)?;
         model.weights.entries().len()
     } else {

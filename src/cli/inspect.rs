@@ -110,6 +110,8 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
             "image_size": model.as_ref().map(|model| model.image_size),
             "resize": model.as_ref().map(|model| model.resize),
             "exif": model.as_ref().map(|model| model.exif),
+            "average_mirror": model.as_ref().map(|model| model.average_mirror),
+            "temperature": model.as_ref().map(|model| model.temperature),
             "parameters": all,
             "head_parameters": head,
             "metadata": file.metadata(),
@@ -138,14 +140,15 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         }
         None => print_result(&format!("elements    {}", rows.iter().map(|row| row.elements).sum::<usize>()))?,
     }
-    if let Some(ModelFile { classes, image_size, resize, exif, names_notice, .. }) = &model {
+    if let Some(ModelFile { classes, image_size, resize, exif, average_mirror, names_notice, .. }) = &model {
         let rotated = if *exif { ", rotated by their EXIF orientation" } else { "" };
         let squares = match resize {
             ResizeMode::Crop => "",
             ResizeMode::Squash => ", squashed",
             ResizeMode::Pad => ", padded",
         };
-        print_result(&format!("images      {image_size} x {image_size}{squares}{rotated}"))?;
+        let averaged = if *average_mirror { ", averaged with their mirror images" } else { "" };
+        print_result(&format!("images      {image_size} x {image_size}{squares}{rotated}{averaged}"))?;
         let shown: Vec<&str> = classes.iter().take(10).map(String::as_str).collect();
         let more = if classes.len() > shown.len() { ", ..." } else { "" };
         if let Some(notice) = names_notice {
@@ -154,7 +157,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
         print_result(&format!("classes     {}: {}{more}", classes.len(), shown.join(", ")))?;
     }
     for (name, value) in file.metadata() {
-        if model.is_none() || !["classes", "architecture", "width"].contains(&name.as_str()) {
+        if model.is_none() || !["classes", "architecture", "width", "average_mirror"].contains(&name.as_str()) {
             print_result(&format!("{name:<11} {}", readable(value)))?;
         }
     }

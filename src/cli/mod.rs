@@ -16,6 +16,7 @@ mod inspect;
 mod interruption;
 mod man;
 mod output;
+mod plain_words;
 mod predict;
 mod progress;
 mod recipe_arguments;
@@ -23,9 +24,12 @@ mod recipes;
 mod report;
 mod shell;
 mod show;
+mod sweep;
+mod testing;
 mod train;
 mod training;
 mod training_display;
+mod tried;
 mod url;
 mod weights;
 
@@ -89,6 +93,7 @@ pub fn main() -> ExitCode {
     };
     let result = check(&global, &matches).and_then(|()| match command {
         Command::Demo(arguments) => demo::run(&global, &arguments),
+        Command::Train(arguments) if sweep::is_asked_for(&arguments) => sweep::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),
         Command::Eval(arguments) => eval::run(&global, &arguments),
         Command::Predict(arguments) => predict::run(&global, &arguments),
@@ -187,19 +192,7 @@ fn refuse(refusal: &clap::Error) -> ExitCode {
         true => elsewhere(refusal).unwrap_or_else(|| format!("see {help}")),
         false => tips.join("; "),
     };
-    say(&in_plain_words(message.join(" ")));
+    say(&plain_words::in_plain_words(message.join(" ")));
     say(&format!("hint: {hint}"));
     ExitCode::from(2)
-}
-
-/// The same message without the standard library's words for what is not a number.
-fn in_plain_words(message: String) -> String {
-    let words = [
-        ("invalid digit found in string", "expected a whole number that is not negative"),
-        ("invalid float literal", "expected a number"),
-        ("cannot parse integer from empty string", "expected a number"),
-        ("cannot parse float from empty string", "expected a number"),
-        ("number too large to fit in target type", "the number is too large"),
-    ];
-    words.into_iter().fold(message, |message, (technical, plain)| message.replace(technical, plain))
 }

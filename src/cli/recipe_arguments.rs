@@ -71,6 +71,15 @@ pub struct RecipeArguments {
     #[arg(long = "try-lr", value_name = "RATES", value_delimiter = ',', help_heading = "Training options")]
     try_learning_rates: Option<Vec<f64>>,
 
+    /// In tests and predictions, average the outputs for each image and for its mirror image, which takes twice the time
+    #[arg(long, help_heading = "Training options")]
+    average_mirror: bool,
+
+    /// Divide the outputs of the saved model by a temperature, so that the probabilities agree with how often predictions are right; it
+    /// is fitted to the validation images, or to training images that were held back by --fit-head or --try-lr
+    #[arg(long, help_heading = "Training options")]
+    calibrate: bool,
+
     /// Save the model of the last epoch, not that of the best epoch
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
@@ -141,6 +150,11 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
     image_size: Option<usize>,
 
+    /// Width and height of training images, if they are to be smaller than --image-size: for example 176 for 224 takes 0.6 times the time
+    /// [default: --image-size]
+    #[arg(long, value_name = "PIXELS", help_heading = "Image options")]
+    train_size: Option<usize>,
+
     /// How images become squares: crop uses the middle, or in training a random part; squash scales the whole image to a square; pad
     /// scales the longer side and pads the shorter one with black. With squash and pad, training crops the square at random [default:
     /// that of the weights, or crop]
@@ -182,6 +196,7 @@ macro_rules! for_each_flag {
             "--arch" architecture,
             "--width" width,
             "--image-size" image_size,
+            "--train-size" train_size,
             "--resize" resize,
             "--epochs" epochs,
             "--batch-size" batch_size,
@@ -196,6 +211,8 @@ macro_rules! for_each_flag {
             "--try-lr" try_learning_rates,
             "--keep-last" keep_last,
             "--ema" ema,
+            "--average-mirror" average_mirror,
+            "--calibrate" calibrate,
             "--weight-decay" weight_decay,
             "--no-decay-norm-bias" no_decay_norm_bias,
             "--loss-reduction" loss_reduction,
@@ -234,18 +251,13 @@ impl RecipeArguments {
         self.width
     }
 
-    /// A flag that is given and says how to train: not what the images are, and not the seed.
-    pub fn given_for_training(&self) -> Option<String> {
-        const OF_DATA: [&str; 8] = [
-            "--image-size",
-            "--resize",
-            "--exif",
-            "--drop-duplicates",
-            "--test-fraction",
-            "--labels",
-            "--seed",
-            "--augment",
-        ];
+    /// The seed, if it is given.
+    pub fn seed(&self) -> Option<u64> {
+        self.seed
+    }
+
+    /// The flags that are given.
+    pub fn given(&self) -> Vec<String> {
         let mut given = Vec::new();
         macro_rules! find {
             ($($flag:literal $field:ident),* $(,)?) => {$(
@@ -257,7 +269,45 @@ impl RecipeArguments {
         for_each_flag!(find);
         given.extend(self.optimizer.iter().map(|_| "--optimizer".into()));
         given.extend(self.hyperparameters.0.iter().map(|(name, _)| format!("--{name}")));
-        given.into_iter().find(|flag| !OF_DATA.contains(&flag.as_str()))
+        given
+    }
+
+    /// The same with the flags of `other`, where it has any.
+    pub fn replaced_by(&self, other: &Self) -> Self {
+        let mut replaced = self.clone();
+        macro_rules! replace {
+            ($($flag:literal $field:ident),* $(,)?) => {$(
+                if other.$field.is_given() {
+                    replaced.$field.clone_from(&other.$field);
+                }
+            )*};
+        }
+        for_each_flag!(replace);
+        if other.optimizer.is_given() {
+            replaced.optimizer.clone_from(&other.optimizer);
+        }
+        for &(name, value) in &other.hyperparameters.0 {
+            replaced.hyperparameters.0.retain(|(known, _)| *known != name);
+            replaced.hyperparameters.0.push((name, value));
+        }
+        replaced
+    }
+
+    /// A flag that is given and says how to train: not what the images are, and not the seed.
+    pub fn given_for_training(&self) -> Option<String> {
+        const OF_DATA: [&str; 10] = [
+            "--train-size",
+            "--average-mirror",
+            "--image-size",
+            "--resize",
+            "--exif",
+            "--drop-duplicates",
+            "--test-fraction",
+            "--labels",
+            "--seed",
+            "--augment",
+        ];
+        self.given().into_iter().find(|flag| !OF_DATA.contains(&flag.as_str()))
     }
 
     /// Puts every given flag into the recipe; `changed` is called with the name of each flag that makes a difference.
@@ -532,6 +582,8 @@ mod tests {
             try_learning_rates: vec![1e-4, 3e-4],
             keep_last: true,
             ema: Some(0.9),
+            average_mirror: true,
+            calibrate: true,
             weight_decay: 0.0,
             no_decay_norm_bias: true,
             optimizer: "adamw".into(),
@@ -547,6 +599,7 @@ mod tests {
             fit_head: true,
             feature_copies: 2,
             image_size: 96,
+            train_size: Some(64),
             resize: ResizeMode::Pad,
             exif: true,
             drop_duplicates: true,
@@ -585,7 +638,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 40);
+        assert_eq!(flags.len(), 43);
     }
 
     #[test]

@@ -37,6 +37,8 @@ Examples:
     retune train photos --weights resnet18 --head-only
   Train a small network from random weights:
     retune train photos --from-scratch --width 16 --image-size 64 --epochs 20
+  Compare two learning rates, each with five seeds:
+    retune train photos --weights resnet18 --recipe lesson --try lr=5e-5,2e-4 --seeds 5
   Resume an interrupted run, or train for more epochs:
     retune train photos --resume --out runs/1 --epochs 10";
 
@@ -49,37 +51,37 @@ Examples:
 /// training images, and trains all layers if that helps. The recipe `lesson` is that of the fine-tuning chapter of Dive into Deep
 /// Learning, and flags that say how to train change that one: 5 epochs, batch size 128, summed loss, learning rate 5e-5, and ten
 /// times that for the final layer.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct TrainArguments {
     /// Folder of images
-    data: PathBuf,
+    pub(super) data: PathBuf,
 
     /// Pretrained weights: a safetensors or PyTorch .pth file, the folder of a run, the name of an architecture such as resnet18
     /// for its ImageNet weights, or a model on the Hugging Face Hub such as timm/resnet18.tv_in1k
     #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
-    weights: Option<PathBuf>,
+    pub(super) weights: Option<PathBuf>,
 
     #[command(flatten, next_help_heading = "Network options")]
-    weights_key: WeightsKey,
+    pub(super) weights_key: WeightsKey,
 
     /// Folder to write the model, checkpoints and metrics to [default: the next of runs/1, runs/2, ...]
     #[arg(long, value_name = "FOLDER", help_heading = "Run options")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
 
     /// Resume the run in --out from its checkpoint, with its settings. If there is no checkpoint yet and --weights or
     /// --from-scratch is given, start the run, so that the same command starts and resumes it
     #[arg(long, help_heading = "Run options")]
-    resume: bool,
+    pub(super) resume: bool,
 
     /// Train a finished run for this many more epochs, with a new schedule for them
     #[arg(long, value_name = "EPOCHS", requires = "resume", conflicts_with = "epochs", help_heading = "Run options",
           value_parser = clap::value_parser!(u32).range(1..))]
-    extend: Option<u32>,
+    pub(super) extend: Option<u32>,
 
     /// Resume even if images were added, removed or changed since the run began
     #[arg(long, requires = "resume", help_heading = "Run options")]
-    allow_changed_data: bool,
+    pub(super) allow_changed_data: bool,
 
     /// Interval of checkpoints, in steps (500) or time (90s, 10m, 2h); a checkpoint is also saved after every epoch
     #[arg(long, value_name = "INTERVAL", default_value = "10m", value_parser = checkpoint_every, help_heading = "Run options")]
@@ -87,20 +89,20 @@ pub struct TrainArguments {
 
     /// Write TensorBoard event files to the run's folder
     #[arg(long, help_heading = "Run options")]
-    tensorboard: bool,
+    pub(super) tensorboard: bool,
 
     /// Train this many steps twice with different numbers of workers, check that the results are identical, and write nothing
     #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "10", conflicts_with = "resume",
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run options")]
-    verify_determinism: Option<u64>,
+    pub(super) verify_determinism: Option<u64>,
 
     /// Fit only the final layer, in one pass over the images: the same as --fit-head --epochs 0
     #[arg(long, conflicts_with_all = ["epochs", "from_scratch"], help_heading = "Network options")]
-    head_only: bool,
+    pub(super) head_only: bool,
 
     /// Do not write report.html, curves.svg and curves.png at the end
     #[arg(long, help_heading = "Run options")]
-    no_report: bool,
+    pub(super) no_report: bool,
 
     /// Number of checkpoints to keep; older ones are named checkpoint-EPOCH-BATCH.safetensors
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run options")]
@@ -109,14 +111,23 @@ pub struct TrainArguments {
     /// Train by this recipe; other flags change it [default: best, or lesson if flags of training or network options are given]
     #[arg(long = "recipe", value_name = "NAME", value_parser = recipe_names(), conflicts_with_all = ["from_scratch", "config"],
           help_heading = "Training options")]
-    named: Option<String>,
+    pub(super) named: Option<String>,
 
     /// Train by the recipe in this file, such as the recipe.toml of a run; other flags change it
     #[arg(long, value_name = "FILE", conflicts_with = "from_scratch", help_heading = "Training options")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 
     #[command(flatten)]
-    recipe: RecipeArguments,
+    pub(super) recipe: RecipeArguments,
+
+    /// Train with this many seeds in turn, from --seed on, each run into a folder of its own in --out, and compare the runs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sweep options")]
+    pub(super) seeds: Option<u32>,
+
+    /// Train with each of these values of a flag in turn, e.g. lr=1e-3,3e-3 or recipe=best,lesson, and compare the runs; several
+    /// --try give all combinations
+    #[arg(long = "try", value_name = "NAME=VALUES", action = clap::ArgAction::Append, help_heading = "Sweep options")]
+    pub(super) tries: Vec<String>,
 
     /// Number of threads that decode images; it does not affect the result [default: one per core]
     #[arg(long, value_name = "N", help_heading = "Image options")]
@@ -139,7 +150,7 @@ pub struct TrainArguments {
 
 impl TrainArguments {
     /// The recipe that the flags ask for, with the network and the image size of the weights.
-    fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
+    pub(super) fn recipe(&self, weights: Option<&Found<Recognised>>) -> Result<Recipe> {
         let file = self.config.as_deref().map(read_recipe).transpose()?;
         let base = file.as_ref().map_or_else(|| self.base_recipe(), |file| Ok(file.recipe.clone()))?;
         let mut recipe = base.clone();
@@ -171,7 +182,7 @@ impl TrainArguments {
     }
 
     /// The recipe that the other flags change.
-    fn base_recipe(&self) -> Result<Recipe> {
+    pub(super) fn base_recipe(&self) -> Result<Recipe> {
         match (&self.config, &self.named) {
             (Some(file), _) => Ok(read_recipe(file)?.recipe),
             (None, Some(name)) => NamedRecipe::find(name)?.recipe(),
@@ -189,7 +200,7 @@ impl TrainArguments {
     }
 
     /// Refuses a named recipe, or one in a file, that is not the one of the run.
-    fn require_recipe_of(&self, recipe: &Recipe, out: &Path) -> Result<()> {
+    pub(super) fn require_recipe_of(&self, recipe: &Recipe, out: &Path) -> Result<()> {
         let flag = match (&self.config, &self.named) {
             (Some(file), _) => format!("--config {}", file.display()),
             (None, Some(name)) => format!("--recipe {name}"),
@@ -219,10 +230,37 @@ impl TrainArguments {
         }
         match self.asks_for_training() {
             Some(_) if self.head_only => {}
-            Some(flag) => global
-                .note(&format!("recipe lesson, because {flag} is given; --recipe best changes the best one instead")),
+            Some(flag) => describe_lesson(global, &flag),
             None => global.note("recipe best; --recipe lesson trains as Dive into Deep Learning does"),
         }
+    }
+
+    /// Says which recipe is used where none is named, for a sweep that tries these flags.
+    pub(super) fn describe_recipe_of_sweep<'a>(
+        &self,
+        global: &GlobalArguments,
+        mut tried: impl Iterator<Item = &'a str>,
+    ) {
+        match tried.next() {
+            Some("recipe") => {}
+            Some(flag) if self.config.is_none() && self.named.is_none() && !self.recipe.is_from_scratch() => {
+                describe_lesson(global, &format!("--try {flag}"));
+            }
+            _ => self.describe_recipe(global),
+        }
+    }
+
+    /// Refuses arguments that do not say how to start.
+    pub(super) fn require_start(&self) -> Result<()> {
+        if self.weights.is_some() && self.is_from_scratch()? {
+            return Err(Error::usage("--weights: the recipe starts from random weights")
+                .hint("leave --weights out, or use another recipe"));
+        }
+        if self.weights.is_none() && !self.is_from_scratch()? {
+            return Err(Error::usage("neither --weights nor --from-scratch is given")
+                .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
+        }
+        Ok(())
     }
 
     /// Whether --resume names a run without a checkpoint, and the flags are enough to start it.
@@ -237,7 +275,7 @@ impl TrainArguments {
         self.resume && !self.starts_anew()
     }
 
-    fn options<'a>(&self, folder: RunFolder, interrupted: &'a AtomicBool) -> Result<RunOptions<'a>> {
+    pub(super) fn options<'a>(&self, folder: RunFolder, interrupted: &'a AtomicBool) -> Result<RunOptions<'a>> {
         let workers = match self.workers {
             Some(workers) => {
                 check_threads("--workers", workers)?;
@@ -260,6 +298,10 @@ impl TrainArguments {
             interrupted,
         })
     }
+}
+
+fn describe_lesson(global: &GlobalArguments, flag: &str) {
+    global.note(&format!("recipe lesson, because {flag} is given; --recipe best changes the best one instead"));
 }
 
 /// The arguments that train by `recipe`; `base` is the recipe without any flag.
@@ -294,33 +336,38 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
     }
     let trained = train(global, arguments)?;
     if global.json {
-        let Trained { folder, summary, device, skipped } = &trained;
-        let best = match summary.held_out {
-            HeldOut::Test { .. } => serde_json::json!({
-                "epoch": summary.best.epoch,
-                "test_acc": summary.best.accuracy,
-                "test_loss": summary.best.loss,
-            }),
-            HeldOut::Validation { .. } => serde_json::json!({
-                "epoch": summary.best.epoch,
-                "val_acc": summary.best.accuracy,
-                "val_loss": summary.best.loss,
-            }),
-        };
-        print_json(&serde_json::json!({
-            "train_loss": summary.train_loss,
-            "train_acc": summary.train_acc,
-            "test_acc": summary.test_acc,
-            "images_per_second": summary.images_per_second,
-            "device": device,
-            "best": best,
-            "skipped": skipped.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
-            "model": folder.model().to_string_lossy(),
-        }))?;
+        print_json(&result_json(&trained))?;
     } else {
         print_result(&trained.line())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The results of a run as JSON.
+pub(super) fn result_json(trained: &Trained) -> serde_json::Value {
+    let Trained { folder, summary, device, skipped } = trained;
+    let best = match summary.held_out {
+        HeldOut::Test { .. } => serde_json::json!({
+            "epoch": summary.best.epoch,
+            "test_acc": summary.best.accuracy,
+            "test_loss": summary.best.loss,
+        }),
+        HeldOut::Validation { .. } => serde_json::json!({
+            "epoch": summary.best.epoch,
+            "val_acc": summary.best.accuracy,
+            "val_loss": summary.best.loss,
+        }),
+    };
+    serde_json::json!({
+        "train_loss": summary.train_loss,
+        "train_acc": summary.train_acc,
+        "test_acc": summary.test_acc,
+        "images_per_second": summary.images_per_second,
+        "device": device,
+        "best": best,
+        "skipped": skipped.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
+        "model": folder.model().to_string_lossy(),
+    })
 }
 
 fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained> {
@@ -372,14 +419,7 @@ fn begin<'a>(
     folder: RunFolder,
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
-    if arguments.weights.is_some() && arguments.is_from_scratch()? {
-        return Err(Error::usage("--weights: the recipe starts from random weights")
-            .hint("leave --weights out, or use another recipe"));
-    }
-    if arguments.weights.is_none() && !arguments.is_from_scratch()? {
-        return Err(Error::usage("neither --weights nor --from-scratch is given")
-            .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
-    }
+    arguments.require_start()?;
     let options = arguments.options(folder, interrupted)?;
     options.folder.require_free()?;
     let weights_key = &arguments.weights_key;
@@ -454,7 +494,7 @@ fn resume<'a>(
 }
 
 /// Refuses a `--freeze` that the network cannot follow.
-fn check_freezing(recipe: &Recipe) -> Result<()> {
+pub(super) fn check_freezing(recipe: &Recipe) -> Result<()> {
     let resnet = ResNet { architecture: recipe.architecture.parse()?, width: recipe.width, classes: 1 };
     let freezing = recipe.trainable(None)?.freezing;
     resnet.specification().check_freezing(&freezing).map_err(|error| error.about("--freeze"))
@@ -555,6 +595,12 @@ fn check(recipe: &Recipe) -> Result<()> {
         if !(smallest..=largest).contains(&value) {
             return Err(Error::usage(format!("{flag} {value}: expected {smallest} to {largest}")));
         }
+    }
+    if let Some(size) = recipe.train_size
+        && !(SMALLEST_IMAGE_SIZE..=LARGEST_IMAGE_SIZE).contains(&size)
+    {
+        let message = format!("--train-size {size}: expected {SMALLEST_IMAGE_SIZE} to {LARGEST_IMAGE_SIZE}");
+        return Err(Error::usage(message));
     }
     let rates = [("--lr", std::slice::from_ref(&recipe.learning_rate)), ("--try-lr", &recipe.try_learning_rates)];
     for (flag, rates) in rates {

@@ -68,7 +68,7 @@ impl Trained {
 impl Training<'_> {
     /// Trains `run` to its end.
     pub fn complete(self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
-        run.prepare().map_err(|error| with_fitting_batch(error, &run))?;
+        prepare(&mut run)?;
         run.options.folder.require_apart(self.data, &run.splits)?;
         // Created this late so that a run that is rejected or does not fit into memory leaves no folder.
         let lock = occupy(self.place, &mut run.options.folder)?;
@@ -155,6 +155,11 @@ impl Training<'_> {
         }
         Ok(Trained { folder, summary, device, skipped })
     }
+}
+
+/// Allocates the memory of a run. An error because there is too little names a batch size that fits.
+pub fn prepare(run: &mut Run) -> Result<()> {
+    run.prepare().map_err(|error| with_fitting_batch(error, run))
 }
 
 /// Shows what happens before a run starts.

@@ -15,7 +15,7 @@ const FOLDER: &str = "weights";
 const EXTENSIONS: [&str; 3] = ["safetensors", "pth", "pt"];
 
 /// The option that selects one of several networks in a file.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct WeightsKey {
     /// Prefix of the network to use, if the file contains several, e.g. teacher or state_dict_ema
     #[arg(long, value_name = "PREFIX")]
@@ -32,6 +32,16 @@ impl WeightsKey {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The prefix, if it is given.
+    pub fn prefix(&self) -> Option<&str> {
+        self.weights_key.as_deref()
+    }
+
+    /// The option with this value.
+    pub fn of(prefix: Option<&str>) -> Self {
+        Self { weights_key: prefix.map(String::from) }
     }
 
     /// Opens a file of weights; see [`resolve`].

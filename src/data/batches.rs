@@ -62,11 +62,26 @@ impl InputBatch<'_> {
         }
     }
 
+    /// Like [`InputBatch::write`], with left and right of every image exchanged after its transform, which must have no edits.
+    pub fn write_mirrored(&self, device: &dyn Device, input: &Tensor) -> Result<()> {
+        match &self.pixels {
+            Placement::Host(batch) => write_f32(device, &mirrored(&batch.images, input.shape().dims()), input),
+            Placement::Device(batch) => batch.write_mirrored(input),
+        }
+    }
+
     fn on_host(mut batch: Batch) -> Self {
         let (targets, indices) = (std::mem::take(&mut batch.targets), std::mem::take(&mut batch.indices));
         let skipped = std::mem::take(&mut batch.skipped);
         Self { targets, indices, skipped, pixels: Placement::Host(batch) }
     }
+}
+
+/// Images `[n, height, width, channels]` with left and right exchanged.
+fn mirrored(images: &[f32], shape: &[usize]) -> Vec<f32> {
+    let &[.., width, channels] = shape else { return images.to_vec() };
+    let rows = images.chunks_exact(width * channels);
+    rows.flat_map(|row| row.chunks_exact(channels).rev().flatten().copied()).collect()
 }
 
 impl<'a> InputBatch<'a> {

@@ -142,12 +142,6 @@ impl Loader {
         Self { classes: Some(Arc::new(classes)), ..self }
     }
 
-    /// Exchanges left and right of every image after its transform.
-    pub fn mirrored(self) -> Self {
-        let transform = Transform::clone(&self.transform).mirrored();
-        Self { transform: Arc::new(transform), ..self }
-    }
-
     /// The images.
     pub fn dataset(&self) -> &Arc<ImageFolder> {
         &self.dataset

@@ -63,6 +63,16 @@ impl ResidentBatch<'_> {
     pub(super) fn write(&self, input: &Tensor) -> Result<()> {
         self.images.augmenter.augment(self.images.device(), &self.views, input)
     }
+
+    /// The same, with left and right exchanged.
+    pub(super) fn write_mirrored(&self, input: &Tensor) -> Result<()> {
+        let mirrored = |view: &ImageView| {
+            let flip_columns = !view.resampling.flip_columns;
+            ImageView { image: view.image.clone(), resampling: Resampling { flip_columns, ..view.resampling } }
+        };
+        let views: Vec<ImageView> = self.views.iter().map(mirrored).collect();
+        self.images.augmenter.augment(self.images.device(), &views, input)
+    }
 }
 
 impl<'a> ResidentEpoch<'a> {

@@ -493,12 +493,6 @@ impl Transform {
         Self { operations, image_size }
     }
 
-    /// The same, with left and right exchanged at the end.
-    pub fn mirrored(mut self) -> Self {
-        self.operations.push(Operation::Augmentation(Augmentation::HorizontalFlip { probability: 1.0 }));
-        self
-    }
-
     /// Whether some images are mirrored.
     pub fn mirrors(&self) -> bool {
         self.operations.iter().any(|operation| {

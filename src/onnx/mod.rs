@@ -65,6 +65,9 @@ pub fn export(model: &ModelFile) -> Result<Vec<u8>> {
         ResizeMode::Squash => preprocessing["squash"] = model.image_size.into(),
         ResizeMode::Pad => preprocessing["pad"] = model.image_size.into(),
     }
+    if model.average_mirror {
+        preprocessing["average_mirror"] = true.into();
+    }
     let property = |key: &str, value: String| Message::new().bytes(1, key).bytes(2, value);
     let classes = serde_json::Value::from(model.classes.clone()).to_string();
     let message = Message::new()

@@ -13,6 +13,8 @@ mod page;
 mod preview;
 mod raster;
 mod record;
+mod student;
+mod sweep;
 
 pub use calibration::{Bin, Calibration};
 pub use confusion::{ClassResult, Confusion, Pair};
@@ -21,6 +23,7 @@ pub use curves::{curves_png, curves_svg};
 pub use findings::{Finding, divergence};
 pub use grad_cam::{attention, overlay};
 pub use measures::{Measures, interval};
-pub use page::{Introduction, PageContent, Section, comparison_page, comparison_verdict, run_page};
+pub use page::{Introduction, PageContent, Section, comparison_page, comparison_verdict, run_page, sweep_page};
 pub use preview::preview;
 pub use record::{ImageRecord, PredictedImage, RunRecord, TestRecord};
+pub use sweep::{SweepRecord, sweep_table};

@@ -7,9 +7,10 @@ mod images;
 mod notices;
 mod pictures;
 mod predictions;
-mod results;
+pub(super) mod results;
 mod settings;
-mod text;
+mod sweep;
+pub(super) mod text;
 mod times;
 mod usage;
 
@@ -18,6 +19,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::contact_sheet::Tile;
 use super::curves::themed_rules;
 use super::record::RunRecord;
+use super::sweep::SweepRecord;
 use crate::error::Result;
 use crate::printable::{is_hidden, printable};
 
@@ -156,6 +158,12 @@ pub fn comparison_page(introduction: &Introduction, runs: &[&RunRecord]) -> Resu
 /// The winner of a comparison, or why there is none, as the page says it; none for a single run.
 pub fn comparison_verdict(runs: &[&RunRecord]) -> Option<String> {
     comparison::verdict_of(runs)
+}
+
+/// The page of a sweep, which refers to the pages of its runs in the folders beside it.
+pub fn sweep_page(sweep: &SweepRecord) -> String {
+    let (title, shown, body) = sweep::content(sweep);
+    document(&title, PageContent::of(&shown.iter().collect::<Vec<_>>()), &body)
 }
 
 fn document(title: &str, content: PageContent, body: &Markup) -> String {

@@ -353,7 +353,7 @@ impl ImageRecord {
         let is_large = splits.train.classes.len() > FEW_CLASSES;
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
         let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
-        let transform = Transform::training(recipe.image_size as u32, recipe.resize, &recipe.augment);
+        let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
         let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));
         Self {
@@ -407,7 +407,7 @@ fn predictions(
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut batches = Batches::new(Loader::new(Arc::new(folder.clone()), options)?, &store)?;
     let (mut batch, count) = (0, batches.loader().batch_count());
-    evaluate(network, &mut batches, model.image_size, |_| {
+    evaluate(network, &mut batches, model.testing(), |_| {
         batch += 1;
         tell(batch, count);
         Ok(())

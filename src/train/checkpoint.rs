@@ -63,6 +63,8 @@ pub struct Position {
     pub best: Option<Best>,
     /// The choice of the learning rate, if some were tried.
     pub choice: Option<Choice>,
+    /// The temperature of the models of the epochs, if training images that were held back determined it.
+    pub temperature: Option<f64>,
 }
 
 impl Position {
@@ -93,6 +95,8 @@ struct StoredPosition {
     /// The learning rate, or 0 for a fixed body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     choice: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    temperature: Option<u64>,
 }
 
 impl From<&Position> for StoredPosition {
@@ -109,6 +113,7 @@ impl From<&Position> for StoredPosition {
                 Choice::FixedBody => 0,
                 Choice::LearningRate(rate) => rate.to_bits(),
             }),
+            temperature: position.temperature.map(f64::to_bits),
         }
     }
 }
@@ -125,7 +130,15 @@ impl From<StoredPosition> for Position {
             0.0 => Choice::FixedBody,
             rate => Choice::LearningRate(rate),
         });
-        Self { epoch: stored.epoch, batch: stored.batch, totals, metrics_lines: stored.metrics_lines, best, choice }
+        Self {
+            epoch: stored.epoch,
+            batch: stored.batch,
+            totals,
+            metrics_lines: stored.metrics_lines,
+            best,
+            choice,
+            temperature: stored.temperature.map(f64::from_bits),
+        }
     }
 }
 

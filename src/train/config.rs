@@ -50,17 +50,11 @@ impl RunConfig {
     /// The configuration of a run on the images in `data`, started from `weights`.
     pub fn new(run: &Run, data: &Path, weights: Option<&Path>) -> Self {
         let device = run.trainer.network().device();
-        let absolute = |path: &Path| {
-            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-            // Names that are not Unicode have no place in JSON.
-            PathBuf::from(path.to_string_lossy().into_owned())
-        };
-        let of_weights = |path: &Path| if path.exists() { absolute(path) } else { path.to_path_buf() };
         Self {
             retune: env!("CARGO_PKG_VERSION").into(),
             started: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
             data: absolute(data),
-            weights: weights.map(of_weights),
+            weights: weights.map(Self::name_of_weights),
             device: device.name(),
             precision: device.precision().to_string(),
             classes: run.splits.train.classes.clone(),
@@ -70,6 +64,11 @@ impl RunConfig {
             validation_images: run.splits.validation.as_ref().map(ImageFolder::len),
             recipe: run.recipe.clone(),
         }
+    }
+
+    /// Weights as a run records them: as an absolute path if that exists, or else as the user named them.
+    pub fn name_of_weights(weights: &Path) -> PathBuf {
+        if weights.exists() { absolute(weights) } else { weights.to_path_buf() }
     }
 
     /// Reads the configuration of a run.
@@ -113,4 +112,10 @@ impl RunConfig {
         let text = serde_json::to_string_pretty(&value).context(doing)? + "\n";
         write_atomically(&folder.config(), |writer| writer.write_all(text.as_bytes()))
     }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    // Names that are not Unicode have no place in JSON.
+    PathBuf::from(path.to_string_lossy().into_owned())
 }

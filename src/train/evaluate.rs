@@ -26,6 +26,12 @@ impl Prediction {
         (0..self.logits.len()).fold(0, best)
     }
 
+    /// The prediction of a model whose outputs are divided by a temperature.
+    pub fn divided_by(&self, temperature: f64) -> Self {
+        let logits = self.logits.iter().map(|&logit| (f64::from(logit) / temperature) as f32).collect();
+        Self { logits, ..*self }
+    }
+
     /// The softmax of the logits.
     pub fn probabilities(&self) -> Vec<f64> {
         softmax(&self.logits)
@@ -47,6 +53,15 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
     exponentials.iter().map(|value| value / sum).collect()
 }
 
+/// How images are tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Testing {
+    /// Rows and columns of the network's input.
+    pub image_size: usize,
+    /// Whether the outputs are the means of those for an image and for its mirror image.
+    pub average_mirror: bool,
+}
+
 /// The batch shape of a batch of square images.
 pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
     BatchShape { batch: batch.targets.len(), height: image_size, width: image_size }
@@ -60,11 +75,11 @@ pub fn batch_shape(batch: &InputBatch, image_size: usize) -> BatchShape {
 pub fn evaluate(
     network: &mut Network,
     batches: &mut Batches,
-    image_size: usize,
+    testing: Testing,
     mut visit: impl FnMut(&InputBatch) -> Result<()>,
 ) -> Result<(Totals, Vec<Prediction>)> {
     let mut all = Vec::new();
-    let totals = classify(network, batches, image_size, |batch, predictions| {
+    let totals = classify(network, batches, testing, |batch, predictions| {
         all.extend(predictions);
         visit(batch)
     })?;
@@ -82,7 +97,7 @@ pub fn evaluate(
 pub fn classify(
     network: &mut Network,
     batches: &mut Batches,
-    image_size: usize,
+    testing: Testing,
     mut visit: impl FnMut(&InputBatch, Vec<Prediction>) -> Result<()>,
 ) -> Result<Totals> {
     let classes = network.resnet().classes;
@@ -95,9 +110,14 @@ pub fn classify(
             visit(&batch, Vec::new())?;
             continue;
         }
-        let shape = batch_shape(&batch, image_size);
+        let shape = batch_shape(&batch, testing.image_size);
         let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-        let (result, logits) = network.evaluate_by(shape, write, &batch.targets)?;
+        let (_, mut logits) = network.evaluate_by(shape, write, &batch.targets)?;
+        if testing.average_mirror {
+            let write = |device: &dyn Device, input: &Tensor| batch.write_mirrored(device, input);
+            let (_, mirrored) = network.evaluate_by(shape, write, &batch.targets)?;
+            logits.iter_mut().zip(mirrored).for_each(|(logit, other)| *logit = (*logit + other) / 2.0);
+        }
         if let Some(position) = logits.chunks_exact(classes).position(|logits| !logits.iter().all(|x| x.is_finite())) {
             let path = &dataset.samples[batch.indices[position]].path;
             return Err(Error::not_finite(format!(
@@ -109,9 +129,10 @@ pub fn classify(
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
             predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
         }
+        let correct = predictions.iter().filter(|prediction| prediction.class() == prediction.target).count();
         // The losses of single images, so that the result depends neither on the loss reduction nor on batches.
         let loss = predictions.iter().map(Prediction::loss).sum();
-        totals.add(Totals { loss, correct: result.correct as u64, images: batch.targets.len() as u64 });
+        totals.add(Totals { loss, correct: correct as u64, images: batch.targets.len() as u64 });
         visit(&batch, predictions)?;
     }
     Ok(totals)

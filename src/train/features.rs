@@ -19,6 +19,8 @@ pub struct Features {
 }
 
 impl Features {
+    const EMPTY: Self = Self { values: Vec::new(), targets: Vec::new(), indices: Vec::new() };
+
     /// Those of some images, chosen by their index. `dimension` is D.
     pub fn select(&self, dimension: usize, wanted: impl Fn(usize) -> bool) -> Self {
         let mut selected = Self::default();
@@ -55,26 +57,53 @@ pub fn features(
     batches: &mut Batches,
     epoch: u64,
     image_size: usize,
-    mut visit: impl FnMut(&InputBatch) -> Result<()>,
+    visit: impl FnMut(&InputBatch) -> Result<()>,
 ) -> Result<Features> {
-    let mut features = Features::default();
+    let [features] = features_of_forms(network, batches, epoch, image_size, [Form::Upright], visit)?;
+    Ok(features)
+}
+
+/// The form of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As it is.
+    Upright,
+    /// With left and right exchanged.
+    Mirrored,
+}
+
+/// Like [`features`], for several forms of each image, which is decoded once.
+pub fn features_of_forms<const N: usize>(
+    network: &mut Network,
+    batches: &mut Batches,
+    epoch: u64,
+    image_size: usize,
+    forms: [Form; N],
+    mut visit: impl FnMut(&InputBatch) -> Result<()>,
+) -> Result<[Features; N]> {
+    let mut features = [const { Features::EMPTY }; N];
     let dimension = network.resnet().features();
     let dataset = batches.loader().dataset().clone();
     let mut epoch = batches.epoch_from(epoch, 0);
     while let Some(batch) = epoch.next_batch() {
         let batch = batch?;
         if !batch.targets.is_empty() {
-            let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-            let values = network.features_by(batch_shape(&batch, image_size), write)?;
-            let is_finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
-            if let Some(position) = values.chunks_exact(dimension).position(|row| !is_finite(row)) {
-                let path = &dataset.samples[batch.indices[position]].path;
-                return Err(Error::not_finite(format!(
-                    "{}: the features are not finite: the weights of the network are too large to compute with",
-                    path.display()
-                )));
+            for (form, features) in forms.into_iter().zip(&mut features) {
+                let write = |device: &dyn Device, input: &Tensor| match form {
+                    Form::Upright => batch.write(device, input),
+                    Form::Mirrored => batch.write_mirrored(device, input),
+                };
+                let values = network.features_by(batch_shape(&batch, image_size), write)?;
+                let is_finite = |row: &[f32]| row.iter().all(|value| value.is_finite());
+                if let Some(position) = values.chunks_exact(dimension).position(|row| !is_finite(row)) {
+                    let path = &dataset.samples[batch.indices[position]].path;
+                    return Err(Error::not_finite(format!(
+                        "{}: the features are not finite: the weights of the network are too large to compute with",
+                        path.display()
+                    )));
+                }
+                features.append(values, &batch);
             }
-            features.append(values, &batch);
         }
         visit(&batch)?;
     }

@@ -35,12 +35,12 @@ impl RunFolder {
         Ok(Self { path })
     }
 
-    /// The existing folder `runs/N` with the largest number that contains a checkpoint.
+    /// The existing folder `runs/N` with the largest number that contains a checkpoint, or a sweep.
     pub fn last_numbered() -> Option<Self> {
         let entries = fs::read_dir(RUNS).ok()?;
         let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u64>().ok());
         let folders = numbers.map(|number| (number, Self { path: Path::new(RUNS).join(number.to_string()) }));
-        let runs = folders.filter(|(_, folder)| folder.checkpoint().exists());
+        let runs = folders.filter(|(_, folder)| folder.checkpoint().exists() || folder.sweep().exists());
         runs.max_by_key(|(number, _)| *number).map(|(_, folder)| folder)
     }
 
@@ -79,6 +79,10 @@ impl RunFolder {
     /// none.
     pub fn require_free(&self) -> Result<()> {
         let path = self.path.display();
+        if self.sweep().exists() {
+            return Err(Error::new(format!("there is already a sweep in {path}"))
+                .hint("give --resume to continue it, or another folder"));
+        }
         let has_steps = || {
             Checkpoint::open(&self.checkpoint()).map_or(true, |checkpoint| checkpoint.position != Position::default())
         };
@@ -109,6 +113,11 @@ impl RunFolder {
     /// The checkpoint.
     pub fn checkpoint(&self) -> PathBuf {
         self.path.join("checkpoint.safetensors")
+    }
+
+    /// What a sweep is, if the folder has one and not a run.
+    pub fn sweep(&self) -> PathBuf {
+        self.path.join("sweep.json")
     }
 
     /// The recipe and the sources of data and weights.
@@ -178,7 +187,7 @@ impl RunFolder {
 
     /// Removes the temporary files of a run that was killed while it wrote.
     pub fn remove_leftovers(&self) {
-        const OURS: [&str; 9] = [
+        const OURS: [&str; 11] = [
             ".model.safetensors.",
             ".checkpoint",
             ".config.json.",
@@ -188,6 +197,8 @@ impl RunFolder {
             ".metrics.jsonl.",
             ".report.html.",
             ".curves.",
+            ".sweep.json.",
+            ".comparison.html.",
         ];
         let Ok(entries) = fs::read_dir(&self.path) else { return };
         for entry in entries.flatten() {

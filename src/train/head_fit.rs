@@ -1,5 +1,6 @@
 //! Fits the head to features of the training images: cross-validation chooses the penalty, then all images are used.
 
+use super::evaluate::Prediction;
 use super::features::Features;
 use super::logistic::{Examples, LinearLayer, Regression};
 use super::metrics::TriedPenalty;
@@ -14,6 +15,9 @@ const FOLDS: usize = 5;
 /// With more numbers than this in all features times classes, one part is held out instead of each in turn.
 const MANY: usize = 200_000_000;
 
+/// The maximum number of predictions of held-out images that are kept.
+const KEPT_PREDICTIONS: usize = 2000;
+
 /// A fitted head.
 #[derive(Debug, Clone)]
 pub struct HeadFit {
@@ -27,6 +31,8 @@ pub struct HeadFit {
     pub loss: f64,
     /// Share of these images that it classifies correctly.
     pub accuracy: f64,
+    /// Predictions of images that were held out, with the penalty that was chosen.
+    pub held_out: Vec<Prediction>,
 }
 
 /// Features of the training images: as they are, and as augmented.
@@ -39,6 +45,8 @@ pub struct TrainingFeatures {
     pub plain: Features,
     /// Of augmented copies; each has the same images in another order.
     pub copies: Vec<Features>,
+    /// Whether the outputs for an image and for its mirror image, which is then the first of the copies, are averaged.
+    pub average_mirror: bool,
     /// For each image of the data set, the group of images that look the same. All of a group are held out together.
     pub groups: Vec<usize>,
 }
@@ -57,9 +65,11 @@ pub fn fit_head<E>(
     };
     let fits = held_out.len() * PENALTIES.len() + 1;
     let mut sums = [(0.0, 0.0, 0, 0); PENALTIES.len()];
+    let mut predictions: [Vec<Prediction>; PENALTIES.len()] = Default::default();
+    let all_tested = training.tested();
     for (round, &fold) in held_out.iter().enumerate() {
         let fitted = training.select(|index| folds[index] != fold);
-        let tested = training.plain.select(training.dimension, |index| folds[index] == fold);
+        let tested = all_tested.select(training.dimension, |index| folds[index] == fold);
         if fitted.targets.is_empty() || tested.targets.is_empty() {
             continue;
         }
@@ -76,6 +86,13 @@ pub fn fit_head<E>(
             *weight += tested_weight;
             *correct += own_correct;
             *images += tested.targets.len();
+            let room = KEPT_PREDICTIONS.saturating_sub(predictions[number].len());
+            let of_fold = tested.indices.iter().zip(&tested.targets).zip(fit.layer.logits(&tested.values));
+            predictions[number].extend(of_fold.take(room).map(|((&index, &target), logits)| Prediction {
+                index,
+                target,
+                logits: logits.into_iter().map(|logit| logit as f32).collect(),
+            }));
             point = Some(fit.point);
         }
     }
@@ -91,18 +108,38 @@ pub fn fit_head<E>(
         .collect();
     let best = tried.iter().min_by(|a, b| a.loss.total_cmp(&b.loss));
     let penalty = best.map_or(PENALTIES[PENALTIES.len() / 2], |tried| tried.penalty);
+    let chosen = PENALTIES.iter().position(|one| *one == penalty).unwrap_or(0);
+    let held_out = std::mem::take(&mut predictions[chosen]);
     step(fits - 1, fits)?;
     let all = training.select(|_| true);
     let weights = training.weights_of(&all.targets);
     let examples = Examples { features: &all.values, targets: &all.targets, weights: &weights };
     let layer = Regression::new(examples, training.class_weights.len()).fit(penalty, None).layer;
-    let Features { values, targets, .. } = &training.plain;
+    let Features { values, targets, .. } = &all_tested;
     let (loss, correct) = layer.evaluate(values, targets, &training.class_weights);
     let weight: f64 = training.weights_of(targets).iter().sum();
-    Ok(HeadFit { layer, penalty, tried, loss: loss / weight, accuracy: correct as f64 / targets.len() as f64 })
+    Ok(HeadFit {
+        layer,
+        penalty,
+        tried,
+        loss: loss / weight,
+        accuracy: correct as f64 / targets.len() as f64,
+        held_out,
+    })
 }
 
 impl TrainingFeatures {
+    /// The features of images as tests see them.
+    fn tested(&self) -> Features {
+        let mut tested = self.plain.clone();
+        if self.average_mirror
+            && let Some(mirrored) = self.copies.first()
+        {
+            tested.values.iter_mut().zip(&mirrored.values).for_each(|(one, other)| *one = (*one + other) / 2.0);
+        }
+        tested
+    }
+
     /// The weights of examples of these classes.
     fn weights_of(&self, targets: &[usize]) -> Vec<f64> {
         targets.iter().map(|&target| self.class_weights[target]).collect()
@@ -163,7 +200,14 @@ mod tests {
             values.extend([noise() + target as f32, noise() - target as f32, 5.0 * noise(), 5.0 * noise()]);
         }
         let plain = Features { values, targets, indices: (0..images).collect() };
-        TrainingFeatures { dimension: 4, class_weights: vec![1.0; 3], plain, copies: Vec::new(), groups }
+        TrainingFeatures {
+            dimension: 4,
+            class_weights: vec![1.0; 3],
+            plain,
+            copies: Vec::new(),
+            average_mirror: false,
+            groups,
+        }
     }
 
     fn fit(training: &TrainingFeatures) -> HeadFit {

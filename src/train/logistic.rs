@@ -25,15 +25,21 @@ pub struct LinearLayer {
 }
 
 impl LinearLayer {
-    /// The sum of the losses of examples, times the weights of their classes, and the number of those that are classified correctly.
-    pub fn evaluate(&self, features: &[f32], targets: &[usize], class_weights: &[f64]) -> (f64, usize) {
+    /// The logits of each example.
+    pub fn logits(&self, features: &[f32]) -> impl Iterator<Item = Vec<f64>> {
         let dimension = self.weight.len() / self.bias.len();
-        let (mut loss, mut correct) = (0.0, 0);
-        for (row, &target) in features.chunks_exact(dimension).zip(targets) {
+        features.chunks_exact(dimension).map(move |row| {
             let products = self.weight.chunks_exact(dimension).map(|weights| {
                 row.iter().zip(weights).map(|(&x, &weight)| f64::from(x) * f64::from(weight)).sum::<f64>()
             });
-            let mut logits: Vec<f64> = products.zip(&self.bias).map(|(sum, &bias)| sum + f64::from(bias)).collect();
+            products.zip(&self.bias).map(|(sum, &bias)| sum + f64::from(bias)).collect()
+        })
+    }
+
+    /// The sum of the losses of examples, times the weights of their classes, and the number of those that are classified correctly.
+    pub fn evaluate(&self, features: &[f32], targets: &[usize], class_weights: &[f64]) -> (f64, usize) {
+        let (mut loss, mut correct) = (0.0, 0);
+        for (mut logits, &target) in self.logits(features).zip(targets) {
             let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             correct += usize::from(logits.iter().position(|&logit| logit == largest) == Some(target));
             loss += class_weights[target] * cross_entropy(&mut logits, target);

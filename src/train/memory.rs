@@ -1,7 +1,6 @@
 //! The memory that a run needs, computed before it starts.
 
 use super::network::Purpose;
-use super::recipe::Recipe;
 use super::run::Run;
 use crate::data::{LoaderOptions, Mode};
 use crate::error::{Error, Result};
@@ -39,15 +38,19 @@ impl Run<'_> {
     pub fn memory(&self, batch_size: usize) -> Result<MemoryPlan> {
         let network = self.trainer.network();
         let activations = |images: usize, purpose| {
-            let (batch, size) = (images.min(batch_size), self.recipe.image_size);
+            let batch = images.min(batch_size);
             match batch {
                 0 => Ok(0),
-                _ => network.arena_bytes_of(BatchShape { batch, height: size, width: size }, purpose),
+                _ => network.arena_bytes_of(self.shape(batch, purpose), purpose),
             }
         };
         let (train, held_out) = (self.splits.train.len(), self.splits.choosing().len());
-        let batches =
-            LoaderOptions { batch_size, ..self.loader_options(Mode::Evaluate) }.bytes_at_once(train.max(held_out));
+        let batches = LoaderOptions {
+            batch_size,
+            image_size: self.recipe.image_size.max(self.recipe.training_size()) as u32,
+            ..self.loader_options(Mode::Evaluate)
+        }
+        .bytes_at_once(train.max(held_out));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
         let with_slots = state * (1 + network.parameters().slot_names().len());
@@ -59,25 +62,33 @@ impl Run<'_> {
         })
     }
 
+    fn shape(&self, batch: usize, purpose: Purpose) -> BatchShape {
+        let size = match purpose {
+            Purpose::Training => self.recipe.training_size(),
+            Purpose::Evaluation => self.recipe.image_size,
+        };
+        BatchShape { batch, height: size, width: size }
+    }
+
     /// Plans every batch shape that the run will meet, so that the memory for it is allocated before anything starts.
     ///
     /// # Errors
     /// When the device does not have that much memory.
     pub fn prepare(&mut self) -> Result<()> {
-        let Recipe { batch_size, image_size, .. } = self.recipe;
+        let batch_size = self.recipe.batch_size;
         let plan = self.memory(batch_size)?;
         // The parameters are allocated already; so is the arena, if this was called before.
         let asked = (plan.on_device() - plan.parameters).saturating_sub(self.trainer.network().arena_bytes());
         if let Some(free) = self.trainer.network().device().free_bytes()?.filter(|&free| free < asked) {
             return Err(Error::out_of_memory(&self.trainer.network().device().name(), asked, Some(free)));
         }
-        let shape = |batch| BatchShape { batch, height: image_size, width: image_size };
         for (images, purpose) in
             [(self.splits.train.len(), Purpose::Training), (self.splits.choosing().len(), Purpose::Evaluation)]
         {
             for batch in [images.min(batch_size), images % batch_size] {
                 if batch > 0 {
-                    let prepared = self.trainer.network_mut().prepare(shape(batch), purpose);
+                    let shape = self.shape(batch, purpose);
+                    let prepared = self.trainer.network_mut().prepare(shape, purpose);
                     prepared.map_err(|error| self.single_image(error, batch, purpose))?;
                 }
             }
@@ -88,11 +99,9 @@ impl Run<'_> {
     /// The error for a last batch of one image, where its size is at fault: at small image sizes the deepest batch norms then see
     /// one value per channel, which has no variance.
     fn single_image(&self, error: Error, batch: usize, purpose: Purpose) -> Error {
-        let (images, Recipe { batch_size, image_size, .. }) = (self.splits.train.len(), &self.recipe);
-        let plans = |batch| {
-            let shape = BatchShape { batch, height: *image_size, width: *image_size };
-            self.trainer.network().arena_bytes_of(shape, purpose).is_ok()
-        };
+        let (images, batch_size) = (self.splits.train.len(), &self.recipe.batch_size);
+        let image_size = self.recipe.training_size();
+        let plans = |batch| self.trainer.network().arena_bytes_of(self.shape(batch, purpose), purpose).is_ok();
         if batch != 1 || *batch_size == 1 || purpose != Purpose::Training || plans(1) || !plans(2) {
             return error;
         }

@@ -24,6 +24,8 @@ mod recipe_file;
 mod run;
 mod start;
 mod state_dict;
+mod sweep;
+mod temperature;
 mod tensorboard;
 mod trainer;
 mod trials;
@@ -34,7 +36,7 @@ pub use class_weights::ClassWeights;
 pub use config::RunConfig;
 pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, EarlierImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
-pub use evaluate::{Prediction, batch_shape, classify, evaluate, softmax};
+pub use evaluate::{Prediction, Testing, batch_shape, classify, evaluate, softmax};
 pub use events::{Event, Pace, Summary};
 pub use features::{Features, features};
 pub use folder::{RunFolder, reserve};
@@ -54,6 +56,7 @@ pub use start::Start;
 pub use state_dict::{
     copy_head, find_network, initialise, load_state_dict, load_state_dict_named, new_head, save_state_dict, state_dict,
 };
+pub use sweep::{RunState, Sweep, SweepRun};
 pub use tensorboard::TensorBoard;
 pub use trainer::{LossSettings, Trainable, Trainer, TrainerState, Weights};
 pub use trials::{Division, TrialEvent, Trials, try_learning_rates};

@@ -3,21 +3,33 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
+use super::evaluate::Testing;
 use super::network::Network;
 use super::recipe::{LARGEST_IMAGE_SIZE, Recipe};
-use super::state_dict::{find_network, load_state_dict, save_state_dict};
+use super::state_dict::{find_network, load_state_dict, state_dict};
 use crate::data::transform::{MEAN, STANDARD_DEVIATION, test_shorter_side};
 use crate::data::{ResizeMode, counted, first_names};
 use crate::device::Device;
 use crate::error::{Context, Error, Result};
 use crate::model::{Recognised, ResNet, is_head};
-use crate::weights::{Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorFile, imagenet_classes, save};
+use crate::weights::{
+    Found, HeadPolicy, IMAGENET_CLASSES, OutputTensor, TensorData, TensorFile, imagenet_classes, save,
+};
 
 /// Writes a trained model.
-pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[String], epoch: usize) -> Result<()> {
+/// The outputs are divided by `temperature`: the final layer is, so that whoever loads the model gets calibrated probabilities.
+pub fn save_model(
+    path: &Path,
+    network: &Network,
+    recipe: &Recipe,
+    classes: &[String],
+    epoch: usize,
+    temperature: Option<f64>,
+) -> Result<()> {
     let mut transform = serde_json::json!({
         "interpolation": "bilinear, antialias",
         "mean": MEAN,
@@ -37,7 +49,7 @@ pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[St
     }
     let resnet = network.resnet();
     let json = |value: serde_json::Result<String>| value.context(|| "cannot write a model's metadata");
-    let metadata = BTreeMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".to_string(), "pt".to_string()),
         ("architecture".to_string(), resnet.architecture.to_string()),
         ("width".to_string(), resnet.width.to_string()),
@@ -46,8 +58,26 @@ pub fn save_model(path: &Path, network: &Network, recipe: &Recipe, classes: &[St
         ("recipe".to_string(), json(serde_json::to_string(recipe))?),
         ("epoch".to_string(), epoch.to_string()),
     ]);
-    save_state_dict(network, path, &metadata)
+    if recipe.average_mirror {
+        metadata.insert(AVERAGE_MIRROR.into(), true.to_string());
+    }
+    let mut tensors = state_dict(network)?;
+    if let Some(temperature) = temperature {
+        metadata.insert(TEMPERATURE.into(), temperature.to_string());
+        for tensor in tensors.iter_mut().filter(|tensor| is_head(&tensor.name)) {
+            if let TensorData::F32(values) = &mut tensor.data {
+                values.to_mut().iter_mut().for_each(|value| *value = (f64::from(*value) / temperature) as f32);
+            }
+        }
+    }
+    save(path, &tensors, &metadata)
 }
+
+/// The metadata field that says that outputs are averaged; see [`Recipe::average_mirror`].
+const AVERAGE_MIRROR: &str = "average_mirror";
+
+/// The metadata field with the temperature by which the final layer was divided.
+const TEMPERATURE: &str = "temperature";
 
 /// Writes `recipe` into the metadata of a saved model, unless it is there already. A missing or damaged file is left alone.
 pub(super) fn update_recipe(path: &Path, recipe: &Recipe) -> Result<()> {
@@ -80,6 +110,10 @@ pub struct ModelFile {
     pub resize: ResizeMode,
     /// Whether images are rotated according to their EXIF orientation.
     pub exif: bool,
+    /// Whether the outputs for an image and for its mirror image are averaged.
+    pub average_mirror: bool,
+    /// The temperature by which the final layer was divided, if one was fitted.
+    pub temperature: Option<f64>,
     /// The weights under torchvision's names.
     pub weights: TensorFile,
     /// Where the weights were found in the file, and what was ignored.
@@ -135,7 +169,34 @@ impl ModelFile {
             )));
         }
         let Preprocessing { image_size, resize, exif } = preprocessing(file)?;
-        Ok(Self { resnet, classes, image_size, resize, exif, weights, notices, names_notice })
+        let average_mirror = field(file, AVERAGE_MIRROR)?.unwrap_or(false);
+        let temperature = field(file, TEMPERATURE)?;
+        Ok(Self {
+            resnet,
+            classes,
+            image_size,
+            resize,
+            exif,
+            average_mirror,
+            temperature,
+            weights,
+            notices,
+            names_notice,
+        })
+    }
+
+    /// How images are tested.
+    pub fn testing(&self) -> Testing {
+        Testing { image_size: self.image_size, average_mirror: self.average_mirror }
+    }
+}
+
+/// A field of the metadata, if there is one.
+fn field<T: FromStr>(file: &TensorFile, name: &str) -> Result<Option<T>> {
+    let parse = |text: &String| text.parse().ok();
+    match file.metadata().get(name).map(parse) {
+        Some(None) => Err(Error::new(format!("{}: unreadable `{name}` in the metadata", file.path().display()))),
+        found => Ok(found.flatten()),
     }
 }
 

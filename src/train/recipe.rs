@@ -7,9 +7,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::class_weights::ClassWeights;
+use super::evaluate::Testing;
 use super::trainer::{LossSettings, Trainable};
 use crate::data::{
-    Augmentation, DecodeOptions, ImageFolder, ResizeMode, Splits, Transform, counted, open_dataset, open_table,
+    Augmentation, DecodeOptions, ImageFolder, Mode, ResizeMode, Splits, Transform, counted, open_dataset, open_table,
 };
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
@@ -104,9 +105,18 @@ pub struct Recipe {
     pub feature_copies: usize,
     /// Height and width of the network's input.
     pub image_size: usize,
+    /// Height and width of training images, if they are not those of the network's input in tests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_size: Option<usize>,
     /// How images become squares.
     #[serde(default, skip_serializing_if = "ResizeMode::is_default")]
     pub resize: ResizeMode,
+    /// Whether tests and predictions average the outputs for an image and for its mirror image.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub average_mirror: bool,
+    /// Whether the outputs of the saved model are divided by a temperature, which is fitted to images that are not trained on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub calibrate: bool,
     /// Whether images are rotated and mirrored according to their EXIF orientation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exif: bool,
@@ -223,7 +233,10 @@ impl Recipe {
             fit_head: false,
             feature_copies: 0,
             image_size: 224,
+            train_size: None,
             resize: ResizeMode::default(),
+            average_mirror: false,
+            calibrate: false,
             exif: false,
             drop_duplicates: false,
             augment: Vec::new(),
@@ -255,6 +268,24 @@ impl Recipe {
         batch == batches || batch.is_multiple_of(self.accumulate)
     }
 
+    /// Height and width of training images.
+    pub fn training_size(&self) -> usize {
+        self.train_size.unwrap_or(self.image_size)
+    }
+
+    /// Height and width of images in this mode.
+    pub fn size_of(&self, mode: Mode) -> usize {
+        match mode {
+            Mode::Train { .. } => self.training_size(),
+            Mode::Evaluate => self.image_size,
+        }
+    }
+
+    /// How images are tested.
+    pub fn testing(&self) -> Testing {
+        Testing { image_size: self.image_size, average_mirror: self.average_mirror }
+    }
+
     /// Whether training mirrors some images.
     pub fn mirrors(&self) -> bool {
         Transform::training(self.image_size as u32, self.resize, &self.augment).mirrors()
@@ -265,15 +296,15 @@ impl Recipe {
         1 + usize::from(self.mirrors()) + self.feature_copies
     }
 
-    /// Epochs of each trial of a learning rate.
-    pub fn trial_epochs(&self) -> usize {
-        self.epochs.div_ceil(2)
+    /// Whether the final model is judged by training images that are held back: those of trials, or of the fit of the head alone.
+    pub fn holds_back(&self) -> bool {
+        !self.try_learning_rates.is_empty() || (self.fit_head && self.epochs == 0)
     }
 
     /// About how many images all trials of learning rates train on, if the training set has `images`.
     pub fn images_of_trials(&self, images: usize) -> usize {
         let share = |images: usize| images - images / HELD_BACK_PARTS;
-        self.try_learning_rates.len() * self.trial_epochs() * share(images)
+        self.try_learning_rates.len() * self.epochs * share(images)
     }
 
     /// What the head is fitted to, in words.

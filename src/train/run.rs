@@ -13,7 +13,7 @@ use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
 use super::evaluate::{batch_shape, evaluate};
 use super::events::{Event, Pace, Summary};
-use super::features::features;
+use super::features::{Form, features, features_of_forms};
 use super::folder::RunFolder;
 use super::head_fit::{HeadFit, TrainingFeatures, fit_head};
 use super::image_list::ImageList;
@@ -21,6 +21,7 @@ use super::metrics::{HeldOut, Metric, MetricsFile, Totals};
 use super::model_file::{load_model, save_model, update_recipe};
 use super::network::BatchResult;
 use super::recipe::Recipe;
+use super::temperature::temperature;
 use super::trainer::Trainer;
 use super::trials::{Division, TrialEvent, Trials, try_learning_rates};
 use crate::data::{
@@ -196,6 +197,14 @@ struct Session {
     since: Instant,
 }
 
+/// The result of an epoch's training, or of a fitted head.
+struct TrainedPart {
+    train: Totals,
+    clock: Clock,
+    /// The temperature of the model if there are no validation images.
+    temperature: Option<f64>,
+}
+
 /// The results of an epoch.
 struct Tested {
     train: Totals,
@@ -260,9 +269,9 @@ impl Run<'_> {
         let mut last = None;
         let mut stored = Stored::default();
         if is_new && self.recipe.fit_head {
-            let (train, of_fit) = self.start_with_fitted_head(&store, &mut train_batches, &mut session, observe)?;
-            clock.add(of_fit);
-            last = Some(self.finish_epoch(0, train, of_fit, &mut train_batches, &mut session, observe)?);
+            let start = self.start_with_fitted_head(&store, &mut train_batches, &mut session, observe)?;
+            clock.add(start.clock);
+            last = Some(self.finish_epoch(0, start, &mut train_batches, &mut session, observe)?);
         }
         if let Some(Choice::LearningRate(learning_rate)) = self.position.choice {
             let recipe = Recipe { learning_rate, ..self.recipe.clone() };
@@ -271,8 +280,9 @@ impl Run<'_> {
         while !self.position.is_over(&self.recipe) {
             let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
             clock.add(of_epoch);
-            let (epoch, train) = (self.position.epoch + 1, self.position.totals);
-            last = Some(self.finish_epoch(epoch, train, of_epoch, &mut train_batches, &mut session, observe)?);
+            let Position { epoch, totals: train, temperature, .. } = self.position;
+            let trained = TrainedPart { train, clock: of_epoch, temperature };
+            last = Some(self.finish_epoch(epoch + 1, trained, &mut train_batches, &mut session, observe)?);
             if std::mem::replace(&mut stored, store.stored()) != stored {
                 observe(Event::Stored(stored, self.splits.train.len() + self.splits.choosing().len()));
             }
@@ -298,27 +308,27 @@ impl Run<'_> {
     fn finish_epoch(
         &mut self,
         epoch: usize,
-        train: Totals,
-        of_epoch: Clock,
+        of_training: TrainedPart,
         train_batches: &mut Batches,
         session: &mut Session,
         observe: &mut impl FnMut(Event),
     ) -> Result<Tested> {
+        let TrainedPart { train, clock: of_epoch, temperature: temperature_of_training } = of_training;
         let Session { test_batches, metrics, left_out, since } = session;
         let batches = test_batches.loader().batch_count();
         let mut batch = 0;
         // Training goes on from what is trained, not from the average.
         let trained = self.trainer.start_average()?;
         let mut measure = || {
-            let (network, image_size) = (self.trainer.network_mut(), self.recipe.image_size);
+            let network = self.trainer.network_mut();
             if trained.is_some() {
-                let of_epoch = self.position.epoch as u64;
+                let (of_epoch, image_size) = (self.position.epoch as u64, self.recipe.training_size());
                 recompute_statistics(network, train_batches, of_epoch, image_size, |batch, batches| {
                     observe(Event::Averaged { batch, batches });
                     self.options.check_interruption(STOPPED_AT_TEST)
                 })?;
             }
-            let (held_out, _) = evaluate(network, test_batches, image_size, |tested| {
+            let (held_out, predictions) = evaluate(network, test_batches, self.recipe.testing(), |tested| {
                 left_out.note(&tested.skipped, metrics, observe)?;
                 batch += 1;
                 observe(Event::Tested { batch, batches });
@@ -338,7 +348,12 @@ impl Run<'_> {
             let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
             if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
                 let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
-                save_model(&path, network, &self.recipe, classes, epoch)?;
+                let temperature = match (self.recipe.calibrate, &self.splits.validation) {
+                    (true, Some(_)) => temperature(&predictions),
+                    (true, None) => temperature_of_training,
+                    (false, _) => None,
+                };
+                save_model(&path, network, &self.recipe, classes, epoch, temperature)?;
                 self.position.best = Some(this);
             }
             Ok((held_out, metric))
@@ -358,8 +373,8 @@ impl Run<'_> {
             metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
             test = Some(tested);
         }
-        let Position { best, choice, .. } = self.position;
-        self.position = Position { epoch, metrics_lines: metrics.lines(), best, choice, ..Position::default() };
+        let metrics_lines = metrics.lines();
+        self.position = Position { epoch, batch: 0, totals: Totals::default(), metrics_lines, ..self.position };
         self.save_checkpoint()?;
         observe(Event::Epoch(&metric));
         Ok(Tested { train, held_out, test })
@@ -373,12 +388,9 @@ impl Run<'_> {
         train_batches: &mut Batches,
         session: &mut Session,
         observe: &mut impl FnMut(Event),
-    ) -> Result<(Totals, Clock)> {
+    ) -> Result<TrainedPart> {
         let started = Instant::now();
-        let plain_loader = self.loader(&self.splits.train, Mode::Evaluate)?;
-        let mirrored_loader = self.recipe.mirrors().then(|| plain_loader.clone().mirrored());
-        let mut mirrored_batches = mirrored_loader.map(|loader| Batches::new(loader, store)).transpose()?;
-        let mut plain_batches = Batches::new(plain_loader, store)?;
+        let mut plain_batches = Batches::new(self.loader(&self.splits.train, Mode::Evaluate)?, store)?;
         let of = self.splits.train.len() * self.recipe.features_per_image();
         let image_size = self.recipe.image_size;
         // Copies have each image once, whichever images an epoch draws.
@@ -389,22 +401,30 @@ impl Run<'_> {
         let (options, network) = (&self.options, self.trainer.network_mut());
         let Session { metrics, left_out, .. } = session;
         let mut images = 0;
-        let mut see = |batch: &InputBatch| {
+        let mut see = |batch: &InputBatch, forms: usize| {
             left_out.note(&batch.skipped, metrics, observe)?;
-            images += batch.targets.len() + batch.skipped.len();
+            images += forms * (batch.targets.len() + batch.skipped.len());
             observe(Event::Features { images, of });
             options.check_interruption(STOPPED_AT_FIT)
         };
-        let plain = features(network, &mut plain_batches, 0, image_size, &mut see)?;
+        let mut copies = Vec::new();
+        let plain = match self.recipe.mirrors() {
+            true => {
+                let forms = [Form::Upright, Form::Mirrored];
+                let found = features_of_forms(network, &mut plain_batches, 0, image_size, forms, |batch| see(batch, 2));
+                let [plain, mirrored] = found?;
+                copies.push(mirrored);
+                plain
+            }
+            false => features(network, &mut plain_batches, 0, image_size, |batch| see(batch, 1))?,
+        };
         if plain.targets.is_empty() {
             return Err(Error::new("none of the training images could be read"));
         }
-        let mut copies = Vec::new();
-        if let Some(batches) = &mut mirrored_batches {
-            copies.push(features(network, batches, 0, image_size, &mut see)?);
-        }
+        let training_size = self.recipe.training_size();
         for copy in 0..self.recipe.feature_copies as u64 {
-            copies.push(features(network, copied_batches, FEATURE_EPOCHS + copy, image_size, &mut see)?);
+            let epoch = FEATURE_EPOCHS + copy;
+            copies.push(features(network, copied_batches, epoch, training_size, |batch| see(batch, 1))?);
         }
         let rows = plain.targets.len() * (1 + copies.len());
         let clock = Clock { training: started.elapsed(), images: rows as u64, ..Clock::default() };
@@ -414,6 +434,7 @@ impl Run<'_> {
             dimension: network.resnet().features(),
             class_weights: class_weights.unwrap_or_else(|| vec![1.0; self.splits.train.classes.len()]),
             groups: self.groups_of_duplicates(),
+            average_mirror: self.recipe.average_mirror && self.recipe.mirrors(),
             plain,
             copies,
         };
@@ -430,7 +451,7 @@ impl Run<'_> {
         let images = training.plain.targets.len() as u64;
         let totals =
             Totals { loss: fit.loss * images as f64, correct: (fit.accuracy * images as f64).round() as u64, images };
-        Ok((totals, clock))
+        Ok(TrainedPart { train: totals, clock, temperature: temperature(&fit.held_out) })
     }
 
     /// Fits the head to these features, and writes it into the network.
@@ -471,11 +492,12 @@ impl Run<'_> {
             try_learning_rates(&mut self.trainer, &self.recipe, &self.splits.train, &division, options, &store, see)?;
         let choice = tried.choice();
         self.position.choice = Some(choice);
+        self.position.temperature = tried.temperature().filter(|_| self.recipe.calibrate);
         let chosen = match choice {
             Choice::FixedBody => None,
             Choice::LearningRate(rate) => Some(rate),
         };
-        let Trials { held_back, epochs, trials } = tried;
+        let Trials { held_back, epochs, trials, .. } = tried;
         let metric = Metric::Trials { held_back, epochs, trials, chosen, seconds: started.elapsed().as_secs_f64() };
         metrics.append(&metric)?;
         observe(Event::Recorded(&metric));
@@ -521,7 +543,7 @@ impl Run<'_> {
         let mut test_batches = Batches::new(loader, &Rc::new(ImageStore::new(device, Some(0))))?;
         let batches = test_batches.loader().batch_count();
         let mut batch = 0;
-        let (totals, _) = evaluate(&mut network, &mut test_batches, model.image_size, |tested| {
+        let (totals, _) = evaluate(&mut network, &mut test_batches, model.testing(), |tested| {
             left_out.note(&tested.skipped, metrics, observe)?;
             batch += 1;
             observe(Event::FinalTest { batch, batches });
@@ -539,7 +561,7 @@ impl Run<'_> {
         let Session { metrics, left_out, .. } = session;
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
-        let fewest = self.trainer.network().fewest_images(self.recipe.image_size);
+        let fewest = self.trainer.network().fewest_images(self.recipe.training_size());
         let mut clock = Clock::default();
         let mut saved = Instant::now();
         let steps = self.recipe.steps(batches);
@@ -555,10 +577,10 @@ impl Run<'_> {
             let mut images = batch.targets.len();
             if (1..fewest).contains(&images) {
                 images = 0;
-                left_out.warn_of_single(self.recipe.image_size, observe);
+                left_out.warn_of_single(self.recipe.training_size(), observe);
             }
             if images > 0 {
-                let shape = batch_shape(&batch, self.recipe.image_size);
+                let shape = batch_shape(&batch, self.recipe.training_size());
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                 let step = steps_before + self.position.batch / self.recipe.accumulate;
                 self.trainer.updater_mut().set_step_factors(schedule.at(step as u64));
@@ -676,7 +698,7 @@ impl Run<'_> {
     pub(super) fn loader_options(&self, mode: Mode) -> LoaderOptions {
         LoaderOptions {
             batch_size: self.recipe.batch_size,
-            image_size: self.recipe.image_size as u32,
+            image_size: self.recipe.size_of(mode) as u32,
             resize: self.recipe.resize,
             mode,
             workers: self.options.workers,

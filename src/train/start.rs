@@ -96,6 +96,11 @@ impl Start {
                 }
             }
         }
+        if recipe.calibrate && splits.validation.is_none() && !recipe.holds_back() {
+            return Err(Error::usage("--calibrate: there are no images to which a temperature could be fitted").hint(
+                "add a folder val, or --fit-head with --try-lr, which hold training images back, or use --head-only",
+            ));
+        }
         if options.strict {
             splits.not_read().require_all_used()?;
         }

@@ -3,10 +3,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::average::recompute_statistics;
 use super::checkpoint::Choice;
 use super::evaluate::{Prediction, batch_shape, evaluate};
 use super::metrics::Trial;
 use super::recipe::{HELD_BACK_PARTS, Recipe};
+use super::temperature::temperature;
 use super::trainer::Trainer;
 use crate::data::random::{Purpose, RandomStream};
 use crate::data::{Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample};
@@ -68,18 +70,29 @@ pub struct Trials {
     pub epochs: usize,
     /// The trials; that of the fitted head alone is the first.
     pub trials: Vec<Trial>,
+    /// The predictions of each of them.
+    predictions: Vec<Vec<Prediction>>,
 }
 
 impl Trials {
     /// The trial with the smallest loss; of equal ones, the earlier.
     pub fn choice(&self) -> Choice {
-        let finite = self.trials.iter().filter_map(|trial| Some((trial.loss?, trial.learning_rate)));
-        let best = finite.min_by(|(one, _), (other, _)| one.total_cmp(other));
-        best.and_then(|(_, rate)| rate).map_or(Choice::FixedBody, Choice::LearningRate)
+        let rate = self.best().and_then(|best| self.trials[best].learning_rate);
+        rate.map_or(Choice::FixedBody, Choice::LearningRate)
+    }
+
+    /// The temperature of the chosen trial's network.
+    pub fn temperature(&self) -> Option<f64> {
+        self.best().and_then(|best| temperature(&self.predictions[best]))
+    }
+
+    fn best(&self) -> Option<usize> {
+        let finite = self.trials.iter().enumerate().filter_map(|(number, trial)| Some((number, trial.loss?)));
+        finite.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(number, _)| number)
     }
 }
 
-/// Tries each of the recipe's learning rates, starting from the state of `trainer`, whose head was fitted to the images that are not
+/// Tries each of the recipe's learning rates, whose networks or averages of them are compared, starting from the state of `trainer`, whose head was fitted to the images that are not
 /// held back. `trainer` is then as it was. `see` ends the work with its error.
 ///
 /// # Errors
@@ -94,22 +107,26 @@ pub fn try_learning_rates(
     mut see: impl FnMut(TrialEvent) -> Result<()>,
 ) -> Result<Trials> {
     let loader = |held_back: bool, mode: Mode| {
-        let loader = Loader::new(division.part(folder, held_back), LoaderOptions { mode, ..options })?;
+        let loader = Loader::new(
+            division.part(folder, held_back),
+            LoaderOptions { mode, image_size: recipe.size_of(mode) as u32, ..options },
+        )?;
         let loader = loader.with_augmentations(&recipe.augment);
         let is_balanced = recipe.balanced_sampling && !held_back;
         Batches::new(if is_balanced { loader.with_balanced_classes() } else { loader }, store)
     };
     let mut train_batches = loader(false, Mode::Train { seed: recipe.seed })?;
     let mut held_back_batches = loader(true, Mode::Evaluate)?;
-    let epochs = recipe.trial_epochs();
+    let epochs = recipe.epochs;
     let batches_of_epoch = train_batches.loader().batch_count();
     let steps = recipe.steps(batches_of_epoch);
-    let schedule = Recipe { epochs, schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
+    let schedule = Recipe { schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
     let of = recipe.try_learning_rates.len() * epochs * batches_of_epoch;
 
     let start = trainer.state()?;
     let alone = predictions(trainer, &mut held_back_batches, recipe, &mut see)?;
-    let mut trials = vec![trial(None, Some(&alone), &alone)];
+    let mut trials = vec![trial(None, Some(&alone), &alone, recipe.calibrate)];
+    let mut all_predictions = vec![alone.clone()];
     for (number, &learning_rate) in recipe.try_learning_rates.iter().enumerate() {
         trainer.set_learning_rates(&Recipe { learning_rate, ..recipe.clone() }.grouping());
         let mut is_finite = true;
@@ -119,11 +136,11 @@ pub fn try_learning_rates(
             while let Some(batch) = batches.next_batch() {
                 let batch = batch?;
                 see(TrialEvent::Skipped(&batch.skipped))?;
-                let shape = batch_shape(&batch, recipe.image_size);
+                let shape = batch_shape(&batch, recipe.training_size());
                 let step = epoch * steps + number_of_batch / recipe.accumulate;
                 trainer.updater_mut().set_step_factors(schedule.at(step as u64));
                 number_of_batch += 1;
-                if batch.targets.len() >= trainer.network().fewest_images(recipe.image_size) {
+                if batch.targets.len() >= trainer.network().fewest_images(recipe.training_size()) {
                     let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                     is_finite = trainer.step_by(shape, write, &batch.targets)?.loss.is_finite();
                 }
@@ -137,6 +154,12 @@ pub fn try_learning_rates(
                 }
             }
         }
+        if is_finite && trainer.start_average()?.is_some() {
+            let (network, size) = (trainer.network_mut(), recipe.training_size());
+            recompute_statistics(network, &mut train_batches, epochs as u64, size, |_, _| {
+                see(TrialEvent::Skipped(&[]))
+            })?;
+        }
         let found = match is_finite {
             true => match predictions(trainer, &mut held_back_batches, recipe, &mut see) {
                 Err(error) if error.kind() == ErrorKind::NotFinite => None,
@@ -144,10 +167,11 @@ pub fn try_learning_rates(
             },
             false => None,
         };
-        trials.push(trial(Some(learning_rate), found.as_deref(), &alone));
+        trials.push(trial(Some(learning_rate), found.as_deref(), &alone, recipe.calibrate));
+        all_predictions.push(found.unwrap_or_default());
         trainer.set_state(&start)?;
     }
-    Ok(Trials { held_back: alone.len(), epochs, trials })
+    Ok(Trials { held_back: alone.len(), epochs, trials, predictions: all_predictions })
 }
 
 /// The predictions for the held-back images.
@@ -158,18 +182,21 @@ fn predictions(
     see: &mut impl FnMut(TrialEvent) -> Result<()>,
 ) -> Result<Vec<Prediction>> {
     let visit = |batch: &InputBatch| see(TrialEvent::Skipped(&batch.skipped));
-    Ok(evaluate(trainer.network_mut(), batches, recipe.image_size, visit)?.1)
+    Ok(evaluate(trainer.network_mut(), batches, recipe.testing(), visit)?.1)
 }
 
-/// The outcome of one trial; `found` is none if its numbers were no longer finite.
-fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Prediction]) -> Trial {
+/// The outcome of one trial; `found` is none if its numbers were no longer finite. If the model is to be calibrated, the loss is that with
+/// its temperature: a network that is right more often is not refused because it is too certain, which the temperature mends.
+fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Prediction], is_calibrated: bool) -> Trial {
     let is_correct = |prediction: &Prediction| prediction.class() == prediction.target;
     let found = found.unwrap_or_default();
     let images = found.len().max(1) as f64;
+    let temperature = temperature(found).filter(|_| is_calibrated).unwrap_or(1.0);
+    let loss = found.iter().map(|one| one.divided_by(temperature).loss()).sum::<f64>() / images;
     let pairs = || found.iter().map(is_correct).zip(alone.iter().map(is_correct));
     Trial {
         learning_rate,
-        loss: (!found.is_empty()).then(|| found.iter().map(Prediction::loss).sum::<f64>() / images),
+        loss: (!found.is_empty()).then_some(loss),
         accuracy: found.iter().filter(|one| is_correct(one)).count() as f64 / images,
         gained: pairs().filter(|pair| *pair == (true, false)).count(),
         lost: pairs().filter(|pair| *pair == (false, true)).count(),
@@ -223,7 +250,9 @@ mod tests {
     #[test]
     fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller() {
         let one = |learning_rate, loss| Trial { learning_rate, loss, accuracy: 0.5, gained: 0, lost: 0 };
-        let choice = |trials: &[Trial]| Trials { held_back: 10, epochs: 1, trials: trials.to_vec() }.choice();
+        let choice = |trials: &[Trial]| {
+            Trials { held_back: 10, epochs: 1, trials: trials.to_vec(), predictions: Vec::new() }.choice()
+        };
         let alone = one(None, Some(0.5));
         assert_eq!(
             choice(&[alone, one(Some(1e-3), Some(0.4)), one(Some(1e-2), Some(0.45))]),
@@ -242,8 +271,21 @@ mod tests {
         };
         let alone = [prediction(0, 0), prediction(0, 1), prediction(1, 1), prediction(1, 0)];
         let found = [prediction(0, 1), prediction(0, 0), prediction(1, 1), prediction(1, 1)];
-        let trial = trial(Some(1.0), Some(&found), &alone);
+        let trial = trial(Some(1.0), Some(&found), &alone, false);
         assert_eq!((trial.accuracy, trial.gained, trial.lost), (0.75, 2, 1));
-        assert_eq!(super::trial(Some(1.0), None, &alone).loss, None);
+        assert_eq!(super::trial(Some(1.0), None, &alone, true).loss, None);
+    }
+
+    #[test]
+    fn certainty_alone_does_not_decide_between_calibrated_models() {
+        // Both classify three of four images correctly; one says so ten times as strongly.
+        let of = |scale: f32| {
+            let prediction = |index| Prediction { index, target: usize::from(index == 3), logits: vec![scale, 0.0] };
+            (0..4).map(prediction).collect::<Vec<_>>()
+        };
+        let (cautious, certain) = (of(1.0), of(10.0));
+        let loss = |of: &[Prediction], is_calibrated| trial(None, Some(of), of, is_calibrated).loss.unwrap();
+        assert!(loss(&certain, false) > 2.0 * loss(&cautious, false));
+        assert!((loss(&certain, true) - loss(&cautious, true)).abs() < 1e-6);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::output::{csv_line, print_while_open, result_width};
 use super::progress::Progress;
+use super::testing::AverageMirror;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{
@@ -55,6 +56,9 @@ pub struct EvalArguments {
     /// Number of threads that decode images [default: one per core]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+
+    #[command(flatten)]
+    averaging: AverageMirror,
 
     /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
@@ -117,12 +121,13 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         workers: arguments.workers.unwrap_or_else(threads::count),
         strict: arguments.strict,
     };
+    let testing = arguments.averaging.testing(&model);
     let images = folder.len();
     let folder = Arc::new(folder);
     let mut batches = Batches::new(Loader::new(folder.clone(), options)?, &store)?;
     let progress = Progress::new(global, images as u64, "images");
     let (mut done, mut skipped) = (0, 0);
-    let (totals, predictions) = evaluate(&mut network, &mut batches, model.image_size, |batch| {
+    let (totals, predictions) = evaluate(&mut network, &mut batches, testing, |batch| {
         for sample in &batch.skipped {
             progress.warn(&format!("skipped: {}", sample.reason));
         }

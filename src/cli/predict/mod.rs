@@ -8,11 +8,12 @@ use std::rc::Rc;
 
 use super::images::{ImageArguments, ImageOptions, Images, batches_of};
 use super::progress::Progress;
+use super::testing::AverageMirror;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
 use crate::data::ImageStore;
 use crate::error::{Error, Result};
-use crate::train::{ModelFile, Network, Prediction, classify, load_model};
+use crate::train::{ModelFile, Network, Prediction, Testing, classify, load_model};
 use rows::{ClassProbability, Format, Outcome, Row, Rows};
 
 const EXAMPLES: &str = "\
@@ -46,6 +47,9 @@ pub struct PredictArguments {
     /// Include the logits of all classes in JSON
     #[arg(long)]
     logits: bool,
+
+    #[command(flatten)]
+    averaging: AverageMirror,
 
     /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
@@ -84,6 +88,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let file = arguments.weights_key.open(global, &arguments.model)?;
     let (network, model) = load_model(device.clone(), &file)?;
     model.notices.iter().for_each(|notice| global.note(notice));
+    let testing = arguments.averaging.testing(&model);
     let progress = match images.count() {
         Some(count) => Progress::new(global, count as u64, "images"),
         None => Progress::of_any_number(global, "images"),
@@ -92,7 +97,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device, Some(0)));
     let mut classification =
-        Classification { arguments, network, model, store, progress, rows, read: 0, unreadable: 0 };
+        Classification { arguments, network, model, testing, store, progress, rows, read: 0, unreadable: 0 };
     let completed = classification.classify(&mut images);
     classification.progress.finish();
     // Also after an error, so that what was printed is whole.
@@ -110,6 +115,7 @@ struct Classification<'a> {
     arguments: &'a PredictArguments,
     network: Network,
     model: ModelFile,
+    testing: Testing,
     store: Rc<ImageStore>,
     progress: Progress,
     rows: Rows,
@@ -130,13 +136,13 @@ impl Classification<'_> {
 
     /// Returns whether anyone still reads the results.
     fn classify_these(&mut self, paths: Vec<PathBuf>, images: &mut Images) -> Result<bool> {
-        let Self { arguments, network, model, store, progress, rows, read, unreadable } = self;
+        let Self { arguments, network, model, testing, store, progress, rows, read, unreadable } = self;
         let exif = model.exif || arguments.exif;
         let (batch_size, image_size, resize) = (arguments.batch_size, model.image_size, model.resize);
         let options = ImageOptions { batch_size, image_size, resize, exif };
         let mut batches = batches_of(&paths, &options, store)?;
         let mut is_open = true;
-        let classified = classify(network, &mut batches, model.image_size, |batch, predictions| {
+        let classified = classify(network, &mut batches, *testing, |batch, predictions| {
             let mut outcomes: Vec<(usize, Outcome)> = Vec::new();
             for sample in &batch.skipped {
                 let error = images.reason(sample);

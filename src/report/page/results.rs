@@ -15,12 +15,12 @@ use crate::train::{HeldOut, Metric};
 /// The maximum number of classes in a window title.
 const CLASSES_IN_TITLE: usize = 4;
 
-pub(super) fn best_accuracy(run: &RunRecord) -> f64 {
+pub(in super::super) fn best_accuracy(run: &RunRecord) -> f64 {
     run.final_test().map_or_else(|| best_held_out(run), |(_, accuracy)| accuracy)
 }
 
 /// The accuracy of the saved model on the images that choose it, or would have.
-fn best_held_out(run: &RunRecord) -> f64 {
+pub(in super::super) fn best_held_out(run: &RunRecord) -> f64 {
     if run.config.recipe.keep_last {
         return run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
     }
@@ -238,6 +238,7 @@ fn trials(run: &RunRecord) -> Markup {
                      all training images."
                 }
             }
+            @if run.config.recipe.calibrate { " (The losses are those after calibration, so that certainty alone does not decide.)" }
             " The choice is uncertain, because the held-back images are a sample: "
             @if most == 0 { "all trials classified the same images correctly." } @else {
                 "the trials differ from the fitted final layer alone in at most " (counted(most, "image", "images")) "."

@@ -18,7 +18,7 @@ pub(super) fn network_name(recipe: &Recipe) -> String {
 
 /// The operations on each training image.
 pub(super) fn augmentation(recipe: &Recipe) -> String {
-    let transform = Transform::training(recipe.image_size as u32, recipe.resize, &recipe.augment);
+    let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
     transform.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -65,7 +65,10 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         fit_head,
         feature_copies: _,
         image_size,
+        train_size,
         resize,
+        average_mirror,
+        calibrate,
         exif,
         drop_duplicates,
         augment: _,
@@ -169,6 +172,20 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("frozen batch norms", "running statistics".into(), "what frozen batch norms normalise by");
     }
     add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
+    if let Some(size) = train_size {
+        add(
+            "size of training images",
+            format!("{size} x {size}"),
+            "pixels of the images that the network is trained on",
+        );
+    }
+    if *average_mirror {
+        add("tests and predictions", "image and mirror image".into(), "the outputs for both are averaged");
+    }
+    if *calibrate {
+        let meaning = "a number by which the outputs are divided, so that probabilities agree with how often predictions are right";
+        add("temperature", "fitted".into(), meaning);
+    }
     if !resize.is_default() {
         let meaning = match resize {
             ResizeMode::Crop => "images are cut to squares",

@@ -3,7 +3,7 @@
 pub(super) use crate::data::counted;
 
 /// A share from 0 to 1 with one decimal: `95.4 %`.
-pub(super) fn percent(share: f64) -> String {
+pub(in super::super) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 

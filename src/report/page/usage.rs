@@ -67,13 +67,23 @@ fn program(run: &RunRecord, network: &Network) -> String {
                 "net = {call}\nnet.load_state_dict(load_file({}))\nnet.eval()\n",
                 literal(&model.to_string_lossy())
             );
-            (load, "with torch.inference_mode():\n    logits = net(pixels)[0]\n")
+            let logits = match recipe.average_mirror {
+                true => "    logits = (net(pixels)[0] + net(pixels.flip(3))[0]) / 2\n",
+                false => "    logits = net(pixels)[0]\n",
+            };
+            (load, format!("with torch.inference_mode():\n{logits}"))
         }
         Network::Onnx { model } => {
             imports.insert(2, "import onnxruntime");
             imports.push("from PIL import Image");
             let load = format!("net = onnxruntime.InferenceSession({})\n", literal(&model.to_string_lossy()));
-            (load, "logits = torch.from_numpy(net.run(None, {\"input\": pixels.numpy()})[0][0])\n")
+            let run =
+                "def run(images):\n    return torch.from_numpy(net.run(None, {\"input\": images.numpy()})[0][0])\n\n";
+            let logits = match recipe.average_mirror {
+                true => "logits = (run(pixels) + run(pixels.flip(3))) / 2\n",
+                false => "logits = run(pixels)\n",
+            };
+            (format!("{load}\n{run}"), logits.to_string())
         }
     };
     let size = recipe.image_size;
