@@ -359,7 +359,9 @@ impl Run<'_> {
             Ok((held_out, metric))
         };
         let measured = measure();
-        trained.iter().try_for_each(|trained| self.trainer.set_weights(trained))?;
+        if let Some(trained) = trained {
+            self.trainer.set_weights(&trained)?;
+        }
         let (held_out, metric) = measured.map_err(|error| self.stopped(error))?;
         let mut test = None;
         let is_over = Position { epoch, ..self.position }.is_over(&self.recipe);
