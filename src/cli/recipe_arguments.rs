@@ -84,8 +84,8 @@ pub struct RecipeArguments {
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
 
-    /// Evaluate and save an exponential moving average of the weights over the steps, with this decay such as 0.99, in the place of
-    /// the weights themselves [default: off]
+    /// Evaluate and save an exponential moving average of the weights, with this decay such as 0.99, instead of the weights
+    /// themselves [default: off]
     #[arg(long, value_name = "DECAY", help_heading = "Training options")]
     ema: Option<f64>,
 
