@@ -58,6 +58,10 @@ __device__ __forceinline__ void store_floats(T* target, const float (&values)[Co
     *reinterpret_cast<Vector<T, Count>*>(target) = stored;
 }
 
+__device__ __forceinline__ bool is_finite(float value) {
+    return fabsf(value) <= 3.4028234663852886e38f;
+}
+
 __device__ __forceinline__ int divide_up(int dividend, int divisor) {
     return (dividend + divisor - 1) / divisor;
 }

@@ -63,10 +63,6 @@ __device__ __forceinline__ void update_values(const UpdateKernelArguments& argum
     if (arguments.compute_copy != nullptr) store_floats<bf16, kCount>(arguments.compute_copy + first, values);
 }
 
-__device__ __forceinline__ bool is_finite(float value) {
-    return fabsf(value) <= 3.4028234663852886e38f;
-}
-
 template <class Rule>
 __device__ __forceinline__ void update_group(const UpdateKernelArguments& arguments) {
     float scale = 1.0f;

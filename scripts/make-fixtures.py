@@ -40,6 +40,7 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 EVERYTHING = ("",)
@@ -50,7 +51,8 @@ LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One reference file. `step1` and `step3` are prefixes of the names of the parameters that it contains;
-    `activations` names the modules whose outputs it contains."""
+    `activations` names the modules whose outputs it contains. With `ema`, it is the decay of an average of the parameters, and
+    `ema3` are prefixes of the names of its parameters and running statistics after three steps."""
 
     name: str
     seed: int
@@ -77,6 +79,8 @@ class Case:
     freeze_batch_norm: bool = False
     step1: tuple = EVERYTHING
     step3: tuple = EVERYTHING
+    ema: float = 0.0
+    ema3: tuple = ()
     activations: tuple = ()
     separated: bool = False
 
@@ -142,6 +146,9 @@ CASES = [
          reduction="mean", label_smoothing=0.1, class_weights=(0.5, 1.0, 2.5), step1=("bn1", "fc"), step3=("bn1", "fc")),
     Case("smoothed-sum", seed=11, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True,
          label_smoothing=0.2, class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
+    # The average of the parameters. Its decay is that of the warm-up in the second step, and its own in the third.
+    Case("ema", seed=15, batch=4, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, momentum=0.9, freeze=("layer2",),
+         freeze_batch_norm=True, step1=("fc",), step3=("bn1", "fc"), ema=0.4, ema3=SOME_OF_EACH),
 ]
 
 FULL_WIDTH = Case("full-width", seed=0, width=64, size=(224, 224), step1=SOME_OF_EACH, step3=SOME_OF_EACH,
@@ -390,6 +397,7 @@ class Experiment:
         optimiser, margin = self.optimiser(net), Margin(net)
         schedule = self.schedule(optimiser)
         watched = self.watch_activations(net, out)
+        averaged = AveragedModel(net, avg_fn=self.average)
         for step in (1, 2, 3):
             optimiser.zero_grad()
             with autocast:
@@ -408,11 +416,38 @@ class Experiment:
                 out.update({f"buffer/{name}": buffer.clone() for name, buffer in net.named_buffers()})
             optimiser.step()
             schedule.step()
+            averaged.update_parameters(net)
             kept = {1: case.step1, 2: (), 3: case.step3}[step]
             for name, parameter in net.named_parameters():
                 if name.startswith(kept):
                     out[f"step{step}/{name}"] = parameter.detach().clone()
+        if case.ema:
+            out.update(self.averages(averaged, images, autocast))
         return out, margin
+
+    def average(self, average, parameter, averaged):
+        """Returns the next average, after `averaged` ones. AveragedModel makes the first one a copy."""
+        decay = min(self.case.ema, 1 - (averaged + 1) ** (-2 / 3))
+        return decay * average + (1 - decay) * parameter
+
+    def averages(self, averaged, images, autocast):
+        """Returns parameters of the averaged network, with the running statistics of two batches: the halves of the batch."""
+        case, net = self.case, averaged.module
+        frozen = {name: module for name, module in net.named_modules()
+                  if isinstance(module, nn.BatchNorm2d) and case.freeze_batch_norm and belongs(name, case.freeze)}
+        kept = {name: {key: value.clone() for key, value in module.state_dict().items()} for name, module in frozen.items()}
+        for module in frozen.values():
+            # update_bn puts all of them into training mode; those that are frozen stay as they are.
+            module.train = lambda mode=True, module=module: module
+            module.reset_running_stats = lambda: None
+        with autocast:
+            update_bn(images.chunk(2), net)
+        for name, module in frozen.items():
+            assert all(torch.equal(value, kept[name][key]) for key, value in module.state_dict().items())
+        values = [(name, value) for name, value in net.named_parameters() if value.requires_grad]
+        values += [(name, value) for name, value in net.named_buffers() if not belongs(name, case.freeze)]
+        return {f"ema3/{name}": value.detach().clone() for name, value in values
+                if name.startswith(case.ema3) and value.is_floating_point()}
 
     def watch_activations(self, net, out):
         kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, torchvision.models.resnet.BasicBlock,
@@ -469,7 +504,7 @@ def from_images(case, weights, folder):
 def relative_noise(name, truth, attempts, state):
     """Returns the errors of PyTorch's float32. Errors of steps are relative to the update, which is far smaller than the
     parameter; no float32 program is closer to an updated parameter than half a unit in its last place."""
-    is_step = name.startswith("step")
+    is_step = name.startswith(("step", "ema3"))
     start = state[name.split("/", 1)[1]].double() if is_step else 0.0
     scale = (truth - start).norm()
     if scale == 0:
@@ -529,6 +564,8 @@ def write(experiment, path, source):
         metadata["beta1"], metadata["beta2"], metadata["epsilon"] = *case.betas, case.epsilon
     if case.schedule:
         metadata["schedule"], metadata["schedule_steps"] = case.schedule, case.schedule_steps
+    if case.ema:
+        metadata["ema"] = case.ema
     if case.layer_lr_decay != 1.0:
         metadata["layer_lr_decay"] = case.layer_lr_decay
     tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -570,7 +607,7 @@ def from_file(path):
         schedule_steps=int(metadata.get("schedule_steps", 0)), layer_lr_decay=float(metadata.get("layer_lr_decay", 1.0)),
         momentum=float(metadata["momentum"]), freeze=tuple(filter(None, metadata["freeze"].split(","))),
         freeze_batch_norm=metadata["freeze_batch_norm"] == "true", step1=named("step1/"), step3=named("step3/"),
-        activations=named("activation/"))
+        ema=float(metadata.get("ema", 0.0)), ema3=named("ema3/"), activations=named("activation/"))
     state = {name: tensors[f"param/{name}"] for name in named("param/")}
     return Experiment(case, state, tensors["input"], tensors["target"]), tensors, metadata
 

@@ -14,12 +14,12 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use crate::device::{Device, Precision, read_f32};
+use crate::device::{Device, Precision, read_f32, write_f32};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Layer, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, is_head};
 use crate::optim::{Grouping, Hyperparameter, OptimizerKind, OptimizerSettings, SCHEDULES, Schedule, ScheduleKind};
-use crate::train::{LossSettings, Network, Purpose, Trainable, Trainer, load_state_dict_named};
+use crate::train::{LossSettings, Network, Purpose, Statistics, Trainable, Trainer, load_state_dict_named};
 use crate::weights::Reference;
 use crate::weights::layout::{from_torch, to_torch};
 
@@ -161,6 +161,7 @@ impl Check<'_> {
                 label_smoothing: reference.label_smoothing,
                 class_weights: reference.class_weights.clone(),
             },
+            ema: reference.ema,
             accumulates: false,
             max_gradient_norm: None,
         };
@@ -192,7 +193,24 @@ impl Check<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        self.averages(&mut trainer, shape, &input)
+    }
+
+    /// The averaged network, with the running statistics of the two halves of the batch.
+    fn averages(&mut self, trainer: &mut Trainer, shape: BatchShape, input: &[f32]) -> Result<()> {
+        let reference = self.reference;
+        if reference.averages().next().is_none() || trainer.start_average()?.is_none() {
+            return Ok(());
+        }
+        let network = trainer.network_mut();
+        let mut statistics = Statistics::default();
+        let half = shape.batch.div_ceil(2);
+        for images in input.chunks(half * input.len() / shape.batch) {
+            let shape = BatchShape { batch: images.len() * shape.batch / input.len(), ..shape };
+            statistics.add(network, shape, |device, input| write_f32(device, images, input))?;
+        }
+        statistics.finish(network)?;
+        self.updated(trainer.network(), "ema3/", reference.averages())
     }
 
     fn activations(&mut self, network: &Network, shape: BatchShape, names: &[String]) -> Result<()> {

@@ -9,7 +9,7 @@ use reference::Random;
 use reference::devices::{Workbench, assert_near, devices, emulator, kernel_devices};
 use reference::recording::RecordingDevice;
 use retune::device::cpu::Cpu;
-use retune::device::{Device, Precision};
+use retune::device::{Accumulate, Device, Precision};
 use retune::graph::ParameterRole;
 use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
@@ -19,6 +19,7 @@ use retune::train::{LossSettings, Trainable, Trainer};
 const CLASSES: usize = 3;
 const EXTENT: usize = 33;
 
+/// Once, although three are issued: two of them for steps that are not finite.
 #[test]
 fn sums_are_scaled_and_added() {
     for device in devices().into_iter().chain(kernel_devices(Precision::Fp32)) {
@@ -28,8 +29,15 @@ fn sums_are_scaled_and_added() {
             // A first batch takes no notice of what was there.
             let before = if keep == 0.0 { vec![f32::NAN; len] } else { before };
             let sums = bench.variable([len], &before);
-            let gradients_there = bench.input([len], &gradients);
-            device.accumulate(&gradients_there, &sums, &bench.input([2], &[keep, add])).unwrap();
+            let values = bench.input([len], &gradients);
+            let (loss, infinite) = (bench.input([2], &[1.0, f32::NAN]), bench.input([1], &[f32::INFINITY]));
+            let words = bench.input([2], &[keep, add]);
+            let all = Accumulate { values: &values, sums: &sums, words: &words, loss: Some(&loss), norm: None };
+            for arguments in [Accumulate { loss: Some(&infinite), ..all }, Accumulate { norm: Some(&infinite), ..all }]
+            {
+                device.accumulate(&arguments).unwrap();
+            }
+            device.accumulate(&all).unwrap();
             let truth: Vec<f64> = gradients
                 .iter()
                 .zip(&before)
@@ -54,6 +62,7 @@ fn trainer(device: Rc<dyn Device>, optimizer: &OptimizerSettings, loss: &LossSet
         optimizer: optimizer.clone(),
         grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.02, weight_decay: 0.1, ..Grouping::default() },
         loss: loss.clone(),
+        ema: Some(0.3),
         accumulates,
         max_gradient_norm: Some(0.5),
     };
@@ -93,8 +102,10 @@ fn steps(trainer: &mut Trainer, batches: &[usize]) -> (Vec<f32>, Vec<(String, Ve
     }
     let network = trainer.network();
     let read = |name: &str| network.parameters().read(network.device(), name).unwrap();
-    let names = network.parameters().specifications().map(|specification| &specification.name);
-    (norms, names.map(|name| (name.clone(), read(name))).collect())
+    let names = || network.parameters().specifications().map(|specification| specification.name.clone());
+    let values = names().map(|name| (name.clone(), read(&name)));
+    let averages = names().filter_map(|name| Some((format!("average of {name}"), trainer.average_of(&name).unwrap()?)));
+    (norms, values.chain(averages).collect())
 }
 
 fn optimizer(name: &str) -> OptimizerSettings {
@@ -125,7 +136,8 @@ fn assert_same_steps(device: &Rc<dyn Device>, optimizer: &OptimizerSettings, los
     }
     let untrained = trainer(device.clone(), optimizer, loss, false);
     for ((name, ours), (_, truth)) in ours.iter().zip(&truth) {
-        let before = untrained.network().parameters().read(device.as_ref(), name).unwrap();
+        let parameter = name.strip_prefix("average of ").unwrap_or(name);
+        let before = untrained.network().parameters().read(device.as_ref(), parameter).unwrap();
         let distance = |from: &[f32]| {
             from.iter().zip(truth).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
         };

@@ -90,6 +90,7 @@ impl Bench {
                 weight_decay: reference.weight_decay,
                 no_decay_norm_bias: reference.no_decay_norm_bias,
             },
+            ema: None,
             loss: reference.loss_reduction.into(),
             accumulates: false,
             max_gradient_norm: None,
@@ -330,6 +331,12 @@ fn wrong_recipe_is_noticed() {
             "{failures:?}"
         );
     }
+    for decay in ["0.38", "0.5"] {
+        let failures = Edited::of("ema.safetensors").set("ema", decay).failures();
+        assert!(!failures.is_empty() && failures.iter().all(|name| name.starts_with("ema3/")), "{failures:?}");
+        // The third step has this decay; running statistics hardly depend on it.
+        assert!(failures.iter().any(|name| name == "ema3/fc.weight"), "{failures:?}");
+    }
     let decay = Edited::of("lesson.safetensors").set("weight_decay", "0").failures();
     assert!(!decay.is_empty() && decay.iter().all(|name| name.starts_with("step")), "{decay:?}");
     let rate = Edited::of("lesson.safetensors").set("head_lr", "0.1").failures();
@@ -434,6 +441,7 @@ fn training_bits(device: Rc<dyn Device>, seed: u64) -> Vec<u32> {
         freezing: Freezing::default(),
         optimizer: OptimizerSettings::sgd(0.9).unwrap(),
         grouping: Grouping { learning_rate: 0.01, head_learning_rate: 0.01, weight_decay: 1e-3, ..Grouping::default() },
+        ema: None,
         loss: LossReduction::Sum.into(),
         accumulates: false,
         max_gradient_norm: None,

@@ -645,7 +645,7 @@ fn allocations_of_steps(count: usize) -> usize {
         let bound = Bound::new(device.clone(), network, &parameters, None);
         let group = GroupSettings { learning_rate: 1e-3, weight_decay: 1e-3 };
         let optimizer = OptimizerSettings::sgd(0.9).unwrap().build();
-        let mut updater = Updater::new(device.as_ref(), optimizer, vec![group; 2], None).unwrap();
+        let mut updater = Updater::new(device.as_ref(), optimizer, vec![group; 2], None, None).unwrap();
         let mut step = || {
             // Targets do not survive the backward pass, like every value without a later reader.
             bound.fill();

@@ -31,6 +31,7 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
             ..Grouping::default()
         },
         loss: LossReduction::Sum.into(),
+        ema: Some(0.5),
         accumulates: false,
         max_gradient_norm: Some(1.0),
     };
@@ -100,6 +101,8 @@ fn bits(trainer: &mut Trainer, events: &[Event], as_a_whole: bool) -> Vec<u32> {
     for specification in parameters.specifications() {
         let values = parameters.read(device, &specification.name).unwrap();
         bits.extend(values.into_iter().map(f32::to_bits));
+        let average = trainer.average_of(&specification.name).unwrap();
+        bits.extend(average.into_iter().flatten().map(f32::to_bits));
     }
     bits.extend(parameters.batches_tracked().values().map(|&count| count as u32));
     bits

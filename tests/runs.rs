@@ -52,6 +52,28 @@ impl Place {
         stderr
     }
 
+    /// Asserts that a run with all its checkpoints has the same bits when it resumes from any of them, and returns their names.
+    fn resume_from_each_checkpoint(&self, line: &str) -> BTreeSet<String> {
+        self.succeed(&format!("{line} --out whole"));
+        let checkpoints: BTreeSet<String> =
+            self.names("whole").into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
+        for checkpoint in &checkpoints {
+            let folder = format!("from-{checkpoint}");
+            fs::create_dir(self.path(&folder)).unwrap();
+            for name in self.names("whole").iter().filter(|name| !name.starts_with("checkpoint")) {
+                fs::copy(self.path("whole").join(name), self.path(&folder).join(name)).unwrap();
+            }
+            let newest = self.path(&folder).join("checkpoint.safetensors");
+            fs::copy(self.path("whole").join(checkpoint), newest).unwrap();
+            self.succeed(&format!("{line} --out {folder} --resume"));
+            for name in ["checkpoint.safetensors", "model.safetensors"] {
+                let read = |folder: &str| fs::read(self.path(folder).join(name)).unwrap();
+                assert!(read(&folder) == read("whole"), "{checkpoint}: {name} differs");
+            }
+        }
+        checkpoints
+    }
+
     fn refuse(&self, line: &str, status: i32, expected: &str) {
         let (found, stderr) = self.run(line);
         assert_eq!(found, status, "{line}: {stderr}");
@@ -238,28 +260,35 @@ mod steps_of_several_batches {
             "train data {SMALL} --epochs 2 --accumulate 2 --optimizer adamw --loss-reduction mean --class-weights 1,3 \
              --balanced-sampling --checkpoint-every 1 --keep-checkpoints 9"
         );
-        place.succeed(&format!("{line} --out whole"));
-        let checkpoints: BTreeSet<String> =
-            place.names("whole").into_iter().filter(|name| name.starts_with("checkpoint-")).collect();
         let expected = ["00000-000000", "00000-000002", "00001-000000", "00001-000002"];
+        let checkpoints = place.resume_from_each_checkpoint(&line);
         assert_eq!(checkpoints, expected.map(|name| format!("checkpoint-{name}.safetensors")).into());
-        for checkpoint in &checkpoints {
-            let folder = format!("from-{checkpoint}");
-            fs::create_dir(place.path(&folder)).unwrap();
-            for name in place.names("whole").iter().filter(|name| !name.starts_with("checkpoint")) {
-                fs::copy(place.path("whole").join(name), place.path(&folder).join(name)).unwrap();
-            }
-            let newest = place.path(&folder).join("checkpoint.safetensors");
-            fs::copy(place.path("whole").join(checkpoint), newest).unwrap();
-            place.succeed(&format!("{line} --out {folder} --resume"));
-            for name in ["checkpoint.safetensors", "model.safetensors"] {
-                let read = |folder: &str| fs::read(place.path(folder).join(name)).unwrap();
-                assert!(read(&folder) == read("whole"), "{checkpoint}: {name} differs");
-            }
-        }
         let other = line.replace("--accumulate 2", "--accumulate 3");
         place.refuse(&format!("{other} --out whole --resume"), 2, "--accumulate differs from the recipe of the run");
     }
+}
+
+/// The average and the number of its steps are in the checkpoint; after each epoch, training goes on from the weights themselves.
+#[test]
+fn a_run_with_an_average_of_the_weights_resumes_from_every_step() {
+    let place = Place::new();
+    let line = format!(
+        "train data {SMALL} --epochs 7 --schedule one-cycle --ema 0.9 --keep-last --checkpoint-every 1 --keep-checkpoints 99"
+    );
+    assert_eq!(place.resume_from_each_checkpoint(&line).len(), 21);
+    place.succeed(&format!("{} --out plain", line.replace("--ema 0.9", "")));
+    let read = |folder: &str| fs::read(place.path(folder).join("model.safetensors")).unwrap();
+    assert!(read("whole") != read("plain"));
+    place.refuse(
+        &format!("{} --out whole --resume", line.replace("0.9", "0.8")),
+        2,
+        "--ema differs from the recipe of the run",
+    );
+    place.refuse(
+        &format!("{} --out other", line.replace("0.9", "1")),
+        2,
+        "--ema 1: expected a number above 0 and below 1",
+    );
 }
 
 /// An image that is drawn again in an epoch is found on the device, or decoded again.

@@ -84,6 +84,11 @@ pub struct RecipeArguments {
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
 
+    /// Evaluate and save an exponential moving average of the weights, with this decay such as 0.99, instead of the weights
+    /// themselves [default: off]
+    #[arg(long, value_name = "DECAY", help_heading = "Training options")]
+    ema: Option<f64>,
+
     /// Weight decay, as the optimizer defines it [default: 1e-3]
     #[arg(long, value_name = "FACTOR", help_heading = "Training options")]
     weight_decay: Option<f64>,
@@ -205,6 +210,7 @@ macro_rules! for_each_flag {
             "--patience" patience,
             "--try-lr" try_learning_rates,
             "--keep-last" keep_last,
+            "--ema" ema,
             "--average-mirror" average_mirror,
             "--calibrate" calibrate,
             "--weight-decay" weight_decay,
@@ -575,6 +581,7 @@ mod tests {
             patience: Some(3),
             try_learning_rates: vec![1e-4, 3e-4],
             keep_last: true,
+            ema: Some(0.9),
             average_mirror: true,
             calibrate: true,
             weight_decay: 0.0,
@@ -631,7 +638,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 42);
+        assert_eq!(flags.len(), 43);
     }
 
     #[test]

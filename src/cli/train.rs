@@ -618,6 +618,11 @@ fn check(recipe: &Recipe) -> Result<()> {
             return Err(Error::usage(format!("{flag} {value}: expected a number that is not negative")));
         }
     }
+    if let Some(decay) = recipe.ema
+        && !(decay > 0.0 && decay < 1.0)
+    {
+        return Err(Error::usage(format!("--ema {decay}: expected a number above 0 and below 1")));
+    }
     if let Some(norm) = recipe.clip_gradient_norm
         && !(norm.is_finite() && norm > 0.0)
     {

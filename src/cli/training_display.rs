@@ -138,6 +138,10 @@ impl TrainingDisplay {
                 parts.extend(describe(&pace));
                 self.show(self.workload.trained(epoch - 1, batch, batches), parts);
             }
+            Event::Averaged { batch, batches } => {
+                let done = self.workload.trained(self.epoch.saturating_sub(1), 1, 1);
+                self.show(done, vec![format!("statistics of the averaged network {batch}/{batches}")]);
+            }
             Event::Tested { batch, batches } => {
                 let done = match self.epoch {
                     0 => self.workload.tested_head(batch, batches),

@@ -224,6 +224,22 @@ pub struct CrossEntropy<'a> {
     pub logits_gradient: Option<&'a Tensor>,
 }
 
+/// Arguments of [`Device::accumulate`]: `sums = words[0] * sums + words[1] * values`.
+#[derive(Clone, Copy)]
+pub struct Accumulate<'a> {
+    /// Read only.
+    pub values: &'a Tensor,
+    /// As long as the values, and updated.
+    pub sums: &'a Tensor,
+    /// `[2]`: the factors of the sums and of the values. They lie in device memory so that recorded work reads what the host wrote last. If
+    /// the first is 0, the sums may contain anything before.
+    pub words: &'a Tensor,
+    /// The loss, as the first value: if it is not finite, nothing changes.
+    pub loss: Option<&'a Tensor>,
+    /// `[1]`: the norm of all gradients; if it is not finite, nothing changes.
+    pub norm: Option<&'a Tensor>,
+}
+
 /// The optional features of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
@@ -380,10 +396,8 @@ pub trait Device {
     /// Softmax cross entropy with its gradient, as `torch.nn.functional.cross_entropy` with `weight` and `label_smoothing`.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
 
-    /// Adds the gradients of a batch to the sums of those before it, which are as long: `sums = words[0] * sums + words[1] *
-    /// gradients`. If `words[0]` is 0, `sums` may contain anything. `words` `[2]` lie in device memory so that a recorded batch
-    /// reads what the host wrote last.
-    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()>;
+    /// Adds values to weighted sums of those before them: gradients of the batches of a step, or parameters in a moving average.
+    fn accumulate(&self, arguments: &Accumulate) -> Result<()>;
 
     /// Number of float32 elements that [`Device::gradient_norm`] needs for its sums, given the lengths of the gradients.
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize;

@@ -84,7 +84,7 @@ pub struct ParameterGroup {
     pub values: Tensor,
     /// Gradients at the same positions.
     pub gradients: Tensor,
-    /// The optimiser's state at the same positions, one tensor per slot.
+    /// The optimiser's state at the same positions, one tensor per slot, and after them the average of the values if one is kept.
     pub slots: Vec<Tensor>,
     /// The values rounded to bf16 at the same positions, if the device's convolutions read them.
     pub compute_copy: Option<Tensor>,
@@ -103,7 +103,7 @@ pub struct Parameters {
     entries: Vec<Entry>,
     by_name: BTreeMap<String, usize>,
     groups: Vec<ParameterGroup>,
-    slot_names: &'static [&'static str],
+    slot_names: Vec<&'static str>,
     batches_tracked: BTreeMap<String, i64>,
     bytes: usize,
 }
@@ -113,12 +113,12 @@ const ALIGNMENT: usize = 64;
 
 impl Parameters {
     /// Allocates parameters, zeroed. `group` puts each into one of `groups` groups, or into none: then it is frozen and
-    /// has no gradient; it is not called for running statistics. The optimiser keeps `slots` for each parameter of a group.
+    /// has no gradient; it is not called for running statistics. Each parameter of a group has `slots`.
     pub fn new(
         device: &dyn Device,
         specifications: &[ParameterSpecification],
         groups: usize,
-        slots: &'static [&'static str],
+        slots: &[&'static str],
         group: impl Fn(&ParameterSpecification) -> Option<usize>,
     ) -> Result<Self> {
         let group_of = |specification: &ParameterSpecification| match specification.role.is_buffer() {
@@ -181,7 +181,7 @@ impl Parameters {
         let fixed_bytes = fixed.bytes() + fixed_copy.as_ref().map_or(0, Tensor::bytes);
         let bytes = fixed_bytes + groups.iter().map(of_group).sum::<usize>();
         let (by_name, batches_tracked) = (by_name.collect(), batches_tracked.collect());
-        Ok(Self { by_name, batches_tracked, entries, groups, slot_names: slots, bytes })
+        Ok(Self { by_name, batches_tracked, entries, groups, slot_names: slots.to_vec(), bytes })
     }
 
     /// Bytes that they take on their device: values, gradients, the optimiser's state and compute copies.
@@ -238,8 +238,13 @@ impl Parameters {
         Ok(self.entry(name)?.gradient.as_ref())
     }
 
-    /// The state that the optimiser keeps for a parameter: names of slots and their device memory. `None` if the parameter is
-    /// frozen.
+    /// Names of the slots of each parameter that is trained.
+    pub fn slot_names(&self) -> &[&'static str] {
+        &self.slot_names
+    }
+
+    /// The state that the optimiser keeps for a parameter: names of slots and their device memory. There are none if the parameter
+    /// is frozen.
     pub fn slots_of(&self, name: &str) -> Result<impl Iterator<Item = (&'static str, &Tensor)>> {
         Ok(self.slot_names.iter().copied().zip(&self.entry(name)?.slots))
     }

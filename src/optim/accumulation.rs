@@ -1,6 +1,6 @@
 //! The gradients of several batches, added to those of one step.
 
-use crate::device::{Device, write_f32};
+use crate::device::{Accumulate, Device, write_f32};
 use crate::error::Result;
 use crate::graph::Parameters;
 use crate::tensor::{ElementType, Tensor};
@@ -71,7 +71,10 @@ impl Accumulation {
     /// When the device fails.
     pub fn issue(&self, device: &dyn Device, parameters: &Parameters) -> Result<()> {
         let mut groups = parameters.groups().iter().zip(&self.sums);
-        groups.try_for_each(|(group, sums)| device.accumulate(&group.gradients, sums, &self.words))
+        groups.try_for_each(|(group, sums)| {
+            let (values, words) = (&group.gradients, &self.words);
+            device.accumulate(&Accumulate { values, sums, words, loss: None, norm: None })
+        })
     }
 
     /// The next batch begins a new step.

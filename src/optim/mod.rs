@@ -6,6 +6,7 @@
 
 mod accumulation;
 mod adamw;
+mod average;
 mod groups;
 mod hyperparameter;
 mod lbfgs;
@@ -17,6 +18,7 @@ mod sgd;
 mod updater;
 
 pub use accumulation::Accumulation;
+pub use average::AVERAGE_SLOT;
 pub use groups::{GroupSettings, Grouping};
 pub use hyperparameter::Hyperparameter;
 pub use lbfgs::{Minimum, Stopping, minimise};

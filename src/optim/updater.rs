@@ -1,10 +1,11 @@
 //! Updates the parameter groups of a network, step by step.
 
 use super::accumulation::Accumulation;
+use super::average::{self, AVERAGE_SLOT};
 use super::groups::GroupSettings;
 use super::optimizer::Optimizer;
 use super::schedule::{LOWERED_MOMENTUM, StepFactors};
-use crate::device::{Clip, Device, UpdateArguments, write_f32};
+use crate::device::{Accumulate, Clip, Device, UpdateArguments, write_f32};
 use crate::error::Result;
 use crate::graph::Parameters;
 use crate::tensor::{ElementType, Tensor};
@@ -33,15 +34,20 @@ impl GradientClipping {
     }
 }
 
+/// Numbers that a step reads for the average.
+const AVERAGE_WORDS: usize = 2;
+
 /// An optimiser at work. What changes from step to step lies in device memory, where [`Updater::begin_step`] writes it: a
 /// recorded [`Updater::issue`] stays the same when a learning rate changes.
 pub struct Updater {
     optimizer: Box<dyn Optimizer>,
     groups: Vec<GroupSettings>,
     clipping: Option<GradientClipping>,
+    /// The decay of the average of the parameters.
+    average: Option<f64>,
     factors: StepFactors,
     steps: u64,
-    /// `[groups * words]`
+    /// `[groups * words]`, and the two factors of the average.
     words: Tensor,
     /// What `words` holds.
     uploaded: Vec<f32>,
@@ -50,7 +56,8 @@ pub struct Updater {
 }
 
 impl Updater {
-    /// Allocates what `optimizer` needs beside its slots. `groups` are in the order of those of the parameters.
+    /// Allocates what `optimizer` needs beside its slots. `groups` are in the order of those of the parameters. With `average`, which is the
+    /// decay, an average of the parameters is in their slot after those of the optimiser.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -59,11 +66,13 @@ impl Updater {
         optimizer: Box<dyn Optimizer>,
         groups: Vec<GroupSettings>,
         clipping: Option<GradientClipping>,
+        average: Option<f64>,
     ) -> Result<Self> {
-        let count = groups.len() * optimizer.rule().words;
+        let count = groups.len() * optimizer.rule().words + average.map_or(0, |_| AVERAGE_WORDS);
         // NaN differs from whatever is wanted, so the first step writes all.
         let (words, uploaded, wanted) = (floats(device, count)?, vec![f32::NAN; count], vec![0.0; count]);
-        Ok(Self { optimizer, groups, clipping, factors: StepFactors::default(), steps: 0, words, uploaded, wanted })
+        let factors = StepFactors::default();
+        Ok(Self { optimizer, groups, clipping, average, factors, steps: 0, words, uploaded, wanted })
     }
 
     /// The settings of each group.
@@ -88,14 +97,19 @@ impl Updater {
         self.clipping.as_ref().map(GradientClipping::norm)
     }
 
-    /// Names of the state tensors of each parameter.
-    pub fn slots(&self) -> &'static [&'static str] {
-        self.optimizer.slots()
+    /// Names of the state tensors of each parameter that `optimizer` trains: its own, and that of the average if there is one.
+    pub fn slots(optimizer: &dyn Optimizer, average: Option<f64>) -> Vec<&'static str> {
+        optimizer.slots().iter().copied().chain(average.map(|_| AVERAGE_SLOT)).collect()
     }
 
-    /// Steps so far, where the optimiser's next step depends on their number.
+    /// Whether an average of the parameters is kept.
+    pub fn averages(&self) -> bool {
+        self.average.is_some()
+    }
+
+    /// Steps so far, where the next step depends on their number.
     pub fn counted_steps(&self) -> Option<u64> {
-        self.optimizer.counts_steps().then_some(self.steps)
+        (self.optimizer.counts_steps() || self.averages()).then_some(self.steps)
     }
 
     /// Steps so far.
@@ -120,6 +134,10 @@ impl Updater {
             let group = GroupSettings { learning_rate: group.learning_rate * self.factors.learning_rate, ..*group };
             self.optimizer.words(&group, self.steps, LOWERED_MOMENTUM * self.factors.lowered_momentum, words);
         }
+        if let Some(decay) = self.average {
+            let of_average = self.wanted.len() - AVERAGE_WORDS;
+            self.wanted[of_average..].copy_from_slice(&average::words(decay, self.steps));
+        }
         if self.wanted != self.uploaded {
             write_f32(device, &self.wanted, &self.words)?;
             self.uploaded.copy_from_slice(&self.wanted);
@@ -127,8 +145,8 @@ impl Updater {
         Ok(())
     }
 
-    /// Updates every group of `parameters` from its gradients, or from those that `accumulation` has added. Where `loss` is given and its
-    /// first value is not finite, or the norm that is to be clipped is not, nothing changes.
+    /// Updates every group of `parameters` from its gradients, or from those that `accumulation` has added, and their average. Where
+    /// `loss` is given and its first value is not finite, or the norm that is to be clipped is not, nothing changes.
     ///
     /// # Errors
     /// When the device fails.
@@ -154,12 +172,21 @@ impl Updater {
                 rule,
                 values: &group.values,
                 gradients: gradients_of(index),
-                slots: &group.slots,
+                slots: &group.slots[..rule.slots],
                 compute_copy: group.compute_copy.as_ref(),
                 words: &self.words.part(index * rule.words, [rule.words].into()),
                 loss,
                 clip,
             })?;
+            if self.average.is_some() {
+                device.accumulate(&Accumulate {
+                    values: &group.values,
+                    sums: &group.slots[rule.slots],
+                    words: &self.words.part(self.words.len() - AVERAGE_WORDS, [AVERAGE_WORDS].into()),
+                    loss,
+                    norm: clip.map(|clip| clip.norm),
+                })?;
+            }
         }
         Ok(())
     }

@@ -45,6 +45,13 @@ pub enum Event<'a> {
     },
     /// The metrics of a part of an epoch, or the trials of learning rates, were recorded.
     Recorded(&'a Metric),
+    /// A batch was used for the running statistics of the averaged network.
+    Averaged {
+        /// How many batches so far.
+        batch: usize,
+        /// How many in all.
+        batches: usize,
+    },
     /// A batch of test images was classified.
     Tested {
         /// The number of classified batches.

@@ -53,7 +53,8 @@ impl Run<'_> {
         .bytes_at_once(train.max(held_out));
         let state =
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
-        let with_slots = state * (1 + self.trainer.updater().slots().len());
+        // Enough also for the copy of the weights and the model that is being written while the average is in their place.
+        let with_slots = state * (1 + network.parameters().slot_names().len());
         Ok(MemoryPlan {
             activations: activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?),
             parameters: self.trainer.parameter_bytes(),

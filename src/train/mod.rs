@@ -1,5 +1,6 @@
 //! Training: how a run starts, its loop, what it measures and what it saves. Nothing here prints.
 
+mod average;
 mod checkpoint;
 mod class_weights;
 mod config;
@@ -29,6 +30,7 @@ mod tensorboard;
 mod trainer;
 mod trials;
 
+pub use average::{STATISTICS_IMAGES, Statistics, recompute_statistics};
 pub use checkpoint::{Best, Checkpoint, Choice, Position, save_checkpoint};
 pub use class_weights::ClassWeights;
 pub use config::RunConfig;
@@ -56,5 +58,5 @@ pub use state_dict::{
 };
 pub use sweep::{RunState, Sweep, SweepRun};
 pub use tensorboard::TensorBoard;
-pub use trainer::{LossSettings, Trainable, Trainer, TrainerState};
+pub use trainer::{LossSettings, Trainable, Trainer, TrainerState, Weights};
 pub use trials::{Division, TrialEvent, Trials, try_learning_rates};

@@ -62,6 +62,9 @@ pub struct Recipe {
     /// Whether the model of the last epoch is saved instead of that of the best.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_last: bool,
+    /// The decay of the moving average of the parameters, which is then the network that is evaluated and saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// Weight decay, as the optimiser defines it.
     pub weight_decay: f64,
     /// Whether the weights and biases of batch norms and the biases of linear layers have no weight decay.
@@ -214,6 +217,7 @@ impl Recipe {
             patience: None,
             try_learning_rates: Vec::new(),
             keep_last: false,
+            ema: None,
             weight_decay: 1e-3,
             no_decay_norm_bias: false,
             optimizer: default_optimizer(),
@@ -382,6 +386,7 @@ impl Recipe {
             freezing: Freezing { modules: self.freeze.clone(), batch_norm: self.freeze_batch_norm },
             optimizer: self.optimizer()?,
             grouping: self.grouping(),
+            ema: self.ema,
             loss: LossSettings { reduction: self.reduction()?, label_smoothing: self.label_smoothing, class_weights },
             accumulates: self.accumulate > 1,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),

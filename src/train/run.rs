@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::average::recompute_statistics;
 use super::checkpoint::{Best, Choice, Position, save_checkpoint};
 use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
@@ -99,6 +100,8 @@ const FINAL_TEST_BATCH: usize = 32;
 
 /// The number of the epoch whose augmentation the first copies of images have to which the head is fitted; training never gets there.
 const FEATURE_EPOCHS: u64 = 1 << 32;
+
+const STOPPED_AT_TEST: &str = "stopped while testing";
 
 const STOPPED_AT_FIT: &str = "stopped while the final layer was fitted";
 
@@ -194,11 +197,11 @@ struct Session {
     since: Instant,
 }
 
-/// The result of a fitted head.
-struct FittedStart {
+/// The result of an epoch's training, or of a fitted head.
+struct TrainedPart {
     train: Totals,
     clock: Clock,
-    /// The temperature of the network with this head.
+    /// The temperature of the model if there are no validation images.
     temperature: Option<f64>,
 }
 
@@ -267,9 +270,8 @@ impl Run<'_> {
         let mut stored = Stored::default();
         if is_new && self.recipe.fit_head {
             let start = self.start_with_fitted_head(&store, &mut train_batches, &mut session, observe)?;
-            let FittedStart { train, clock: of_fit, temperature } = start;
-            clock.add(of_fit);
-            last = Some(self.finish_epoch(0, train, of_fit, temperature, &mut session, observe)?);
+            clock.add(start.clock);
+            last = Some(self.finish_epoch(0, start, &mut train_batches, &mut session, observe)?);
         }
         if let Some(Choice::LearningRate(learning_rate)) = self.position.choice {
             let recipe = Recipe { learning_rate, ..self.recipe.clone() };
@@ -278,8 +280,9 @@ impl Run<'_> {
         while !self.position.is_over(&self.recipe) {
             let of_epoch = self.train_epoch(&mut train_batches, &mut session, observe)?;
             clock.add(of_epoch);
-            let (epoch, train) = (self.position.epoch + 1, self.position.totals);
-            last = Some(self.finish_epoch(epoch, train, of_epoch, self.position.temperature, &mut session, observe)?);
+            let Position { epoch, totals: train, temperature, .. } = self.position;
+            let trained = TrainedPart { train, clock: of_epoch, temperature };
+            last = Some(self.finish_epoch(epoch + 1, trained, &mut train_batches, &mut session, observe)?);
             if std::mem::replace(&mut stored, store.stored()) != stored {
                 observe(Event::Stored(stored, self.splits.train.len() + self.splits.choosing().len()));
             }
@@ -300,49 +303,66 @@ impl Run<'_> {
         })
     }
 
-    /// Evaluates the network after an epoch, saves it if it is the best so far, and saves a checkpoint. After the last epoch, tests
-    /// the best model if validation images chose it. `temperature_of_training` is that of the model if there are no validation images.
+    /// Evaluates the network after an epoch, or its average, saves it if it is the best so far, and saves a checkpoint. After the last
+    /// epoch, tests the best model if validation images chose it.
     fn finish_epoch(
         &mut self,
         epoch: usize,
-        train: Totals,
-        of_epoch: Clock,
-        temperature_of_training: Option<f64>,
+        of_training: TrainedPart,
+        train_batches: &mut Batches,
         session: &mut Session,
         observe: &mut impl FnMut(Event),
     ) -> Result<Tested> {
+        let TrainedPart { train, clock: of_epoch, temperature: temperature_of_training } = of_training;
         let Session { test_batches, metrics, left_out, since } = session;
         let batches = test_batches.loader().batch_count();
         let mut batch = 0;
-        let tested = evaluate(self.trainer.network_mut(), test_batches, self.recipe.testing(), |tested| {
-            left_out.note(&tested.skipped, metrics, observe)?;
-            batch += 1;
-            observe(Event::Tested { batch, batches });
-            self.options.check_interruption("stopped while testing")
-        });
-        let (held_out, predictions) = tested.map_err(|error| self.stopped(error))?;
-        let metric = Metric::Epoch {
-            epoch,
-            train_loss: train.mean_loss(),
-            train_acc: train.accuracy(),
-            held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
-            images_per_second: of_epoch.images_per_second(),
-            seconds: of_epoch.training.as_secs_f64(),
-            whole_seconds: Some(since.elapsed().as_secs_f64()),
-        };
-        *since = Instant::now();
-        metrics.append(&metric)?;
-        let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
-        if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
-            let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
-            let temperature = match (self.recipe.calibrate, &self.splits.validation) {
-                (true, Some(_)) => temperature(&predictions),
-                (true, None) => temperature_of_training,
-                (false, _) => None,
+        // Training goes on from what is trained, not from the average.
+        let trained = self.trainer.start_average()?;
+        let mut measure = || {
+            let network = self.trainer.network_mut();
+            if trained.is_some() {
+                let (of_epoch, image_size) = (self.position.epoch as u64, self.recipe.training_size());
+                recompute_statistics(network, train_batches, of_epoch, image_size, |batch, batches| {
+                    observe(Event::Averaged { batch, batches });
+                    self.options.check_interruption(STOPPED_AT_TEST)
+                })?;
+            }
+            let (held_out, predictions) = evaluate(network, test_batches, self.recipe.testing(), |tested| {
+                left_out.note(&tested.skipped, metrics, observe)?;
+                batch += 1;
+                observe(Event::Tested { batch, batches });
+                self.options.check_interruption(STOPPED_AT_TEST)
+            })?;
+            let metric = Metric::Epoch {
+                epoch,
+                train_loss: train.mean_loss(),
+                train_acc: train.accuracy(),
+                held_out: HeldOut::new(&held_out, self.splits.validation.is_some()),
+                images_per_second: of_epoch.images_per_second(),
+                seconds: of_epoch.training.as_secs_f64(),
+                whole_seconds: Some(since.elapsed().as_secs_f64()),
             };
-            save_model(&path, self.trainer.network(), &self.recipe, classes, epoch, temperature)?;
-            self.position.best = Some(this);
+            *since = Instant::now();
+            metrics.append(&metric)?;
+            let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
+            if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
+                let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
+                let temperature = match (self.recipe.calibrate, &self.splits.validation) {
+                    (true, Some(_)) => temperature(&predictions),
+                    (true, None) => temperature_of_training,
+                    (false, _) => None,
+                };
+                save_model(&path, network, &self.recipe, classes, epoch, temperature)?;
+                self.position.best = Some(this);
+            }
+            Ok((held_out, metric))
+        };
+        let measured = measure();
+        if let Some(trained) = trained {
+            self.trainer.set_weights(&trained)?;
         }
+        let (held_out, metric) = measured.map_err(|error| self.stopped(error))?;
         let mut test = None;
         let is_over = Position { epoch, ..self.position }.is_over(&self.recipe);
         if let Some(best) = self.position.best.filter(|_| is_over)
@@ -370,7 +390,7 @@ impl Run<'_> {
         train_batches: &mut Batches,
         session: &mut Session,
         observe: &mut impl FnMut(Event),
-    ) -> Result<FittedStart> {
+    ) -> Result<TrainedPart> {
         let started = Instant::now();
         let mut plain_batches = Batches::new(self.loader(&self.splits.train, Mode::Evaluate)?, store)?;
         let of = self.splits.train.len() * self.recipe.features_per_image();
@@ -433,7 +453,7 @@ impl Run<'_> {
         let images = training.plain.targets.len() as u64;
         let totals =
             Totals { loss: fit.loss * images as f64, correct: (fit.accuracy * images as f64).round() as u64, images };
-        Ok(FittedStart { train: totals, clock, temperature: temperature(&fit.held_out) })
+        Ok(TrainedPart { train: totals, clock, temperature: temperature(&fit.held_out) })
     }
 
     /// Fits the head to these features, and writes it into the network.
@@ -529,7 +549,7 @@ impl Run<'_> {
             left_out.note(&tested.skipped, metrics, observe)?;
             batch += 1;
             observe(Event::FinalTest { batch, batches });
-            self.options.check_interruption("stopped while testing")
+            self.options.check_interruption(STOPPED_AT_TEST)
         })?;
         Ok(totals)
     }

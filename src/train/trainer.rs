@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Executor, ParameterSpecification, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, STAGES, stage_of};
 use crate::ops::{CrossEntropyLoss, LossReduction};
-use crate::optim::{Accumulation, GradientClipping, Grouping, OptimizerSettings, Updater};
+use crate::optim::{AVERAGE_SLOT, Accumulation, GradientClipping, Grouping, OptimizerSettings, Updater};
 use crate::tensor::{ElementType, Tensor};
 
 /// The loss that training minimises: cross entropy, as `torch.nn.CrossEntropyLoss`. Evaluation has the plain one.
@@ -66,6 +66,8 @@ pub struct Trainable {
     pub optimizer: OptimizerSettings,
     /// Learning rates and weight decay of the parameters.
     pub grouping: Grouping,
+    /// The decay of the moving average of the parameters, if one is kept.
+    pub ema: Option<f64>,
     /// The loss.
     pub loss: LossSettings,
     /// Whether a step may consist of several batches, whose gradients are added.
@@ -76,12 +78,17 @@ pub struct Trainable {
 
 /// A copy of what training changes, on the host.
 pub struct TrainerState {
-    /// Parameters and running statistics, by name.
-    values: BTreeMap<String, Vec<f32>>,
-    /// The optimiser's state of each of them, in the order of its slots.
+    weights: Weights,
+    /// The slots of each parameter, in their order.
     slots: BTreeMap<String, Vec<Vec<f32>>>,
-    batches_tracked: BTreeMap<String, i64>,
     steps: u64,
+}
+
+/// A copy of the parameters and running statistics of a network, on the host.
+pub struct Weights {
+    /// By name.
+    values: BTreeMap<String, Vec<f32>>,
+    batches_tracked: BTreeMap<String, i64>,
 }
 
 /// A [`Network`] that is being trained. Nothing in it is shared with another trainer.
@@ -98,7 +105,7 @@ impl Trainer {
     /// # Errors
     /// When the frozen modules do not exist or leave nothing to train, or the device is out of memory.
     pub fn new(device: Rc<dyn Device>, resnet: ResNet, trainable: Trainable) -> Result<Self> {
-        let Trainable { freezing, optimizer, grouping, loss, accumulates, max_gradient_norm } = trainable;
+        let Trainable { freezing, optimizer, grouping, ema, loss, accumulates, max_gradient_norm } = trainable;
         let specification = resnet.specification();
         specification.check_freezing(&freezing)?;
         let specifications = specification.parameters();
@@ -107,9 +114,10 @@ impl Trainer {
             true => None,
             false => Some(grouping.group_of(stage_of(&specification.name), STAGES, specification.role)),
         };
-        let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), optimizer.slots(), group)?;
+        let slots = Updater::slots(optimizer.as_ref(), ema);
+        let parameters = Parameters::new(device.as_ref(), &specifications, groups.len(), &slots, group)?;
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
-        let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?)?;
+        let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?, ema)?;
         let accumulation = accumulates.then(|| Accumulation::new(device.as_ref(), &parameters)).transpose()?;
         let graph = TrainingGraph { freezing, loss: loss.on_device(device.as_ref(), resnet.classes)? };
         let network = Network::with_parameters(device, resnet, parameters, Some(graph));
@@ -149,14 +157,8 @@ impl Trainer {
     /// When the device fails.
     pub fn state(&self) -> Result<TrainerState> {
         let (device, parameters) = (self.network.device(), self.network.parameters());
-        let mut state = TrainerState {
-            values: BTreeMap::new(),
-            slots: BTreeMap::new(),
-            batches_tracked: parameters.batches_tracked().clone(),
-            steps: self.updater.steps(),
-        };
+        let mut state = TrainerState { weights: self.weights()?, slots: BTreeMap::new(), steps: self.updater.steps() };
         for ParameterSpecification { name, .. } in parameters.specifications() {
-            state.values.insert(name.clone(), parameters.read(device, name)?);
             let slots = parameters.slots_of(name)?.map(|(_, slot)| read_f32(device, slot));
             state.slots.insert(name.clone(), slots.collect::<Result<_>>()?);
         }
@@ -168,20 +170,69 @@ impl Trainer {
     /// # Errors
     /// When the device fails.
     pub fn set_state(&mut self, state: &TrainerState) -> Result<()> {
-        for (name, values) in &state.values {
-            self.network.write(name, values)?;
-        }
+        self.set_weights(&state.weights)?;
         for (name, slots) in &state.slots {
             let tensors = self.network.parameters().slots_of(name)?;
             for ((_, tensor), values) in tensors.zip(slots) {
                 write_f32(self.network.device(), values, tensor)?;
             }
         }
-        for (module, &count) in &state.batches_tracked {
-            self.network.parameters_mut().set_batches_tracked(module, count);
-        }
         self.updater.set_steps(state.steps);
         Ok(())
+    }
+
+    /// Copies the parameters and running statistics.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn weights(&self) -> Result<Weights> {
+        let parameters = self.network.parameters();
+        let read = |name: &String| Ok((name.clone(), parameters.read(self.network.device(), name)?));
+        let values =
+            parameters.specifications().map(|specification| read(&specification.name)).collect::<Result<_>>()?;
+        Ok(Weights { values, batches_tracked: parameters.batches_tracked().clone() })
+    }
+
+    /// Goes back to parameters and running statistics that [`Trainer::weights`] copied.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn set_weights(&mut self, weights: &Weights) -> Result<()> {
+        for (name, values) in &weights.values {
+            self.network.write(name, values)?;
+        }
+        for (module, &count) in &weights.batches_tracked {
+            self.network.parameters_mut().set_batches_tracked(module, count);
+        }
+        Ok(())
+    }
+
+    /// The average of a parameter; none if it is frozen or no average is kept.
+    ///
+    /// # Errors
+    /// When there is no such parameter, or the device fails.
+    pub fn average_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let slot = self.network.parameters().slots_of(name)?.find(|(slot, _)| *slot == AVERAGE_SLOT);
+        slot.map(|(_, average)| read_f32(self.network.device(), average)).transpose()
+    }
+
+    /// Overwrites the parameters that are trained with their averages, and returns what [`Trainer::set_weights`] goes back to. Running
+    /// statistics stay as they are: they are not those of the averaged network. Does nothing if no average is kept, or no step was made.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn start_average(&mut self) -> Result<Option<Weights>> {
+        if !self.updater.averages() || self.updater.steps() == 0 {
+            return Ok(None);
+        }
+        let trained = self.weights()?;
+        let names: Vec<String> = self.network.parameters().specifications().map(|each| each.name.clone()).collect();
+        for name in names {
+            if let Some(average) = self.average_of(&name)? {
+                self.network.write(&name, &average)?;
+            }
+        }
+        Ok(Some(trained))
     }
 
     /// Bytes on the device for parameters, their gradients and the optimiser's state.

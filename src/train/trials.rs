@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::average::recompute_statistics;
 use super::checkpoint::Choice;
 use super::evaluate::{Prediction, batch_shape, evaluate};
 use super::metrics::Trial;
@@ -91,7 +92,7 @@ impl Trials {
     }
 }
 
-/// Tries each of the recipe's learning rates, starting from the state of `trainer`, whose head was fitted to the images that are not
+/// Tries each of the recipe's learning rates, whose networks or averages of them are compared, starting from the state of `trainer`, whose head was fitted to the images that are not
 /// held back. `trainer` is then as it was. `see` ends the work with its error.
 ///
 /// # Errors
@@ -152,6 +153,12 @@ pub fn try_learning_rates(
                     break 'epochs;
                 }
             }
+        }
+        if is_finite && trainer.start_average()?.is_some() {
+            let (network, size) = (trainer.network_mut(), recipe.training_size());
+            recompute_statistics(network, &mut train_batches, epochs as u64, size, |_, _| {
+                see(TrialEvent::Skipped(&[]))
+            })?;
         }
         let found = match is_finite {
             true => match predictions(trainer, &mut held_back_batches, recipe, &mut see) {

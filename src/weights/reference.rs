@@ -6,6 +6,8 @@
 //! - `input` `[N, 3, H, W]`, `target` `[N]` int64; `param/NAME`: parameters and buffers to begin with
 //! - `logits`, `loss`, `grad/NAME`, `buffer/NAME`: of the first training step
 //! - `step1/NAME`, `step3/NAME`: parameters after one and three steps on that batch (optional)
+//! - `ema3/NAME`: the moving average of the parameters after three steps, with the decay `ema` of the metadata, and its running
+//!   statistics, computed from the two halves of the batch (optional)
 //! - `eval_logits`, `activation/MODULE` (optional)
 //! - `noise/ANY`, one number for any of those names: the relative error of PyTorch's own float32 on that tensor, against
 //!   its float64 (optional, else 0)
@@ -35,6 +37,8 @@ pub struct Reference {
     pub num_classes: usize,
     /// How the batch's losses were combined.
     pub loss_reduction: LossReduction,
+    /// The decay of the average of the parameters, where the file has one.
+    pub ema: Option<f64>,
     /// The share of the loss that was spread evenly over all classes; 0 where the file does not say.
     pub label_smoothing: f64,
     /// The weight of each class in the loss; all 1 where the file does not say.
@@ -87,6 +91,7 @@ impl Reference {
                 num_classes: fields.count("num_classes")?,
                 loss_reduction: fields
                     .one_of("loss_reduction", &[("sum", LossReduction::Sum), ("mean", LossReduction::Mean)])?,
+                ema: fields.optional("ema", Fields::decay)?,
                 label_smoothing: fields.optional("label_smoothing", Fields::share)?.unwrap_or(0.0),
                 class_weights: fields.optional("class_weights", Fields::weights)?,
                 learning_rate: fields.not_negative("lr")?,
@@ -172,6 +177,11 @@ impl Reference {
         self.group("step3/")
     }
 
+    /// Torch names of averaged parameters and their running statistics after three steps, `ema3/<name>`.
+    pub fn averages(&self) -> impl Iterator<Item = &str> {
+        self.group("ema3/")
+    }
+
     /// Names of modules whose outputs are in the file, `activation/<module>`.
     pub fn activations(&self) -> impl Iterator<Item = &str> {
         self.group("activation/")
@@ -235,7 +245,7 @@ impl Reference {
             let (classes, shape) = (self.num_classes, &head.shape);
             return Err(self.error(format_args!("metadata num_classes is {classes}, but param/fc.weight is {shape:?}")));
         }
-        for group in ["grad/", "buffer/", "step1/", "step3/"] {
+        for group in ["grad/", "buffer/", "step1/", "step3/", "ema3/"] {
             for name in self.group(group) {
                 let parameter = self.file.entry(&format!("param/{name}"))?;
                 self.expect_shape(&format!("{group}{name}"), &parameter.shape)?;
@@ -303,6 +313,10 @@ impl<'a> Fields<'a> {
 
     fn share(&self, key: &str) -> Result<f64> {
         self.parse(key, "a number from 0 to 1", |number| (0.0..=1.0).contains(number))
+    }
+
+    fn decay(&self, key: &str) -> Result<f64> {
+        self.parse(key, "a number above 0 and below 1", |number| *number > 0.0 && *number < 1.0)
     }
 
     /// A number above 0 for each class.

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use retune::device::{
-    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
+    Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
     UpdateArguments,
 };
 use retune::error::Result;
@@ -76,7 +76,7 @@ macro_rules! with_device_methods {
                 workspace: &Tensor
             ) -> Result<()>;
             fn cross_entropy(arguments: &CrossEntropy) -> Result<()>;
-            fn accumulate(gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()>;
+            fn accumulate(arguments: &Accumulate) -> Result<()>;
             fn gradient_norm_sums(gradients: &[usize]) -> usize;
             fn gradient_norm(gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()>;
             fn update(arguments: &UpdateArguments) -> Result<()>;

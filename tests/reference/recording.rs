@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use retune::device::{
-    BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient,
-    CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, UpdateArguments,
+    Accumulate, BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Tensor};
@@ -331,9 +331,18 @@ impl Delegate for RecordingDevice {
         })
     }
 
-    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
-        let [gradients, sums, words] = [gradients, sums, words].map(Tensor::clone);
-        self.issue(move |device| device.accumulate(&gradients, &sums, &words))
+    fn accumulate(&self, arguments: &Accumulate) -> Result<()> {
+        let [values, sums, words] = [arguments.values, arguments.sums, arguments.words].map(Tensor::clone);
+        let [loss, norm] = [arguments.loss, arguments.norm].map(Option::<&Tensor>::cloned);
+        self.issue(move |device| {
+            device.accumulate(&Accumulate {
+                values: &values,
+                sums: &sums,
+                words: &words,
+                loss: loss.as_ref(),
+                norm: norm.as_ref(),
+            })
+        })
     }
 
     fn gradient_norm(&self, gradients: &[&Tensor], sums: &Tensor, norm: &Tensor) -> Result<()> {

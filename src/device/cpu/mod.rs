@@ -22,7 +22,7 @@ mod winograd;
 use std::rc::Rc;
 
 use crate::device::interface::{
-    BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
+    Accumulate, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
     Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, UpdateArguments,
 };
 use crate::device::threads;
@@ -227,8 +227,8 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
-        accumulate::run(gradients, sums, words);
+    fn accumulate(&self, arguments: &Accumulate) -> Result<()> {
+        accumulate::run(arguments);
         Ok(())
     }
 

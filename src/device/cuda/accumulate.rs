@@ -3,6 +3,7 @@
 use super::arguments::kernel_arguments;
 use super::driver::{ArithmeticUnit, Work};
 use super::engine::Cuda;
+use crate::device::interface::Accumulate;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -12,17 +13,20 @@ const GROUP: usize = 4;
 
 kernel_arguments! {
     struct AccumulateArguments {
-        gradients: u64,
+        values: u64,
         sums: u64,
         words: u64,
+        loss: u64,
+        norm: u64,
         count: u64,
         vectorised: i32,
         padding: i32,
     }
 }
 
-pub(super) fn run(cuda: &Cuda, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
-    let length = gradients.len();
+pub(super) fn run(cuda: &Cuda, arguments: &Accumulate) -> Result<()> {
+    let Accumulate { values, sums, words, loss, norm } = *arguments;
+    let length = values.len();
     if length == 0 {
         return Ok(());
     }
@@ -33,17 +37,19 @@ pub(super) fn run(cuda: &Cuda, gradients: &Tensor, sums: &Tensor, words: &Tensor
         THREADS,
         0,
         &AccumulateArguments {
-            gradients: gradients.address(),
+            values: values.address(),
             sums: sums.address(),
             words: words.address(),
+            loss: loss.map_or(0, Tensor::address),
+            norm: norm.map_or(0, Tensor::address),
             count: length as u64,
-            vectorised: i32::from(is_aligned(gradients) && is_aligned(sums)),
+            vectorised: i32::from(is_aligned(values) && is_aligned(sums)),
             padding: 0,
         },
         Work {
             operations: 3 * length as u64,
             unit: ArithmeticUnit::Float32,
-            bytes_read: (gradients.bytes() + sums.bytes()) as u64,
+            bytes_read: (values.bytes() + sums.bytes()) as u64,
             bytes_written: sums.bytes() as u64,
         },
     )

@@ -24,8 +24,8 @@ mod update;
 use std::rc::Rc;
 
 use crate::device::interface::{
-    Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
+    Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
     UpdateArguments,
 };
 use crate::error::{Error, Result};
@@ -186,8 +186,8 @@ impl Device for Cuda {
         cross_entropy::run(self, arguments)
     }
 
-    fn accumulate(&self, gradients: &Tensor, sums: &Tensor, words: &Tensor) -> Result<()> {
-        accumulate::run(self, gradients, sums, words)
+    fn accumulate(&self, arguments: &Accumulate) -> Result<()> {
+        accumulate::run(self, arguments)
     }
 
     fn gradient_norm_sums(&self, gradients: &[usize]) -> usize {

@@ -49,6 +49,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         patience,
         try_learning_rates,
         keep_last,
+        ema,
         weight_decay,
         no_decay_norm_bias,
         optimizer,
@@ -139,6 +140,10 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     if *keep_last {
         add("saved model", "that of the last epoch".into(), "no images chose the epoch");
+    }
+    if let Some(decay) = ema {
+        let value = format!("moving average, decay {decay}");
+        add("evaluated weights", value, "the average over steps of the weights, which is the saved model");
     }
     if let Some(patience) = patience {
         add("patience", patience.to_string(), "epochs without a better model after which the run ends");
