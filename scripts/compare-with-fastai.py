@@ -15,6 +15,7 @@ fastai, torch, torchvision and safetensors; without them, choose arms with --onl
 """
 
 import argparse
+import csv
 import json
 import os
 import pathlib
@@ -102,8 +103,9 @@ def retune(options, flags, data, seed, place):
     rows = place / "rows.csv"
     subprocess.run([options.retune, "eval", str(place / "run" / "model.safetensors"), str(data), "--per-image", str(rows), "-q"],
                    check=True, stdout=subprocess.DEVNULL)
-    header, *lines = [line.split(",") for line in rows.read_text().splitlines()]
-    label, prediction = header.index("label"), header.index("prediction")
+    with rows.open(newline="") as file:
+        header, *lines = csv.reader(file)
+    label, prediction = header.index("label"), header.index("predicted")
     return [[line[label] for line in lines], [line[prediction] for line in lines]], seconds
 
 

@@ -669,6 +669,45 @@ exit status 1
     }
 }
 
+/// Without a training image, nothing about a class could be learnt.
+#[test]
+fn a_class_without_a_readable_image_is_refused() {
+    let place = Workplace::new();
+    for split in ["train", "test"] {
+        for file in fs::read_dir(place.path(&format!("data/{split}/red"))).unwrap() {
+            fs::write(file.unwrap().path(), b"no image").unwrap();
+        }
+        if split == "test" {
+            let refused = place.run(&format!("train data {SMALL} --epochs 1 --out run"));
+            assert_eq!(refused.status, 1);
+            assert!(
+                refused.stderr.ends_with(
+                    "error: none of the 14 training images of the class red can be read, such as data/train/red/00.png\n\
+                     hint: replace the files with images that can be read, or remove the class\n"
+                ),
+                "{}",
+                refused.stderr
+            );
+            assert!(!place.path("run").exists());
+            break;
+        }
+        // The images of the other split can still be read.
+        for (from, to) in [("train", "kept"), ("test", "train"), ("kept", "test")] {
+            fs::rename(place.path(&format!("data/{from}")), place.path(&format!("data/{to}"))).unwrap();
+        }
+        let outcome = place.succeed(&format!("train data {SMALL} --epochs 1 --out warned"));
+        let line = outcome.stderr.lines().find(|line| line.contains("none of the")).unwrap();
+        assert_eq!(
+            line,
+            "warning: none of the 14 test images of the class red can be read, such as data/test/red/00.png: how well the class is \
+             recognised is not measured"
+        );
+        for (from, to) in [("train", "kept"), ("test", "train"), ("kept", "test")] {
+            fs::rename(place.path(&format!("data/{from}")), place.path(&format!("data/{to}"))).unwrap();
+        }
+    }
+}
+
 mod fine_tuning {
     use super::*;
 
@@ -2561,7 +2600,7 @@ exit status 1
 
 $ retune train data/train --from-scratch --width 4 --image-size 33 --batch-size 8 --out run
 error: data/train contains no train/ and test/ (or val/) folders, and no test fraction is given
-hint: make both folders, or hold out part of every class with a test fraction such as 0.2
+hint: make both folders, or hold out part of every class for testing with --test-fraction 0.2
 exit status 1
 
 $ retune train data --test-fraction 0.5 --from-scratch --width 4 --image-size 33 --batch-size 8 --out run

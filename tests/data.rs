@@ -1035,7 +1035,7 @@ mod folders {
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
             "DATA contains no train/ and test/ (or val/) folders, and no test fraction is given\n\
-             hint: make both folders, or hold out part of every class with a test fraction such as 0.2"
+             hint: make both folders, or hold out part of every class for testing with --test-fraction 0.2"
         );
         assert_eq!(
             message(root.path(), open_dataset(root.path(), Some(0.2), 0)),
@@ -1046,7 +1046,7 @@ mod folders {
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
             "DATA has a train/ folder, but no test/ or val/ folder beside it, and no test fraction is given\n\
-             hint: make the folder, or hold out part of every class with a test fraction such as 0.2"
+             hint: make the folder, or hold out part of every class for testing with --test-fraction 0.2"
         );
         for fraction in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
             let error = open_dataset(root.path(), Some(fraction), 0).unwrap_err();
@@ -1214,8 +1214,8 @@ mod folders {
         assert_eq!(
             message(root.path(), open_dataset(root.path(), None, 0)),
             "there is nothing to test on: DATA/test has 1 image in no class folders, and no test fraction is given\n\
-             hint: put test images into one folder for each class there, or hold out part of every training class with a test \
-             fraction such as 0.2"
+             hint: put test images into one folder for each class there, or hold out part of every training class with \
+             --test-fraction 0.2"
         );
         let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
         assert_eq!((splits.train.len(), splits.test.len()), (2, 2));
@@ -1536,8 +1536,8 @@ mod folders {
             (
                 "1.jpg,cat\n2.jpg,dog\n",
                 "DATA/labels.csv: expected the columns path and label in the first line, found 1.jpg, cat\n\
-                 hint: name the column of files one of path file filename file_name filepath file_path image image_path image_name \
-                 image_id id id_code, and that of classes one of label class category label_name class_name category_name",
+                 hint: name the column of files one of path file filename file_name filepath file_path fname image image_path \
+                 image_name img img_path img_name image_id id id_code, and that of classes one of label class category label_name class_name category_name",
             ),
             (
                 "path,label\n1.jpg,cat\n9.jpg,dog\n8.jpg,dog\n",
@@ -1568,18 +1568,116 @@ mod folders {
             fs::write(&table, text).unwrap();
             assert_eq!(message(root.path(), open_table(root.path(), &table, Some(0.5), 0)), expected);
         }
-        for (damaged, said) in [("path,label\n1.jpg,cat,4\n", "line: 2"), ("path,label\n1.jpg,c\u{e9}\n", "UTF-8")] {
-            let bytes: Vec<u8> = damaged.chars().map(|c| c as u8).collect();
-            fs::write(&table, bytes).unwrap();
+        const VALUES: &str =
+            "\nhint: give each line a value for each column, and put values that contain `,` into quotation marks";
+        for (text, expected) in [
+            ("path,label\n1.jpg,cat,4\n", format!("DATA/labels.csv, line 2: expected 2 values, found 3{VALUES}")),
+            (
+                "path,label\r\n1.jpg,cat\r\n2.jpg\r\n",
+                format!("DATA/labels.csv, line 3: expected 2 values, found 1{VALUES}"),
+            ),
+            (
+                "path,label\n\n1.jpg,\"a\nb\"\n2.jpg\n",
+                format!("DATA/labels.csv, line 5: expected 2 values, found 1{VALUES}"),
+            ),
+            (
+                "path,label\n1.jpg,cat\n\"2.jpg,dog\n3.jpg,cat\n",
+                "DATA/labels.csv, line 3: a quotation mark is not closed\n\
+                 hint: close it, or write it twice within quotation marks if it is part of a value"
+                    .into(),
+            ),
+        ] {
+            fs::write(&table, text).unwrap();
+            assert_eq!(message(root.path(), open_table(root.path(), &table, Some(0.5), 0)), expected);
+        }
+        fs::write(&table, b"path,label\n1.jpg,cat\n2.jpg,c\xe9\n").unwrap();
+        assert_eq!(
+            message(root.path(), open_table(root.path(), &table, Some(0.5), 0)),
+            "DATA/labels.csv, line 3: expected text in UTF-8\nhint: save the table as CSV in UTF-8"
+        );
+        let long = "x".repeat(5_000_000);
+        for text in [format!("path,label\n1.jpg,cat\n{long}.jpg,dog\n"), format!("path,{long}\n1.jpg,cat\n")] {
+            fs::write(&table, text).unwrap();
             let error = message(root.path(), open_table(root.path(), &table, Some(0.5), 0));
-            assert!(
-                error.starts_with("cannot read the labels in DATA/labels.csv: ") && error.contains(said),
-                "{error}"
-            );
+            assert!(error.len() < 500 && error.contains(&format!("{}...", &long[..60])), "{} bytes", error.len());
         }
         fs::write(&table, "path,label\n1.jpg,cat\n2.jpg,dog\n").unwrap();
         let error = open_table(root.path(), &table, None, 0).unwrap_err();
         assert_eq!(error.kind(), retune::error::ErrorKind::Usage);
+    }
+
+    #[test]
+    fn tables_of_other_programs_are_read() {
+        let root = folder_of(&["x/1.jpg", "x/2.jpg", "x/3.jpg", "x/4.jpg"]);
+        let table = root.path().join("labels.csv");
+        let text = "fname,label\nx\\1.jpg,cat\nx\\2.jpg,cat\nx\\3.jpg,NaN\nx\\4.jpg,NaN\n";
+        let little: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_be_bytes).collect();
+        let mut found = Vec::new();
+        for bytes in [text.as_bytes(), &little, &big] {
+            fs::write(&table, bytes).unwrap();
+            found.push(open_table(root.path(), &table, Some(0.5), 0).unwrap());
+        }
+        assert!(found.windows(2).all(|pair| pair[0] == pair[1]));
+        assert_eq!(found[0].train.classes, ["NaN", "cat"]);
+        assert_eq!(found[0].len(), 4);
+        let notice = found[0].notices.iter().find(|notice| notice.contains("NaN")).unwrap();
+        assert!(notice.contains("2 lines have a label such as NaN in line 4: they are used as a class"), "{notice}");
+        fs::write(&table, &little[..little.len() - 1]).unwrap();
+        let error = message(root.path(), open_table(root.path(), &table, Some(0.5), 0));
+        assert!(error.starts_with("DATA/labels.csv begins as text in UTF-16, but is damaged\nhint:"), "{error}");
+    }
+
+    #[test]
+    fn annotations_are_no_class() {
+        for files in [
+            ["train/images/1.jpg", "val/images/2.jpg", "train/labels/1.txt"],
+            ["images/1.jpg", "images/2.jpg", "labels/1.txt"],
+        ] {
+            let root = folder_of(&files);
+            let error = open_dataset(root.path(), Some(0.5).filter(|_| files[0].starts_with("images")), 0).unwrap_err();
+            assert!(error.message().contains("labels contains no images"), "{error}");
+            assert!(
+                error.hint_text().unwrap().starts_with("it seems to contain annotations: put the images"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn splits_with_names_of_their_own_are_no_classes() {
+        for (one, other) in [("trn", "tst"), ("1_train", "2_test"), ("fold1", "fold2")] {
+            let files =
+                [one, other].map(|part| ["a", "b"].map(|class| [1, 2].map(|n| format!("{part}/{class}/{n}.jpg"))));
+            let files: Vec<String> = files.into_iter().flatten().flatten().collect();
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            let expected = format!(
+                "the folders {one}, {other} in DATA seem to be splits of the data set, not classes: each contains the folders a, b\n\
+                 hint: name the folder of training images train, and that of test images test; if they are classes, move their \
+                 images out of these folders"
+            );
+            assert_eq!(message(root.path(), open_dataset(root.path(), Some(0.5), 0)), expected);
+            assert_eq!(message(root.path(), open_labelled(root.path(), &["a".into(), "b".into()])), expected);
+            // One image beside the folders, or another folder, and they are classes.
+            fs::write(root.path().join(one).join("5.jpg"), [0]).unwrap();
+            assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, [one, other]);
+        }
+        let root = folder_of(&["cat/2019/1.jpg", "cat/2020/2.jpg", "dog/2019/1.jpg", "dog/2020/2.jpg"]);
+        let splits = open_dataset(root.path(), Some(0.5), 0).unwrap();
+        assert_eq!(splits.train.classes, ["cat", "dog"]);
+        assert_eq!(
+            splits.notices,
+            [
+                "the folders cat, dog are the classes, although each contains the folders 2019, 2020: if those are the classes, give one \
+              of the folders as the data set, or name them train and test"
+            ]
+        );
+        for (train, test) in [("train ", "test "), ("traindir", "valdir")] {
+            let files = [train, test].map(|part| ["a", "b"].map(|class| format!("{part}/{class}/1.jpg")));
+            let files: Vec<String> = files.into_iter().flatten().collect();
+            let root = folder_of(&files.iter().map(String::as_str).collect::<Vec<_>>());
+            assert_eq!(open_dataset(root.path(), None, 0).unwrap().train.classes, ["a", "b"], "{train}");
+        }
     }
 
     #[test]

@@ -507,8 +507,75 @@ fn a_tensor_that_is_not_plain_is_named() {
         assert!(error.contains(kind), "{error}");
         let error = place.error("convert w.pth copy.safetensors");
         assert!(error.contains(&format!("1 tensor cannot be written (`fc.weight`: {kind})")), "{error}");
+        let expected = serde_json::json!([{"name": "fc.weight", "reason": kind}]);
+        assert_eq!(place.json("inspect w.pth --json")["not_plain"], expected);
         assert!(!place.path("copy.safetensors").exists());
     }
+}
+
+/// Files of PyTorch in which there are no tensors to find, and files without their end.
+#[test]
+fn a_file_without_a_state_dict_says_what_it_contains() {
+    let tensor = || state_dict().into_iter().next().unwrap().1;
+    let object = |module, name| Value::Dict(vec![("w".into(), Value::Object(module, name))]);
+    let whole = write(Form::Zip, &Value::Dict(state_dict()));
+    let cases = [
+        (
+            write(Form::Zip, &tensor()),
+            "it is a single tensor, expected a dictionary of tensors",
+            "torch.save(model.state_dict()",
+        ),
+        (
+            write(Form::Zip, &object("numpy._core.multiarray", "_reconstruct")),
+            "it contains NumPy arrays, no tensors",
+            "torch.from_numpy",
+        ),
+        (
+            write(Form::Zip, &object("__main__", "Net")),
+            "it contains no tensors outside Python objects such as __main__.Net",
+            "load it in Python",
+        ),
+        (
+            write(Form::Zip, &Value::Dict(vec![("epoch".into(), int(3))])),
+            "it contains no tensors",
+            "torch.save(model.state_dict()",
+        ),
+        (
+            whole[..whole.len() - 9].to_vec(),
+            "it is truncated: the directory at the end of its zip archive is missing",
+            "download or copy",
+        ),
+        (
+            whole[..whole.len() / 2].to_vec(),
+            "it is truncated: the directory at the end of its zip archive is missing",
+            "download or copy",
+        ),
+    ];
+    for (bytes, reason, fix) in cases {
+        let error = TensorFile::from_bytes(Path::new("w.pth"), bytes).unwrap_err();
+        let expected = format!("w.pth cannot be read as a .pth file of PyTorch: {reason}");
+        assert!(error.message().starts_with(&expected), "expected {reason:?}, found {error}");
+        assert!(error.hint_text().unwrap().contains(fix), "{error}");
+    }
+    let old = write(Form::Legacy, &Value::Dict(state_dict()));
+    for bytes in [&old[..old.len() - 1], &old[..old.len() / 2]] {
+        let error = TensorFile::from_bytes(Path::new("w.pth"), bytes.to_vec()).unwrap_err();
+        assert!(error.message().contains("it is truncated"), "{error}");
+        assert_eq!(error.hint_text(), Some("download or copy it again"));
+    }
+}
+
+/// However many tensors are of another kind, each is known to be missing.
+#[test]
+fn many_tensors_that_are_not_plain_are_counted() {
+    let place = Place::new();
+    let mut entries = state_dict();
+    entries.truncate(1);
+    let object = |number| (format!("net.{number}.weight"), Value::Object("torch._utils", "_rebuild_sparse_tensor"));
+    entries.extend((0..300).map(object));
+    fs::write(place.path("w.pth"), write(Form::Zip, &Value::Dict(entries))).unwrap();
+    let error = place.error("convert w.pth copy.safetensors");
+    assert!(error.contains("300 tensors cannot be written"), "{error}");
 }
 
 /// Weights with as many classes as ImageNet, and no names for them.

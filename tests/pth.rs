@@ -21,12 +21,12 @@ fn every_format_has_the_same_contents() {
     let expected = open("expected.safetensors").unwrap();
     assert_eq!(expected.origin(), None);
     for (name, origin, prefix) in [
-        ("zip.pth", "a .pth of torch", ""),
-        ("legacy.pth", "an old .pth of torch", ""),
-        ("checkpoint.pth", "a .pth of torch", "state_dict."),
-        ("checkpoint-legacy.pth", "an old .pth of torch", "model."),
-        ("strided.pth", "a .pth of torch", ""),
-        ("strided-legacy.pth", "an old .pth of torch", ""),
+        ("zip.pth", "a .pth file of PyTorch", ""),
+        ("legacy.pth", "an old .pth file of PyTorch", ""),
+        ("checkpoint.pth", "a .pth file of PyTorch", "state_dict."),
+        ("checkpoint-legacy.pth", "an old .pth file of PyTorch", "model."),
+        ("strided.pth", "a .pth file of PyTorch", ""),
+        ("strided-legacy.pth", "an old .pth file of PyTorch", ""),
     ] {
         let file = open(name).unwrap();
         assert_eq!(file.origin(), Some(origin), "{name}");
@@ -84,11 +84,11 @@ fn files_without_a_state_dict_are_refused() {
     let error = open("no-tensors.pth").unwrap_err();
     assert!(error.message().contains("it contains no tensors"), "{error}");
     let error = open("only-a-pickle.pth").unwrap_err();
-    assert!(error.message().contains("is a pickle, but not a file of torch, expected"), "{error}");
+    assert!(error.message().contains("is a pickle, but not a file of PyTorch, expected"), "{error}");
     for (member, reason, fix) in [
-        ("readme.txt", "it is a zip archive without a data.pkl, so not a file of torch", "give a file of weights"),
-        ("fc.bias.npy", "it is a NumPy archive (.npz), not a file of torch", "numpy.load(FILE)"),
-        ("model.weights.h5", "it is a Keras model, not a file of torch", "retune fetch"),
+        ("readme.txt", "it is a zip archive without a data.pkl, so not a file of PyTorch", "give a file of weights"),
+        ("fc.bias.npy", "it is a NumPy archive (.npz), not a file of PyTorch", "numpy.load(FILE)"),
+        ("model.weights.h5", "it is a Keras model, not a file of PyTorch", "retune fetch"),
         (
             "weights/best.pth",
             "it is a zip archive that contains weights/best.pth",
@@ -107,7 +107,7 @@ fn files_without_a_state_dict_are_refused() {
         b"ccollections\nOrderedDict\n)R.",
     ] {
         let error = TensorFile::from_bytes(Path::new("w.pth"), pickle.to_vec()).unwrap_err();
-        assert!(error.message().contains("is a pickle, but not a file of torch"), "{pickle:?}: {error}");
+        assert!(error.message().contains("is a pickle, but not a file of PyTorch"), "{pickle:?}: {error}");
     }
 }
 
@@ -153,7 +153,10 @@ fn hostile_pickles_call_nothing() {
         for pickle in [alone, value] {
             let bytes = archive("archive/data.pkl", &pickle);
             let error = TensorFile::from_bytes(Path::new("w.pth"), bytes).unwrap_err();
-            assert!(error.message().contains("w.pth cannot be read as a .pth of torch: it"), "{instruction}: {error}");
+            assert!(
+                error.message().contains("w.pth cannot be read as a .pth file of PyTorch: it"),
+                "{instruction}: {error}"
+            );
             assert!(!trace.exists(), "{instruction} was called");
         }
     }
@@ -217,7 +220,7 @@ fn trained_weights_are_taken_though_their_average_comes_first() {
 #[test]
 fn tar_archives_are_named() {
     let error = open("tar.pth").unwrap_err();
-    let reason = "is a .pth in the tar format of torch's first releases, which is not supported, expected";
+    let reason = "is a .pth in the tar format of PyTorch's first releases, which is not supported, expected";
     assert!(error.message().contains(reason), "{error}");
     assert!(error.hint_text().unwrap().contains("torch.load(FILE, weights_only=False)"), "{error}");
 

@@ -207,11 +207,11 @@ mod damaged {
             ),
             (
                 b"PK\x03\x04 a zip, which is what torch.save writes".to_vec(),
-                "w.safetensors cannot be read as a .pth of torch: its zip archive is damaged",
+                "w.safetensors cannot be read as a .pth file of PyTorch: it is truncated: the directory",
             ),
             (
                 b"\x80\x02}q\x00.".to_vec(),
-                "w.safetensors is a pickle, but not a file of torch, expected a safetensors or .pth file",
+                "w.safetensors is a pickle, but not a file of PyTorch, expected a safetensors or .pth file",
             ),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0".to_vec(),
@@ -232,11 +232,34 @@ mod damaged {
         }
     }
 
+    /// The parser's own words name types of Rust.
+    #[test]
+    fn a_wrong_header_is_described_in_terms_of_the_format() {
+        for (from, to, expected) in [
+            ("F32", "F99", "has elements of type F99, which safetensors does not have"),
+            ("[2]", "[3]", "of shape [3] and type F32 takes 12 bytes, its header gives it 8"),
+            ("[0,8]", "[8,0]", "of shape [2] and type F32 takes 8 bytes, its header gives it none"),
+            ("[2]", "[-1]", "are not a list of whole numbers"),
+            ("[2]", "\"x\"", "are not a list of whole numbers"),
+            ("[0,8]", "[4,12]", "its header is wrong: "),
+            (HEADER, "[]", "its header is a JSON text, but not an object"),
+            (HEADER, "{\"__metadata__\":[]}", "its header is JSON, but not that of a safetensors file"),
+            (HEADER, "{a:1}", "its header is not JSON, from byte 2 on"),
+        ] {
+            let found = opening(&with_header(&HEADER.replace(from, to), &[0; 8]));
+            assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
+        }
+    }
+
     #[test]
     fn a_lying_header_allocates_nothing() {
-        for shape in ["[4294967296,4294967296]", "[1099511627776,1099511627776,0]", "[1000000000000]"] {
-            let header = HEADER.replace("[2]", shape);
-            assert!(opening(&with_header(&header, &[0; 8])).contains("its header cannot be read"));
+        for (shape, takes) in [
+            ("[4294967296,4294967296]", "too many"),
+            ("[1099511627776,1099511627776,0]", "too many"),
+            ("[1000000000000]", "4000000000000"),
+        ] {
+            let found = opening(&with_header(&HEADER.replace("[2]", shape), &[0; 8]));
+            assert!(found.contains(&format!("takes {takes} bytes, its header gives it 8")), "{found}");
         }
         let header = HEADER.replace("[2]", "[1000000000000]").replace("[0,8]", "[0,4000000000000]");
         assert!(opening(&with_header(&header, &[0; 8])).contains("is truncated: its header describes 40000000000"));

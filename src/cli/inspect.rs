@@ -98,6 +98,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     // The tensors of the network, if there is one, without the other contents of the file.
     let counted = found.as_ref().map_or(file, |found| &found.weights);
     let (all, head) = (parameters(counted, &|_| true), parameters(counted, &is_head));
+    let missing = file.missing_tensors().into_iter().map(|(name, object)| (name, not_plain(object)));
     if global.json {
         return print_json(&serde_json::json!({
             "file": file.path().to_string_lossy(),
@@ -116,6 +117,7 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
             "head_parameters": head,
             "metadata": file.metadata(),
             "tensors": rows,
+            "not_plain": missing.map(|(name, reason)| serde_json::json!({"name": name, "reason": reason})).collect::<Vec<_>>(),
         }));
     }
     let width = rows.iter().map(|row| printable(row.name).chars().count()).max().unwrap_or(0).max(6);
@@ -130,8 +132,8 @@ fn list(global: &GlobalArguments, file: &TensorFile) -> Result<()> {
     if let Some(origin) = file.origin() {
         print_result(&format!("file        {origin}"))?;
     }
-    for (name, object) in file.missing_tensors() {
-        print_result(&format!("note        `{}` is not a plain tensor: {}", printable(name), not_plain(object)))?;
+    for (name, reason) in missing {
+        print_result(&format!("note        `{}` is not a plain tensor: {}", printable(name), printable(&reason)))?;
     }
     match &found {
         Some(Found { network, notices, .. }) => {

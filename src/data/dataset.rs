@@ -152,6 +152,14 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
         None => {
             let folder = layout.classes()?;
             layout.require_two_classes(&folder)?;
+            if let Some(below) = layout.folders_in_all()? {
+                notices.push(format!(
+                    "the folders {} are the classes, although each contains the folders {}: if those are the classes, give one of the \
+                     folders as the data set, or name them train and test",
+                    shown(&layout.others),
+                    shown(&below)
+                ));
+            }
             match test_fraction {
                 Some(fraction) => split(folder, fraction, seed, &[], &[])?,
                 None => {
@@ -159,7 +167,7 @@ pub fn open_dataset(root: impl AsRef<Path>, test_fraction: Option<f64>, seed: u6
                         "{} contains no train/ and test/ (or val/) folders, and no test fraction is given",
                         root.display()
                     ))
-                    .hint("make both folders, or hold out part of every class with a test fraction such as 0.2"));
+                    .hint("make both folders, or hold out part of every class for testing with --test-fraction 0.2"));
                 }
             }
         }
@@ -602,7 +610,45 @@ impl Layout {
             };
             return Err(Error::new(format!("{unlabelled}{consequence}")).hint(CLASS_FOLDERS));
         }
-        self.refuse_splits_below()
+        self.refuse_splits_below()?;
+        self.refuse_classes_below()
+    }
+
+    /// Folders that are rather splits with names of their own, such as `fold1` and `fold2` or `traindir` and `valdir`: all of them
+    /// contain the same folders, and no images beside those.
+    fn refuse_classes_below(&self) -> Result<()> {
+        let Some(classes) = self.folders_in_all()? else { return Ok(()) };
+        let names: Vec<String> = self.others.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        if !Role::seem_splits(&names) {
+            return Ok(());
+        }
+        let root = self.root.display();
+        Err(Error::new(format!(
+            "the folders {} in {root} seem to be splits of the data set, not classes: each contains the folders {}",
+            shown(&self.others),
+            shown(&classes)
+        ))
+        .hint(
+            "name the folder of training images train, and that of test images test; if they are classes, move their images out of \
+             these folders",
+        ))
+    }
+
+    /// The names of the folders in each of the folders, if they are the same everywhere, at least two, and there are no images beside
+    /// them.
+    fn folders_in_all(&self) -> Result<Option<Vec<OsString>>> {
+        let mut same: Option<Vec<OsString>> = None;
+        for name in &self.others {
+            let content = Content::of(&self.root.join(name))?;
+            if content.folders.len() < 2
+                || content.images > 0
+                || same.as_ref().is_some_and(|same| *same != content.folders)
+            {
+                return Ok(None);
+            }
+            same = Some(content.folders);
+        }
+        Ok(same.filter(|_| self.others.len() > 1))
     }
 
     /// Folders of splits one level down.
@@ -690,10 +736,10 @@ impl Layout {
                 "{root} has a {}/ folder, but no test/ or val/ folder beside it, and no test fraction is given",
                 self.train.as_deref().unwrap_or(OsStr::new("train")).display()
             ))
-            .hint("make the folder, or hold out part of every class with a test fraction such as 0.2"),
+            .hint("make the folder, or hold out part of every class for testing with --test-fraction 0.2"),
             Some(found) => Error::new(format!("there is nothing to test on: {found}, and no test fraction is given"))
-                .hint("put test images into one folder for each class there, or hold out part of every training class with a test \
-                       fraction such as 0.2"),
+                .hint("put test images into one folder for each class there, or hold out part of every training class with \
+                       --test-fraction 0.2"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Images that a data set contains more than once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +53,8 @@ pub struct Examination {
     pub duplicates: Vec<Duplicates>,
     /// Images that could be read.
     pub read: usize,
+    /// The files of those that could not be read.
+    pub unread: HashSet<PathBuf>,
     /// Of these, images with an EXIF orientation other than upright.
     pub turned: usize,
 }
@@ -106,8 +108,10 @@ impl Splits {
                 .all(|pair| content(&fingerprints, pair[0]) == content(&fingerprints, pair[1])),
             members: group.into_iter().map(|index| members[index]).collect(),
         });
+        let unread = fingerprints.iter().zip(files.iter()).filter(|(fingerprint, _)| fingerprint.is_none());
         Ok(Examination {
             duplicates: duplicates.collect(),
+            unread: unread.map(|(_, (path, _))| path.clone()).collect(),
             read: read.clone().count(),
             turned: read.filter(|fingerprint| fingerprint.is_turned).count(),
         })

@@ -123,7 +123,9 @@ impl Codes<'_> {
     fn fill(&mut self, mut row: &mut [u8]) -> Result<(), String> {
         while !row.is_empty() {
             if self.block.is_empty() && !self.has_ended {
-                self.block = self.file.block()?;
+                // Pillow reads a file without the empty block that ends the frame.
+                let is_over = self.file.place == self.file.bytes.len();
+                self.block = if is_over { &[] } else { self.file.block()? };
                 self.has_ended = self.block.is_empty();
             }
             let result = self.decoder.decode_bytes(self.block, row);

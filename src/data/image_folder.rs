@@ -130,6 +130,9 @@ const ANNOTATIONS: [&str; 13] = [
     "gt",
 ];
 
+/// What to do with images beside their annotations.
+const BY_CLASS: &str = "put the images of each class into a folder that has the name of the class, or give the classes in a CSV file with --labels";
+
 impl ImageFolder {
     /// Lists the images below `root`. The classes are its sub-folders in byte order; they contain images at any
     /// depth, also through symbolic links. Folders whose names differ only in their Unicode form are one class.
@@ -265,7 +268,10 @@ impl ImageFolder {
             self.not_read.found_below(&folder),
             format::FileKind::image_extensions()
         ))
-        .hint("put images into the folder, or remove it")
+        .hint(match ANNOTATIONS.contains(&&*self.classes[class].to_lowercase()) {
+            true => format!("it seems to contain annotations: {BY_CLASS}"),
+            false => "put images into the folder, or remove it".into(),
+        })
     }
 
     /// The error for class folders that are all without images.
@@ -323,9 +329,7 @@ impl ImageFolder {
                 self.root.display(),
                 first_names(&self.classes)
             ))
-            .hint(
-                "put the images of each class into a folder that has the name of the class, or give the classes in a CSV file with --labels",
-            ));
+            .hint(BY_CLASS));
         }
         match self.classes.as_slice() {
             [only] => Err(Error::new(format!(
@@ -431,7 +435,8 @@ pub(super) fn sub_folders(root: &Path, not_read: &mut NotRead) -> Result<Vec<OsS
 pub(super) fn note_images_in(folder: &Path, not_read: &mut NotRead) -> Result<()> {
     let files = entries(folder)?.into_iter().filter(|entry| !entry.is_folder);
     let files = files.map(|entry| (folder.join(&entry.name), entry.name));
-    let images = files.filter(|(path, name)| matches!(kind_of(path, name), FileKind::Image | FileKind::Unsupported(_)));
+    let images =
+        files.filter(|(path, name)| matches!(kind_of(path, name), FileKind::Image | FileKind::Unsupported(..)));
     not_read.outside.extend(images.map(|(path, _)| path));
     not_read.outside.sort();
     Ok(())
@@ -501,7 +506,9 @@ fn walk(
         if !entry.is_folder {
             match kind_of(&path, &entry.name) {
                 FileKind::Image => files.push(entry.name),
-                FileKind::Unsupported(kind) => not_read.unsupported.push(UnsupportedFile { path, kind }),
+                FileKind::Unsupported(kind, rename_to) => {
+                    not_read.unsupported.push(UnsupportedFile { path, kind, rename_to });
+                }
                 FileKind::Foreign(name) => not_read.add_foreign(name),
                 FileKind::Other => {}
             }

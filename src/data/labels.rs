@@ -15,16 +15,20 @@ use super::role::Role;
 use crate::error::{Context, Error, Result};
 
 /// Names of the column of files, in lower case.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 16] = [
     "path",
     "file",
     "filename",
     "file_name",
     "filepath",
     "file_path",
+    "fname",
     "image",
     "image_path",
     "image_name",
+    "img",
+    "img_path",
+    "img_name",
     "image_id",
     "id",
     "id_code",
@@ -37,6 +41,12 @@ const SPLITS: [&str; 6] = ["split", "set", "subset", "partition", "dataset_split
 
 /// What separates values.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
+
+/// Labels, in lower case, that programs write where there is none.
+const NO_LABELS: [&str; 7] = ["nan", "none", "null", "na", "n/a", "#n/a", "<na>"];
+
+/// Longer values are cut in messages.
+const SHOWN_CHARACTERS: usize = 60;
 
 /// The images that a table names.
 pub(super) struct Table {
@@ -79,6 +89,7 @@ impl Table {
     pub(super) fn open(root: &Path, table: &Path) -> Result<Self> {
         require_folder(root)?;
         let bytes = fs::read(table).context(|| format!("cannot read the labels in {}", table.display()))?;
+        let bytes = in_utf8(table, bytes)?;
         let columns = Columns::of(table, &bytes)?;
         let entries = unique(table, read(root, table, &bytes, &columns)?)?;
         let mut classes: Vec<String> = entries.iter().map(|entry| entry.label.clone()).collect();
@@ -90,6 +101,7 @@ impl Table {
         if !columns.others.is_empty() {
             notices.push(format!("columns of {} that are not read: {}", table.display(), first_names(&columns.others)));
         }
+        notices.extend(no_labels(table, &entries));
         let mut samples = Vec::with_capacity(entries.len());
         let mut spellings = vec![Vec::new(); classes.len()];
         for Entry { path, label, spelling, split, .. } in &entries {
@@ -98,7 +110,9 @@ impl Table {
                 spellings[class].push(spelling.clone());
             }
             match kind_of(path, path.file_name().unwrap_or_default()) {
-                FileKind::Unsupported(kind) => not_read.unsupported.push(UnsupportedFile { path: path.clone(), kind }),
+                FileKind::Unsupported(kind, rename_to) => {
+                    not_read.unsupported.push(UnsupportedFile { path: path.clone(), kind, rename_to });
+                }
                 _ => samples.push((Sample { path: path.clone(), class }, *split)),
             }
         }
@@ -142,14 +156,11 @@ pub(super) fn fits(root: &Path, table: &Path) -> bool {
 /// The lines of the table, with the files that they name.
 fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Vec<Entry>> {
     let shown = table.display();
-    let unreadable = |error: csv::Error| {
-        Error::new(format!("cannot read the labels in {shown}: {error}")).hint("save the table as CSV in UTF-8")
-    };
     let folders: Vec<&Path> = [Some(root), table.parent()].into_iter().flatten().collect();
     let mut reader = reader(bytes, columns.separator);
     let (mut entries, mut missing) = (Vec::new(), Vec::new());
     for record in reader.records() {
-        let record = record.map_err(unreadable)?;
+        let record = record.map_err(|error| malformed(table, bytes, columns.separator, &error))?;
         let line = record.position().map_or(0, csv::Position::line);
         let (name, spelling) = (&record[columns.path], record[columns.label].to_string());
         let label = normal_form(&spelling);
@@ -160,7 +171,7 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
         }
         let split = match columns.split.map(|column| &record[column]) {
             Some(split) => Some(Role::of(split.as_ref()).ok_or_else(|| {
-                let found = if split.is_empty() { "nothing" } else { split };
+                let found = if split.is_empty() { "nothing".into() } else { shortened(split) };
                 Error::new(format!("{shown}, line {line}: expected train, val or test as the split, found {found}"))
                     .hint("correct the line; or rename the column if it is not about splits")
             })?),
@@ -176,7 +187,8 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
             "{shown} names {} that {} not exist in {}, such as {name} in line {line}",
             counted(missing.len(), "file", "files"),
             if missing.len() == 1 { "does" } else { "do" },
-            root.display()
+            root.display(),
+            name = shortened(name),
         ))
         .hint(match elsewhere(root, name) {
             Some(place) => format!("such a file is in {0}: give {0} as the folder of images", place.display()),
@@ -219,7 +231,7 @@ impl Columns {
             }
             let names: Vec<String> = header.iter().map(str::to_string).collect();
             if found.is_empty() || names.len() > 1 {
-                found = first_names(&names);
+                found = first_names(&names.iter().map(|name| shortened(name)).collect::<Vec<_>>());
             }
         }
         Err(Error::new(format!(
@@ -235,6 +247,80 @@ impl Columns {
     }
 }
 
+/// The text of a table in UTF-8. Excel also writes UTF-16, with a mark at the beginning.
+fn in_utf8(table: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    let is_big_endian = match bytes.as_slice() {
+        [0xff, 0xfe, ..] => false,
+        [0xfe, 0xff, ..] => true,
+        _ => {
+            let Err(error) = std::str::from_utf8(&bytes) else { return Ok(bytes) };
+            let line = line_at(&bytes, error.valid_up_to());
+            return Err(Error::new(format!("{}, line {line}: expected text in UTF-8", table.display()))
+                .hint("save the table as CSV in UTF-8"));
+        }
+    };
+    let word = |pair: &[u8]| {
+        let pair = [pair[0], pair[1]];
+        if is_big_endian { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+    };
+    let words: Vec<u16> = bytes[2..].chunks_exact(2).map(word).collect();
+    match String::from_utf16(&words) {
+        Ok(text) if bytes.len() % 2 == 0 => Ok(text.into_bytes()),
+        _ => Err(Error::new(format!("{} begins as text in UTF-16, but is damaged", table.display()))
+            .hint("save the table as CSV in UTF-8")),
+    }
+}
+
+/// The line that contains this byte, from 1.
+fn line_at(bytes: &[u8], place: usize) -> usize {
+    let before = &bytes[..place.min(bytes.len())];
+    let ends = |of: u8| before.iter().filter(|&&byte| byte == of).count();
+    1 + if before.contains(&b'\n') { ends(b'\n') } else { ends(b'\r') }
+}
+
+/// The error for a line that does not have the values of the columns.
+fn malformed(table: &Path, bytes: &[u8], separator: u8, error: &csv::Error) -> Error {
+    let shown = table.display();
+    let csv::ErrorKind::UnequalLengths { pos: Some(place), expected_len, len } = error.kind() else {
+        return Error::new(format!("cannot read the labels in {shown}: {error}"));
+    };
+    let rest = &bytes[bytes.len().min(place.byte() as usize)..];
+    // Where the record before ends in a line break of two characters, the place is before the second.
+    let start = place.byte() as usize + rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let line = line_at(bytes, start);
+    let is_open = rest.iter().filter(|&&byte| byte == b'"').count() % 2 == 1;
+    if len < expected_len && is_open {
+        return Error::new(format!("{shown}, line {line}: a quotation mark is not closed"))
+            .hint("close it, or write it twice within quotation marks if it is part of a value");
+    }
+    let separator = if separator == b'\t' { "a tab".into() } else { format!("`{}`", char::from(separator)) };
+    Error::new(format!("{shown}, line {line}: expected {expected_len} values, found {len}")).hint(format!(
+        "give each line a value for each column, and put values that contain {separator} into quotation marks"
+    ))
+}
+
+/// A value as it is shown in messages.
+fn shortened(value: &str) -> String {
+    match value.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &value[..end]),
+        None => value.into(),
+    }
+}
+
+/// The notice that labels stand for missing ones, as pandas writes them.
+fn no_labels(table: &Path, entries: &[Entry]) -> Option<String> {
+    let found: Vec<&Entry> = entries.iter().filter(|entry| NO_LABELS.contains(&&*entry.label.to_lowercase())).collect();
+    let first = found.first()?;
+    let (lines, is) = if found.len() == 1 { ("line has", "it is") } else { ("lines have", "they are") };
+    Some(format!(
+        "{}: {} {lines} a label such as {} in line {}: {is} used as a class; remove the lines if their label is missing",
+        table.display(),
+        found.len(),
+        first.label,
+        first.line
+    ))
+}
+
 fn reader(bytes: &[u8], separator: u8) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new().delimiter(separator).trim(csv::Trim::All).from_reader(bytes)
 }
@@ -247,8 +333,10 @@ fn find(folders: &[&Path], name: &str) -> Option<(PathBuf, PathBuf)> {
     let endings: Vec<&str> =
         std::iter::once("").chain(extensions.split_whitespace()).chain(upper.split_whitespace()).collect();
     folders.iter().find_map(|folder| {
-        let paths = endings.iter().map(|ending| folder.join(format!("{name}{ending}")));
-        paths.filter(|path| path.is_file()).find_map(|path| Some((path.clone(), fs::canonicalize(path).ok()?)))
+        // Windows separates folders with a backslash, which elsewhere may be part of a name.
+        let names = [name.to_string(), name.replace('\\', "/")].into_iter().take(1 + usize::from(name.contains('\\')));
+        let mut paths = names.flat_map(|name| endings.iter().map(move |ending| folder.join(format!("{name}{ending}"))));
+        paths.by_ref().filter(|path| path.is_file()).find_map(|path| Some((path.clone(), fs::canonicalize(path).ok()?)))
     })
 }
 

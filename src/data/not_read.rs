@@ -33,14 +33,26 @@ pub struct UnsupportedFile {
     pub path: PathBuf,
     /// The name of its type, such as `HEIC`.
     pub kind: String,
+    /// The usual extension of its type, if the type is supported and only the name hides it.
+    pub rename_to: Option<&'static str>,
+}
+
+impl UnsupportedFile {
+    /// What to do with it.
+    fn advice(&self) -> String {
+        match self.rename_to {
+            Some(extension) => format!("give the file the ending .{extension}"),
+            None => format!("convert the file to JPEG or PNG; images may be {}", format::DECODED),
+        }
+    }
 }
 
 /// The meaning of a file for a data set.
 pub(super) enum FileKind {
     /// An image to read.
     Image,
-    /// An image of a type that is not read.
-    Unsupported(String),
+    /// An image that is not read: the name of its type, and the extension that it should have if only its name is wrong.
+    Unsupported(String, Option<&'static str>),
     /// Counted under this name.
     Foreign(String),
     /// Anything else, such as a list of labels.
@@ -66,15 +78,16 @@ pub(super) fn kind_of(path: &Path, name: &OsStr) -> FileKind {
         return FileKind::Image;
     }
     match (format::FileKind::by_extension(path), path.extension()) {
-        (Some(kind), _) if kind.is_image() => FileKind::Unsupported(kind.name.into()),
+        (Some(kind), _) if kind.is_image() => FileKind::Unsupported(kind.name.into(), None),
         (Some(_), _) => FileKind::Other,
         (None, extension) => match (format::FileKind::of_file(path).filter(|kind| kind.is_image()), extension) {
             (None, _) => FileKind::Other,
             (Some(kind), None) if kind.format.is_some() => FileKind::Image,
-            (Some(kind), None) => FileKind::Unsupported(kind.name.into()),
-            (Some(kind), Some(extension)) => {
-                FileKind::Unsupported(format!("{} with the ending .{}", kind.name, extension.display()))
-            }
+            (Some(kind), None) => FileKind::Unsupported(kind.name.into(), None),
+            (Some(kind), Some(extension)) => FileKind::Unsupported(
+                format!("{} with the ending .{}", kind.name, extension.display()),
+                kind.format.and(kind.extensions.first().copied()),
+            ),
         },
     }
 }
@@ -143,7 +156,15 @@ impl NotRead {
     /// Notices for the user, one line for each kind.
     pub fn notices(&self) -> Vec<String> {
         let foreign = self.foreign_line();
-        let unsupported = self.unsupported_line().map(|line| format!("{line} (these types are not supported)"));
+        let misnamed: Vec<&UnsupportedFile> = self.unsupported.iter().filter(|file| file.rename_to.is_some()).collect();
+        let advice = match misnamed.first().and_then(|file| file.rename_to) {
+            Some(extension) if misnamed.len() == self.unsupported.len() => {
+                format!("give such files the ending of their type, such as .{extension}")
+            }
+            Some(_) => "give images with a wrong ending that of their type; the other types are not supported".into(),
+            None => "these types are not supported".into(),
+        };
+        let unsupported = self.unsupported_line().map(|line| format!("{line} ({advice})"));
         foreign.into_iter().chain(unsupported).chain(self.outside_line()).collect()
     }
 
@@ -159,12 +180,8 @@ impl NotRead {
         }
         match (self.unsupported.as_slice(), self.unsupported_line()) {
             ([first, ..], Some(line)) => {
-                Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind)).hint(
-                    format!(
-                        "convert the files to JPEG or PNG, or leave --strict out; images may be {}",
-                        format::DECODED
-                    ),
-                ))
+                Err(Error::new(format!("{}: {} is not supported; {line}", first.path.display(), first.kind))
+                    .hint(format!("{}; or leave --strict out", first.advice())))
             }
             _ => Ok(()),
         }

@@ -42,7 +42,11 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
 }
 
 fn describe(cause: png::DecodingError) -> String {
-    format!("broken or unsupported PNG data: {cause}")
+    let cause = cause.to_string();
+    match cause.starts_with("Corrupt deflate stream") {
+        true => "broken PNG data: its compressed pixels are damaged".into(),
+        false => format!("broken or unsupported PNG data: {cause}"),
+    }
 }
 
 /// The chunks of a file.

@@ -22,12 +22,16 @@ const SPLIT_NAMES: [(Role, &[&str]); 3] = [
 ];
 
 /// `train_set` is `train`.
-const ENDINGS: [&str; 7] = ["", "set", "_set", "_data", "_images", "_imgs", "_split"];
+const ENDINGS: [&str; 11] =
+    ["", "set", "_set", "_data", "_images", "_imgs", "_split", "dir", "_dir", "folder", "_folder"];
+
+/// Other words for parts of a data set, in lower case. A folder may have them for another reason.
+const PARTS: [&str; 10] = ["tr", "trn", "te", "tst", "vld", "fold", "split", "part", "cv", "partition"];
 
 impl Role {
     /// The role of a folder with this name, in any case.
     pub fn of(name: &OsStr) -> Option<Self> {
-        let name = name.to_str()?.to_lowercase().replace(['-', ' '], "_");
+        let name = name.to_str()?.trim().to_lowercase().replace(['-', ' '], "_");
         let is_one = |known: &&str| name.strip_prefix(*known).is_some_and(|ending| ENDINGS.contains(&ending));
         SPLIT_NAMES.iter().find(|(_, names)| names.iter().any(&is_one)).map(|(role, _)| *role)
     }
@@ -48,6 +52,21 @@ impl Role {
             names.iter().map(within).collect::<Vec<Option<Self>>>()
         });
         roles.filter(|roles| roles.iter().flatten().any(|role| *role != Self::Train)).collect()
+    }
+
+    /// Whether folders with these names side by side are parts of a data set rather than classes, if what they contain allows both: every
+    /// name has a word of a part, such as `1_train` and `trn`, or they differ in a number only, such as `set1` and `set2`.
+    pub fn seem_splits(names: &[String]) -> bool {
+        let names: Vec<Vec<String>> = names.iter().map(|name| words(name)).collect();
+        let is_part = |word: &String| of_words(std::slice::from_ref(word)).is_some() || PARTS.contains(&word.as_str());
+        let without_numbers = |words: &[String]| {
+            words.iter().filter(|word| !word.chars().all(char::is_numeric)).cloned().collect::<Vec<_>>()
+        };
+        let differ_in_number = || {
+            let first = without_numbers(&names[0]);
+            !first.is_empty() && names.iter().all(|words| words.len() > first.len() && without_numbers(words) == first)
+        };
+        names.len() > 1 && (names.iter().all(|words| words.iter().any(is_part)) || differ_in_number())
     }
 
     /// `train`, `validation` or `test`.
@@ -119,6 +138,46 @@ mod tests {
             assert_eq!(found(&names), [expected], "{names:?}");
         }
         assert_eq!(found(&["1_test", "1_train", "2_test", "2_train"]), ["tt--", "--tt"]);
+    }
+
+    #[test]
+    fn names_of_splits_are_read_whatever_is_around_them() {
+        for (name, role) in [
+            ("train ", Some(Role::Train)),
+            (" Test", Some(Role::Test)),
+            ("traindir", Some(Role::Train)),
+            ("val_folder", Some(Role::Validation)),
+            ("trainer", None),
+            ("1_train", None),
+        ] {
+            assert_eq!(Role::of(OsStr::new(name)), role, "{name}");
+        }
+    }
+
+    #[test]
+    fn some_names_are_rather_those_of_splits() {
+        let seem_splits =
+            |names: &[&str]| Role::seem_splits(&names.iter().map(|name| name.to_string()).collect::<Vec<_>>());
+        for names in [
+            &["trn", "tst"][..],
+            &["1_train", "2_test"],
+            &["fold1", "fold2", "fold3"],
+            &["set 1", "set 2"],
+            &["Part-A", "Part-B"],
+        ] {
+            assert!(seem_splits(names), "{names:?}");
+        }
+        for names in [
+            &["cat", "dog"][..],
+            &["train", "bus"],
+            &["2019", "2020"],
+            &["cat1", "dog2"],
+            &["cat", "cat2"],
+            &["trn"],
+            &[],
+        ] {
+            assert!(!seem_splits(names), "{names:?}");
+        }
     }
 
     #[test]

@@ -88,5 +88,6 @@ fn whole(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 }
 
 fn describe(cause: ImageError) -> String {
-    format!("broken or unsupported WebP data: {cause}")
+    let cause = cause.to_string();
+    format!("broken or unsupported WebP data: {}", cause.strip_prefix("Format error decoding WebP: ").unwrap_or(&cause))
 }

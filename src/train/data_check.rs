@@ -168,6 +168,40 @@ impl DataCheck {
         Self { duplicates: duplicates.collect(), before_split, cautions: turned.into_iter().collect() }
     }
 
+    /// Checks, after [`DataCheck::apply`], that every class has a training image that can be read, and names classes of which no image to
+    /// test on can be read.
+    ///
+    /// # Errors
+    /// When no training image of a class can be read.
+    pub fn require_readable(&mut self, splits: &Splits, found: &Examination) -> Result<()> {
+        for (role, folder) in splits.by_role() {
+            let mut readable = vec![0; folder.classes.len()];
+            for sample in folder.samples.iter().filter(|sample| !found.unread.contains(&sample.path)) {
+                readable[sample.class] += 1;
+            }
+            for (class, all) in folder.class_counts().into_iter().enumerate() {
+                let Some(first) = folder.samples.iter().find(|sample| sample.class == class) else { continue };
+                if readable[class] > 0 {
+                    continue;
+                }
+                let none = format!(
+                    "none of the {} of the class {} can be read, such as {}",
+                    counted(all, &format!("{} image", role.adjective()), &format!("{} images", role.adjective())),
+                    folder.classes[class],
+                    first.path.display()
+                );
+                match role {
+                    Role::Train => {
+                        return Err(Error::new(none)
+                            .hint("replace the files with images that can be read, or remove the class"));
+                    }
+                    _ => self.cautions.push(format!("{none}: how well the class is recognised is not measured")),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Adds what makes the results of these training images uncertain: classes of very different sizes, and small ones.
     pub fn add_cautions(&mut self, splits: &Splits) {
         let counts = splits.train.class_counts();

@@ -151,6 +151,7 @@ fn check_data(
         })?;
         check = DataCheck::new(splits, &found, recipe, earlier);
         check.apply(splits, earlier)?;
+        check.require_readable(splits, &found)?;
     }
     check.add_cautions(splits);
     Ok(check)

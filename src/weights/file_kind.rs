@@ -48,9 +48,9 @@ use Signature::{At, Begins, Ends, Test};
 /// What data sets do not contain; [`FileKind`] knows the rest.
 #[rustfmt::skip]
 const KINDS: &[(Signature, &str, &str)] = &[
-    (Test(is_tar_of_torch), "a .pth in the tar format of torch's first releases, which is not supported", TAR_OF_TORCH),
+    (Test(is_tar_of_torch), "a .pth in the tar format of PyTorch's first releases, which is not supported", TAR_OF_TORCH),
     (Test(is_numpy_pickle), "a pickle of NumPy arrays", NUMPY_PICKLE),
-    (Test(is_pickle), "a pickle, but not a file of torch", PICKLE),
+    (Test(is_pickle), "a pickle, but not a file of PyTorch", PICKLE),
     (Begins(&[b"version https://git-lfs"]), "a git-lfs pointer, which replaces the real file",
         "run `git lfs pull` in the repository that it came from, or download the file itself"),
     (Begins(&[b"{"]), "a JSON file, such as a config or an index", JSON),
@@ -207,7 +207,7 @@ mod tests {
             (b"ftrt\0\0\0\0", "a TensorRT engine"),
             (b"\x93NUMPY\x01\0", "a NumPy array"),
             (numpy, "a pickle of NumPy arrays"),
-            (b"\x80\x04}q\0.", "a pickle, but not a file of torch"),
+            (b"\x80\x04}q\0.", "a pickle, but not a file of PyTorch"),
             (b"\x1F\x8B\x08\0\0", "a gzip-compressed file"),
             (b"GIF89a\x01\0", "a GIF image"),
             (b"%PDF-1.7\n", "a PDF document"),

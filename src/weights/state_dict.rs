@@ -1,5 +1,6 @@
 //! Files of tensors, safetensors or torch's `.pth`, memory-mapped: opening one reads its header only.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::{Deref, Range};
@@ -10,6 +11,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use serde_json::value::RawValue;
 
 use super::file_kind::recognise;
 use super::pth::{self, Place};
@@ -58,7 +60,7 @@ impl TensorEntry {
     }
 }
 
-/// A memory-mapped safetensors file with a checked header; or a `.pth` of torch, whose code is never run.
+/// A memory-mapped safetensors file with a checked header; or a `.pth` file of PyTorch, whose code is never run.
 ///
 /// The keys are those of the file. Nested dictionaries of a `.pth` are joined by dots, as in `state_dict.conv1.weight`.
 #[derive(Debug)]
@@ -141,7 +143,7 @@ impl TensorFile {
 
     fn from_pth(path: &Path, contents: Contents) -> Result<Self> {
         let state = pth::read(&contents).map_err(|pth::Refusal { reason, fix }| {
-            Error::new(format!("{} cannot be read as a .pth of torch: {reason}", path.display())).hint(fix)
+            Error::new(format!("{} cannot be read as a .pth file of PyTorch: {reason}", path.display())).hint(fix)
         })?;
         let entries = state.tensors.into_iter().map(|tensor| {
             let (range, is_gathered) = match tensor.place {
@@ -417,8 +419,7 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
     if claimed > HEADER_LIMIT {
         return Err(no_safetensors(format!("its header takes {claimed} bytes, expected at most {HEADER_LIMIT}")));
     }
-    let header: Metadata = serde_json::from_slice(text)
-        .map_err(|cause| no_safetensors(format!("its header cannot be read: {}", printable(&cause.to_string()))))?;
+    let header: Metadata = serde_json::from_slice(text).map_err(|cause| no_safetensors(header_fault(text, &cause)))?;
     let start = LENGTH_BYTES + text.len();
     match start.checked_add(header.data_len()) {
         Some(described) if described == file_bytes => Ok((start, header)),
@@ -433,6 +434,56 @@ fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata)> {
             ))
             .hint("download or copy it again"))
         }
+    }
+}
+
+/// What is wrong with a header that cannot be read.
+fn header_fault(text: &[u8], cause: &serde_json::Error) -> String {
+    #[derive(serde::Deserialize)]
+    struct Described<'a> {
+        #[serde(borrow)]
+        dtype: &'a RawValue,
+        #[serde(borrow)]
+        shape: &'a RawValue,
+        #[serde(borrow)]
+        data_offsets: &'a RawValue,
+    }
+    let header: BTreeMap<Cow<str>, &RawValue> = match serde_json::from_slice(text) {
+        Ok(header) => header,
+        Err(cause) if cause.is_data() => return "its header is a JSON text, but not an object".into(),
+        Err(cause) => return format!("its header is not JSON, from byte {} on", cause.column()),
+    };
+    for (name, tensor) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+        let name = printable(name);
+        let Ok(Described { dtype, shape, data_offsets }) = serde_json::from_str(tensor.get()) else {
+            return format!("its header lacks the dtype, the shape or the data_offsets of tensor {name}");
+        };
+        let text = printable(dtype.get().trim_matches('"'));
+        let Ok(dtype) = serde_json::from_str::<Dtype>(dtype.get()) else {
+            return format!("tensor {name} has elements of type {text}, which safetensors does not have");
+        };
+        let numbers = |list: &RawValue| serde_json::from_str::<Vec<usize>>(list.get());
+        let (Ok(extents), Ok(place)) = (numbers(shape), numbers(data_offsets)) else {
+            return format!("the shape or the data_offsets of tensor {name} are not a list of whole numbers");
+        };
+        let bits = extents.iter().try_fold(dtype.bitsize(), |product, &extent| product.checked_mul(extent));
+        let expected = bits.map_or_else(|| "too many".into(), |bits| (bits / 8).to_string());
+        let found = match place.as_slice() {
+            [start, end] => end.checked_sub(*start).map(|bytes| bytes.to_string()),
+            _ => None,
+        };
+        if found.as_ref() != Some(&expected) {
+            return format!(
+                "tensor {name} of shape {} and type {text} takes {expected} bytes, its header gives it {}",
+                printable(shape.get()),
+                found.as_deref().unwrap_or("none")
+            );
+        }
+    }
+    // The rules of the format, such as that tensors do not overlap, are about no line.
+    match cause.line() {
+        0 => format!("its header is wrong: {}", printable(&cause.to_string())),
+        _ => "its header is JSON, but not that of a safetensors file".into(),
     }
 }
 

@@ -8,6 +8,8 @@ use weezl::{BitOrder, LzwStatus, decode::Decoder};
 use super::directory::{Directory, TRUNCATED, tag, unsupported};
 use super::fax::{Rows, Scheme};
 
+const DAMAGED: &str = "broken TIFF data: its compressed rows are damaged";
+
 /// The compressions that are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Compression {
@@ -79,7 +81,7 @@ impl<'a> Source<'a> {
                 // Decoders have to support this much, and a header can claim more.
                 const MAX_WINDOW_BYTES: u64 = 8 << 20;
                 let decoder = StreamingDecoder::new_with_max_window_size(data, bytes.max(MAX_WINDOW_BYTES));
-                Box::new(decoder.map_err(|cause| format!("broken TIFF data: {cause}"))?)
+                Box::new(decoder.map_err(|_| DAMAGED)?)
             }
             Compression::None | Compression::Jpeg => Box::new(data),
         }))
@@ -91,7 +93,8 @@ impl<'a> Source<'a> {
             Self::Fax(rows) => rows.read(row),
             Self::Bytes(bytes) => bytes.read_exact(row).map_err(|cause| match cause.kind() {
                 std::io::ErrorKind::UnexpectedEof => TRUNCATED.into(),
-                _ => format!("broken TIFF data: {cause}"),
+                // The decoders' own words are for their programmers.
+                _ => DAMAGED.into(),
             }),
         }
     }

@@ -27,6 +27,20 @@ enum Meaning {
     Lab,
 }
 
+impl Meaning {
+    fn name(self) -> &'static str {
+        match self {
+            Self::WhiteIsZero => "grey from white to black",
+            Self::BlackIsZero => "grey",
+            Self::Rgb => "RGB",
+            Self::Palette => "palette",
+            Self::Cmyk => "CMYK",
+            Self::YCbCr => "YCbCr",
+            Self::Lab => "CIELAB",
+        }
+    }
+}
+
 /// What numbers the samples are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Numbers {
@@ -124,7 +138,10 @@ fn read_page(directory: &Directory) -> Result<Page, String> {
     };
     if !is_known || (matches!(meaning, Meaning::YCbCr | Meaning::Lab) && bits != 8) {
         let numbers = format!("{numbers:?}").to_lowercase();
-        return Err(unsupported(&format!("{samples} {numbers} samples of {bits} bits that mean {meaning:?}")));
+        return Err(unsupported(&format!(
+            "{samples} {numbers} samples of {bits} bits in the colours {}",
+            meaning.name()
+        )));
     }
     let extra = directory.numbers(tag::EXTRA_SAMPLES)?.unwrap_or_default();
     const PREMULTIPLIED: u64 = 1;
@@ -286,8 +303,9 @@ impl Page {
             && matches!(self.meaning, Meaning::Rgb | Meaning::BlackIsZero | Meaning::Cmyk);
         if !(is_usual || is_mixed) || self.bits != 8 || self.numbers != Numbers::Unsigned {
             return Err(unsupported(&format!(
-                "JPEG compression of {} samples that mean {:?}",
-                self.samples, self.meaning
+                "JPEG compression of {} samples in the colours {}",
+                self.samples,
+                self.meaning.name()
             )));
         }
         // Limits the memory that false lengths can cost.

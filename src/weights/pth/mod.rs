@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 use zip::read::{ArchiveOffset, Config};
+use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
 use pickle::{Id, Object, Pickle, StorageReference, TensorReference};
@@ -25,8 +26,6 @@ const PROTOCOL: i64 = 1001;
 const DEEPEST: usize = 16;
 /// A limit for hostile files on the bytes of all names together.
 const LONGEST_NAMES: usize = 64 << 20;
-/// No more placeholders are named.
-const MOST_PLACEHOLDERS: usize = 256;
 
 /// Where a tensor's bytes are.
 pub(in crate::weights) enum Place {
@@ -69,10 +68,17 @@ pub(in crate::weights) struct Refusal {
 }
 
 const SAVE_AGAIN: &str = "save its state dict again: torch.save(model.state_dict(), FILE)";
+const COPY_AGAIN: &str = "download or copy it again";
+const WHOLE_MODEL: &str =
+    "load it in Python where its classes are installed, and save its state dict: torch.save(model.state_dict(), FILE)";
+
+/// The beginning of the reasons that concern a file without its end.
+const TRUNCATED: &str = "it is truncated";
 
 impl From<String> for Refusal {
     fn from(reason: String) -> Self {
-        Self { reason, fix: SAVE_AGAIN }
+        let fix = if reason.starts_with(TRUNCATED) { COPY_AGAIN } else { SAVE_AGAIN };
+        Self { reason, fix }
     }
 }
 
@@ -90,20 +96,29 @@ fn is_legacy(bytes: &[u8]) -> bool {
 
 /// Reads either form.
 pub(in crate::weights) fn read(bytes: &[u8]) -> Result<Tensors, Refusal> {
-    if is_legacy(bytes) { read_legacy(bytes).map_err(Refusal::from) } else { read_zip(bytes) }
+    if is_legacy(bytes) { read_legacy(bytes) } else { read_zip(bytes) }
 }
 
 fn read_zip(bytes: &[u8]) -> Result<Tensors, Refusal> {
     // torch puts nothing before the archive. The library would guess its start, wrongly for some lengths of names.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
-    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes))
-        .map_err(|cause| format!("its zip archive is damaged: {cause}"))?;
+    let mut archive = ZipArchive::with_config(config, Cursor::new(bytes)).map_err(|_| {
+        // The record at the end of an archive, without a comment.
+        let end = bytes.len().checked_sub(22).map(|start| &bytes[start..]);
+        match end.is_some_and(|end| end.starts_with(b"PK\x05\x06")) {
+            true => Refusal { reason: "its zip archive is damaged".into(), fix: COPY_AGAIN },
+            false => format!("{TRUNCATED}: the directory at the end of its zip archive is missing").into(),
+        }
+    })?;
     let names: Vec<String> = archive.file_names().filter_map(|name| name.ok().map(|name| name.into_owned())).collect();
     let root = names.iter().find_map(|name| name.strip_suffix("data.pkl").map(str::to_owned));
     let Some(root) = root else { return Err(other_archive(&names)) };
     let mut member = |name: &str| -> Result<Range<usize>, String> {
         let name = format!("{root}{name}");
-        let entry = archive.by_name(&name).map_err(|cause| format!("it has no {name}: {cause}"))?;
+        let entry = archive.by_name(&name).map_err(|cause| match cause {
+            ZipError::FileNotFound => format!("it has no {name}"),
+            _ => format!("its zip archive is damaged at {name}"),
+        })?;
         if entry.compression() != CompressionMethod::Stored {
             return Err(format!("{name} is compressed, which torch never does"));
         }
@@ -122,17 +137,17 @@ fn read_zip(bytes: &[u8]) -> Result<Tensors, Refusal> {
         );
     }
     let program = member("data.pkl")?;
-    let read = Pickle::run(&bytes[program]).and_then(|(pickle, found, _)| {
-        collect(&pickle, found, "a .pth of torch", bytes, |storage| member(&format!("data/{}", storage.key)))
+    let read = Pickle::run(&bytes[program]).map_err(Refusal::from).and_then(|(pickle, found, _)| {
+        collect(&pickle, found, "a .pth file of PyTorch", bytes, |storage| member(&format!("data/{}", storage.key)))
     });
     let is_script = names.iter().any(|name| name.strip_prefix(&root) == Some("constants.pkl"));
-    read.map_err(|reason| match is_script {
+    read.map_err(|refusal| match is_script {
         true => Refusal {
             reason: "it is a TorchScript program, whose weights are inside Python objects; no code in it was run"
                 .into(),
             fix: "save its state dict: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
         },
-        false => reason.into(),
+        false => refusal,
     })
 }
 
@@ -147,23 +162,23 @@ fn other_archive(names: &[String]) -> Refusal {
     let refusal = |reason: &str, fix| Refusal { reason: reason.into(), fix };
     if ending(&[".npy"]).is_some() {
         return refusal(
-            "it is a NumPy archive (.npz), not a file of torch",
+            "it is a NumPy archive (.npz), not a file of PyTorch",
             "convert it in Python: torch.save({k: torch.from_numpy(v) for k, v in numpy.load(FILE).items()}, OUT)",
         );
     }
     if ending(&[".h5"]).is_some() {
-        return refusal("it is a Keras model, not a file of torch", TORCHVISION);
+        return refusal("it is a Keras model, not a file of PyTorch", TORCHVISION);
     }
     match ending(&[".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors", ".zip"]) {
         Some(name) => Refusal {
             reason: format!("it is a zip archive that contains {name}"),
             fix: "unpack it, and give the file in it",
         },
-        None => refusal("it is a zip archive without a data.pkl, so not a file of torch", "give a file of weights"),
+        None => refusal("it is a zip archive without a data.pkl, so not a file of PyTorch", "give a file of weights"),
     }
 }
 
-fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
+fn read_legacy(bytes: &[u8]) -> Result<Tensors, Refusal> {
     let mut position = 0;
     let mut next = || -> Result<(Pickle, Id), String> {
         let (pickle, found, length) = Pickle::run(&bytes[position..])?;
@@ -173,28 +188,32 @@ fn read_legacy(bytes: &[u8]) -> Result<Tensors, String> {
     next()?;
     let (pickle, protocol) = next()?;
     if !matches!(pickle.object(protocol), Object::Int(PROTOCOL)) {
-        return Err(format!("its protocol is not {PROTOCOL}, the only one that torch has written"));
+        return Err(format!("its protocol is not {PROTOCOL}, the only one that torch has written").into());
     }
     let (pickle, system) = next()?;
     if matches!(pickle.entry(system, "little_endian"), Some(Object::Bool(false))) {
-        return Err("its byte order is big-endian, expected little-endian".into());
+        return Err("its byte order is big-endian, expected little-endian".to_string().into());
     }
     let (pickle, found) = next()?;
     let (keys, list) = next()?;
-    let Object::List(list) = keys.object(list) else { return Err("its storages are not listed".into()) };
+    let Object::List(list) = keys.object(list) else { return Err("its storages are not listed".to_string().into()) };
     let mut storages: Vec<(String, Range<usize>)> = Vec::new();
     for &key in list {
-        let Object::Text(key) = keys.object(key) else { return Err("the name of a storage is not text".into()) };
+        let Object::Text(key) = keys.object(key) else {
+            return Err("the name of a storage is not text".to_string().into());
+        };
         let storage = pickle.storage(key).ok_or_else(|| format!("nothing uses storage {key}"))?;
         let rest = bytes.get(position..).unwrap_or_default();
-        let Some((count, _)) = rest.split_first_chunk::<8>() else { return Err("it is truncated".into()) };
+        let Some((count, _)) = rest.split_first_chunk::<8>() else { return Err(TRUNCATED.to_string().into()) };
         let size = u64::from_le_bytes(*count).checked_mul(storage.dtype.bitsize() as u64 / 8);
         let end = size.and_then(|size| usize::try_from(size).ok()).and_then(|size| (position + 8).checked_add(size));
-        let end = end.filter(|&end| end <= bytes.len()).ok_or("it is truncated: a storage reaches beyond its end")?;
+        let end = end
+            .filter(|&end| end <= bytes.len())
+            .ok_or_else(|| format!("{TRUNCATED}: its last tensors are missing"))?;
         storages.push((key.clone(), position + 8..end));
         position = end;
     }
-    collect(&pickle, found, "an old .pth of torch", bytes, |storage| {
+    collect(&pickle, found, "an old .pth file of PyTorch", bytes, |storage| {
         let known = storages.iter().find(|(key, _)| *key == storage.key);
         known.map(|(_, range)| range.clone()).ok_or_else(|| format!("storage {} is missing", storage.key))
     })
@@ -207,17 +226,12 @@ fn collect(
     form: &'static str,
     bytes: &[u8],
     mut place: impl FnMut(&StorageReference) -> Result<Range<usize>, String>,
-) -> Result<Tensors, String> {
+) -> Result<Tensors, Refusal> {
     let mut search =
         Search { pickle, seen: HashSet::new(), tensors: Vec::new(), placeholders: Vec::new(), name_bytes: 0 };
     search.visit(found, "", 0)?;
     if search.tensors.is_empty() {
-        return Err(match pickle.foreign_names().as_slice() {
-            [] => "it contains no tensors".into(),
-            [name, ..] => {
-                format!("it contains no tensors outside Python objects such as {name}; no code in it was run")
-            }
-        });
+        return Err(without_tensors(pickle, found));
     }
     let mut tensors = Tensors {
         tensors: Vec::new(),
@@ -229,7 +243,7 @@ fn collect(
     let mut names = HashSet::new();
     for (name, nesting, tensor) in search.tensors {
         if !names.insert(name.clone()) {
-            return Err(format!("it contains the tensor {name} twice"));
+            return Err(format!("it contains the tensor {name} twice").into());
         }
         let storage = place(&tensor.storage)?;
         let place = locate(&name, tensor, storage, bytes, &mut tensors.gathered)?;
@@ -237,6 +251,36 @@ fn collect(
         tensors.tensors.push(PthTensor { name, nesting, dtype, shape, place });
     }
     Ok(tensors)
+}
+
+/// What a file contains in which the search found no tensors.
+fn without_tensors(pickle: &Pickle, found: Id) -> Refusal {
+    let refusal = |reason: &str, fix| Refusal { reason: reason.into(), fix };
+    match pickle.object(found) {
+        Object::Tensor(_) => {
+            return refusal("it is a single tensor, expected a dictionary of tensors", SAVE_AGAIN);
+        }
+        Object::Dict(entries)
+            if entries.iter().any(|(_, value)| matches!(pickle.object(*value), Object::Tensor(_))) =>
+        {
+            return refusal(
+                "the keys of its tensors are not text",
+                "save it with text as keys: torch.save({k.decode(): v for k, v in torch.load(FILE).items()}, OUT)",
+            );
+        }
+        _ => {}
+    }
+    match pickle.foreign_names().first() {
+        _ if pickle.has_arrays() => refusal(
+            "it contains NumPy arrays, no tensors; no code in it was run",
+            "save tensors: torch.save({k: torch.from_numpy(v) for k, v in ARRAYS.items()}, FILE)",
+        ),
+        None => refusal("it contains no tensors", SAVE_AGAIN),
+        Some(name) => Refusal {
+            reason: format!("it contains no tensors outside Python objects such as {name}; no code in it was run"),
+            fix: WHOLE_MODEL,
+        },
+    }
 }
 
 /// The search for tensors in dictionaries and lists.
@@ -291,7 +335,8 @@ impl<'a> Search<'a> {
         match object {
             Object::Other(class) => {
                 let class = class.and_then(|class| self.pickle.foreign_name(class));
-                if let Some(class) = class.filter(|_| self.placeholders.len() < MOST_PLACEHOLDERS) {
+                if let Some(class) = class {
+                    self.name_bytes += class.len();
                     self.placeholders.push((format!("{prefix}{key}"), class.into()));
                 }
             }

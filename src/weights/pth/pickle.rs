@@ -104,6 +104,11 @@ impl Pickle {
         self.names.iter().filter(|(_, is_plain)| !is_plain).map(|(name, _)| name.clone()).take(LISTED).collect()
     }
 
+    /// Whether it makes arrays of NumPy.
+    pub fn has_arrays(&self) -> bool {
+        self.names.iter().any(|(name, _)| name.ends_with("multiarray._reconstruct"))
+    }
+
     /// The name of an unknown class by its number.
     pub fn foreign_name(&self, number: u8) -> Option<&str> {
         self.names.get(usize::from(number)).map(|(name, _)| name.as_str())
@@ -172,7 +177,7 @@ const DAMAGED: &str = "its pickle is damaged";
 impl Machine<'_> {
     fn take(&mut self, count: usize) -> Result<&[u8], String> {
         let end = self.position.checked_add(count).filter(|&end| end <= self.bytes.len());
-        let end = end.ok_or("its pickle is truncated")?;
+        let end = end.ok_or("it is truncated")?;
         let taken = &self.bytes[self.position..end];
         self.position = end;
         Ok(taken)
@@ -193,7 +198,7 @@ impl Machine<'_> {
 
     fn line(&mut self) -> Result<String, String> {
         let rest = &self.bytes[self.position..];
-        let length = rest.iter().position(|&byte| byte == b'\n').ok_or("its pickle is truncated")?;
+        let length = rest.iter().position(|&byte| byte == b'\n').ok_or("it is truncated")?;
         let line = String::from_utf8_lossy(&rest[..length]).into_owned();
         self.position += length + 1;
         Ok(line)
