@@ -682,7 +682,8 @@ fn a_class_without_a_readable_image_is_refused() {
             assert_eq!(refused.status, 1);
             assert!(
                 refused.stderr.ends_with(
-                    "error: none of the 14 training images of the class red can be read, such as data/train/red/00.png\n\
+                    "error: no training image of the class red can be read: cannot decode data/train/red/00.png: expected a JPEG, \
+                     PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file; 13 more\n\
                      hint: replace the files with images that can be read, or remove the class\n"
                 ),
                 "{}",
@@ -696,11 +697,11 @@ fn a_class_without_a_readable_image_is_refused() {
             fs::rename(place.path(&format!("data/{from}")), place.path(&format!("data/{to}"))).unwrap();
         }
         let outcome = place.succeed(&format!("train data {SMALL} --epochs 1 --out warned"));
-        let line = outcome.stderr.lines().find(|line| line.contains("none of the")).unwrap();
+        let line = outcome.stderr.lines().find(|line| line.contains("no test image of")).unwrap();
         assert_eq!(
             line,
-            "warning: none of the 14 test images of the class red can be read, such as data/test/red/00.png: how well the class is \
-             recognised is not measured"
+            "warning: no test image of the class red can be read, so its results are not measured: cannot decode \
+             data/test/red/00.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file; 13 more"
         );
         for (from, to) in [("train", "kept"), ("test", "train"), ("kept", "test")] {
             fs::rename(place.path(&format!("data/{from}")), place.path(&format!("data/{to}"))).unwrap();
@@ -1007,6 +1008,38 @@ mod recipes {
         place.succeed("train data --resume --epochs 2 --out steps");
         place.succeed(&format!("{LONG} --epochs 2 --out whole"));
         place.assert_same_result("steps", "whole");
+    }
+
+    /// Of 28 images, an epoch has four batches of eight.
+    #[test]
+    fn steps_are_given_instead_of_epochs() {
+        let place = Workplace::new();
+        let line = format!("train data {SMALL} --steps 9 --schedule cosine --resume --out run");
+        place.succeed(&line);
+        let config: Value = serde_json::from_slice(&place.read("run/config.json")).unwrap();
+        assert_eq!((&config["recipe"]["epochs"], &config["recipe"]["steps"]), (&3.into(), &9.into()));
+        place.succeed(&format!("train data {SMALL} --epochs 3 --schedule cosine --out same"));
+        assert!(tensors(&place.read("run/model.safetensors")) == tensors(&place.read("same/model.safetensors")));
+        assert!(place.run(&line).stderr.contains("is finished: it has completed 3 epochs"));
+        assert_snapshot!(place.refusals(&[
+            &format!("train data {SMALL} --steps 0 --out none"),
+            &line.replace("--steps 9", "--steps 8"),
+            "train data --weights run --recipe best --lr 1e-3 --out none",
+        ]), @r##"
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --steps 0 --out none
+error: --steps 0: expected at least 1
+exit status 2
+
+$ retune train data --from-scratch --width 4 --image-size 33 --batch-size 8 --steps 8 --schedule cosine --resume --out run
+error: --steps differs from the recipe of the run in run
+hint: leave it out to resume, or start another run with another --out
+exit status 2
+
+$ retune train data --weights run --recipe best --lr 1e-3 --out none
+error: --lr 0.001: the recipe chooses the learning rate from those of --try-lr
+hint: leave --lr out, or give the learning rates to choose from with --try-lr
+exit status 2
+"##);
     }
 
     #[test]
@@ -1765,6 +1798,7 @@ format      pt
                 "head_parameters",
                 "image_size",
                 "metadata",
+                "not_plain",
                 "origin",
                 "parameters",
                 "prefix",
@@ -2628,9 +2662,8 @@ exit status 2
         let outcome = place.run(&format!("train bad {SMALL} --quiet --out run"));
         assert_eq!(outcome.status, 1);
         assert_snapshot!(outcome.stderr, @r##"
-warning: skipped: cannot decode bad/train/red/a.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
-warning: skipped: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
-error: none of the training images could be read
+error: no training image of the class blue can be read: cannot decode bad/train/blue/a.png: expected a JPEG, PNG, GIF, BMP, TIFF, WebP or PNM image, found a text file
+hint: replace the files with images that can be read, or remove the class
 "##);
         // After fixing the data, the user can run the same command again.
         place.draw("bad/train/blue", [40, 60, 200], 3);

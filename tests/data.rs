@@ -1629,6 +1629,22 @@ mod folders {
     }
 
     #[test]
+    fn a_table_of_fastai_has_its_splits() {
+        let root = folder_of(&["1.jpg", "2.jpg", "3.jpg", "4.jpg"]);
+        let table = root.path().join("labels.csv");
+        fs::write(&table, "fname,label,is_valid\n1.jpg,a,False\n2.jpg,b,False\n3.jpg,a,True\n4.jpg,b,True\n").unwrap();
+        let splits = open_table(root.path(), &table, None, 0).unwrap();
+        assert_eq!([names(&splits.train), names(&splits.test)], [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]);
+        assert!(splits.validation.is_none() && splits.notices.is_empty(), "{:?}", splits.notices);
+        fs::write(&table, "fname,label,is_valid\n1.jpg,a,no\n").unwrap();
+        assert_eq!(
+            message(root.path(), open_table(root.path(), &table, None, 0)),
+            "DATA/labels.csv, line 2: expected True or False in the column is_valid, found no\n\
+             hint: correct the line; or rename the column if it is not about splits"
+        );
+    }
+
+    #[test]
     fn annotations_are_no_class() {
         for files in [
             ["train/images/1.jpg", "val/images/2.jpg", "train/labels/1.txt"],

@@ -27,6 +27,10 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "N", help_heading = "Training options")]
     epochs: Option<usize>,
 
+    /// Train for at least this many steps, in whole epochs, instead of a number of epochs
+    #[arg(long, value_name = "N", conflicts_with = "epochs", help_heading = "Training options")]
+    steps: Option<usize>,
+
     /// Batch size [default: 128]
     #[arg(long, value_name = "N", help_heading = "Training options")]
     batch_size: Option<usize>,
@@ -199,6 +203,7 @@ macro_rules! for_each_flag {
             "--train-size" train_size,
             "--resize" resize,
             "--epochs" epochs,
+            "--steps" steps,
             "--batch-size" batch_size,
             "--accumulate" accumulate,
             "--balanced-sampling" balanced_sampling,
@@ -249,6 +254,11 @@ impl RecipeArguments {
     /// Channels of the first stage, if they are given.
     pub fn width(&self) -> Option<usize> {
         self.width
+    }
+
+    /// The learning rate, if it is given.
+    pub fn learning_rate(&self) -> Option<f64> {
+        self.learning_rate
     }
 
     /// The seed, if it is given.
@@ -334,6 +344,9 @@ impl RecipeArguments {
             )*};
         }
         for_each_flag!(put);
+        if self.epochs.is_some() {
+            recipe.steps = None;
+        }
         Ok(())
     }
 }
@@ -343,8 +356,9 @@ pub fn recipe_words(recipe: &Recipe, base: &Recipe) -> Vec<String> {
     let mut words = Vec::new();
     macro_rules! add {
         ($($flag:literal $field:ident),* $(,)?) => {$(
+            let is_replaced = $flag == "--epochs" && recipe.steps.is_some();
             // Whether it is from scratch decides the base.
-            if recipe.$field != base.$field || ($flag == "--from-scratch" && recipe.from_scratch) {
+            if (recipe.$field != base.$field && !is_replaced) || ($flag == "--from-scratch" && recipe.from_scratch) {
                 words.push($flag.to_string());
                 words.extend(recipe.$field.value());
             }
@@ -568,6 +582,8 @@ mod tests {
             width: 8,
             from_scratch: true,
             epochs: 7,
+            // The epochs are given instead.
+            steps: None,
             batch_size: 3,
             accumulate: 4,
             balanced_sampling: true,
@@ -639,6 +655,15 @@ mod tests {
         changed.sort();
         assert_eq!(changed, flags);
         assert_eq!(flags.len(), 43);
+    }
+
+    #[test]
+    fn steps_and_epochs_replace_each_other() {
+        let overlay = |recipe: Recipe, words: [&str; 2]| overlaid(recipe, &words.map(String::from)).0;
+        let by_steps = overlay(Recipe::fine_tuning(), ["--steps", "500"]);
+        assert_eq!(by_steps, Recipe { steps: Some(500), ..Recipe::fine_tuning() });
+        assert_eq!(recipe_words(&by_steps.clone().for_images(300), &Recipe::fine_tuning()), ["--steps", "500"]);
+        assert_eq!(overlay(by_steps, ["--epochs", "5"]), Recipe::fine_tuning());
     }
 
     #[test]

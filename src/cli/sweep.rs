@@ -212,7 +212,7 @@ fn begin(
             run.options.folder.require_apart(&arguments.data, &run.splits)?;
             let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);
             if run.recipe.epochs > 0 {
-                run.recipe.schedule(run.recipe.steps(batches))?;
+                run.recipe.schedule(run.recipe.steps_of(batches))?;
             }
             prepare(&mut run)
         };

@@ -75,7 +75,7 @@ pub struct TrainArguments {
     pub(super) resume: bool,
 
     /// Train a finished run for this many more epochs, with a new schedule for them
-    #[arg(long, value_name = "EPOCHS", requires = "resume", conflicts_with = "epochs", help_heading = "Run options",
+    #[arg(long, value_name = "EPOCHS", requires = "resume", conflicts_with_all = ["epochs", "steps"], help_heading = "Run options",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) extend: Option<u32>,
 
@@ -97,7 +97,7 @@ pub struct TrainArguments {
     pub(super) verify_determinism: Option<u64>,
 
     /// Fit only the final layer, in one pass over the images: the same as --fit-head --epochs 0
-    #[arg(long, conflicts_with_all = ["epochs", "from_scratch"], help_heading = "Network options")]
+    #[arg(long, conflicts_with_all = ["epochs", "steps", "from_scratch"], help_heading = "Network options")]
     pub(super) head_only: bool,
 
     /// Do not write report.html, curves.svg and curves.png at the end
@@ -174,8 +174,14 @@ impl TrainArguments {
             }
         }
         self.recipe.overlay(&mut recipe, |_| Ok(()))?;
+        if let (Some(rate), false) = (self.recipe.learning_rate(), recipe.try_learning_rates.is_empty()) {
+            return Err(Error::usage(format!(
+                "--lr {rate}: the recipe chooses the learning rate from those of --try-lr"
+            ))
+            .hint("leave --lr out, or give the learning rates to choose from with --try-lr"));
+        }
         if self.head_only {
-            recipe = Recipe { fit_head: true, epochs: 0, ..recipe };
+            recipe = Recipe { fit_head: true, epochs: 0, steps: None, ..recipe };
         }
         check(&recipe)?;
         Ok(recipe)
@@ -209,8 +215,8 @@ impl TrainArguments {
         let mut wanted = self.base_recipe()?;
         self.recipe.overlay(&mut wanted, |_| Ok(()))?;
         // The weights decide what a network is; the rest says how far a run goes.
-        let Recipe { architecture, width, image_size, epochs, schedule_from, .. } = recipe.clone();
-        if (Recipe { architecture, width, image_size, epochs, schedule_from, ..wanted }) == *recipe {
+        let Recipe { architecture, width, image_size, epochs, steps, schedule_from, .. } = recipe.clone();
+        if (Recipe { architecture, width, image_size, epochs, steps, schedule_from, ..wanted }) == *recipe {
             return Ok(());
         }
         Err(Error::usage(format!("{flag} differs from the recipe of the run in {}", out.display()))
@@ -487,6 +493,7 @@ fn resume<'a>(
         }
         recipe.schedule_from = checkpoint.position.epoch;
         recipe.epochs = recipe.schedule_from + more as usize;
+        recipe.steps = None;
     }
     check(&recipe)?;
     let start = Start::Resume { checkpoint: Box::new(checkpoint), allow_changed_data: arguments.allow_changed_data };
@@ -566,6 +573,9 @@ fn check(recipe: &Recipe) -> Result<()> {
     if !recipe.try_learning_rates.is_empty() && !recipe.fit_head {
         return Err(Error::usage("--try-lr: the final layer is not fitted, so there is nothing to compare with")
             .hint("add --fit-head"));
+    }
+    if recipe.steps == Some(0) {
+        return Err(Error::usage("--steps 0: expected at least 1"));
     }
     if recipe.patience == Some(0) {
         return Err(Error::usage("--patience 0: expected at least 1"));

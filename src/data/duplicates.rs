@@ -1,6 +1,6 @@
 //! Images that a data set contains more than once.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ pub struct Examination {
     pub duplicates: Vec<Duplicates>,
     /// Images that could be read.
     pub read: usize,
-    /// The files of those that could not be read.
-    pub unread: HashSet<PathBuf>,
+    /// Why the others could not be read, by their files.
+    pub unread: HashMap<PathBuf, String>,
     /// Of these, images with an EXIF orientation other than upright.
     pub turned: usize,
 }
@@ -76,8 +76,14 @@ impl Splits {
         let files = Arc::new(files);
         let mut fingerprints = Vec::with_capacity(files.len());
         let examine = Examine { files: files.clone(), see: Fingerprint::of_file };
+        let mut unread = HashMap::new();
         for group in Pipeline::start(examine, (0..files.len()).collect(), 0, workers) {
-            fingerprints.extend(group?);
+            for found in group? {
+                if let Err(error) = &found {
+                    unread.insert(files[fingerprints.len()].0.clone(), error.message().to_string());
+                }
+                fingerprints.push(found.ok());
+            }
             tell(fingerprints.len(), members.len())?;
         }
         let mut sets = identical(&fingerprints);
@@ -89,7 +95,7 @@ impl Splits {
             let mut details = Vec::with_capacity(images.len());
             let examine = Examine { files: files.clone(), see: Detail::of_file };
             for group in Pipeline::start(examine, images.clone(), 0, workers) {
-                details.extend(group?);
+                details.extend(group?.into_iter().map(Result::ok));
                 tell(members.len(), members.len())?;
             }
             let detail = |image: &usize| details.get(images.binary_search(image).ok()?)?.as_ref();
@@ -108,10 +114,9 @@ impl Splits {
                 .all(|pair| content(&fingerprints, pair[0]) == content(&fingerprints, pair[1])),
             members: group.into_iter().map(|index| members[index]).collect(),
         });
-        let unread = fingerprints.iter().zip(files.iter()).filter(|(fingerprint, _)| fingerprint.is_none());
         Ok(Examination {
             duplicates: duplicates.collect(),
-            unread: unread.map(|(_, (path, _))| path.clone()).collect(),
+            unread,
             read: read.clone().count(),
             turned: read.filter(|fingerprint| fingerprint.is_turned).count(),
         })
@@ -130,7 +135,7 @@ struct Examine<T> {
 impl<T: Send + 'static> Job for Examine<T> {
     type Scratch = (Decoder, RgbImage);
     type Item = T;
-    type Group = Vec<Option<T>>;
+    type Group = Vec<Result<T>>;
 
     fn scratch(&self) -> Self::Scratch {
         Default::default()
@@ -154,7 +159,7 @@ impl<T: Send + 'static> Job for Examine<T> {
 
     fn assemble(&self, _: &[usize], items: Vec<Result<T>>) -> Result<Self::Group> {
         // Images that cannot be read are reported when they are used.
-        Ok(items.into_iter().map(Result::ok).collect())
+        Ok(items)
     }
 
     fn panicked(&self, index: usize) -> Error {

@@ -39,6 +39,9 @@ const LABELS: [&str; 6] = ["label", "class", "category", "label_name", "class_na
 /// Names of the column of splits, in lower case.
 const SPLITS: [&str; 6] = ["split", "set", "subset", "partition", "dataset_split", "data_split"];
 
+/// The name of fastai's column of splits, which says of every image whether it is one of the validation.
+const IS_VALIDATION: &str = "is_valid";
+
 /// What separates values.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 
@@ -63,6 +66,8 @@ struct Columns {
     path: usize,
     label: usize,
     split: Option<usize>,
+    /// Whether that is [`IS_VALIDATION`].
+    says_whether_validation: bool,
     /// The names of all others.
     others: Vec<String>,
 }
@@ -170,9 +175,13 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
                 .hint("complete the line, or remove it"));
         }
         let split = match columns.split.map(|column| &record[column]) {
-            Some(split) => Some(Role::of(split.as_ref()).ok_or_else(|| {
+            Some(split) => Some(columns.role(split).ok_or_else(|| {
                 let found = if split.is_empty() { "nothing".into() } else { shortened(split) };
-                Error::new(format!("{shown}, line {line}: expected train, val or test as the split, found {found}"))
+                let expected = match columns.says_whether_validation {
+                    true => format!("True or False in the column {IS_VALIDATION}"),
+                    false => "train, val or test as the split".into(),
+                };
+                Error::new(format!("{shown}, line {line}: expected {expected}, found {found}"))
                     .hint("correct the line; or rename the column if it is not about splits")
             })?),
             None => None,
@@ -205,6 +214,16 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
 }
 
 impl Columns {
+    /// The role that a value in the column of splits stands for.
+    fn role(&self, value: &str) -> Option<Role> {
+        match (self.says_whether_validation, value.to_lowercase().as_str()) {
+            (true, "true" | "1") => Some(Role::Validation),
+            (true, "false" | "0") => Some(Role::Train),
+            (true, _) => None,
+            (false, _) => Role::of(value.as_ref()),
+        }
+    }
+
     /// The columns that the first line of a table names.
     fn of(table: &Path, bytes: &[u8]) -> Result<Self> {
         let mut found = String::new();
@@ -220,14 +239,22 @@ impl Columns {
                 })
             };
             if let (Some(path), Some(label)) = (place(&PATHS), place(&LABELS)) {
-                let split = place(&SPLITS);
+                let (of_role, of_validation) = (place(&SPLITS), place(&[IS_VALIDATION]));
+                let split = of_role.or(of_validation);
                 let is_read = |column: usize| [Some(path), Some(label), split].contains(&Some(column));
                 let others = header.iter().enumerate().filter(|(column, _)| !is_read(*column));
                 let others = others.map(|(column, name)| match name {
                     "" => format!("column {}", column + 1),
                     name => name.to_string(),
                 });
-                return Ok(Self { separator, path, label, split, others: others.collect() });
+                return Ok(Self {
+                    separator,
+                    path,
+                    label,
+                    split,
+                    says_whether_validation: of_role.is_none() && of_validation.is_some(),
+                    others: others.collect(),
+                });
             }
             let names: Vec<String> = header.iter().map(str::to_string).collect();
             if found.is_empty() || names.len() > 1 {

@@ -57,7 +57,7 @@ pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Fin
     let largest = train_counts.and_then(|counts| counts.iter().max().copied());
     let share = largest.map_or(1.0 / classes as f64, |largest| largest as f64 / images as f64);
     let recipe = &run.config.recipe;
-    let steps = epochs.len() * recipe.steps(images.div_ceil(recipe.batch_size));
+    let steps = epochs.len() * recipe.steps_of(images.div_ceil(recipe.batch_size));
     if steps < FEWEST_STEPS {
         return None;
     }

@@ -175,28 +175,21 @@ impl DataCheck {
     /// When no training image of a class can be read.
     pub fn require_readable(&mut self, splits: &Splits, found: &Examination) -> Result<()> {
         for (role, folder) in splits.by_role() {
-            let mut readable = vec![0; folder.classes.len()];
-            for sample in folder.samples.iter().filter(|sample| !found.unread.contains(&sample.path)) {
-                readable[sample.class] += 1;
-            }
-            for (class, all) in folder.class_counts().into_iter().enumerate() {
-                let Some(first) = folder.samples.iter().find(|sample| sample.class == class) else { continue };
-                if readable[class] > 0 {
-                    continue;
+            for (class, name) in folder.classes.iter().enumerate() {
+                let of_class = folder.samples.iter().filter(|sample| sample.class == class);
+                // None of a class that has no images.
+                let reasons: Option<Vec<&String>> = of_class.map(|sample| found.unread.get(&sample.path)).collect();
+                let Some([first, others @ ..]) = reasons.as_deref() else { continue };
+                let none = format!("no {} image of the class {name} can be read", role.adjective());
+                let reason = match others.len() {
+                    0 => first.to_string(),
+                    more => format!("{first}; {more} more"),
+                };
+                if role == Role::Train {
+                    return Err(Error::new(format!("{none}: {reason}"))
+                        .hint("replace the files with images that can be read, or remove the class"));
                 }
-                let none = format!(
-                    "none of the {} of the class {} can be read, such as {}",
-                    counted(all, &format!("{} image", role.adjective()), &format!("{} images", role.adjective())),
-                    folder.classes[class],
-                    first.path.display()
-                );
-                match role {
-                    Role::Train => {
-                        return Err(Error::new(none)
-                            .hint("replace the files with images that can be read, or remove the class"));
-                    }
-                    _ => self.cautions.push(format!("{none}: how well the class is recognised is not measured")),
-                }
+                self.cautions.push(format!("{none}, so its results are not measured: {reason}"));
             }
         }
         Ok(())

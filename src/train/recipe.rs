@@ -28,6 +28,9 @@ pub struct Recipe {
     pub from_scratch: bool,
     /// Passes over the training images.
     pub epochs: usize,
+    /// The fewest steps of the run. When it begins, `epochs` becomes the fewest epochs that have as many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
     /// Batch size.
     pub batch_size: usize,
     /// Batches whose gradients are added to those of one step.
@@ -215,6 +218,7 @@ impl Recipe {
             warm_up: None,
             schedule_from: 0,
             patience: None,
+            steps: None,
             try_learning_rates: Vec::new(),
             keep_last: false,
             ema: None,
@@ -348,8 +352,14 @@ impl Recipe {
     }
 
     /// Steps in an epoch of this many batches.
-    pub fn steps(&self, batches: usize) -> usize {
+    pub fn steps_of(&self, batches: usize) -> usize {
         batches.div_ceil(self.accumulate)
+    }
+
+    /// The same for this many training images: if the steps are given, with the fewest epochs that have as many.
+    pub fn for_images(self, images: usize) -> Self {
+        let of_epoch = self.steps_of(images.div_ceil(self.batch_size)).max(1);
+        Self { epochs: self.steps.map_or(self.epochs, |steps| steps.div_ceil(of_epoch)), ..self }
     }
 
     /// The schedule of the epochs from [`Recipe::schedule_from`] on, with this many steps in each.

@@ -566,7 +566,7 @@ impl Run<'_> {
         let fewest = self.trainer.network().fewest_images(self.recipe.training_size());
         let mut clock = Clock::default();
         let mut saved = Instant::now();
-        let steps = self.recipe.steps(batches);
+        let steps = self.recipe.steps_of(batches);
         let schedule = self.recipe.schedule(steps)?;
         let steps_before = self.position.epoch.saturating_sub(self.recipe.schedule_from) * steps;
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);

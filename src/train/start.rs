@@ -63,6 +63,10 @@ impl Start {
                 (splits, Some(check))
             }
         };
+        let recipe = match &self {
+            Self::Resume { .. } => recipe,
+            _ => recipe.for_images(splits.train.len()),
+        };
         let mut images = ImageList::of(&splits);
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
             check_classes(checkpoint, &splits, data, &options)?;
@@ -230,8 +234,8 @@ fn rows_of_classes(classes: &[String], file: &TensorFile) -> Result<Option<Vec<u
 /// Checks that a run can continue from `checkpoint` with `recipe`: only the number of epochs and the start of the schedule may differ.
 fn check_continuation(checkpoint: &Checkpoint, recipe: &Recipe, options: &RunOptions) -> Result<()> {
     let out = options.folder.path.display();
-    let Recipe { epochs, schedule_from, .. } = checkpoint.recipe;
-    if checkpoint.recipe != (Recipe { epochs, schedule_from, ..recipe.clone() }) {
+    let Recipe { epochs, steps, schedule_from, .. } = checkpoint.recipe;
+    if checkpoint.recipe != (Recipe { epochs, steps, schedule_from, ..recipe.clone() }) {
         return Err(Error::new(format!("the recipe differs from that of the run in {out}")));
     }
     let position = &checkpoint.position;

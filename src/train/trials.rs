@@ -119,7 +119,7 @@ pub fn try_learning_rates(
     let mut held_back_batches = loader(true, Mode::Evaluate)?;
     let epochs = recipe.epochs;
     let batches_of_epoch = train_batches.loader().batch_count();
-    let steps = recipe.steps(batches_of_epoch);
+    let steps = recipe.steps_of(batches_of_epoch);
     let schedule = Recipe { schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
     let of = recipe.try_learning_rates.len() * epochs * batches_of_epoch;
 

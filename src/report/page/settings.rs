@@ -47,6 +47,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         warm_up,
         schedule_from,
         patience,
+        steps,
         try_learning_rates,
         keep_last,
         ema,
@@ -144,6 +145,9 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     if let Some(decay) = ema {
         let value = format!("moving average, decay {decay}");
         add("evaluated weights", value, "the average over steps of the weights, which is the saved model");
+    }
+    if let Some(steps) = steps {
+        add("fewest steps", steps.to_string(), "the number of epochs is the smallest that has so many steps");
     }
     if let Some(patience) = patience {
         add("patience", patience.to_string(), "epochs without a better model after which the run ends");
