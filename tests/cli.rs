@@ -1091,6 +1091,24 @@ exit status 2
         let page = String::from_utf8(place.read("fixed/report.html")).unwrap();
         assert!(page.contains("So only the final layer was trained, on all training images."), "{page}");
     }
+
+    /// Neither the moments of AdamW nor the average of the weights know anything of the trials.
+    #[test]
+    fn trials_leave_nothing_behind() {
+        let place = Workplace::with_base_model();
+        let train = "train data --weights base --image-size 33 --batch-size 4 --epochs 6 --fit-head --optimizer adamw --head-lr-multiplier 1 --ema 0.9 \
+                     --keep-last --no-report";
+        place.succeed(&format!("{train} --try-lr 1e-2 --out tried"));
+        let rows = place.metrics("tried");
+        assert_eq!(rows.iter().find(|row| row["kind"] == "trials").unwrap()["chosen"], 1e-2);
+        place.succeed(&format!("{train} --lr 1e-2 --out plain"));
+        for file in ["model.safetensors", "checkpoint.safetensors"] {
+            let [tried, plain] = ["tried", "plain"].map(|run| tensors(&place.read(&format!("{run}/{file}"))));
+            assert!(tried == plain, "{file}");
+        }
+        place.succeed(&format!("{} --lr 1e-2 --out other", train.replace("--ema 0.9", "")));
+        assert!(tensors(&place.read("plain/model.safetensors")) != tensors(&place.read("other/model.safetensors")));
+    }
 }
 
 mod tests_and_predictions {
