@@ -1130,6 +1130,47 @@ mod tests_and_predictions {
     }
 
     #[test]
+    fn a_threshold_decides_between_two_classes() {
+        let place = Workplace::with_base_model();
+        place.succeed("train data --weights base --image-size 33 --epochs 1 --batch-size 8 --no-report --out run");
+        let eval = |flags: &str| {
+            place.succeed(&format!("eval run data --per-image rows.csv {flags}"));
+            let text = String::from_utf8(place.read("rows.csv")).unwrap();
+            let rows = text.lines().skip(1).map(|line| line.split(',').map(String::from).collect::<Vec<_>>());
+            let red = |row: &Vec<String>| {
+                let probability: f64 = row[3].parse().unwrap();
+                if row[2] == "red" { probability } else { 1.0 - probability }
+            };
+            rows.map(|row| (row[0].clone(), row[2].clone(), red(&row))).collect::<Vec<_>>()
+        };
+        let plain = eval("");
+        let mut probabilities: Vec<f64> = plain.iter().map(|row| row.2).collect();
+        probabilities.sort_by(f64::total_cmp);
+        let loss = place.json("eval run data --json")["loss"].clone();
+        for (low, high) in [(0, 1), (3, 4), (probabilities.len() - 2, probabilities.len() - 1)] {
+            let threshold = (probabilities[low] + probabilities[high]) / 2.0;
+            let decided = eval(&format!("--threshold red={threshold}"));
+            let of_red = decided.iter().filter(|row| row.1 == "red").count();
+            assert_eq!(of_red, probabilities.len() - high, "{threshold}");
+            for (row, before) in decided.iter().zip(&plain) {
+                assert_eq!(row.1 == "red", before.2 >= threshold);
+                assert!((row.2 - before.2).abs() < 1e-9, "probabilities stay as they are");
+            }
+            let result = place.json(&format!("eval run data --json --threshold red={threshold}"));
+            assert_eq!(result["loss"], loss);
+            let predicted: u64 = (0..2).map(|class| result["confusion"][class][1].as_u64().unwrap()).sum();
+            assert_eq!(predicted as usize, of_red);
+            let listed = place.json(&format!("predict run data/test --json --threshold red={threshold}"));
+            let first = listed.as_array().unwrap().iter().filter(|image| image["classes"][0]["class"] == "red").count();
+            assert_eq!(first, of_red);
+        }
+        let shown = place.succeed("eval run data --threshold red=0.25").stdout;
+        assert!(shown.contains("\nred is predicted from a probability of 0.25 on\n"), "{shown}");
+        let refused = place.run("predict base data/test --threshold purple=0.5");
+        assert!(refused.status == 2 && refused.stderr.contains("the model has 3 classes"), "{}", refused.stderr);
+    }
+
+    #[test]
     fn outputs_are_averaged_with_those_of_the_mirror_image() {
         let place = Workplace::with_base_model();
         // Left and right differ; the middle 33 of 39 columns are used, so that as many are cut off on both sides.

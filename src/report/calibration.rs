@@ -87,11 +87,9 @@ mod tests {
     use super::*;
 
     fn predictions(all: &[(usize, f32)]) -> Vec<Prediction> {
-        let prediction = |(index, &(target, probability)): (usize, &(usize, f32))| Prediction {
-            index,
-            target,
+        let prediction = |(index, &(target, probability)): (usize, &(usize, f32))| {
             // The first of two classes has this probability.
-            logits: vec![(probability / (1.0 - probability)).ln(), 0.0],
+            Prediction::new(index, target, vec![(probability / (1.0 - probability)).ln(), 0.0])
         };
         all.iter().enumerate().map(prediction).collect()
     }

@@ -74,7 +74,7 @@ mod tests {
         let prediction = |(index, &(target, predicted, logit)): (usize, &(usize, usize, f32))| {
             let mut logits = vec![0.0; classes];
             logits[predicted] = logit;
-            Prediction { index, target, logits }
+            Prediction::new(index, target, logits)
         };
         all.iter().enumerate().map(prediction).collect()
     }

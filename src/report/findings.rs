@@ -341,7 +341,7 @@ mod tests {
             let prediction = |(index, &(target, predicted)): (usize, &(usize, usize))| {
                 let mut logits = vec![0.0; 3];
                 logits[predicted] = 1.0;
-                Prediction { index, target, logits }
+                Prediction::new(index, target, logits)
             };
             let predictions: Vec<Prediction> = pairs.iter().enumerate().map(prediction).collect();
             no_skill(&Confusion::new(&predictions, 3), &["ant", "bee", "cat"].map(String::from))

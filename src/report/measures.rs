@@ -75,11 +75,8 @@ mod tests {
     use super::*;
 
     fn predictions(all: &[(usize, &[f32])]) -> Vec<Prediction> {
-        let prediction = |(index, &(target, logits)): (usize, &(usize, &[f32]))| Prediction {
-            index,
-            target,
-            logits: logits.to_vec(),
-        };
+        let prediction =
+            |(index, &(target, logits)): (usize, &(usize, &[f32]))| Prediction::new(index, target, logits.to_vec());
         all.iter().enumerate().map(prediction).collect()
     }
 

@@ -17,13 +17,26 @@ pub struct Prediction {
     pub target: usize,
     /// One per class.
     pub logits: Vec<f32>,
+    class: usize,
 }
 
 impl Prediction {
-    /// The class with the largest logit; the first of them if several are equal.
+    /// The prediction of the class with the largest logit; of the first of them if several are equal.
+    pub fn new(index: usize, target: usize, logits: Vec<f32>) -> Self {
+        let best = |best: usize, class: usize| if logits[class] > logits[best] { class } else { best };
+        let class = (0..logits.len()).fold(0, best);
+        Self { index, target, logits, class }
+    }
+
+    /// The same logits, of two classes, with a class that a threshold decides.
+    fn decided_by(self, threshold: Threshold) -> Self {
+        let is_reached = self.probabilities()[threshold.class] >= threshold.probability;
+        Self { class: if is_reached { threshold.class } else { 1 - threshold.class }, ..self }
+    }
+
+    /// The predicted class.
     pub fn class(&self) -> usize {
-        let best = |best: usize, class: usize| if self.logits[class] > self.logits[best] { class } else { best };
-        (0..self.logits.len()).fold(0, best)
+        self.class
     }
 
     /// The prediction of a model whose outputs are divided by a temperature.
@@ -54,12 +67,23 @@ pub fn softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// How images are tested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Testing {
     /// Rows and columns of the network's input.
     pub image_size: usize,
     /// Whether the outputs are the means of those for an image and for its mirror image.
     pub average_mirror: bool,
+    /// What decides between two classes, if it is not the larger probability.
+    pub threshold: Option<Threshold>,
+}
+
+/// A rule for two classes: the class is predicted if its probability is at least this large, and otherwise the other one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threshold {
+    /// An index, 0 or 1.
+    pub class: usize,
+    /// Above 0 and below 1.
+    pub probability: f64,
 }
 
 /// The batch shape of a batch of square images.
@@ -127,7 +151,11 @@ pub fn classify(
         }
         let mut predictions = Vec::with_capacity(batch.indices.len());
         for ((&index, &target), logits) in batch.indices.iter().zip(&batch.targets).zip(logits.chunks_exact(classes)) {
-            predictions.push(Prediction { index, target: target as usize, logits: logits.to_vec() });
+            let prediction = Prediction::new(index, target as usize, logits.to_vec());
+            predictions.push(match testing.threshold {
+                Some(threshold) => prediction.decided_by(threshold),
+                None => prediction,
+            });
         }
         let correct = predictions.iter().filter(|prediction| prediction.class() == prediction.target).count();
         // The losses of single images, so that the result depends neither on the loss reduction nor on batches.

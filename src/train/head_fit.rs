@@ -88,10 +88,8 @@ pub fn fit_head<E>(
             *images += tested.targets.len();
             let room = KEPT_PREDICTIONS.saturating_sub(predictions[number].len());
             let of_fold = tested.indices.iter().zip(&tested.targets).zip(fit.layer.logits(&tested.values));
-            predictions[number].extend(of_fold.take(room).map(|((&index, &target), logits)| Prediction {
-                index,
-                target,
-                logits: logits.into_iter().map(|logit| logit as f32).collect(),
+            predictions[number].extend(of_fold.take(room).map(|((&index, &target), logits)| {
+                Prediction::new(index, target, logits.into_iter().map(|logit| logit as f32).collect())
             }));
             point = Some(fit.point);
         }

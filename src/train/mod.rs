@@ -36,7 +36,7 @@ pub use class_weights::ClassWeights;
 pub use config::RunConfig;
 pub use data_check::{DataCheck, DuplicateImage, DuplicateImages, EarlierImages, few_steps, open_data_of_run};
 pub use diagnose::find_not_finite;
-pub use evaluate::{Prediction, Testing, batch_shape, classify, evaluate, softmax};
+pub use evaluate::{Prediction, Testing, Threshold, batch_shape, classify, evaluate, softmax};
 pub use events::{Event, Pace, Summary};
 pub use features::{Features, features};
 pub use folder::{RunFolder, reserve};

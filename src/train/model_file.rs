@@ -197,7 +197,7 @@ impl ModelFile {
 
     /// How images are tested.
     pub fn testing(&self) -> Testing {
-        Testing { image_size: self.image_size, average_mirror: self.average_mirror }
+        Testing { image_size: self.image_size, average_mirror: self.average_mirror, threshold: None }
     }
 }
 

@@ -287,7 +287,7 @@ impl Recipe {
 
     /// How images are tested.
     pub fn testing(&self) -> Testing {
-        Testing { image_size: self.image_size, average_mirror: self.average_mirror }
+        Testing { image_size: self.image_size, average_mirror: self.average_mirror, threshold: None }
     }
 
     /// Whether training mirrors some images.

@@ -49,7 +49,7 @@ mod tests {
     use crate::data::random::{Purpose, RandomStream};
 
     fn prediction(target: usize, logits: &[f32]) -> Prediction {
-        Prediction { index: 0, target, logits: logits.to_vec() }
+        Prediction::new(0, target, logits.to_vec())
     }
 
     #[test]

@@ -264,11 +264,8 @@ mod tests {
 
     #[test]
     fn gains_and_losses_are_counted_against_the_fitted_head_alone() {
-        let prediction = |target, class: usize| Prediction {
-            index: 0,
-            target,
-            logits: (0..2).map(|k| f32::from(k == class)).collect(),
-        };
+        let prediction =
+            |target, class: usize| Prediction::new(0, target, (0..2).map(|k| f32::from(k == class)).collect());
         let alone = [prediction(0, 0), prediction(0, 1), prediction(1, 1), prediction(1, 0)];
         let found = [prediction(0, 1), prediction(0, 0), prediction(1, 1), prediction(1, 1)];
         let trial = trial(Some(1.0), Some(&found), &alone, false);
@@ -280,7 +277,7 @@ mod tests {
     fn certainty_alone_does_not_decide_between_calibrated_models() {
         // Both classify three of four images correctly; one says so ten times as strongly.
         let of = |scale: f32| {
-            let prediction = |index| Prediction { index, target: usize::from(index == 3), logits: vec![scale, 0.0] };
+            let prediction = |index| Prediction::new(index, usize::from(index == 3), vec![scale, 0.0]);
             (0..4).map(prediction).collect::<Vec<_>>()
         };
         let (cautious, certain) = (of(1.0), of(10.0));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::output::{csv_line, print_while_open, result_width};
 use super::progress::Progress;
-use super::testing::AverageMirror;
+use super::testing::TestingArguments;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{
@@ -58,7 +58,7 @@ pub struct EvalArguments {
     workers: Option<usize>,
 
     #[command(flatten)]
-    averaging: AverageMirror,
+    testing: TestingArguments,
 
     /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
@@ -121,7 +121,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         workers: arguments.workers.unwrap_or_else(threads::count),
         strict: arguments.strict,
     };
-    let testing = arguments.averaging.testing(&model);
+    let testing = arguments.testing.testing(&model)?;
     let images = folder.len();
     let folder = Arc::new(folder);
     let mut batches = Batches::new(Loader::new(folder.clone(), options)?, &store)?;
@@ -151,6 +151,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         accuracy: totals.accuracy(),
         measures: Measures::new(&predictions, model.classes.len()),
         loss: totals.mean_loss(),
+        threshold: testing.threshold.map(|threshold| (model.classes[threshold.class].clone(), threshold.probability)),
         classes: confusion.classes(&model.classes),
         confusion: confusion.rows().to_vec(),
     };

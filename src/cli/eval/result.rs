@@ -23,6 +23,9 @@ pub struct EvalResult {
     #[serde(flatten)]
     pub measures: Measures,
     pub loss: f64,
+    /// The class that is predicted from this probability on, if a threshold was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<(String, f64)>,
     pub classes: Vec<ClassResult>,
     /// `confusion[actual][predicted]`
     pub confusion: Vec<Vec<usize>>,

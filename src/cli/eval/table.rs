@@ -31,6 +31,9 @@ pub fn lines(result: &EvalResult, confusion: &Confusion, width: Option<usize>) -
     let room = width.unwrap_or(USUAL_WIDTH);
     lines.extend(matrix(&names, confusion.rows(), room).unwrap_or_else(|| pairs(&names, &confusion.pairs())));
     lines.push(String::new());
+    if let Some((class, probability)) = &result.threshold {
+        lines.push(format!("{} is predicted from a probability of {probability} on", printable(class)));
+    }
     lines.extend(summary(result));
     lines
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::images::{ImageArguments, ImageOptions, Images, batches_of};
 use super::progress::Progress;
-use super::testing::AverageMirror;
+use super::testing::TestingArguments;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size};
 use crate::data::ImageStore;
@@ -40,7 +40,7 @@ pub struct PredictArguments {
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
 
-    /// Number of classes to print, most probable first
+    /// Number of classes to print, most probable first; with --threshold, the predicted one first
     #[arg(long, default_value_t = 3, value_name = "N")]
     top: usize,
 
@@ -49,7 +49,7 @@ pub struct PredictArguments {
     logits: bool,
 
     #[command(flatten)]
-    averaging: AverageMirror,
+    testing: TestingArguments,
 
     /// Apply the EXIF orientation of images, even if the model was trained without it
     #[arg(long)]
@@ -88,7 +88,7 @@ pub fn run(global: &GlobalArguments, arguments: &PredictArguments) -> Result<Exi
     let file = arguments.weights_key.open(global, &arguments.model)?;
     let (network, model) = load_model(device.clone(), &file)?;
     model.notices.iter().for_each(|notice| global.note(notice));
-    let testing = arguments.averaging.testing(&model);
+    let testing = arguments.testing.testing(&model)?;
     let progress = match images.count() {
         Some(count) => Progress::new(global, count as u64, "images"),
         None => Progress::of_any_number(global, "images"),
@@ -176,7 +176,9 @@ impl Classification<'_> {
 
 fn most_probable(prediction: &Prediction, names: &[String], top: usize) -> Vec<ClassProbability> {
     let mut classes: Vec<(usize, f64)> = prediction.probabilities().into_iter().enumerate().collect();
-    classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+    // A threshold may decide for the less probable of two.
+    let rank = |&(class, probability): &(usize, f64)| (class != prediction.class(), -probability);
+    classes.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap_or(std::cmp::Ordering::Equal));
     let named = |(class, probability): (usize, f64)| ClassProbability { class: names[class].clone(), probability };
     classes.into_iter().take(top).map(named).collect()
 }

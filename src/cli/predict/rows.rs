@@ -38,7 +38,7 @@ pub struct Row {
 #[serde(untagged)]
 pub enum Outcome {
     Classified {
-        /// The most probable first.
+        /// The predicted one first, then the most probable.
         classes: Vec<ClassProbability>,
         #[serde(skip_serializing_if = "Option::is_none")]
         logits: Option<Vec<f32>>,
