@@ -401,7 +401,9 @@ mod batches {
                 fs::write(place.path(&format!("data/train/{class}/{number}.png")), "no picture").unwrap();
             }
         }
-        place.refuse(&line.replace("--out run", "--out none"), 1, "no batch has two training images that can be read");
+        let line = line.replace("--out run", "--out none");
+        place.refuse(&line, 1, "no training image of the class red can be read");
+        place.refuse(&format!("{line} --no-data-check"), 1, "no batch has two training images that can be read");
     }
 }
 

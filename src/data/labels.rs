@@ -292,7 +292,7 @@ fn in_utf8(table: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
     };
     let words: Vec<u16> = bytes[2..].chunks_exact(2).map(word).collect();
     match String::from_utf16(&words) {
-        Ok(text) if bytes.len() % 2 == 0 => Ok(text.into_bytes()),
+        Ok(text) if bytes.len().is_multiple_of(2) => Ok(text.into_bytes()),
         _ => Err(Error::new(format!("{} begins as text in UTF-16, but is damaged", table.display()))
             .hint("save the table as CSV in UTF-8")),
     }
