@@ -416,6 +416,37 @@ mod resuming {
         place
     }
 
+    /// Until the first model is complete, nothing else shows how far a run has come.
+    #[test]
+    fn a_fit_that_was_stopped_is_done_again() {
+        let place = Place::new();
+        let network = "train data --from-scratch --width 4 --image-size 64 --epochs 1 --no-report --out base";
+        place.succeed(network);
+        let line = "train data --weights base --image-size 64 --head-only --feature-copies 100 --no-report";
+        place.succeed(&format!("{line} --out whole"));
+        let mut stopped = 0;
+        for (number, signal) in ["INT", "KILL", "INT"].into_iter().enumerate() {
+            let folder = format!("stopped-{number}");
+            let mut run =
+                Running(place.command(&format!("{line} --out {folder}")).stderr(Stdio::null()).spawn().unwrap());
+            while !place.path(&folder).join("checkpoint.safetensors").exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let id = run.0.id().to_string();
+            assert!(std::process::Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+            run.0.wait().unwrap();
+            if !place.path(&folder).join("model.safetensors").exists() {
+                stopped += 1;
+                place.succeed(&format!("{line} --out {folder} --resume"));
+            }
+            for name in ["model.safetensors", "checkpoint.safetensors"] {
+                let read = |folder: &str| fs::read(place.path(folder).join(name)).unwrap();
+                assert!(read(&folder) == read("whole"), "{folder}: {name} differs");
+            }
+        }
+        assert!(stopped > 0, "every run was finished before it was stopped");
+    }
+
     const RESUME: &str = "train data --resume --epochs 2 --out run --no-report";
 
     #[test]

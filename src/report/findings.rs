@@ -52,7 +52,8 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
 /// Whether the training of a run diverged, although its numbers stayed finite. `train_counts` are the numbers of training images of each
 /// class, if they are known.
 pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Finding> {
-    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).collect();
+    // The fitted final layer saw plain images, which are easier than augmented ones.
+    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
     let (classes, images) = (run.config.classes.len().max(1), run.config.train_images.max(1));
     let largest = train_counts.and_then(|counts| counts.iter().max().copied());
     let share = largest.map_or(1.0 / classes as f64, |largest| largest as f64 / images as f64);
@@ -62,12 +63,15 @@ pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Fin
         return None;
     }
     let evidence = diverged(&epochs, classes, share, images)?;
-    let learning_rate = recipe.learning_rate;
+    let (flag, learning_rate) = match run.trials() {
+        Some(&Metric::Trials { chosen: Some(rate), .. }) => ("--try-lr", rate),
+        _ => ("--lr", recipe.learning_rate),
+    };
     Some(Finding {
         title: "The training diverged",
         evidence,
         advice: format!(
-            "Train again with a smaller learning rate, such as --lr {} instead of {}.",
+            "Train again with a smaller learning rate, such as {flag} {} instead of {}.",
             plain_number(learning_rate / 10.0),
             plain_number(learning_rate)
         ),

@@ -68,9 +68,17 @@ pub struct Position {
 }
 
 impl Position {
+    /// Whether the run has yet to begin, or was stopped before the first model was complete: a fitted head is fitted again.
+    pub fn is_at_start(&self) -> bool {
+        self.epoch == 0 && self.batch == 0 && self.best.is_none()
+    }
+
     /// Whether a run at this position, at the end of an epoch, has no epoch left: it has trained all of them, trials found nothing
     /// better than the fitted head alone, or the patience is at its end.
     pub fn is_over(&self, recipe: &Recipe) -> bool {
+        if self.is_at_start() {
+            return false;
+        }
         let is_fixed = self.choice == Some(Choice::FixedBody) && recipe.schedule_from == 0;
         self.epoch >= recipe.epochs || is_fixed || self.is_out_of_patience(recipe)
     }

@@ -254,10 +254,13 @@ impl Run<'_> {
         }
         let mut train_batches = Batches::new(train_loader, &store)?;
         let test_batches = Batches::new(self.loader(self.splits.choosing(), Mode::Evaluate)?, &store)?;
+        let is_new = self.position.is_at_start();
+        if is_new {
+            self.position = Position::default();
+        }
         let metrics = MetricsFile::open(&self.options.folder.metrics(), self.position.metrics_lines)?;
         let left_out = LeftOut::of_earlier(&metrics);
         let mut session = Session { test_batches, metrics, left_out, since: Instant::now() };
-        let is_new = self.position == Position::default();
         if is_new {
             // From here on the run can be resumed after any failure.
             self.save_checkpoint()?;
@@ -362,14 +365,16 @@ impl Run<'_> {
         if let Some(trained) = trained {
             self.trainer.set_weights(&trained)?;
         }
-        let (held_out, metric) = measured.map_err(|error| self.stopped(error))?;
+        // A run that is stopped before its first model is complete fits the head again when it is resumed.
+        let stopped = |run: &Self, error| if epoch == 0 { error } else { run.stopped(error) };
+        let (held_out, metric) = measured.map_err(|error| stopped(self, error))?;
         let mut test = None;
         let is_over = Position { epoch, ..self.position }.is_over(&self.recipe);
         if let Some(best) = self.position.best.filter(|_| is_over)
             && self.splits.validation.is_some()
         {
             let begun = Instant::now();
-            let tested = self.test_best_model(left_out, metrics, observe).map_err(|error| self.stopped(error))?;
+            let tested = self.test_best_model(left_out, metrics, observe).map_err(|error| stopped(self, error))?;
             let (test_loss, test_acc) = (tested.mean_loss(), tested.accuracy());
             let seconds = Some(begun.elapsed().as_secs_f64());
             metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
