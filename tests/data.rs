@@ -1674,7 +1674,17 @@ mod folders {
             );
             assert_eq!(message(root.path(), open_dataset(root.path(), Some(0.5), 0)), expected);
             assert_eq!(message(root.path(), open_labelled(root.path(), &["a".into(), "b".into()])), expected);
-            // One image beside the folders, or another folder, and they are classes.
+            // Most of the folders are enough, in any case.
+            fs::create_dir(root.path().join(one).join("c")).unwrap();
+            fs::rename(root.path().join(other).join("a"), root.path().join(other).join("A")).unwrap();
+            fs::create_dir_all(root.path().join("extras")).unwrap();
+            fs::write(root.path().join("extras/1.jpg"), [0]).unwrap();
+            if one != "fold1" {
+                assert_eq!(message(root.path(), open_dataset(root.path(), Some(0.5), 0)), expected);
+            }
+            fs::remove_dir_all(root.path().join("extras")).unwrap();
+            assert_eq!(message(root.path(), open_dataset(root.path(), Some(0.5), 0)), expected);
+            // One image beside the folders, and they are classes.
             fs::write(root.path().join(one).join("5.jpg"), [0]).unwrap();
             assert_eq!(open_dataset(root.path(), Some(0.5), 0).unwrap().train.classes, [one, other]);
         }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::decode::DecodeOptions;
 use super::format::FileKind;
 use super::image_folder::{
-    ImageFolder, UnknownClasses, counted, entries, first_names, note_images_in, require_folder, sub_folders,
+    ImageFolder, UnknownClasses, counted, entries, first_names, normal_form, note_images_in, require_folder,
+    sub_folders,
 };
 use super::labels::{Table, fits};
 use super::not_read::NotRead;
@@ -614,19 +615,33 @@ impl Layout {
         self.refuse_classes_below()
     }
 
-    /// Folders that are rather splits with names of their own, such as `fold1` and `fold2` or `traindir` and `valdir`: all of them
-    /// contain the same folders, and no images beside those.
+    /// Folders that are rather splits with names of their own, such as `fold1` and `fold2` or `1_train` and `2_test`: they contain folders
+    /// with mostly the same names, and no images beside those.
     fn refuse_classes_below(&self) -> Result<()> {
-        let Some(classes) = self.folders_in_all()? else { return Ok(()) };
         let names: Vec<String> = self.others.iter().map(|name| name.to_string_lossy().into_owned()).collect();
-        if !Role::seem_splits(&names) {
+        let (mut parts, mut shared, mut fewest) = (Vec::new(), Vec::new(), usize::MAX);
+        for (name, _) in self.others.iter().zip(Role::parts_among(&names)).filter(|(_, is_part)| *is_part) {
+            let content = Content::of(&self.root.join(name))?;
+            if content.folders.len() < 2 || content.images > 0 {
+                continue;
+            }
+            let lower = |name: &OsString| normal_form(&name.to_string_lossy()).to_lowercase();
+            let below: HashSet<String> = content.folders.iter().map(lower).collect();
+            fewest = fewest.min(below.len());
+            match parts.is_empty() {
+                true => shared = content.folders,
+                false => shared.retain(|name| below.contains(&lower(name))),
+            }
+            parts.push(name.clone());
+        }
+        if parts.len() < 2 || shared.is_empty() || 2 * shared.len() < fewest {
             return Ok(());
         }
         let root = self.root.display();
         Err(Error::new(format!(
             "the folders {} in {root} seem to be splits of the data set, not classes: each contains the folders {}",
-            shown(&self.others),
-            shown(&classes)
+            shown(&parts),
+            shown(&shared)
         ))
         .hint(
             "name the folder of training images train, and that of test images test; if they are classes, move their images out of \

@@ -54,9 +54,9 @@ impl Role {
         roles.filter(|roles| roles.iter().flatten().any(|role| *role != Self::Train)).collect()
     }
 
-    /// Whether folders with these names side by side are parts of a data set rather than classes, if what they contain allows both: every
-    /// name has a word of a part, such as `1_train` and `trn`, or they differ in a number only, such as `set1` and `set2`.
-    pub fn seem_splits(names: &[String]) -> bool {
+    /// Which of these folders side by side are parts of a data set rather than classes, if what they contain allows both: those whose
+    /// names have a word of a part, such as `1_train` and `trn`, or all if they differ in a number only, such as `set1` and `set2`.
+    pub fn parts_among(names: &[String]) -> Vec<bool> {
         let names: Vec<Vec<String>> = names.iter().map(|name| words(name)).collect();
         let is_part = |word: &String| of_words(std::slice::from_ref(word)).is_some() || PARTS.contains(&word.as_str());
         let without_numbers = |words: &[String]| {
@@ -66,7 +66,11 @@ impl Role {
             let first = without_numbers(&names[0]);
             !first.is_empty() && names.iter().all(|words| words.len() > first.len() && without_numbers(words) == first)
         };
-        names.len() > 1 && (names.iter().all(|words| words.iter().any(is_part)) || differ_in_number())
+        let named: Vec<bool> = names.iter().map(|words| words.iter().any(is_part)).collect();
+        match named.iter().filter(|is_part| **is_part).count() {
+            2.. => named,
+            _ => vec![names.len() > 1 && differ_in_number(); names.len()],
+        }
     }
 
     /// `train`, `validation` or `test`.
@@ -156,27 +160,26 @@ mod tests {
 
     #[test]
     fn some_names_are_rather_those_of_splits() {
-        let seem_splits =
-            |names: &[&str]| Role::seem_splits(&names.iter().map(|name| name.to_string()).collect::<Vec<_>>());
-        for names in [
-            &["trn", "tst"][..],
-            &["1_train", "2_test"],
-            &["fold1", "fold2", "fold3"],
-            &["set 1", "set 2"],
-            &["Part-A", "Part-B"],
+        let parts = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            Role::parts_among(&names).iter().map(|is_part| if *is_part { '+' } else { '-' }).collect::<String>()
+        };
+        for (names, expected) in [
+            (&["trn", "tst"][..], "++"),
+            (&["1_train", "2_test"], "++"),
+            (&["fold1", "fold2", "fold3"], "+++"),
+            (&["set 1", "set 2"], "++"),
+            (&["Part-A", "Part-B"], "++"),
+            (&["extras", "trn", "tst"], "-++"),
+            (&["cat", "dog"], "--"),
+            (&["train", "bus"], "--"),
+            (&["2019", "2020"], "--"),
+            (&["cat1", "dog2"], "--"),
+            (&["cat", "cat2"], "--"),
+            (&["trn"], "-"),
+            (&[], ""),
         ] {
-            assert!(seem_splits(names), "{names:?}");
-        }
-        for names in [
-            &["cat", "dog"][..],
-            &["train", "bus"],
-            &["2019", "2020"],
-            &["cat1", "dog2"],
-            &["cat", "cat2"],
-            &["trn"],
-            &[],
-        ] {
-            assert!(!seem_splits(names), "{names:?}");
+            assert_eq!(parts(names), expected, "{names:?}");
         }
     }
 
