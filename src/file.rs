@@ -33,6 +33,24 @@ pub fn require_writable(path: &Path) -> Result<()> {
     temporary.map(drop).map_err(|cause| failure(path, previous.is_some(), &cause))
 }
 
+/// Like [`require_writable`], and refuses to replace a file whose name has another ending than these, such as a model or an image.
+///
+/// # Errors
+/// Those of [`require_writable`]; a file of another kind.
+pub fn require_replaceable(path: &Path, endings: &[&str]) -> Result<()> {
+    require_writable(path)?;
+    let ending = path.extension().map_or(String::new(), |ending| ending.to_string_lossy().to_lowercase());
+    if path.exists() && !ending.is_empty() && !endings.contains(&ending.as_str()) {
+        return Err(Error::new(format!(
+            "cannot write {}: there is a file of another kind, expected a name that ends in .{}",
+            path.display(),
+            endings.join(" or .")
+        ))
+        .hint("choose another file name"));
+    }
+    Ok(())
+}
+
 /// The error of a file that cannot be opened.
 pub fn cannot_open(path: &Path, cause: &io::Error) -> Error {
     match cause.kind() {

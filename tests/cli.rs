@@ -1130,6 +1130,22 @@ mod tests_and_predictions {
     }
 
     #[test]
+    fn results_replace_no_models_and_no_images() {
+        let place = Workplace::with_base_model();
+        for (command, file) in [
+            ("report base -o base/model.safetensors", "base/model.safetensors"),
+            ("eval base base-data --per-image base/model.safetensors", "base/model.safetensors"),
+            ("report base -o data/test/red/00.png", "data/test/red/00.png"),
+        ] {
+            let before = place.read(file);
+            let outcome = place.run(command);
+            assert_eq!(outcome.status, 1, "{command}");
+            assert!(outcome.stderr.contains("there is a file of another kind"), "{}", outcome.stderr);
+            assert!(place.read(file) == before, "{command}");
+        }
+    }
+
+    #[test]
     fn a_threshold_decides_between_two_classes() {
         let place = Workplace::with_base_model();
         place.succeed("train data --weights base --image-size 33 --epochs 1 --batch-size 8 --no-report --out run");

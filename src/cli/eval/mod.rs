@@ -21,7 +21,7 @@ use crate::data::{
 };
 use crate::device::threads;
 use crate::error::{Error, Result};
-use crate::file::{require_writable, write_atomically};
+use crate::file::{require_replaceable, write_atomically};
 use crate::report::{Confusion, Measures};
 use crate::train::{Prediction, evaluate, load_model};
 use result::EvalResult;
@@ -94,7 +94,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         );
     }
     let per_image = per_image.filter(|_| !is_printed);
-    per_image.map_or(Ok(()), require_writable)?;
+    per_image.map_or(Ok(()), |path| require_replaceable(path, &["csv", "txt"]))?;
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
