@@ -2,13 +2,14 @@
 
 use std::io::Read;
 
-use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::{StreamingDecoder, errors::FrameDecoderError};
 use weezl::{BitOrder, LzwStatus, decode::Decoder};
 
 use super::directory::{Directory, TRUNCATED, tag, unsupported};
 use super::fax::{Rows, Scheme};
 
 const DAMAGED: &str = "broken TIFF data: its compressed rows are damaged";
+const LARGE_WINDOW: &str = "broken TIFF data: its Zstandard window is far larger than its rows";
 
 /// The compressions that are supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,10 @@ impl<'a> Source<'a> {
                 // Decoders have to support this much, and a header can claim more.
                 const MAX_WINDOW_BYTES: u64 = 8 << 20;
                 let decoder = StreamingDecoder::new_with_max_window_size(data, bytes.max(MAX_WINDOW_BYTES));
-                Box::new(decoder.map_err(|_| DAMAGED)?)
+                Box::new(decoder.map_err(|cause| match cause {
+                    FrameDecoderError::WindowSizeTooBig { .. } => LARGE_WINDOW,
+                    _ => DAMAGED,
+                })?)
             }
             Compression::None | Compression::Jpeg => Box::new(data),
         }))
