@@ -11,7 +11,9 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import tarfile
+import warnings
 
 import numpy
 import torch
@@ -26,6 +28,14 @@ class Hostile:
 
     def __reduce__(self):
         return (os.system, ("touch hostile-was-run",))
+
+
+class Whole(torch.nn.Module):
+    """A whole model. Its source text becomes a part of an old file."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(2))
 
 
 def tensors():
@@ -118,6 +128,12 @@ def main():
     torch.save({"fc.bias": state["fc.bias"], "extra": Hostile()}, FOLDER / "hostile.pth")
     torch.save({"fc.bias": state["fc.bias"], "extra": Hostile()}, FOLDER / "hostile-legacy.pth", _use_new_zipfile_serialization=False)
     torch.save(torch.nn.Linear(2, 2), FOLDER / "whole-model.pth")
+    # The file names that of the class's source text, which is not to be one of this machine.
+    os.chdir(FOLDER.parents[2])
+    sys.modules["__main__"].__file__ = "scripts/make-pth-fixtures.py"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(Whole(), FOLDER / "whole-model-legacy.pth", _use_new_zipfile_serialization=False)
     torch.save({"epoch": 3}, FOLDER / "no-tensors.pth")
     (FOLDER / "only-a-pickle.pth").write_bytes(pickle.dumps({"a": 1}, protocol=2))
 

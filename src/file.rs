@@ -1,7 +1,7 @@
 //! Atomic writing: a reader never sees an incomplete file.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -33,22 +33,29 @@ pub fn require_writable(path: &Path) -> Result<()> {
     temporary.map(drop).map_err(|cause| failure(path, previous.is_some(), &cause))
 }
 
-/// Like [`require_writable`], and refuses to replace a file whose name has another ending than these, such as a model or an image.
+/// Like [`require_writable`], and refuses to replace a file that is not `expected`, such as a model or a photo. An empty file may be
+/// replaced.
 ///
 /// # Errors
 /// Those of [`require_writable`]; a file of another kind.
-pub fn require_replaceable(path: &Path, endings: &[&str]) -> Result<()> {
+pub fn require_replaceable(path: &Path, expected: &str, is_expected: impl FnOnce(&Path) -> bool) -> Result<()> {
     require_writable(path)?;
-    let ending = path.extension().map_or(String::new(), |ending| ending.to_string_lossy().to_lowercase());
-    if path.exists() && !ending.is_empty() && !endings.contains(&ending.as_str()) {
+    if fs::metadata(path).is_ok_and(|previous| previous.len() > 0) && !is_expected(path) {
         return Err(Error::new(format!(
-            "cannot write {}: there is a file of another kind, expected a name that ends in .{}",
-            path.display(),
-            endings.join(" or .")
+            "cannot write {}: there is a file of another kind, expected {expected} or no file",
+            path.display()
         ))
-        .hint("choose another file name"));
+        .hint("choose another file name, or delete the file first"));
     }
     Ok(())
+}
+
+/// Whether a file begins with this text, in upper or lower case, after white space.
+pub fn begins_with(path: &Path, text: &str) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(text.len() as u64 + 64).read_to_end(&mut start));
+    read.is_ok()
+        && start.trim_ascii_start().get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
 }
 
 /// The error of a file that cannot be opened.
@@ -121,6 +128,9 @@ fn failure(path: &Path, existed: bool, cause: &io::Error) -> Error {
     match cause.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             error.hint("free some space on the disk, or write to another one")
+        }
+        io::ErrorKind::FileTooLarge => {
+            error.hint("raise the limit on file sizes, which `ulimit -f` shows, or write to another disk")
         }
         io::ErrorKind::NotFound => error.hint("create the folder first"),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => error.hint("choose a writable folder"),

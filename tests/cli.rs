@@ -1132,16 +1132,40 @@ mod tests_and_predictions {
     #[test]
     fn results_replace_no_models_and_no_images() {
         let place = Workplace::with_base_model();
+        std::fs::write(place.path("labels.csv"), "path,label\n1.png,red\n").unwrap();
+        std::fs::copy(place.path("base/model.safetensors"), place.path("model.png")).unwrap();
         for (command, file) in [
             ("report base -o base/model.safetensors", "base/model.safetensors"),
             ("eval base base-data --per-image base/model.safetensors", "base/model.safetensors"),
             ("report base -o data/test/red/00.png", "data/test/red/00.png"),
+            ("embed base data/test -o base/model.safetensors", "base/model.safetensors"),
+            ("eval base data --per-image labels.csv", "labels.csv"),
+            ("embed base data/test -o labels.csv", "labels.csv"),
+            ("show data -o model.png", "model.png"),
         ] {
             let before = place.read(file);
             let outcome = place.run(command);
             assert_eq!(outcome.status, 1, "{command}");
             assert!(outcome.stderr.contains("there is a file of another kind"), "{}", outcome.stderr);
             assert!(place.read(file) == before, "{command}");
+        }
+        let before = place.read("data/test/red/00.png");
+        for file in ["data/test/red/00.png", "data/new.png", "data/../data/train/x.jpg"] {
+            let outcome = place.run(&format!("show data -o {file}"));
+            assert_eq!(outcome.status, 2, "{file}");
+            assert!(outcome.stderr.contains("would be inside the folder of images data\n"), "{}", outcome.stderr);
+        }
+        assert!(place.read("data/test/red/00.png") == before && !place.path("data/new.png").exists());
+        // What a command wrote itself, and what is empty, it replaces.
+        std::fs::write(place.path("empty.csv"), "").unwrap();
+        for command in [
+            "show data -o sheet.png",
+            "embed base data/test -o features.safetensors",
+            "embed base data/test -o features.csv",
+            "embed base data/test -o empty.csv",
+        ] {
+            place.succeed(command);
+            place.succeed(command);
         }
     }
 
@@ -1534,9 +1558,20 @@ mod other_commands {
             ("nulls", "cannot read nulls: its paths end in NUL characters: add -0"),
             ("lines -0", "cannot read lines: its paths end in line breaks: leave -0 out"),
             ("wide", "cannot read wide: it is UTF-16 text: save it as UTF-8"),
+            (
+                "colours/green/00.png",
+                "cannot read colours/green/00.png: it is an image, expected a list of paths: leave --from out",
+            ),
         ] {
             let refused = place.run(&format!("predict {model} --from {list}"));
             assert_eq!((refused.status, refused.stderr), (1, format!("error: {expected}\n")));
+        }
+        #[cfg(unix)]
+        for (input, arguments) in [("colours/green/00.png", "/dev/stdin"), ("lines", "--from /dev/stdin")] {
+            let [device, dash] = [arguments.to_string(), arguments.replace("/dev/stdin", "-")]
+                .map(|arguments| place.shell(&format!("\"$RETUNE\" predict {model} {arguments} < {input}")));
+            assert_eq!((device.status, &device.stdout), (dash.status, &dash.stdout), "{arguments}: {}", device.stderr);
+            assert!(device.stdout.contains("green"), "{arguments}: {}", device.stderr);
         }
         let array = place.run(&format!("{base} --from lines --json"));
         assert_eq!(serde_json::from_str::<Vec<Value>>(&array.stdout).unwrap(), rows);
@@ -2422,7 +2457,6 @@ mod terminals {
                 "predict MODEL colours/green colours/yellow broken.png -q",
                 "predict MODEL missing.png",
                 "predict MODEL --format cvs",
-                "train data",
                 "train data --weights MODEL --arch resnet50",
                 "train data --from-scratch --freeze conv2 --out run",
                 "train data --batch-sise 3",
@@ -2765,9 +2799,12 @@ exit status 1
         let lines = [
             "nonsense".to_string(),
             "train".to_string(),
-            "train data".to_string(),
             "train data --from-scratch --epoch 3".to_string(),
             format!("{base} --epochs 99999999999999999999"),
+            format!("{base} --epochs 1000001"),
+            format!("{base} --steps 1000000001"),
+            format!("{base} --recipe lesson"),
+            format!("{base} --config recipe.toml"),
             format!("{base} --epochs 0"),
             format!("{base} --batch-size 0"),
             format!("{base} --batch-size many"),
@@ -2825,11 +2862,6 @@ error: the following required arguments were not provided: <DATA>
 hint: see `retune train --help`
 exit status 2
 
-$ retune train data
-error: neither --weights nor --from-scratch is given
-hint: give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one
-exit status 2
-
 $ retune train data --from-scratch --epoch 3
 error: unexpected argument '--epoch' found
 hint: a similar argument exists: '--epochs'
@@ -2838,6 +2870,24 @@ exit status 2
 $ retune train data --from-scratch --out run --epochs 99999999999999999999
 error: invalid value '99999999999999999999' for '--epochs <N>': the number is too large
 hint: see `retune train --help`
+exit status 2
+
+$ retune train data --from-scratch --out run --epochs 1000001
+error: --epochs 1000001: expected at most 1000000
+exit status 2
+
+$ retune train data --from-scratch --out run --steps 1000000001
+error: --steps 1000000001: expected at most 1000000000
+exit status 2
+
+$ retune train data --from-scratch --out run --recipe lesson
+error: --from-scratch: the recipe that is given says what a run starts from
+hint: leave --recipe or --config out: --from-scratch has a recipe of its own, which other flags change
+exit status 2
+
+$ retune train data --from-scratch --out run --config recipe.toml
+error: --from-scratch: the recipe that is given says what a run starts from
+hint: leave --recipe or --config out: --from-scratch has a recipe of its own, which other flags change
 exit status 2
 
 $ retune train data --from-scratch --out run --epochs 0
@@ -3486,13 +3536,14 @@ mod full_disk {
         let files = ["run/model.safetensors", "run/checkpoint.safetensors", "run/config.json"];
         let before = files.map(|file| place.read(file));
         // Some shells count blocks of 512 bytes and some of 1024. Either way, the limit is smaller than both files.
-        let limited = format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --epochs 3 --out run --resume --quiet");
+        let limited = format!("ulimit -f 60; \"$RETUNE\" {train} --epochs 3 --out run --resume --quiet");
         let outcome = place.shell(&limited);
-        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""));
+        assert_eq!((outcome.status, outcome.stdout.as_str()), (1, ""), "{}", outcome.stderr);
         let lines: Vec<&str> = outcome.stderr.lines().collect();
-        assert_eq!(lines.len(), 1, "{}", outcome.stderr);
+        assert_eq!(lines.len(), 2, "{}", outcome.stderr);
         assert!(lines[0].starts_with("error: cannot write run/"), "{}", lines[0]);
         assert!(lines[0].ends_with("the previous file is untouched"), "{}", lines[0]);
+        assert_eq!(lines[1], "hint: raise the limit on file sizes, which `ulimit -f` shows, or write to another disk");
         assert!(before == files.map(|file| place.read(file)));
         assert_eq!(place.names("run"), place.names("whole"));
         place.succeed(&format!("{train} --epochs 3 --out run --resume"));
@@ -3503,7 +3554,7 @@ mod full_disk {
     fn in_the_first_epoch_leaves_nothing_behind_that_is_in_the_way() {
         let place = Workplace::new();
         let train = format!("train data {SMALL} --epochs 1 --quiet");
-        let outcome = place.shell(&format!("ulimit -f 60; trap '' XFSZ; \"$RETUNE\" {train} --out run"));
+        let outcome = place.shell(&format!("ulimit -f 60; \"$RETUNE\" {train} --out run"));
         assert_eq!(outcome.status, 1, "{}", outcome.stderr);
         assert!(outcome.stderr.contains("no file was written"), "{}", outcome.stderr);
         assert_eq!(

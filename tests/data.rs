@@ -1048,6 +1048,13 @@ mod folders {
             "DATA has a train/ folder, but no test/ or val/ folder beside it, and no test fraction is given\n\
              hint: make the folder, or hold out part of every class for testing with --test-fraction 0.2"
         );
+        let other = folder_of(&["train/a/1.jpg", "train/b/1.jpg", "notes/x.txt", "tst/a/1.jpg", "tst/b/1.jpg"]);
+        let error = open_dataset(other.path(), None, 0).unwrap_err();
+        assert_eq!(
+            error.hint_text().unwrap(),
+            "rename tst/ to test if it contains the images to test on, or hold out part of every class for testing with \
+             --test-fraction 0.2"
+        );
         for fraction in [0.0, 1.0, -0.1, f64::NAN, f64::INFINITY] {
             let error = open_dataset(root.path(), Some(fraction), 0).unwrap_err();
             assert_eq!(error.kind(), retune::error::ErrorKind::Usage, "{error}");
@@ -1586,6 +1593,18 @@ mod folders {
                  hint: close it, or write it twice within quotation marks if it is part of a value"
                     .into(),
             ),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,\"dog\n",
+                "DATA/labels.csv, line 3: a quotation mark is not closed\n\
+                 hint: close it, or write it twice within quotation marks if it is part of a value"
+                    .into(),
+            ),
+            (
+                "path,label\n1.jpg,cat\n2.jpg,\"do\"\"g\"\nmissing.jpg,5\" pipe",
+                "DATA/labels.csv names 1 file that does not exist in DATA, such as missing.jpg in line 4\n\
+                 hint: name files relative to the folder of images or to that of the table, and remove lines without a file"
+                    .into(),
+            ),
         ] {
             fs::write(&table, text).unwrap();
             assert_eq!(message(root.path(), open_table(root.path(), &table, Some(0.5), 0)), expected);
@@ -1642,6 +1661,28 @@ mod folders {
             "DATA/labels.csv, line 2: expected True or False in the column is_valid, found no\n\
              hint: correct the line; or rename the column if it is not about splits"
         );
+        fs::write(&table, "fname,label,is_valid\n1.jpg,a,True\n2.jpg,b,True\n").unwrap();
+        assert_eq!(
+            message(root.path(), open_table(root.path(), &table, None, 0)),
+            "DATA/labels.csv has no training images: no line has False in its column of splits\n\
+             hint: write False into the lines of the images to train on"
+        );
+    }
+
+    #[test]
+    fn a_table_that_is_no_csv_is_named() {
+        let root = folder_of(&["1.jpg"]);
+        let table = root.path().join("labels.csv");
+        let without_mark: Vec<u8> = "path,label\n1.jpg,a\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (bytes, fault) in [
+            (&b"PK\x03\x04\x14\0\x06\0"[..], ": expected a CSV file, found a ZIP archive"),
+            (b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1", ": expected a CSV file, found an Office document or thumbnail store"),
+            (&without_mark, ", line 1: expected text in UTF-8"),
+        ] {
+            fs::write(&table, bytes).unwrap();
+            let expected = format!("DATA/labels.csv{fault}\nhint: save the table as CSV in UTF-8");
+            assert_eq!(message(root.path(), open_table(root.path(), &table, Some(0.5), 0)), expected);
+        }
     }
 
     #[test]

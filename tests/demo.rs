@@ -124,7 +124,7 @@ fn its_steps_are_the_commands_that_it_prints() {
     let results: Vec<&str> = outcome.stdout.lines().collect();
     assert!(results[0].starts_with("fine-tuned    loss "), "{results:?}");
     assert!(results[1].starts_with("from scratch  loss "), "{results:?}");
-    for command in ["fetch resnet18", "train photos --weights", "predict runs/photos/model.safetensors"] {
+    for command in ["train photos --out runs/photos", "predict runs/photos new.jpg"] {
         assert!(outcome.stderr.contains(&format!("\n  retune {command}")), "{command}: {}", outcome.stderr);
     }
     let commands: Vec<&str> = outcome.stderr.lines().filter_map(|line| line.strip_prefix("$ retune ")).collect();

@@ -419,6 +419,21 @@ fn a_run_or_a_short_name_can_be_given_instead_of_a_file() {
     let (output, notes) = predicted("resnet18");
     assert_eq!(output, predicted("bare.safetensors").0);
     assert!(notes.contains("using weights/resnet18-0123abcd.safetensors"), "{notes}");
+    // These are the weights that a network is trained from unless others are named.
+    const TRAIN: &str = "train data --recipe lesson --epochs 1 --image-size 33 --batch-size 6 --no-report";
+    let (_, notes) = place.run(&format!("{TRAIN} --out default"));
+    let told = "ImageNet weights of resnet18; --weights names others, --from-scratch starts from random ones\n\
+                using weights/resnet18-0123abcd.safetensors\n";
+    assert!(notes.starts_with(told), "{notes}");
+    place.run(&format!("{TRAIN} --weights bare.safetensors --out named"));
+    let [default, named] = ["default", "named"].map(|run| place.tensors(&format!("{run}/model.safetensors")));
+    assert!(default == named);
+    for flag in ["--arch resnet50", "--config runs/x/recipe.toml"] {
+        fs::create_dir_all(place.path("runs/x")).unwrap();
+        fs::write(place.path("runs/x/recipe.toml"), "architecture = \"resnet50\"\n").unwrap();
+        let error = place.error(&format!("train data {flag} --epochs 1"));
+        assert!(error.contains("error: timm/resnet50.tv_in1k: not cached in "), "{error}");
+    }
     fs::copy(place.path("wrapped.pth"), place.path("weights/resnet18.pth")).unwrap();
     let error = place.error("predict resnet18 data/test/2/1.png");
     let files = "weights/resnet18-0123abcd.safetensors, weights/resnet18.pth";

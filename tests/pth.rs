@@ -72,11 +72,13 @@ fn no_code_in_a_file_is_run() {
         assert_eq!(file.read_f32("fc.bias").unwrap(), expected.read_f32("fc.bias").unwrap());
     }
     assert!(!Path::new("hostile-was-run").exists() && !fixture("hostile-was-run").exists());
-    let error = open("whole-model.pth").unwrap_err();
-    let reason =
-        "it contains no tensors outside Python objects such as torch.nn.modules.linear.Linear; no code in it was run";
-    assert!(error.message().ends_with(reason), "{error}");
-    assert!(error.hint_text().unwrap().contains("torch.save(model.state_dict()"), "{error}");
+    // The old form has the source text of the class as well.
+    for (name, class) in [("whole-model", "torch.nn.modules.linear.Linear"), ("whole-model-legacy", "__main__.Whole")] {
+        let error = open(&format!("{name}.pth")).unwrap_err();
+        let reason = format!("it contains no tensors outside Python objects such as {class}; no code in it was run");
+        assert!(error.message().ends_with(&reason), "{error}");
+        assert!(error.hint_text().unwrap().contains("torch.save(model.state_dict()"), "{error}");
+    }
 }
 
 #[test]

@@ -448,6 +448,7 @@ fn a_run_without_an_epoch_and_many_classes_have_pages() {
     let place = Workplace::new(&names);
     place.succeed(&format!("train data {SMALL} --epochs 1 --out run"));
     let page = place.read("run/report.html");
+    assert!(page.contains("<title>run: class-00, class-01, class-02, class-03, ...</title>"));
     elements(&page);
     assert!(
         page.contains("<h2>Confusions</h2>")
@@ -750,4 +751,42 @@ fn the_page_follows_the_settings_of_the_run() {
     place.succeed("report run --no-images");
     let page = place.read("run/report.html");
     assert!(page.contains("net = torchvision.models.resnet34(num_classes=2)"), "{page}");
+}
+
+#[test]
+fn the_page_follows_the_way_a_run_was_trained() {
+    let place = Workplace::new(&["blue", "red"]);
+    place.succeed(&format!("train data {SMALL} --epochs 1 --ema 0.9 --no-report --out run"));
+    place.succeed("train data --weights run --image-size 32 --head-only --no-report --out head");
+    place.succeed("train data --weights run --image-size 32 --head-only --feature-copies 1 --no-report --out copies");
+    let page = |run: &str| {
+        place.succeed(&format!("report {run} --device cpu"));
+        place.read(&format!("{run}/report.html"))
+    };
+    let page_of_averages = page("run");
+    assert!(page_of_averages.contains("the solid lines are those of the averages"));
+    assert!(page_of_averages.contains("<td>1</td><td class=\"meaning\">passes over the training images"), "one epoch");
+    let fitted = page("head");
+    for absent in [
+        "<th scope=\"row\">learning rate</th>",
+        "<th scope=\"row\">momentum</th>",
+        "<th scope=\"row\">augmentation</th>",
+        "<th scope=\"row\">epochs</th>",
+        "Augmented training images",
+        "best test accuracy",
+    ] {
+        assert!(!fitted.contains(absent), "{absent}");
+    }
+    assert!(fitted.contains("<th scope=\"row\">batch size</th>") && fitted.contains("<dt>test accuracy</dt>"));
+    let copies = page("copies");
+    assert!(
+        copies.contains("These random operations make the augmented copies: ")
+            && copies.contains("These are examples.")
+    );
+    assert!(copies.contains("<th scope=\"row\">augmentation</th>"));
+
+    place.succeed("train data --resume --extend 2 --no-report --out run");
+    let extended = page("run");
+    assert!(extended.contains("<td>3</td><td class=\"meaning\">passes over the training images"), "three epochs");
+    assert!(extended.contains("<dt>epochs</dt><dd>3</dd>"), "not 3 of 1");
 }

@@ -134,14 +134,7 @@ pub fn run(global: &GlobalArguments, arguments: &DemoArguments) -> Result<ExitCo
          photos/train and photos/test:",
         duration(seconds)
     );
-    for line in [
-        "",
-        &took,
-        "",
-        "  retune fetch resnet18",
-        "  retune train photos --weights weights/resnet18-f37072fd.pth --out runs/photos",
-        "  retune predict runs/photos/model.safetensors new.jpg",
-    ] {
+    for line in ["", &took, "", "  retune train photos --out runs/photos", "  retune predict runs/photos new.jpg"] {
         global.note(line);
     }
     Ok(ExitCode::SUCCESS)

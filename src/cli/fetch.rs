@@ -16,7 +16,7 @@ Examples:
   Fine-tune torchvision's ResNet-18 on the hot dog images:
     retune fetch resnet18
     retune fetch hotdog
-    retune train data/hotdog --weights weights/resnet18-f37072fd.pth";
+    retune train data/hotdog";
 
 /// Download pretrained weights or the hot dog data set
 ///

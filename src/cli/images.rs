@@ -23,9 +23,14 @@ use crate::file::cannot_open;
 
 /// The argument that stands for standard input.
 const STANDARD_INPUT: &str = "-";
+/// Files that are standard input as well.
+const DEVICES_OF_STANDARD_INPUT: [&str; 2] = ["/dev/stdin", "/dev/fd/0"];
 
 /// The maximum number of images of a list that are classified together. A longer list never is in memory as a whole.
 const AT_ONCE: usize = 1024;
+
+/// Bytes. More than the largest image that is decoded has without compression, and far from filling a disk.
+const LARGEST_PIPED_IMAGE: u64 = 2 << 30;
 
 /// The arguments that name images.
 #[derive(clap::Args)]
@@ -79,7 +84,8 @@ struct List<'a> {
 impl Images {
     /// Those of these arguments, and then those of a list, which is read while they are classified.
     fn open(arguments: &[PathBuf], list: Option<List>) -> Result<Self> {
-        let is_standard_input = |path: &&Path| **path == *Path::new(STANDARD_INPUT);
+        let names = DEVICES_OF_STANDARD_INPUT.iter().chain([&STANDARD_INPUT]);
+        let is_standard_input = |path: &&Path| names.clone().any(|name| **path == *Path::new(name));
         let all = arguments.iter().map(PathBuf::as_path).chain(list.map(|list| list.file));
         match all.filter(is_standard_input).count() {
             0 => {}
@@ -221,7 +227,14 @@ pub fn batches_of(paths: &[PathBuf], options: &ImageOptions, store: &Rc<ImageSto
 fn copy_of_standard_input() -> Result<NamedTempFile> {
     let doing = || "cannot copy standard input to a temporary file";
     let mut copy = NamedTempFile::new().context(doing)?;
-    io::copy(&mut io::stdin().lock(), &mut copy).context(doing)?;
+    let copied = io::copy(&mut io::stdin().lock().take(LARGEST_PIPED_IMAGE + 1), &mut copy).context(doing)?;
+    if copied > LARGEST_PIPED_IMAGE {
+        return Err(Error::new(format!(
+            "-: standard input is larger than {} MiB, so it is no image",
+            LARGEST_PIPED_IMAGE >> 20
+        ))
+        .hint("pipe one image into it, or a list of paths with --from -"));
+    }
     Ok(copy)
 }
 
@@ -276,6 +289,9 @@ fn next_path(source: &mut impl BufRead, end: u8, mut is_first: bool) -> Option<i
 fn wrong_list(bytes: &[u8], end: u8, is_first: bool) -> Option<&'static str> {
     match bytes {
         [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] if is_first => Some("it is UTF-16 text: save it as UTF-8"),
+        _ if is_first && FileKind::of(bytes).is_some_and(|kind| kind.format.is_some()) => {
+            Some("it is an image, expected a list of paths: leave --from out")
+        }
         _ if end != 0 && bytes.contains(&0) => Some("its paths end in NUL characters: add -0"),
         _ => None,
     }

@@ -35,6 +35,14 @@ fn receive(signal: u8) {
     say(&format!("stopping after this step; {at_once} to stop at once"));
 }
 
+/// Has a write beyond the limit on file sizes fail with an error, which a command reports. Without this, a signal would end the program.
+pub fn survive_large_files() -> Result<()> {
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default())
+        .context(|| "cannot listen for signals")?;
+    Ok(())
+}
+
 #[cfg(unix)]
 fn listen() -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

@@ -48,9 +48,8 @@ Examples:
   See in a few minutes, offline, what fine-tuning does:
     retune demo
   Fine-tune a ResNet-18 on your own photos and classify a new one:
-    retune fetch resnet18
-    retune train photos --weights weights/resnet18-f37072fd.pth
-    retune predict runs/1/model.safetensors new.jpg";
+    retune train photos
+    retune predict runs/1 new.jpg";
 
 /// Fine-tune an ImageNet ResNet on a folder of images
 #[derive(Parser)]
@@ -91,7 +90,8 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(refusal) => return refuse(&refusal),
     };
-    let result = check(&global, &matches).and_then(|()| match command {
+    let ready = interruption::survive_large_files().and_then(|()| check(&global, &matches));
+    let result = ready.and_then(|()| match command {
         Command::Demo(arguments) => demo::run(&global, &arguments),
         Command::Train(arguments) if sweep::is_asked_for(&arguments) => sweep::run(&global, &arguments),
         Command::Train(arguments) => train::run(&global, &arguments),

@@ -12,9 +12,9 @@ const EXAMPLES: &str = "\
 Examples:
   Change a recipe, and train by it:
     retune recipes best > my.toml
-    retune train photos --weights resnet18 --config my.toml
+    retune train photos --config my.toml
   Train by the recipe of an earlier run:
-    retune train photos --weights resnet18 --config runs/1/recipe.toml";
+    retune train photos --config runs/1/recipe.toml";
 
 /// List the recipes of `train --recipe`, or print one
 #[derive(clap::Args)]

@@ -9,7 +9,7 @@ use super::progress::Progress;
 use super::{GlobalArguments, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::file::{require_replaceable, write_atomically};
+use crate::file::{begins_with, require_replaceable, write_atomically};
 use crate::report::{
     Introduction, PageContent, RunRecord, comparison_page, comparison_verdict, curves_png, curves_svg, run_page,
 };
@@ -61,7 +61,7 @@ pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<Exit
         [record] => record.folder.join("report.html"),
         _ => PathBuf::from("comparison.html"),
     });
-    require_replaceable(&page, &["html", "htm"])?;
+    require_replaceable(&page, "a page", |page| begins_with(page, "<!doctype html"))?;
     if !arguments.no_images {
         let device = global.open_device()?;
         for record in &mut records {

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use super::recipe_arguments::resize_modes;
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{Augmentation, DecodeOptions, ResizeMode, Transform, counted, open_training_images};
+use crate::data::{Augmentation, DecodeOptions, FileKind, ResizeMode, Transform, counted, open_training_images};
 use crate::error::{Error, Result};
-use crate::file::require_writable;
+use crate::file::require_replaceable;
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
 const EXAMPLES: &str = "\
@@ -70,7 +70,12 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         );
     }
     let encode = arguments.output.as_deref().map(encoder).transpose()?;
-    arguments.output.as_deref().map_or(Ok(()), require_writable)?;
+    if let Some(path) = &arguments.output {
+        require_outside(path, &arguments.data)?;
+        require_replaceable(path, "a contact sheet", |path| {
+            FileKind::by_content(path).is_some_and(FileKind::is_image)
+        })?;
+    }
     let (mut folder, notices) = open_training_images(&arguments.data)?;
     notices.iter().for_each(|notice| global.note(notice));
     folder.decoding = DecodeOptions::with_exif(arguments.exif);
@@ -106,6 +111,20 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses an output file inside the data set, where it would be taken for one of its images.
+fn require_outside(output: &Path, data: &Path) -> Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), data.canonicalize()) {
+        (Ok(folder), Ok(real)) if folder.starts_with(&real) => Err(Error::usage(format!(
+            "--output {}: the file would be inside the folder of images {}",
+            output.display(),
+            data.display()
+        ))
+        .hint("choose a file outside the data set")),
+        _ => Ok(()),
+    }
 }
 
 type Encoder = fn(&ContactSheet) -> Result<Vec<u8>>;

@@ -177,7 +177,9 @@ fn begin(
         return Err(Error::usage(format!("the sweep has {count} runs: expected at most {MOST_RUNS}")));
     }
     let device = global.open_device()?;
-    let weights = arguments.weights.as_deref();
+    let weights = arguments.initial_weights()?;
+    let weights = weights.as_deref();
+    arguments.describe_weights(global, weights);
     let file = weights.map(|weights| arguments.weights_key.open(global, weights)).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
         global.note(&format!("the weights are {origin}"));
@@ -187,7 +189,7 @@ fn begin(
     for &seed in &seeds {
         for combination in &combinations {
             let of_run = of_run(arguments, combination, seed)?;
-            of_run.require_start()?;
+            of_run.initial_weights()?;
             let settings = combination.iter().map(|(flag, value)| (flag.to_string(), value.text.clone())).collect();
             let mut run = SweepRun { settings, recipe: Recipe::fine_tuning() };
             let name = run.combination();
@@ -325,7 +327,7 @@ fn require_same(arguments: &TrainArguments, tries: &[Tried], sweep: &Sweep, fold
         if arguments.named.is_some() || arguments.config.is_some() {
             of_run(arguments, &settings, run.recipe.seed)?.require_recipe_of(&run.recipe, folder)?;
         }
-        if arguments.head_only && !(run.recipe.fit_head && run.recipe.epochs == 0) {
+        if arguments.head_only && !run.recipe.fits_only() {
             return differs("--head-only");
         }
     }

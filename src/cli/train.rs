@@ -26,21 +26,24 @@ use crate::weights::{Found, TensorFile};
 
 const EXAMPLES: &str = "\
 Examples:
-  Fine-tune torchvision's ResNet-18:
-    retune fetch resnet18
-    retune train photos --weights weights/resnet18-f37072fd.pth
+  Fine-tune ResNet-18 from its ImageNet weights, which are downloaded the first time:
+    retune train photos
   Train as in Dive into Deep Learning:
-    retune train photos --weights resnet18 --recipe lesson
+    retune train photos --recipe lesson
   Freeze the lower layers for a small data set, and hold out a fifth of it for testing:
-    retune train photos --weights FILE --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
+    retune train photos --freeze conv1,bn1,layer1,layer2 --test-fraction 0.2
   Fit only the final layer, which takes seconds to minutes, and is often enough:
-    retune train photos --weights resnet18 --head-only
+    retune train photos --head-only
   Train a small network from random weights:
     retune train photos --from-scratch --width 16 --image-size 64 --epochs 20
   Compare two learning rates, each with five seeds:
-    retune train photos --weights resnet18 --recipe lesson --try lr=5e-5,2e-4 --seeds 5
+    retune train photos --recipe lesson --try lr=5e-5,2e-4 --seeds 5
   Resume an interrupted run, or train for more epochs:
     retune train photos --resume --out runs/1 --epochs 10";
+
+/// Far more than any training takes, and few enough to compute with.
+const MOST_EPOCHS: usize = 1_000_000;
+const MOST_STEPS: usize = 1_000_000_000;
 
 /// Fine-tune a network on a folder of images
 ///
@@ -57,8 +60,9 @@ pub struct TrainArguments {
     /// Folder of images
     pub(super) data: PathBuf,
 
-    /// Pretrained weights: a safetensors or PyTorch .pth file, the folder of a run, the name of an architecture such as resnet18
-    /// for its ImageNet weights, or a model on the Hugging Face Hub such as timm/resnet18.tv_in1k
+    /// Pretrained weights: a safetensors or PyTorch .pth file, the folder of a run, the name of an architecture such as resnet50
+    /// for its ImageNet weights, or a model on the Hugging Face Hub such as timm/resnet18.tv_in1k [default: resnet18, or that of
+    /// --arch]
     #[arg(long, value_name = "FILE|OWNER/NAME", conflicts_with = "from_scratch", help_heading = "Network options")]
     pub(super) weights: Option<PathBuf>,
 
@@ -109,12 +113,12 @@ pub struct TrainArguments {
     keep_checkpoints: usize,
 
     /// Train by this recipe; other flags change it [default: best, or lesson if flags of training or network options are given]
-    #[arg(long = "recipe", value_name = "NAME", value_parser = recipe_names(), conflicts_with_all = ["from_scratch", "config"],
+    #[arg(long = "recipe", value_name = "NAME", value_parser = recipe_names(), conflicts_with = "config",
           help_heading = "Training options")]
     pub(super) named: Option<String>,
 
     /// Train by the recipe in this file, such as the recipe.toml of a run; other flags change it
-    #[arg(long, value_name = "FILE", conflicts_with = "from_scratch", help_heading = "Training options")]
+    #[arg(long, value_name = "FILE", help_heading = "Training options")]
     pub(super) config: Option<PathBuf>,
 
     #[command(flatten)]
@@ -189,6 +193,11 @@ impl TrainArguments {
 
     /// The recipe that the other flags change.
     pub(super) fn base_recipe(&self) -> Result<Recipe> {
+        if let (true, true) = (self.recipe.is_from_scratch(), self.config.is_some() || self.named.is_some()) {
+            return Err(Error::usage("--from-scratch: the recipe that is given says what a run starts from").hint(
+                "leave --recipe or --config out: --from-scratch has a recipe of its own, which other flags change",
+            ));
+        }
         match (&self.config, &self.named) {
             (Some(file), _) => Ok(read_recipe(file)?.recipe),
             (None, Some(name)) => NamedRecipe::find(name)?.recipe(),
@@ -256,17 +265,32 @@ impl TrainArguments {
         }
     }
 
-    /// Refuses arguments that do not say how to start.
-    pub(super) fn require_start(&self) -> Result<()> {
-        if self.weights.is_some() && self.is_from_scratch()? {
-            return Err(Error::usage("--weights: the recipe starts from random weights")
-                .hint("leave --weights out, or use another recipe"));
+    /// The weights that a new run starts from: the given ones, or else the ImageNet weights of its architecture. None stands for random
+    /// ones.
+    ///
+    /// # Errors
+    /// When weights are given, and the recipe starts from random ones.
+    pub(super) fn initial_weights(&self) -> Result<Option<PathBuf>> {
+        match (&self.weights, self.is_from_scratch()?) {
+            (Some(_), true) => Err(Error::usage("--weights: the recipe starts from random weights")
+                .hint("leave --weights out, or use another recipe")),
+            (None, true) => Ok(None),
+            (Some(given), false) => Ok(Some(given.clone())),
+            (None, false) => {
+                let given = self.recipe.architecture().map(String::from);
+                Ok(Some(given.map_or_else(|| Ok(self.base_recipe()?.architecture), Ok)?.into()))
+            }
         }
-        if self.weights.is_none() && !self.is_from_scratch()? {
-            return Err(Error::usage("neither --weights nor --from-scratch is given")
-                .hint("give --weights FILE to fine-tune a pretrained network, or --from-scratch to train a new one"));
+    }
+
+    /// Says which weights are used where none are named.
+    pub(super) fn describe_weights(&self, global: &GlobalArguments, initial: Option<&Path>) {
+        if let (None, Some(name)) = (&self.weights, initial) {
+            let name = name.display();
+            global.note(&format!(
+                "ImageNet weights of {name}; --weights names others, --from-scratch starts from random ones"
+            ));
         }
-        Ok(())
     }
 
     /// Whether --resume names a run without a checkpoint, and the flags are enough to start it.
@@ -384,12 +408,14 @@ fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained
     if arguments.resume && !resumes {
         global.note("there is nothing to resume yet: the run starts");
     }
+    let mut weights = arguments.weights.clone();
     let (place, run) = if resumes {
         let folder = resumed_folder(arguments)?;
         // Before anything is read that another process may be writing.
         let lock = FolderLock::acquire(&folder.path)?;
         (Place::Resumed(lock), resume(global, device, arguments, folder, interrupted)?)
     } else {
+        weights = arguments.initial_weights()?;
         let place = match &arguments.out {
             Some(path) if path.is_dir() => Place::Named(Some(FolderLock::acquire(path)?)),
             Some(_) => Place::Named(None),
@@ -397,11 +423,11 @@ fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained
         };
         // A folder with a number gets it when the run begins.
         let folder = RunFolder { path: arguments.out.clone().unwrap_or_else(|| RunFolder::NUMBERED.into()) };
-        (place, begin(global, device, arguments, folder, interrupted)?)
+        (place, begin(global, device, arguments, weights.as_deref(), folder, interrupted)?)
     };
     let training = Training {
         data: &arguments.data,
-        weights: arguments.weights.as_deref(),
+        weights: weights.as_deref(),
         place,
         tensorboard: arguments.tensorboard,
         report: !arguments.no_report,
@@ -422,14 +448,15 @@ fn begin<'a>(
     global: &GlobalArguments,
     device: Rc<dyn Device>,
     arguments: &TrainArguments,
+    weights: Option<&Path>,
     folder: RunFolder,
     interrupted: &'a AtomicBool,
 ) -> Result<Run<'a>> {
-    arguments.require_start()?;
     let options = arguments.options(folder, interrupted)?;
     options.folder.require_free()?;
+    arguments.describe_weights(global, weights);
     let weights_key = &arguments.weights_key;
-    let file = arguments.weights.as_deref().map(|weights| weights_key.open(global, weights)).transpose()?;
+    let file = weights.map(|weights| weights_key.open(global, weights)).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
         global.note(&format!("the weights are {origin}"));
     }
@@ -511,6 +538,7 @@ pub(super) fn check_freezing(recipe: &Recipe) -> Result<()> {
 fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, steps: u64) -> Result<ExitCode> {
     let device = global.open_device()?;
     let interrupted = interruption()?;
+    let weights = arguments.initial_weights()?;
     let folders = [(); 2].map(|()| tempfile::tempdir());
     let mut checkpoints = Vec::new();
     for (number, folder) in folders.iter().enumerate() {
@@ -518,7 +546,7 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
             folder.as_ref().map_err(|cause| Error::new(format!("cannot create a temporary folder: {cause}")))?;
         let stop = AtomicBool::new(false);
         let folder_of_run = RunFolder { path: folder.path().to_path_buf() };
-        let mut run = begin(global, device.clone(), arguments, folder_of_run, &stop)?;
+        let mut run = begin(global, device.clone(), arguments, weights.as_deref(), folder_of_run, &stop)?;
         let options = &mut run.options;
         options.workers = if number == 0 { 1 } else { options.workers.max(2) };
         options.checkpointing = Checkpointing { every: CheckpointEvery::Steps(usize::MAX), kept: 1 };
@@ -576,6 +604,12 @@ fn check(recipe: &Recipe) -> Result<()> {
     }
     if recipe.steps == Some(0) {
         return Err(Error::usage("--steps 0: expected at least 1"));
+    }
+    let lengths = [("--epochs", Some(recipe.epochs), MOST_EPOCHS), ("--steps", recipe.steps, MOST_STEPS)];
+    for (flag, value, most) in lengths {
+        if let Some(value) = value.filter(|value| *value > most) {
+            return Err(Error::usage(format!("{flag} {value}: expected at most {most}")));
+        }
     }
     if recipe.patience == Some(0) {
         return Err(Error::usage("--patience 0: expected at least 1"));

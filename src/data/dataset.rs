@@ -227,8 +227,9 @@ pub fn open_table(root: impl AsRef<Path>, table: &Path, test_fraction: Option<f6
     let mut notices = std::mem::take(&mut read.notices);
     let train = match read.has_splits() {
         true => read.part(Role::Train).ok_or_else(|| {
-            Error::new(format!("{shown} has no training images: no line has train in its column of splits"))
-                .hint("write train into the lines of the images to train on")
+            let value = read.training_value;
+            Error::new(format!("{shown} has no training images: no line has {value} in its column of splits"))
+                .hint(format!("write {value} into the lines of the images to train on"))
         })?,
         false => read.images.clone(),
     };
@@ -743,6 +744,12 @@ impl Layout {
         ))
     }
 
+    /// Another folder beside that of the training images, which contains folders as well.
+    fn beside_training(&self) -> Option<String> {
+        let has_folders = |name: &&OsString| Content::of(&self.root.join(name)).is_ok_and(|it| !it.folders.is_empty());
+        self.others.iter().find(has_folders).map(|name| name.to_string_lossy().into_owned())
+    }
+
     /// The error for training images alone.
     fn nothing_to_test_on(&self) -> Error {
         let root = self.root.display();
@@ -751,7 +758,13 @@ impl Layout {
                 "{root} has a {}/ folder, but no test/ or val/ folder beside it, and no test fraction is given",
                 self.train.as_deref().unwrap_or(OsStr::new("train")).display()
             ))
-            .hint("make the folder, or hold out part of every class for testing with --test-fraction 0.2"),
+            .hint(match self.beside_training().as_deref() {
+                Some(other) => format!(
+                    "rename {other}/ to test if it contains the images to test on, or hold out part of every class for testing with \
+                     --test-fraction 0.2"
+                ),
+                None => "make the folder, or hold out part of every class for testing with --test-fraction 0.2".into(),
+            }),
             Some(found) => Error::new(format!("there is nothing to test on: {found}, and no test fraction is given"))
                 .hint("put test images into one folder for each class there, or hold out part of every training class with \
                        --test-fraction 0.2"),

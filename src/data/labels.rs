@@ -57,6 +57,8 @@ pub(super) struct Table {
     pub(super) images: ImageFolder,
     /// The split of each image; none if the table has no column of splits.
     roles: Vec<Option<Role>>,
+    /// What marks a training image in that column.
+    pub(super) training_value: &'static str,
     pub(super) notices: Vec<String>,
 }
 
@@ -127,7 +129,8 @@ impl Table {
         let (root, decoding) = (root.to_path_buf(), DecodeOptions::default());
         let images = ImageFolder { root, classes, spellings, samples, decoding, not_read };
         notices.extend(images.notices_of_names(table));
-        Ok(Self { images, roles, notices })
+        let training_value = if columns.says_whether_validation { "False" } else { "train" };
+        Ok(Self { images, roles, training_value, notices })
     }
 
     /// Whether the table says which images are for training.
@@ -163,10 +166,11 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
     let shown = table.display();
     let folders: Vec<&Path> = [Some(root), table.parent()].into_iter().flatten().collect();
     let mut reader = reader(bytes, columns.separator);
-    let (mut entries, mut missing) = (Vec::new(), Vec::new());
+    let (mut entries, mut missing, mut last) = (Vec::new(), Vec::new(), (0, 0));
     for record in reader.records() {
         let record = record.map_err(|error| malformed(table, bytes, columns.separator, &error))?;
-        let line = record.position().map_or(0, csv::Position::line);
+        let (start, line) = record.position().map_or((0, 0), |place| (place.byte() as usize, place.line()));
+        last = (start, line);
         let (name, spelling) = (&record[columns.path], record[columns.label].to_string());
         let label = normal_form(&spelling);
         if name.is_empty() || label.is_empty() {
@@ -190,6 +194,9 @@ fn read(root: &Path, table: &Path, bytes: &[u8], columns: &Columns) -> Result<Ve
             Some((path, real)) => entries.push(Entry { real, path, label, spelling, split, line }),
             None => missing.push((line, name.to_string())),
         }
+    }
+    if ends_quoted(&bytes[bytes.len().min(last.0)..], columns.separator) {
+        return Err(not_closed(table, last.1));
     }
     if let Some((line, name)) = missing.first() {
         return Err(Error::new(format!(
@@ -280,10 +287,18 @@ fn in_utf8(table: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
         [0xff, 0xfe, ..] => false,
         [0xfe, 0xff, ..] => true,
         _ => {
-            let Err(error) = std::str::from_utf8(&bytes) else { return Ok(bytes) };
-            let line = line_at(&bytes, error.valid_up_to());
-            return Err(Error::new(format!("{}, line {line}: expected text in UTF-8", table.display()))
-                .hint("save the table as CSV in UTF-8"));
+            let start = &bytes[..bytes.len().min(format::HEAD_BYTES)];
+            let other = format::FileKind::of(start).filter(|kind| kind.name != "text" && !start.is_empty());
+            let place = match std::str::from_utf8(&bytes) {
+                Err(error) => Some(error.valid_up_to()),
+                Ok(_) => bytes.iter().position(|&byte| byte == 0),
+            };
+            let fault = match (other, place) {
+                (Some(kind), _) => format!(": expected a CSV file, found {}", kind.noun),
+                (None, Some(place)) => format!(", line {}: expected text in UTF-8", line_at(&bytes, place)),
+                (None, None) => return Ok(bytes),
+            };
+            return Err(Error::new(format!("{}{fault}", table.display())).hint("save the table as CSV in UTF-8"));
         }
     };
     let word = |pair: &[u8]| {
@@ -317,13 +332,31 @@ fn malformed(table: &Path, bytes: &[u8], separator: u8, error: &csv::Error) -> E
     let line = line_at(bytes, start);
     let is_open = rest.iter().filter(|&&byte| byte == b'"').count() % 2 == 1;
     if len < expected_len && is_open {
-        return Error::new(format!("{shown}, line {line}: a quotation mark is not closed"))
-            .hint("close it, or write it twice within quotation marks if it is part of a value");
+        return not_closed(table, line as u64);
     }
     let separator = if separator == b'\t' { "a tab".into() } else { format!("`{}`", char::from(separator)) };
     Error::new(format!("{shown}, line {line}: expected {expected_len} values, found {len}")).hint(format!(
         "give each line a value for each column, and put values that contain {separator} into quotation marks"
     ))
+}
+
+fn not_closed(table: &Path, line: u64) -> Error {
+    Error::new(format!("{}, line {line}: a quotation mark is not closed", table.display()))
+        .hint("close it, or write it twice within quotation marks if it is part of a value")
+}
+
+/// Whether a record ends within quotation marks. The reader takes the end of the table for their end.
+fn ends_quoted(record: &[u8], separator: u8) -> bool {
+    let (mut is_quoted, mut is_at_start) = (false, true);
+    for &byte in record {
+        match byte {
+            b'"' if is_quoted || is_at_start => (is_quoted, is_at_start) = (!is_quoted, is_quoted),
+            _ if is_quoted => {}
+            b' ' if is_at_start => {}
+            _ => is_at_start = byte == separator || byte == b'\n' || byte == b'\r',
+        }
+    }
+    is_quoted
 }
 
 /// A value as it is shown in messages.

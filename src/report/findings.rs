@@ -4,7 +4,7 @@ use super::confusion::Confusion;
 use super::record::RunRecord;
 use crate::data::Role;
 use crate::printable::plain_number;
-use crate::train::{Best, DataCheck, Metric};
+use crate::train::{Best, DataCheck, Metric, Recipe};
 
 /// Something that the user should know about a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,8 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
     let stopped = run.metrics.iter().rev().find_map(stopped);
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
-    let unskilled = run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes));
+    let unskilled =
+        run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes, &run.config.recipe));
     let counts = run.images.as_ref().ok().map(|images| images.train_counts.as_slice());
     let diverged = divergence(run, counts);
     // A network that has diverged does not learn, and classifies like a guess.
@@ -104,7 +105,7 @@ fn stopped(metric: &Metric) -> Option<Finding> {
 }
 
 /// The model classifies no better than one that always predicts the most frequent class.
-fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
+fn no_skill(confusion: &Confusion, classes: &[String], recipe: &Recipe) -> Option<Finding> {
     let rows = confusion.rows();
     let counts: Vec<usize> = rows.iter().map(|row| row.iter().sum()).collect();
     let (all, correct) = (counts.iter().sum::<usize>(), (0..rows.len()).map(|class| rows[class][class]).sum::<usize>());
@@ -118,16 +119,24 @@ fn no_skill(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
         [only] => format!(" It predicts {} for every image.", classes[*only]),
         _ => String::new(),
     };
+    let mut advice = vec![
+        "Check that the images are in the folders of their classes, and that the classes can be told apart in them.",
+    ];
+    if recipe.from_scratch {
+        advice.push("Start from pretrained weights: leave --from-scratch out.");
+    }
+    match (recipe.fits_only(), recipe.try_learning_rates.is_empty()) {
+        (true, _) => advice.push("Train all layers: leave --head-only out."),
+        (false, true) => advice.push("Train for more epochs, or use another learning rate."),
+        (false, false) => advice.push("Give more training images."),
+    }
     Some(Finding {
         title: "The model is no better than a guess",
         evidence: format!(
             "It classifies {correct} of {all} test images correctly; one that always predicts {} is right for {most}.{habit}",
             classes[largest]
         ),
-        advice:
-            "Check that the images are in the folders of their classes. Start from pretrained weights, train for more \
-                 epochs, or use another learning rate."
-                .into(),
+        advice: advice.iter().map(|sentence| sentence.to_string()).collect::<Vec<String>>().join(" "),
     })
 }
 
@@ -348,7 +357,7 @@ mod tests {
                 Prediction::new(index, target, logits)
             };
             let predictions: Vec<Prediction> = pairs.iter().enumerate().map(prediction).collect();
-            no_skill(&Confusion::new(&predictions, 3), &["ant", "bee", "cat"].map(String::from))
+            no_skill(&Confusion::new(&predictions, 3), &["ant", "bee", "cat"].map(String::from), &Recipe::fine_tuning())
         };
         let found = of(&[(0, 1), (1, 1), (1, 1), (2, 1)]).unwrap();
         assert_eq!(
@@ -358,6 +367,16 @@ mod tests {
         );
         let found = of(&[(0, 0), (1, 0), (1, 2), (2, 1)]).unwrap();
         assert!(found.evidence.ends_with("always predicts bee is right for 2."), "{}", found.evidence);
+        let advice = |recipe: &Recipe| {
+            let confusion = Confusion::new(&[0, 1].map(|class| Prediction::new(class, class, vec![0.0, 1.0])), 2);
+            no_skill(&confusion, &["ant", "bee"].map(String::from), recipe).unwrap().advice
+        };
+        assert!(advice(&Recipe::from_scratch()).contains("leave --from-scratch out"));
+        assert!(!advice(&Recipe::fine_tuning()).contains("--from-scratch"));
+        let tried = Recipe { try_learning_rates: vec![1e-4], ..Recipe::fine_tuning() };
+        assert!(!advice(&tried).contains("another learning rate"), "several were tried");
+        let fitted = Recipe { fit_head: true, epochs: 0, ..Recipe::fine_tuning() };
+        assert!(advice(&fitted).ends_with("Train all layers: leave --head-only out."));
         assert_eq!(of(&[(0, 0), (1, 1), (1, 1), (2, 1)]), None, "3 of 4 are more than 2");
         assert_eq!(of(&[(1, 1), (1, 1)]), None, "all images are of one class");
         assert_eq!(of(&[]), None);

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::printable::printable;
 use crate::train::{
     DataCheck, DuplicateImages, ImageList, Metric, ModelFile, Network, Prediction, Recipe, RunConfig, RunFolder,
-    Totals, TriedPenalty, evaluate, load_model, open_data_of_run,
+    Totals, TriedPenalty, evaluate, load_model, open_data_of_run, read_recipe,
 };
 use crate::weights::TensorFile;
 
@@ -128,7 +128,12 @@ impl RunRecord {
     /// # Errors
     /// When the folder contains no run, or its files cannot be read.
     pub fn open(folder: &RunFolder) -> Result<Self> {
-        let config = RunConfig::open(folder)?;
+        let mut config = RunConfig::open(folder)?;
+        // The configuration says how the run was started; since then it may have been extended.
+        if let Ok(file) = read_recipe(&folder.recipe()) {
+            let Recipe { epochs, steps, schedule_from, .. } = file.recipe;
+            config.recipe = Recipe { epochs, steps, schedule_from, ..config.recipe };
+        }
         let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
         // The last line is incomplete if the run was killed while writing it.
         let metrics = metrics.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -354,7 +359,10 @@ impl ImageRecord {
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
         let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
         let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
-        let mut augmented = augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed);
+        let mut augmented = match recipe.augments() {
+            true => augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed),
+            false => Vec::new(),
+        };
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));
         Self {
             train_counts: splits.train.class_counts(),

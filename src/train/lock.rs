@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 
 /// The name of the locked file in the run's folder.
 const FILE: &str = ".lock";
@@ -29,9 +29,11 @@ impl FolderLock {
     pub fn acquire(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         loop {
-            let doing = || format!("cannot create {}", path.display());
-            let mut file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).context(doing)?;
+            let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+            let mut file = opened.map_err(|cause| {
+                Error::new(format!("cannot create {}: {cause}", path.display()))
+                    .hint("choose a folder that can be written with --out")
+            })?;
             let unlockable = match outcome(file.try_lock()) {
                 Outcome::Locked => None,
                 Outcome::Taken => return Err(taken(folder, &mut file)),

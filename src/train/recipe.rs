@@ -302,7 +302,7 @@ impl Recipe {
 
     /// Whether the final model is judged by training images that are held back: those of trials, or of the fit of the head alone.
     pub fn holds_back(&self) -> bool {
-        !self.try_learning_rates.is_empty() || (self.fit_head && self.epochs == 0)
+        !self.try_learning_rates.is_empty() || self.fits_only()
     }
 
     /// About how many images all trials of learning rates train on, if the training set has `images`.
@@ -354,6 +354,16 @@ impl Recipe {
     /// Steps in an epoch of this many batches.
     pub fn steps_of(&self, batches: usize) -> usize {
         batches.div_ceil(self.accumulate)
+    }
+
+    /// Whether the final layer is fitted and nothing else is trained.
+    pub fn fits_only(&self) -> bool {
+        self.fit_head && self.epochs == 0
+    }
+
+    /// Whether the network sees images that are changed at random.
+    pub fn augments(&self) -> bool {
+        !self.fits_only() || self.feature_copies > 0
     }
 
     /// The same for this many training images: if the steps are given, with the fewest epochs that have as many.

@@ -13,7 +13,7 @@ use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, print_json, print_result, size};
 use crate::data::ImageStore;
 use crate::error::{Error, Result};
-use crate::file::require_writable;
+use crate::file::require_replaceable;
 use crate::train::{Body, Network, body_digest, features, load_body};
 use nearest::{Directions, Neighbour};
 use table::{Format, Table};
@@ -72,7 +72,8 @@ pub fn run(global: &GlobalArguments, arguments: &EmbedArguments) -> Result<ExitC
         return Err(Error::usage("--nearest 0: expected at least 1"));
     }
     let output = arguments.output.as_deref().map(|path| Ok((path, Format::of(path)?))).transpose()?;
-    output.map_or(Ok(()), |(path, _)| require_writable(path))?;
+    output
+        .map_or(Ok(()), |(path, format)| require_replaceable(path, "a file of features", |path| format.is_of(path)))?;
     let mut images = arguments.images.open(global)?;
     let device = global.open_device()?;
     let Body { mut network, image_size, resize, exif, notices } =

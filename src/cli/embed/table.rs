@@ -6,11 +6,14 @@ use std::path::Path;
 
 use super::super::output::csv_line;
 use crate::error::{Context, Error, Result};
-use crate::file::write_atomically;
+use crate::file::{begins_with, write_atomically};
 use crate::weights::{OutputTensor, TensorFile, save};
 
 const FEATURES: &str = "features";
 const PATHS: &str = "paths";
+/// The columns of a CSV file; the number of a feature follows its name.
+const PATH: &str = "path";
+const FEATURE: &str = "feature_";
 /// The digest of the network's body.
 const WEIGHTS: &str = "weights";
 
@@ -32,6 +35,14 @@ impl Format {
                 "--output {}: expected a name that ends in .safetensors or .csv",
                 path.display()
             ))),
+        }
+    }
+
+    /// Whether a file contains features in this format.
+    pub fn is_of(self, path: &Path) -> bool {
+        match self {
+            Self::Safetensors => TensorFile::open(path).is_ok_and(|file| file.metadata().contains_key(PATHS)),
+            Self::Csv => begins_with(path, &format!("{PATH},{FEATURE}0")),
         }
     }
 }
@@ -94,8 +105,8 @@ impl Table {
                 save(path, &[tensor], &metadata)
             }
             Format::Csv => {
-                let features = (0..self.dimension).map(|number| format!("feature_{number}"));
-                let header = csv_line(std::iter::once("path".into()).chain(features))?;
+                let features = (0..self.dimension).map(|number| format!("{FEATURE}{number}"));
+                let header = csv_line(std::iter::once(PATH.into()).chain(features))?;
                 let row = |(path, row): (&String, &[f32])| {
                     csv_line(std::iter::once(path.clone()).chain(row.iter().map(f32::to_string)))
                 };

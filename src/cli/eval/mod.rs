@@ -21,7 +21,7 @@ use crate::data::{
 };
 use crate::device::threads;
 use crate::error::{Error, Result};
-use crate::file::{require_replaceable, write_atomically};
+use crate::file::{begins_with, require_replaceable, write_atomically};
 use crate::report::{Confusion, Measures};
 use crate::train::{Prediction, evaluate, load_model};
 use result::EvalResult;
@@ -78,6 +78,9 @@ pub struct EvalArguments {
     weights_key: WeightsKey,
 }
 
+/// The header of the table of `--per-image`.
+const PER_IMAGE_COLUMNS: [&str; 5] = ["path", "label", "predicted", "probability", "label_probability"];
+
 /// The value of `--per-image` that stands for standard output.
 const STANDARD_OUTPUT: &str = "-";
 
@@ -94,7 +97,10 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         );
     }
     let per_image = per_image.filter(|_| !is_printed);
-    per_image.map_or(Ok(()), |path| require_replaceable(path, &["csv", "txt"]))?;
+    if let Some(path) = per_image {
+        let header = PER_IMAGE_COLUMNS.join(",");
+        require_replaceable(path, "a table of --per-image", |path| begins_with(path, &header))?;
+    }
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
@@ -188,7 +194,6 @@ fn per_image_lines<'a>(
     folder: &'a ImageFolder,
     predictions: &'a [Prediction],
 ) -> impl Iterator<Item = Result<String>> + 'a {
-    let header = ["path", "label", "predicted", "probability", "label_probability"].map(String::from);
     let rows = predictions.iter().map(|prediction| {
         let (probabilities, predicted) = (prediction.probabilities(), prediction.class());
         [
@@ -199,5 +204,5 @@ fn per_image_lines<'a>(
             probabilities[prediction.target].to_string(),
         ]
     });
-    std::iter::once(header).chain(rows).map(|fields| csv_line(fields.into_iter()))
+    std::iter::once(PER_IMAGE_COLUMNS.map(String::from)).chain(rows).map(|fields| csv_line(fields.into_iter()))
 }

@@ -112,7 +112,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
     });
     let is_validated = images.validation_counts.is_some();
     let is_cut = run.config.classes.len() > images.sheet.len();
-    let size = run.config.recipe.image_size;
+    let size = run.config.recipe.training_size();
     let operations = augmentation(&run.config.recipe);
     Ok(html! {
         section {
@@ -130,12 +130,18 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
             (data_check(run, images)?)
             (sheet)
             @if is_cut { p.note { "Only the first " (images.sheet.len()) " classes are shown." } }
-            h3 { "Augmented training images" }
-            p {
-                "In each epoch, these random operations are applied to every training image anew: " (operations) ". The result has "
-                (size) " x " (size) " pixels. These are results of the first epoch."
+            @if !images.augmented.is_empty() {
+                h3 { "Augmented training images" }
+                p {
+                    @if run.config.recipe.fits_only() { "These random operations make the augmented copies: " } @else {
+                        "In each epoch, these random operations are applied to every training image anew: "
+                    }
+                    (operations) ". The result has "
+                    (size) " x " (size) " pixels. These are "
+                    @if run.config.recipe.fits_only() { "examples." } @else { "results of the first epoch." }
+                }
+                (augmented)
             }
-            (augmented)
             (unreadable(&skipped))
             (unsupported(&images.not_read))
             (outside(&images.not_read))

@@ -10,7 +10,7 @@ use super::text::{counted, percent};
 use super::times;
 use crate::data::Role;
 use crate::printable::plain_number;
-use crate::train::{HeldOut, Metric};
+use crate::train::{HeldOut, Metric, TriedPenalty};
 
 /// The maximum number of classes in a window title.
 const CLASSES_IN_TITLE: usize = 4;
@@ -90,8 +90,9 @@ fn choice(run: &RunRecord, held_out: &HeldOut) -> String {
 pub(super) fn title(run: &RunRecord) -> String {
     match run.epochs().last() {
         Some(_) => {
-            let classes: Vec<&str> = run.config.classes.iter().take(CLASSES_IN_TITLE).map(String::as_str).collect();
-            format!("{}: {}", run.name, classes.join(", "))
+            let classes = &run.config.classes;
+            let more = if classes.len() > CLASSES_IN_TITLE { ", ..." } else { "" };
+            format!("{}: {}{more}", run.name, classes[..classes.len().min(CLASSES_IN_TITLE)].join(", "))
         }
         None => format!("{}: no epoch finished yet", run.name),
     }
@@ -151,7 +152,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                 @if let Some((_, accuracy)) = run.final_test() {
                     div { dt { "test accuracy" } dd { (percent(accuracy)) } }
                 }
-                @let keeps_best = !run.config.recipe.keep_last;
+                @let keeps_best = !run.config.recipe.keep_last && run.epochs().count() > 1;
                 div { dt { @if keeps_best { "best " } (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
                 @if run.final_test().is_none() && *epoch > 0 && keeps_best {
                     div { dt { "final " (held_out.name()) " accuracy" } dd { (percent(held_out.accuracy())) } }
@@ -192,6 +193,9 @@ fn head_fit(run: &RunRecord) -> Markup {
             @if run.has_fixed_body() { "Only the final layer was trained" } @else { "Before the first epoch, the final layer was fitted" }
             ": to the features that the other layers compute of " (run.config.recipe.fitted_to()) ". Its weights are kept small by a \
              penalty of " (penalty) ", which did best on training images that were held out in turn."
+            @if let Some(end) = end_of_range(penalty, tried) {
+                " It is the " (end) " of those that were tried, so one beyond it may do better still."
+            }
         }
         details {
             summary { "Penalties that were tried" }
@@ -212,6 +216,16 @@ fn head_fit(run: &RunRecord) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// Whether a penalty is at an end of the range that was tried.
+fn end_of_range(penalty: f64, tried: &[TriedPenalty]) -> Option<&'static str> {
+    let is_end = |is_beyond: fn(f64, f64) -> bool| !tried.iter().any(|one| is_beyond(one.penalty, penalty));
+    match (tried.len() > 1, is_end(|other, this| other > this), is_end(|other, this| other < this)) {
+        (true, true, _) => Some("largest"),
+        (true, _, true) => Some("smallest"),
+        _ => None,
     }
 }
 
@@ -328,6 +342,10 @@ pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
                 "An epoch is one pass over all training images. Solid lines: " (held_out) " images, after each epoch. Dashed lines: training \
                  images, averaged since the start of the epoch. The loss measures how far the predicted probabilities are from the \
                  correct classes; lower is better."
+                @if runs.iter().any(|run| run.config.recipe.ema.is_some()) {
+                    " Where weights are averaged, the solid lines are those of the averages, and the dashed lines those of the weights that \
+                     are trained."
+                }
             }
         }
     }

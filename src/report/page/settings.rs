@@ -29,6 +29,29 @@ struct Row {
     meaning: &'static str,
 }
 
+/// Settings without any part in a run that only fits its final layer.
+const OF_EPOCHS: [&str; 19] = [
+    "epochs",
+    "batches per step",
+    "learning rate",
+    "learning rate of the final layer",
+    "learning rate of lower layers",
+    "sampling",
+    "schedule",
+    "warm-up",
+    "saved model",
+    "evaluated weights",
+    "fewest steps",
+    "patience",
+    "optimizer",
+    "weight decay",
+    "without weight decay",
+    "loss reduction",
+    "label smoothing",
+    "gradient clipping",
+    "size of training images",
+];
+
 /// All settings of a run. Every field of the recipe is in one of them.
 fn rows(config: &RunConfig) -> Vec<Row> {
     let recipe = &config.recipe;
@@ -78,7 +101,11 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         seed,
     } = recipe;
     let mut rows = Vec::new();
-    let mut add = |name, value: String, meaning| rows.push(Row { name, value, meaning });
+    let mut add = |name, value: String, meaning| {
+        if !(recipe.fits_only() && OF_EPOCHS.contains(&name)) {
+            rows.push(Row { name, value, meaning });
+        }
+    };
     add("network", network_name(recipe), "the architecture");
     let weights = match &config.weights {
         Some(weights) => weights.display().to_string(),
@@ -153,7 +180,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         add("patience", patience.to_string(), "epochs without a better model after which the run ends");
     }
     add("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
-    let known = recipe.optimizer().ok();
+    let known = recipe.optimizer().ok().filter(|_| !recipe.fits_only());
     for (of, value) in known.iter().flat_map(OptimizerSettings::values) {
         add(of.name, format!("{value:?}"), of.meaning);
     }
@@ -198,11 +225,13 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         };
         add("resize mode", resize.to_string(), meaning);
     }
-    add(
-        "augmentation",
-        augmentation(recipe),
-        "how training images are changed at random, so that the network does not learn them by heart",
-    );
+    if recipe.augments() {
+        add(
+            "augmentation",
+            augmentation(recipe),
+            "how training images are changed at random, so that the network does not learn them by heart",
+        );
+    }
     let orientation = if *exif { "applied" } else { "ignored" };
     add(
         "EXIF orientation",

@@ -42,6 +42,14 @@ pub enum Global {
     Storage(Dtype),
 }
 
+/// What a pickle refers to by a persistent ID.
+enum Persistent {
+    Storage(StorageReference),
+    /// A storage of elements of an unknown type; the number of the type's name if it has one.
+    OtherStorage(Option<u8>),
+    Class(Global),
+}
+
 /// Small, because a file may hold one for every few bytes: what is large is boxed.
 #[derive(Debug, Clone)]
 pub enum Object {
@@ -485,13 +493,13 @@ impl Machine<'_> {
                 }
                 b'Q' => {
                     let id = self.pop()?;
-                    let storage = self.storage(id)?;
-                    let object = match storage {
-                        Ok(storage) => {
+                    let object = match self.storage(id)? {
+                        Persistent::Storage(storage) => {
                             self.pickle.storages.insert(storage.key.clone(), storage.clone());
                             Object::Storage(Box::new(storage))
                         }
-                        Err(class) => Object::Other(class),
+                        Persistent::OtherStorage(class) => Object::Other(class),
+                        Persistent::Class(class) => Object::Global(class),
                     };
                     self.push(object)?;
                 }
@@ -606,18 +614,27 @@ impl Machine<'_> {
     }
 
     /// `('storage', type, key, device, elements)`, and in the old form a view, which torch has not written since 0.4.
-    /// The number of the type of the elements if that is not known.
-    fn storage(&self, id: Id) -> Result<Result<StorageReference, Option<u8>>, String> {
-        let &[kind, dtype, key, _, _, ref view @ ..] = self.items(id)? else { return Err(DAMAGED.into()) };
+    /// Or `('module', class, file, source)`, the class of a part of a whole model, in the old form.
+    fn storage(&self, id: Id) -> Result<Persistent, String> {
+        let (kind, dtype, key, view) = match *self.items(id)? {
+            [kind, class, _, _] => match (self.pickle.object(kind), self.pickle.object(class)) {
+                (Object::Text(kind), Object::Global(class)) if kind == "module" => {
+                    return Ok(Persistent::Class(*class));
+                }
+                _ => return Err(DAMAGED.into()),
+            },
+            [kind, dtype, key, _, _, ref view @ ..] => (kind, dtype, key, view),
+            _ => return Err(DAMAGED.into()),
+        };
         match (self.pickle.object(kind), self.pickle.object(dtype), self.pickle.object(key)) {
             (Object::Text(kind), Object::Global(Global::Storage(dtype)), Object::Text(key)) if kind == "storage" => {
                 if view.iter().any(|&view| !matches!(self.pickle.object(view), Object::None)) {
                     return Err("it contains a view of a storage, which torch no longer writes; save it again".into());
                 }
-                Ok(Ok(StorageReference { key: key.clone(), dtype: *dtype }))
+                Ok(Persistent::Storage(StorageReference { key: key.clone(), dtype: *dtype }))
             }
             (Object::Text(kind), &Object::Global(Global::Foreign(class)), Object::Text(_)) if kind == "storage" => {
-                Ok(Err(class))
+                Ok(Persistent::OtherStorage(class))
             }
             _ => Err(DAMAGED.into()),
         }
