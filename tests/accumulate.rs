@@ -119,7 +119,7 @@ fn losses() -> [LossSettings; 3] {
     [
         LossReduction::Sum.into(),
         LossReduction::Mean.into(),
-        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.1, class_weights: weights },
+        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.1, class_weights: weights, mixes: false },
     ]
 }
 
