@@ -114,9 +114,13 @@ fn optimizer(name: &str) -> OptimizerSettings {
     OptimizerSettings::new(OptimizerKind::find(name).unwrap(), &given.into_iter().collect()).unwrap()
 }
 
-fn losses() -> [LossSettings; 3] {
+fn losses() -> [LossSettings; 4] {
     let weights = Some(vec![0.5, 1.0, 3.0]);
+    // Mixed targets, all of which are left as they are: their mean is not divided by weights.
+    let mixed =
+        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.0, class_weights: weights.clone(), mixes: true };
     [
+        mixed,
         LossReduction::Sum.into(),
         LossReduction::Mean.into(),
         LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.1, class_weights: weights, mixes: false },
