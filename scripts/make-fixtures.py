@@ -151,9 +151,9 @@ CASES = [
     Case("smoothed-sum", seed=11, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True,
          label_smoothing=0.2, class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
     # Mixed images. The mean is divided by the number of images, even with weights of classes.
-    Case("mixup", seed=9, classes=3, batch=3, size=(40, 48), lr=1e-2, head_lr=2e-2, separated=True, mixup=0.375,
+    Case("mixup", seed=373, classes=3, batch=3, size=(40, 48), lr=1e-2, head_lr=2e-2, mixup=0.375,
          reduction="mean", label_smoothing=0.1, class_weights=(0.5, 1.0, 2.5), step1=("bn1", "fc"), step3=("bn1", "fc")),
-    Case("cutmix", seed=42, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True,
+    Case("cutmix", seed=141, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2,
          cutmix=(5, 0, 29, 25), class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
     # The average of the parameters. Its decay is that of the warm-up in the second step, and its own in the third.
     Case("ema", seed=15, batch=4, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, momentum=0.9, freeze=("layer2",),

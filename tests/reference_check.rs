@@ -258,6 +258,21 @@ fn cross_entropy_is_pytorchs() {
     assert_close(&[smoothed(Reduction::Sum).loss], &[7.077641661826345]);
     assert_close(&smoothed(Reduction::Sum).gradient, &gradient);
     assert_close(&[smoothed(Reduction::Mean).loss], &[2.8310566647305375]);
+    let mixed = |reduction| {
+        let logits = [0.5, -1.25, 2.0, -0.75, 0.25, 1.5];
+        smoothed_cross_entropy(&logits, &[1, 0], Some(0.4), reduction, 0.3, &weights)
+    };
+    let gradient = [
+        -0.05754089148697629,
+        -0.7248178823262302,
+        0.7823587738132066,
+        -0.08739526067651081,
+        -0.7610914015831822,
+        0.8484866622596929,
+    ];
+    assert_close(&[mixed(Reduction::Sum).loss], &[5.301913556398616]);
+    assert_close(&mixed(Reduction::Sum).gradient, &gradient);
+    assert_close(&[mixed(Reduction::Mean).loss], &[2.650956778199308]);
     // Logits that overflow a naive exponential.
     assert_close(&[cross_entropy(&[1000.0, 0.0], &[1], Reduction::Sum).loss], &[1000.0]);
 }
