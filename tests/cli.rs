@@ -2788,7 +2788,7 @@ exit status 1
             format!("{base} --label-smoothing 2"),
             format!("{base} --mixup 0"),
             format!("{base} --cutmix inf"),
-            format!("{base} --head-only --mixup 0.2"),
+            format!("{base} --fit-head --epochs 0 --cutmix 1"),
             format!("{base} --class-weights 1,0"),
             format!("{base} --class-weights 1,2,3"),
             format!("{base} --workers 0"),
@@ -2926,9 +2926,9 @@ $ retune train data --from-scratch --out run --cutmix inf
 error: --cutmix inf: expected a number above 0
 exit status 2
 
-$ retune train data --from-scratch --out run --head-only --mixup 0.2
-error: --mixup: only the final layer is fitted, to features of single images, so no images are mixed
-hint: leave --mixup or --head-only out
+$ retune train data --from-scratch --out run --fit-head --epochs 0 --cutmix 1
+error: --cutmix: only the final layer is fitted, to features of single images, so no images are mixed
+hint: leave --cutmix out, or train at least one epoch: --fit-head in place of --head-only
 exit status 2
 
 $ retune train data --from-scratch --out run --class-weights 1,0

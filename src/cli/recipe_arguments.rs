@@ -668,7 +668,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 43);
+        assert_eq!(flags.len(), 45);
     }
 
     #[test]

@@ -647,7 +647,7 @@ fn check(recipe: &Recipe) -> Result<()> {
             return Err(Error::usage(format!(
                 "{flag}: only the final layer is fitted, to features of single images, so no images are mixed"
             ))
-            .hint(format!("leave {flag} or --head-only out")));
+            .hint(format!("leave {flag} out, or train at least one epoch: --fit-head in place of --head-only")));
         }
     }
     if recipe.from_scratch && recipe.head_from.is_some() {
