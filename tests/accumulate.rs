@@ -117,8 +117,12 @@ fn optimizer(name: &str) -> OptimizerSettings {
 fn losses() -> [LossSettings; 4] {
     let weights = Some(vec![0.5, 1.0, 3.0]);
     // Mixed targets, all of which are left as they are: their mean is not divided by weights.
-    let mixed =
-        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.0, class_weights: weights.clone(), mixes: true };
+    let mixed = LossSettings {
+        reduction: LossReduction::Mean,
+        label_smoothing: 0.0,
+        class_weights: weights.clone(),
+        mixes: true,
+    };
     [
         mixed,
         LossReduction::Sum.into(),

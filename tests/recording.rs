@@ -4,11 +4,11 @@ mod reference;
 
 use std::rc::Rc;
 
-use reference::{Random, mix};
 use reference::devices::{PRECISIONS, emulator, kernel_devices};
 use reference::recording::RecordingDevice;
-use retune::device::{Device, Mixture};
+use reference::{Random, mix};
 use retune::device::cpu::Cpu;
+use retune::device::{Device, Mixture};
 use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
 use retune::optim::{Grouping, OptimizerSettings};

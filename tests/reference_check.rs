@@ -223,7 +223,8 @@ fn cross_entropy_gradient_is_slope() {
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let gradient = cross_entropy(&logits, &targets, reduction).gradient;
         assert_gradient("cross_entropy", &logits, &gradient, |x| cross_entropy(x, &targets, reduction).loss);
-        let smoothed = |x: &[f64]| smoothed_cross_entropy(x, &targets, None, reduction, 0.2, &[0.5, 1.0, 3.0, 0.25, 2.0]);
+        let smoothed =
+            |x: &[f64]| smoothed_cross_entropy(x, &targets, None, reduction, 0.2, &[0.5, 1.0, 3.0, 0.25, 2.0]);
         assert_gradient("smoothed", &logits, &smoothed(&logits).gradient, |x| smoothed(x).loss);
     }
 }
@@ -245,8 +246,9 @@ fn cross_entropy_is_pytorchs() {
     assert_eq!(summed.correct, 1);
     assert_close(&[cross_entropy(&logits, &[1, 0], Reduction::Mean).loss], &[1.0508590754231473]);
     let weights = [0.5, 2.0, 1.25];
-    let smoothed =
-        |reduction| smoothed_cross_entropy(&[0.5, -1.25, 2.0, -0.75, 0.25, 1.5], &[1, 0], None, reduction, 0.3, &weights);
+    let smoothed = |reduction| {
+        smoothed_cross_entropy(&[0.5, -1.25, 2.0, -0.75, 0.25, 1.5], &[1, 0], None, reduction, 0.3, &weights)
+    };
     let gradient = [
         0.2638558232407136,
         -1.5454600359205752,

@@ -272,7 +272,8 @@ mod steps_of_several_batches {
 #[test]
 fn a_run_that_mixes_images_resumes_from_every_step() {
     let place = Place::new();
-    let line = format!("train data {SMALL} --epochs 4 --mixup 0.4 --cutmix 1 --checkpoint-every 1 --keep-checkpoints 99");
+    let line =
+        format!("train data {SMALL} --epochs 4 --mixup 0.4 --cutmix 1 --checkpoint-every 1 --keep-checkpoints 99");
     assert_eq!(place.resume_from_each_checkpoint(&line).len(), 12);
     let read = |folder: &str| fs::read(place.path(folder).join("checkpoint.safetensors")).unwrap();
     place.succeed(&format!("{line} --threads 1 --workers 3 --out threads"));

@@ -10,7 +10,8 @@ use super::class_weights::ClassWeights;
 use super::evaluate::Testing;
 use super::trainer::{LossSettings, Trainable};
 use crate::data::{
-    Augmentation, DecodeOptions, ImageFolder, Mixing, Mode, ResizeMode, Splits, Transform, counted, open_dataset, open_table,
+    Augmentation, DecodeOptions, ImageFolder, Mixing, Mode, ResizeMode, Splits, Transform, counted, open_dataset,
+    open_table,
 };
 use crate::device::Mixture;
 use crate::error::{Error, Result};

@@ -347,7 +347,8 @@ impl<'a> Fields<'a> {
                     let share = (1.0 - area / (f64::from(height) * f64::from(width))) as f32;
                     Ok(Mixture { share, weight: 0.0, top, left, bottom, right })
                 }
-                _ => Err(fields.bad(key, &format!("top, left, bottom and right of a rectangle in {height} x {width} pixels"))),
+                _ => Err(fields
+                    .bad(key, &format!("top, left, bottom and right of a rectangle in {height} x {width} pixels"))),
             }
         })?;
         match (mixup, cutmix) {

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use retune::device::{
     Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
-    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision, Recording,
-    UpdateArguments,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision,
+    Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Shape, Tensor};

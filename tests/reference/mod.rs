@@ -475,7 +475,8 @@ pub fn smoothed_cross_entropy<T: Number>(
         let total: f64 = row.iter().map(|x| (x - largest).exp()).sum();
         let expected: Vec<f64> = (0..classes)
             .map(|class| {
-                let probability = own * f64::from(u8::from(class == target)) + (1.0 - own) * f64::from(u8::from(class == other));
+                let probability =
+                    own * f64::from(u8::from(class == target)) + (1.0 - own) * f64::from(u8::from(class == other));
                 weights[class] * ((1.0 - smoothing) * probability + smoothing / classes as f64)
             })
             .collect();

@@ -15,7 +15,9 @@ pub(super) fn run(arguments: &CrossEntropy) {
     let weight = |class: usize| weights.map_or(1.0, |weights| f64::from(weights[class]));
     let scale = match (arguments.reduction, weights) {
         (LossReduction::Sum, _) => 1.0,
-        (LossReduction::Mean, Some(_)) if share.is_none() => 1.0 / targets.iter().map(|&target| weight(target as usize)).sum::<f64>(),
+        (LossReduction::Mean, Some(_)) if share.is_none() => {
+            1.0 / targets.iter().map(|&target| weight(target as usize)).sum::<f64>()
+        }
         (LossReduction::Mean, _) => f64::from(1.0 / targets.len() as f32),
     };
     let smoothing = f64::from(arguments.label_smoothing);

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::tensor::ElementType;
 
 const THREADS: usize = 256;
-/// Bytes of an image that a thread processes.
-const BYTES: usize = 16;
+/// Elements of an image that a thread processes.
+const GROUP: usize = 4;
 
 kernel_arguments! {
     struct MixArguments {
@@ -32,19 +32,19 @@ pub(super) fn run(cuda: &Cuda, arguments: &Mix) -> Result<()> {
     let (&[count, height, width, 3], Mixture::WORDS) = (images.shape().dims(), words.len()) else {
         return Err(Error::new(format!("mix: {images:?} is not a batch of images, or {words:?} are not its words")));
     };
-    let of_thread = BYTES / images.element_type().size();
     let length = height * width * 3;
     // The kernel counts elements of an image in 32 bits, also those of the last threads that lie beyond its end.
-    if length + THREADS * of_thread > u32::MAX as usize || count > u32::MAX as usize {
+    if length + THREADS * GROUP > u32::MAX as usize || count > u32::MAX as usize {
         return Err(Error::new(format!("mix: {images:?}: the images are too large")));
     }
     if count < 2 || length == 0 {
         return Ok(());
     }
-    let is_aligned = images.address().is_multiple_of(BYTES as u64) && length.is_multiple_of(of_thread);
+    let bytes = GROUP * images.element_type().size();
+    let is_aligned = images.address().is_multiple_of(bytes as u64) && length.is_multiple_of(GROUP);
     cuda.launch(
         kernel,
-        [length.div_ceil(of_thread * THREADS), 1, 1],
+        [length.div_ceil(GROUP * THREADS), 1, 1],
         THREADS,
         0,
         &MixArguments {

@@ -26,8 +26,8 @@ use std::rc::Rc;
 
 use crate::device::interface::{
     Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
-    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision, Recording,
-    UpdateArguments,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision,
+    Recording, UpdateArguments,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
