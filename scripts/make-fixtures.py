@@ -53,8 +53,8 @@ LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
 class Case:
     """One reference file. `step1` and `step3` are prefixes of the names of the parameters that it contains;
     `activations` names the modules whose outputs it contains. `mixup` is the share of each image, and `cutmix` are top, left,
-    bottom and right of the rectangle, of torchvision's transforms of these names. With `ema`, it is the decay of an average of the parameters, and
-    `ema3` are prefixes of the names of its parameters and running statistics after three steps."""
+    bottom and right of the rectangle, of torchvision's transforms of these names. With `ema`, it is the decay of an average of
+    the parameters, and `ema3` are prefixes of the names of its parameters and running statistics after three steps."""
 
     name: str
     seed: int
