@@ -28,6 +28,7 @@ fn cross_entropy(criterion: &mut Criterion) {
             logits: &logits,
             targets: &targets,
             class_weights: None,
+            share: None,
             label_smoothing: 0.0,
             reduction: LossReduction::Sum,
             result: &result,

@@ -9,6 +9,14 @@
 //
 // scale is 1 for a sum, 1 / N for a mean, and 1 / (sum over rows of w[t]) for a mean with weights.
 //
+// If targets are mixed, with the share p of a row's own target t and the target u of the row before it (of the last row for
+// the first), torch's class probabilities are p for t plus 1 - p for u. Then
+//
+//   expected[i] = (1 - s) (p w[t] (1 if i = t) + (1 - p) w[u] (1 if i = u)) + s / classes w[i]
+//
+// and scale is 1 / N for a mean with weights, too. A row is correct if its first largest logit is that of the target with the
+// larger share, or of its own if both are equal.
+//
 // Bound by launch latency: 128 x 1000 logits and their gradient are 1 MB, 0.2 us at 4.3 TB/s, and 0.8 million
 // operations. The kernel runs as one block so that one launch can add up the rows. Each warp processes one row at a
 // time and adds its rows in ascending order; then the sums of the warps are added in ascending order. With 2 classes,
@@ -21,6 +29,7 @@ constexpr int kWarps = kThreads / kWarp;
 struct CrossEntropyArguments {
     const float* logits;         // [N, classes]
     const int* targets;          // [N]
+    const float* share;          // [1]: p; only for cross_entropy_mixed
     const float* class_weights;  // [classes], or null: all 1
     float* result;               // [2]: loss, correct rows
     float* gradient;             // [N, classes] or null
@@ -46,9 +55,8 @@ __device__ __forceinline__ bool is_better(float value, int index, float best, in
     return value > best || (value == best && index < best_index);
 }
 
-extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEntropyArguments arguments) {
-    __shared__ float losses[kWarps];
-    __shared__ int corrects[kWarps];
+template <bool kMixed>
+__device__ __forceinline__ void run(const CrossEntropyArguments& arguments, float* losses, int* corrects) {
     const int lane = threadIdx.x % kWarp;
     const int warp = threadIdx.x / kWarp;
     float scale = arguments.scale;
@@ -66,6 +74,7 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
         for (int i = lane; i < arguments.classes; i += kWarp) smoothed += weight_of(arguments, i);
         smoothed = share * warp_sum(smoothed);
     }
+    const float own = kMixed ? arguments.share[0] : 1.0f;
     float loss = 0;
     int correct = 0;
     for (int row = warp; row < arguments.rows; row += kWarps) {
@@ -93,8 +102,17 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
         sum = warp_sum(sum);
         // A target outside the classes, whose weight is NaN, makes the loss NaN instead of causing a read beyond the row.
         const bool is_class = target >= 0 && target < arguments.classes;
-        const float of_target = (1.0f - smoothing) * weight_of(arguments, target);
+        float of_target = (1.0f - smoothing) * weight_of(arguments, target);
+        if (kMixed) of_target *= own;
         loss += of_target * (is_class ? logf(sum) - (logits[target] - largest) : 0.0f);
+        int other = target;
+        float of_other = 0;
+        if (kMixed) {
+            other = arguments.targets[row > 0 ? row - 1 : arguments.rows - 1];
+            of_other = (1.0f - smoothing) * weight_of(arguments, other) * (1.0f - own);
+            const bool other_is_class = other >= 0 && other < arguments.classes;
+            loss += of_other * (other_is_class ? logf(sum) - (logits[other] - largest) : 0.0f);
+        }
         if (smoothing > 0) {
             float spread = 0;
             for (int i = lane; i < arguments.classes; i += kWarp) {
@@ -102,13 +120,19 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
             }
             loss += share * warp_sum(spread);
         }
-        correct += position == target ? 1 : 0;
+        const bool is_own = !kMixed || own >= 0.5f;
+        correct += position == (is_own ? target : other) ? 1 : 0;
         if (arguments.gradient != nullptr) {
             float* gradient = arguments.gradient + static_cast<size_t>(row) * arguments.classes;
             for (int i = lane; i < arguments.classes; i += kWarp) {
                 const float probability = expf(logits[i] - largest) / sum;
-                const float expected = share * weight_of(arguments, i) + (i == target ? of_target : 0.0f);
-                gradient[i] = (probability * (of_target + smoothed) - expected) * scale;
+                float expected = share * weight_of(arguments, i) + (i == target ? of_target : 0.0f);
+                float total = of_target;
+                if (kMixed) {
+                    expected += i == other ? of_other : 0.0f;
+                    total += of_other;
+                }
+                gradient[i] = (probability * (total + smoothed) - expected) * scale;
             }
         }
     }
@@ -125,4 +149,16 @@ extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEn
         arguments.result[0] = loss * scale;
         arguments.result[1] = static_cast<float>(correct);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy(const CrossEntropyArguments arguments) {
+    __shared__ float losses[kWarps];
+    __shared__ int corrects[kWarps];
+    run<false>(arguments, losses, corrects);
+}
+
+extern "C" __global__ void __launch_bounds__(512, 2) cross_entropy_mixed(const CrossEntropyArguments arguments) {
+    __shared__ float losses[kWarps];
+    __shared__ int corrects[kWarps];
+    run<true>(arguments, losses, corrects);
 }

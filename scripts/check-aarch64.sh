@@ -67,7 +67,7 @@ retune predict "$scratch/run/model.safetensors" "$images/test/hotdog/0000.jpg"
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    tests=(conv2d batch_norm max_pool avg_pool linear cross_entropy sgd jpeg)
+    tests=(conv2d batch_norm max_pool avg_pool linear cross_entropy mix sgd jpeg)
 fi
 options=()
 for test in "${tests[@]}"; do

@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    for operation in conv2d batch_norm max_pool avg_pool linear cross_entropy sgd; do
+    for operation in conv2d batch_norm max_pool avg_pool linear cross_entropy mix sgd; do
         if [ -e "tests/$operation.rs" ]; then
             tests+=("$operation")
         fi

@@ -16,7 +16,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 prepared=target/gpu-check
-tests=(avg_pool batch_norm conv2d conv2d_stem conv2d_tensor conv2d_weight_tensor cross_entropy linear max_pool sgd nesterov adamw
+tests=(avg_pool batch_norm conv2d conv2d_stem conv2d_tensor conv2d_weight_tensor cross_entropy linear max_pool mix sgd nesterov adamw
     accumulate augment plan recording)
 
 if [ "${1:-}" = --prepare ]; then

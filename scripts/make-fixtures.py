@@ -41,6 +41,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
+from torchvision.transforms import v2
 
 FIXTURES = pathlib.Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 EVERYTHING = ("",)
@@ -51,8 +52,9 @@ LOWER_HALF = ("conv1", "bn1", "layer1", "layer2")
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One reference file. `step1` and `step3` are prefixes of the names of the parameters that it contains;
-    `activations` names the modules whose outputs it contains. With `ema`, it is the decay of an average of the parameters, and
-    `ema3` are prefixes of the names of its parameters and running statistics after three steps."""
+    `activations` names the modules whose outputs it contains. `mixup` is the share of each image, and `cutmix` are top, left,
+    bottom and right of the rectangle, of torchvision's transforms of these names. With `ema`, it is the decay of an average of
+    the parameters, and `ema3` are prefixes of the names of its parameters and running statistics after three steps."""
 
     name: str
     seed: int
@@ -64,6 +66,8 @@ class Case:
     reduction: str = "sum"
     label_smoothing: float = 0.0
     class_weights: tuple = ()
+    mixup: float = 0.0
+    cutmix: tuple = ()
     lr: float = 1e-3
     head_lr: float = 1e-2
     weight_decay: float = 1e-3
@@ -146,6 +150,11 @@ CASES = [
          reduction="mean", label_smoothing=0.1, class_weights=(0.5, 1.0, 2.5), step1=("bn1", "fc"), step3=("bn1", "fc")),
     Case("smoothed-sum", seed=11, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True,
          label_smoothing=0.2, class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
+    # Mixed images. The mean is divided by the number of images, even with weights of classes.
+    Case("mixup", seed=373, classes=3, batch=3, size=(40, 48), lr=1e-2, head_lr=2e-2, mixup=0.375,
+         reduction="mean", label_smoothing=0.1, class_weights=(0.5, 1.0, 2.5), step1=("bn1", "fc"), step3=("bn1", "fc")),
+    Case("cutmix", seed=141, classes=3, batch=3, size=(48, 40), lr=1e-2, head_lr=2e-2,
+         cutmix=(5, 0, 29, 25), class_weights=(2.0, 0.25, 1.0), step1=("bn1", "fc"), step3=("bn1", "fc")),
     # The average of the parameters. Its decay is that of the warm-up in the second step, and its own in the third.
     Case("ema", seed=15, batch=4, size=(48, 40), lr=1e-2, head_lr=2e-2, separated=True, momentum=0.9, freeze=("layer2",),
          freeze_batch_norm=True, step1=("fc",), step3=("bn1", "fc"), ema=0.4, ema3=SOME_OF_EACH),
@@ -375,13 +384,28 @@ class Experiment:
         """Returns whether weight decay applies: to all parameters, or to all but one-dimensional ones (batch norms, biases)."""
         return not self.case.no_decay_norm_bias or parameter.dim() > 1
 
+    def mix(self, images):
+        """Returns the images and targets that the network is trained on."""
+        case, size = self.case, self.case.size[0] * self.case.size[1]
+        if case.mixup:
+            transform, params = v2.MixUp(), {"lam": case.mixup}
+        elif case.cutmix:
+            top, left, bottom, right = case.cutmix
+            params = {"box": (left, top, right, bottom), "lam_adjusted": 1 - (bottom - top) * (right - left) / size}
+            transform = v2.CutMix()
+        else:
+            return images, self.target
+        # The transform draws these numbers.
+        transform.make_params = lambda _: params
+        return transform(images, functional.one_hot(self.target, case.classes).to(images.dtype))
+
     def first_margin(self):
         """Returns the margin of the first forward pass, which is enough to reject most seeds."""
         net = self.build(torch.float64)
         margin = Margin(net)
         self.training_mode(net)
         with torch.no_grad():
-            net(self.images.double())
+            net(self.mix(self.images.double())[0])
         return margin.smallest
 
     def run(self, dtype, layout=torch.contiguous_format, arithmetic=None):
@@ -393,6 +417,7 @@ class Experiment:
         net.eval()
         with torch.no_grad(), autocast:
             out["eval_logits"] = net(images)
+        images, target = self.mix(images)
         self.training_mode(net)
         optimiser, margin = self.optimiser(net), Margin(net)
         schedule = self.schedule(optimiser)
@@ -403,7 +428,7 @@ class Experiment:
             with autocast:
                 logits = net(images)
                 weights = torch.tensor(case.class_weights, dtype=logits.dtype) if case.class_weights else None
-                loss = functional.cross_entropy(logits, self.target, weights, reduction=case.reduction,
+                loss = functional.cross_entropy(logits, target, weights, reduction=case.reduction,
                                                 label_smoothing=case.label_smoothing)
             loss.backward()
             if step == 1:
@@ -556,6 +581,10 @@ def write(experiment, path, source):
         metadata["label_smoothing"] = case.label_smoothing
     if case.class_weights:
         metadata["class_weights"] = ",".join(map(str, case.class_weights))
+    if case.mixup:
+        metadata["mixup"] = case.mixup
+    if case.cutmix:
+        metadata["cutmix"] = ",".join(map(str, case.cutmix))
     if case.no_decay_norm_bias:
         metadata["no_decay_norm_bias"] = "true"
     if case.optimizer != "sgd":
@@ -600,6 +629,8 @@ def from_file(path):
         batch=len(tensors["target"]), size=tuple(tensors["input"].shape[2:]), reduction=metadata["loss_reduction"],
         label_smoothing=float(metadata.get("label_smoothing", 0.0)),
         class_weights=tuple(map(float, filter(None, metadata.get("class_weights", "").split(",")))),
+        mixup=float(metadata.get("mixup", 0.0)),
+        cutmix=tuple(map(int, filter(None, metadata.get("cutmix", "").split(",")))),
         lr=float(metadata["lr"]), head_lr=float(metadata["head_lr"]), weight_decay=float(metadata["weight_decay"]),
         no_decay_norm_bias=metadata.get("no_decay_norm_bias") == "true", optimizer=metadata.get("optimizer", "sgd"),
         betas=(float(metadata.get("beta1", 0.9)), float(metadata.get("beta2", 0.999))),

@@ -160,12 +160,16 @@ impl Check<'_> {
                 reduction: reference.loss_reduction,
                 label_smoothing: reference.label_smoothing,
                 class_weights: reference.class_weights.clone(),
+                mixes: reference.mixture.is_some(),
             },
             ema: reference.ema,
             accumulates: false,
             max_gradient_norm: None,
         };
         let mut trainer = Trainer::new(device, resnet, trainable)?;
+        if let Some(mixture) = &reference.mixture {
+            trainer.set_mixture(mixture)?;
+        }
         load_state_dict_named(trainer.network_mut(), file, "param/")?;
 
         if file.contains("eval_logits") {

@@ -114,12 +114,20 @@ fn optimizer(name: &str) -> OptimizerSettings {
     OptimizerSettings::new(OptimizerKind::find(name).unwrap(), &given.into_iter().collect()).unwrap()
 }
 
-fn losses() -> [LossSettings; 3] {
+fn losses() -> [LossSettings; 4] {
     let weights = Some(vec![0.5, 1.0, 3.0]);
+    // Mixed targets, all of which are left as they are: their mean is not divided by weights.
+    let mixed = LossSettings {
+        reduction: LossReduction::Mean,
+        label_smoothing: 0.0,
+        class_weights: weights.clone(),
+        mixes: true,
+    };
     [
         LossReduction::Sum.into(),
         LossReduction::Mean.into(),
-        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.1, class_weights: weights },
+        mixed,
+        LossSettings { reduction: LossReduction::Mean, label_smoothing: 0.1, class_weights: weights, mixes: false },
     ]
 }
 
@@ -162,7 +170,7 @@ fn several_batches_are_one() {
 #[test]
 fn several_batches_are_one_on_kernels() {
     if let Some(device) = emulator(Precision::Fp32, 1) {
-        assert_same_steps(&device, &optimizer("adamw"), &losses()[2], &[4, 2]);
+        assert_same_steps(&device, &optimizer("adamw"), &losses()[3], &[4, 2]);
     }
 }
 

@@ -2823,6 +2823,9 @@ exit status 1
             format!("{base} --head-lr-multiplier -10"),
             format!("{base} --loss-reduction median"),
             format!("{base} --label-smoothing 2"),
+            format!("{base} --mixup 0"),
+            format!("{base} --cutmix inf"),
+            format!("{base} --fit-head --epochs 0 --cutmix 1"),
             format!("{base} --class-weights 1,0"),
             format!("{base} --class-weights 1,2,3"),
             format!("{base} --workers 0"),
@@ -2963,6 +2966,19 @@ exit status 2
 
 $ retune train data --from-scratch --out run --label-smoothing 2
 error: --label-smoothing 2: expected a number from 0 to 1
+exit status 2
+
+$ retune train data --from-scratch --out run --mixup 0
+error: --mixup 0: expected a number above 0
+exit status 2
+
+$ retune train data --from-scratch --out run --cutmix inf
+error: --cutmix inf: expected a number above 0
+exit status 2
+
+$ retune train data --from-scratch --out run --fit-head --epochs 0 --cutmix 1
+error: --cutmix: only the final layer is fitted, to features of single images, so no images are mixed
+hint: leave --cutmix out, or train at least one epoch: --fit-head in place of --head-only
 exit status 2
 
 $ retune train data --from-scratch --out run --class-weights 1,0

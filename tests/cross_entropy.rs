@@ -21,11 +21,13 @@ struct Loss {
     smoothing: f32,
     /// One for each class, or none for weights of 1.
     weights: Option<Vec<f32>>,
+    /// The share of each row's own target, if targets are mixed.
+    share: Option<f32>,
 }
 
 impl From<Reduction> for Loss {
     fn from(reduction: Reduction) -> Self {
-        Self { reduction, smoothing: 0.0, weights: None }
+        Self { reduction, smoothing: 0.0, weights: None, share: None }
     }
 }
 
@@ -36,12 +38,14 @@ fn run(device: &dyn Device, logits: &[f32], targets: &[usize], loss: &Loss) -> (
     let logits = bench.input([batch, classes], logits);
     let targets = bench.targets(targets);
     let weights = loss.weights.as_ref().map(|weights| bench.input([classes], weights));
+    let share = loss.share.map(|share| bench.input([1], &[share]));
     let gradient = bench.output([batch, classes]);
     let results = [None, Some(&gradient)].map(|logits_gradient| {
         let result = bench.output([2]);
         let arguments = Arguments {
             logits: &logits,
             targets: &targets,
+            share: share.as_ref(),
             class_weights: weights.as_ref(),
             label_smoothing: loss.smoothing,
             reduction: match loss.reduction {
@@ -77,7 +81,14 @@ fn all_kernel_devices() -> Vec<Rc<dyn Device>> {
 fn check_on(devices: &[Rc<dyn Device>], logits: &[f32], targets: &[usize], loss: &Loss) {
     let ones = vec![1.0; logits.len() / targets.len()];
     let weights: Vec<f64> = loss.weights.as_ref().unwrap_or(&ones).iter().map(|&weight| weight.into()).collect();
-    let truth = smoothed_cross_entropy(logits, targets, loss.reduction, loss.smoothing.into(), &weights);
+    let truth = smoothed_cross_entropy(
+        logits,
+        targets,
+        loss.share.map(f64::from),
+        loss.reduction,
+        loss.smoothing.into(),
+        &weights,
+    );
     let scale = match loss.reduction {
         Reduction::Sum => 1.0,
         Reduction::Mean => 1.0 / targets.len() as f64,
@@ -109,12 +120,14 @@ fn reductions() -> impl Strategy<Value = Reduction> {
     prop::sample::select(vec![Reduction::Sum, Reduction::Mean])
 }
 
-/// A batch with a loss that has label smoothing, weights of classes, or both.
+/// A batch with a loss that has label smoothing, weights of classes, mixed targets, or several of them.
 fn smoothed() -> impl Strategy<Value = ((Vec<f32>, Vec<usize>), Loss)> {
-    (batches(), reductions(), 0.0f32..=1.0, 0..3, any::<u64>()).prop_map(|(batch, reduction, smoothing, kind, seed)| {
+    let share = prop::option::of(prop_oneof![0.0f32..=1.0, Just(0.0), Just(0.5), Just(1.0)]);
+    let kinds = (0.0f32..=1.0, 0..3, share, any::<u64>());
+    (batches(), reductions(), kinds).prop_map(|(batch, reduction, (smoothing, kind, share, seed))| {
         let classes = batch.0.len() / batch.1.len();
         let weights = (kind != 0).then(|| Random(seed).uniforms(classes, 0.2, 3.0));
-        (batch, Loss { reduction, smoothing: if kind == 1 { 0.0 } else { smoothing }, weights })
+        (batch, Loss { reduction, smoothing: if kind == 1 { 0.0 } else { smoothing }, weights, share })
     })
 }
 

@@ -331,6 +331,10 @@ fn wrong_recipe_is_noticed() {
             "{failures:?}"
         );
     }
+    for (file, key, value) in [("mixup", "mixup", "0.4"), ("cutmix", "cutmix", "5,0,29,24")] {
+        let failures = Edited::of(&format!("{file}.safetensors")).set(key, value).failures();
+        assert!(["logits", "loss"].iter().all(|&name| failures.iter().any(|other| other == name)), "{failures:?}");
+    }
     for decay in ["0.38", "0.5"] {
         let failures = Edited::of("ema.safetensors").set("ema", decay).failures();
         assert!(!failures.is_empty() && failures.iter().all(|name| name.starts_with("ema3/")), "{failures:?}");
@@ -366,6 +370,10 @@ fn wrong_metadata_is_refused() {
         ("label_smoothing", "1.5"),
         ("class_weights", "1,2"),
         ("class_weights", "1,2,-3"),
+        ("mixup", "1.5"),
+        ("cutmix", "0,0,41,40"),
+        ("cutmix", "9,0,8,40"),
+        ("cutmix", "0,0,40"),
     ] {
         let error = file().set(key, value).error();
         assert!(error.contains(key) && error.contains(value), "{key}={value}: {error}");

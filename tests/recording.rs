@@ -4,15 +4,15 @@ mod reference;
 
 use std::rc::Rc;
 
-use reference::Random;
 use reference::devices::{PRECISIONS, emulator, kernel_devices};
 use reference::recording::RecordingDevice;
-use retune::device::Device;
+use reference::{Random, mix};
 use retune::device::cpu::Cpu;
+use retune::device::{Device, Mixture};
 use retune::model::{Architecture, BatchShape, Freezing, ResNet};
 use retune::ops::LossReduction;
 use retune::optim::{Grouping, OptimizerSettings};
-use retune::train::{Purpose, Trainable, Trainer};
+use retune::train::{LossSettings, Purpose, Trainable, Trainer};
 
 const CLASSES: usize = 3;
 const FULL: BatchShape = BatchShape { batch: 3, height: 40, width: 33 };
@@ -30,7 +30,7 @@ fn trainer(device: Rc<dyn Device>) -> Trainer {
             weight_decay: 1e-3,
             ..Grouping::default()
         },
-        loss: LossReduction::Sum.into(),
+        loss: LossSettings { mixes: true, ..LossReduction::Sum.into() },
         ema: Some(0.5),
         accumulates: false,
         max_gradient_norm: Some(1.0),
@@ -153,10 +153,15 @@ fn larger_arena_means_new_recordings() {
     assert!(ours == bits(&mut trainer(Rc::new(Cpu)), &events, false));
 }
 
-/// Two steps, other learning rates for body and head, then two more steps. Returns the bits of every parameter.
+const MIXUP: Mixture = Mixture { share: 0.25, weight: 0.25, top: 0, left: 0, bottom: 40, right: 33 };
+const CUTMIX: Mixture = Mixture { share: 0.75, weight: 0.0, top: 3, left: 20, bottom: 25, right: 33 };
+
+/// Two steps, other learning rates for body and head, another mixture, then two more steps. Returns the bits of every parameter.
 fn bits_with_changed_rates(trainer: &mut Trainer, as_a_whole: bool) -> Vec<u32> {
     let steps = [Event::Step(FULL), Event::Step(FULL)];
+    trainer.set_mixture(&MIXUP).unwrap();
     let mut all = bits(trainer, &steps, as_a_whole);
+    trainer.set_mixture(&CUTMIX).unwrap();
     for (group, rate) in [(0, 0.005), (1, 0.002)] {
         trainer.updater_mut().set_learning_rate(group, rate);
     }
@@ -164,7 +169,33 @@ fn bits_with_changed_rates(trainer: &mut Trainer, as_a_whole: bool) -> Vec<u32> 
     all
 }
 
-/// A recorded step reads its learning rates from device memory.
+/// The same images and targets, mixed on the host.
+#[test]
+fn a_mixture_is_what_its_images_and_targets_give() {
+    let (images, _) = batch(FULL, 1);
+    let dims = [FULL.batch, FULL.height, FULL.width, 3];
+    // All images have the same class, so that the mixed targets are those of the images.
+    let targets = [1; FULL.batch];
+    for mixture in [MIXUP, CUTMIX] {
+        let [top, left, bottom, right] = [mixture.top, mixture.left, mixture.bottom, mixture.right];
+        let rectangle = [top, left, bottom, right].map(|edge| edge as usize);
+        let mixed = mix(&images, dims, mixture.weight, rectangle);
+        let mut ours = trainer(Rc::new(Cpu));
+        ours.set_mixture(&mixture).unwrap();
+        ours.gradients(FULL, &images, &targets).unwrap();
+        let mut others = trainer(Rc::new(Cpu));
+        others.gradients(FULL, &mixed, &targets).unwrap();
+        let logits = |of: &Trainer| of.network().logits(FULL, Purpose::Training).unwrap();
+        assert!(logits(&ours) == logits(&others), "{mixture:?}");
+        // An evaluation does not mix.
+        let evaluated = |of: &mut Trainer| of.network_mut().evaluate(FULL, &images, &targets).unwrap().1;
+        let mut plain = trainer(Rc::new(Cpu));
+        plain.gradients(FULL, &mixed, &targets).unwrap();
+        assert!(evaluated(&mut ours) == evaluated(&mut plain), "{mixture:?}");
+    }
+}
+
+/// A recorded step reads its learning rates and its mixture from device memory.
 #[test]
 fn changed_learning_rate_replays_the_same_recording() {
     let mut inner: Vec<Rc<dyn Device>> = vec![Rc::new(Cpu)];

@@ -223,7 +223,8 @@ fn cross_entropy_gradient_is_slope() {
     for reduction in [Reduction::Sum, Reduction::Mean] {
         let gradient = cross_entropy(&logits, &targets, reduction).gradient;
         assert_gradient("cross_entropy", &logits, &gradient, |x| cross_entropy(x, &targets, reduction).loss);
-        let smoothed = |x: &[f64]| smoothed_cross_entropy(x, &targets, reduction, 0.2, &[0.5, 1.0, 3.0, 0.25, 2.0]);
+        let smoothed =
+            |x: &[f64]| smoothed_cross_entropy(x, &targets, None, reduction, 0.2, &[0.5, 1.0, 3.0, 0.25, 2.0]);
         assert_gradient("smoothed", &logits, &smoothed(&logits).gradient, |x| smoothed(x).loss);
     }
 }
@@ -245,8 +246,9 @@ fn cross_entropy_is_pytorchs() {
     assert_eq!(summed.correct, 1);
     assert_close(&[cross_entropy(&logits, &[1, 0], Reduction::Mean).loss], &[1.0508590754231473]);
     let weights = [0.5, 2.0, 1.25];
-    let smoothed =
-        |reduction| smoothed_cross_entropy(&[0.5, -1.25, 2.0, -0.75, 0.25, 1.5], &[1, 0], reduction, 0.3, &weights);
+    let smoothed = |reduction| {
+        smoothed_cross_entropy(&[0.5, -1.25, 2.0, -0.75, 0.25, 1.5], &[1, 0], None, reduction, 0.3, &weights)
+    };
     let gradient = [
         0.2638558232407136,
         -1.5454600359205752,
@@ -258,6 +260,21 @@ fn cross_entropy_is_pytorchs() {
     assert_close(&[smoothed(Reduction::Sum).loss], &[7.077641661826345]);
     assert_close(&smoothed(Reduction::Sum).gradient, &gradient);
     assert_close(&[smoothed(Reduction::Mean).loss], &[2.8310566647305375]);
+    let mixed = |reduction| {
+        let logits = [0.5, -1.25, 2.0, -0.75, 0.25, 1.5];
+        smoothed_cross_entropy(&logits, &[1, 0], Some(0.4), reduction, 0.3, &weights)
+    };
+    let gradient = [
+        -0.05754089148697629,
+        -0.7248178823262302,
+        0.7823587738132066,
+        -0.08739526067651081,
+        -0.7610914015831822,
+        0.8484866622596929,
+    ];
+    assert_close(&[mixed(Reduction::Sum).loss], &[5.301913556398616]);
+    assert_close(&mixed(Reduction::Sum).gradient, &gradient);
+    assert_close(&[mixed(Reduction::Mean).loss], &[2.650956778199308]);
     // Logits that overflow a naive exponential.
     assert_close(&[cross_entropy(&[1000.0, 0.0], &[1], Reduction::Sum).loss], &[1000.0]);
 }

@@ -268,6 +268,40 @@ mod steps_of_several_batches {
     }
 }
 
+/// Each batch draws its mixture from its place in the run, whatever came before it and whoever computes it.
+#[test]
+fn a_run_that_mixes_images_resumes_from_every_step() {
+    let place = Place::new();
+    let line =
+        format!("train data {SMALL} --epochs 4 --mixup 0.4 --cutmix 1 --checkpoint-every 1 --keep-checkpoints 99");
+    assert_eq!(place.resume_from_each_checkpoint(&line).len(), 12);
+    let read = |folder: &str| fs::read(place.path(folder).join("checkpoint.safetensors")).unwrap();
+    place.succeed(&format!("{line} --threads 1 --workers 3 --out threads"));
+    assert!(read("whole") == read("threads"));
+    let others = ["--mixup 0.4", "--cutmix 1"].map(|flags| line.replace("--mixup 0.4 --cutmix 1", flags));
+    for (other, folder) in others.iter().zip(["mixup", "cutmix"]) {
+        place.succeed(&format!("{other} --out {folder}"));
+        assert!(read(folder) != read("whole"), "{folder}");
+    }
+    let other = line.replace("--cutmix 1", "--cutmix 2");
+    place.refuse(&format!("{other} --out whole --resume"), 2, "--cutmix differs from the recipe of the run");
+}
+
+/// Trials have the recipe of the run.
+#[test]
+fn trials_of_a_run_that_mixes_images_mix_them_too() {
+    let place = Place::new();
+    let trials = |flags: &str, folder: &str| {
+        place.succeed(&format!("train data {SMALL} --epochs 1 --fit-head --try-lr 1e-3 {flags} --out {folder}"));
+        let metrics = fs::read_to_string(place.path(folder).join("metrics.jsonl")).unwrap();
+        let line = metrics.lines().find(|line| line.contains(r#""kind":"trials""#)).unwrap();
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["trials"].clone()
+    };
+    let (plain, mixed) = (trials("", "plain"), trials("--cutmix 1", "mixed"));
+    assert_eq!(plain[0], mixed[0], "the fitted head alone does not mix");
+    assert_ne!(plain[1], mixed[1]);
+}
+
 /// The average and the number of its steps are in the checkpoint; after each epoch, training goes on from the weights themselves.
 #[test]
 fn a_run_with_an_average_of_the_weights_resumes_from_every_step() {

@@ -121,6 +121,16 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "WEIGHTS", help_heading = "Training options")]
     class_weights: Option<ClassWeights>,
 
+    /// Mix each training image and its label with another one of its batch (mixup): the share of each image is drawn for each batch from
+    /// Beta(ALPHA, ALPHA), e.g. 0.2 [default: off]
+    #[arg(long, value_name = "ALPHA", help_heading = "Training options")]
+    mixup: Option<f64>,
+
+    /// Replace a rectangle of each training image with that of another one of its batch, and mix the labels by area (CutMix); the area is
+    /// drawn as with --mixup, e.g. from 1. With --mixup too, each batch has one of them at random [default: off]
+    #[arg(long, value_name = "ALPHA", help_heading = "Training options")]
+    cutmix: Option<f64>,
+
     /// Clip the gradients of all parameters together to this norm [default: off]
     #[arg(long, value_name = "NORM", help_heading = "Training options")]
     clip_gradient_norm: Option<f64>,
@@ -223,6 +233,8 @@ macro_rules! for_each_flag {
             "--loss-reduction" loss_reduction,
             "--label-smoothing" label_smoothing,
             "--class-weights" class_weights,
+            "--mixup" mixup,
+            "--cutmix" cutmix,
             "--clip-gradient-norm" clip_gradient_norm,
             "--freeze" freeze,
             "--freeze-batch-norm" freeze_batch_norm,
@@ -607,6 +619,8 @@ mod tests {
             loss_reduction: "mean".into(),
             label_smoothing: 0.1,
             class_weights: Some("1,2.5".parse().unwrap()),
+            mixup: Some(0.2),
+            cutmix: Some(1.0),
             clip_gradient_norm: Some(0.1),
             freeze: vec!["conv1".into(), "bn1".into()],
             freeze_batch_norm: true,
@@ -654,7 +668,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 43);
+        assert_eq!(flags.len(), 45);
     }
 
     #[test]

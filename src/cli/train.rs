@@ -672,6 +672,18 @@ fn check(recipe: &Recipe) -> Result<()> {
     {
         return Err(Error::usage(format!("--clip-gradient-norm {norm}: expected a number above 0")));
     }
+    for (flag, alpha) in [("--mixup", recipe.mixup), ("--cutmix", recipe.cutmix)] {
+        let Some(alpha) = alpha else { continue };
+        if !(alpha.is_finite() && alpha > 0.0) {
+            return Err(Error::usage(format!("{flag} {alpha}: expected a number above 0")));
+        }
+        if recipe.epochs == 0 {
+            return Err(Error::usage(format!(
+                "{flag}: only the final layer is fitted, to features of single images, so no images are mixed"
+            ))
+            .hint(format!("leave {flag} out, or train at least one epoch: --fit-head in place of --head-only")));
+        }
+    }
     if recipe.from_scratch && recipe.head_from.is_some() {
         return Err(Error::usage("--head-from: a network from scratch has no old head")
             .hint("leave --from-scratch or --head-from out"));

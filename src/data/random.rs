@@ -20,6 +20,8 @@ pub enum Purpose {
     Trials = 6,
     /// The samples of one epoch, where every class is equally likely.
     BalancedSampling = 7,
+    /// What mixup and CutMix do to one batch of one epoch.
+    Mixing = 8,
 }
 
 /// An independent stream of random numbers, identified by its seed, purpose and two more numbers.

@@ -6,6 +6,7 @@ pub use super::activation::Activation;
 pub use super::augment::{Augment, ImageView, Resampling};
 pub use super::conv2d::{Conv2dPass, Conv2dShape};
 pub use super::edits::{AffineMap, Colour, Edits, Erased};
+pub use super::mixture::Mixture;
 pub use super::update::{Clip, MOST_SLOTS, UpdateArguments, UpdatePiece, UpdateRule};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Memory, Shape, Tensor};
@@ -201,7 +202,8 @@ impl MaxPoolWindow {
 pub enum LossReduction {
     /// Their sum, as in the lesson: its learning rate applies to the sum.
     Sum,
-    /// Their mean, which is PyTorch's default. If classes have weights, it is the sum over the sum of the targets' weights.
+    /// Their mean, which is PyTorch's default. If classes have weights, it is the sum over the sum of the targets' weights, unless
+    /// targets are mixed: then it is the sum over the number of rows.
     Mean,
 }
 
@@ -211,6 +213,9 @@ pub struct CrossEntropy<'a> {
     pub logits: &'a Tensor,
     /// `[N]`, int32.
     pub targets: &'a Tensor,
+    /// `[1]`: the share of each row's own target. The rest is that of the target of the row before it, or of the last row for the first.
+    /// It lies in device memory so that recorded work reads what the host wrote last. 1 without it.
+    pub share: Option<&'a Tensor>,
     /// `[classes]`: the weight of each class; all 1 without it.
     pub class_weights: Option<&'a Tensor>,
     /// The share of the loss that is spread evenly over all classes, from 0 to 1.
@@ -218,10 +223,19 @@ pub struct CrossEntropy<'a> {
     /// How the losses of the rows are combined.
     pub reduction: LossReduction,
     /// `[2]`: the loss after reduction, and how many rows have their largest logit (the first, when tied) at the
-    /// target.
+    /// target; at that of the larger share, if targets are mixed, and at their own if both are equal.
     pub result: &'a Tensor,
     /// `[N, classes]`: gradient of the reduced loss.
     pub logits_gradient: Option<&'a Tensor>,
+}
+
+/// Arguments of [`Device::mix`].
+#[derive(Clone, Copy)]
+pub struct Mix<'a> {
+    /// `[N, H, W, 3]`, of the type of activations; changed in place.
+    pub images: &'a Tensor,
+    /// `[Mixture::WORDS]`: [`Mixture::words`]. They lie in device memory so that recorded work reads what the host wrote last.
+    pub words: &'a Tensor,
 }
 
 /// Arguments of [`Device::accumulate`]: `sums = words[0] * sums + words[1] * values`.
@@ -296,6 +310,10 @@ pub trait Device {
     fn augment(&self, _arguments: &Augment) -> Result<()> {
         Err(Error::new(format!("{} does not support augment", self.name())))
     }
+
+    /// Mixes each image of a batch with the one before it, as [`Mixture`] describes: `MixUp` and `CutMix` of
+    /// `torchvision.transforms.v2`. A single image stays as it is.
+    fn mix(&self, arguments: &Mix) -> Result<()>;
 
     /// Rows of the partial statistics of an activation of `shape`. Each device divides the pixels in its own way.
     fn statistics_rows(&self, shape: Shape) -> usize;
@@ -394,6 +412,7 @@ pub trait Device {
     ) -> Result<()>;
 
     /// Softmax cross entropy with its gradient, as `torch.nn.functional.cross_entropy` with `weight` and `label_smoothing`.
+    /// Mixed targets are its class probabilities.
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()>;
 
     /// Adds values to weighted sums of those before them: gradients of the batches of a step, or parameters in a moving average.

@@ -14,6 +14,7 @@ mod conv2d;
 mod edits;
 mod host_copy;
 mod interface;
+mod mixture;
 mod update;
 
 pub use host_copy::{read_f32, write_f32, write_i32};

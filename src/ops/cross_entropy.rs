@@ -15,12 +15,14 @@ pub struct CrossEntropyLoss {
     pub label_smoothing: f32,
     /// `[classes]`: the weight of each class; all 1 without it. A plan does not place it, so it lasts as long as the loss.
     pub class_weights: Option<Tensor>,
+    /// `[1]`: the share of each row's own target, where targets are mixed; see [`CrossEntropy::share`]. It lasts as long as the weights.
+    pub share: Option<Tensor>,
 }
 
 impl From<LossReduction> for CrossEntropyLoss {
     /// The plain loss.
     fn from(reduction: LossReduction) -> Self {
-        Self { reduction, label_smoothing: 0.0, class_weights: None }
+        Self { reduction, label_smoothing: 0.0, class_weights: None, share: None }
     }
 }
 
@@ -34,6 +36,7 @@ impl CrossEntropyLoss {
         device.cross_entropy(&CrossEntropy {
             logits,
             targets,
+            share: self.share.as_ref(),
             class_weights: self.class_weights.as_ref(),
             label_smoothing: self.label_smoothing,
             reduction: self.reduction,

@@ -24,9 +24,11 @@ pub fn find_not_finite(
         }
     }
     network.fill_by(shape, Purpose::Training, write, targets)?;
-    if !is_finite(network.input(shape, Purpose::Training)?)? {
+    let images = network.input(shape, Purpose::Training)?;
+    if !is_finite(images)? {
         return Ok(Some("the images".into()));
     }
+    trainer.issue_mixture(images)?;
     let executor = network.executor(shape, Purpose::Training)?;
     let nodes = executor.graph().nodes();
     for (index, node) in nodes.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 pub struct BatchResult {
     /// The reduced loss.
     pub loss: f32,
-    /// Images whose largest logit is the target's.
+    /// Images whose largest logit is the target's, or that of the larger share if the target is mixed.
     pub correct: usize,
     /// The norm of the gradients before they were clipped, if they are.
     pub gradient_norm: Option<f32>,
@@ -50,6 +50,11 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// `[N, H, W, 3]`: the images.
+    pub fn images(&self) -> &Tensor {
+        self.executor.value(self.input)
+    }
+
     /// `[2]`: the reduced loss and the number of correct images.
     pub fn loss(&self) -> &Tensor {
         self.executor.value(self.loss)
@@ -243,14 +248,13 @@ impl Network {
                 _ => Err(Error::new(format!("class {target} of a network with {classes} classes"))),
             })
             .collect::<Result<_>>()?;
-        write(self.device.as_ref(), prepared.executor.value(prepared.input))?;
+        write(self.device.as_ref(), prepared.images())?;
         write_i32(self.device.as_ref(), &targets, prepared.executor.value(prepared.targets))
     }
 
     /// The buffer of the images of a prepared batch shape.
     pub(super) fn input(&self, shape: BatchShape, purpose: Purpose) -> Result<&Tensor> {
-        let prepared = self.find(shape, purpose)?;
-        Ok(prepared.executor.value(prepared.input))
+        Ok(self.find(shape, purpose)?.images())
     }
 
     /// Waits for a batch of a prepared shape and reads its result.

@@ -10,8 +10,10 @@ use super::class_weights::ClassWeights;
 use super::evaluate::Testing;
 use super::trainer::{LossSettings, Trainable};
 use crate::data::{
-    Augmentation, DecodeOptions, ImageFolder, Mode, ResizeMode, Splits, Transform, counted, open_dataset, open_table,
+    Augmentation, DecodeOptions, ImageFolder, Mixing, Mode, ResizeMode, Splits, Transform, counted, open_dataset,
+    open_table,
 };
+use crate::device::Mixture;
 use crate::error::{Error, Result};
 use crate::model::{Architecture, Freezing};
 use crate::ops::LossReduction;
@@ -87,6 +89,12 @@ pub struct Recipe {
     /// The weights of the classes in the loss; all 1 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
+    /// The parameter of mixup, `alpha` of [`Mixing::mixup`]; without it, there is no mixup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixup: Option<f64>,
+    /// The parameter of CutMix, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cutmix: Option<f64>,
     /// The largest norm that the gradients of all parameters together may have; larger ones are clipped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_gradient_norm: Option<f64>,
@@ -229,6 +237,8 @@ impl Recipe {
             loss_reduction: "sum".into(),
             label_smoothing: 0.0,
             class_weights: None,
+            mixup: None,
+            cutmix: None,
             clip_gradient_norm: None,
             freeze: Vec::new(),
             freeze_batch_norm: false,
@@ -381,6 +391,18 @@ impl Recipe {
         Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, epochs.saturating_mul(steps_per_epoch) as u64)
     }
 
+    /// The settings of mixup and CutMix, if there are any.
+    pub fn mixing(&self) -> Option<Mixing> {
+        let Self { mixup, cutmix, .. } = *self;
+        (mixup.is_some() || cutmix.is_some()).then_some(Mixing { mixup, cutmix })
+    }
+
+    /// What is done to the images of a training batch, if any are mixed. Epochs and batches are counted from 0.
+    pub fn mixture(&self, epoch: usize, batch: usize, images: usize) -> Option<Mixture> {
+        let draw = |of: Mixing| of.draw(self.seed, epoch as u64, batch as u64, images, self.training_size());
+        self.mixing().map(draw)
+    }
+
     /// The weights of the classes of these training images, if they have any.
     ///
     /// # Errors
@@ -407,7 +429,12 @@ impl Recipe {
             optimizer: self.optimizer()?,
             grouping: self.grouping(),
             ema: self.ema,
-            loss: LossSettings { reduction: self.reduction()?, label_smoothing: self.label_smoothing, class_weights },
+            loss: LossSettings {
+                reduction: self.reduction()?,
+                label_smoothing: self.label_smoothing,
+                class_weights,
+                mixes: self.mixing().is_some(),
+            },
             accumulates: self.accumulate > 1,
             max_gradient_norm: self.clip_gradient_norm.map(|norm| norm as f32),
         })

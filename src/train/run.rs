@@ -591,6 +591,9 @@ impl Run<'_> {
                 let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                 let step = steps_before + self.position.batch / self.recipe.accumulate;
                 self.trainer.updater_mut().set_step_factors(schedule.at(step as u64));
+                if let Some(mixture) = self.recipe.mixture(self.position.epoch, self.position.batch, images) {
+                    self.trainer.set_mixture(&mixture)?;
+                }
                 let result = self.trainer.step_by(shape, write, &batch.targets)?;
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::network::{BatchResult, Network, Prepared, Purpose, TrainingGraph};
-use crate::device::{Device, read_f32, write_f32};
+use crate::device::{Device, Mix, Mixture, read_f32, write_f32};
 use crate::error::{Error, Result};
-use crate::graph::{Executor, ParameterSpecification, Parameters};
+use crate::graph::{ParameterSpecification, Parameters};
 use crate::model::{BatchShape, Freezing, ResNet, STAGES, stage_of};
 use crate::ops::{CrossEntropyLoss, LossReduction};
 use crate::optim::{AVERAGE_SLOT, Accumulation, GradientClipping, Grouping, OptimizerSettings, Updater};
@@ -21,26 +21,31 @@ pub struct LossSettings {
     pub label_smoothing: f64,
     /// The weight of each class; all 1 without it.
     pub class_weights: Option<Vec<f64>>,
+    /// Whether images and their targets are mixed, as [`Trainer::set_mixture`] says.
+    pub mixes: bool,
 }
 
 impl From<LossReduction> for LossSettings {
     /// The plain loss.
     fn from(reduction: LossReduction) -> Self {
-        Self { reduction, label_smoothing: 0.0, class_weights: None }
+        Self { reduction, label_smoothing: 0.0, class_weights: None, mixes: false }
     }
 }
 
 impl LossSettings {
-    /// What the sum of the losses of a batch is divided by; `None` if it is not.
+    /// What the sum of the losses of a batch is divided by; `None` if it is not. PyTorch divides by the weights of the targets unless these
+    /// are probabilities, as mixed ones are.
     fn divisor(&self, targets: &[u32]) -> Option<f64> {
         match (self.reduction, &self.class_weights) {
             (LossReduction::Sum, _) => None,
-            (LossReduction::Mean, None) => Some(targets.len() as f64),
-            (LossReduction::Mean, Some(weights)) => Some(targets.iter().map(|&target| weights[target as usize]).sum()),
+            (LossReduction::Mean, Some(weights)) if !self.mixes => {
+                Some(targets.iter().map(|&target| weights[target as usize]).sum())
+            }
+            (LossReduction::Mean, _) => Some(targets.len() as f64),
         }
     }
 
-    fn on_device(&self, device: &dyn Device, classes: usize) -> Result<CrossEntropyLoss> {
+    fn on_device(&self, device: &dyn Device, classes: usize, mixture: Option<&Tensor>) -> Result<CrossEntropyLoss> {
         let class_weights = self.class_weights.as_ref().map(|weights| {
             if weights.len() != classes {
                 return Err(Error::new(format!("{} class weights for {classes} classes", weights.len())));
@@ -53,6 +58,8 @@ impl LossSettings {
             reduction: self.reduction,
             label_smoothing: self.label_smoothing as f32,
             class_weights: class_weights.transpose()?,
+            // The share is the first of the words.
+            share: mixture.map(|words| words.part(0, [1].into())),
         })
     }
 }
@@ -97,6 +104,8 @@ pub struct Trainer {
     updater: Updater,
     accumulation: Option<Accumulation>,
     loss: LossSettings,
+    /// The words of the [`Mixture`] of the next batch, where images are mixed.
+    mixture: Option<Tensor>,
 }
 
 impl Trainer {
@@ -119,9 +128,17 @@ impl Trainer {
         let clipping = max_gradient_norm.map(|norm| GradientClipping::new(device.as_ref(), &parameters, norm));
         let updater = Updater::new(device.as_ref(), optimizer, groups, clipping.transpose()?, ema)?;
         let accumulation = accumulates.then(|| Accumulation::new(device.as_ref(), &parameters)).transpose()?;
-        let graph = TrainingGraph { freezing, loss: loss.on_device(device.as_ref(), resnet.classes)? };
+        let mixture = loss.mixes.then(|| {
+            let bytes = Mixture::WORDS * size_of::<f32>();
+            let words = Tensor::new(device.allocate(bytes)?, 0, [Mixture::WORDS].into(), ElementType::F32);
+            write_f32(device.as_ref(), &Mixture::NONE.words(), &words)?;
+            Ok::<_, Error>(words)
+        });
+        let mixture = mixture.transpose()?;
+        let loss_on_device = loss.on_device(device.as_ref(), resnet.classes, mixture.as_ref())?;
+        let graph = TrainingGraph { freezing, loss: loss_on_device };
         let network = Network::with_parameters(device, resnet, parameters, Some(graph));
-        Ok(Self { network, updater, accumulation, loss })
+        Ok(Self { network, updater, accumulation, loss, mixture })
     }
 
     /// The network.
@@ -149,6 +166,15 @@ impl Trainer {
         for (index, group) in grouping.groups(STAGES).iter().enumerate() {
             self.updater.set_learning_rate(index, group.learning_rate);
         }
+    }
+
+    /// Sets what is done to the images and targets of the batches from the next one on. Recordings stay valid.
+    ///
+    /// # Errors
+    /// When the trainer does not mix images, or the device fails.
+    pub fn set_mixture(&mut self, mixture: &Mixture) -> Result<()> {
+        let words = self.mixture.as_ref().ok_or_else(|| Error::new("this trainer does not mix images"))?;
+        write_f32(self.network.device(), &mixture.words(), words)
     }
 
     /// Copies everything that training changes.
@@ -245,7 +271,7 @@ impl Trainer {
     pub fn gradients(&mut self, shape: BatchShape, images: &[f32], targets: &[u32]) -> Result<BatchResult> {
         self.network.prepare(shape, Purpose::Training)?;
         self.network.fill(shape, Purpose::Training, images, targets)?;
-        self.issue_gradients(self.network.executor(shape, Purpose::Training)?)?;
+        self.issue_gradients(self.network.find(shape, Purpose::Training)?)?;
         self.finish_batch(shape)
     }
 
@@ -314,16 +340,23 @@ impl Trainer {
     }
 
     fn issue_step(&self, prepared: &Prepared) -> Result<()> {
-        self.issue_gradients(&prepared.executor)?;
+        self.issue_gradients(prepared)?;
         match &self.accumulation {
             Some(accumulation) => accumulation.issue(self.network.device(), self.network.parameters()),
             None => self.issue_update(None, Some(prepared.loss())),
         }
     }
 
-    fn issue_gradients(&self, executor: &Executor) -> Result<()> {
-        executor.forward(self.network.device())?;
-        executor.backward(self.network.device())
+    fn issue_gradients(&self, prepared: &Prepared) -> Result<()> {
+        self.issue_mixture(prepared.images())?;
+        prepared.executor.forward(self.network.device())?;
+        prepared.executor.backward(self.network.device())
+    }
+
+    /// Mixes the images of a batch, if they are to be mixed.
+    pub(super) fn issue_mixture(&self, images: &Tensor) -> Result<()> {
+        let mix = |words| self.network.device().mix(&Mix { images, words });
+        self.mixture.as_ref().map_or(Ok(()), mix)
     }
 
     fn issue_update(&self, accumulation: Option<&Accumulation>, loss: Option<&Tensor>) -> Result<()> {

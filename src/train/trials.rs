@@ -139,6 +139,9 @@ pub fn try_learning_rates(
                 let shape = batch_shape(&batch, recipe.training_size());
                 let step = epoch * steps + number_of_batch / recipe.accumulate;
                 trainer.updater_mut().set_step_factors(schedule.at(step as u64));
+                if let Some(mixture) = recipe.mixture(epoch, number_of_batch, batch.targets.len()) {
+                    trainer.set_mixture(&mixture)?;
+                }
                 number_of_batch += 1;
                 if batch.targets.len() >= trainer.network().fewest_images(recipe.training_size()) {
                     let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);

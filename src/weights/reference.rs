@@ -19,7 +19,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use super::state_dict::{TensorEntry, TensorFile, printable};
-use crate::device::Precision;
+use crate::device::{Mixture, Precision};
 use crate::error::{Error, Result};
 use crate::ops::LossReduction;
 
@@ -43,6 +43,8 @@ pub struct Reference {
     pub label_smoothing: f64,
     /// The weight of each class in the loss; all 1 where the file does not say.
     pub class_weights: Option<Vec<f64>>,
+    /// What was done to the images and targets of the training steps, if they were mixed; `eval_logits` are those of the images alone.
+    pub mixture: Option<Mixture>,
     /// Learning rate of the body.
     pub learning_rate: f64,
     /// Learning rate of the head.
@@ -94,6 +96,7 @@ impl Reference {
                 ema: fields.optional("ema", Fields::decay)?,
                 label_smoothing: fields.optional("label_smoothing", Fields::share)?.unwrap_or(0.0),
                 class_weights: fields.optional("class_weights", Fields::weights)?,
+                mixture: fields.mixture()?,
                 learning_rate: fields.not_negative("lr")?,
                 head_learning_rate: fields.not_negative("head_lr")?,
                 weight_decay: fields.not_negative("weight_decay")?,
@@ -327,6 +330,34 @@ impl<'a> Fields<'a> {
         let weights: Option<Vec<f64>> = weights.collect();
         let weights = weights.filter(|weights| weights.len() == classes);
         weights.ok_or_else(|| self.bad(key, &format!("{classes} numbers above 0, with commas between them")))
+    }
+
+    /// mixup with its share, or CutMix with its rectangle.
+    fn mixture(&self) -> Result<Option<Mixture>> {
+        let &[_, _, height, width] = self.0.entry("input")?.shape.as_slice() else { return Ok(None) };
+        let (height, width) = (height as u32, width as u32);
+        let mixup = self.optional("mixup", Fields::share)?.map(|share| share as f32);
+        let cutmix = self.optional("cutmix", |fields, key| {
+            let edges: Option<Vec<u32>> = fields.text(key)?.split(',').map(|edge| edge.trim().parse().ok()).collect();
+            match edges.as_deref() {
+                Some(&[top, left, bottom, right])
+                    if top <= bottom && bottom <= height && left <= right && right <= width =>
+                {
+                    let area = f64::from(bottom - top) * f64::from(right - left);
+                    let share = (1.0 - area / (f64::from(height) * f64::from(width))) as f32;
+                    Ok(Mixture { share, weight: 0.0, top, left, bottom, right })
+                }
+                _ => Err(fields
+                    .bad(key, &format!("top, left, bottom and right of a rectangle in {height} x {width} pixels"))),
+            }
+        })?;
+        match (mixup, cutmix) {
+            (Some(_), Some(_)) => Err(self.bad("mixup", "no such field beside cutmix")),
+            (Some(share), None) => {
+                Ok(Some(Mixture { share, weight: share, top: 0, left: 0, bottom: height, right: width }))
+            }
+            (None, cutmix) => Ok(cutmix),
+        }
     }
 
     fn one_of<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Result<T> {

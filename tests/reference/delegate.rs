@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use retune::device::{
     Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
-    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
-    UpdateArguments,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision,
+    Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Shape, Tensor};
@@ -26,6 +26,7 @@ macro_rules! with_device_methods {
             fn synchronize() -> Result<()>;
             fn record(step: &mut dyn FnMut() -> Result<()>) -> Result<Option<Rc<dyn Recording>>>;
             fn augment(arguments: &Augment) -> Result<()>;
+            fn mix(arguments: &Mix) -> Result<()>;
             fn statistics_rows(shape: Shape) -> usize;
             fn conv2d_workspace(shape: &Conv2dShape, pass: Conv2dPass) -> usize;
             fn conv2d_forward(shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()>;

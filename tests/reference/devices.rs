@@ -215,8 +215,9 @@ impl<'a> Workbench<'a> {
         tensor
     }
 
+    /// An activation that the kernel changes.
     #[track_caller]
-    fn activation_variable(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
+    pub fn activation_variable(&self, shape: impl Into<Shape>, values: &[f32]) -> Tensor {
         let tensor = self.place(shape.into(), self.activation_type(), POISON);
         write_f32(self.device, values, &tensor).expect("uploads");
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());

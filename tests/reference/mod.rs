@@ -446,13 +446,15 @@ pub struct CrossEntropy {
 /// Softmax cross entropy of `[batch, classes]` logits.
 pub fn cross_entropy<T: Number>(logits: &[T], targets: &[usize], reduction: Reduction) -> CrossEntropy {
     let weights = vec![1.0; logits.len() / targets.len()];
-    smoothed_cross_entropy(logits, targets, reduction, 0.0, &weights)
+    smoothed_cross_entropy(logits, targets, None, reduction, 0.0, &weights)
 }
 
-/// Softmax cross entropy with label smoothing and a weight for each class.
+/// Softmax cross entropy with label smoothing and a weight for each class. With `share`, the target of a row is this share of its own class
+/// and, for the rest, that of the row before it, as class probabilities.
 pub fn smoothed_cross_entropy<T: Number>(
     logits: &[T],
     targets: &[usize],
+    share: Option<f64>,
     reduction: Reduction,
     smoothing: f64,
     weights: &[f64],
@@ -460,17 +462,22 @@ pub fn smoothed_cross_entropy<T: Number>(
     let classes = weights.len();
     let scale = match reduction {
         Reduction::Sum => 1.0,
+        Reduction::Mean if share.is_some() => 1.0 / targets.len() as f64,
         Reduction::Mean => 1.0 / targets.iter().map(|&target| weights[target]).sum::<f64>(),
     };
     let mut result = CrossEntropy { loss: 0.0, gradient: Vec::new(), correct: 0 };
-    for (row, &target) in logits.chunks_exact(classes).zip(targets) {
+    let own = share.unwrap_or(1.0);
+    let mut others = targets.to_vec();
+    others.rotate_right(1);
+    for ((row, &target), other) in logits.chunks_exact(classes).zip(targets).zip(others) {
         let row: Vec<f64> = row.iter().map(|&x| x.into()).collect();
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = row.iter().map(|x| (x - largest).exp()).sum();
         let expected: Vec<f64> = (0..classes)
             .map(|class| {
-                let of_target = if class == target { 1.0 - smoothing } else { 0.0 };
-                weights[class] * (of_target + smoothing / classes as f64)
+                let probability =
+                    own * f64::from(u8::from(class == target)) + (1.0 - own) * f64::from(u8::from(class == other));
+                weights[class] * ((1.0 - smoothing) * probability + smoothing / classes as f64)
             })
             .collect();
         let expected_sum: f64 = expected.iter().sum();
@@ -481,11 +488,29 @@ pub fn smoothed_cross_entropy<T: Number>(
             }
             result.gradient.push(scale * ((x - largest).exp() / total * expected_sum - expected));
         }
-        if row.iter().position(|&x| x == largest) == Some(target) {
+        if row.iter().position(|&x| x == largest) == Some(if own < 0.5 { other } else { target }) {
             result.correct += 1;
         }
     }
     result
+}
+
+/// Mixes each of `count` images of `[height, width, channels]` with the one before it, with the weight of its own pixels in the rectangle from
+/// `top` and `left` up to `bottom` and `right`; as torchvision, in float32.
+pub fn mix(
+    images: &[f32],
+    [count, height, width, channels]: [usize; 4],
+    weight: f32,
+    [top, left, bottom, right]: [usize; 4],
+) -> Vec<f32> {
+    let stride = height * width * channels;
+    let mix = |(index, &own): (usize, &f32)| {
+        let (row, column) = (index % stride / (width * channels), index / channels % width);
+        let before = images[(index + (count - 1) * stride) % images.len()];
+        let is_inside = (top..bottom).contains(&row) && (left..right).contains(&column);
+        if is_inside { before * (1.0 - weight) + own * weight } else { own }
+    };
+    images.iter().enumerate().map(mix).collect()
 }
 
 /// The settings of one parameter group.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use retune::device::{
     Accumulate, BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Recording, UpdateArguments,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Tensor};
@@ -315,13 +315,14 @@ impl Delegate for RecordingDevice {
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
         let [logits, targets, result] = [arguments.logits, arguments.targets, arguments.result].map(Tensor::clone);
-        let [logits_gradient, class_weights] =
-            [arguments.logits_gradient, arguments.class_weights].map(Option::<&Tensor>::cloned);
+        let [logits_gradient, class_weights, share] =
+            [arguments.logits_gradient, arguments.class_weights, arguments.share].map(Option::<&Tensor>::cloned);
         let CrossEntropy { label_smoothing, reduction, .. } = *arguments;
         self.issue(move |device| {
             device.cross_entropy(&CrossEntropy {
                 logits: &logits,
                 targets: &targets,
+                share: share.as_ref(),
                 class_weights: class_weights.as_ref(),
                 label_smoothing,
                 reduction,
@@ -329,6 +330,11 @@ impl Delegate for RecordingDevice {
                 logits_gradient: logits_gradient.as_ref(),
             })
         })
+    }
+
+    fn mix(&self, arguments: &Mix) -> Result<()> {
+        let [images, words] = [arguments.images, arguments.words].map(Tensor::clone);
+        self.issue(move |device| device.mix(&Mix { images: &images, words: &words }))
     }
 
     fn accumulate(&self, arguments: &Accumulate) -> Result<()> {

@@ -4,7 +4,7 @@
 use retune::device::cpu::Cpu;
 use retune::device::{
     BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient, Device,
-    Features, Gradient, MaxPoolWindow, Precision, UpdateArguments, read_f32, write_f32,
+    Features, Gradient, MaxPoolWindow, Mix, Precision, UpdateArguments, read_f32, write_f32,
 };
 use retune::error::Result;
 use retune::tensor::{ElementType, Tensor};
@@ -224,6 +224,12 @@ impl Delegate for RoundingDevice {
         let result = self.widened_gradient(input_gradient)?;
         Cpu.avg_pool_backward(output_gradient, &result)?;
         self.store(&result.tensor, &input_gradient.tensor)
+    }
+
+    fn mix(&self, arguments: &Mix) -> Result<()> {
+        let images = self.widened(arguments.images)?;
+        Cpu.mix(&Mix { images: &images, ..*arguments })?;
+        self.store(&images, arguments.images)
     }
 
     fn update(&self, arguments: &UpdateArguments) -> Result<()> {

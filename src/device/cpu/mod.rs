@@ -14,6 +14,7 @@ mod jobs;
 mod linear;
 mod max_pool;
 mod memory;
+mod mix;
 pub mod simd;
 mod update;
 mod vectorised;
@@ -23,7 +24,7 @@ use std::rc::Rc;
 
 use crate::device::interface::{
     Accumulate, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, UpdateArguments,
+    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, UpdateArguments,
 };
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -224,6 +225,11 @@ impl Device for Cpu {
 
     fn cross_entropy(&self, arguments: &CrossEntropy) -> Result<()> {
         cross_entropy::run(arguments);
+        Ok(())
+    }
+
+    fn mix(&self, arguments: &Mix) -> Result<()> {
+        mix::run(arguments);
         Ok(())
     }
 

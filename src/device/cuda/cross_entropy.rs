@@ -13,6 +13,7 @@ kernel_arguments! {
     struct CrossEntropyArguments {
         logits: u64,
         targets: u64,
+        share: u64,
         class_weights: u64,
         result: u64,
         gradient: u64,
@@ -26,22 +27,23 @@ kernel_arguments! {
 }
 
 pub(super) fn run(cuda: &Cuda, arguments: &CrossEntropy) -> Result<()> {
-    let CrossEntropy { logits, targets, class_weights, label_smoothing, reduction, result, logits_gradient } =
+    let CrossEntropy { logits, targets, share, class_weights, label_smoothing, reduction, result, logits_gradient } =
         *arguments;
     let rows = logits.shape().rows();
     let (scale, divides_by_weights) = match (reduction, class_weights) {
         (LossReduction::Sum, _) => (1.0, false),
-        (LossReduction::Mean, None) => (1.0 / rows as f32, false),
-        (LossReduction::Mean, Some(_)) => (1.0, true),
+        (LossReduction::Mean, Some(_)) if share.is_none() => (1.0, true),
+        (LossReduction::Mean, _) => (1.0 / rows as f32, false),
     };
     cuda.launch(
-        "cross_entropy",
+        if share.is_some() { "cross_entropy_mixed" } else { "cross_entropy" },
         [1, 1, 1],
         THREADS,
         0,
         &CrossEntropyArguments {
             logits: logits.address(),
             targets: targets.address(),
+            share: share.map_or(0, Tensor::address),
             class_weights: class_weights.map_or(0, Tensor::address),
             result: result.address(),
             gradient: logits_gradient.map_or(0, Tensor::address),

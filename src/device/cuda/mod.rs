@@ -16,6 +16,7 @@ pub mod gpus;
 mod gradient_norm;
 mod linear;
 mod max_pool;
+mod mix;
 pub mod modules;
 pub mod nvidia;
 mod statistics;
@@ -25,8 +26,8 @@ use std::rc::Rc;
 
 use crate::device::interface::{
     Accumulate, Augment, BatchNormBackward, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass,
-    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Precision, Recording,
-    UpdateArguments,
+    Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Precision,
+    Recording, UpdateArguments,
 };
 use crate::error::{Error, Result};
 use crate::tensor::{Memory, Shape, Tensor};
@@ -80,6 +81,10 @@ impl Device for Cuda {
 
     fn augment(&self, arguments: &Augment) -> Result<()> {
         augment::run(self, arguments)
+    }
+
+    fn mix(&self, arguments: &Mix) -> Result<()> {
+        mix::run(self, arguments)
     }
 
     fn statistics_rows(&self, shape: Shape) -> usize {

@@ -81,6 +81,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         loss_reduction,
         label_smoothing,
         class_weights,
+        mixup,
+        cutmix,
         clip_gradient_norm,
         freeze,
         freeze_batch_norm,
@@ -194,6 +196,14 @@ fn rows(config: &RunConfig) -> Vec<Row> {
     }
     if let Some(weights) = class_weights {
         add("class weights", weights.to_string(), "how much an image of each class counts in the loss");
+    }
+    if let Some(alpha) = mixup {
+        let meaning = "training images are mixed in pairs, with their labels; alpha decides how much";
+        add("mixup", format!("alpha {}", plain_number(*alpha)), meaning);
+    }
+    if let Some(alpha) = cutmix {
+        let meaning = "a rectangle of each training image is that of another, and labels are mixed by area";
+        add("CutMix", format!("alpha {}", plain_number(*alpha)), meaning);
     }
     let clipping = clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}"));
     add("gradient clipping", clipping, "the largest norm of all gradients together");
