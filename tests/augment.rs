@@ -592,6 +592,7 @@ mod kernel {
 }
 
 /// Every augmentation besides flips, strong.
+#[cfg(feature = "emulator")]
 fn augmentations() -> Vec<Augmentation> {
     let words = "rotation=60,translate=0.3,zoom=0.5,shear=30,brightness=0.9,contrast=0.9,saturation=0.9,hue=0.5,random-erasing=0.7,\
                  trivial-augment,crop-scale=0.3-0.9";

@@ -30,7 +30,7 @@ struct Row {
 }
 
 /// Settings without any part in a run that only fits its final layer.
-const OF_EPOCHS: [&str; 19] = [
+const OF_EPOCHS: [&str; 21] = [
     "epochs",
     "batches per step",
     "learning rate",
@@ -48,6 +48,8 @@ const OF_EPOCHS: [&str; 19] = [
     "without weight decay",
     "loss reduction",
     "label smoothing",
+    "mixup",
+    "CutMix",
     "gradient clipping",
     "size of training images",
 ];
