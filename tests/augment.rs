@@ -13,10 +13,12 @@ use std::sync::atomic::AtomicBool;
 use reference::Random;
 use reference::recorder::Recorder;
 use reference::resampling::resample;
+#[cfg(feature = "emulator")]
+use retune::data::Augmentation;
 use retune::data::transform::{hue_shift, lookup_table};
 use retune::data::{
-    Augmentation, Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage,
-    Sample, Splits, Stored, Transform, Transformer, decode_file,
+    Batches, CropBox, Draw, ImageFolder, ImageStore, Loader, LoaderOptions, Mode, ResizeMode, RgbImage, Sample, Splits,
+    Stored, Transform, Transformer, decode_file,
 };
 use retune::device::cpu::Cpu;
 use retune::device::{AffineMap, Colour, Device, Edits, Erased, ImageView, Resampling, read_f32};

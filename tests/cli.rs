@@ -1043,6 +1043,31 @@ exit status 2
     }
 
     #[test]
+    fn a_budget_limits_the_epochs_and_nothing_else() {
+        let place = Workplace::new();
+        let train = format!("{LONG} --momentum 0.9 --ema 0.9 --schedule one-cycle --no-report");
+        let outcome = place.succeed(&format!("{train} --epochs 20000 --budget 3s --out limited"));
+        let epochs = place.metrics("limited").iter().filter(|row| row["kind"] == "epoch").count();
+        assert!((1..5000).contains(&epochs), "{epochs}");
+        let told = format!("{epochs} of 20000 epochs fit into 3 s: the run takes about ");
+        assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
+        // The schedule is that of these epochs, and measuring the speed leaves nothing behind.
+        place.succeed(&format!("{train} --epochs {epochs} --out whole"));
+        place.assert_same_result("limited", "whole");
+
+        let outcome = place.succeed(&format!("{train} --steps 8 --budget 1h --out enough"));
+        assert!(outcome.stderr.contains("the whole run fits into 3600 s"), "{}", outcome.stderr);
+        let refused = place.run(&format!("{train} --budget 0s --out none"));
+        assert_eq!(refused.status, 2);
+        let expected = "error: --budget 0s: a run of one epoch takes about 1 s\n\
+                        hint: give more time, or fit only the final layer with --head-only\n";
+        assert!(refused.stderr.ends_with(expected) && !place.path("none").exists(), "{}", refused.stderr);
+        let fitted = place.succeed("train data --weights whole --image-size 33 --recipe best --budget 0s --out fitted");
+        assert!(fitted.stderr.contains("only the final layer is fitted: with an epoch, "), "{}", fitted.stderr);
+        assert!(place.metrics("fitted").iter().all(|row| row["kind"] != "trials"));
+    }
+
+    #[test]
     fn patience_ends_a_run() {
         let place = Workplace::new();
         let outcome = place.succeed(&format!("{LONG} --lr 1e-9 --epochs 9 --patience 2 --out run"));

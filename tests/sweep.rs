@@ -227,6 +227,7 @@ fn what_makes_no_sense_is_refused_before_anything_runs() {
             "--seeds 2: the seeds from 18446744073709551615 on would be too large\n",
         ),
         ("--seeds 2000", "the sweep has 2000 runs: expected at most 1000\n"),
+        ("--seeds 2 --budget 1h", "--budget: the runs of a sweep would differ in their numbers of epochs\n"),
         ("--seeds 2 --verify-determinism", "--verify-determinism: it trains no runs to compare\n"),
         ("--seeds 2 --resume --out single", "--seeds: the run in single is a single run, not a sweep\n"),
         ("--seeds 2 --resume", "--resume: the last of runs/1, runs/2, ... is no sweep\n"),

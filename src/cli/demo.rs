@@ -322,7 +322,7 @@ impl Demo<'_> {
             interrupted: self.interrupted,
         };
         let run = start.run(self.device.clone(), recipe, data, options, &mut tell(self.global))?;
-        Training { data, weights, place: Place::Named(None), tensorboard: false, report: true }
+        Training { data, weights, budget: None, place: Place::Named(None), tensorboard: false, report: true }
             .complete(self.global, run)
     }
 }

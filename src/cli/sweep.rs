@@ -164,6 +164,10 @@ fn begin(
     interrupted: &AtomicBool,
 ) -> Result<(Sweep, PathBuf, Rc<dyn Device>, FolderLock)> {
     arguments.weights_key.require_weights(arguments.weights.as_deref())?;
+    if arguments.budget.is_some() {
+        return Err(Error::usage("--budget: the runs of a sweep would differ in their numbers of epochs")
+            .hint("give --epochs or --steps instead"));
+    }
     if arguments.resume {
         refuse_single_run(arguments)?;
     }
@@ -392,6 +396,7 @@ impl Session<'_> {
             let started = start.run(self.device.clone(), run.recipe.clone(), data, options, &mut tell(global))?;
             self.require_same_images(run, &started)?;
             let training = Training {
+                budget: None,
                 data,
                 weights,
                 place,

@@ -100,6 +100,11 @@ pub struct TrainArguments {
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run options")]
     pub(super) verify_determinism: Option<u64>,
 
+    /// Train fewer epochs if the run would take longer than this, e.g. 90s, 10m or 2h; the schedule is over those that remain
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Training options",
+          conflicts_with_all = ["head_only", "extend", "verify_determinism"])]
+    pub(super) budget: Option<Duration>,
+
     /// Fit only the final layer, in one pass over the images: the same as --fit-head --epochs 0
     #[arg(long, conflicts_with_all = ["epochs", "steps", "from_scratch"], help_heading = "Network options")]
     pub(super) head_only: bool,
@@ -347,17 +352,17 @@ pub fn command_words(recipe: &Recipe, base: &Recipe, data: &Path, weights: Optio
 
 /// `500` steps, `90s`, `10m`, `2h`.
 fn checkpoint_every(text: &str) -> Result<CheckpointEvery, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let seconds = |factor: u64| number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    let time = |factor| seconds(factor).map(|seconds| CheckpointEvery::Time(Duration::from_secs(seconds)));
-    let every = match unit {
-        "" => number.parse().ok().filter(|&steps| steps > 0).map(CheckpointEvery::Steps),
-        "s" => time(1),
-        "m" => time(60),
-        "h" => time(3600),
-        _ => None,
-    };
+    let steps = || text.parse().ok().filter(|&steps| steps > 0).map(CheckpointEvery::Steps);
+    let every = duration(text).ok().map(CheckpointEvery::Time).or_else(steps);
     every.ok_or_else(|| "expected a number of steps, or a time such as 90s, 10m or 2h".into())
+}
+
+/// `90s`, `10m`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = [("s", 1), ("m", 60), ("h", 3600)].iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let seconds = number.parse::<u64>().ok().zip(factor).and_then(|(number, factor)| number.checked_mul(factor));
+    seconds.map(Duration::from_secs).ok_or_else(|| "expected a time such as 90s, 10m or 2h".into())
 }
 
 pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitCode> {
@@ -428,6 +433,7 @@ fn train(global: &GlobalArguments, arguments: &TrainArguments) -> Result<Trained
     let training = Training {
         data: &arguments.data,
         weights: weights.as_deref(),
+        budget: arguments.budget,
         place,
         tensorboard: arguments.tensorboard,
         report: !arguments.no_report,

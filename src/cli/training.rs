@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::progress::Progress;
 use super::training_display::{TrainingDisplay, Workload};
@@ -23,6 +24,8 @@ pub struct Training<'a> {
     pub data: &'a Path,
     /// The weights that it starts from, as the user named them.
     pub weights: Option<&'a Path>,
+    /// The time in which a new run is to end.
+    pub budget: Option<Duration>,
     /// The folder to which the run writes.
     pub place: Place,
     /// Whether event files for TensorBoard are written.
@@ -70,6 +73,12 @@ impl Training<'_> {
     pub fn complete(self, global: &GlobalArguments, mut run: Run) -> Result<Trained> {
         prepare(&mut run)?;
         run.options.folder.require_apart(self.data, &run.splits)?;
+        if let Some(budget) = self.budget {
+            match run.position == Position::default() {
+                true => global.note(&run.fit_into(budget)?),
+                false => global.note("--budget has no effect: the run keeps its number of epochs"),
+            }
+        }
         // Created this late so that a run that is rejected or does not fit into memory leaves no folder.
         let lock = occupy(self.place, &mut run.options.folder)?;
         if let Some(notice) = lock.notice() {

@@ -1,6 +1,8 @@
 //! Training: how a run starts, its loop, what it measures and what it saves. Nothing here prints.
 
 mod average;
+mod batch_steps;
+mod budget;
 mod checkpoint;
 mod class_weights;
 mod config;

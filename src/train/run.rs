@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::average::recompute_statistics;
+use super::batch_steps::BatchSteps;
 use super::checkpoint::{Best, Choice, Position, save_checkpoint};
 use super::data_check::DataCheck;
 use super::diagnose::find_not_finite;
@@ -93,6 +94,8 @@ pub struct Run<'a> {
     pub position: Position,
     /// How it is carried out.
     pub options: RunOptions<'a>,
+    /// When it was started, before its images were examined.
+    pub started: Instant,
 }
 
 /// Images in a batch of the test at the end: few, as the memory of training is still in use.
@@ -216,7 +219,7 @@ struct Tested {
 
 impl RunOptions<'_> {
     /// An error with this message if the user wants to stop.
-    fn check_interruption(&self, message: &str) -> Result<()> {
+    pub(super) fn check_interruption(&self, message: &str) -> Result<()> {
         match self.interrupted.load(Ordering::Relaxed) {
             true => Err(Error::interrupted(message)),
             false => Ok(()),
@@ -568,12 +571,9 @@ impl Run<'_> {
         let Session { metrics, left_out, .. } = session;
         let batches = train_batches.loader().batch_count();
         let recorded_every = (batches / RECORDS_PER_EPOCH).max(1);
-        let fewest = self.trainer.network().fewest_images(self.recipe.training_size());
+        let steps = BatchSteps::new(&self.recipe, batches, &self.trainer)?;
         let mut clock = Clock::default();
         let mut saved = Instant::now();
-        let steps = self.recipe.steps_of(batches);
-        let schedule = self.recipe.schedule(steps)?;
-        let steps_before = self.position.epoch.saturating_sub(self.recipe.schedule_from) * steps;
         let mut epoch = train_batches.epoch_from(self.position.epoch as u64, self.position.batch);
         loop {
             let started = Instant::now();
@@ -582,22 +582,17 @@ impl Run<'_> {
             clock.waiting += started.elapsed();
             left_out.note(&batch.skipped, metrics, observe)?;
             let mut images = batch.targets.len();
-            if (1..fewest).contains(&images) {
+            if images > 0 && steps.leaves_out(images) {
                 images = 0;
                 left_out.warn_of_single(self.recipe.training_size(), observe);
             }
-            if images > 0 {
-                let shape = batch_shape(&batch, self.recipe.training_size());
-                let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-                let step = steps_before + self.position.batch / self.recipe.accumulate;
-                self.trainer.updater_mut().set_step_factors(schedule.at(step as u64));
-                if let Some(mixture) = self.recipe.mixture(self.position.epoch, self.position.batch, images) {
-                    self.trainer.set_mixture(&mixture)?;
-                }
-                let result = self.trainer.step_by(shape, write, &batch.targets)?;
+            let Position { epoch: of_epoch, batch: number, .. } = self.position;
+            if let Some(result) = steps.train(&mut self.trainer, of_epoch, number, &batch)? {
                 if !result.loss.is_finite() || result.gradient_norm.is_some_and(|norm| !norm.is_finite()) {
+                    let shape = batch_shape(&batch, self.recipe.training_size());
+                    let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
                     let place = find_not_finite(&self.trainer, shape, write, &batch.targets)?;
-                    return Err(Error::not_finite(describe_not_finite(result, self.position.batch, place)));
+                    return Err(Error::not_finite(describe_not_finite(result, number, place)));
                 }
                 let loss = match self.recipe.reduction()? {
                     LossReduction::Sum => f64::from(result.loss),
@@ -606,8 +601,8 @@ impl Run<'_> {
                 self.position.totals.add(Totals { loss, correct: result.correct as u64, images: images as u64 });
             }
             self.position.batch += 1;
-            let ends_step = self.recipe.ends_step(self.position.batch, batches);
-            if ends_step && let Some(norm) = self.trainer.end_step()?.filter(|norm| !norm.is_finite()) {
+            let norm = steps.end(&mut self.trainer, self.position.batch)?;
+            if let Some(norm) = norm.filter(|norm| !norm.is_finite()) {
                 let what = format!("the norm of the gradients became {norm} in batch {}", self.position.batch);
                 return Err(Error::not_finite(what));
             }
@@ -633,7 +628,7 @@ impl Run<'_> {
             }
             self.position.metrics_lines = metrics.lines();
             // The gradients of an unfinished step are not in a checkpoint.
-            if !ends_step {
+            if !steps.ends_with(self.position.batch) {
                 continue;
             }
             if self.options.interrupted.load(Ordering::Relaxed) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::checkpoint::{Checkpoint, Choice, Position};
 use super::config::RunConfig;
@@ -52,6 +53,7 @@ impl Start {
         options: RunOptions<'a>,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Run<'a>> {
+        let started = Instant::now();
         if let Self::Resume { checkpoint, .. } = &self {
             check_continuation(checkpoint, &recipe, &options)?;
         }
@@ -131,7 +133,7 @@ impl Start {
                 checkpoint.position
             }
         };
-        Ok(Run { trainer, recipe, splits, images, data_check, position, options })
+        Ok(Run { trainer, recipe, splits, images, data_check, position, options, started })
     }
 }
 

@@ -4,17 +4,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::average::recompute_statistics;
+use super::batch_steps::BatchSteps;
 use super::checkpoint::Choice;
-use super::evaluate::{Prediction, batch_shape, evaluate};
+use super::evaluate::{Prediction, evaluate};
 use super::metrics::Trial;
 use super::recipe::{HELD_BACK_PARTS, Recipe};
 use super::temperature::temperature;
 use super::trainer::Trainer;
 use crate::data::random::{Purpose, RandomStream};
 use crate::data::{Batches, ImageFolder, ImageStore, InputBatch, Loader, LoaderOptions, Mode, SkippedSample};
-use crate::device::Device;
 use crate::error::{ErrorKind, Result};
-use crate::tensor::Tensor;
 
 /// The division of the training images for trials.
 pub struct Division {
@@ -119,8 +118,7 @@ pub fn try_learning_rates(
     let mut held_back_batches = loader(true, Mode::Evaluate)?;
     let epochs = recipe.epochs;
     let batches_of_epoch = train_batches.loader().batch_count();
-    let steps = recipe.steps_of(batches_of_epoch);
-    let schedule = Recipe { schedule_from: 0, ..recipe.clone() }.schedule(steps)?;
+    let steps = BatchSteps::new(&Recipe { schedule_from: 0, ..recipe.clone() }, batches_of_epoch, trainer)?;
     let of = recipe.try_learning_rates.len() * epochs * batches_of_epoch;
 
     let start = trainer.state()?;
@@ -136,20 +134,10 @@ pub fn try_learning_rates(
             while let Some(batch) = batches.next_batch() {
                 let batch = batch?;
                 see(TrialEvent::Skipped(&batch.skipped))?;
-                let shape = batch_shape(&batch, recipe.training_size());
-                let step = epoch * steps + number_of_batch / recipe.accumulate;
-                trainer.updater_mut().set_step_factors(schedule.at(step as u64));
-                if let Some(mixture) = recipe.mixture(epoch, number_of_batch, batch.targets.len()) {
-                    trainer.set_mixture(&mixture)?;
-                }
+                let result = steps.train(trainer, epoch, number_of_batch, &batch)?;
                 number_of_batch += 1;
-                if batch.targets.len() >= trainer.network().fewest_images(recipe.training_size()) {
-                    let write = |device: &dyn Device, input: &Tensor| batch.write(device, input);
-                    is_finite = trainer.step_by(shape, write, &batch.targets)?.loss.is_finite();
-                }
-                if is_finite && recipe.ends_step(number_of_batch, batches_of_epoch) {
-                    is_finite = trainer.end_step()?.is_none_or(f32::is_finite);
-                }
+                is_finite = result.is_none_or(|result| result.loss.is_finite())
+                    && steps.end(trainer, number_of_batch)?.is_none_or(f32::is_finite);
                 let batches_before = (number * epochs + epoch) * batches_of_epoch;
                 see(TrialEvent::Batch { batch: batches_before + number_of_batch, of })?;
                 if !is_finite {
