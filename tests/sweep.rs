@@ -105,6 +105,14 @@ fn a_sweep_is_several_ordinary_runs_and_a_page() {
     let model = fs::metadata(place.path("runs/1/lr=1e-3,seed=5/model.safetensors")).unwrap().modified().unwrap();
     let again = place.succeed("train data --resume");
     assert_eq!(again.stdout, outcome.stdout);
+    fs::remove_file(place.path("runs/1/comparison.html")).unwrap();
+    assert_eq!(place.succeed("report runs/1").stdout, outcome.stdout);
+    assert!(place.read("runs/1/comparison.html") == page.as_bytes());
+    place.refuse(
+        "report runs/1 --output page.html",
+        "--output: runs/1 is a sweep, whose page refers to the reports of its runs",
+    );
+    assert!(!page.contains("(--test-fraction)"), "the test images are given");
     assert!(again.stderr.contains("[1/4] lr=1e-3,seed=5 is finished\n"), "{}", again.stderr);
     assert_eq!(fs::metadata(place.path("runs/1/lr=1e-3,seed=5/model.safetensors")).unwrap().modified().unwrap(), model);
     place.refuse(&format!("train data {SMALL} --seeds 2 --out runs/1"), "there is already a sweep in runs/1");

@@ -25,6 +25,7 @@ mod report;
 mod shell;
 mod show;
 mod sweep;
+mod sweep_report;
 mod testing;
 mod train;
 mod training;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 
 use super::progress::Progress;
+use super::sweep_report::compare_runs;
 use super::{GlobalArguments, print_json, print_result};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::file::{begins_with, require_replaceable, write_atomically};
 use crate::report::{
     Introduction, PageContent, RunRecord, comparison_page, comparison_verdict, curves_png, curves_svg, run_page,
 };
-use crate::train::RunFolder;
+use crate::train::{RunFolder, Sweep};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,7 +31,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReportArguments {
-    /// Folder of a run; with more than one, the runs are compared
+    /// Folder of a run, or of a sweep; with more than one, the runs are compared
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 
@@ -52,6 +53,19 @@ pub struct ReportArguments {
 }
 
 pub fn run(global: &GlobalArguments, arguments: &ReportArguments) -> Result<ExitCode> {
+    if let [folder] = arguments.runs.as_slice()
+        && (RunFolder { path: folder.clone() }).sweep().exists()
+    {
+        let others = [("--output", arguments.output.is_some()), ("--data", arguments.data.is_some())];
+        return match others.into_iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(Error::usage(format!(
+                "{flag}: {} is a sweep, whose page refers to the reports of its runs",
+                folder.display()
+            ))
+            .hint(format!("leave {flag} out"))),
+            None => compare_runs(global, &Sweep::open(folder)?, folder),
+        };
+    }
     let mut records = Vec::new();
     for path in &arguments.runs {
         records.push(RunRecord::open(&RunFolder { path: path.clone() })?);

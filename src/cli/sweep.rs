@@ -10,19 +10,17 @@ use super::train::{TrainArguments, check_freezing, result_json};
 use super::training::{Place, Trained, Training, prepare, tell};
 use super::tried::{Tried, TriedValue};
 use super::weights::WeightsKey;
-use super::{GlobalArguments, print_json, print_result, report, shell};
+use super::sweep_report::compare_runs;
+use super::{GlobalArguments, print_json, report, shell};
 use crate::data::counted;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::report::{SweepRecord, sweep_page, sweep_table};
 use crate::train::{
     Checkpoint, FolderLock, Recipe, Run, RunConfig, RunFolder, RunOptions, RunState, Start, Sweep, SweepRun,
     find_network,
 };
 use crate::weights::TensorFile;
 
-/// The page in the folder of a sweep.
-const PAGE: &str = "comparison.html";
 /// More runs than this are hardly meant.
 const MOST_RUNS: usize = 1000;
 
@@ -64,20 +62,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
         ErrorKind::Interrupted => error.hint(format!("to continue: {}", session.resuming_command())),
         _ => error,
     })?;
-    let record = SweepRecord::open(&sweep, &folder)?;
-    let page = folder.join(PAGE);
-    report::write(&page, sweep_page(&record).as_bytes())?;
-    if global.json {
-        let mut result = record.json();
-        result["page"] = page.to_string_lossy().into();
-        print_json(&serde_json::json!({ "sweep": result }))?;
-    } else {
-        global.note("");
-        sweep_table(&record).iter().try_for_each(|line| print_result(line))?;
-        global.note(&record.verdict());
-        print_result(&page.display().to_string())?;
-    }
-    Ok(if record.failed().next().is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    compare_runs(global, &sweep, &folder)
 }
 
 /// Refuses flags that have no meaning for several runs.

@@ -110,7 +110,12 @@ fn comparison(sweep: &SweepRecord, run: Option<&RunRecord>) -> Markup {
                             "Of combinations that are equally good, about one in twenty will seem to differ. "
                         }
                     }
-                    "The seeds show how much the chances of training matter, not how much the choice of images does: "
+                    @if run.is_some_and(|run| run.config.recipe.test_fraction.is_some()) && sweep.seeds.len() > 1 {
+                        "Each seed draws test images of its own (--test-fraction), so the deviation contains the choice of training and test \
+                         images, but a single test set is still a sample: "
+                    } @else {
+                        "The seeds show how much the chances of training matter, not how much the choice of images does: "
+                    }
                     (of_images(&ranked, name, run))
                 }
             }
