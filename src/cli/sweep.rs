@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::interruption::interruption;
+use super::sweep_report::compare_runs;
 use super::train::{TrainArguments, check_freezing, result_json};
 use super::training::{Place, Trained, Training, prepare, tell};
 use super::tried::{Tried, TriedValue};
 use super::weights::WeightsKey;
-use super::sweep_report::compare_runs;
 use super::{GlobalArguments, print_json, report, shell};
 use crate::data::counted;
 use crate::device::Device;
