@@ -50,12 +50,17 @@ pub fn require_replaceable(path: &Path, expected: &str, is_expected: impl FnOnce
     Ok(())
 }
 
+/// The first bytes of a file, at most 4096; none if it cannot be read.
+pub fn start_of(path: &Path) -> Vec<u8> {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(4096).read_to_end(&mut start));
+    if read.is_ok() { start } else { Vec::new() }
+}
+
 /// Whether a file begins with this text, in upper or lower case, after white space.
 pub fn begins_with(path: &Path, text: &str) -> bool {
-    let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(text.len() as u64 + 64).read_to_end(&mut start));
-    read.is_ok()
-        && start.trim_ascii_start().get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
+    let start = start_of(path);
+    start.trim_ascii_start().get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
 }
 
 /// The error of a file that cannot be opened.

@@ -864,6 +864,7 @@ impl Training<'_> {
                 checkpointing: Checkpointing::default(),
                 interrupted: &interrupted,
             },
+            started: std::time::Instant::now(),
         };
         let checkpoint = run.options.folder.checkpoint();
         let mut told = Vec::new();

@@ -118,6 +118,8 @@ impl Workplace {
             .env_remove("COLUMNS")
             // These tests use the CPU, even on machines with a GPU.
             .env("CUDA_VISIBLE_DEVICES", "")
+            // They download nothing.
+            .env("HF_HUB_OFFLINE", "1")
             .timeout(TIMEOUT);
         let output = command.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -409,6 +411,22 @@ mod training {
         assert!(page.contains("The validation images chose the model that is saved, that of epoch "), "{page}");
         assert!(page.contains("1 file skipped: 1 HEIC") && page.contains("photo.heic"));
         assert!(page.contains("Set aside, as it belongs to no class: .DS_Store."), "{page}");
+        // With --keep-last no images choose, unless validation images may.
+        for (flags, is_chosen) in [("--keep-last", false), ("--keep-last --validation-chooses", true)] {
+            let out = if is_chosen { "chosen" } else { "last" };
+            place.succeed(&format!("{} {flags}", arguments.replace("--out run", &format!("--out {out}"))));
+            let metrics = place.metrics(out);
+            let tested = metrics.iter().find(|metric| metric["kind"] == "test").unwrap();
+            assert_eq!(
+                tested["test_acc"] == test["test_acc"] && tested["epoch"] == test["epoch"],
+                is_chosen,
+                "{tested} {test}"
+            );
+            let page = String::from_utf8(place.read(&format!("{out}/report.html"))).unwrap();
+            assert_eq!(page.contains("chosen by 12 validation images"), is_chosen);
+            assert_eq!(page.contains("evaluated on 12 validation images"), !is_chosen);
+            assert_eq!(page.contains("The validation images had no part in choosing it."), !is_chosen);
+        }
         let resumed = place.succeed(&format!("{} --resume", arguments.replace("--epochs 8", "--epochs 9")));
         assert!(resumed.stdout.contains("test acc"), "{}", resumed.stdout);
         let tested: Vec<_> = place.metrics("run").into_iter().filter(|metric| metric["kind"] == "test").collect();
@@ -954,6 +972,19 @@ mod recipes {
             "{}",
             refused.stderr
         );
+        fs::write(place.path("nothing.toml"), "# recipe = 'best'\n").unwrap();
+        let refused = place.run("train data --config nothing.toml --out third");
+        assert!(
+            refused.stderr.starts_with("error: nothing.toml: expected a recipe, found no setting\n"),
+            "{}",
+            refused.stderr
+        );
+        // What `recipes` prints is a file for --config.
+        let printed = place.succeed("recipes best").stdout;
+        assert!(printed.lines().any(|line| line == "epochs = 4"), "{printed}");
+        fs::write(place.path("printed.toml"), printed).unwrap();
+        let refused = place.run("train data --weights first --config printed.toml --batch-size 0 --out third");
+        assert!(refused.stderr.contains("--batch-size 0: expected"), "{}", refused.stderr);
         fs::write(place.path("other.toml"), "recipe = 'best'").unwrap();
         let refused = place.run("train data --config other.toml --resume --extend 3 --out first");
         assert!(
@@ -1159,6 +1190,10 @@ mod tests_and_predictions {
         let place = Workplace::with_base_model();
         std::fs::write(place.path("labels.csv"), "path,label\n1.png,red\n").unwrap();
         std::fs::copy(place.path("base/model.safetensors"), place.path("model.png")).unwrap();
+        std::fs::copy(place.path("base/checkpoint.safetensors"), place.path("checkpoint.safetensors")).unwrap();
+        std::fs::copy(place.path("base/report.html"), place.path("base/report.onnx")).unwrap();
+        std::fs::copy(place.path("data/train/red/00.png"), place.path("photo.png")).unwrap();
+        image::open(place.path("photo.png")).unwrap().save(place.path("photo.jpg")).unwrap();
         for (command, file) in [
             ("report base -o base/model.safetensors", "base/model.safetensors"),
             ("eval base base-data --per-image base/model.safetensors", "base/model.safetensors"),
@@ -1167,6 +1202,12 @@ mod tests_and_predictions {
             ("eval base data --per-image labels.csv", "labels.csv"),
             ("embed base data/test -o labels.csv", "labels.csv"),
             ("show data -o model.png", "model.png"),
+            ("show data -o photo.png", "photo.png"),
+            ("show data -o photo.jpg", "photo.jpg"),
+            ("convert base base/checkpoint.safetensors", "base/checkpoint.safetensors"),
+            ("convert base checkpoint.safetensors", "checkpoint.safetensors"),
+            ("convert base base/model.safetensors", "base/model.safetensors"),
+            ("convert base base/report.onnx", "base/report.onnx"),
         ] {
             let before = place.read(file);
             let outcome = place.run(command);
@@ -1181,10 +1222,15 @@ mod tests_and_predictions {
             assert!(outcome.stderr.contains("would be inside the folder of images data\n"), "{}", outcome.stderr);
         }
         assert!(place.read("data/test/red/00.png") == before && !place.path("data/new.png").exists());
+        let shown = place.succeed("show colours --augmented --per-class 2 -o augmented.png");
+        assert_eq!(shown.stdout, "augmented.png: 6 images of 3 classes\n");
         // What a command wrote itself, and what is empty, it replaces.
         std::fs::write(place.path("empty.csv"), "").unwrap();
         for command in [
             "show data -o sheet.png",
+            "show data -o sheet.jpg",
+            "convert base converted.safetensors",
+            "convert base base/model.onnx",
             "embed base data/test -o features.safetensors",
             "embed base data/test -o features.csv",
             "embed base data/test -o empty.csv",
@@ -2848,7 +2894,7 @@ exit status 1
             format!("{base} --head-lr-multiplier -10"),
             format!("{base} --loss-reduction median"),
             format!("{base} --label-smoothing 2"),
-            format!("{base} --mixup 0"),
+            format!("{base} --mixup 1e-310"),
             format!("{base} --cutmix inf"),
             format!("{base} --fit-head --epochs 0 --cutmix 1"),
             format!("{base} --class-weights 1,0"),
@@ -2993,12 +3039,12 @@ $ retune train data --from-scratch --out run --label-smoothing 2
 error: --label-smoothing 2: expected a number from 0 to 1
 exit status 2
 
-$ retune train data --from-scratch --out run --mixup 0
-error: --mixup 0: expected a number above 0
+$ retune train data --from-scratch --out run --mixup 1e-310
+error: --mixup 1e-310: expected a number above 0, or 0 to turn it off
 exit status 2
 
 $ retune train data --from-scratch --out run --cutmix inf
-error: --cutmix inf: expected a number above 0
+error: --cutmix inf: expected a number above 0, or 0 to turn it off
 exit status 2
 
 $ retune train data --from-scratch --out run --fit-head --epochs 0 --cutmix 1

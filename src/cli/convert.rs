@@ -1,6 +1,6 @@
 //! `retune convert`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::report::write;
@@ -8,10 +8,10 @@ use super::weights::WeightsKey;
 use super::{GlobalArguments, print_json, print_result, size, warn};
 use crate::data::counted;
 use crate::error::{Error, Result};
-use crate::file::require_writable;
+use crate::file::{require_replaceable, start_of};
 use crate::onnx;
 use crate::printable::printable;
-use crate::train::{ModelFile, find_network};
+use crate::train::{ModelFile, RunFolder, find_network};
 use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, match_state_dict, not_plain, save};
 
 const EXAMPLES: &str = "\
@@ -50,7 +50,12 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
             return Err(Error::usage(message));
         }
     };
-    require_writable(output)?;
+    match to_onnx {
+        true => require_replaceable(output, "an ONNX model", |path| {
+            memchr::memmem::find(&start_of(path)[..], onnx::PRODUCER.as_bytes()).is_some_and(|place| place < 64)
+        })?,
+        false => require_replaceable(output, "weights outside of the folder of a run", is_plain_weights)?,
+    }
     let file = arguments.weights_key.open(global, &arguments.input)?;
     if let Some(origin) = file.origin() {
         global.note(&format!("{} is {origin}", arguments.input.display()));
@@ -117,6 +122,14 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
         ))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a file contains weights, and is neither a part of a run nor a file of features.
+fn is_plain_weights(path: &Path) -> bool {
+    let folder = RunFolder { path: path.parent().unwrap_or(Path::new("")).to_path_buf() };
+    // A checkpoint has a position, and a file of features has paths.
+    let is_other = |file: &TensorFile| ["position", "paths"].iter().any(|key| file.metadata().contains_key(*key));
+    !folder.config().exists() && TensorFile::open(path).is_ok_and(|file| !is_other(&file))
 }
 
 /// Refuses a file that has other objects in the place of tensors: the copy would lack them.

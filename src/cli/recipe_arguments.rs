@@ -88,6 +88,10 @@ pub struct RecipeArguments {
     #[arg(long, help_heading = "Training options")]
     keep_last: bool,
 
+    /// With --keep-last, let validation images choose the epoch all the same, if there are any
+    #[arg(long, requires = "keep_last", help_heading = "Training options")]
+    validation_chooses: bool,
+
     /// Evaluate and save an exponential moving average of the weights, with this decay such as 0.99, instead of the weights
     /// themselves [default: off]
     #[arg(long, value_name = "DECAY", help_heading = "Training options")]
@@ -225,6 +229,7 @@ macro_rules! for_each_flag {
             "--patience" patience,
             "--try-lr" try_learning_rates,
             "--keep-last" keep_last,
+            "--validation-chooses" validation_chooses,
             "--ema" ema,
             "--average-mirror" average_mirror,
             "--calibrate" calibrate,
@@ -358,6 +363,10 @@ impl RecipeArguments {
         for_each_flag!(put);
         if self.epochs.is_some() {
             recipe.steps = None;
+        }
+        for value in [&mut recipe.mixup, &mut recipe.cutmix, &mut recipe.ema, &mut recipe.clip_gradient_norm] {
+            // Zero turns it off.
+            *value = value.filter(|value| *value != 0.0);
         }
         Ok(())
     }
@@ -609,6 +618,7 @@ mod tests {
             patience: Some(3),
             try_learning_rates: vec![1e-4, 3e-4],
             keep_last: true,
+            validation_chooses: true,
             ema: Some(0.9),
             average_mirror: true,
             calibrate: true,
@@ -668,7 +678,7 @@ mod tests {
         flags.sort();
         changed.sort();
         assert_eq!(changed, flags);
-        assert_eq!(flags.len(), 45);
+        assert_eq!(flags.len(), 46);
     }
 
     #[test]

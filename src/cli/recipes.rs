@@ -36,7 +36,7 @@ pub fn run(global: &GlobalArguments, arguments: &RecipesArguments) -> Result<Exi
             let named = NamedRecipe::find(name)?;
             match global.json {
                 true => print_json(&named.recipe()?)?,
-                false => print_result(named.text.trim_end())?,
+                false => named.text.lines().try_for_each(print_result)?,
             }
         }
         None if global.json => {

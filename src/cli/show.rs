@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use super::recipe_arguments::resize_modes;
 use super::report::write;
 use super::{GlobalArguments, print_bytes, print_json, print_result};
-use crate::data::{Augmentation, DecodeOptions, FileKind, ResizeMode, Transform, counted, open_training_images};
+use crate::data::{Augmentation, DecodeOptions, ResizeMode, Transform, counted, open_training_images};
 use crate::error::{Error, Result};
-use crate::file::require_replaceable;
+use crate::file::{require_replaceable, start_of};
 use crate::report::{ContactSheet, Tile, augmented_tiles, preview, tiles_of_classes};
 
 const EXAMPLES: &str = "\
@@ -72,9 +72,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     let encode = arguments.output.as_deref().map(encoder).transpose()?;
     if let Some(path) = &arguments.output {
         require_outside(path, &arguments.data)?;
-        require_replaceable(path, "a contact sheet", |path| {
-            FileKind::by_content(path).is_some_and(FileKind::is_image)
-        })?;
+        require_replaceable(path, "a contact sheet", |path| ContactSheet::is_start_of(&start_of(path)))?;
     }
     let (mut folder, notices) = open_training_images(&arguments.data)?;
     notices.iter().for_each(|notice| global.note(notice));
@@ -83,7 +81,7 @@ pub fn run(global: &GlobalArguments, arguments: &ShowArguments) -> Result<ExitCo
     let rows: Vec<Vec<Tile>> = match arguments.augmented {
         true => {
             let transform = Transform::training(arguments.image_size, arguments.resize, &arguments.augment);
-            augmented_tiles(&folder, count, &transform, arguments.seed)
+            augmented_tiles(&folder, count, usize::MAX, &transform, arguments.seed)
         }
         false => tiles_of_classes(&folder, count, usize::MAX, arguments.image_size),
     };

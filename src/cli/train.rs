@@ -18,6 +18,7 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
 use crate::optim::ScheduleKind;
+use crate::printable::plain_number;
 use crate::train::{
     Checkpoint, CheckpointEvery, Checkpointing, Choice, Event, FolderLock, HeldOut, LARGEST_IMAGE_SIZE, LARGEST_WIDTH,
     NamedRecipe, RECIPES, Recipe, Run, RunFolder, RunOptions, SMALLEST_IMAGE_SIZE, Start, find_network, read_recipe,
@@ -680,8 +681,9 @@ fn check(recipe: &Recipe) -> Result<()> {
     }
     for (flag, alpha) in [("--mixup", recipe.mixup), ("--cutmix", recipe.cutmix)] {
         let Some(alpha) = alpha else { continue };
-        if !(alpha.is_finite() && alpha > 0.0) {
-            return Err(Error::usage(format!("{flag} {alpha}: expected a number above 0")));
+        if !(alpha.is_normal() && alpha > 0.0) {
+            let alpha = plain_number(alpha);
+            return Err(Error::usage(format!("{flag} {alpha}: expected a number above 0, or 0 to turn it off")));
         }
         if recipe.epochs == 0 {
             return Err(Error::usage(format!(

@@ -96,7 +96,7 @@ impl Training<'_> {
             warnings.iter().for_each(|warning| warn(warning));
         }
 
-        let keeps_last = run.recipe.keep_last;
+        let keeps_last = run.recipe.keeps_last(run.splits.validation.is_some());
         let shared = run.trainer.network().shared_device();
         let device = shared.name();
         let batches = run.splits.train.len().div_ceil(run.recipe.batch_size);

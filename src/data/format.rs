@@ -241,18 +241,13 @@ impl FileKind {
         KINDS.iter().find(|kind| kind.extensions.contains(&extension.as_str()))
     }
 
-    /// The kind of a file by its first bytes, if it can be read and they tell.
-    pub fn by_content(path: &Path) -> Option<&'static Self> {
+    /// The kind of a file: by its first bytes if it can be read and they tell, else by its extension.
+    pub fn of_file(path: &Path) -> Option<&'static Self> {
         let mut start = Vec::with_capacity(HEAD_BYTES);
         let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
         let is_read =
             is_file && File::open(path).is_ok_and(|file| file.take(HEAD_BYTES as u64).read_to_end(&mut start).is_ok());
-        is_read.then(|| Self::of(&start)).flatten()
-    }
-
-    /// The kind of a file: by its first bytes if it can be read and they tell, else by its extension.
-    pub fn of_file(path: &Path) -> Option<&'static Self> {
-        match Self::by_content(path) {
+        match is_read.then(|| Self::of(&start)).flatten() {
             // A text says less than the name of a CSV.
             Some(kind) if kind.name != "text" => Some(kind),
             kind => Self::by_extension(path).filter(|named| named.format.is_none() || kind.is_none()).or(kind),

@@ -13,6 +13,8 @@ use crate::weights::{HeadPolicy, NamedShape, TensorFile, match_state_dict};
 
 /// The version of the format: that of ONNX 1.12.
 const IR_VERSION: i64 = 8;
+/// The program that a file names at its beginning.
+pub const PRODUCER: &str = "retune";
 /// The version of the operators.
 const OPSET: i64 = 17;
 
@@ -72,7 +74,7 @@ pub fn export(model: &ModelFile) -> Result<Vec<u8>> {
     let classes = serde_json::Value::from(model.classes.clone()).to_string();
     let message = Message::new()
         .integer(1, IR_VERSION)
-        .bytes(2, "retune")
+        .bytes(2, PRODUCER)
         .bytes(3, env!("CARGO_PKG_VERSION"))
         .message(7, graph)
         .message(8, Message::new().bytes(1, "").integer(2, OPSET))

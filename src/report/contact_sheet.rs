@@ -5,8 +5,6 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use image::codecs::png::PngEncoder;
-use image::{ExtendedColorType, ImageEncoder};
 
 use super::{jpeg, raster};
 use crate::data::{DecodeOptions, Decoder, Draw, ImageFolder, RgbImage, Transform, Transformer};
@@ -30,7 +28,7 @@ pub struct Tile {
 impl Tile {
     /// Encodes it as JPEG in a `data:` URL.
     pub fn data_uri(&self) -> Result<String> {
-        let bytes = jpeg::encode(&self.pixels, self.size, self.size, JPEG_QUALITY)?;
+        let bytes = jpeg::encode(&self.pixels, self.size, self.size, JPEG_QUALITY, None)?;
         Ok(format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(bytes)))
     }
 }
@@ -58,26 +56,35 @@ pub fn first_and_last(folder: &ImageFolder, count: usize) -> [Vec<usize>; 2] {
 /// Rows of a contact sheet: of two classes the first images of one and the last of the other; of
 /// more classes, the first of each of the first `most_classes`. Images that cannot be read are skipped.
 pub fn tiles_of_classes(folder: &ImageFolder, count: usize, most_classes: usize, size: u32) -> Vec<Vec<Tile>> {
-    let rows: Vec<Vec<usize>> = if folder.classes.len() <= 2 {
-        first_and_last(folder, count).to_vec()
-    } else {
-        let mut rows = vec![Vec::new(); folder.classes.len().min(most_classes)];
-        for (index, sample) in folder.samples.iter().enumerate() {
-            if let Some(row) = rows.get_mut(sample.class).filter(|row| row.len() < count) {
-                row.push(index);
-            }
-        }
-        rows
-    };
     let tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
         tile(&sample.path, folder.decoding, &folder.classes[sample.class], size).ok()
     };
-    rows.iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
+    rows_of_classes(folder, count, most_classes).iter().map(|row| row.iter().filter_map(tile_of).collect()).collect()
+}
+
+/// The images of each row.
+fn rows_of_classes(folder: &ImageFolder, count: usize, most_classes: usize) -> Vec<Vec<usize>> {
+    if folder.classes.len() <= 2 {
+        return first_and_last(folder, count).to_vec();
+    }
+    let mut rows = vec![Vec::new(); folder.classes.len().min(most_classes)];
+    for (index, sample) in folder.samples.iter().enumerate() {
+        if let Some(row) = rows.get_mut(sample.class).filter(|row| row.len() < count) {
+            row.push(index);
+        }
+    }
+    rows
 }
 
 /// The same images as the network sees them in the first epoch of a run with this transform and seed.
-pub fn augmented_tiles(folder: &ImageFolder, count: usize, transform: &Transform, seed: u64) -> Vec<Vec<Tile>> {
+pub fn augmented_tiles(
+    folder: &ImageFolder,
+    count: usize,
+    most_classes: usize,
+    transform: &Transform,
+    seed: u64,
+) -> Vec<Vec<Tile>> {
     let (mut decoder, mut transformer) = (Decoder::new(folder.decoding), Transformer::default());
     let mut tile_of = |index: &usize| {
         let sample = &folder.samples[*index];
@@ -86,7 +93,8 @@ pub fn augmented_tiles(folder: &ImageFolder, count: usize, transform: &Transform
         let pixels = transformer.transform(&image, transform, Draw { seed, epoch: 0, index: *index }).ok()?;
         Some(Tile { label: folder.classes[sample.class].clone(), size: transform.image_size(), pixels })
     };
-    first_and_last(folder, count).iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()
+    let rows = rows_of_classes(folder, count, most_classes);
+    rows.iter().map(|row| row.iter().filter_map(&mut tile_of).collect()).collect()
 }
 
 /// A contact sheet.
@@ -99,6 +107,9 @@ pub struct ContactSheet {
     /// RGB, `[height, width, 3]`.
     pub pixels: Vec<u8>,
 }
+
+/// The comment in the file of a contact sheet.
+const MARK: &str = "retune contact sheet";
 
 const GAP: u32 = 8;
 const LABEL_HEIGHT: u32 = 20;
@@ -151,10 +162,18 @@ impl ContactSheet {
     /// Encodes it as PNG.
     pub fn png(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(&self.pixels, self.width, self.height, ExtendedColorType::Rgb8)
+        let mut encoder = png::Encoder::new(&mut bytes, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder
+            .add_text_chunk("Comment".into(), MARK.into())
+            .and_then(|()| encoder.write_header()?.write_image_data(&self.pixels))
             .context(|| "cannot write a contact sheet as PNG")?;
         Ok(bytes)
+    }
+
+    /// Whether a file that begins with these bytes is a contact sheet.
+    pub fn is_start_of(bytes: &[u8]) -> bool {
+        memchr::memmem::find(bytes, MARK.as_bytes()).is_some()
     }
 
     /// Encodes it as JPEG.
@@ -162,7 +181,7 @@ impl ContactSheet {
     /// # Errors
     /// When it is larger than a JPEG can be.
     pub fn jpeg(&self) -> Result<Vec<u8>> {
-        jpeg::encode(&self.pixels, self.width, self.height, SHEET_QUALITY)
+        jpeg::encode(&self.pixels, self.width, self.height, SHEET_QUALITY, Some(MARK))
     }
 }
 

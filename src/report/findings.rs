@@ -2,9 +2,9 @@
 
 use super::confusion::Confusion;
 use super::record::RunRecord;
-use crate::data::Role;
+use crate::data::{Role, counted};
 use crate::printable::plain_number;
-use crate::train::{Best, DataCheck, Metric, Recipe};
+use crate::train::{Best, ClassWeights, DataCheck, Metric, Recipe};
 
 /// Something that the user should know about a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,9 +41,11 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let counts = run.images.as_ref().ok().map(|images| images.train_counts.as_slice());
     let diverged = divergence(run, counts);
     // A network that has diverged does not learn, and classifies like a guess.
-    let flat = if diverged.is_none() { not_falling(&epochs) } else { None };
+    // Mixed images have a loss that depends on the shares that are drawn.
+    let is_mixed = run.config.recipe.mixing().is_some();
+    let flat = if diverged.is_none() && !is_mixed { not_falling(&epochs) } else { None };
     let unskilled = if diverged.is_none() { unskilled } else { None };
-    let overfitted = overfitting(&epochs);
+    let overfitted = if is_mixed { None } else { overfitting(&epochs) };
     // More epochs do not help a run that does not learn, or one that did not end well.
     let is_sound = stopped.is_none() && diverged.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
@@ -63,7 +65,12 @@ pub fn divergence(run: &RunRecord, train_counts: Option<&[usize]>) -> Option<Fin
     if steps < FEWEST_STEPS {
         return None;
     }
-    let evidence = diverged(&epochs, classes, share, images)?;
+    // Class weights change the training loss of a guess, and mixed images even its accuracy.
+    let has_weights = recipe.class_weights.as_ref().is_some_and(|weights| *weights != ClassWeights::Balanced);
+    let evidence = match recipe.mixing().is_some() || has_weights {
+        true => diverged_on_held_out(&epochs, classes)?,
+        false => diverged(&epochs, classes, share, images)?,
+    };
     let (flag, learning_rate) = match run.trials() {
         Some(&Metric::Trials { chosen: Some(rate), .. }) => ("--try-lr", rate),
         _ => ("--lr", recipe.learning_rate),
@@ -176,6 +183,20 @@ fn diverged(epochs: &[Epoch], classes: usize, largest_share: f64, images: usize)
     })
 }
 
+/// The same by the images that are not trained on alone: the loss is far above that of a guess, and was much lower before, or never was.
+fn diverged_on_held_out(epochs: &[Epoch], classes: usize) -> Option<String> {
+    let [before @ .., last] = epochs else { return None };
+    let guess = (classes as f64).ln();
+    let lowest = before.iter().map(|epoch| epoch.loss).fold(f64::INFINITY, f64::min);
+    let is_guessing = last.accuracy <= 1.0 / classes as f64 + SKILL;
+    (is_guessing && last.loss > DIVERGED * guess && (before.is_empty() || last.loss > RISEN * lowest)).then(|| {
+        format!(
+            "In epoch {}, the last, the {} loss was {:.3}, and the accuracy {:.3}; the loss of a guess is {guess:.3}.",
+            last.number, last.name, last.loss, last.accuracy
+        )
+    })
+}
+
 /// The kind of images that some of a run's test images are copies of, and how many are: `2 of 9 test images are identical to training
 /// images, or nearly so`. None if there are none.
 pub(super) fn leak(check: &DataCheck, test_images: usize) -> Option<(Role, String)> {
@@ -254,9 +275,9 @@ fn overfitting(epochs: &[Epoch]) -> Option<Finding> {
             lowest.number, last.number, last.name, lowest.loss, last.loss, lowest.train_loss, last.train_loss
         ),
         advice: format!(
-            "Train on more images, or for {} epochs. More weight decay (--weight-decay), frozen lower layers (--freeze) or more \
+            "Train on more images, or for {}. More weight decay (--weight-decay), frozen lower layers (--freeze) or more \
              augmentation (--augment) may help too. The saved model is that of the best epoch, not of the last.",
-            lowest.number
+            counted(lowest.number, "epoch", "epochs")
         ),
     })
 }
@@ -346,6 +367,17 @@ mod tests {
         assert_eq!(diverged(&epochs(&constant), 2, 0.9, 400), None, "0.99 is not much better");
         let constant = [(0.2, 0.99, 0.3, 0.95), (0.5, 0.8, 0.5, 0.8)];
         assert!(diverged(&epochs(&constant), 2, 0.8, 400).is_some());
+    }
+
+    #[test]
+    fn with_mixed_images_only_others_tell_of_divergence() {
+        let of = |all: &[(f64, f64, f64, f64)]| diverged_on_held_out(&epochs(all), 2);
+        // The training loss and accuracy are those of mixed images.
+        assert_eq!(of(&[(0.5, 0.85, 0.7, 0.6), (0.9, 0.5, 0.6, 0.7)]), None);
+        assert_eq!(of(&[(0.5, 0.85, 1.2, 0.55), (0.9, 0.5, 1.1, 0.5)]), None, "it does not rise");
+        assert_eq!(of(&[(0.5, 0.85, 0.5, 0.8), (0.9, 0.5, 1.6, 0.75)]), None, "it is too certain, but not wrong");
+        assert!(of(&[(0.5, 0.85, 0.6, 0.7), (9.0, 0.5, 8.0, 0.5)]).unwrap().contains("the test loss was 8.000"));
+        assert!(of(&[(9.0, 0.5, 8.0, 0.5)]).is_some());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 use std::panic::catch_unwind;
 
-use mozjpeg::{ColorSpace, Compress};
+use mozjpeg::{ColorSpace, Compress, Marker};
 
 use crate::error::{Context, Error, Result};
 
@@ -14,7 +14,7 @@ const LARGEST_SIDE: u32 = 65500;
 ///
 /// # Errors
 /// When the image is too large for a JPEG.
-pub fn encode(pixels: &[u8], width: u32, height: u32, quality: u8) -> Result<Vec<u8>> {
+pub fn encode(pixels: &[u8], width: u32, height: u32, quality: u8, comment: Option<&str>) -> Result<Vec<u8>> {
     if width.max(height) > LARGEST_SIDE {
         return Err(Error::new(format!(
             "an image of {width} x {height} pixels is too large for JPEG: expected at most {LARGEST_SIDE} in each direction"
@@ -27,6 +27,9 @@ pub fn encode(pixels: &[u8], width: u32, height: u32, quality: u8) -> Result<Vec
         encoder.set_quality(quality.into());
         encoder.set_chroma_sampling_pixel_sizes((2, 2), (2, 2));
         let mut encoder = encoder.start_compress(Vec::new())?;
+        if let Some(comment) = comment {
+            encoder.write_marker(Marker::COM, comment.as_bytes());
+        }
         encoder.write_scanlines(pixels)?;
         encoder.finish()
     };
@@ -44,7 +47,7 @@ mod tests {
         let (width, height) = (50, 37);
         let pixel = |place: u32| [(place % width * 5) as u8, (place / width * 6) as u8, 90];
         let pixels: Vec<u8> = (0..width * height).flat_map(pixel).collect();
-        let encoded = encode(&pixels, width, height, 80).unwrap();
+        let encoded = encode(&pixels, width, height, 80, None).unwrap();
         let decoded = image::load_from_memory(&encoded).unwrap().into_rgb8();
         assert_eq!(decoded.dimensions(), (width, height));
         let difference: u64 = pixels.iter().zip(decoded.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
@@ -54,7 +57,7 @@ mod tests {
 
     #[test]
     fn an_image_that_is_too_large_is_refused() {
-        let error = encode(&vec![0; 65501 * 3], 65501, 1, 80).unwrap_err();
+        let error = encode(&vec![0; 65501 * 3], 65501, 1, 80, None).unwrap_err();
         assert!(error.message().contains("65501 x 1 pixels is too large for JPEG"), "{error}");
     }
 }

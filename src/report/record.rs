@@ -36,6 +36,8 @@ const DUPLICATE_ROWS: usize = 8;
 const DUPLICATES_IN_ROW: usize = 4;
 /// Maximum number of classes on the contact sheet.
 const SHEET_ROWS: usize = 12;
+/// The maximum number of classes of which augmented images are shown.
+const AUGMENTED_ROWS: usize = 6;
 
 /// A run as a report shows it.
 #[derive(Debug, Clone)]
@@ -338,6 +340,11 @@ impl RunRecord {
         self.metrics.iter().find(|metric| matches!(metric, Metric::Trials { .. }))
     }
 
+    /// Whether no images chose the epoch whose model is saved.
+    pub fn keeps_last(&self) -> bool {
+        self.config.recipe.keeps_last(self.config.validation_images.is_some())
+    }
+
     /// Whether only the final layer was trained.
     pub fn has_fixed_body(&self) -> bool {
         let is_trained = |metric: &Metric| matches!(metric, Metric::Epoch { epoch, .. } if *epoch > 0);
@@ -360,7 +367,7 @@ impl ImageRecord {
         let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
         let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
         let mut augmented = match recipe.augments() {
-            true => augmented_tiles(&splits.train, SHEET_COLUMNS, &transform, recipe.seed),
+            true => augmented_tiles(&splits.train, columns, AUGMENTED_ROWS, &transform, recipe.seed),
             false => Vec::new(),
         };
         augmented.iter_mut().flatten().for_each(|tile| *tile = shrunk(tile, SHEET_TILE));

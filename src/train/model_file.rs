@@ -1,6 +1,6 @@
 //! `model.safetensors`: a state dict that torchvision loads as it is, with what a user of it must know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -251,9 +251,16 @@ impl Recipe {
 /// When they are not a list of names.
 pub fn class_names(file: &TensorFile) -> Result<Option<Vec<String>>> {
     let text = file.metadata().get("classes");
-    text.map(|text| serde_json::from_str(text))
+    let names: Option<Vec<String>> = text
+        .map(|text| serde_json::from_str(text))
         .transpose()
-        .context(|| format!("{}: unreadable `classes` in the metadata", file.path().display()))
+        .context(|| format!("{}: unreadable `classes` in the metadata", file.path().display()))?;
+    let mut seen = HashSet::new();
+    match names.iter().flatten().find(|name| !seen.insert(name.as_str())) {
+        Some(name) => Err(Error::new(format!("{}: two of its classes are named {name}", file.path().display()))
+            .hint("give each class a name of its own in `classes` of the metadata")),
+        None => Ok(names),
+    }
 }
 
 /// Loads a model for evaluation.

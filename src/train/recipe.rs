@@ -67,6 +67,9 @@ pub struct Recipe {
     /// Whether the model of the last epoch is saved instead of that of the best.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_last: bool,
+    /// Whether validation images, if there are any, choose the epoch in spite of [`Recipe::keep_last`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub validation_chooses: bool,
     /// The decay of the moving average of the parameters, which is then the network that is evaluated and saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
@@ -229,6 +232,7 @@ impl Recipe {
             steps: None,
             try_learning_rates: Vec::new(),
             keep_last: false,
+            validation_chooses: false,
             ema: None,
             weight_decay: 1e-3,
             no_decay_norm_bias: false,
@@ -371,6 +375,11 @@ impl Recipe {
         self.fit_head && self.epochs == 0
     }
 
+    /// Whether no images choose the epoch whose model is saved, in a run with or without validation images.
+    pub fn keeps_last(&self, has_validation: bool) -> bool {
+        self.keep_last && !(self.validation_chooses && has_validation)
+    }
+
     /// Whether the network sees images that are changed at random.
     pub fn augments(&self) -> bool {
         !self.fits_only() || self.feature_copies > 0
@@ -389,6 +398,11 @@ impl Recipe {
     pub fn schedule(&self, steps_per_epoch: usize) -> Result<Schedule> {
         let epochs = self.epochs.saturating_sub(self.schedule_from);
         Schedule::new(ScheduleKind::find(&self.schedule)?, self.warm_up, epochs.saturating_mul(steps_per_epoch) as u64)
+    }
+
+    /// Whether the training loss is the cross entropy of single images, as that of the evaluation.
+    pub fn trains_on_plain_loss(&self) -> bool {
+        self.mixing().is_none() && self.class_weights.is_none() && self.label_smoothing == 0.0
     }
 
     /// The settings of mixup and CutMix, if there are any.

@@ -98,6 +98,10 @@ pub fn read_recipe(path: &Path) -> Result<RecipeFile> {
         Error::new(format!("{}, line {line}: {}", path.display(), cause.message().trim().replace('\n', "; ")))
             .hint("a recipe is a TOML file with lines such as `epochs = 5`; retune recipes best prints one")
     })?;
+    if table.is_empty() {
+        return Err(Error::new(format!("{}: expected a recipe, found no setting", path.display()))
+            .hint("a recipe is a TOML file with lines such as `epochs = 5`; retune recipes best prints one"));
+    }
     let recipe = || {
         let base = match table.get(BASE) {
             None => Recipe::fine_tuning(),

@@ -106,7 +106,7 @@ const FEATURE_EPOCHS: u64 = 1 << 32;
 
 const STOPPED_AT_TEST: &str = "stopped while testing";
 
-const STOPPED_AT_FIT: &str = "stopped while the final layer was fitted";
+const STOPPED_AT_FIT: &str = "stopped while the final layer was fitted, which a resumed run does again";
 
 /// How often an epoch's progress is recorded, as in the lesson.
 const RECORDS_PER_EPOCH: usize = 5;
@@ -352,7 +352,9 @@ impl Run<'_> {
             *since = Instant::now();
             metrics.append(&metric)?;
             let this = Best { epoch, accuracy: held_out.accuracy(), loss: held_out.mean_loss() };
-            if self.recipe.keep_last || self.position.best.is_none_or(|best| this.beats(&best)) {
+            if self.recipe.keeps_last(self.splits.validation.is_some())
+                || self.position.best.is_none_or(|best| this.beats(&best))
+            {
                 let (path, classes) = (self.options.folder.model(), &self.splits.train.classes);
                 let temperature = match (self.recipe.calibrate, &self.splits.validation) {
                     (true, Some(_)) => temperature(&predictions),
@@ -496,7 +498,7 @@ impl Run<'_> {
                 TrialEvent::Skipped(skipped) => left_out.note(skipped, metrics, observe)?,
                 TrialEvent::Batch { batch, of } => observe(Event::Trying { batch, of }),
             }
-            self.options.check_interruption("stopped while learning rates were tried")
+            self.options.check_interruption("stopped while learning rates were tried, which a resumed run does again")
         };
         let tried =
             try_learning_rates(&mut self.trainer, &self.recipe, &self.splits.train, &division, options, &store, see)?;

@@ -210,9 +210,11 @@ pub(super) fn comparison(runs: &[&RunRecord]) -> Markup {
                     }
                 }
                 p.note {
-                    "The share of test images that the saved model classifies correctly. It is that of the epoch with the best accuracy \
-                     on the validation images or, without these, on the test images, which flatters it a little. The lines are 95 % \
-                     intervals (Wilson)."
+                    "The share of test images that the saved model classifies correctly. The lines are 95 % intervals (Wilson)."
+                    @if runs.iter().any(|run| !run.keeps_last()) {
+                        " Where images chose the epoch, it is the one with the best accuracy on the validation images or, without these, on \
+                         the test images, which flatters it a little."
+                    }
                     @if low > 0.0 { " The axis does not begin at zero." }
                 }
             }

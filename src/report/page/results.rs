@@ -21,7 +21,7 @@ pub(in super::super) fn best_accuracy(run: &RunRecord) -> f64 {
 
 /// The accuracy of the saved model on the images that choose it, or would have.
 pub(in super::super) fn best_held_out(run: &RunRecord) -> f64 {
-    if run.config.recipe.keep_last {
+    if run.keeps_last() {
         return run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
     }
     run.epochs().filter_map(accuracy_of).fold(0.0, f64::max)
@@ -60,7 +60,7 @@ fn choice(run: &RunRecord, held_out: &HeldOut) -> String {
         true => format!("the fitted final layer and {trained}"),
         false => trained,
     };
-    if run.config.recipe.keep_last {
+    if run.keeps_last() {
         let last = run.epochs().last().map_or(0, number_of);
         let model =
             if last == 0 { "with the fitted final layer".to_string() } else { format!("of the last epoch, {last}") };
@@ -125,7 +125,8 @@ pub(super) fn lead(run: &RunRecord) -> String {
         (None, false) => "fine-tuned from pretrained weights".into(),
     };
     let validated = config.validation_images.map_or(String::new(), |images| {
-        format!(", chosen by {}", counted(images, "validation image", "validation images"))
+        let images = counted(images, "validation image", "validation images");
+        if run.keeps_last() { format!(", evaluated on {images}") } else { format!(", chosen by {images}") }
     });
     format!(
         "{}, {training} on {} of {}{validated} and tested on {}.",
@@ -152,7 +153,7 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
                 @if let Some((_, accuracy)) = run.final_test() {
                     div { dt { "test accuracy" } dd { (percent(accuracy)) } }
                 }
-                @let keeps_best = !run.config.recipe.keep_last && run.epochs().count() > 1;
+                @let keeps_best = !run.keeps_last() && run.epochs().count() > 1;
                 div { dt { @if keeps_best { "best " } (held_out.name()) " accuracy" } dd { (percent(best_held_out(run))) } }
                 @if run.final_test().is_none() && *epoch > 0 && keeps_best {
                     div { dt { "final " (held_out.name()) " accuracy" } dd { (percent(held_out.accuracy())) } }
@@ -173,8 +174,13 @@ pub(super) fn figures(run: &RunRecord) -> Markup {
             (measures(run))
             p.note {
                 "Accuracy is the share of images that are classified correctly. " (choice(run, held_out))
-                @if *epoch > 0 {
-                    " Training accuracy is measured on randomly cropped images, which are harder to classify than whole ones."
+                @match (*epoch, run.config.recipe.mixing()) {
+                    (0, _) => {}
+                    (_, None) => " Training accuracy is measured on randomly cropped images, which are harder to classify than whole ones.",
+                    (_, Some(_)) => {
+                        " Training accuracy is measured on images that are randomly cropped and mixed with others, and counts the class with the \
+                         larger share, so it is lower than on plain images."
+                    }
                 }
             }
             (trials(run))
@@ -342,6 +348,10 @@ pub(super) fn curves(runs: &[&RunRecord]) -> Markup {
                 "An epoch is one pass over all training images. Solid lines: " (held_out) " images, after each epoch. Dashed lines: training \
                  images, averaged since the start of the epoch. The loss measures how far the predicted probabilities are from the \
                  correct classes; lower is better."
+                @if runs.iter().any(|run| !run.config.recipe.trains_on_plain_loss()) {
+                    " The training loss contains what the recipe adds to it: class weights, label smoothing, mixed images. That of the \
+                     solid lines does not."
+                }
                 @if runs.iter().any(|run| run.config.recipe.ema.is_some()) {
                     " Where weights are averaged, the solid lines are those of the averages, and the dashed lines those of the weights that \
                      are trained."

@@ -74,7 +74,8 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         patience,
         steps,
         try_learning_rates,
-        keep_last,
+        keep_last: _,
+        validation_chooses: _,
         ema,
         weight_decay,
         no_decay_norm_bias,
@@ -170,7 +171,7 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         let rates: Vec<String> = try_learning_rates.iter().map(|&rate| plain_number(rate)).collect();
         add("tried learning rates", rates.join(", "), "learning rates that were tried on held-back training images");
     }
-    if *keep_last {
+    if recipe.keeps_last(config.validation_images.is_some()) {
         add("saved model", "that of the last epoch".into(), "no images chose the epoch");
     }
     if let Some(decay) = ema {
