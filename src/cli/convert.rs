@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::embed::table::Format;
 use super::report::write;
 use super::weights::WeightsKey;
 use super::{GlobalArguments, print_json, print_result, size, warn};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::file::{require_replaceable, start_of};
 use crate::onnx;
 use crate::printable::printable;
-use crate::train::{ModelFile, RunFolder, find_network};
+use crate::train::{Checkpoint, ModelFile, RunFolder, find_network};
 use crate::weights::{Found, HeadPolicy, OutputTensor, TensorFile, match_state_dict, not_plain, save};
 
 const EXAMPLES: &str = "\
@@ -127,9 +128,8 @@ pub fn run(global: &GlobalArguments, arguments: &ConvertArguments) -> Result<Exi
 /// Whether a file contains weights, and is neither a part of a run nor a file of features.
 fn is_plain_weights(path: &Path) -> bool {
     let folder = RunFolder { path: path.parent().unwrap_or(Path::new("")).to_path_buf() };
-    // A checkpoint has a position, and a file of features has paths.
-    let is_other = |file: &TensorFile| ["position", "paths"].iter().any(|key| file.metadata().contains_key(*key));
-    !folder.config().exists() && TensorFile::open(path).is_ok_and(|file| !is_other(&file))
+    let is_checkpoint = || TensorFile::open(path).map_or(true, |file| Checkpoint::is(&file));
+    !folder.config().exists() && !Format::Safetensors.is_of(path) && !is_checkpoint()
 }
 
 /// Refuses a file that has other objects in the place of tensors: the copy would lack them.

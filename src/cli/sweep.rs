@@ -68,6 +68,7 @@ pub fn run(global: &GlobalArguments, arguments: &TrainArguments) -> Result<ExitC
 /// Refuses flags that have no meaning for several runs.
 fn refuse_others(arguments: &TrainArguments) -> Result<()> {
     let others = [
+        ("--budget", arguments.budget.is_some(), "the runs of a sweep would differ in their numbers of epochs"),
         ("--extend", arguments.extend.is_some(), "a sweep cannot be extended"),
         ("--verify-determinism", arguments.verify_determinism.is_some(), "it trains no runs to compare"),
         ("--allow-changed-data", arguments.allow_changed_data, "the runs of a sweep are compared on the same images"),
@@ -149,10 +150,6 @@ fn begin(
     interrupted: &AtomicBool,
 ) -> Result<(Sweep, PathBuf, Rc<dyn Device>, FolderLock)> {
     arguments.weights_key.require_weights(arguments.weights.as_deref())?;
-    if arguments.budget.is_some() {
-        return Err(Error::usage("--budget: the runs of a sweep would differ in their numbers of epochs")
-            .hint("give --epochs or --steps instead"));
-    }
     if arguments.resume {
         refuse_single_run(arguments)?;
     }

@@ -101,7 +101,7 @@ pub struct TrainArguments {
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Run options")]
     pub(super) verify_determinism: Option<u64>,
 
-    /// Train fewer epochs if the run would take longer than this, e.g. 90s, 10m or 2h; the schedule is over those that remain
+    /// Train fewer epochs if the run would take longer than this, e.g. 90s, 10m or 2h; the schedule covers the epochs that remain
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Training options",
           conflicts_with_all = ["head_only", "extend", "verify_determinism"])]
     pub(super) budget: Option<Duration>,

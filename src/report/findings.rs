@@ -45,7 +45,7 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let is_mixed = run.config.recipe.mixing().is_some();
     let flat = if diverged.is_none() && !is_mixed { not_falling(&epochs) } else { None };
     let unskilled = if diverged.is_none() { unskilled } else { None };
-    let overfitted = if is_mixed { None } else { overfitting(&epochs) };
+    let overfitted = if is_mixed { None } else { overfitting(&epochs, run.keeps_last()) };
     // More epochs do not help a run that does not learn, or one that did not end well.
     let is_sound = stopped.is_none() && diverged.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
@@ -183,7 +183,8 @@ fn diverged(epochs: &[Epoch], classes: usize, largest_share: f64, images: usize)
     })
 }
 
-/// The same by the images that are not trained on alone: the loss is far above that of a guess, and was much lower before, or never was.
+/// Whether the images that are not trained on say so by themselves: after the last epoch, the accuracy is hardly better than that of a guess,
+/// and the loss is far above that of a guess and above that of an earlier epoch, if there is one.
 fn diverged_on_held_out(epochs: &[Epoch], classes: usize) -> Option<String> {
     let [before @ .., last] = epochs else { return None };
     let guess = (classes as f64).ln();
@@ -257,7 +258,7 @@ const RISEN: f64 = 1.15;
 const EPOCHS_SINCE: usize = 2;
 
 /// The loss on images that are not trained on rises, while the training loss falls.
-fn overfitting(epochs: &[Epoch]) -> Option<Finding> {
+fn overfitting(epochs: &[Epoch], keeps_last: bool) -> Option<Finding> {
     let last = epochs.last()?;
     let lowest = epochs.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))?;
     let rising = &epochs[epochs.len() - EPOCHS_SINCE.min(epochs.len())..];
@@ -276,8 +277,9 @@ fn overfitting(epochs: &[Epoch]) -> Option<Finding> {
         ),
         advice: format!(
             "Train on more images, or for {}. More weight decay (--weight-decay), frozen lower layers (--freeze) or more \
-             augmentation (--augment) may help too. The saved model is that of the best epoch, not of the last.",
-            counted(lowest.number, "epoch", "epochs")
+             augmentation (--augment) may help too.{}",
+            counted(lowest.number, "epoch", "epochs"),
+            if keeps_last { "" } else { " The saved model is that of the best epoch, not of the last." }
         ),
     })
 }
@@ -457,21 +459,23 @@ mod tests {
     #[test]
     fn a_test_loss_that_rises_while_the_training_loss_falls_is_told() {
         let rising = [(0.9, 0.5, 0.8, 0.5), (0.6, 0.7, 0.6, 0.6), (0.3, 0.9, 0.8, 0.6), (0.1, 1.0, 1.0, 0.6)];
-        let found = overfitting(&epochs(&rising)).unwrap();
+        let found = overfitting(&epochs(&rising), false).unwrap();
         assert_eq!(
             found.evidence,
             "From epoch 2 to epoch 4, the test loss rose from 0.600 to 1.000, while the training loss fell from 0.600 to 0.100 \
              (overfitting)."
         );
         assert!(found.advice.contains("for 2 epochs"), "{}", found.advice);
-        assert_eq!(overfitting(&epochs(&rising[..3])), None, "one epoch may be high by chance");
+        assert!(found.advice.ends_with("The saved model is that of the best epoch, not of the last."));
+        assert!(!overfitting(&epochs(&rising), true).unwrap().advice.contains("saved model"), "it is that of the last");
+        assert_eq!(overfitting(&epochs(&rising[..3]), false), None, "one epoch may be high by chance");
         let mut recovered = rising;
         recovered[3].2 = 0.62;
-        assert_eq!(overfitting(&epochs(&recovered)), None);
+        assert_eq!(overfitting(&epochs(&recovered), false), None);
         let mut diverged = rising;
         (diverged[2].0, diverged[3].0) = (0.9, 1.2);
-        assert_eq!(overfitting(&epochs(&diverged)), None, "the training loss rises too");
-        assert_eq!(overfitting(&[]), None);
+        assert_eq!(overfitting(&epochs(&diverged), false), None, "the training loss rises too");
+        assert_eq!(overfitting(&[], false), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A run that is to end within a time: its speed is measured before it starts, and it gets as many epochs as fit.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::average::STATISTICS_IMAGES;
@@ -109,7 +110,7 @@ impl Run<'_> {
     fn measure(&mut self, budget: Duration) -> Result<Speed> {
         let store = Rc::new(ImageStore::new(self.trainer.network().shared_device(), self.options.image_memory));
         let loader = |run: &Self, folder: &ImageFolder, mode| {
-            let loader = Loader::new(std::sync::Arc::new(folder.clone()), run.loader_options(mode))?;
+            let loader = Loader::new(Arc::new(folder.clone()), run.loader_options(mode))?;
             Batches::new(loader.with_augmentations(&run.recipe.augment), &store)
         };
         let mut training = loader(self, &self.splits.train, Mode::Train { seed: self.recipe.seed })?;

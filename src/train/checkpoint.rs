@@ -14,6 +14,8 @@ use crate::error::{Context, Error, Result};
 use crate::weights::layout::{from_torch, to_torch};
 use crate::weights::{OutputTensor, TensorFile, save};
 
+/// The format of checkpoints of any version.
+const ANY_FORMAT: &str = "retune-checkpoint-";
 const FORMAT: &str = "retune-checkpoint-1";
 /// The metadata field with the number of steps, if the optimiser depends on it.
 const STEPS: &str = "optimizer_steps";
@@ -200,6 +202,11 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a file says that it is a checkpoint.
+    pub fn is(file: &TensorFile) -> bool {
+        file.metadata().get("format").is_some_and(|format| format.starts_with(ANY_FORMAT))
+    }
+
     /// Reads the header.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_file(TensorFile::open(path)?)

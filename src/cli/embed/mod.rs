@@ -1,7 +1,7 @@
 //! `retune embed`
 
 mod nearest;
-mod table;
+pub mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -139,7 +139,7 @@ pub(super) fn data_set(run: &RunRecord) -> Result<Markup> {
                     (operations) ". The result has "
                     (size) " x " (size) " pixels. These are "
                     @if run.config.recipe.fits_only() { "examples." } @else { "results of the first epoch." }
-                    @if run.config.recipe.mixing().is_some() { " After that, the images of a batch are mixed in pairs, which is not shown." }
+                    @if run.config.recipe.mixing().is_some() { " After that, each image is mixed with another one of its batch, which is not shown." }
                 }
                 (augmented)
             }

@@ -29,30 +29,25 @@ struct Row {
     meaning: &'static str,
 }
 
-/// Settings without any part in a run that only fits its final layer.
-const OF_EPOCHS: [&str; 21] = [
-    "epochs",
-    "batches per step",
-    "learning rate",
-    "learning rate of the final layer",
-    "learning rate of lower layers",
-    "sampling",
-    "schedule",
-    "warm-up",
-    "saved model",
-    "evaluated weights",
-    "fewest steps",
-    "patience",
-    "optimizer",
-    "weight decay",
-    "without weight decay",
-    "loss reduction",
-    "label smoothing",
-    "mixup",
-    "CutMix",
-    "gradient clipping",
-    "size of training images",
-];
+/// The rows of the table.
+struct Rows {
+    rows: Vec<Row>,
+    /// Whether there are epochs. Otherwise only the final layer is fitted.
+    has_epochs: bool,
+}
+
+impl Rows {
+    fn add(&mut self, name: &'static str, value: String, meaning: &'static str) {
+        self.rows.push(Row { name, value, meaning });
+    }
+
+    /// Adds a setting that has a part in epochs only.
+    fn add_of_epochs(&mut self, name: &'static str, value: String, meaning: &'static str) {
+        if self.has_epochs {
+            self.add(name, value, meaning);
+        }
+    }
+}
 
 /// All settings of a run. Every field of the recipe is in one of them.
 fn rows(config: &RunConfig) -> Vec<Row> {
@@ -105,42 +100,41 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         labels,
         seed,
     } = recipe;
-    let mut rows = Vec::new();
-    let mut add = |name, value: String, meaning| {
-        if !(recipe.fits_only() && OF_EPOCHS.contains(&name)) {
-            rows.push(Row { name, value, meaning });
-        }
-    };
-    add("network", network_name(recipe), "the architecture");
+    let mut rows = Rows { rows: Vec::new(), has_epochs: !recipe.fits_only() };
+    rows.add("network", network_name(recipe), "the architecture");
     let weights = match &config.weights {
         Some(weights) => weights.display().to_string(),
         None if *from_scratch => "random".into(),
         None => "pretrained".into(),
     };
-    add("initial weights", weights, "the weights before the first step");
-    if let Some(rows) = head_from {
-        let rows = rows.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-        add(
+    rows.add("initial weights", weights, "the weights before the first step");
+    if let Some(numbers) = head_from {
+        let numbers = numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        rows.add(
             "initial final layer",
-            format!("rows {rows}"),
+            format!("rows {numbers}"),
             "the rows of the pretrained final layer that the new one starts with",
         );
     }
     if *new_head {
-        add("initial final layer", "random".into(), "a new one, even if that of the weights has the same classes");
+        rows.add("initial final layer", "random".into(), "a new one, even if that of the weights has the same classes");
     }
     if *fit_head {
         let value = format!("fitted to {}", recipe.fitted_to());
-        add("start of the final layer", value, "before the first epoch, with the other layers as they are");
+        rows.add("start of the final layer", value, "before the first epoch, with the other layers as they are");
     }
     let is_tried = !try_learning_rates.is_empty();
     let none = if is_tried { ", or none if the trials choose the fitted final layer" } else { "" };
-    add("epochs", format!("{epochs}{none}"), "passes over the training images");
+    rows.add_of_epochs("epochs", format!("{epochs}{none}"), "passes over the training images");
     if *accumulate == 1 {
-        add("batch size", batch_size.to_string(), "images per step");
+        rows.add("batch size", batch_size.to_string(), "images per step");
     } else {
-        add("batch size", batch_size.to_string(), "images that are computed at once");
-        add("batches per step", accumulate.to_string(), "batches whose gradients are added before each update");
+        rows.add("batch size", batch_size.to_string(), "images that are computed at once");
+        rows.add_of_epochs(
+            "batches per step",
+            accumulate.to_string(),
+            "batches whose gradients are added before each update",
+        );
     }
     let [rate, rate_of_head] = match is_tried {
         true => {
@@ -148,87 +142,116 @@ fn rows(config: &RunConfig) -> Vec<Row> {
         }
         false => [*learning_rate, learning_rate * head_lr_multiplier].map(plain_number),
     };
-    add("learning rate", rate, "the step size for all layers but the final one");
+    rows.add_of_epochs("learning rate", rate, "the step size for all layers but the final one");
     if *balanced_sampling {
-        add("sampling", "balanced".into(), "images are drawn so that every class is equally likely");
+        rows.add_of_epochs("sampling", "balanced".into(), "images are drawn so that every class is equally likely");
     }
-    add("learning rate of the final layer", rate_of_head, "the step size for the layer that outputs the classes");
+    rows.add_of_epochs(
+        "learning rate of the final layer",
+        rate_of_head,
+        "the step size for the layer that outputs the classes",
+    );
     if *layer_lr_decay != 1.0 {
         let value = format!("{} times that of the stage above", plain_number(*layer_lr_decay));
-        add("learning rate of lower layers", value, "of each stage, from layer3 down to the first layer");
+        rows.add_of_epochs(
+            "learning rate of lower layers",
+            value,
+            "of each stage, from layer3 down to the first layer",
+        );
     }
     let known = ScheduleKind::find(schedule).ok();
-    add("schedule", schedule.clone(), "how the learning rates change over the steps");
+    rows.add_of_epochs("schedule", schedule.clone(), "how the learning rates change over the steps");
     if let Some(warm_up) =
         warm_up.or_else(|| known.map(|kind| kind.warm_up)).filter(|warm_up| *warm_up != WarmUp::Steps(0))
     {
-        add("warm-up", warm_up.to_string(), "the steps over which the learning rates rise");
+        rows.add_of_epochs("warm-up", warm_up.to_string(), "the steps over which the learning rates rise");
     }
     if *schedule_from > 0 {
-        add("start of the schedule", format!("after epoch {schedule_from}"), "the run was extended then");
+        rows.add("start of the schedule", format!("after epoch {schedule_from}"), "the run was extended then");
     }
     if is_tried {
         let rates: Vec<String> = try_learning_rates.iter().map(|&rate| plain_number(rate)).collect();
-        add("tried learning rates", rates.join(", "), "learning rates that were tried on held-back training images");
+        rows.add(
+            "tried learning rates",
+            rates.join(", "),
+            "learning rates that were tried on held-back training images",
+        );
     }
     if recipe.keeps_last(config.validation_images.is_some()) {
-        add("saved model", "that of the last epoch".into(), "no images chose the epoch");
+        rows.add_of_epochs("saved model", "that of the last epoch".into(), "no images chose the epoch");
     }
     if let Some(decay) = ema {
         let value = format!("moving average, decay {decay}");
-        add("evaluated weights", value, "the average over steps of the weights, which is the saved model");
+        rows.add_of_epochs(
+            "evaluated weights",
+            value,
+            "the average over steps of the weights, which is the saved model",
+        );
     }
     if let Some(steps) = steps {
-        add("fewest steps", steps.to_string(), "the number of epochs is the smallest that has so many steps");
+        rows.add_of_epochs(
+            "fewest steps",
+            steps.to_string(),
+            "the number of epochs is the smallest that has so many steps",
+        );
     }
     if let Some(patience) = patience {
-        add("patience", patience.to_string(), "epochs without a better model after which the run ends");
+        rows.add_of_epochs("patience", patience.to_string(), "epochs without a better model after which the run ends");
     }
-    add("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
-    let known = recipe.optimizer().ok().filter(|_| !recipe.fits_only());
+    rows.add_of_epochs("optimizer", optimizer.clone(), "the rule that turns gradients into updates");
+    let known = recipe.optimizer().ok();
     for (of, value) in known.iter().flat_map(OptimizerSettings::values) {
-        add(of.name, format!("{value:?}"), of.meaning);
+        rows.add_of_epochs(of.name, format!("{value:?}"), of.meaning);
     }
-    add("weight decay", plain_number(*weight_decay), "how strongly weights are pulled towards zero");
+    rows.add_of_epochs("weight decay", plain_number(*weight_decay), "how strongly weights are pulled towards zero");
     if *no_decay_norm_bias {
-        add("without weight decay", "batch norms, biases".into(), "parameters that are not pulled towards zero");
+        rows.add_of_epochs(
+            "without weight decay",
+            "batch norms, biases".into(),
+            "parameters that are not pulled towards zero",
+        );
     }
-    add("loss reduction", loss_reduction.clone(), "how the losses of a batch's images are combined");
+    rows.add_of_epochs("loss reduction", loss_reduction.clone(), "how the losses of a batch's images are combined");
     if *label_smoothing > 0.0 {
-        add("label smoothing", plain_number(*label_smoothing), "the share of the loss that is spread over all classes");
+        rows.add_of_epochs(
+            "label smoothing",
+            plain_number(*label_smoothing),
+            "the share of the loss that is spread over all classes",
+        );
     }
     if let Some(weights) = class_weights {
-        add("class weights", weights.to_string(), "how much an image of each class counts in the loss");
+        rows.add("class weights", weights.to_string(), "how much an image of each class counts in the loss");
     }
     if let Some(alpha) = mixup {
-        let meaning = "training images are mixed in pairs, with their labels; alpha decides how much";
-        add("mixup", format!("alpha {}", plain_number(*alpha)), meaning);
+        let meaning =
+            "each training image and its label are mixed with another one of its batch; alpha decides how much";
+        rows.add_of_epochs("mixup", format!("alpha {}", plain_number(*alpha)), meaning);
     }
     if let Some(alpha) = cutmix {
-        let meaning = "a rectangle of each training image is that of another, and labels are mixed by area";
-        add("CutMix", format!("alpha {}", plain_number(*alpha)), meaning);
+        let meaning = "a rectangle of each training image is that of another one of its batch, and their labels are mixed by area";
+        rows.add_of_epochs("CutMix", format!("alpha {}", plain_number(*alpha)), meaning);
     }
     let clipping = clip_gradient_norm.map_or("off".into(), |norm| format!("norm {norm}"));
-    add("gradient clipping", clipping, "the largest norm of all gradients together");
+    rows.add_of_epochs("gradient clipping", clipping, "the largest norm of all gradients together");
     let frozen = if freeze.is_empty() { "none".into() } else { freeze.join(", ") };
-    add("frozen layers", frozen, "layers that are not trained");
+    rows.add("frozen layers", frozen, "layers that are not trained");
     if *freeze_batch_norm {
-        add("frozen batch norms", "running statistics".into(), "what frozen batch norms normalise by");
+        rows.add("frozen batch norms", "running statistics".into(), "what frozen batch norms normalise by");
     }
-    add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
+    rows.add("image size", format!("{image_size} x {image_size}"), "pixels of the images that the network sees");
     if let Some(size) = train_size {
-        add(
+        rows.add_of_epochs(
             "size of training images",
             format!("{size} x {size}"),
             "pixels of the images that the network is trained on",
         );
     }
     if *average_mirror {
-        add("tests and predictions", "image and mirror image".into(), "the outputs for both are averaged");
+        rows.add("tests and predictions", "image and mirror image".into(), "the outputs for both are averaged");
     }
     if *calibrate {
         let meaning = "a number by which the outputs are divided, so that probabilities agree with how often predictions are right";
-        add("temperature", "fitted".into(), meaning);
+        rows.add("temperature", "fitted".into(), meaning);
     }
     if !resize.is_default() {
         let meaning = match resize {
@@ -236,39 +259,39 @@ fn rows(config: &RunConfig) -> Vec<Row> {
             ResizeMode::Squash => "images are scaled to squares, whatever their aspect ratio",
             ResizeMode::Pad => "images are padded with black to squares",
         };
-        add("resize mode", resize.to_string(), meaning);
+        rows.add("resize mode", resize.to_string(), meaning);
     }
     if recipe.augments() {
-        add(
+        rows.add(
             "augmentation",
             augmentation(recipe),
             "how training images are changed at random, so that the network does not learn them by heart",
         );
     }
     let orientation = if *exif { "applied" } else { "ignored" };
-    add(
+    rows.add(
         "EXIF orientation",
         orientation.into(),
         "whether photos are rotated as the camera was held; torchvision ignores it",
     );
     if *drop_duplicates {
-        add("duplicates", "left out".into(), "images that the data set contains more than once");
+        rows.add("duplicates", "left out".into(), "images that the data set contains more than once");
     }
     if let Some(fraction) = test_fraction {
-        add("held out for testing", format!("{fraction} of each class"), "images that are not trained on");
+        rows.add("held out for testing", format!("{fraction} of each class"), "images that are not trained on");
     }
-    add("seed", seed.to_string(), "the same seed gives the same result");
-    add("data set", config.data.display().to_string(), "the folder of the images");
+    rows.add("seed", seed.to_string(), "the same seed gives the same result");
+    rows.add("data set", config.data.display().to_string(), "the folder of the images");
     if let Some(table) = labels {
-        add("labels", table.clone(), "the CSV file with the classes of the images");
+        rows.add("labels", table.clone(), "the CSV file with the classes of the images");
     }
-    add(
+    rows.add(
         "device",
         format!("{}, {}", config.device, config.precision),
         "where the run was computed, and in which precision",
     );
-    add("version", format!("retune {}", config.retune), "the program that started the run");
-    rows
+    rows.add("version", format!("retune {}", config.retune), "the program that started the run");
+    rows.rows
 }
 
 pub(super) fn settings(run: &RunRecord) -> Markup {
