@@ -1041,6 +1041,23 @@ mod recipes {
         place.assert_same_result("steps", "whole");
     }
 
+    /// Nothing is said of the weights, or downloaded, before flags at fault are refused.
+    #[test]
+    fn faults_of_flags_come_first() {
+        let place = Workplace::new();
+        for (flags, fault) in [
+            ("--steps 0", "--steps 0: expected at least 1"),
+            ("--recipe lesson --lr -1", "--lr -1: expected a number above 0"),
+            ("--verify-determinism --lr -1", "--lr -1: expected a number above 0"),
+            ("--seeds 2 --label-smoothing 2", "--label-smoothing 2: expected a number from 0 to 1"),
+            ("--try batch-size=0,8", "batch-size=0: --batch-size 0: expected at least 1"),
+        ] {
+            let refused = place.run(&format!("train data {flags} --out none"));
+            assert_eq!(refused.status, 2, "{flags}");
+            assert!(refused.stderr.starts_with(&format!("error: {fault}\n")), "{flags}: {}", refused.stderr);
+        }
+    }
+
     /// Of 28 images, an epoch has four batches of eight.
     #[test]
     fn steps_are_given_instead_of_epochs() {

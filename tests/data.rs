@@ -1547,6 +1547,11 @@ mod folders {
                  image_name img img_path img_name image_id id id_code, and that of classes one of label class category label_name class_name category_name",
             ),
             (
+                "image_id,cat,dog\n1,1,0\n2,0.0,1.0\n",
+                "DATA/labels.csv: expected a column of labels, found a column for each class: cat, dog\n\
+                 hint: write the name of each image's class in a column label",
+            ),
+            (
                 "path,label\n1.jpg,cat\n9.jpg,dog\n8.jpg,dog\n",
                 "DATA/labels.csv names 2 files that do not exist in DATA, such as 9.jpg in line 3\n\
                  hint: name files relative to the folder of images or to that of the table, and remove lines without a file",

@@ -20,7 +20,7 @@ use crate::device::{Device, threads};
 use crate::error::{Error, Result};
 
 /// Options of every command.
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct GlobalArguments {
     /// Device to use: auto, cpu, cuda, cuda:N or emulator

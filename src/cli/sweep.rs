@@ -165,6 +165,18 @@ fn begin(
     let device = global.open_device()?;
     let weights = arguments.initial_weights()?;
     let weights = weights.as_deref();
+    let mut planned = Vec::new();
+    for &seed in &seeds {
+        for combination in &combinations {
+            let of_run = of_run(arguments, combination, seed)?;
+            of_run.initial_weights()?;
+            let settings = combination.iter().map(|(flag, value)| (flag.to_string(), value.text.clone())).collect();
+            let run = SweepRun { settings, recipe: Recipe::fine_tuning() };
+            // Faults of the flags come before what is said of the weights.
+            of_run.recipe(None).map_err(|error| about(error, &run.combination()))?;
+            planned.push((of_run, run));
+        }
+    }
     arguments.describe_weights(global, weights);
     let file = weights.map(|weights| arguments.weights_key.open(global, weights)).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {
@@ -172,21 +184,15 @@ fn begin(
     }
     let found = file.as_ref().map(find_network).transpose()?;
     let mut runs: Vec<SweepRun> = Vec::new();
-    for &seed in &seeds {
-        for combination in &combinations {
-            let of_run = of_run(arguments, combination, seed)?;
-            of_run.initial_weights()?;
-            let settings = combination.iter().map(|(flag, value)| (flag.to_string(), value.text.clone())).collect();
-            let mut run = SweepRun { settings, recipe: Recipe::fine_tuning() };
-            let name = run.combination();
-            run.recipe = of_run.recipe(found.as_ref()).map_err(|error| about(error, &name))?;
-            if let Some(same) = runs.iter().find(|other| other.recipe == run.recipe) {
-                return Err(Error::usage(format!("--try: {} and {name} are the same recipe", same.combination()))
-                    .hint("leave one of them out"));
-            }
-            check_freezing(&run.recipe).map_err(|error| about(error, &name))?;
-            runs.push(run);
+    for (of_run, mut run) in planned {
+        let name = run.combination();
+        run.recipe = of_run.recipe(found.as_ref()).map_err(|error| about(error, &name))?;
+        if let Some(same) = runs.iter().find(|other| other.recipe == run.recipe) {
+            return Err(Error::usage(format!("--try: {} and {name} are the same recipe", same.combination()))
+                .hint("leave one of them out"));
         }
+        check_freezing(&run.recipe).map_err(|error| about(error, &name))?;
+        runs.push(run);
     }
     drop(found);
     // All combinations are prepared once, so that none is refused after others were trained.

@@ -461,6 +461,8 @@ fn begin<'a>(
 ) -> Result<Run<'a>> {
     let options = arguments.options(folder, interrupted)?;
     options.folder.require_free()?;
+    // Faults of the flags come before what is said of the weights.
+    arguments.recipe(None)?;
     arguments.describe_weights(global, weights);
     let weights_key = &arguments.weights_key;
     let file = weights.map(|weights| weights_key.open(global, weights)).transpose()?;
@@ -553,6 +555,7 @@ fn verify_determinism(global: &GlobalArguments, arguments: &TrainArguments, step
             folder.as_ref().map_err(|cause| Error::new(format!("cannot create a temporary folder: {cause}")))?;
         let stop = AtomicBool::new(false);
         let folder_of_run = RunFolder { path: folder.path().to_path_buf() };
+        let global = &GlobalArguments { quiet: global.quiet || number > 0, ..global.clone() };
         let mut run = begin(global, device.clone(), arguments, weights.as_deref(), folder_of_run, &stop)?;
         let options = &mut run.options;
         options.workers = if number == 0 { 1 } else { options.workers.max(2) };

@@ -263,6 +263,17 @@ impl Columns {
                     others: others.collect(),
                 });
             }
+            if let (Some(path), None) = (place(&PATHS), place(&LABELS)) {
+                let of_classes = columns_of_classes(bytes, separator, path);
+                if of_classes.len() > 1 {
+                    return Err(Error::new(format!(
+                        "{}: expected a column of labels, found a column for each class: {}",
+                        table.display(),
+                        first_names(&of_classes.iter().map(|&column| shortened(&header[column])).collect::<Vec<_>>())
+                    ))
+                    .hint("write the name of each image's class in a column label"));
+                }
+            }
             let names: Vec<String> = header.iter().map(str::to_string).collect();
             if found.is_empty() || names.len() > 1 {
                 found = first_names(&names.iter().map(|name| shortened(name)).collect::<Vec<_>>());
@@ -279,6 +290,19 @@ impl Columns {
             LABELS.join(" ")
         )))
     }
+}
+
+/// The columns that have only the values 0 and 1 in the first lines, as in tables with a column for each class.
+fn columns_of_classes(bytes: &[u8], separator: u8, path: usize) -> Vec<usize> {
+    const LINES: usize = 100;
+    let lines: Vec<_> = reader(bytes, separator).records().map_while(|record| record.ok()).take(LINES).collect();
+    let columns = lines.first().map_or(0, |line| line.len());
+    let flag = |value: &str| value.trim().parse().ok().filter(|value: &f32| *value == 0.0 || *value == 1.0);
+    let is_of_class = |column: usize| {
+        let flags: Option<Vec<f32>> = lines.iter().map(|line| flag(&line[column])).collect();
+        flags.is_some_and(|flags| flags.contains(&0.0))
+    };
+    (0..columns).filter(|&column| column != path && is_of_class(column)).collect()
 }
 
 /// The text of a table in UTF-8. Excel also writes UTF-16, with a mark at the beginning.

@@ -156,14 +156,14 @@ fn overlay(base: &Recipe, table: &Table) -> Result<Recipe> {
         recipe.optimizer.clone_from(name);
         recipe.hyperparameters.0.clear();
     }
-    for (key, value) in table.iter().filter(|(key, _)| *key != BASE) {
+    for (key, given) in table.iter().filter(|(key, _)| *key != BASE) {
         if key == OF_RUN {
             return Err(unknown(key));
         }
         let mut all = fields(&recipe)?;
         let of_optimizer =
             |name: &str| OPTIMIZERS.iter().any(|kind| kind.hyperparameters.iter().any(|of| of.name == name));
-        let value = serde_json::to_value(value).context(|| format!("{key}: cannot read the value"))?;
+        let value = serde_json::to_value(given).context(|| format!("{key}: cannot read the value"))?;
         let value = match (key.as_str(), &value) {
             ("seed", Value::String(text)) => text.parse::<u64>().map_or(value, Value::from),
             _ => value,
@@ -171,7 +171,10 @@ fn overlay(base: &Recipe, table: &Table) -> Result<Recipe> {
         all.insert(key.clone(), value);
         recipe = serde_json::from_value(Value::Object(all)).map_err(|cause| match cause.to_string() {
             text if text.starts_with("unknown field") => unknown(key),
-            text => Error::new(format!("{key}: {text}")),
+            text => Error::new(match expected_by(&text) {
+                Some(expected) => format!("{key}: expected {expected}, found {given}"),
+                None => format!("{key}: {text}"),
+            }),
         })?;
         if recipe.hyperparameters.0.contains_key(key) && !of_optimizer(key) {
             return Err(unknown(key));
@@ -182,6 +185,20 @@ fn overlay(base: &Recipe, table: &Table) -> Result<Recipe> {
         recipe.hyperparameters.0.insert(of.name.into(), value);
     }
     Ok(recipe)
+}
+
+/// What an error of serde about a value's type expects, in words for readers who do not know Rust.
+fn expected_by(text: &str) -> Option<&str> {
+    let (_, expected) =
+        text.strip_prefix("invalid type: ").or(text.strip_prefix("invalid value: "))?.split_once(", expected ")?;
+    Some(match expected {
+        "f32" | "f64" => "a number",
+        "u32" | "u64" | "usize" => "a whole number of at least 0",
+        "a boolean" => "true or false",
+        "a string" => "text in quotes",
+        "a sequence" => "a list",
+        other => other,
+    })
 }
 
 fn unknown(key: &str) -> Error {
@@ -246,7 +263,13 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_key() {
         for (text, expected) in [
-            ("epochs = 'five'", "FILE: epochs: invalid type: string \"five\", expected usize"),
+            ("epochs = 'five'", "FILE: epochs: expected a whole number of at least 0, found \"five\""),
+            ("epochs = -1", "FILE: epochs: expected a whole number of at least 0, found -1"),
+            ("learning_rate = 'small'", "FILE: learning_rate: expected a number, found \"small\""),
+            ("balanced_sampling = 1", "FILE: balanced_sampling: expected true or false, found 1"),
+            ("augment = 'rotation=5'", "FILE: augment: expected a list, found \"rotation=5\""),
+            ("try_learning_rates = ['a']", "FILE: try_learning_rates: expected a number, found [\"a\"]"),
+            ("optimizer = 3", "FILE: optimizer: expected text in quotes, found 3"),
             ("epoch = 5", "FILE: epoch: a recipe has no such key"),
             ("schedule_from = 2", "FILE: schedule_from: a recipe has no such key"),
             ("é = 1", "FILE, line 1: "),

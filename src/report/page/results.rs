@@ -200,7 +200,7 @@ fn head_fit(run: &RunRecord) -> Markup {
             ": to the features that the other layers compute of " (run.config.recipe.fitted_to()) ". Its weights are kept small by a \
              penalty of " (penalty) ", which did best on training images that were held out in turn."
             @if let Some(end) = end_of_range(penalty, tried) {
-                " It is the " (end) " of those that were tried, so one beyond it may do better still."
+                " It is the " (end) " of those that were tried."
             }
         }
         details {
