@@ -385,14 +385,15 @@ fn a_run_that_does_not_fit_names_the_batch_size_that_does() {
             picture.save(place.path().join(format!("{class}/{number}.png"))).unwrap();
         }
     }
-    let train = |batch: usize| {
+    let train_with = |batch: usize, flags: &str| {
         let line = format!(
-            "train data --from-scratch --image-size 512 --epochs 1 --device cuda --batch-size {batch} --out run{batch}"
+            "train data --from-scratch --image-size 512 --epochs 1 --device cuda --batch-size {batch} --out run{batch} {flags}"
         );
         let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
         let output = run_with(&folder, "", command.args(line.split_whitespace()).current_dir(&place));
         String::from_utf8(output.stderr).unwrap()
     };
+    let train = |batch| train_with(batch, "");
     let text = train(24);
     assert!(text.contains("error: cuda:0: out of memory: ") && text.contains(" GiB is free\n"), "{text}");
     assert!(!place.path().join("run24").exists());
@@ -401,6 +402,12 @@ fn a_run_that_does_not_fit_names_the_batch_size_that_does() {
     assert!((1..24).contains(&batch), "{text}");
     assert!(!train(batch).contains("out of memory"), "--batch-size {batch}");
     assert!(train(batch + 1).contains("out of memory"), "--batch-size {batch}");
+    // Edits take two copies of each image, of four bytes a pixel: 48 MiB more.
+    let needed = |text: &str| -> f64 {
+        text.split_once("out of memory: ").unwrap().1.split_once(" GiB").unwrap().0.parse().unwrap()
+    };
+    let more = needed(&train_with(24, "--augment rotation=10")) - needed(&text);
+    assert!((0.03..0.07).contains(&more), "{more} GiB");
 }
 
 /// Every kernel that launch code names is in this build, shared memory is configured for it, and whole steps are

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::data::transform::lookup_table;
+use super::transform::{Transform, lookup_table};
 use crate::device::{Augment, Device, ImageView, write_f32};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
@@ -28,6 +28,14 @@ impl Augmenter {
         write_f32(device, lookup_table().as_flattened(), &table)?;
         let views = allocate(device, [batch_size * ImageView::BYTES].into(), ElementType::U8)?;
         Ok(Self { lookup_table: table, views, batch_size, workspace: RefCell::default() })
+    }
+
+    /// Device memory for the edits of a batch of this many images.
+    pub fn bytes_of_edits(transform: &Transform, images: usize) -> usize {
+        match transform.has_edits() {
+            true => images.saturating_mul(Augment::workspace_bytes(transform.image_size() as usize)),
+            false => 0,
+        }
     }
 
     /// Writes the normalised pixels of these views, `[n, image_size, image_size, 3]`.

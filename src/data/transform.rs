@@ -500,6 +500,15 @@ impl Transform {
         })
     }
 
+    /// Whether it changes more of some images than their place, size and direction, for which a device's `augment` needs a workspace.
+    pub fn has_edits(&self) -> bool {
+        self.operations.iter().any(|operation| match operation {
+            Operation::Augmentation(Augmentation::Setting(_, value)) => *value > 0.0,
+            Operation::Augmentation(augmentation) => *augmentation == Augmentation::TrivialAugment,
+            _ => false,
+        })
+    }
+
     /// The operations, in order.
     pub fn operations(&self) -> &[Operation] {
         &self.operations

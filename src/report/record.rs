@@ -365,7 +365,7 @@ impl ImageRecord {
         let is_large = splits.train.classes.len() > FEW_CLASSES;
         let columns = if is_large { SHEET_COLUMNS / 2 } else { SHEET_COLUMNS };
         let sheet = tiles_of_classes(&splits.train, columns, SHEET_ROWS, SHEET_TILE);
-        let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
+        let transform = recipe.training_transform();
         let mut augmented = match recipe.augments() {
             true => augmented_tiles(&splits.train, columns, AUGMENTED_ROWS, &transform, recipe.seed),
             false => Vec::new(),

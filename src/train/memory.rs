@@ -2,14 +2,14 @@
 
 use super::network::Purpose;
 use super::run::Run;
-use crate::data::{LoaderOptions, Mode};
+use crate::data::{Augmenter, LoaderOptions, Mode, Placement};
 use crate::error::{Error, Result};
 use crate::model::BatchShape;
 
 /// The planned peak memory of a run, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// On the device: the arena of activations, their gradients and workspaces.
+    /// On the device: the arena of activations, their gradients and workspaces; the memory in which images are edited.
     pub activations: usize,
     /// On the device: parameters, their gradients and the optimiser's state.
     pub parameters: usize,
@@ -55,8 +55,15 @@ impl Run<'_> {
             network.parameters().specifications().map(|specification| specification.shape.len() * 4).sum::<usize>();
         // Enough also for the copy of the weights and the model that is being written while the average is in their place.
         let with_slots = state * (1 + network.parameters().slot_names().len());
+        let edits = match Placement::of(network.device()) {
+            Placement::Device(()) => {
+                Augmenter::bytes_of_edits(&self.recipe.training_transform(), train.min(batch_size))
+            }
+            Placement::Host(()) => 0,
+        };
+        let arena = activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?);
         Ok(MemoryPlan {
-            activations: activations(train, Purpose::Training)?.max(activations(held_out, Purpose::Evaluation)?),
+            activations: arena.saturating_add(edits),
             parameters: self.trainer.parameter_bytes(),
             host: batches.saturating_add(with_slots + self.options.workers * WORKER_BYTES + PROGRAM_BYTES),
             is_shared: network.device().features().shares_host_memory,

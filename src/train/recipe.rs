@@ -306,7 +306,12 @@ impl Recipe {
 
     /// Whether training mirrors some images.
     pub fn mirrors(&self) -> bool {
-        Transform::training(self.image_size as u32, self.resize, &self.augment).mirrors()
+        self.training_transform().mirrors()
+    }
+
+    /// How training images become the network's input.
+    pub fn training_transform(&self) -> Transform {
+        Transform::training(self.training_size() as u32, self.resize, &self.augment)
     }
 
     /// Forms of each image to whose features the head is fitted.

@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::record::RunRecord;
-use crate::data::{Operation, ResizeMode, Transform};
+use crate::data::{Operation, ResizeMode};
 use crate::model::{Architecture, FULL_WIDTH};
 use crate::optim::{OptimizerSettings, ScheduleKind, WarmUp};
 use crate::printable::plain_number;
@@ -18,7 +18,7 @@ pub(super) fn network_name(recipe: &Recipe) -> String {
 
 /// The operations on each training image.
 pub(super) fn augmentation(recipe: &Recipe) -> String {
-    let transform = Transform::training(recipe.training_size() as u32, recipe.resize, &recipe.augment);
+    let transform = recipe.training_transform();
     transform.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
 }
 
