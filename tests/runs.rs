@@ -663,6 +663,37 @@ mod resuming {
         }
     }
 
+    /// The best model so far is measured again, so that figures of other images neither choose a model nor stand for it.
+    #[test]
+    fn the_best_model_is_measured_on_changed_test_images() {
+        let place = Place::new();
+        place.succeed(&format!("train data {SMALL} --epochs 2 --no-report --out run"));
+        // The classes of the test images are exchanged.
+        for (from, to) in [("blue", "other"), ("red", "blue"), ("other", "red")] {
+            fs::rename(place.path(&format!("data/test/{from}")), place.path(&format!("data/test/{to}"))).unwrap();
+        }
+        place.succeed("eval run data --per-image before.csv");
+        let rows = fs::read_to_string(place.path("before.csv")).unwrap();
+        let fields = || rows.lines().skip(1).map(|row| row.split(',').collect::<Vec<&str>>());
+        let correct = fields().filter(|row| row[1] == row[2]).count() as f64 / fields().count() as f64;
+        let stderr = place.succeed("train data --resume --epochs 3 --allow-changed-data --out run");
+        assert!(
+            stderr.contains(&format!("classifies {:.1} % of the present test images correctly", 100.0 * correct)),
+            "{stderr}"
+        );
+
+        let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+        let lines: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let changed = lines.iter().position(|line| line["kind"] == "changed").unwrap();
+        assert_eq!(lines[changed]["test_acc"], correct);
+        let accuracies = lines[changed..].iter().filter_map(|line| line["test_acc"].as_f64());
+        let best = accuracies.fold(0.0, f64::max);
+        assert!(stderr.contains(&format!("best test accuracy {best:.3} ")), "{stderr}");
+        let page = fs::read_to_string(place.path("run/report.html")).unwrap();
+        assert!(page.contains(&format!("{:.1} % test accuracy", 100.0 * best)), "{page}");
+        assert!(page.contains("The images changed during the run"), "{page}");
+    }
+
     #[test]
     fn a_drawn_test_needs_images_on_both_sides() {
         let place = Place::new();

@@ -154,7 +154,8 @@ impl TrainingDisplay {
                 self.show(done, vec![format!("testing the best model {batch}/{batches}")]);
             }
             Event::Recorded(metric @ Metric::Trials { .. }) => self.trial_lines(metric),
-            Event::Recorded(_) | Event::Examined { .. } | Event::Notice(_) => {}
+            Event::Recorded(_) | Event::Examined { .. } => {}
+            Event::Notice(text) => self.line(text),
             Event::Warning(text) => self.progress.warn(text),
             Event::Epoch(metric) => self.epoch_line(metric),
             Event::Stored(stored, of) => self.line(&format!(

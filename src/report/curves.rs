@@ -62,6 +62,7 @@ fn lines_of(run: &RunRecord, quantity: Quantity, several: bool, index: usize) ->
             Metric::Head { .. }
             | Metric::Trials { .. }
             | Metric::Test { .. }
+            | Metric::Changed { .. }
             | Metric::Stopped { .. }
             | Metric::Skipped { .. } => {}
         }

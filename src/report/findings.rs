@@ -34,7 +34,13 @@ struct Epoch {
 pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     // The loss of a fitted head is that of images without augmentation.
     let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
+    let epochs = match run.since_change() {
+        // What was measured before a change of the images cannot be compared.
+        [Metric::Changed { .. }, since @ ..] => since.iter().filter_map(epoch_of).collect(),
+        _ => epochs,
+    };
     let stopped = run.metrics.iter().rev().find_map(stopped);
+    let changed = run.since_change().first().and_then(changed);
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled =
         run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes, &run.config.recipe));
@@ -49,7 +55,7 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     // More epochs do not help a run that does not learn, or one that did not end well.
     let is_sound = stopped.is_none() && diverged.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
-    [stopped, diverged, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+    [stopped, diverged, changed, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
 }
 
 /// Whether the training of a run diverged, although its numbers stayed finite. `train_counts` are the numbers of training images of each
@@ -98,6 +104,26 @@ fn epoch_of(metric: &Metric) -> Option<Epoch> {
         }),
         _ => None,
     }
+}
+
+/// The run continued with other images.
+fn changed(metric: &Metric) -> Option<Finding> {
+    let Metric::Changed { epoch, held_out, reason } = metric else { return None };
+    let model = match epoch {
+        0 => "the fitted final layer".to_string(),
+        epoch => format!("epoch {epoch}"),
+    };
+    Some(Finding {
+        title: "The images changed during the run",
+        evidence: format!(
+            "{}. The model saved until then, that of {model}, was measured again: it classifies {:.1} % of the present {} images correctly.",
+            capitalised(reason),
+            100.0 * held_out.accuracy(),
+            held_out.name()
+        ),
+        advice: "Do not compare the epochs before the change with those after it. Start another run for figures that can be compared."
+            .into(),
+    })
 }
 
 /// The run ended because its numbers were no longer finite.

@@ -271,6 +271,7 @@ impl RunRecord {
         for metric in &mut record.metrics {
             match metric {
                 Metric::Skipped { path, reason } => [path, reason].into_iter().for_each(show),
+                Metric::Changed { reason, .. } => show(reason),
                 Metric::Stopped { reason, hint } => [reason].into_iter().chain(hint).for_each(show),
                 Metric::Progress { .. }
                 | Metric::Head { .. }
@@ -307,9 +308,16 @@ impl RunRecord {
         self.metrics.iter().filter(|metric| matches!(metric, Metric::Epoch { .. }))
     }
 
+    /// The metrics that were measured on the same images as the last ones: all, or, if the run continued with other images, those since
+    /// then, with [`Metric::Changed`] as the first.
+    pub fn since_change(&self) -> &[Metric] {
+        let change = self.metrics.iter().rposition(|metric| matches!(metric, Metric::Changed { .. }));
+        &self.metrics[change.unwrap_or(0)..]
+    }
+
     /// The epoch and the accuracy of the model that was tested at the end, if validation images chose it.
     pub fn final_test(&self) -> Option<(usize, f64)> {
-        self.metrics.iter().rev().find_map(|metric| match metric {
+        self.since_change().iter().rev().find_map(|metric| match metric {
             Metric::Test { epoch, test_acc, .. } => Some((*epoch, *test_acc)),
             _ => None,
         })

@@ -194,6 +194,16 @@ pub enum Metric {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seconds: Option<f64>,
     },
+    /// The run continued with other images: the results of the saved model on those that now choose the model.
+    Changed {
+        /// The epoch of the model, counted from 1; 0 after the head was fitted.
+        epoch: usize,
+        /// Its results.
+        #[serde(flatten)]
+        held_out: HeldOut,
+        /// The difference of the images.
+        reason: String,
+    },
     /// The run ended early because its numbers were no longer finite. Resuming removes this line.
     Stopped {
         /// What was not finite, and where.

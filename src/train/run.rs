@@ -90,6 +90,8 @@ pub struct Run<'a> {
     pub images: ImageList,
     /// What was found in the images before a new run, if they were examined.
     pub data_check: Option<DataCheck>,
+    /// How the images differ from those before, if the run continues with other images.
+    pub changed: Option<String>,
     /// The position at which to begin.
     pub position: Position,
     /// How it is carried out.
@@ -270,6 +272,7 @@ impl Run<'_> {
         } else {
             // The run may go on with another number of epochs.
             update_recipe(&self.options.folder.model(), &self.recipe)?;
+            self.measure_on_changed_images(&mut session, observe)?;
         }
         let mut clock = Clock::default();
         let mut last = None;
@@ -538,6 +541,34 @@ impl Run<'_> {
             ErrorKind::Interrupted => self.stop(self.splits.train.len().div_ceil(self.recipe.batch_size)),
             _ => error,
         }
+    }
+
+    /// If the run continues with other images: measures the best model so far again, on those that choose the model now.
+    fn measure_on_changed_images(&mut self, session: &mut Session, observe: &mut impl FnMut(Event)) -> Result<()> {
+        let (Some(reason), Some(best)) = (self.changed.take(), self.position.best) else { return Ok(()) };
+        let Session { test_batches, metrics, left_out, .. } = session;
+        let device = self.trainer.network().shared_device();
+        let (mut network, model) = load_model(device, &TensorFile::open(&self.options.folder.model())?)?;
+        let batches = test_batches.loader().batch_count();
+        let mut batch = 0;
+        let (totals, _) = evaluate(&mut network, test_batches, model.testing(), |tested| {
+            left_out.note(&tested.skipped, metrics, observe)?;
+            batch += 1;
+            observe(Event::Tested { batch, batches });
+            self.options.check_interruption(STOPPED_AT_TEST)
+        })?;
+        let held_out = HeldOut::new(&totals, self.splits.validation.is_some());
+        let model = match best.epoch {
+            0 => "with the fitted final layer".to_string(),
+            epoch => format!("of epoch {epoch}"),
+        };
+        let (correct, name) = (100.0 * held_out.accuracy(), held_out.name());
+        observe(Event::Notice(&format!(
+            "the best model so far, {model}, classifies {correct:.1} % of the present {name} images correctly"
+        )));
+        metrics.append(&Metric::Changed { epoch: best.epoch, held_out, reason })?;
+        self.position.best = Some(Best { accuracy: totals.accuracy(), loss: totals.mean_loss(), ..best });
+        Ok(())
     }
 
     /// Classifies the test images with the best model, once.

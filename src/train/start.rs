@@ -70,6 +70,7 @@ impl Start {
             _ => recipe.for_images(splits.train.len()),
         };
         let mut images = ImageList::of(&splits);
+        let mut changed = None;
         if let Self::Resume { checkpoint, allow_changed_data } = &self {
             check_classes(checkpoint, &splits, data, &options)?;
             let mut notice = check_images(checkpoint, &splits, &images, data, &options, *allow_changed_data)?;
@@ -82,6 +83,7 @@ impl Start {
                 }
             }
             notice.iter().for_each(|notice| observe(Event::Notice(notice)));
+            changed = notice;
             let test = splits.test.classes.iter().zip(splits.test.class_counts());
             let untested: Vec<String> = test.filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect();
             if splits.is_drawn() && !untested.is_empty() {
@@ -133,7 +135,7 @@ impl Start {
                 checkpoint.position
             }
         };
-        Ok(Run { trainer, recipe, splits, images, data_check, position, options, started })
+        Ok(Run { trainer, recipe, splits, images, data_check, changed, position, options, started })
     }
 }
 

@@ -56,6 +56,7 @@ impl TensorBoard {
             Metric::Head { .. }
             | Metric::Trials { .. }
             | Metric::Test { .. }
+            | Metric::Changed { .. }
             | Metric::Stopped { .. }
             | Metric::Skipped { .. } => {
                 return Ok(());

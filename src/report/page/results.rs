@@ -22,14 +22,14 @@ pub(in super::super) fn best_accuracy(run: &RunRecord) -> f64 {
 /// The accuracy of the saved model on the images that choose it, or would have.
 pub(in super::super) fn best_held_out(run: &RunRecord) -> f64 {
     if run.keeps_last() {
-        return run.epochs().last().and_then(accuracy_of).unwrap_or(0.0);
+        return run.since_change().iter().rev().find_map(accuracy_of).unwrap_or(0.0);
     }
-    run.epochs().filter_map(accuracy_of).fold(0.0, f64::max)
+    run.since_change().iter().filter_map(accuracy_of).fold(0.0, f64::max)
 }
 
 fn accuracy_of(metric: &Metric) -> Option<f64> {
     match metric {
-        Metric::Epoch { held_out, .. } => Some(held_out.accuracy()),
+        Metric::Epoch { held_out, .. } | Metric::Changed { held_out, .. } => Some(held_out.accuracy()),
         _ => None,
     }
 }
