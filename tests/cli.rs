@@ -632,10 +632,10 @@ red         0      6
         place.succeed("train photos --resume --out table --epochs 3");
         let hint = place.run(&format!("train photos {train} --out none")).stderr;
         assert!(hint.contains("photos contains no folders"), "{hint}");
-        assert!(hint.contains("are read like this: photos --labels labels.csv"), "{hint}");
+        assert!(hint.contains("are read by train and eval, like this: photos --labels labels.csv"), "{hint}");
         fs::rename(place.path("labels.csv"), place.path("photos/labels.csv")).unwrap();
         let hint = place.run(&format!("train photos {train} --out none")).stderr;
-        assert!(hint.contains("are read like this: photos --labels photos/labels.csv"), "{hint}");
+        assert!(hint.contains("are read by train and eval, like this: photos --labels photos/labels.csv"), "{hint}");
     }
 
     #[test]
@@ -1049,12 +1049,18 @@ mod recipes {
             ("--steps 0", "--steps 0: expected at least 1"),
             ("--recipe lesson --lr -1", "--lr -1: expected a number above 0"),
             ("--verify-determinism --lr -1", "--lr -1: expected a number above 0"),
-            ("--seeds 2 --label-smoothing 2", "--label-smoothing 2: expected a number from 0 to 1"),
+            ("--seeds 2 --label-smoothing 2", "--label-smoothing 2: expected a number from 0 to less than 1"),
+            ("--label-smoothing 1", "--label-smoothing 1: expected a number from 0 to less than 1"),
             ("--try batch-size=0,8", "batch-size=0: --batch-size 0: expected at least 1"),
         ] {
             let refused = place.run(&format!("train data {flags} --out none"));
             assert_eq!(refused.status, 2, "{flags}");
             assert!(refused.stderr.starts_with(&format!("error: {fault}\n")), "{flags}: {}", refused.stderr);
+        }
+        for line in ["train nowhere --out none", "train nowhere --seeds 2 --out none", "eval resnet18 nowhere"] {
+            let refused = place.run(line);
+            assert_eq!(refused.status, 1, "{line}");
+            assert!(refused.stderr.starts_with("error: there is no folder nowhere\n"), "{line}: {}", refused.stderr);
         }
     }
 
@@ -3053,7 +3059,7 @@ hint: a similar value exists: 'mean'
 exit status 2
 
 $ retune train data --from-scratch --out run --label-smoothing 2
-error: --label-smoothing 2: expected a number from 0 to 1
+error: --label-smoothing 2: expected a number from 0 to less than 1
 exit status 2
 
 $ retune train data --from-scratch --out run --mixup 1e-310

@@ -926,6 +926,13 @@ mod folders {
         assert!(found.contains(&"a/link/4.jpg".to_owned()));
         assert_eq!(found.iter().filter(|name| name.starts_with("b/") && name.ends_with("/2.jpg")).count(), 1);
         assert!(found.contains(&"c/2.jpg".to_owned()));
+        // Seen from b and from c.
+        assert!(
+            !found.iter().any(|name| ["/top/", "/up/", "/self/"].iter().any(|link| name.contains(link))),
+            "{found:?}"
+        );
+        let set_aside: Vec<_> = folder.not_read.foreign.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        assert_eq!(set_aside, [("self", 2), ("top", 2), ("up", 2)]);
     }
 
     #[cfg(target_os = "linux")]
@@ -1158,7 +1165,7 @@ mod folders {
             (
                 &["images/1.jpg", "images/2.jpg", "labels.csv"],
                 "DATA has only one class folder, images; a classifier needs at least two\n\
-                 hint: labels in a CSV file with the columns path and label are read like this: DATA/images --labels \
+                 hint: labels in a CSV file with the columns path and label are read by train and eval, like this: DATA/images --labels \
                  DATA/labels.csv",
             ),
         ];
@@ -1499,7 +1506,7 @@ mod folders {
     fn tables_are_found_near_the_images() {
         let read_like = |images: &str, table: &str| {
             format!(
-                "hint: labels in a CSV file with the columns path and label are read like this: DATA/{images} --labels \
+                "hint: labels in a CSV file with the columns path and label are read by train and eval, like this: DATA/{images} --labels \
                  DATA/{table}"
             )
         };
@@ -1544,7 +1551,7 @@ mod folders {
                 "1.jpg,cat\n2.jpg,dog\n",
                 "DATA/labels.csv: expected the columns path and label in the first line, found 1.jpg, cat\n\
                  hint: name the column of files one of path file filename file_name filepath file_path fname image image_path \
-                 image_name img img_path img_name image_id id id_code, and that of classes one of label class category label_name class_name category_name",
+                 image_name img img_path img_name image_id id id_code, and that of classes one of label labels class category label_name class_name category_name",
             ),
             (
                 "image_id,cat,dog\n1,1,0\n2,0.0,1.0\n",
@@ -1660,7 +1667,7 @@ mod folders {
         let splits = open_table(root.path(), &table, None, 0).unwrap();
         assert_eq!([names(&splits.train), names(&splits.test)], [["1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]);
         assert!(splits.validation.is_none() && splits.notices.is_empty(), "{:?}", splits.notices);
-        fs::write(&table, "fname,label,is_valid\n1.jpg,a,no\n").unwrap();
+        fs::write(&table, "fname,labels,is_valid\n1.jpg,a,no\n").unwrap();
         assert_eq!(
             message(root.path(), open_table(root.path(), &table, None, 0)),
             "DATA/labels.csv, line 2: expected True or False in the column is_valid, found no\n\
@@ -2253,5 +2260,11 @@ mod duplicates {
                      is still falling at the end";
         assert_eq!(cautions(&[("a", 13), ("b", 14)], 7, 4), [short]);
         assert_eq!(cautions(&[("a", 13), ("b", 12)], 50, 128), [""; 0]);
+
+        let root = folder_of(&["train/a/1.jpg", "train/b/1.jpg", "test/b/1.jpg"]);
+        let mut check = DataCheck::default();
+        check.add_cautions(&Recipe::fine_tuning().open_data(root.path()).unwrap());
+        let untested = "1 class has no test images, so no test result says anything about it: a; add images";
+        assert_eq!(check.cautions.last().unwrap(), untested);
     }
 }

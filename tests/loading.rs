@@ -262,10 +262,13 @@ fn without_a_final_layer_the_keys_are_named() {
     for (state, reason) in [
         (body_and(&[]), format!("{none}; the keys of the file are conv1.weight, bn1.weight, bn1.bias, ...")),
         (body_and(&["out.weight"]), format!("{none}; keys of no network are out.weight")),
-        (body_and(&["projector.0.weight"]), "has no single final layer: its head is projector.0, expected fc".into()),
+        (
+            body_and(&["projector.0.weight"]),
+            "has no single final layer: its head is projector.0, expected the tensors fc.weight and fc.bias".into(),
+        ),
         (
             body_and(&["fc.0.weight", "fc.3.weight"]),
-            "has no single final layer: its head is fc.0, fc.3, expected fc".into(),
+            "has no single final layer: its head is fc.0, fc.3, expected the tensors fc.weight and fc.bias".into(),
         ),
         (
             Value::Dict(sequential.clone().collect()),

@@ -96,6 +96,10 @@ fn a_sweep_is_several_ordinary_runs_and_a_page() {
             place.read(&format!("runs/1/{run}/{file}"));
         }
     }
+    let refused = place.run("eval runs/1 data");
+    assert!(
+        refused.stderr.contains("error: runs/1 is a sweep, expected a model\nhint: give the folder of one of its runs")
+    );
     // Each run has the bits of a run by itself.
     place.succeed(&format!("train data {SMALL} --lr 3e-3 --seed 6 --no-report --out alone"));
     for file in ["model.safetensors", "checkpoint.safetensors", "recipe.toml"] {

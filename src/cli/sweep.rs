@@ -12,7 +12,7 @@ use super::training::{Place, Trained, Training, prepare, tell};
 use super::tried::{Tried, TriedValue};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, print_json, report, shell};
-use crate::data::counted;
+use crate::data::{counted, require_folder};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::train::{
@@ -177,6 +177,7 @@ fn begin(
             planned.push((of_run, run));
         }
     }
+    require_folder(&arguments.data)?;
     arguments.describe_weights(global, weights);
     let file = weights.map(|weights| arguments.weights_key.open(global, weights)).transpose()?;
     if let Some(origin) = file.as_ref().and_then(TensorFile::origin) {

@@ -14,6 +14,7 @@ use super::recipes::recipe_names;
 use super::training::{Place, Trained, Training, tell};
 use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result};
+use crate::data::require_folder;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Recognised, ResNet};
@@ -461,8 +462,9 @@ fn begin<'a>(
 ) -> Result<Run<'a>> {
     let options = arguments.options(folder, interrupted)?;
     options.folder.require_free()?;
-    // Faults of the flags come before what is said of the weights.
+    // Faults of the flags and of the data set's path come before what is said of the weights, and before a download.
     arguments.recipe(None)?;
+    require_folder(&arguments.data)?;
     arguments.describe_weights(global, weights);
     let weights_key = &arguments.weights_key;
     let file = weights.map(|weights| weights_key.open(global, weights)).transpose()?;
@@ -704,8 +706,8 @@ fn check(recipe: &Recipe) -> Result<()> {
             .hint("leave --new-head or --head-from out"));
     }
     let smoothing = recipe.label_smoothing;
-    if !(0.0..=1.0).contains(&smoothing) {
-        return Err(Error::usage(format!("--label-smoothing {smoothing}: expected a number from 0 to 1")));
+    if !(0.0..1.0).contains(&smoothing) {
+        return Err(Error::usage(format!("--label-smoothing {smoothing}: expected a number from 0 to less than 1")));
     }
     recipe.optimizer()?;
     match recipe.loss_reduction.as_str() {

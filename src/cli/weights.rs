@@ -59,9 +59,14 @@ impl WeightsKey {
 /// downloaded into its cache.
 fn resolve(global: &GlobalArguments, name: &Path) -> Result<PathBuf> {
     if name.is_dir() {
-        let model = RunFolder { path: name.into() }.model();
+        let folder = RunFolder { path: name.into() };
+        let model = folder.model();
         return match model.exists() {
             true => Ok(model),
+            false if folder.sweep().exists() => {
+                Err(Error::new(format!("{} is a sweep, expected a model", name.display()))
+                    .hint("give the folder of one of its runs"))
+            }
             false => Err(Error::new(format!("{} is a folder without a model.safetensors", name.display()))
                 .hint("give a file of weights, or the folder of a run that has completed an epoch")),
         };

@@ -738,7 +738,7 @@ impl Layout {
             [self.root.clone()].into_iter().chain(inside.iter().take(MOST_FOLDERS).cloned()).collect();
         let table = tables_in(&here).next().filter(|_| is_likely).or_else(near)?;
         Some(format!(
-            "labels in a CSV file with the columns path and label are read like this: {} --labels {}",
+            "labels in a CSV file with the columns path and label are read by train and eval, like this: {} --labels {}",
             images.display(),
             table.display()
         ))

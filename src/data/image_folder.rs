@@ -368,7 +368,11 @@ impl ImageFolder {
     }
 }
 
-pub(super) fn require_folder(path: &Path) -> Result<()> {
+/// Checks that a data set can be there.
+///
+/// # Errors
+/// When `path` is no folder.
+pub fn require_folder(path: &Path) -> Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::new(format!("{} is a file; expected a folder of class folders", path.display()))),
@@ -492,8 +496,8 @@ pub(super) fn collect_samples(
     Ok(())
 }
 
-/// Lists `folder` and all folders below it, each with the names of its images. A link to a folder that the walk is
-/// inside of is not followed.
+/// Lists `folder` and all folders below it, each with the names of its images. A link to a folder that contains the link is set aside:
+/// above the folder of a class, it has images of other classes.
 fn walk(
     folder: &Path,
     ancestors: &mut Vec<PathBuf>,
@@ -519,11 +523,13 @@ fn walk(
             continue;
         }
         let real = if entry.is_link { real_path(&path)? } else { inside(ancestors, &entry.name) };
-        if !ancestors.contains(&real) {
-            ancestors.push(real);
-            walk(&path, ancestors, found, not_read)?;
-            ancestors.pop();
+        if entry.is_link && ancestors.iter().any(|ancestor| ancestor.starts_with(&real)) {
+            not_read.add_foreign(entry.name.to_string_lossy().into_owned());
+            continue;
         }
+        ancestors.push(real);
+        walk(&path, ancestors, found, not_read)?;
+        ancestors.pop();
     }
     found.push((folder.to_path_buf(), files));
     Ok(())

@@ -34,7 +34,7 @@ const PATHS: [&str; 16] = [
     "id_code",
 ];
 /// Names of the column of classes, in lower case.
-const LABELS: [&str; 6] = ["label", "class", "category", "label_name", "class_name", "category_name"];
+const LABELS: [&str; 7] = ["label", "labels", "class", "category", "label_name", "class_name", "category_name"];
 
 /// Names of the column of splits, in lower case.
 const SPLITS: [&str; 6] = ["split", "set", "subset", "partition", "dataset_split", "data_split"];
@@ -95,7 +95,10 @@ impl Table {
     /// split is not known.
     pub(super) fn open(root: &Path, table: &Path) -> Result<Self> {
         require_folder(root)?;
-        let bytes = fs::read(table).context(|| format!("cannot read the labels in {}", table.display()))?;
+        let bytes = fs::read(table).context(|| format!("cannot read the labels in {}", table.display()));
+        let bytes = bytes.map_err(|error| {
+            error.hint("check the path; a run needs the file of --labels until its report is written")
+        })?;
         let bytes = in_utf8(table, bytes)?;
         let columns = Columns::of(table, &bytes)?;
         let entries = unique(table, read(root, table, &bytes, &columns)?)?;

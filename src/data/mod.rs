@@ -40,7 +40,7 @@ pub use dataset::{Labelled, Splits, open_dataset, open_labelled, open_labelled_b
 pub use decode::{DecodeOptions, Decoder, decode_file};
 pub use duplicates::{Duplicates, Examination, Member};
 pub use format::FileKind;
-pub use image_folder::{ImageFolder, Sample, counted, first_names, images_below};
+pub use image_folder::{ImageFolder, Sample, counted, first_names, images_below, require_folder};
 pub use loader::{Batch, Epoch, Loader, LoaderOptions, Mode, SkippedSample, epoch_order};
 pub use mixing::Mixing;
 pub use not_read::NotRead;

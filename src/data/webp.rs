@@ -89,5 +89,10 @@ fn whole(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 
 fn describe(cause: ImageError) -> String {
     let cause = cause.to_string();
-    format!("broken or unsupported WebP data: {}", cause.strip_prefix("Format error decoding WebP: ").unwrap_or(&cause))
+    match cause.strip_prefix("Format error decoding WebP: ").unwrap_or(&cause) {
+        text if text.starts_with("Invalid Chunk header") => {
+            "broken WebP data: one of its parts has an invalid header".into()
+        }
+        text => format!("broken or unsupported WebP data: {text}"),
+    }
 }

@@ -195,7 +195,8 @@ impl DataCheck {
         Ok(())
     }
 
-    /// Adds what makes the results of these training images uncertain: classes of very different sizes, and small ones.
+    /// Adds what makes results uncertain: training images of classes of very different sizes, small classes, and classes that are not
+    /// tested.
     pub fn add_cautions(&mut self, splits: &Splits) {
         let counts = splits.train.class_counts();
         let named = |class: &usize| format!("{} ({})", splits.train.classes[*class], counts[*class]);
@@ -217,6 +218,21 @@ impl DataCheck {
                 "{} fewer than {FEW_IMAGES} training images, so results are uncertain: {}; add images",
                 counted(few.len(), "class has", "classes have"),
                 first_names(&few)
+            ));
+        }
+        let counts = splits.test.class_counts();
+        let untested: Vec<String> = counts
+            .iter()
+            .zip(&splits.test.classes)
+            .filter(|(count, _)| **count == 0)
+            .map(|(_, name)| name.clone())
+            .collect();
+        if !untested.is_empty() {
+            self.cautions.push(format!(
+                "{} no test images, so no test result says anything about {}: {}; add images",
+                counted(untested.len(), "class has", "classes have"),
+                if untested.len() == 1 { "it" } else { "them" },
+                first_names(&untested)
             ));
         }
     }

@@ -108,12 +108,13 @@ impl ImageList {
     /// none.
     pub fn difference(&self, earlier: &Self) -> Option<String> {
         let (now, before) = (self.by_name(), earlier.by_name());
+        let is_sampled = self.entries.len().max(earlier.entries.len()) > SAMPLES;
         let mut kinds = [
             ("added", Vec::new()),
             ("removed", Vec::new()),
             ("of another size", Vec::new()),
             ("of another class", Vec::new()),
-            ("of other content", Vec::new()),
+            (if is_sampled { "or more of other content" } else { "of other content" }, Vec::new()),
         ];
         for (name, found) in &now {
             match before.get(name) {
@@ -261,6 +262,14 @@ mod tests {
         added[2].content = None;
         added[3].content = Some("0c".into());
         assert_eq!(ImageList::new(added).difference(&before).unwrap(), "1 added (train: a/0)");
+        // Of more images, only a sample is compared.
+        let mut many: Vec<Entry> = (0..=SAMPLES).map(|_| before.entries[1].clone()).collect();
+        for (index, entry) in many.iter_mut().enumerate() {
+            entry.path = format!("a/{index}").into();
+        }
+        let earlier = ImageList::new(many.clone());
+        many[3].content = Some("0b".into());
+        assert_eq!(ImageList::new(many).difference(&earlier).unwrap(), "1 or more of other content (train: a/3)");
         for images in [0, 1, 63, 64, 65, 1000] {
             let spaced: Vec<usize> = evenly_spaced(images).collect();
             assert_eq!(spaced.len(), images.min(SAMPLES));

@@ -146,7 +146,10 @@ impl ModelFile {
             let reason = match (other_head.as_slice(), ignored.as_slice()) {
                 ([], []) => format!("{NONE}; the keys of the file are {}", file.first_names()),
                 ([], keys) => format!("{NONE}; keys of no network are {}", first_names(keys)),
-                (modules, _) => format!("has no single final layer: its head is {}, expected fc", first_names(modules)),
+                (modules, _) => format!(
+                    "has no single final layer: its head is {}, expected the tensors fc.weight and fc.bias",
+                    first_names(modules)
+                ),
             };
             return Err(Error::new(format!("{shown}: the {} {reason}", network.architecture))
                 .hint("fine-tune it first: retune train DATA --weights FILE"));

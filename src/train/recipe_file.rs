@@ -91,12 +91,15 @@ impl RecipeFile {
 /// # Errors
 /// When the file cannot be read, or a key is unknown or has a value of another type.
 pub fn read_recipe(path: &Path) -> Result<RecipeFile> {
-    let text = std::fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))?;
+    const EXPECTED: &str = "a recipe is a TOML file with lines such as `epochs = 5`; retune recipes best prints one";
+    let bytes = std::fs::read(path).context(|| format!("cannot read {}", path.display()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Error::new(format!("{}: expected text in UTF-8", path.display())).hint(EXPECTED))?;
     let table: Table = text.parse().map_err(|cause: toml::de::Error| {
         let before = cause.span().and_then(|span| text.as_bytes().get(..span.start)).unwrap_or_default();
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         Error::new(format!("{}, line {line}: {}", path.display(), cause.message().trim().replace('\n', "; ")))
-            .hint("a recipe is a TOML file with lines such as `epochs = 5`; retune recipes best prints one")
+            .hint(EXPECTED)
     })?;
     if table.is_empty() {
         return Err(Error::new(format!("{}: expected a recipe, found no setting", path.display()))

@@ -17,7 +17,7 @@ use super::weights::WeightsKey;
 use super::{GlobalArguments, check_batch_size, check_threads, print_json, print_result, warn_of_skipped};
 use crate::data::{
     Batches, DecodeOptions, ImageFolder, ImageStore, Labelled, Loader, LoaderOptions, Mode, Role, open_labelled,
-    open_labelled_by,
+    open_labelled_by, require_folder,
 };
 use crate::device::threads;
 use crate::error::{Error, Result};
@@ -101,6 +101,7 @@ pub fn run(global: &GlobalArguments, arguments: &EvalArguments) -> Result<ExitCo
         let header = PER_IMAGE_COLUMNS.join(",");
         require_replaceable(path, "a table of --per-image", |path| begins_with(path, &header))?;
     }
+    require_folder(&arguments.data)?;
     let device = global.open_device()?;
     // Every image is needed once, so none is kept.
     let store = Rc::new(ImageStore::new(device.clone(), Some(0)));
