@@ -855,6 +855,7 @@ impl Training<'_> {
             images: retune::train::ImageList::default(),
             position: Position::default(),
             data_check: None,
+            changed: None,
             options: RunOptions {
                 folder: RunFolder { path: out.path().to_path_buf() },
                 workers: self.workers,
