@@ -2,7 +2,7 @@
 
 use super::confusion::Confusion;
 use super::record::RunRecord;
-use crate::data::{Role, counted};
+use crate::data::{Role, counted, first_names};
 use crate::printable::plain_number;
 use crate::train::{Best, ClassWeights, DataCheck, Metric, Recipe};
 
@@ -44,6 +44,7 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled =
         run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes, &run.config.recipe));
+    let untested = run.test.as_ref().ok().and_then(|test| untested(&test.confusion, &run.config.classes));
     let counts = run.images.as_ref().ok().map(|images| images.train_counts.as_slice());
     let diverged = divergence(run, counts);
     // A network that has diverged does not learn, and classifies like a guess.
@@ -55,7 +56,10 @@ pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
     // More epochs do not help a run that does not learn, or one that did not end well.
     let is_sound = stopped.is_none() && diverged.is_none() && flat.is_none() && overfitted.is_none();
     let unfinished = if is_sound { still_improving(&epochs) } else { None };
-    [stopped, diverged, changed, leaked, unskilled, flat, overfitted, unfinished].into_iter().flatten().collect()
+    [stopped, diverged, changed, leaked, untested, unskilled, flat, overfitted, unfinished]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Whether the training of a run diverged, although its numbers stayed finite. `train_counts` are the numbers of training images of each
@@ -134,6 +138,24 @@ fn stopped(metric: &Metric) -> Option<Finding> {
         title: "The run ended early, because its numbers were no longer finite",
         evidence: format!("{}.", capitalised(reason)),
         advice: format!("{}.", capitalised(hint)),
+    })
+}
+
+/// Classes without test images.
+fn untested(confusion: &Confusion, classes: &[String]) -> Option<Finding> {
+    let rows = confusion.rows().iter().zip(classes);
+    let names: Vec<String> =
+        rows.filter(|(row, _)| row.iter().all(|&count| count == 0)).map(|(_, class)| class.clone()).collect();
+    if names.is_empty() || names.len() == classes.len() {
+        return None;
+    }
+    Some(Finding {
+        title: "Some classes are not tested",
+        evidence: format!(
+            "There is no test image of {}: the accuracy is that of the other classes.",
+            first_names(&names)
+        ),
+        advice: "Add test images of every class.".into(),
     })
 }
 
@@ -366,6 +388,19 @@ mod tests {
         let metric = Metric::Stopped { reason: "x".into(), hint };
         assert_eq!(stopped(&metric).unwrap().advice, "Start from other weights.");
         assert_eq!(stopped(&Metric::Skipped { path: "a".into(), reason: "b".into() }), None);
+    }
+
+    #[test]
+    fn classes_without_test_images_are_named() {
+        let classes = ["ant", "bee"].map(String::from);
+        let of = |targets: &[usize]| {
+            let predictions = targets.iter().map(|&target| Prediction::new(0, target, vec![1.0, 0.0]));
+            untested(&Confusion::new(&predictions.collect::<Vec<_>>(), 2), &classes)
+        };
+        let evidence = "There is no test image of bee: the accuracy is that of the other classes.";
+        assert_eq!(of(&[0, 0]).unwrap().evidence, evidence);
+        assert_eq!(of(&[0, 1]), None);
+        assert_eq!(of(&[]), None);
     }
 
     #[test]
