@@ -366,6 +366,12 @@ impl ImageFolder {
         }
         counts
     }
+
+    /// The names of the classes without images.
+    pub fn empty_classes(&self) -> Vec<String> {
+        let counted = self.classes.iter().zip(self.class_counts());
+        counted.filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// Checks that a data set can be there.

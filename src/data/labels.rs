@@ -96,9 +96,7 @@ impl Table {
     pub(super) fn open(root: &Path, table: &Path) -> Result<Self> {
         require_folder(root)?;
         let bytes = fs::read(table).context(|| format!("cannot read the labels in {}", table.display()));
-        let bytes = bytes.map_err(|error| {
-            error.hint("check the path; a run needs the file of --labels until its report is written")
-        })?;
+        let bytes = bytes.map_err(|error| error.hint("check the path; --resume and report read the file again"))?;
         let bytes = in_utf8(table, bytes)?;
         let columns = Columns::of(table, &bytes)?;
         let entries = unique(table, read(root, table, &bytes, &columns)?)?;

@@ -43,14 +43,12 @@ pub(super) fn decode(bytes: &[u8], require: RequirePixels, samples: &mut Vec<u8>
 
 fn describe(cause: png::DecodingError) -> String {
     let cause = cause.to_string();
-    match () {
-        () if cause.starts_with("Corrupt deflate stream") => {
-            "broken PNG data: its compressed pixels are damaged".into()
-        }
-        () if cause.starts_with("Unrecognized critical chunk") => {
-            "broken or unsupported PNG data: a chunk of unknown type is marked as necessary".into()
-        }
-        () => format!("broken or unsupported PNG data: {cause}"),
+    if cause.starts_with("Corrupt deflate stream") {
+        "broken PNG data: its compressed pixels are damaged".into()
+    } else if cause.starts_with("Unrecognized critical chunk") {
+        "broken or unsupported PNG data: a chunk of unknown type is marked as necessary".into()
+    } else {
+        format!("broken or unsupported PNG data: {cause}")
     }
 }
 

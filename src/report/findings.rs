@@ -32,15 +32,11 @@ struct Epoch {
 
 /// All findings, the most serious first.
 pub(super) fn findings(run: &RunRecord) -> Vec<Finding> {
-    // The loss of a fitted head is that of images without augmentation.
-    let epochs: Vec<Epoch> = run.epochs().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
-    let epochs = match run.since_change() {
-        // What was measured before a change of the images cannot be compared.
-        [Metric::Changed { .. }, since @ ..] => since.iter().filter_map(epoch_of).collect(),
-        _ => epochs,
-    };
+    // The loss of a fitted head is that of images without augmentation; what was measured before a change of the images cannot be compared.
+    let measured = run.since_change();
+    let epochs: Vec<Epoch> = measured.iter().filter_map(epoch_of).filter(|epoch| epoch.number > 0).collect();
     let stopped = run.metrics.iter().rev().find_map(stopped);
-    let changed = run.since_change().first().and_then(changed);
+    let changed = measured.first().and_then(changed);
     let leaked = run.data_check.as_ref().and_then(|check| leaked(check, run.config.test_images));
     let unskilled =
         run.test.as_ref().ok().and_then(|test| no_skill(&test.confusion, &run.config.classes, &run.config.recipe));

@@ -220,13 +220,7 @@ impl DataCheck {
                 first_names(&few)
             ));
         }
-        let counts = splits.test.class_counts();
-        let untested: Vec<String> = counts
-            .iter()
-            .zip(&splits.test.classes)
-            .filter(|(count, _)| **count == 0)
-            .map(|(_, name)| name.clone())
-            .collect();
+        let untested = splits.test.empty_classes();
         if !untested.is_empty() {
             self.cautions.push(format!(
                 "{} no test images, so no test result says anything about {}: {}; add images",

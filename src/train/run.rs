@@ -100,8 +100,8 @@ pub struct Run<'a> {
     pub started: Instant,
 }
 
-/// Images in a batch of the test at the end: few, as the memory of training is still in use.
-const FINAL_TEST_BATCH: usize = 32;
+/// Images in a batch of a test of the best model: few, as the memory of training is still in use.
+const BEST_MODEL_BATCH: usize = 32;
 
 /// The number of the epoch whose augmentation the first copies of images have to which the head is fitted; training never gets there.
 const FEATURE_EPOCHS: u64 = 1 << 32;
@@ -382,7 +382,9 @@ impl Run<'_> {
             && self.splits.validation.is_some()
         {
             let begun = Instant::now();
-            let tested = self.test_best_model(left_out, metrics, observe).map_err(|error| stopped(self, error))?;
+            let event = |batch, batches| Event::FinalTest { batch, batches };
+            let tested = self.classify_with_best_model(&self.splits.test, left_out, metrics, observe, event);
+            let tested = tested.map_err(|error| stopped(self, error))?;
             let (test_loss, test_acc) = (tested.mean_loss(), tested.accuracy());
             let seconds = Some(begun.elapsed().as_secs_f64());
             metrics.append(&Metric::Test { epoch: best.epoch, test_loss, test_acc, seconds })?;
@@ -546,17 +548,9 @@ impl Run<'_> {
     /// If the run continues with other images: measures the best model so far again, on those that choose the model now.
     fn measure_on_changed_images(&mut self, session: &mut Session, observe: &mut impl FnMut(Event)) -> Result<()> {
         let (Some(reason), Some(best)) = (self.changed.take(), self.position.best) else { return Ok(()) };
-        let Session { test_batches, metrics, left_out, .. } = session;
-        let device = self.trainer.network().shared_device();
-        let (mut network, model) = load_model(device, &TensorFile::open(&self.options.folder.model())?)?;
-        let batches = test_batches.loader().batch_count();
-        let mut batch = 0;
-        let (totals, _) = evaluate(&mut network, test_batches, model.testing(), |tested| {
-            left_out.note(&tested.skipped, metrics, observe)?;
-            batch += 1;
-            observe(Event::Tested { batch, batches });
-            self.options.check_interruption(STOPPED_AT_TEST)
-        })?;
+        let Session { metrics, left_out, .. } = session;
+        let event = |batch, batches| Event::Tested { batch, batches };
+        let totals = self.classify_with_best_model(self.splits.choosing(), left_out, metrics, observe, event)?;
         let held_out = HeldOut::new(&totals, self.splits.validation.is_some());
         let model = match best.epoch {
             0 => "with the fitted final layer".to_string(),
@@ -571,17 +565,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Classifies the test images with the best model, once.
-    fn test_best_model(
+    /// Classifies images with the best model; each batch makes an event of its number and the number of batches.
+    fn classify_with_best_model(
         &self,
+        images: &ImageFolder,
         left_out: &mut LeftOut,
         metrics: &mut MetricsFile,
         observe: &mut impl FnMut(Event),
+        event: fn(usize, usize) -> Event<'static>,
     ) -> Result<Totals> {
         let device = self.trainer.network().shared_device();
         let (mut network, model) = load_model(device.clone(), &TensorFile::open(&self.options.folder.model())?)?;
-        let options = LoaderOptions { batch_size: FINAL_TEST_BATCH, ..self.loader_options(Mode::Evaluate) };
-        let loader = Loader::new(Arc::new(self.splits.test.clone()), options)?;
+        let options = LoaderOptions { batch_size: BEST_MODEL_BATCH, ..self.loader_options(Mode::Evaluate) };
+        let loader = Loader::new(Arc::new(images.clone()), options)?;
         // Every image is needed once, so none is kept.
         let mut test_batches = Batches::new(loader, &Rc::new(ImageStore::new(device, Some(0))))?;
         let batches = test_batches.loader().batch_count();
@@ -589,7 +585,7 @@ impl Run<'_> {
         let (totals, _) = evaluate(&mut network, &mut test_batches, model.testing(), |tested| {
             left_out.note(&tested.skipped, metrics, observe)?;
             batch += 1;
-            observe(Event::FinalTest { batch, batches });
+            observe(event(batch, batches));
             self.options.check_interruption(STOPPED_AT_TEST)
         })?;
         Ok(totals)

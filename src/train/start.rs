@@ -84,8 +84,7 @@ impl Start {
             }
             notice.iter().for_each(|notice| observe(Event::Notice(notice)));
             changed = notice;
-            let test = splits.test.classes.iter().zip(splits.test.class_counts());
-            let untested: Vec<String> = test.filter(|(_, count)| *count == 0).map(|(name, _)| name.clone()).collect();
+            let untested = splits.test.empty_classes();
             if splits.is_drawn() && !untested.is_empty() {
                 let classes = if untested.len() == 1 { "class" } else { "classes" };
                 let names = first_names(&untested);
