@@ -120,6 +120,10 @@ pub struct Trial {
     pub learning_rate: Option<f64>,
     /// Mean loss per held-back image; none if the numbers were no longer finite.
     pub loss: Option<f64>,
+    /// Standard error of the mean difference of its losses and those of the fitted head alone, image by image; none for the fitted head
+    /// alone, if the numbers were no longer finite, and in runs of earlier versions.
+    #[serde(default)]
+    pub standard_error: Option<f64>,
     /// Share of held-back images that were classified correctly.
     pub accuracy: f64,
     /// Held-back images that it classifies correctly and the fitted head alone does not.

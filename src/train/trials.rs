@@ -74,7 +74,9 @@ pub struct Trials {
 }
 
 impl Trials {
-    /// The trial with the smallest loss; of equal ones, the earlier.
+    /// The simplest network within the uncertainty of the best, as the one-standard-error rule has it (Breiman et al., "Classification and
+    /// Regression Trees", 1984): the trial with the smallest loss of those whose loss is lower than the fitted head's alone by more than
+    /// the standard error of the difference, or the fitted head alone.
     pub fn choice(&self) -> Choice {
         let rate = self.best().and_then(|best| self.trials[best].learning_rate);
         rate.map_or(Choice::FixedBody, Choice::LearningRate)
@@ -86,7 +88,15 @@ impl Trials {
     }
 
     fn best(&self) -> Option<usize> {
-        let finite = self.trials.iter().enumerate().filter_map(|(number, trial)| Some((number, trial.loss?)));
+        let alone = self.trials.first()?.loss;
+        let is_better = |trial: &Trial| {
+            trial
+                .standard_error
+                .zip(alone)
+                .is_none_or(|(error, alone)| trial.loss.is_some_and(|loss| alone - loss > error))
+        };
+        let candidates = self.trials.iter().enumerate().filter(|(_, trial)| is_better(trial));
+        let finite = candidates.filter_map(|(number, trial)| Some((number, trial.loss?)));
         finite.min_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(number, _)| number)
     }
 }
@@ -182,16 +192,34 @@ fn trial(learning_rate: Option<f64>, found: Option<&[Prediction]>, alone: &[Pred
     let is_correct = |prediction: &Prediction| prediction.class() == prediction.target;
     let found = found.unwrap_or_default();
     let images = found.len().max(1) as f64;
-    let temperature = temperature(found).filter(|_| is_calibrated).unwrap_or(1.0);
-    let loss = found.iter().map(|one| one.divided_by(temperature).loss()).sum::<f64>() / images;
+    let losses = |of: &[Prediction]| -> Vec<f64> {
+        let temperature = temperature(of).filter(|_| is_calibrated).unwrap_or(1.0);
+        of.iter().map(|one| one.divided_by(temperature).loss()).collect()
+    };
+    let (losses, losses_alone) = (losses(found), losses(alone));
+    let loss = losses.iter().sum::<f64>() / images;
+    let differences: Vec<f64> = losses.iter().zip(&losses_alone).map(|(one, other)| one - other).collect();
+    let is_compared = learning_rate.is_some() && !found.is_empty();
     let pairs = || found.iter().map(is_correct).zip(alone.iter().map(is_correct));
     Trial {
         learning_rate,
         loss: (!found.is_empty()).then_some(loss),
+        standard_error: is_compared.then(|| standard_error(&differences)),
         accuracy: found.iter().filter(|one| is_correct(one)).count() as f64 / images,
         gained: pairs().filter(|pair| *pair == (true, false)).count(),
         lost: pairs().filter(|pair| *pair == (false, true)).count(),
     }
+}
+
+/// The standard error of the mean of `values`; infinite for fewer than two, which say nothing of how much they vary.
+fn standard_error(values: &[f64]) -> f64 {
+    let count = values.len() as f64;
+    if values.len() < 2 {
+        return f64::INFINITY;
+    }
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (count - 1.0) / count).sqrt()
 }
 
 #[cfg(test)]
@@ -239,8 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller() {
-        let one = |learning_rate, loss| Trial { learning_rate, loss, accuracy: 0.5, gained: 0, lost: 0 };
+    fn the_smallest_loss_is_chosen_and_the_fixed_body_if_none_is_smaller_by_more_than_its_standard_error() {
+        let with_error = |learning_rate: Option<f64>, loss, error| {
+            let standard_error = learning_rate.and(Some(error));
+            Trial { learning_rate, loss, standard_error, accuracy: 0.5, gained: 0, lost: 0 }
+        };
+        let one = |learning_rate, loss| with_error(learning_rate, loss, 0.01);
         let choice = |trials: &[Trial]| {
             Trials { held_back: 10, epochs: 1, trials: trials.to_vec(), predictions: Vec::new() }.choice()
         };
@@ -251,6 +283,30 @@ mod tests {
         );
         assert_eq!(choice(&[alone, one(Some(1e-3), Some(0.5)), one(Some(1e-2), None)]), Choice::FixedBody);
         assert_eq!(choice(&[one(None, None), one(Some(1e-2), None)]), Choice::FixedBody);
+        assert_eq!(choice(&[one(None, None), one(Some(1e-2), Some(0.6))]), Choice::LearningRate(1e-2));
+        let uncertain = with_error(Some(1e-3), Some(0.4), 0.11);
+        assert_eq!(choice(&[alone, uncertain]), Choice::FixedBody);
+        assert_eq!(choice(&[alone, uncertain, one(Some(1e-2), Some(0.45))]), Choice::LearningRate(1e-2));
+        assert_eq!(choice(&[alone, with_error(Some(1e-3), Some(0.4), 0.09)]), Choice::LearningRate(1e-3));
+        assert_eq!(choice(&[alone, with_error(Some(1e-3), Some(0.4), f64::INFINITY)]), Choice::FixedBody);
+    }
+
+    #[test]
+    fn the_standard_error_is_of_the_differences_of_the_same_images() {
+        let prediction = |target, logit: f32| Prediction::new(0, target, vec![logit, 0.0]);
+        let of = |logits: [f32; 4]| logits.map(|logit| prediction(0, logit)).to_vec();
+        let (alone, found) = (of([0.0, 1.0, -1.0, 2.0]), of([0.5, 1.0, -2.0, 2.0]));
+        let difference = |at: usize| found[at].loss() - alone[at].loss();
+        let differences = [0, 1, 2, 3].map(difference);
+        let mean = differences.iter().sum::<f64>() / 4.0;
+        let variance = differences.iter().map(|one| (one - mean).powi(2)).sum::<f64>() / 3.0;
+        let error = trial(Some(1.0), Some(&found), &alone, false).standard_error.unwrap();
+        assert!((error - (variance / 4.0).sqrt()).abs() < 1e-12, "{error}");
+        // The loss of each varies far more than their differences, which are equal here.
+        let equal = trial(Some(1.0), Some(&alone), &alone, false).standard_error.unwrap();
+        assert_eq!(equal, 0.0);
+        assert_eq!(trial(Some(1.0), Some(&found[..1]), &alone[..1], false).standard_error, Some(f64::INFINITY));
+        assert_eq!(trial(None, Some(&alone), &alone, false).standard_error, None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::text::{counted, percent};
 use super::times;
 use crate::data::Role;
 use crate::printable::plain_number;
-use crate::train::{HeldOut, Metric, TriedPenalty};
+use crate::train::{HeldOut, Metric, Trial, TriedPenalty};
 
 /// The maximum number of classes in a window title.
 const CLASSES_IN_TITLE: usize = 4;
@@ -250,12 +250,19 @@ fn trials(run: &RunRecord) -> Markup {
             @match winner {
                 Some(trial) => {
                     "A learning rate of " (plain_number(trial.learning_rate.unwrap_or_default())) " did best: it lowered the loss from "
-                    (loss(alone.loss)) " to " (loss(trial.loss)) ", and classified " (percent(trial.accuracy)) " correctly. So all layers were \
+                    (loss(alone.loss)) " to " (loss(trial.loss))
+                    @if let Some(error) = trial.standard_error.filter(|error| error.is_finite()) {
+                        ", which is more than the uncertainty of this difference, " (format!("{error:.3}"))
+                    }
+                    ", and classified " (percent(trial.accuracy)) " correctly. So all layers were \
                      trained with it, on all training images."
                 }
                 None => {
-                    "None of them had a lower loss than the fitted final layer alone, " (loss(alone.loss)) ". So only the final layer was trained, on \
-                     all training images."
+                    "None of them had a loss below that of the fitted final layer alone, " (loss(alone.loss))
+                    @if others.iter().any(|trial| trial.standard_error.is_some()) {
+                        ", by more than the uncertainty of the difference"
+                    }
+                    ". So only the final layer was trained, on all training images."
                 }
             }
             @if run.config.recipe.calibrate { " (The losses are those after calibration, so that certainty alone does not decide.)" }
@@ -270,7 +277,7 @@ fn trials(run: &RunRecord) -> Markup {
                 table {
                     thead {
                         tr {
-                            th { "learning rate" } th.number { "loss" } th.number { "accuracy" }
+                            th { "learning rate" } th.number { "loss" } th.number { "difference" } th.number { "accuracy" }
                             th.number { "images gained" } th.number { "images lost" }
                         }
                     }
@@ -279,6 +286,7 @@ fn trials(run: &RunRecord) -> Markup {
                             tr {
                                 td { (trial.learning_rate.map_or("fitted final layer alone".to_string(), plain_number)) }
                                 td.number { (loss(trial.loss)) }
+                                td.number { (difference(trial, alone)) }
                                 td.number { (percent(trial.accuracy)) }
                                 td.number { (trial.gained) }
                                 td.number { (trial.lost) }
@@ -288,6 +296,14 @@ fn trials(run: &RunRecord) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// The difference of the losses with its standard error.
+fn difference(trial: &Trial, alone: &Trial) -> String {
+    match (trial.loss, alone.loss, trial.standard_error) {
+        (Some(loss), Some(alone), Some(error)) if error.is_finite() => format!("{:+.3} ± {error:.3}", loss - alone),
+        _ => "–".into(),
     }
 }
 
