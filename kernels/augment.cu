@@ -309,7 +309,7 @@ __device__ __forceinline__ void augment(const AugmentArguments& arguments) {
             if (threadIdx.x < 4) state.erased[threadIdx.x] = edited.erased[threadIdx.x];
             if (threadIdx.x == 0) state.map = edited.map;
             unsigned* counter = reinterpret_cast<unsigned*>(workspace);
-            if (!arrive_last(counter, static_cast<unsigned>(tiles * tiles), &state.is_last)) return;
+            if (!arrive_last(counter, static_cast<unsigned>(tiles * tiles))) return;
             finish(state, copy, size, colours, view.flags & kAffine,
                    [&](int x, int y, uint32_t pixel) {
                        const bool erased = is_erased(state.erased, y, x);

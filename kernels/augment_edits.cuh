@@ -56,7 +56,6 @@ struct EditState {
     uint32_t sums[2];  // the lower 16 bits of the grey levels of each thread, and the others
     uint8_t tables[kMostColours][3][kLevels];  // what a byte of each channel becomes
     Colour colours[kMostColours];
-    int is_last;
 };
 
 __device__ __forceinline__ uint32_t channel_of(uint32_t pixel, int channel) {

@@ -215,7 +215,6 @@ struct BatchNormStatisticsArguments {
 // Each block writes one row: the statistics of kPixelsPerBlock pixels. Each thread handles one channel.
 template <class T>
 __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments& arguments) {
-    __shared__ int flag;
     const int channels = arguments.channels;
     const int blocks = gridDim.x;
     const int first = blockIdx.x * kPixelsPerBlock;
@@ -243,7 +242,7 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
         row[channels + channel] = deviations < excess ? 0 : deviations - excess;
     }
     combine_statistics(arguments.statistics, channels, 0, channels, arguments.pixels, blockIdx.x, blocks,
-                       arguments.counters, &flag);
+                       arguments.counters);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
@@ -351,14 +350,13 @@ __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arg
 
 template <class T>
 __device__ __forceinline__ void reduce(const BatchNormReduceArguments& arguments, float* shared) {
-    __shared__ int flag;
     if (arguments.vectorised != 0) {
         reduce_block<T, kVectorLength<T>>(arguments, shared);
     } else {
         reduce_block<T, 1>(arguments, shared);
     }
     const int channels = arguments.channels;
-    if (!sum_rows(arguments.rows, 2 * channels, blockIdx.x, gridDim.x, arguments.counters, &flag)) return;
+    if (!sum_rows(arguments.rows, 2 * channels, blockIdx.x, gridDim.x, arguments.counters)) return;
     for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
         if (arguments.bias_gradient != nullptr) arguments.bias_gradient[channel] = arguments.rows[channel];
         if (arguments.weight_gradient != nullptr) {

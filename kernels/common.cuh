@@ -92,23 +92,23 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 
 // Counts the arrival of this block and returns to all its threads whether it is the last of `expected`. The last block
 // can read everything that the others wrote before they arrived. The counter is zero before the first block and after
-// the last. `flag` is an int in shared memory. The threads of the block have passed a barrier when it returns.
+// the last. The threads of the block have passed a barrier when it returns.
 //
-// The pattern is that of NVIDIA's sample threadFenceReduction: all threads write, then a fence, a barrier, and one
-// thread that counts. The last block differs from run to run; its result must not.
-__device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected, int* flag) {
-    __threadfence();
+// One thread releases for its block and acquires for it: in the memory model of the PTX ISA, barriers order the threads of a
+// block, and release and acquire are cumulative, so they order what all of these threads did. Fences in every thread
+// would be 128 to 256 times as many, and each of them, unlike a release, empties the first-level cache. The last block
+// differs from run to run; its result must not.
+__device__ __forceinline__ bool arrive_last(unsigned* counter, unsigned expected) {
     __syncthreads();
+    bool last = false;
     if (threadIdx.x == 0) {
-        const bool last = atomicAdd(counter, 1u) + 1u == expected;
-        if (last) *counter = 0;
-        *flag = last;
+        last = count_with_release(counter) + 1u == expected;
+        if (last) {
+            *counter = 0;
+            acquire_fence();
+        }
     }
-    __syncthreads();
-    const bool last = *flag != 0;
-    __syncthreads();
-    if (last) __threadfence();
-    return last;
+    return __syncthreads_or(last) != 0;
 }
 
 // Partial statistics of a channel over some pixels: their number, their sum, and the sum of squared deviations from

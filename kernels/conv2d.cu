@@ -412,7 +412,7 @@ __device__ __forceinline__ void write_statistics(const Sums& sums, int count, fl
 }
 
 template <class T, int kVector>
-__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles, int& flag) {
+__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles) {
     const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
     const int pixel_tile = static_cast<int>(blockIdx.x) / arguments.column_tiles;
@@ -470,7 +470,7 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
     // Each tile of channels has its own counters.
     unsigned* counters = arguments.counters + first_channel / kColumns * (1 + groups_of(blocks));
     combine_statistics(arguments.statistics, channels, first_channel, min(kColumns, channels - first_channel), pixels,
-                       pixel_tile, blocks, counters, &flag);
+                       pixel_tile, blocks, counters);
 }
 
 template <class T, int kVector>
@@ -551,8 +551,7 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
 }
 
 template <class T, int kVector>
-__device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArguments<T>& arguments, Tiles& tiles,
-                                                int& flag) {
+__device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArguments<T>& arguments, Tiles& tiles) {
     const Conv2dGeometry& geometry = arguments.geometry;
     constexpr int chunks = kRows / kVector;
     const int thread = threadIdx.x;
@@ -625,7 +624,7 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     }
     const long long size = static_cast<long long>(channels) * rows;
     write(arguments.partial + split * size);
-    if (!arrive_last(arguments.counters + tile, splits, &flag)) return;
+    if (!arrive_last(arguments.counters + tile, splits)) return;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
 #pragma unroll
@@ -646,11 +645,10 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
 template <class T>
 __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments) {
     __shared__ __align__(16) Tiles tiles;
-    __shared__ int flag;
     if (arguments.vectors != 0) {
-        forward<T, 4>(arguments, tiles, flag);
+        forward<T, 4>(arguments, tiles);
     } else {
-        forward<T, 1>(arguments, tiles, flag);
+        forward<T, 1>(arguments, tiles);
     }
 }
 
@@ -667,11 +665,10 @@ __device__ __forceinline__ void input_gradient(const Conv2dInputGradientArgument
 template <class T>
 __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArguments<T>& arguments) {
     __shared__ __align__(16) Tiles tiles;
-    __shared__ int flag;
     if (arguments.vectors != 0) {
-        weight_gradient<T, 4>(arguments, tiles, flag);
+        weight_gradient<T, 4>(arguments, tiles);
     } else {
-        weight_gradient<T, 1>(arguments, tiles, flag);
+        weight_gradient<T, 1>(arguments, tiles);
     }
 }
 

@@ -351,7 +351,6 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
     extern __shared__ __align__(128) unsigned char shared_memory[];
     __shared__ float partial[2][kChannels];
     __shared__ float means[kChannels];
-    __shared__ int flag;
     uint32_t* weights = reinterpret_cast<uint32_t*>(shared_memory);
     int* places = reinterpret_cast<int*>(weights + kChannels * kWeightPitch<T>);
     uint32_t* patch = reinterpret_cast<uint32_t*>(places + kPixels);
@@ -436,7 +435,7 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
             }
             unsigned* counters = arguments.counters + blockIdx.y * (groups_of(tiles) + 1);
             combine_statistics(arguments.statistics, channels, first_channel, min(kChannels, channels - first_channel),
-                               pixels, tile, tiles, counters, &flag);
+                               pixels, tile, tiles, counters);
         }
         tile = next_tile;
     }

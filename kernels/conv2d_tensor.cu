@@ -577,8 +577,7 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
         // Each tile of channels counts its own blocks.
         unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
         combine_statistics(arguments.statistics, product.channels, first_channel,
-                           min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters,
-                           reinterpret_cast<int*>(shared_memory));
+                           min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters);
     }
 }
 

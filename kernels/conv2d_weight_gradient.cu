@@ -55,7 +55,7 @@
 // and guarantees that all threads have read step i - 1, whose stage the copies of step i + 2 then overwrite.
 //
 // The emulator cannot show bank conflicts, what L1 and L2 hold, how long the last blocks take, or memory ordering
-// beyond barriers. (Partial sums are written, fenced and counted; they are read past L1.)
+// beyond barriers. (Partial sums are written and counted with release; they are read past L1.)
 //
 // dynamic shared memory: conv2d_weight_gradient_128x128_bf16 49152
 // dynamic shared memory: conv2d_weight_gradient_64x192_bf16 49152
@@ -325,7 +325,6 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
     const Conv2dGeometry& geometry = arguments.geometry;
     using Sizes = Tile<T, kChannels, kColumns>;
     extern __shared__ __align__(128) unsigned char shared_memory[];
-    __shared__ int flag;
     const int tiles = arguments.channel_tiles * arguments.column_tiles;
     const int split = static_cast<int>(blockIdx.x) / tiles;
     const int tile = static_cast<int>(blockIdx.x) - split * tiles;
@@ -378,13 +377,13 @@ __device__ __forceinline__ void weight_gradient(const Conv2dTensorWeightGradient
 
         if (active) store_sums<Sizes>(parts + split * distance, sums);
         if (group_splits > 1) {
-            if (!arrive_last(counters + 1 + group, group_splits, &flag)) return;
+            if (!arrive_last(counters + 1 + group, group_splits)) return;
             if (active) add_stored<Sizes>(sums, parts + first_split * distance, distance, group_splits);
             // Each thread overwrites values that no other thread reads.
             if (active && groups > 1) store_sums<Sizes>(parts + first_split * distance, sums);
         }
         if (groups > 1) {
-            if (!arrive_last(counters, groups, &flag)) return;
+            if (!arrive_last(counters, groups)) return;
             if (active) add_stored<Sizes>(sums, parts, distance * arguments.group_splits, groups);
         }
     }

@@ -14,6 +14,19 @@
 #define RETUNE_TENSOR_CORES 0
 #endif
 
+// Adds 1 to a counter and returns its value before. Whoever reads the new value and then acquires sees what this thread has
+// written or, by a barrier, knows to be written. Unlike a fence, it does not empty the first-level cache (no CCTL.IVALL).
+__device__ __forceinline__ unsigned count_with_release(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(__cvta_generic_to_global(counter)) : "memory");
+    return before;
+}
+
+// Lets this thread, and after a barrier its block, read what was released before the values that it has read.
+__device__ __forceinline__ void acquire_fence() {
+    asm volatile("fence.acq_rel.gpu;\n" ::: "memory");
+}
+
 // Rounds two floats to bf16, to nearest, ties to even, with `low` in the lower half.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 #if RETUNE_TENSOR_CORES

@@ -29,23 +29,23 @@ __device__ __forceinline__ int block_row(int block, int blocks) {
 // Calls `combine(first_row, count, result_row, is_group)` in the last block of each group, and then in the last block
 // of all. Returns whether this is the last block of all; it has then passed a barrier and can read the total. All
 // threads of all blocks call it after they have written their block's row. `counters` has groups + 1 elements, zero
-// before and after; `flag` is an int in shared memory.
+// before and after.
 template <class Combine>
-__device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* counters, int* flag, Combine combine) {
+__device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* counters, Combine combine) {
     const int groups = groups_of(blocks);
     const int group = block / kBlocksPerGroup;
     const int members = min(kBlocksPerGroup, blocks - group * kBlocksPerGroup);
-    if (!arrive_last(counters + 1 + group, members, flag)) return false;
+    if (!arrive_last(counters + 1 + group, members)) return false;
     combine(block_row(group * kBlocksPerGroup, blocks), members, group_row(group), group);
-    if (!arrive_last(counters, groups, flag)) return false;
+    if (!arrive_last(counters, groups)) return false;
     combine(group_row(0), groups, 0, -1);
     __syncthreads();
     return true;
 }
 
 // Sums of `width` columns: `rows` is [1 + groups + blocks][width].
-__device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int blocks, unsigned* counters, int* flag) {
-    return combine_rows(block, blocks, counters, flag, [=](int first, int count, int result, int) {
+__device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int blocks, unsigned* counters) {
+    return combine_rows(block, blocks, counters, [=](int first, int count, int result, int) {
         for (int column = threadIdx.x; column < width; column += blockDim.x) {
             float sum = 0;
 #pragma unroll 8
@@ -63,8 +63,8 @@ __device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int 
 // as the deviations, so no digits are lost even if the mean is a thousand times the deviation, as they would be in
 // sums.
 __device__ __forceinline__ bool combine_statistics(float* rows, int channels, int first_channel, int channel_count,
-                                                   int pixels, int block, int blocks, unsigned* counters, int* flag) {
-    return combine_rows(block, blocks, counters, flag, [=](int first, int count, int result, int group) {
+                                                   int pixels, int block, int blocks, unsigned* counters) {
+    return combine_rows(block, blocks, counters, [=](int first, int count, int result, int group) {
         constexpr int pixels_per_group = kPixelsPerBlock * kBlocksPerGroup;
         const int pixels_per_row = group < 0 ? pixels_per_group : kPixelsPerBlock;
         const int total = group < 0 ? pixels : min(pixels_per_group, pixels - group * pixels_per_group);

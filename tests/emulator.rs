@@ -145,7 +145,7 @@ fn multiplied(input: &[f32], i: usize) -> f32 {
     32.0 * (input[row] + input[row + 8])
 }
 
-const RIGHT: [Right; 15] = [
+const RIGHT: [Right; 16] = [
     ("increment", |input, i| input[i] + 1.0),
     ("copy_vectors", |input, i| input[i]),
     ("static_shared", |input, i| input[i]),
@@ -161,6 +161,7 @@ const RIGHT: [Right; 15] = [
     ("copy_once_right", |input, i| input[4 * (i % THREADS)]),
     ("sum_right", total),
     ("sum_in_two_levels", total),
+    ("sum_with_one_fence_right", total),
 ];
 
 fn agrees(result: &[f32], truth: fn(&[f32], usize) -> f32) -> bool {
@@ -199,7 +200,7 @@ use Unchecked::{Found, Unseen, Wrong};
 
 /// A kernel with one fault, the error if accesses are checked, and the effect if they are not. If the schedule
 /// determines what fails first, the errors are alternatives.
-const FAULTS: [(&str, &str, Unchecked); 52] = [
+const FAULTS: [(&str, &str, Unchecked); 53] = [
     // Global memory.
     ("read_past_end", "out of bounds: reads 4 bytes at offset 1024 of an allocation of 1024 bytes", Unseen),
     ("read_before_start", "out of bounds: reads 4 bytes at offset -4 of an allocation of 1024 bytes", Unseen),
@@ -294,12 +295,20 @@ const FAULTS: [(&str, &str, Unchecked); 52] = [
     ("blocks_write_one_place", "has written with nothing that orders the two", Unseen),
     ("read_what_another_block_writes", "of another block has ", Unseen),
     ("write_what_another_block_reads", "of another block has ", Unseen),
+    ("read_written_by_constant_cache", "__ldg reads offset", Unseen),
     ("trap", "__trap", Found("__trap")),
 ];
 
 /// Races between blocks that count their arrivals, with one part of the pattern missing.
-const UNORDERED_SUMS: [&str; 4] =
-    ["sum_without_fence", "sum_without_barrier", "sum_without_acquiring_fence", "sum_without_atomic"];
+const UNORDERED_SUMS: [&str; 7] = [
+    "sum_without_fence",
+    "sum_without_barrier",
+    "sum_without_acquiring_fence",
+    "sum_without_atomic",
+    "sum_with_one_fence_of_another",
+    "sum_with_one_fence_and_no_barrier",
+    "sum_with_one_fence_and_none_to_acquire",
+];
 
 fn assert_names_place(kernel: &str, message: &str) {
     for part in ["emulator: ", &format!("kernel {kernel}, block ("), ", 0, 0), thread (", ", 0, 0): "] {

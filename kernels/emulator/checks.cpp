@@ -344,6 +344,17 @@ void Checks::read(const void* address, size_t bytes) {
     if (find(address, bytes, false, place)) access(place, bytes, false, Kind::plain);
 }
 
+void Checks::read_constant(const void* address, size_t bytes) {
+    Place place;
+    if (!find(address, bytes, false, place)) return;
+    for (size_t byte = 0; byte < bytes; byte++) {
+        if (place.shared || !is_past(place.cells[byte].write, false)) {
+            fault("__ldg reads %s, which is not constant during the launch",
+                  Place{nullptr, place.shared, false, place.object, place.offset + byte, place.size}.name().c_str());
+        }
+    }
+}
+
 void Checks::write(const void* address, size_t bytes) {
     Place place;
     if (!find(address, bytes, true, place)) return;

@@ -62,6 +62,8 @@ public:
     // Called before the current thread accesses memory. They fail the launch.
     void read(const void* address, size_t bytes);
     void write(const void* address, size_t bytes);
+    // A read of memory that the whole launch must leave as it is.
+    void read_constant(const void* address, size_t bytes);
     void atomic(const void* address);
     void begin_copy(void* shared, const void* global, int bytes, bool valid);
     void end_copy(void* shared, int bytes);

@@ -99,6 +99,7 @@ uint64_t reduce(const char* name, uint32_t mask, uint64_t value, uint64_t (*oper
 int lane();
 
 void fence();
+void read_constant(const void* address, size_t bytes);
 uint32_t atomic(uint32_t* address, uint32_t operand, uint32_t (*operation)(uint32_t old, uint32_t operand),
                 uint32_t compared, Site site);
 
@@ -293,6 +294,7 @@ inline unsigned atomicInc(unsigned* address, unsigned limit, emulator::Site site
 
 template <class T>
 inline T __ldg(const T* address) {
+    emulator::read_constant(address, sizeof(T));
     return *address;
 }
 
@@ -521,6 +523,15 @@ inline void copy_async_4(void* shared, const void* global, bool valid, emulator:
 
 inline void copy_async_commit() {
     emulator::copy_async_commit();
+}
+
+inline unsigned count_with_release(unsigned* counter, emulator::Site site = emulator::Site::here()) {
+    emulator::fence();
+    return atomicAdd(counter, 1u, site);
+}
+
+inline void acquire_fence() {
+    emulator::fence();
 }
 
 template <int Pending>

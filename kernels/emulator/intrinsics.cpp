@@ -218,6 +218,10 @@ uint64_t reduce(const char* name, uint32_t mask, uint64_t value, uint64_t (*oper
     return reduction.value;
 }
 
+void read_constant(const void* address, size_t bytes) {
+    if (Checks* const checks = runner->checks()) checks->read_constant(address, bytes);
+}
+
 void fence() {
     if (Checks* const checks = runner->checks()) checks->fence();
     std::atomic_thread_fence(std::memory_order_seq_cst);
