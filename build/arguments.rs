@@ -125,7 +125,10 @@ impl Declarations {
                     "u32" => same("std::uint32_t"),
                     "i32" => same("std::int32_t"),
                     "f32" => same("float"),
-                    nested => same(nested),
+                    nested => match declaration_of(&text, nested) {
+                        Some(true) => same(&format!("{nested}<float>")),
+                        _ => same(nested),
+                    },
                 };
                 assertions +=
                     &format!("static_assert(offsetof({cpp}, {field}) == {offset}, \"{here} at byte {offset}\");\n");

@@ -70,6 +70,12 @@ struct Conv2dForwardArguments {
 };
 
 template <class T>
+struct Conv2dBatchNormArguments {
+    Conv2dForwardArguments<T> convolution;
+    Conv2dFinish finish;
+};
+
+template <class T>
 struct Conv2dInputGradientArguments {
     const T* output_gradient;    // [N, OH, OW, K]
     const T* weight;             // [K, R, S, C]
@@ -411,8 +417,9 @@ __device__ __forceinline__ void write_statistics(const Sums& sums, int count, fl
     if (exists) row[channels + channel] = total();
 }
 
-template <class T, int kVector>
-__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, Tiles& tiles) {
+// With `kFinishes`, the batch norm `finish` is applied, and there are no statistics.
+template <class T, int kVector, bool kFinishes>
+__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, const Conv2dFinish& finish, Tiles& tiles) {
     const Conv2dGeometry& geometry = arguments.geometry;
     const int thread = threadIdx.x;
     const int pixel_tile = static_cast<int>(blockIdx.x) / arguments.column_tiles;
@@ -447,6 +454,14 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
     multiply(loader, divide_up(depths, kDepth), tiles, sums);
 
     const bool vectors = arguments.result_vectors != 0;
+    float2 affines[8];
+    if constexpr (kFinishes) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const int channel = first_channel + column_of(j);
+            affines[j] = channel < channels ? finish.affine_of(channel) : make_float2(0.0f, 0.0f);
+        }
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
 #pragma unroll
@@ -459,11 +474,19 @@ __device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& argumen
             }
             const int channel = first_channel + column_of(half * 4);
             if (row_of(i) >= count) continue;
-            T* target = arguments.output + static_cast<long long>(first_pixel + row_of(i)) * channels + channel;
-            store_four(target, values, channels - channel, vectors);
+            const long long element = static_cast<long long>(first_pixel + row_of(i)) * channels + channel;
+            if constexpr (kFinishes) {
+                float added[4] = {};
+                if (finish.residual != nullptr) {
+                    load_four(added, static_cast<const T*>(finish.residual) + element, channels - channel, vectors);
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j++) values[j] = finish.apply(values[j], affines[half * 4 + j], added[j]);
+            }
+            store_four(arguments.output + element, values, channels - channel, vectors);
         }
     }
-    if (arguments.statistics == nullptr) return;
+    if (kFinishes || arguments.statistics == nullptr) return;
     const int blocks = static_cast<int>(gridDim.x) / arguments.column_tiles;
     float* row = arguments.statistics + static_cast<long long>(block_row(pixel_tile, blocks)) * 2 * channels;
     write_statistics(sums, count, row, channels, first_channel, tiles);
@@ -642,13 +665,13 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
     write(arguments.weight_gradient);
 }
 
-template <class T>
-__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments) {
+template <class T, bool kFinishes>
+__device__ __forceinline__ void forward(const Conv2dForwardArguments<T>& arguments, const Conv2dFinish& finish) {
     __shared__ __align__(16) Tiles tiles;
     if (arguments.vectors != 0) {
-        forward<T, 4>(arguments, tiles);
+        forward<T, 4, kFinishes>(arguments, finish, tiles);
     } else {
-        forward<T, 1>(arguments, tiles);
+        forward<T, 1, kFinishes>(arguments, finish, tiles);
     }
 }
 
@@ -676,11 +699,21 @@ __device__ __forceinline__ void weight_gradient(const Conv2dWeightGradientArgume
 
 extern "C" __global__ void __launch_bounds__(128, 3)
     conv2d_forward_fp32(const Conv2dForwardArguments<float> arguments) {
-    forward(arguments);
+    forward<float, false>(arguments, Conv2dFinish());
 }
 
 extern "C" __global__ void __launch_bounds__(128, 3) conv2d_forward_bf16(const Conv2dForwardArguments<bf16> arguments) {
-    forward(arguments);
+    forward<bf16, false>(arguments, Conv2dFinish());
+}
+
+extern "C" __global__ void __launch_bounds__(128, 3)
+    conv2d_batch_norm_fp32(const Conv2dBatchNormArguments<float> arguments) {
+    forward<float, true>(arguments.convolution, arguments.finish);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 3)
+    conv2d_batch_norm_bf16(const Conv2dBatchNormArguments<bf16> arguments) {
+    forward<bf16, true>(arguments.convolution, arguments.finish);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 3)

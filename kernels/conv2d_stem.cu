@@ -71,6 +71,8 @@
 //
 // dynamic shared memory: conv2d_stem_forward_bf16 33972
 // dynamic shared memory: conv2d_stem_forward_tf32 63436
+// dynamic shared memory: conv2d_stem_batch_norm_bf16 33972
+// dynamic shared memory: conv2d_stem_batch_norm_tf32 63436
 // dynamic shared memory: conv2d_stem_weight_gradient_bf16 28852
 // dynamic shared memory: conv2d_stem_weight_gradient_tf32 56268
 // dynamic shared memory: conv2d_stem_weight_gradient_sum_bf16 0
@@ -87,6 +89,12 @@ struct Conv2dStemForwardArguments {
     unsigned* counters;    // zeros, for each tile of channels: one, and one for each group of tiles
     Conv2dGeometry geometry;
     int patch_pitch;       // words from one row of the patch to the next
+};
+
+template <class T>
+struct Conv2dStemBatchNormArguments {
+    Conv2dStemForwardArguments<T> convolution;
+    Conv2dFinish finish;
 };
 
 template <class T>
@@ -345,12 +353,14 @@ __device__ __forceinline__ Statistics tile_statistics(const ForwardSums& sums, i
     return statistics;
 }
 
-template <class T>
-__device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arguments) {
+// With `kFinishes`, the batch norm `finish` is applied, and there are no statistics.
+template <class T, bool kFinishes>
+__device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arguments, const Conv2dFinish& finish) {
     const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     __shared__ float partial[2][kChannels];
     __shared__ float means[kChannels];
+    __shared__ float2 affines[kFinishes ? kChannels : 1];
     uint32_t* weights = reinterpret_cast<uint32_t*>(shared_memory);
     int* places = reinterpret_cast<int*>(weights + kChannels * kWeightPitch<T>);
     uint32_t* patch = reinterpret_cast<uint32_t*>(places + kPixels);
@@ -366,6 +376,12 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
     const int channel = first_channel + warp % 2 * 32 + lane % 4 * 8;    // the first of this lane's eight
     const bool vectors = channels % kVectorLength<T> == 0;
 
+    if constexpr (kFinishes) {
+        const int thread = static_cast<int>(threadIdx.x);
+        if (thread < kChannels) {
+            affines[thread] = first_channel + thread < channels ? finish.affine_of(first_channel + thread) : make_float2(0.0f, 0.0f);
+        }
+    }
     int tile = blockIdx.x;
     fill_patch<T>(arguments, tile, patch, places);
     fill_weights(arguments, first_channel, weights);
@@ -402,6 +418,20 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
                 }
                 if (row >= count) continue;
                 T* target = arguments.output + static_cast<long long>(first_pixel + row) * channels + channel;
+                if constexpr (kFinishes) {
+                    const T* residual = static_cast<const T*>(finish.residual);
+                    if (residual != nullptr) residual += target - arguments.output;
+                    const float2* own = affines + (channel - first_channel);
+#pragma unroll
+                    for (int k = 0; k < 8; k++) {
+                        const bool is_added = residual != nullptr && channel + k < channels;
+                        values[k] = finish.apply(values[k], own[k], is_added ? to_float(residual[k]) : 0.0f);
+                    }
+                    if constexpr (sizeof(T) == 2) {
+#pragma unroll
+                        for (int j = 0; j < 4; j++) packed[j] = pack_bf16(values[j * 2], values[j * 2 + 1]);
+                    }
+                }
                 if constexpr (sizeof(T) == 2) {
                     if (vectors && channel < channels) {
                         *reinterpret_cast<uint4*>(target) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
@@ -425,7 +455,7 @@ __device__ __forceinline__ void forward(const Conv2dStemForwardArguments<T>& arg
             }
         }
 
-        if (arguments.statistics != nullptr) {
+        if (!kFinishes && arguments.statistics != nullptr) {
             const Statistics statistics = tile_statistics(sums, first_row, second_row, count, partial, means);
             const int column = first_channel + static_cast<int>(threadIdx.x);
             if (threadIdx.x < kChannels && column < channels) {
@@ -620,14 +650,28 @@ __device__ __forceinline__ void sum_splits(const Conv2dStemWeightGradientSumArgu
 extern "C" __global__ void __launch_bounds__(128, 4)
     conv2d_stem_forward_bf16(const Conv2dStemForwardArguments<bf16> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<bf16>(arguments);
+    forward<bf16, false>(arguments, Conv2dFinish());
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 3)
     conv2d_stem_forward_tf32(const Conv2dStemForwardArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<float>(arguments);
+    forward<float, false>(arguments, Conv2dFinish());
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_stem_batch_norm_bf16(const Conv2dStemBatchNormArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<bf16, true>(arguments.convolution, arguments.finish);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 3)
+    conv2d_stem_batch_norm_tf32(const Conv2dStemBatchNormArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    forward<float, true>(arguments.convolution, arguments.finish);
 #endif
 }
 

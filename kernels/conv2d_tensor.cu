@@ -74,6 +74,10 @@
 // dynamic shared memory: conv2d_forward_64_bf16 36864
 // dynamic shared memory: conv2d_forward_128_tf32 49152
 // dynamic shared memory: conv2d_forward_64_tf32 36864
+// dynamic shared memory: conv2d_batch_norm_128_bf16 49152
+// dynamic shared memory: conv2d_batch_norm_64_bf16 36864
+// dynamic shared memory: conv2d_batch_norm_128_tf32 49152
+// dynamic shared memory: conv2d_batch_norm_64_tf32 36864
 // dynamic shared memory: conv2d_input_gradient_128_bf16 49664
 // dynamic shared memory: conv2d_input_gradient_64_bf16 37376
 // dynamic shared memory: conv2d_input_gradient_128_tf32 49664
@@ -90,6 +94,12 @@ struct Conv2dTensorForwardArguments {
     unsigned* counters;     // zeros
     Conv2dGeometry geometry;
     int channel_tiles;      // tiles over the output channels, the fastest index in blockIdx.x
+};
+
+template <class T>
+struct Conv2dTensorBatchNormArguments {
+    Conv2dTensorForwardArguments<T> convolution;
+    Conv2dFinish finish;
 };
 
 template <class T>
@@ -381,12 +391,38 @@ __device__ __forceinline__ float2 staged_pair(const unsigned char* source, float
     return *reinterpret_cast<const float2*>(source);
 }
 
-// Writes the rounded sums to rows of `channels` elements at `result`. `row_of` returns the row of a pixel of the block,
-// or a negative number if it has none. With `accumulate`, the existing values are added first, and loaded while results
-// are written; `channels` is then a multiple of the vector length.
-template <class T, int kChannels, class RowOf>
-__device__ __forceinline__ void write(T* result, int channels, int first_channel, bool accumulate, const RowOf& row_of,
-                                      const Sums<kChannels>& sums, unsigned char* shared) {
+// Adds the values that exist at `existing`, if there are any: then `channels` is a multiple of the vector length.
+template <class T>
+struct Accumulate {
+    static constexpr bool kOnlyVectors = true;
+    const T* existing;    // laid out as the result
+
+    __device__ __forceinline__ float2 operator()(float first, float second, float2 added, int) const {
+        return make_float2(first + added.x, second + added.y);
+    }
+};
+
+// Applies a batch norm, with the residual as existing values.
+template <class T>
+struct Finish {
+    static constexpr bool kOnlyVectors = false;
+    const T* existing;
+    const Conv2dFinish& finish;
+    const float2* affines;    // of the block's channels, in shared memory
+
+    __device__ __forceinline__ float2 operator()(float first, float second, float2 added, int column) const {
+        const auto stored = [](float sum) { return to_float(from_float<T>(sum)); };
+        return make_float2(finish.apply(stored(first), affines[column], added.x),
+                           finish.apply(stored(second), affines[column + 1], added.y));
+    }
+};
+
+// Writes the results that `end` makes of the sums, rounded, to rows of `channels` elements at `result`. `row_of` returns the
+// row of a pixel of the block, or a negative number if it has none. Existing values are loaded in whole chunks, to the
+// places in shared memory where their results will be.
+template <class T, int kChannels, class RowOf, class End>
+__device__ __forceinline__ void write(T* result, int channels, int first_channel, const RowOf& row_of,
+                                      const Sums<kChannels>& sums, unsigned char* shared, const End& end) {
     using Tile = Staging<T, kChannels>;
     constexpr int kVector = kVectorLength<T>;
     const int thread = threadIdx.x;
@@ -401,14 +437,26 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
         unsigned char* corner = shared + (warp_row + lane / 4) * Tile::kRowBytes +
                                 (warp % 2 * (kChannels / 2) + lane % 4 * 2) * static_cast<int>(sizeof(T));
 
-        if (accumulate) {
+        if (!End::kOnlyVectors && end.existing != nullptr && !vectors) {
+            for (int i = thread; i < Tile::kRows * kChannels; i += kThreads) {
+                const int row = i / kChannels;
+                const int column = i % kChannels;
+                const int target = row_of(first_row + row);
+                T added = from_float<T>(0.0f);
+                if (target >= 0 && first_channel + column < channels) {
+                    added = end.existing[static_cast<long long>(target) * channels + first_channel + column];
+                }
+                *reinterpret_cast<T*>(shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T))) = added;
+            }
+            __syncthreads();
+        } else if (end.existing != nullptr) {
 #pragma unroll 4
             for (int i = thread; i < Tile::kRows * Tile::kChunksPerRow; i += kThreads) {
                 const int row = i / Tile::kChunksPerRow;
                 const int column = i % Tile::kChunksPerRow * kVector;
                 const int target = row_of(first_row + row);
                 copy_async_16(shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T)),
-                              result + static_cast<long long>(target) * channels + first_channel + column,
+                              end.existing + static_cast<long long>(target) * channels + first_channel + column,
                               target >= 0 && first_channel + column < channels);
             }
             copy_async_commit();
@@ -425,8 +473,10 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
                         unsigned char* pair =
                             corner + (i * 16 + k * 8) * Tile::kRowBytes + j * 8 * static_cast<int>(sizeof(T));
                         float2 added = make_float2(0.0f, 0.0f);
-                        if (accumulate) added = staged_pair(pair, T());
-                        stage_pair(pair, sums[i][j][2 * k] + added.x, sums[i][j][2 * k + 1] + added.y, T());
+                        if (end.existing != nullptr) added = staged_pair(pair, T());
+                        const int column = warp % 2 * (kChannels / 2) + lane % 4 * 2 + j * 8;
+                        const float2 value = end(sums[i][j][2 * k], sums[i][j][2 * k + 1], added, column);
+                        stage_pair(pair, value.x, value.y, T());
                     }
                 }
             }
@@ -527,8 +577,10 @@ __device__ __forceinline__ Statistics block_statistics(const Sums<kChannels>& su
     return statistics;
 }
 
-template <class T, int kChannels>
-__device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& arguments) {
+// With `kFinishes`, the batch norm `finish` is applied, and `affines` in shared memory has room for the block's channels.
+template <class T, int kChannels, bool kFinishes>
+__device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& arguments, const Conv2dFinish& finish,
+                                        float2* affines) {
     const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     const int tile = static_cast<int>(blockIdx.x) / arguments.channel_tiles;
@@ -555,29 +607,41 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     product.kernel_positions = geometry.kernel_height * geometry.kernel_width;
     product.kernel_width = geometry.kernel_width;
 
-    Sums<kChannels> sums = {};
-    multiply<T, false, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
-    const int blocks = divide_up(product.pixels, kPixels);
-    if (arguments.statistics != nullptr) {
-        round_sums<T, kChannels>(sums);
-        const int count = min(product.pixels - first_pixel, kPixels);
-        const Statistics statistics = block_statistics<kChannels>(sums, count, shared_memory);
+    if constexpr (kFinishes) {
         const int channel = first_channel + static_cast<int>(threadIdx.x);
-        if (threadIdx.x < kChannels && channel < product.channels) {
-            float* row = arguments.statistics + static_cast<size_t>(block_row(tile, blocks)) * 2 * product.channels;
-            row[channel] = statistics.sum;
-            row[product.channels + channel] = statistics.deviations;
+        if (threadIdx.x < kChannels) {
+            affines[threadIdx.x] = channel < product.channels ? finish.affine_of(channel) : make_float2(0.0f, 0.0f);
         }
     }
+    Sums<kChannels> sums = {};
+    multiply<T, false, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
     const auto row_of = [&](int pixel) {
         return first_pixel + pixel < product.pixels ? first_pixel + pixel : -1;
     };
-    write<T, kChannels>(arguments.output, product.channels, first_channel, false, row_of, sums, shared_memory);
-    if (arguments.statistics != nullptr) {
-        // Each tile of channels counts its own blocks.
-        unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
-        combine_statistics(arguments.statistics, product.channels, first_channel,
-                           min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters);
+    if constexpr (kFinishes) {
+        const Finish<T> end{static_cast<const T*>(finish.residual), finish, affines};
+        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, end);
+    } else {
+        const int blocks = divide_up(product.pixels, kPixels);
+        if (arguments.statistics != nullptr) {
+            round_sums<T, kChannels>(sums);
+            const int count = min(product.pixels - first_pixel, kPixels);
+            const Statistics statistics = block_statistics<kChannels>(sums, count, shared_memory);
+            const int channel = first_channel + static_cast<int>(threadIdx.x);
+            if (threadIdx.x < kChannels && channel < product.channels) {
+                float* row = arguments.statistics + static_cast<size_t>(block_row(tile, blocks)) * 2 * product.channels;
+                row[channel] = statistics.sum;
+                row[product.channels + channel] = statistics.deviations;
+            }
+        }
+        const Accumulate<T> nothing_added{nullptr};
+        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, nothing_added);
+        if (arguments.statistics != nullptr) {
+            // Each tile of channels counts its own blocks.
+            unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
+            combine_statistics(arguments.statistics, product.channels, first_channel,
+                               min(kChannels, product.channels - first_channel), product.pixels, tile, blocks, counters);
+        }
     }
 }
 
@@ -628,9 +692,10 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
 
     Sums<kChannels> sums = {};
     multiply<T, true, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
+    const Accumulate<T> end{accumulate ? arguments.input_gradient : nullptr};
     write<T, kChannels>(
-        arguments.input_gradient, product.channels, first_channel, accumulate, [&](int pixel) { return rows[pixel]; },
-        sums, shared_memory);
+        arguments.input_gradient, product.channels, first_channel, [&](int pixel) { return rows[pixel]; }, sums,
+        shared_memory, end);
 }
 
 #endif
@@ -638,28 +703,60 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
 extern "C" __global__ void __launch_bounds__(128, 2)
     conv2d_forward_128_bf16(const Conv2dTensorForwardArguments<bf16> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<bf16, 128>(arguments);
+    forward<bf16, 128, false>(arguments, Conv2dFinish(), nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     conv2d_forward_64_bf16(const Conv2dTensorForwardArguments<bf16> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<bf16, 64>(arguments);
+    forward<bf16, 64, false>(arguments, Conv2dFinish(), nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2)
     conv2d_forward_128_tf32(const Conv2dTensorForwardArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<float, 128>(arguments);
+    forward<float, 128, false>(arguments, Conv2dFinish(), nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     conv2d_forward_64_tf32(const Conv2dTensorForwardArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
-    forward<float, 64>(arguments);
+    forward<float, 64, false>(arguments, Conv2dFinish(), nullptr);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_batch_norm_128_bf16(const Conv2dTensorBatchNormArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    __shared__ float2 affines[128];
+    forward<bf16, 128, true>(arguments.convolution, arguments.finish, affines);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_batch_norm_64_bf16(const Conv2dTensorBatchNormArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    __shared__ float2 affines[64];
+    forward<bf16, 64, true>(arguments.convolution, arguments.finish, affines);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_batch_norm_128_tf32(const Conv2dTensorBatchNormArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    __shared__ float2 affines[128];
+    forward<float, 128, true>(arguments.convolution, arguments.finish, affines);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_batch_norm_64_tf32(const Conv2dTensorBatchNormArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    __shared__ float2 affines[64];
+    forward<float, 64, true>(arguments.convolution, arguments.finish, affines);
 #endif
 }
 

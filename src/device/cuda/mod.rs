@@ -43,7 +43,7 @@ impl Device for Cuda {
     }
 
     fn features(&self) -> Features {
-        Features { augment: true, ..Features::default() }
+        Features { augment: true, conv2d_batch_norm: true, ..Features::default() }
     }
 
     fn precision(&self) -> Precision {
@@ -96,7 +96,16 @@ impl Device for Cuda {
     }
 
     fn conv2d_forward(&self, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
-        conv2d::forward(self, shape, arguments)
+        conv2d::forward(self, shape, arguments, None)
+    }
+
+    fn conv2d_batch_norm(
+        &self,
+        shape: &Conv2dShape,
+        convolution: &Conv2dForward,
+        batch_norm: &BatchNormForward,
+    ) -> Result<()> {
+        conv2d::forward(self, shape, convolution, Some(batch_norm))
     }
 
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {

@@ -2,6 +2,7 @@
 //! bf16, `kernels/conv2d_tensor.cu`, `kernels/conv2d_weight_gradient.cu` and
 //! `kernels/conv2d_stem.cu`.
 
+mod finish;
 mod geometry;
 mod plain;
 mod stem;
@@ -10,7 +11,9 @@ mod tensor_weight;
 
 use super::engine::Cuda;
 use super::statistics::{PIXELS_PER_BLOCK, rows_of};
-use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
+use crate::device::interface::{
+    BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient,
+};
 use crate::error::Result;
 use crate::tensor::Shape;
 
@@ -53,11 +56,17 @@ pub(super) fn workspace(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> u
     }
 }
 
-pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+/// With `batch_norm`, [`Device::conv2d_batch_norm`](crate::device::interface::Device::conv2d_batch_norm).
+pub(super) fn forward(
+    cuda: &Cuda,
+    shape: &Conv2dShape,
+    arguments: &Conv2dForward,
+    batch_norm: Option<&BatchNormForward>,
+) -> Result<()> {
     match choose(cuda, shape, Conv2dPass::Forward) {
-        Kernels::Stem => stem::forward(cuda, shape, arguments),
-        Kernels::Tensor => tensor::forward(cuda, shape, arguments),
-        Kernels::TensorWeight | Kernels::Plain => plain::forward(cuda, shape, arguments),
+        Kernels::Stem => stem::forward(cuda, shape, arguments, batch_norm),
+        Kernels::Tensor => tensor::forward(cuda, shape, arguments, batch_norm),
+        Kernels::TensorWeight | Kernels::Plain => plain::forward(cuda, shape, arguments, batch_norm),
     }
 }
 

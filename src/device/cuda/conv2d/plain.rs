@@ -1,11 +1,14 @@
 //! Launches of `kernels/conv2d.cu`: float32 arithmetic on either storage type, any shape.
 
+use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
 use crate::device::cuda::engine::{COUNTERS, Cuda, of_type};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
-use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient};
+use crate::device::interface::{
+    BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient,
+};
 use crate::error::{Error, Result};
 use crate::tensor::{ElementType, Tensor};
 
@@ -33,6 +36,13 @@ kernel_arguments! {
         column_tiles: i32,
         vectors: i32,
         result_vectors: i32,
+    }
+}
+
+kernel_arguments! {
+    struct Conv2dBatchNormArguments {
+        convolution: Conv2dForwardArguments,
+        finish: Conv2dFinish,
     }
 }
 
@@ -133,7 +143,13 @@ pub(super) fn workspace_bytes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass
     }
 }
 
-pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+/// With `batch_norm`, it is applied as well: [`Device::conv2d_batch_norm`](crate::device::interface::Device::conv2d_batch_norm).
+pub(super) fn forward(
+    cuda: &Cuda,
+    shape: &Conv2dShape,
+    arguments: &Conv2dForward,
+    batch_norm: Option<&BatchNormForward>,
+) -> Result<()> {
     check(shape)?;
     let Conv2dForward { input, weight, output, .. } = arguments;
     let pixel_blocks = output_pixels(shape).div_ceil(ROWS);
@@ -143,29 +159,33 @@ pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForwar
         None => 0,
     };
     let statistics_bytes = arguments.statistics.map_or(0, Tensor::bytes);
-    cuda.launch(
-        of_type(input.element_type(), "conv2d_forward_fp32", "conv2d_forward_bf16"),
-        [pixel_blocks * column_tiles, 1, 1],
-        THREADS,
-        0,
-        &Conv2dForwardArguments {
-            input: input.address(),
-            weight: weight.address(),
-            output: output.address(),
-            statistics: arguments.statistics.map_or(0, Tensor::address),
-            counters,
-            geometry: Conv2dGeometry::new(shape),
-            column_tiles: column_tiles as i32,
-            vectors: i32::from(vectors(shape.input_channels, &[input, weight])),
-            result_vectors: i32::from(vectors(shape.output_channels, &[output])),
-        },
-        Work {
-            operations: operations(shape),
-            unit: ArithmeticUnit::Float32,
-            bytes_read: ((covered_input(shape) + shape.weight_len()) * element(cuda)) as u64,
-            bytes_written: (shape.output_len() * element(cuda) + statistics_bytes) as u64,
-        },
-    )
+    let residual = batch_norm.and_then(|batch_norm| batch_norm.residual);
+    let results: Vec<&Tensor> = [*output].into_iter().chain(residual).collect();
+    let convolution = Conv2dForwardArguments {
+        input: input.address(),
+        weight: weight.address(),
+        output: output.address(),
+        statistics: arguments.statistics.map_or(0, Tensor::address),
+        counters,
+        geometry: Conv2dGeometry::new(shape),
+        column_tiles: column_tiles as i32,
+        vectors: i32::from(vectors(shape.input_channels, &[input, weight])),
+        result_vectors: i32::from(vectors(shape.output_channels, &results)),
+    };
+    let work = Work {
+        operations: operations(shape),
+        unit: ArithmeticUnit::Float32,
+        bytes_read: ((covered_input(shape) + shape.weight_len()) * element(cuda)) as u64,
+        bytes_written: (shape.output_len() * element(cuda) + statistics_bytes) as u64,
+    };
+    let grid = [pixel_blocks * column_tiles, 1, 1];
+    let Some(batch_norm) = batch_norm else {
+        let kernel = of_type(input.element_type(), "conv2d_forward_fp32", "conv2d_forward_bf16");
+        return cuda.launch(kernel, grid, THREADS, 0, &convolution, work);
+    };
+    let kernel = of_type(input.element_type(), "conv2d_batch_norm_fp32", "conv2d_batch_norm_bf16");
+    let finished = Conv2dBatchNormArguments { convolution, finish: Conv2dFinish::new(batch_norm)? };
+    cuda.launch(kernel, grid, THREADS, 0, &finished, finished_work(work, batch_norm))
 }
 
 pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {

@@ -1,12 +1,15 @@
 //! Launches of `kernels/conv2d_stem.cu`: a 7 x 7 convolution with stride 2 of three channels, and its weight gradient,
 //! on tensor cores.
 
+use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
 use crate::device::cuda::engine::{COUNTERS, Cuda};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
-use crate::device::interface::{Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision};
+use crate::device::interface::{
+    BatchNormForward, Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision,
+};
 use crate::error::Result;
 
 const THREADS: usize = 128;
@@ -31,6 +34,13 @@ kernel_arguments! {
         counters: u64,
         geometry: Conv2dGeometry,
         patch_pitch: i32,
+    }
+}
+
+kernel_arguments! {
+    struct Conv2dStemBatchNormArguments {
+        convolution: Conv2dStemForwardArguments,
+        finish: Conv2dFinish,
     }
 }
 
@@ -168,37 +178,48 @@ pub(super) fn workspace_bytes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass
     }
 }
 
-pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+/// With `batch_norm`, it is applied as well: [`Device::conv2d_batch_norm`](crate::device::interface::Device::conv2d_batch_norm).
+pub(super) fn forward(
+    cuda: &Cuda,
+    shape: &Conv2dShape,
+    arguments: &Conv2dForward,
+    batch_norm: Option<&BatchNormForward>,
+) -> Result<()> {
     let format = Format::of(cuda);
-    let kernel = match cuda.precision {
-        Precision::Bf16 => "conv2d_stem_forward_bf16",
-        Precision::Tf32 | Precision::Fp32 => "conv2d_stem_forward_tf32",
-    };
     let element = cuda.precision.activation_type().size();
     let statistics = arguments.statistics.map_or(0, |statistics| statistics.bytes());
     let row = 2 * shape.output_channels * size_of::<f32>();
-    cuda.launch(
-        kernel,
-        [pixel_blocks(cuda, shape), channel_tiles(shape), 1],
-        THREADS,
-        format.forward_bytes(shape),
-        &Conv2dStemForwardArguments {
-            input: arguments.input.address(),
-            weight: arguments.weight.address(),
-            output: arguments.output.address(),
-            statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
-            counters: cuda.counters.address(),
-            geometry: Conv2dGeometry::new(shape),
-            patch_pitch: format.patch_pitch(shape) as i32,
-        },
-        Work {
-            operations: 2 * shape.multiply_adds() as u64,
-            unit: unit(cuda),
-            // All rows of statistics but the total are read again.
-            bytes_read: ((shape.input_len() + shape.weight_len()) * element + statistics.saturating_sub(row)) as u64,
-            bytes_written: (shape.output_len() * element + statistics) as u64,
-        },
-    )
+    let convolution = Conv2dStemForwardArguments {
+        input: arguments.input.address(),
+        weight: arguments.weight.address(),
+        output: arguments.output.address(),
+        statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
+        counters: cuda.counters.address(),
+        geometry: Conv2dGeometry::new(shape),
+        patch_pitch: format.patch_pitch(shape) as i32,
+    };
+    let work = Work {
+        operations: 2 * shape.multiply_adds() as u64,
+        unit: unit(cuda),
+        // All rows of statistics but the total are read again.
+        bytes_read: ((shape.input_len() + shape.weight_len()) * element + statistics.saturating_sub(row)) as u64,
+        bytes_written: (shape.output_len() * element + statistics) as u64,
+    };
+    let grid = [pixel_blocks(cuda, shape), channel_tiles(shape), 1];
+    let shared_bytes = format.forward_bytes(shape);
+    let Some(batch_norm) = batch_norm else {
+        let kernel = match cuda.precision {
+            Precision::Bf16 => "conv2d_stem_forward_bf16",
+            Precision::Tf32 | Precision::Fp32 => "conv2d_stem_forward_tf32",
+        };
+        return cuda.launch(kernel, grid, THREADS, shared_bytes, &convolution, work);
+    };
+    let kernel = match cuda.precision {
+        Precision::Bf16 => "conv2d_stem_batch_norm_bf16",
+        Precision::Tf32 | Precision::Fp32 => "conv2d_stem_batch_norm_tf32",
+    };
+    let finished = Conv2dStemBatchNormArguments { convolution, finish: Conv2dFinish::new(batch_norm)? };
+    cuda.launch(kernel, grid, THREADS, shared_bytes, &finished, finished_work(work, batch_norm))
 }
 
 /// Two launches: the partial sums, and their addition.

@@ -1,11 +1,14 @@
 //! Launches of `kernels/conv2d_tensor.cu`: forward and gradient of the input on tensor cores.
 
+use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
 use crate::device::cuda::engine::{COUNTERS, Cuda};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
-use crate::device::interface::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision};
+use crate::device::interface::{
+    BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision,
+};
 use crate::error::Result;
 
 const THREADS: usize = 128;
@@ -24,6 +27,13 @@ kernel_arguments! {
         counters: u64,
         geometry: Conv2dGeometry,
         channel_tiles: i32,
+    }
+}
+
+kernel_arguments! {
+    struct Conv2dTensorBatchNormArguments {
+        convolution: Conv2dTensorForwardArguments,
+        finish: Conv2dFinish,
     }
 }
 
@@ -93,40 +103,52 @@ fn covered_input(shape: &Conv2dShape) -> usize {
     shape.batch * rows * columns * shape.input_channels
 }
 
-pub(super) fn forward(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dForward) -> Result<()> {
+/// With `batch_norm`, it is applied as well: [`Device::conv2d_batch_norm`](crate::device::interface::Device::conv2d_batch_norm).
+pub(super) fn forward(
+    cuda: &Cuda,
+    shape: &Conv2dShape,
+    arguments: &Conv2dForward,
+    batch_norm: Option<&BatchNormForward>,
+) -> Result<()> {
     let pixels = shape.batch * shape.output_height() * shape.output_width();
     let pixel_blocks = pixels.div_ceil(PIXELS_PER_BLOCK);
     let channels = channels_per_block(cuda, pixel_blocks, shape.output_channels);
     let channel_tiles = shape.output_channels.div_ceil(channels);
-    let kernel = match (cuda.precision, channels) {
-        (Precision::Bf16, 64) => "conv2d_forward_64_bf16",
-        (Precision::Bf16, _) => "conv2d_forward_128_bf16",
-        (_, 64) => "conv2d_forward_64_tf32",
-        (_, _) => "conv2d_forward_128_tf32",
-    };
     let element = cuda.precision.activation_type().size();
     let statistics = arguments.statistics.map_or(0, |statistics| statistics.bytes());
-    cuda.launch(
-        kernel,
-        [pixel_blocks * channel_tiles, 1, 1],
-        THREADS,
-        ring_bytes(channels),
-        &Conv2dTensorForwardArguments {
-            input: arguments.input.address(),
-            weight: arguments.weight.address(),
-            output: arguments.output.address(),
-            statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
-            counters: cuda.counters.address(),
-            geometry: Conv2dGeometry::new(shape),
-            channel_tiles: channel_tiles as i32,
-        },
-        Work {
-            operations: 2 * shape.multiply_adds() as u64,
-            unit: unit(cuda),
-            bytes_read: ((covered_input(shape) + shape.weight_len()) * element) as u64,
-            bytes_written: (shape.output_len() * element + statistics) as u64,
-        },
-    )
+    let convolution = Conv2dTensorForwardArguments {
+        input: arguments.input.address(),
+        weight: arguments.weight.address(),
+        output: arguments.output.address(),
+        statistics: arguments.statistics.map_or(0, |statistics| statistics.address()),
+        counters: cuda.counters.address(),
+        geometry: Conv2dGeometry::new(shape),
+        channel_tiles: channel_tiles as i32,
+    };
+    let work = Work {
+        operations: 2 * shape.multiply_adds() as u64,
+        unit: unit(cuda),
+        bytes_read: ((covered_input(shape) + shape.weight_len()) * element) as u64,
+        bytes_written: (shape.output_len() * element + statistics) as u64,
+    };
+    let (grid, shared_bytes) = ([pixel_blocks * channel_tiles, 1, 1], ring_bytes(channels));
+    let Some(batch_norm) = batch_norm else {
+        let kernel = match (cuda.precision, channels) {
+            (Precision::Bf16, 64) => "conv2d_forward_64_bf16",
+            (Precision::Bf16, _) => "conv2d_forward_128_bf16",
+            (_, 64) => "conv2d_forward_64_tf32",
+            (_, _) => "conv2d_forward_128_tf32",
+        };
+        return cuda.launch(kernel, grid, THREADS, shared_bytes, &convolution, work);
+    };
+    let kernel = match (cuda.precision, channels) {
+        (Precision::Bf16, 64) => "conv2d_batch_norm_64_bf16",
+        (Precision::Bf16, _) => "conv2d_batch_norm_128_bf16",
+        (_, 64) => "conv2d_batch_norm_64_tf32",
+        (_, _) => "conv2d_batch_norm_128_tf32",
+    };
+    let finished = Conv2dTensorBatchNormArguments { convolution, finish: Conv2dFinish::new(batch_norm)? };
+    cuda.launch(kernel, grid, THREADS, shared_bytes, &finished, finished_work(work, batch_norm))
 }
 
 pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
