@@ -1,4 +1,4 @@
-//! The launches of a training step of the full-size network, planned without a GPU: `retune bench --kernels --plan`.
+//! The launches of a training step and of inference with the full-size network, planned without a GPU: `retune bench --kernels --plan`.
 
 use std::process::Command;
 
@@ -35,6 +35,22 @@ fn a_step_in_bf16_needs_few_launches_and_few_bytes() {
     assert!(launches <= 140.0, "{launches} launches");
     assert!(ratio <= 1.3, "{ratio} of the least bytes");
     assert!(milliseconds < 5.0, "roofline {milliseconds} ms");
+}
+
+/// Each convolution is one launch with its batch norm, addition and activation; no activation is written before them.
+#[test]
+fn inference_needs_no_pass_for_batch_norm() {
+    for (precision, megabytes) in [("fp32", 3400.0), ("tf32", 3400.0), ("bf16", 1750.0)] {
+        let flags = ["--mode", "inference", "--precision", precision, "--gpu", "h100"];
+        let plan = plan(&[&LESSON[..], &flags].concat());
+        let batch = total(&plan, "batch");
+        let megabytes_planned = number(&batch["bytes"]) / 1e6;
+        assert!(megabytes_planned < megabytes, "{precision}: {megabytes_planned} MB");
+        // Images, 20 convolutions, two pools, the final layer, and the loss.
+        assert_eq!(number(&batch["launches"]), 25.0, "{precision}");
+        let ratio = number(&batch["bytes_ratio"]);
+        assert!((0.999..1.01).contains(&ratio), "{precision}: {ratio} of the least bytes");
+    }
 }
 
 /// Forward takes 1.814 G multiply-adds per image (torchvision's figure, minus the 1000-class head), and backward twice

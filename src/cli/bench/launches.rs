@@ -1,4 +1,4 @@
-//! Every kernel launch of a training step, compared with a roofline: planned without a GPU, or timed one by one.
+//! Every kernel launch of a training step or of a batch in inference, compared with a roofline: planned without a GPU, or timed one by one.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
@@ -31,7 +31,7 @@ pub(super) fn find_model(name: &str) -> Result<&'static GpuModel> {
     })
 }
 
-/// A part of a training step.
+/// A part of a training step, or of a batch in inference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Part {
@@ -144,7 +144,7 @@ struct Total {
     seconds: Option<f64>,
 }
 
-/// The launches of a training step in groups, and their sums.
+/// The launches of a training step or of a batch in inference, in groups, and their sums.
 #[derive(Serialize)]
 pub(super) struct StepReport {
     device: String,
@@ -168,29 +168,29 @@ pub(super) struct StepReport {
     fits: Option<bool>,
 }
 
-/// Plans a training step without a GPU.
+/// Plans a training step, or a batch in inference, without a GPU.
 pub(super) fn plan(
     model: &'static GpuModel,
     precision: Precision,
     resnet: ResNet,
     shape: BatchShape,
+    purpose: Purpose,
 ) -> Result<StepReport> {
     let driver = std::rc::Rc::new(DryRun::new(model));
     let log = driver.log();
     let device = Cuda::new(Box::new(driver.clone()), precision)?;
-    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable(None)?)?;
-    trainer.network_mut().prepare(shape, Purpose::Training)?;
-    let images = Images::new(trainer.network().device(), shape)?;
+    let mut subject = Subject::new(device, resnet, shape, purpose)?;
+    let images = Images::new(subject.network().device(), shape)?;
     log.take();
-    let issued = issue_step(&mut trainer, shape, &images, &targets(shape), &log)?;
-    let mut report = report(trainer.network(), shape, &issued, Some(model))?;
+    let issued = issue(&mut subject, shape, &images, &targets(shape), &log)?;
+    let mut report = report(&subject, shape, &issued, Some(model))?;
     report.allocated_bytes = Some(driver.allocated_bytes());
     report.memory_bytes = Some(model.memory_bytes);
     report.fits = Some(driver.allocated_bytes() <= model.memory_bytes);
     Ok(report)
 }
 
-/// Times every launch of a training step separately, `steps` times, and reports the medians. Without `model`, the roofline is
+/// Times every launch of a training step or of a batch in inference separately, `steps` times, and reports the medians. Without `model`, the roofline is
 /// that of the GPU that the driver describes, if it is known.
 pub(super) fn measure(
     driver: Box<dyn Driver>,
@@ -198,20 +198,19 @@ pub(super) fn measure(
     precision: Precision,
     resnet: ResNet,
     shape: BatchShape,
+    purpose: Purpose,
     steps: usize,
 ) -> Result<StepReport> {
     let model = model.or_else(|| GpuModel::described(&driver.description()));
     let stopwatch = Stopwatch::new(driver);
     let log = stopwatch.log();
     let device = Cuda::new(Box::new(stopwatch), precision)?;
-    let mut trainer = Trainer::new(std::rc::Rc::new(device), resnet, Recipe::fine_tuning().trainable(None)?)?;
-    initialise(trainer.network_mut(), 0)?;
-    trainer.network_mut().prepare(shape, Purpose::Training)?;
-    let images = Images::new(trainer.network().device(), shape)?;
+    let mut subject = Subject::new(device, resnet, shape, purpose)?;
+    let images = Images::new(subject.network().device(), shape)?;
     let targets = targets(shape);
     let mut runs = Vec::with_capacity(steps + 1);
     for _ in 0..=steps {
-        runs.push(issue_step(&mut trainer, shape, &images, &targets, &log)?);
+        runs.push(issue(&mut subject, shape, &images, &targets, &log)?);
     }
     // The first run is a warm-up.
     let mut issued = runs.swap_remove(0);
@@ -222,12 +221,50 @@ pub(super) fn measure(
             issued.launch.duration = Some(std::time::Duration::from_secs_f64(median(&seconds)));
         }
     }
-    report(trainer.network(), shape, &issued, model)
+    report(&subject, shape, &issued, model)
 }
 
-/// Runs one training step from augmentation to update, and returns the launches of each module.
-fn issue_step(
-    trainer: &mut Trainer,
+/// What is launched: a network that is trained, or one that classifies.
+enum Subject {
+    Training(Trainer),
+    Inference(Network),
+}
+
+impl Subject {
+    /// Initialised, and prepared for batches of `shape`.
+    fn new(device: Cuda, resnet: ResNet, shape: BatchShape, purpose: Purpose) -> Result<Self> {
+        let device = std::rc::Rc::new(device);
+        let mut subject = match purpose {
+            Purpose::Training => Self::Training(Trainer::new(device, resnet, Recipe::fine_tuning().trainable(None)?)?),
+            Purpose::Evaluation => Self::Inference(Network::new(device, resnet)?),
+        };
+        let network = match &mut subject {
+            Self::Training(trainer) => trainer.network_mut(),
+            Self::Inference(network) => network,
+        };
+        initialise(network, 0)?;
+        network.prepare(shape, purpose)?;
+        Ok(subject)
+    }
+
+    fn network(&self) -> &Network {
+        match self {
+            Self::Training(trainer) => trainer.network(),
+            Self::Inference(network) => network,
+        }
+    }
+
+    fn purpose(&self) -> Purpose {
+        match self {
+            Self::Training(_) => Purpose::Training,
+            Self::Inference(_) => Purpose::Evaluation,
+        }
+    }
+}
+
+/// Runs one training step from augmentation to update, or the forward pass in inference, and returns the launches of each module.
+fn issue(
+    subject: &mut Subject,
     shape: BatchShape,
     images: &Images,
     targets: &[u32],
@@ -237,28 +274,31 @@ fn issue_step(
     let mut keep = |part, module: &str| {
         issued.extend(log.take().into_iter().map(|launch| Issued { part, module: module.into(), launch }));
     };
-    let network = trainer.network();
-    let executor = network.executor(shape, Purpose::Training)?;
+    let (network, purpose) = (subject.network(), subject.purpose());
+    let executor = network.executor(shape, purpose)?;
     let device = network.device();
-    network.fill_by(shape, Purpose::Training, |device, input| images.write(device, input), targets)?;
+    network.fill_by(shape, purpose, |device, input| images.write(device, input), targets)?;
     keep(Part::Augment, "images");
-    let names: Vec<&str> = executor.graph().nodes().iter().map(|node| node.name.as_str()).collect();
-    for (index, name) in names.iter().enumerate() {
+    for (index, node) in executor.graph().nodes().iter().enumerate() {
         executor.forward_node(device, index)?;
-        keep(Part::Forward, name);
+        keep(Part::Forward, &node.name);
     }
-    for (index, name) in names.iter().enumerate().rev() {
-        executor.backward_node(device, index)?;
-        keep(Part::Backward, name);
+    if let Subject::Training(trainer) = subject {
+        let network = trainer.network();
+        let executor = network.executor(shape, purpose)?;
+        for (index, node) in executor.graph().nodes().iter().enumerate().rev() {
+            executor.backward_node(network.device(), index)?;
+            keep(Part::Backward, &node.name);
+        }
+        trainer.update()?;
+        keep(Part::Sgd, "parameters");
     }
-    trainer.update()?;
-    trainer.network().device().synchronize()?;
-    keep(Part::Sgd, "parameters");
+    subject.network().device().synchronize()?;
     Ok(issued)
 }
 
 fn report(
-    network: &Network,
+    subject: &Subject,
     shape: BatchShape,
     issued: &[Issued],
     model: Option<&'static GpuModel>,
@@ -271,11 +311,16 @@ fn report(
         });
         rows[position].add(&one.launch, model);
     }
-    let graph = network.executor(shape, Purpose::Training)?.graph();
-    let least = LeastBytes::new(graph, network);
-    let mut totals: Vec<Total> = Part::ALL.iter().map(|&part| total(part, &rows, &least)).collect();
+    let network = subject.network();
+    let graph = network.executor(shape, subject.purpose())?.graph();
+    let least = LeastBytes::new(graph, network, subject.purpose());
+    let (parts, whole) = match subject {
+        Subject::Training(_) => (&Part::ALL[..], "step"),
+        Subject::Inference(_) => (&[Part::Augment, Part::Forward][..], "batch"),
+    };
+    let mut totals: Vec<Total> = parts.iter().map(|&part| total(part, &rows, &least)).collect();
     let step = Total {
-        part: "step",
+        part: whole,
         launches: totals.iter().map(|total| total.launches).sum(),
         operations: totals.iter().map(|total| total.operations).sum(),
         bytes: totals.iter().map(|total| total.bytes).sum(),
@@ -329,13 +374,14 @@ fn total(part: Part, rows: &[Row], least: &LeastBytes) -> Total {
     }
 }
 
-/// The fewest bytes that a training step moves if each pass reads and writes each activation once and no data stays in a cache
+/// The fewest bytes that a training step or a batch in inference moves if each pass reads and writes each activation once and no data stays in a cache
 /// between passes. With all parameters trained, the passes are:
 ///
 /// | pass | reads | writes |
 /// |---|---|---|
 /// | convolution, max and average pool, linear forward | input, weight | output, argmax indices |
 /// | normalisation, addition, ReLU | convolution's output, residual | output |
+/// | in inference, convolution with normalisation, addition, ReLU | input, weight, residual | output |
 /// | loss | logits | gradient of the logits |
 /// | batch norm backward, sums | output's gradient, convolution's output, output where a residual was added | masked gradient of the residual |
 /// | batch norm backward, gradient | the same gradient, convolution's output | its gradient |
@@ -352,7 +398,7 @@ struct LeastBytes {
 }
 
 impl LeastBytes {
-    fn new(graph: &Graph, network: &Network) -> Self {
+    fn new(graph: &Graph, network: &Network, purpose: Purpose) -> Self {
         let size = |value: Value| {
             let info = graph.value(value);
             (info.shape.len() * info.element_type.size()) as u64
@@ -384,7 +430,11 @@ impl LeastBytes {
                     backward += 2 * (size(output) + size(inputs[0])) + masked + gradient_of(inputs[0]);
                 }
                 "max_pool" => {
-                    let indices = graph.value(output).shape.len() as u64;
+                    // Only the backward pass reads where each maximum was.
+                    let indices = match purpose {
+                        Purpose::Training => graph.value(output).shape.len() as u64,
+                        Purpose::Evaluation => 0,
+                    };
                     forward += read + size(output) + indices;
                     backward += size(output) + indices + gradient_of(inputs[0]);
                 }

@@ -73,11 +73,13 @@ pub struct BenchArguments {
     #[arg(long, requires = "data", value_name = "N")]
     workers: Option<usize>,
 
-    /// Time every kernel of a training step separately; on the CPU, every graph node
+    /// Time every kernel of a training step, or of a batch with --mode inference, separately; on the CPU, every graph node of
+    /// a training step
     #[arg(long, conflicts_with = "data")]
     kernels: bool,
 
-    /// List every kernel launch of a training step with its roofline time, without running it; needs no GPU
+    /// List every kernel launch of a training step, or of a batch with --mode inference, with its roofline time, without
+    /// running it; needs no GPU
     #[arg(long, requires = "kernels")]
     plan: bool,
 
@@ -161,9 +163,6 @@ pub fn run(global: &GlobalArguments, arguments: &BenchArguments) -> Result<ExitC
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if arguments.kernels && arguments.mode == Mode::Inference {
-        return Err(Error::usage("--kernels times a training step, not --mode inference"));
-    }
     let resnet = ResNet { architecture: arguments.arch.parse()?, width: arguments.width, classes: CLASSES };
     let size = arguments.image_size;
     let shape = BatchShape { batch: arguments.batch_size, height: size, width: size };
@@ -233,12 +232,20 @@ fn report_launches(
     shape: BatchShape,
 ) -> Result<Option<launches::StepReport>> {
     let (model, precision) = (arguments.gpu, global.precision());
+    let purpose = match arguments.mode {
+        Mode::Inference => Purpose::Evaluation,
+        Mode::Training | Mode::Both | Mode::Data => Purpose::Training,
+    };
     if arguments.plan {
         let model = model.map_or_else(|| launches::find_model("h200"), Ok)?;
-        return launches::plan(model, precision, resnet, shape).map(Some);
+        return launches::plan(model, precision, resnet, shape, purpose).map(Some);
     }
     match global.open_driver()? {
-        Some(driver) => launches::measure(driver, model, precision, resnet, shape, arguments.steps).map(Some),
+        Some(driver) => launches::measure(driver, model, precision, resnet, shape, purpose, arguments.steps).map(Some),
+        None if purpose == Purpose::Evaluation => {
+            Err(Error::usage("--kernels --mode inference: the CPU times a training step only")
+                .hint("use --plan, or a GPU"))
+        }
         None => Ok(None),
     }
 }
