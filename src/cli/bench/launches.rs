@@ -226,8 +226,8 @@ pub(super) fn measure(
 
 /// What is launched: a network that is trained, or one that classifies.
 enum Subject {
-    Training(Trainer),
-    Inference(Network),
+    Training(Box<Trainer>),
+    Inference(Box<Network>),
 }
 
 impl Subject {
@@ -235,8 +235,10 @@ impl Subject {
     fn new(device: Cuda, resnet: ResNet, shape: BatchShape, purpose: Purpose) -> Result<Self> {
         let device = std::rc::Rc::new(device);
         let mut subject = match purpose {
-            Purpose::Training => Self::Training(Trainer::new(device, resnet, Recipe::fine_tuning().trainable(None)?)?),
-            Purpose::Evaluation => Self::Inference(Network::new(device, resnet)?),
+            Purpose::Training => {
+                Self::Training(Box::new(Trainer::new(device, resnet, Recipe::fine_tuning().trainable(None)?)?))
+            }
+            Purpose::Evaluation => Self::Inference(Box::new(Network::new(device, resnet)?)),
         };
         let network = match &mut subject {
             Self::Training(trainer) => trainer.network_mut(),
