@@ -61,6 +61,7 @@ fn layers(criterion: &mut Criterion) {
                 output,
                 activation: Activation::Relu,
                 output_gradient: &output_gradient,
+                is_reduced: false,
                 weight: &weight,
                 bias: &bias,
                 saved_statistics: &saved_statistics,

@@ -17,5 +17,6 @@ __device__ __forceinline__ float activate(Activation activation, float value) {
 // the result.
 __device__ __forceinline__ float activate_backward(Activation activation, float value, float gradient) {
     if (activation == Activation::kNone) return gradient;
-    return value > 0 ? gradient : 0;
+    // A NaN passes the gradient, as in torch.
+    return value <= 0 ? 0 : gradient;
 }

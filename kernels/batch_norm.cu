@@ -17,138 +17,52 @@
 // The arithmetic is 10 operations per element.
 //
 // There are three kernels. The convolution computes the statistics of the forward pass (statistics.cuh), so forward is
-// one pass. Backward is a pass that reduces and a pass that writes. In each kernel a thread keeps the constants of one
-// group of channels in registers and walks over pixels. Constants in shared memory would be read as often as the
-// activations, and a warp has more channels than shared memory has banks. Neighbouring threads have neighbouring
-// groups, so a warp reads 512 (256) contiguous bytes, or several pixels with fewer channels. Forward and the reduction
-// read 16 bytes at once. The writing pass reads four elements, because it keeps five constants per channel and would
-// otherwise run with a third of the threads. Each thread has two to four loads of each operand in flight. If the
-// channels are not divisible by four or eight, a group is one element.
+// one pass. Backward is a pass that reduces and a pass that writes; where a convolution wrote the output gradient, it has
+// also applied the derivative of the activation and computed the sums (conv2d_tensor.cu), and only the writing pass is left.
+// In each kernel a thread keeps the constants of 16 bytes of channels in registers and walks over pixels. Constants in
+// shared memory would be read as often as the activations, and a warp has more channels than shared memory has banks.
+// Neighbouring threads have neighbouring groups of channels, so a warp reads 512 contiguous bytes, or several pixels with
+// fewer channels. If the channels are not divisible by four (eight in bf16), a group is one element.
 //
-// Tiles: 32 groups of channels (256 channels in bf16, 128 in float32 and in the writing pass) or all groups if there
-// are fewer, times the pixels that 256 threads process in 4 to 8 rounds. With more rounds, small activations would
-// leave multiprocessors idle. With fewer, reading the statistics of the channels from the L2 cache would be an eighth
-// of the traffic or more.
+// A thread loads kRounds pixels of each operand before it uses the first. A load past the end reads the last pixel again, so
+// none waits for a branch. What a pass reads is known when it is compiled, because a test of a pointer between two loads
+// would be such a branch. Two blocks of 256 threads with four to twelve loads of 16 bytes in flight in each thread are 32 to
+// 98 KB for a multiprocessor; at 3.35 TB/s and 0.8 us of latency, 132 multiprocessors need 20 KB each.
 //
-// The shape alone determines how the reduction is split: into at most 1024 blocks, two or three times as many as a
-// large GPU runs at once. A block writes its sums to a row of the workspace, and the last block adds the rows in order.
-// g is rounded to bf16 only when it is stored. In layer1 and the stem, an H100 (3.35 TB/s in its data sheet) moves 2.3
-// to 2.9 TB/s forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the writing pass; the lower figures are those of
-// bf16. In layer4 the reduction takes 31 to 38 us, several times longer than its bytes require.
+// Grids: the passes over all elements have as many blocks as the GPU runs at once, or fewer if a thread would have less than
+// one round. No result depends on the number of blocks there. The reduction has at most 264 blocks, two for each
+// multiprocessor of an H100, on every GPU: the shape alone determines the order of its sums. A block writes its sums to a row
+// of the workspace, and the last block adds the rows in order. g is rounded to bf16 only when it is stored.
+//
+// An H100 (3.35 TB/s in its data sheet) moved 2.3 to 2.9 TB/s forward, 1.6 to 2.8 in the reduction and 2.2 to 3.0 in the
+// writing pass with the kernels before these, which had two rounds, tested pointers between loads, and wrote 8 bytes at once.
 //
 // dynamic shared memory: batch_norm_reduce_fp32 4096
 // dynamic shared memory: batch_norm_reduce_bf16 8192
-#include "activation.cuh"
-#include "statistics.cuh"
+#include "batch_norm.cuh"
 
-constexpr int kThreads = 256;
-
-constexpr int kGroupsPerTile = 32;
-
-// The elements that a thread processes in a pass over all elements: the `Length` channels starting at `channel` of
-// every
-// `lanes`-th pixel from `pixel` to `end`. blockIdx.x selects pixels and blockIdx.y channels.
-template <int Length>
-struct Tile {
-    int first_channel;   // of the block
-    int channel_count;   // of the block
-    int channel;
-    int lanes;
-    long long pixel;
-    long long end;
-
-    __device__ __forceinline__ Tile(int pixels, int channels, int pixels_per_block) {
-        const int first_group = blockIdx.y * kGroupsPerTile;
-        const int groups = min(kGroupsPerTile, channels / Length - first_group);
-        const int lane = static_cast<int>(threadIdx.x) / groups;
-        first_channel = first_group * Length;
-        channel_count = groups * Length;
-        channel = first_channel + (static_cast<int>(threadIdx.x) - lane * groups) * Length;
-        lanes = kThreads / groups;
-        const long long first = static_cast<long long>(blockIdx.x) * pixels_per_block;
-        end = min(first + pixels_per_block, static_cast<long long>(pixels));
-        // The remaining threads have no pixel.
-        pixel = lane < lanes ? first + lane : end;
-    }
-};
-
-template <class T, int Length>
-__device__ __forceinline__ void unpack(float (&values)[Length], const Vector<T, Length>& vector) {
-#pragma unroll
-    for (int i = 0; i < Length; i++) values[i] = to_float(vector.elements[i]);
-}
+// Pixels of a thread whose loads are in flight at once.
+constexpr int kRounds = 4;
 
 struct BatchNormForwardArguments {
     const void* input;         // [pixels, C]
     const void* residual;      // [pixels, C] or null
     void* output;              // [pixels, C]
-    const float* statistics;   // [2, C], the total, in training; otherwise null
-    const float* weight;       // [C]
-    const float* bias;         // [C]
-    float* running_mean;       // [C]
-    float* running_variance;   // [C]
-    float* saved_statistics;         // [4, C]: mean, 1 / standard deviation, scale, shift
-    int pixels;
-    int channels;
-    float epsilon;
-    float momentum;
+    BatchNormChannels norm;
     Activation activation;
     int vectorised;            // whether the channels are a multiple of 16 bytes
     int pixels_per_block;
     int padding;
 };
 
-// Computes mean, inverse deviation, scale and shift of the tile's channels, and writes scale and shift to shared
-// memory. One block of each tile also stores all four and updates the running statistics, which no other block reads in
-// training.
-__device__ __forceinline__ void prepare(const BatchNormForwardArguments& arguments, int first_channel,
-                                        int channel_count, float* factors, float* summands) {
-    const int channels = arguments.channels;
-    for (int i = threadIdx.x; i < channel_count; i += kThreads) {
-        const int channel = first_channel + i;
-        float mean, variance;
-        if (arguments.statistics != nullptr) {
-            const float pixels = static_cast<float>(arguments.pixels);
-            const float deviations = arguments.statistics[channels + channel];
-            mean = arguments.statistics[channel] / pixels;
-            variance = deviations / pixels;
-            if (blockIdx.x == 0) {
-                const float unbiased = deviations / (pixels - 1.0f);
-                const float old = 1.0f - arguments.momentum;
-                float& running_mean = arguments.running_mean[channel];
-                float& running_variance = arguments.running_variance[channel];
-                running_mean = fmaf(running_mean, old, mean * arguments.momentum);
-                running_variance = fmaf(running_variance, old, unbiased * arguments.momentum);
-            }
-        } else {
-            mean = arguments.running_mean[channel];
-            variance = arguments.running_variance[channel];
-        }
-        const float inverse = 1.0f / sqrtf(variance + arguments.epsilon);
-        const float factor = arguments.weight[channel] * inverse;
-        const float summand = fmaf(-mean, factor, arguments.bias[channel]);
-        factors[i] = factor;
-        summands[i] = summand;
-        if (blockIdx.x == 0) {
-            arguments.saved_statistics[channel] = mean;
-            arguments.saved_statistics[channels + channel] = inverse;
-            arguments.saved_statistics[2 * channels + channel] = factor;
-            arguments.saved_statistics[3 * channels + channel] = summand;
-        }
-    }
-    __syncthreads();
-}
-
-template <class T, int Length>
+template <class T, int Length, bool kResidual>
 __device__ __forceinline__ void normalise(const BatchNormForwardArguments& arguments) {
-    // Loads of a thread that are in flight at once.
-    constexpr int Rounds = 2;
     using Group = Vector<T, Length>;
     __shared__ float factors[kGroupsPerTile * Length];
     __shared__ float summands[kGroupsPerTile * Length];
-    const int channels = arguments.channels;
-    const Tile<Length> tile(arguments.pixels, channels, arguments.pixels_per_block);
-    prepare(arguments, tile.first_channel, tile.channel_count, factors, summands);
+    const int channels = arguments.norm.channels;
+    const Tile<Length> tile(arguments.norm.pixels, channels, arguments.pixels_per_block);
+    prepare(arguments.norm, tile.first_channel, tile.channel_count, factors, summands);
     float factor[Length], summand[Length];
 #pragma unroll
     for (int i = 0; i < Length; i++) {
@@ -156,45 +70,51 @@ __device__ __forceinline__ void normalise(const BatchNormForwardArguments& argum
         summand[i] = summands[tile.channel - tile.first_channel + i];
     }
     const T* input = static_cast<const T*>(arguments.input) + tile.channel;
-    const T* residual = static_cast<const T*>(arguments.residual);
-    if (residual != nullptr) residual += tile.channel;
+    const T* residual = static_cast<const T*>(arguments.residual) + (kResidual ? tile.channel : 0);
     T* output = static_cast<T*>(arguments.output) + tile.channel;
-    for (long long first = tile.pixel; first < tile.end; first += Rounds * tile.lanes) {
-        Group inputs[Rounds], residuals[Rounds];
+    for (long long first = tile.place; first < tile.end; first += kRounds * tile.lanes) {
+        Group inputs[kRounds], residuals[kRounds];
 #pragma unroll
-        for (int round = 0; round < Rounds; round++) {
-            const long long pixel = first + round * tile.lanes;
-            if (pixel >= tile.end) continue;
-            inputs[round] = *reinterpret_cast<const Group*>(input + pixel * channels);
-            if (residual != nullptr) residuals[round] = *reinterpret_cast<const Group*>(residual + pixel * channels);
+        for (int round = 0; round < kRounds; round++) {
+            const long long element = min(first + round * tile.lanes, tile.end - 1) * channels;
+            inputs[round] = *reinterpret_cast<const Group*>(input + element);
+            if constexpr (kResidual) residuals[round] = *reinterpret_cast<const Group*>(residual + element);
         }
 #pragma unroll
-        for (int round = 0; round < Rounds; round++) {
+        for (int round = 0; round < kRounds; round++) {
             const long long pixel = first + round * tile.lanes;
-            if (pixel >= tile.end) continue;
             float values[Length];
             float added[Length] = {};
             unpack(values, inputs[round]);
-            if (residual != nullptr) unpack(added, residuals[round]);
+            if constexpr (kResidual) unpack(added, residuals[round]);
 #pragma unroll
             for (int i = 0; i < Length; i++) {
                 values[i] = activate(arguments.activation, fmaf(values[i], factor[i], summand[i]) + added[i]);
             }
-            store_floats<T, Length>(output + pixel * channels, values);
+            if (pixel < tile.end) store_floats<T, Length>(output + pixel * channels, values);
         }
+    }
+}
+
+template <class T, int Length>
+__device__ __forceinline__ void forward_groups(const BatchNormForwardArguments& arguments) {
+    if (arguments.residual != nullptr) {
+        normalise<T, Length, true>(arguments);
+    } else {
+        normalise<T, Length, false>(arguments);
     }
 }
 
 template <class T>
 __device__ __forceinline__ void forward(const BatchNormForwardArguments& arguments) {
     if (arguments.vectorised != 0) {
-        normalise<T, kVectorLength<T>>(arguments);
+        forward_groups<T, kVectorLength<T>>(arguments);
     } else {
-        normalise<T, 1>(arguments);
+        forward_groups<T, 1>(arguments);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4)
+extern "C" __global__ void __launch_bounds__(256, 3)
     batch_norm_forward_fp32(const BatchNormForwardArguments arguments) {
     forward<float>(arguments);
 }
@@ -221,7 +141,7 @@ __device__ __forceinline__ void statistics_of(const BatchNormStatisticsArguments
     const int count = min(kPixelsPerBlock, arguments.pixels - first);
     const T* input = static_cast<const T*>(arguments.input) + static_cast<size_t>(first) * channels;
     float* row = arguments.statistics + static_cast<size_t>(block_row(blockIdx.x, blocks)) * 2 * channels;
-    for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
+    for (int channel = threadIdx.x; channel < channels; channel += kBatchNormThreads) {
         float sum = 0;
 #pragma unroll 8
         for (int pixel = 0; pixel < count; pixel++) {
@@ -260,10 +180,7 @@ struct BatchNormReduceArguments {
     const void* output;            // [pixels, C] if the derivative of the activation depends on it; otherwise null
     const void* output_gradient;   // [pixels, C]
     const float* saved_statistics;       // [4, C]
-    float* rows;                   // [1 + groups + blocks, 2, C]: sums of g and of g n
-    float* weight_gradient;        // [C] or null
-    float* bias_gradient;          // [C] or null
-    unsigned* counters;
+    BatchNormSums sums;
     int pixels;
     int channels;
     Activation activation;
@@ -272,105 +189,92 @@ struct BatchNormReduceArguments {
     int padding;
 };
 
-// The gradient with respect to the argument of the activation. With `has_output`, `output` is the forward result;
-// otherwise the argument is recomputed.
-__device__ __forceinline__ float before_activation(float gradient, Activation activation, bool has_output,
-                                                   float output, float input, float factor, float summand) {
-    // The gradient does not depend on the argument.
-    if (activation == Activation::kNone) return gradient;
-    const float value = has_output ? output : fmaf(input, factor, summand);
-    return activate_backward(activation, value, gradient);
+// The gradient with respect to the argument of the activation. With `kOutput`, `output` is the forward result; otherwise the
+// argument is recomputed.
+template <bool kOutput>
+__device__ __forceinline__ float before_activation(float gradient, Activation activation, float output, float input,
+                                                   float factor, float summand) {
+    return activate_backward(activation, kOutput ? output : fmaf(input, factor, summand), gradient);
 }
 
-template <class T, int Length>
+template <class T, int Length, bool kInput, bool kOutput>
 __device__ __forceinline__ void reduce_block(const BatchNormReduceArguments& arguments, float* shared) {
+    using Group = Vector<T, Length>;
     const T* input = static_cast<const T*>(arguments.input);
     const T* output = static_cast<const T*>(arguments.output);
     const T* output_gradient = static_cast<const T*>(arguments.output_gradient);
     const int channels = arguments.channels;
-    const int columns = channels / Length;
-    float* row = arguments.rows + static_cast<size_t>(block_row(blockIdx.x, gridDim.x)) * 2 * channels;
-    const int first_pixel = blockIdx.x * arguments.pixels_per_block;
-    const int end = min(arguments.pixels, first_pixel + arguments.pixels_per_block);
-    for (int first_column = 0; first_column < columns; first_column += kThreads) {
-        // `lanes` threads share a column; each processes every lanes-th pixel.
-        const int width = min(kThreads, columns - first_column);
-        const int lanes = kThreads / width;
-        const int column = threadIdx.x % width;
-        const int lane = threadIdx.x / width;
-        const int channel = (first_column + column) * Length;
-        float gradients[Length] = {};
-        float products[Length] = {};
-        if (lane < lanes) {
-            float mean[Length], factor[Length], summand[Length];
+    const float* saved = arguments.saved_statistics;
+    float* row = arguments.sums.rows + static_cast<size_t>(block_row(blockIdx.x, gridDim.x)) * 2 * channels;
+    const long long first_pixel = static_cast<long long>(blockIdx.x) * arguments.pixels_per_block;
+    const long long end = min(static_cast<long long>(arguments.pixels), first_pixel + arguments.pixels_per_block);
+    const auto add = [&](int channel, int lane, int lanes, float(&gradients)[Length], float(&products)[Length]) {
+        float mean[Length], factor[Length], summand[Length];
+        load_floats<float, Length>(mean, saved + channel);
+        load_floats<float, Length>(factor, saved + 2 * channels + channel);
+        load_floats<float, Length>(summand, saved + 3 * channels + channel);
+        for (long long first = first_pixel + lane; first < end; first += kRounds * lanes) {
+            Group loaded[kRounds], inputs[kRounds], outputs[kRounds];
 #pragma unroll
-            for (int i = 0; i < Length; i++) {
-                mean[i] = arguments.saved_statistics[channel + i];
-                factor[i] = arguments.saved_statistics[2 * channels + channel + i];
-                summand[i] = arguments.saved_statistics[3 * channels + channel + i];
+            for (int round = 0; round < kRounds; round++) {
+                const long long element = min(first + round * lanes, end - 1) * channels + channel;
+                loaded[round] = *reinterpret_cast<const Group*>(output_gradient + element);
+                if constexpr (kInput) inputs[round] = *reinterpret_cast<const Group*>(input + element);
+                if constexpr (kOutput) outputs[round] = *reinterpret_cast<const Group*>(output + element);
             }
-#pragma unroll 2
-            for (int pixel = first_pixel + lane; pixel < end; pixel += lanes) {
-                const size_t element = static_cast<size_t>(pixel) * channels + channel;
+#pragma unroll
+            for (int round = 0; round < kRounds; round++) {
                 float x[Length] = {};
                 float z[Length] = {};
                 float g[Length];
-                if (input != nullptr) load_floats<T, Length>(x, input + element);
-                load_floats<T, Length>(g, output_gradient + element);
-                if (output != nullptr) load_floats<T, Length>(z, output + element);
+                unpack(g, loaded[round]);
+                if constexpr (kInput) unpack(x, inputs[round]);
+                if constexpr (kOutput) unpack(z, outputs[round]);
+                if (first + round * lanes >= end) continue;
 #pragma unroll
                 for (int i = 0; i < Length; i++) {
-                    const float gradient = before_activation(g[i], arguments.activation, output != nullptr, z[i], x[i],
-                                                             factor[i], summand[i]);
+                    const float gradient =
+                        before_activation<kOutput>(g[i], arguments.activation, z[i], x[i], factor[i], summand[i]);
                     gradients[i] += gradient;
                     products[i] = fmaf(gradient, x[i] - mean[i], products[i]);
                 }
             }
-#pragma unroll
-            for (int i = 0; i < Length; i++) products[i] *= arguments.saved_statistics[channels + channel + i];
         }
-        // Shared memory holds [lane][column][Length], first the gradients, then the products. Lanes are added in order.
-        for (int which = 0; which < 2; which++) {
-            __syncthreads();
-            if (lane < lanes) {
-#pragma unroll
-                for (int i = 0; i < Length; i++) {
-                    shared[(lane * width + column) * Length + i] = which == 0 ? gradients[i] : products[i];
-                }
-            }
-            __syncthreads();
-            for (int i = threadIdx.x; i < width * Length; i += kThreads) {
-                float sum = 0;
-                for (int other = 0; other < lanes; other++) sum += shared[other * width * Length + i];
-                row[which * channels + first_column * Length + i] = sum;
-            }
+    };
+    sum_block<Length>(saved, channels, row, shared, add);
+}
+
+template <class T, int Length>
+__device__ __forceinline__ void reduce_groups(const BatchNormReduceArguments& arguments, float* shared) {
+    if (arguments.output != nullptr) {
+        if (arguments.input != nullptr) {
+            reduce_block<T, Length, true, true>(arguments, shared);
+        } else {
+            reduce_block<T, Length, false, true>(arguments, shared);
         }
+    } else if (arguments.input != nullptr) {
+        reduce_block<T, Length, true, false>(arguments, shared);
+    } else {
+        reduce_block<T, Length, false, false>(arguments, shared);
     }
 }
 
 template <class T>
 __device__ __forceinline__ void reduce(const BatchNormReduceArguments& arguments, float* shared) {
     if (arguments.vectorised != 0) {
-        reduce_block<T, kVectorLength<T>>(arguments, shared);
+        reduce_groups<T, kVectorLength<T>>(arguments, shared);
     } else {
-        reduce_block<T, 1>(arguments, shared);
+        reduce_groups<T, 1>(arguments, shared);
     }
-    const int channels = arguments.channels;
-    if (!sum_rows(arguments.rows, 2 * channels, blockIdx.x, gridDim.x, arguments.counters)) return;
-    for (int channel = threadIdx.x; channel < channels; channel += kThreads) {
-        if (arguments.bias_gradient != nullptr) arguments.bias_gradient[channel] = arguments.rows[channel];
-        if (arguments.weight_gradient != nullptr) {
-            arguments.weight_gradient[channel] = arguments.rows[channels + channel];
-        }
-    }
+    combine_sums(arguments.sums, arguments.channels, 0, arguments.channels, blockIdx.x, gridDim.x, arguments.sums.counters);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 4) batch_norm_reduce_fp32(const BatchNormReduceArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_reduce_fp32(const BatchNormReduceArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared_memory[];
     reduce<float>(arguments, reinterpret_cast<float*>(shared_memory));
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3) batch_norm_reduce_bf16(const BatchNormReduceArguments arguments) {
+extern "C" __global__ void __launch_bounds__(256, 2) batch_norm_reduce_bf16(const BatchNormReduceArguments arguments) {
     extern __shared__ __align__(128) unsigned char shared_memory[];
     reduce<bf16>(arguments, reinterpret_cast<float*>(shared_memory));
 }
@@ -393,82 +297,48 @@ struct BatchNormBackwardArguments {
     int padding;
 };
 
-template <class T, int Length>
-__device__ __forceinline__ void add_or_set(T* target, bool accumulate, float (&values)[Length]) {
-    if (accumulate) {
-        float before[Length];
-        load_floats<T, Length>(before, target);
-#pragma unroll
-        for (int i = 0; i < Length; i++) values[i] += before[i];
-    }
-    store_floats<T, Length>(target, values);
-}
-
-// x' = scale g + slope (x - mean) + offset, with slope = -scale weight' / (deviation pixels) and
-// offset = -scale bias' / pixels.
-template <class T, int Length>
+template <class T, int Length, bool kInput, bool kOutput>
 __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments& arguments) {
-    // Loads of a thread that are in flight at once.
-    constexpr int Rounds = 2;
     using Group = Vector<T, Length>;
     const int channels = arguments.channels;
     const Tile<Length> tile(arguments.pixels, channels, arguments.pixels_per_block);
-    float mean[Length], factor[Length], summand[Length];
-    float slope[Length] = {};
-    float offset[Length] = {};
-    load_floats<float, Length>(mean, arguments.saved_statistics + tile.channel);
-    load_floats<float, Length>(factor, arguments.saved_statistics + 2 * channels + tile.channel);
-    load_floats<float, Length>(summand, arguments.saved_statistics + 3 * channels + tile.channel);
-    if (arguments.sums != nullptr) {
-        const float inverse_pixels = 1.0f / static_cast<float>(arguments.pixels);
-        load_floats<float, Length>(offset, arguments.sums + tile.channel);
-        load_floats<float, Length>(slope, arguments.sums + channels + tile.channel);
-#pragma unroll
-        for (int i = 0; i < Length; i++) {
-            const float share = -factor[i] * inverse_pixels;
-            slope[i] *= share * arguments.saved_statistics[channels + tile.channel + i];
-            offset[i] *= share;
-        }
-    }
+    const BackwardChannels<Length> norm(arguments.saved_statistics, arguments.sums, channels, tile.channel,
+                                        arguments.pixels);
     const T* input = static_cast<const T*>(arguments.input);
     const T* output = static_cast<const T*>(arguments.output);
     const T* output_gradient = static_cast<const T*>(arguments.output_gradient);
     T* input_gradient = static_cast<T*>(arguments.input_gradient);
     T* residual_gradient = static_cast<T*>(arguments.residual_gradient);
-    for (long long first = tile.pixel; first < tile.end; first += Rounds * tile.lanes) {
-        Group gradients[Rounds];
-        Group inputs[Rounds] = {};
-        Group outputs[Rounds] = {};
+    for (long long first = tile.place; first < tile.end; first += kRounds * tile.lanes) {
+        Group gradients[kRounds], inputs[kRounds], outputs[kRounds];
 #pragma unroll
-        for (int round = 0; round < Rounds; round++) {
-            const long long pixel = first + round * tile.lanes;
-            if (pixel >= tile.end) continue;
+        for (int round = 0; round < kRounds; round++) {
+            const long long pixel = min(first + round * tile.lanes, tile.end - 1);
             const long long element = pixel * channels + tile.channel;
             gradients[round] = *reinterpret_cast<const Group*>(output_gradient + element);
-            if (input != nullptr) inputs[round] = *reinterpret_cast<const Group*>(input + element);
-            if (output != nullptr) outputs[round] = *reinterpret_cast<const Group*>(output + element);
+            if constexpr (kInput) inputs[round] = *reinterpret_cast<const Group*>(input + element);
+            if constexpr (kOutput) outputs[round] = *reinterpret_cast<const Group*>(output + element);
         }
 #pragma unroll
-        for (int round = 0; round < Rounds; round++) {
+        for (int round = 0; round < kRounds; round++) {
             const long long pixel = first + round * tile.lanes;
             if (pixel >= tile.end) continue;
             const long long element = pixel * channels + tile.channel;
-            float g[Length], x[Length], z[Length];
+            float g[Length];
+            float x[Length] = {};
+            float z[Length] = {};
             unpack(g, gradients[round]);
-            unpack(x, inputs[round]);
-            unpack(z, outputs[round]);
+            if constexpr (kInput) unpack(x, inputs[round]);
+            if constexpr (kOutput) unpack(z, outputs[round]);
 #pragma unroll
             for (int i = 0; i < Length; i++) {
-                g[i] = before_activation(g[i], arguments.activation, output != nullptr, z[i], x[i], factor[i],
-                                         summand[i]);
+                g[i] = before_activation<kOutput>(g[i], arguments.activation, z[i], x[i], norm.factor[i], norm.summand[i]);
             }
             if (input_gradient != nullptr) {
                 float values[Length];
+                // Without an input the slope is zero, so the value of x does not matter.
 #pragma unroll
-                for (int i = 0; i < Length; i++) {
-                    // Without an input the slope is zero, so the value of x does not matter.
-                    values[i] = fmaf(factor[i], g[i], fmaf(slope[i], x[i] - mean[i], offset[i]));
-                }
+                for (int i = 0; i < Length; i++) values[i] = norm.input_gradient(i, x[i], g[i]);
                 add_or_set<T, Length>(input_gradient + element, arguments.accumulate_input != 0, values);
             }
             if (residual_gradient != nullptr) {
@@ -478,21 +348,36 @@ __device__ __forceinline__ void write_gradients(const BatchNormBackwardArguments
     }
 }
 
-template <class T>
-__device__ __forceinline__ void backward(const BatchNormBackwardArguments& arguments) {
-    if (arguments.vectorised != 0) {
-        write_gradients<T, 4>(arguments);
+template <class T, int Length>
+__device__ __forceinline__ void backward_groups(const BatchNormBackwardArguments& arguments) {
+    if (arguments.output != nullptr) {
+        if (arguments.input != nullptr) {
+            write_gradients<T, Length, true, true>(arguments);
+        } else {
+            write_gradients<T, Length, false, true>(arguments);
+        }
+    } else if (arguments.input != nullptr) {
+        write_gradients<T, Length, true, false>(arguments);
     } else {
-        write_gradients<T, 1>(arguments);
+        write_gradients<T, Length, false, false>(arguments);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+template <class T>
+__device__ __forceinline__ void backward(const BatchNormBackwardArguments& arguments) {
+    if (arguments.vectorised != 0) {
+        backward_groups<T, kVectorLength<T>>(arguments);
+    } else {
+        backward_groups<T, 1>(arguments);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2)
     batch_norm_backward_fp32(const BatchNormBackwardArguments arguments) {
     backward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+extern "C" __global__ void __launch_bounds__(256, 2)
     batch_norm_backward_bf16(const BatchNormBackwardArguments arguments) {
     backward<bf16>(arguments);
 }

@@ -62,6 +62,12 @@
 //   Gradient, tf32, rows of 256 or 512 bytes: chunk j of row i lies at j ^ 2 (i mod 4). Plain loads of 4 bytes read
 //     rows t = 0..3 of two chunks 2 m and 2 m + 1: (2 m ^ 2 t) + (0 or 1), all different.
 //
+// Where the input of the convolution is the output of a batch norm in training mode, and this input gradient completes the
+// gradient of that output, the kernels conv2d_reduce also apply the derivative of the batch norm's activation and make its
+// sums (batch_norm.cu): while a block writes its results it reads the input of the batch norm, and its output where a residual
+// was added. In layer1 (51 MB an activation in bf16) this replaces a pass that reads two (three) activations, and with a
+// residual one read and one write of the pass after it: 51 (154) MB less of 1,080 (1,336).
+//
 // Results pass through rows padded by 16 bytes (bf16) or 32 (float32): row i begins 4 i (8 i) banks later, so the pairs
 // that lanes store from eight rows (four rows for each half of a warp) have no bank conflict. They are then written in
 // whole chunks.
@@ -82,7 +88,12 @@
 // dynamic shared memory: conv2d_input_gradient_64_bf16 37376
 // dynamic shared memory: conv2d_input_gradient_128_tf32 49664
 // dynamic shared memory: conv2d_input_gradient_64_tf32 37376
+// dynamic shared memory: conv2d_reduce_128_bf16 49664
+// dynamic shared memory: conv2d_reduce_64_bf16 37376
+// dynamic shared memory: conv2d_reduce_128_tf32 49664
+// dynamic shared memory: conv2d_reduce_64_tf32 37376
 
+#include "batch_norm.cuh"
 #include "conv2d.cuh"
 
 template <class T>
@@ -111,6 +122,17 @@ struct Conv2dTensorInputGradientArguments {
     int channel_tiles;           // tiles over the input channels, the fastest index in blockIdx.x
     int accumulate;              // add to the values in `input_gradient`
     int reserved;
+};
+
+template <class T>
+struct Conv2dTensorReduceArguments {
+    Conv2dTensorInputGradientArguments<T> convolution;
+    const T* input;                  // of the batch norm, laid out as the input gradient
+    const T* output;                 // of the batch norm, if a residual was added before the activation; otherwise null
+    const float* saved_statistics;   // [4, C]
+    BatchNormSums sums;
+    Activation activation;
+    int padding;
 };
 
 #if RETUNE_TENSOR_CORES
@@ -417,12 +439,105 @@ struct Finish {
     }
 };
 
+// Writes chunks as they are.
+template <class T>
+struct Store {
+    static constexpr int kChunks = 1;
+
+    // `channel` is that of the chunks. Places without an element are negative.
+    __device__ __forceinline__ void operator()(T* result, const long long (&elements)[kChunks], int,
+                                               const uint4 (&chunks)[kChunks]) const {
+        if (elements[0] >= 0) *reinterpret_cast<uint4*>(result + elements[0]) = chunks[0];
+    }
+};
+
+// Applies the derivative of a batch norm's activation to chunks before it writes them, and adds what the backward pass of the
+// batch norm sums: g and g (x - mean). A thread always has the same channels. Sums are kept apart by rows modulo a number
+// that does not depend on the tile's width, so their order does not either.
+template <class T, int kChannels>
+struct Reduce {
+    static constexpr int kChunks = 4;
+    static constexpr int kVector = kVectorLength<T>;
+    static constexpr int kParts = kChannels / 64;
+    const Conv2dTensorReduceArguments<T>& arguments;
+    float mean[kVector];
+    float factor[kVector];
+    float summand[kVector];
+    float gradients[kParts][kVector] = {};
+    float products[kParts][kVector] = {};
+
+    __device__ __forceinline__ Reduce(const Conv2dTensorReduceArguments<T>& arguments, int channels, int channel)
+        : arguments(arguments) {
+        channel = min(channel, channels - kVector);
+        load_floats<float, kVector>(mean, arguments.saved_statistics + channel);
+        load_floats<float, kVector>(factor, arguments.saved_statistics + 2 * channels + channel);
+        load_floats<float, kVector>(summand, arguments.saved_statistics + 3 * channels + channel);
+    }
+
+    __device__ __forceinline__ void operator()(T* result, const long long (&elements)[kChunks], int channel,
+                                               const uint4 (&chunks)[kChunks]) {
+        using Group = Vector<T, kVector>;
+        // Without an output the input is read twice, from the first-level cache, instead of a branch between the loads.
+        const bool has_output = arguments.output != nullptr;
+        const T* output = has_output ? arguments.output : arguments.input;
+        Group inputs[kChunks], outputs[kChunks];
+#pragma unroll
+        for (int i = 0; i < kChunks; i++) {
+            const long long element = elements[i] >= 0 ? elements[i] : 0;
+            inputs[i] = *reinterpret_cast<const Group*>(arguments.input + element);
+            outputs[i] = *reinterpret_cast<const Group*>(output + element);
+        }
+#pragma unroll
+        for (int i = 0; i < kChunks; i++) {
+            if (elements[i] < 0) continue;
+            Group group = *reinterpret_cast<const Group*>(&chunks[i]);
+#pragma unroll
+            for (int j = 0; j < kVector; j++) {
+                const float x = to_float(inputs[i].elements[j]);
+                const float value = has_output ? to_float(outputs[i].elements[j]) : fmaf(x, factor[j], summand[j]);
+                const float g = activate_backward(arguments.activation, value, to_float(group.elements[j]));
+                group.elements[j] = from_float<T>(g);
+                gradients[i % kParts][j] += g;
+                products[i % kParts][j] = fmaf(g, x - mean[j], products[i % kParts][j]);
+            }
+            *reinterpret_cast<Group*>(result + elements[i]) = group;
+        }
+    }
+
+    // Writes the block's sums to `row`, [2, C]. `shared` has room for 128 x 2 kVector kParts floats.
+    __device__ __forceinline__ void write_row(float* row, int channels, int first_channel, float* shared) const {
+        constexpr int kChunksPerRow = kChannels / kVector;
+        constexpr int kLanes = kThreads / kChunksPerRow;
+        const int thread = threadIdx.x;
+        const int lane = thread / kChunksPerRow;
+        const int column = thread % kChunksPerRow * kVector;
+        for (int which = 0; which < 2; which++) {
+#pragma unroll
+            for (int part = 0; part < kParts; part++) {
+#pragma unroll
+                for (int i = 0; i < kVector; i++) {
+                    shared[(part * kLanes + lane) * kChannels + column + i] =
+                        which == 0 ? gradients[part][i] : products[part][i];
+                }
+            }
+            __syncthreads();
+            const int channel = first_channel + thread;
+            if (thread < kChannels && channel < channels) {
+                float sum = 0.0f;
+                for (int other = 0; other < kParts * kLanes; other++) sum += shared[other * kChannels + thread];
+                row[which * channels + channel] = which == 0 ? sum : sum * arguments.saved_statistics[channels + channel];
+            }
+            __syncthreads();
+        }
+    }
+};
+
 // Writes the results that `end` makes of the sums, rounded, to rows of `channels` elements at `result`. `row_of` returns the
 // row of a pixel of the block, or a negative number if it has none. Existing values are loaded in whole chunks, to the
 // places in shared memory where their results will be.
-template <class T, int kChannels, class RowOf, class End>
+template <class T, int kChannels, class RowOf, class End, class Store>
 __device__ __forceinline__ void write(T* result, int channels, int first_channel, const RowOf& row_of,
-                                      const Sums<kChannels>& sums, unsigned char* shared, const End& end) {
+                                      const Sums<kChannels>& sums, unsigned char* shared, const End& end, Store& store) {
     using Tile = Staging<T, kChannels>;
     constexpr int kVector = kVectorLength<T>;
     const int thread = threadIdx.x;
@@ -483,15 +598,24 @@ __device__ __forceinline__ void write(T* result, int channels, int first_channel
         }
         __syncthreads();
         if (vectors) {
-#pragma unroll 4
-            for (int i = thread; i < Tile::kRows * Tile::kChunksPerRow; i += kThreads) {
-                const int row = i / Tile::kChunksPerRow;
-                const int column = i % Tile::kChunksPerRow * kVector;
-                const int target = row_of(first_row + row);
-                if (target < 0 || first_channel + column >= channels) continue;
-                T* element = result + static_cast<long long>(target) * channels + first_channel + column;
-                const unsigned char* staged = shared + row * Tile::kRowBytes + column * static_cast<int>(sizeof(T));
-                *reinterpret_cast<uint4*>(element) = *reinterpret_cast<const uint4*>(staged);
+            const int column = thread % Tile::kChunksPerRow * kVector;
+            const int channel = first_channel + column;
+            constexpr int kRowDistance = kThreads / Tile::kChunksPerRow;
+            constexpr int kUnroll = 4 / Store::kChunks;
+#pragma unroll kUnroll
+            for (int first = thread / Tile::kChunksPerRow; first < Tile::kRows; first += kRowDistance * Store::kChunks) {
+                long long elements[Store::kChunks];
+                uint4 chunks[Store::kChunks];
+#pragma unroll
+                for (int i = 0; i < Store::kChunks; i++) {
+                    const int row = first + i * kRowDistance;
+                    const int target = row_of(first_row + row);
+                    const bool exists = target >= 0 && channel < channels;
+                    elements[i] = exists ? static_cast<long long>(target) * channels + channel : -1;
+                    chunks[i] = *reinterpret_cast<const uint4*>(shared + row * Tile::kRowBytes +
+                                                                column * static_cast<int>(sizeof(T)));
+                }
+                store(result, elements, channel, chunks);
             }
         } else {
             for (int i = thread; i < Tile::kRows * kChannels; i += kThreads) {
@@ -620,7 +744,8 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     };
     if constexpr (kFinishes) {
         const Finish<T> end{static_cast<const T*>(finish.residual), finish, affines};
-        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, end);
+        Store<T> store;
+        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, end, store);
     } else {
         const int blocks = divide_up(product.pixels, kPixels);
         if (arguments.statistics != nullptr) {
@@ -635,7 +760,9 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
             }
         }
         const Accumulate<T> nothing_added{nullptr};
-        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, nothing_added);
+        Store<T> store;
+        write<T, kChannels>(arguments.output, product.channels, first_channel, row_of, sums, shared_memory, nothing_added,
+                            store);
         if (arguments.statistics != nullptr) {
             // Each tile of channels counts its own blocks.
             unsigned* counters = arguments.counters + first_channel / kChannels * (groups_of(blocks) + 1);
@@ -645,8 +772,10 @@ __device__ __forceinline__ void forward(const Conv2dTensorForwardArguments<T>& a
     }
 }
 
-template <class T, int kChannels>
-__device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments) {
+// With a `reduction`, the block's row of sums is written in any case.
+template <class T, int kChannels, bool kReduces>
+__device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientArguments<T>& arguments,
+                                               const Conv2dTensorReduceArguments<T>* reduction) {
     const Conv2dGeometry& geometry = arguments.geometry;
     extern __shared__ __align__(128) unsigned char shared_memory[];
     // If the padding is odd, as in ResNet, the last class has the most taps, so it starts first.
@@ -677,9 +806,11 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     product.filter_step = stride;
     product.kernel_positions = geometry.kernel_height * geometry.kernel_width;
     product.kernel_width = geometry.kernel_width;
-    if (first_pixel >= product.pixels) return;
     const bool accumulate = arguments.accumulate != 0;
-    if (accumulate && product.tap_rows * product.tap_columns == 0) return;
+    if constexpr (!kReduces) {
+        if (first_pixel >= product.pixels) return;
+        if (accumulate && product.tap_rows * product.tap_columns == 0) return;
+    }
 
     // The destination of each pixel of the block, read after the barriers of the product.
     int* rows = reinterpret_cast<int*>(shared_memory + kStages * kStageBytes<kChannels>);
@@ -693,9 +824,25 @@ __device__ __forceinline__ void input_gradient(const Conv2dTensorInputGradientAr
     Sums<kChannels> sums = {};
     multiply<T, true, kChannels>(product, first_pixel, first_channel, shared_memory, sums);
     const Accumulate<T> end{accumulate ? arguments.input_gradient : nullptr};
-    write<T, kChannels>(
-        arguments.input_gradient, product.channels, first_channel, [&](int pixel) { return rows[pixel]; }, sums,
-        shared_memory, end);
+    const auto row_of = [&](int pixel) { return rows[pixel]; };
+    if constexpr (kReduces) {
+        const int channels = product.channels;
+        const int chunk = static_cast<int>(threadIdx.x) % Staging<T, kChannels>::kChunksPerRow;
+        Reduce<T, kChannels> reduce(*reduction, channels, first_channel + chunk * kVectorLength<T>);
+        write<T, kChannels>(arguments.input_gradient, channels, first_channel, row_of, sums, shared_memory, end, reduce);
+        const int tiles = static_cast<int>(gridDim.x) / arguments.channel_tiles;
+        const int blocks = tiles * static_cast<int>(gridDim.z);
+        const int block = parity * tiles + tile;
+        float* row = reduction->sums.rows + static_cast<size_t>(block_row(block, blocks)) * 2 * channels;
+        reduce.write_row(row, channels, first_channel, reinterpret_cast<float*>(shared_memory));
+        // Each tile of channels counts its own blocks.
+        unsigned* counters = reduction->sums.counters + first_channel / kChannels * (groups_of(blocks) + 1);
+        combine_sums(reduction->sums, channels, first_channel, min(kChannels, channels - first_channel), block, blocks,
+                     counters);
+    } else {
+        Store<T> store;
+        write<T, kChannels>(arguments.input_gradient, product.channels, first_channel, row_of, sums, shared_memory, end, store);
+    }
 }
 
 #endif
@@ -763,27 +910,56 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 extern "C" __global__ void __launch_bounds__(128, 2)
     conv2d_input_gradient_128_bf16(const Conv2dTensorInputGradientArguments<bf16> arguments) {
 #if RETUNE_TENSOR_CORES
-    input_gradient<bf16, 128>(arguments);
+    input_gradient<bf16, 128, false>(arguments, nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     conv2d_input_gradient_64_bf16(const Conv2dTensorInputGradientArguments<bf16> arguments) {
 #if RETUNE_TENSOR_CORES
-    input_gradient<bf16, 64>(arguments);
+    input_gradient<bf16, 64, false>(arguments, nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 2)
     conv2d_input_gradient_128_tf32(const Conv2dTensorInputGradientArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
-    input_gradient<float, 128>(arguments);
+    input_gradient<float, 128, false>(arguments, nullptr);
 #endif
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
     conv2d_input_gradient_64_tf32(const Conv2dTensorInputGradientArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
-    input_gradient<float, 64>(arguments);
+    input_gradient<float, 64, false>(arguments, nullptr);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_reduce_128_bf16(const Conv2dTensorReduceArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<bf16, 128, true>(arguments.convolution, &arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 2)
+    conv2d_reduce_128_tf32(const Conv2dTensorReduceArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<float, 128, true>(arguments.convolution, &arguments);
+#endif
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+    conv2d_reduce_64_bf16(const Conv2dTensorReduceArguments<bf16> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<bf16, 64, true>(arguments.convolution, &arguments);
+#endif
+}
+
+// Four blocks would leave 128 registers for 64 sums and 80 values of the epilogue, which would spill.
+extern "C" __global__ void __launch_bounds__(128, 3)
+    conv2d_reduce_64_tf32(const Conv2dTensorReduceArguments<float> arguments) {
+#if RETUNE_TENSOR_CORES
+    input_gradient<float, 64, true>(arguments.convolution, &arguments);
 #endif
 }

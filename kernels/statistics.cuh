@@ -43,18 +43,6 @@ __device__ __forceinline__ bool combine_rows(int block, int blocks, unsigned* co
     return true;
 }
 
-// Sums of `width` columns: `rows` is [1 + groups + blocks][width].
-__device__ __forceinline__ bool sum_rows(float* rows, int width, int block, int blocks, unsigned* counters) {
-    return combine_rows(block, blocks, counters, [=](int first, int count, int result, int) {
-        for (int column = threadIdx.x; column < width; column += blockDim.x) {
-            float sum = 0;
-#pragma unroll 8
-            for (int row = 0; row < count; row++) sum += rows[static_cast<size_t>(first + row) * width + column];
-            rows[static_cast<size_t>(result) * width + column] = sum;
-        }
-    });
-}
-
 // Statistics of the channels from `first_channel` to `first_channel + channel_count` over `pixels` pixels. `rows` is
 // [1 + groups + blocks][2][channels]: sums, and squared deviations from the mean of the row. Block `b` has the pixels
 // starting at kPixelsPerBlock * b.

@@ -11,7 +11,10 @@ use reference::devices::{
     norm, run_at_lower_levels, stored,
 };
 use reference::*;
-use retune::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device, Precision};
+use retune::device::{
+    Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device, Gradient, MaxPoolWindow, Precision,
+};
+use retune::tensor::Tensor;
 
 const LIMIT: f64 = 1e-5;
 const EPSILON: f32 = 1e-5;
@@ -208,6 +211,7 @@ impl Case {
                 output: output.as_ref(),
                 activation: options.activation,
                 output_gradient: &bench.activation(*dims, &self.output_gradient),
+                is_reduced: false,
                 weight: &bench.input([channels], &self.weight),
                 bias: &bench.input([channels], &self.bias),
                 saved_statistics: &bench.input([4, channels], saved_statistics),
@@ -427,6 +431,199 @@ fn passes_match_in_constant_channels() {
 #[test]
 fn kernels_match_in_constant_channels() {
     PRECISIONS.into_iter().for_each(|precision| check_constant_channels(&kernel_devices(precision)));
+}
+
+/// Gradients at a NaN are those of torch: `threshold_backward` sets them to zero where the value is at most zero, which a NaN is
+/// not.
+#[test]
+fn gradients_pass_the_relu_at_not_a_number() {
+    for residual in [false, true] {
+        for device in devices().into_iter().chain(PRECISIONS.into_iter().flat_map(kernel_devices)) {
+            let bench = Workbench::new(device.as_ref());
+            let dims = [1, 1, 4, 1];
+            let values = bench.activation(dims, &[-1.0, 0.0, f32::NAN, 1.0]);
+            let bias_gradient = bench.output([1]);
+            let arguments = BatchNormBackward {
+                mode: BatchNormMode::Running,
+                input: (!residual).then_some(&values),
+                output: residual.then_some(&values),
+                activation: Activation::Relu,
+                output_gradient: &bench.activation(dims, &[2.0, 3.0, 4.0, 5.0]),
+                is_reduced: false,
+                weight: &bench.input([1], &[1.0]),
+                bias: &bench.input([1], &[0.0]),
+                saved_statistics: &bench.input([4, 1], &[0.0, 1.0, 1.0, 0.0]),
+                input_gradient: None,
+                residual_gradient: None,
+                weight_gradient: None,
+                bias_gradient: Some(&bias_gradient),
+                workspace: &bench.workspace(device.batch_norm_workspace(dims.into())),
+            };
+            device.batch_norm_backward(&arguments).unwrap();
+            assert_eq!(bench.read(&bias_gradient), [4.0 + 5.0], "{}, residual {residual}", device.name());
+            bench.finish();
+        }
+    }
+}
+
+const STEM_WINDOW: MaxPoolWindow = MaxPoolWindow { size: 3, stride: 2, padding: 1 };
+
+/// The results of a batch norm and the max pooling after it.
+struct Pooled {
+    output: Vec<f32>,
+    indices: Vec<u8>,
+    running: [Vec<f32>; 2],
+    input_gradient: Vec<f32>,
+    weight_gradient: Vec<f32>,
+    bias_gradient: Vec<f32>,
+}
+
+impl Case {
+    fn pooled_dims(&self) -> [usize; 4] {
+        let [batch, height, width, channels] = self.dims;
+        [batch, STEM_WINDOW.output_extent(height), STEM_WINDOW.output_extent(width), channels]
+    }
+
+    /// In one pass, or in separate ones.
+    fn pool(&self, device: &dyn Device, is_fused: bool) -> Pooled {
+        let bench = Workbench::new(device);
+        let (Self { dims, options, .. }, channels, pooled_dims) = (self, self.channels(), self.pooled_dims());
+        let input = bench.activation(*dims, &self.input);
+        let statistics = options.training.then(|| {
+            let statistics = bench.output([device.statistics_rows(input.shape()), 2, channels]);
+            device.batch_norm_statistics(&input, &statistics).unwrap();
+            statistics
+        });
+        let [output, normalised] = [pooled_dims, *dims].map(|dims| bench.activation_output(dims));
+        let (saved_statistics, indices) = (bench.output([4, channels]), bench.byte_output(pooled_dims));
+        let [running_mean, running_variance] = [0, 1].map(|index| bench.variable([channels], &self.running[index]));
+        let [weight, bias] = [&self.weight, &self.bias].map(|values| bench.input([channels], values));
+        let forward = |output| BatchNormForward {
+            mode: options.mode(),
+            input: &input,
+            statistics: statistics.as_ref(),
+            weight: &weight,
+            bias: &bias,
+            running_mean: &running_mean,
+            running_variance: &running_variance,
+            saved_statistics: &saved_statistics,
+            residual: None,
+            activation: options.activation,
+            output,
+            epsilon: EPSILON,
+            momentum: options.momentum,
+        };
+        let before = options.accumulate.then_some(self.before[0].as_slice());
+        let input_gradient = bench.activation_gradient(*dims, before);
+        let [weight_gradient, bias_gradient] = [0, 1].map(|_| bench.output([channels]));
+        let workspace = bench.workspace(device.batch_norm_workspace((*dims).into()));
+        let count = pooled_dims.iter().product();
+        let output_gradient = bench.activation(pooled_dims, &self.output_gradient[..count]);
+        let backward = |output_gradient| BatchNormBackward {
+            mode: options.mode(),
+            input: Some(&input),
+            output: None,
+            activation: options.activation,
+            output_gradient,
+            is_reduced: false,
+            weight: &weight,
+            bias: &bias,
+            saved_statistics: &saved_statistics,
+            input_gradient: options.input_gradient.then_some(&input_gradient),
+            residual_gradient: None,
+            weight_gradient: options.weight_gradient.then_some(&weight_gradient),
+            bias_gradient: options.bias_gradient.then_some(&bias_gradient),
+            workspace: &workspace,
+        };
+        if is_fused {
+            device.batch_norm_max_pool_forward(STEM_WINDOW, &forward(&output), &indices).unwrap();
+            device.batch_norm_max_pool_backward(STEM_WINDOW, &backward(&output_gradient), &indices).unwrap();
+        } else {
+            device.batch_norm_forward(&forward(&normalised)).unwrap();
+            device.max_pool_forward(STEM_WINDOW, &normalised, &output, Some(&indices)).unwrap();
+            let gradient = bench.activation_gradient(*dims, None);
+            device.max_pool_backward(STEM_WINDOW, &indices, &output_gradient, &gradient).unwrap();
+            device.batch_norm_backward(&backward(&gradient.tensor)).unwrap();
+        }
+        let wanted = |is_wanted: bool, tensor: &Tensor| if is_wanted { bench.read(tensor) } else { Vec::new() };
+        let Gradient { tensor: input_gradient, .. } = &input_gradient;
+        let pooled = Pooled {
+            output: bench.read(&output),
+            indices: bench.read_bytes(&indices),
+            running: [bench.read(&running_mean), bench.read(&running_variance)],
+            input_gradient: wanted(options.input_gradient, input_gradient),
+            weight_gradient: wanted(options.weight_gradient, &weight_gradient),
+            bias_gradient: wanted(options.bias_gradient, &bias_gradient),
+        };
+        bench.finish();
+        pooled
+    }
+
+    /// One pass has the bits of separate ones; only sums over pixels have another order.
+    fn check_pooled(dims: [usize; 4], options: Options, seed: u64) {
+        for precision in PRECISIONS {
+            let case = Self::new(dims, options, seed).stored(precision);
+            let devices = kernel_devices(precision);
+            let supported = |device: &&Rc<dyn Device>| device.has_batch_norm_max_pool(STEM_WINDOW);
+            assert!(!cfg!(feature = "emulator") || devices.iter().any(|device| supported(&device)));
+            for device in devices.iter().filter(supported) {
+                let device = device.as_ref();
+                let [fused, separate] = [true, false].map(|is_fused| case.pool(device, is_fused));
+                let what = format!("{dims:?} {options:?} in {precision}");
+                assert!(fused.output == separate.output && fused.indices == separate.indices, "{what}");
+                assert!(fused.running == separate.running, "{what}");
+                let sums = (case.output_gradient.len() as f64).sqrt();
+                let near = |name: &str, ours: &[f32], other: &[f32], typical, limit| {
+                    let truth: Vec<f64> = other.iter().copied().map(f64::from).collect();
+                    assert_near(&format!("{name} of {what}"), ours, &truth, typical, limit);
+                };
+                near("weight gradient", &fused.weight_gradient, &separate.weight_gradient, sums, LIMIT);
+                near("bias gradient", &fused.bias_gradient, &separate.bias_gradient, sums, LIMIT);
+                if options.training && precision != Precision::Bf16 {
+                    let typical = norm(&separate.input_gradient.iter().copied().map(f64::from).collect::<Vec<_>>());
+                    near("input gradient", &fused.input_gradient, &separate.input_gradient, typical, LIMIT);
+                } else if options.training {
+                    // Another order of sums moves a few values across a rounding boundary.
+                    let differs = fused.input_gradient.iter().zip(&separate.input_gradient).filter(|(a, b)| a != b);
+                    assert!(differs.count() * 100 <= fused.input_gradient.len() + 100, "{what}");
+                    near("input gradient", &fused.input_gradient, &separate.input_gradient, sums, 1e-3);
+                } else {
+                    assert!(fused.input_gradient == separate.input_gradient, "input gradient of {what}");
+                }
+            }
+            assert_schedules_agree();
+        }
+    }
+}
+
+const POOLED: Options = Options { residual: false, residual_gradient: false, ..ALL };
+
+#[test]
+fn kernels_pool_what_they_normalise() {
+    let shapes = [[2, 28, 28, 64], [1, 112, 112, 8], [2, 17, 16, 24], [1, 1, 2, 5], [3, 2, 1, 8], [2, 9, 9, 300]];
+    for (seed, dims) in shapes.into_iter().enumerate() {
+        for training in [true, false] {
+            for activation in [Activation::Relu, Activation::None] {
+                Case::check_pooled(dims, Options { training, activation, ..POOLED }, seed as u64);
+            }
+        }
+    }
+    for (weight_gradient, bias_gradient, input_gradient) in
+        [(true, false, false), (false, true, false), (false, false, true), (false, false, false)]
+    {
+        let options = Options { weight_gradient, bias_gradient, input_gradient, ..POOLED };
+        Case::check_pooled([2, 11, 13, 16], options, 7);
+    }
+    Case::check_pooled([2, 11, 13, 16], Options { accumulate: true, ..POOLED }, 8);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_pool_any_shape(dims in any_dims(), options in any_options(), seed in any::<u64>()) {
+        Case::check_pooled(dims, Options { residual: false, residual_gradient: false, ..options }, seed);
+    }
 }
 
 /// A diverged network must show it: a ReLU that maps NaN to zero would hide it.

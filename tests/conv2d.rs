@@ -214,6 +214,7 @@ impl Case {
             output_gradient: &bench.activation(output_dims(shape), &self.output_gradient),
             weight: &bench.activation(weight_dims(shape), &self.weight),
             input_gradient: &gradient,
+            batch_norm: None,
             workspace: &bench.workspace(device.conv2d_workspace(shape, Conv2dPass::InputGradient)),
         };
         device.conv2d_input_gradient(shape, &arguments).unwrap();

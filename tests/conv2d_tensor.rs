@@ -15,7 +15,10 @@ use reference::*;
 use retune::device::cuda::Cuda;
 use retune::device::cuda::driver::{Capabilities, Driver, Launch};
 use retune::device::cuda::emulator::Emulator;
-use retune::device::{Conv2dForward, Conv2dInputGradient, Conv2dPass, Device, Precision, Recording};
+use retune::device::{
+    Activation, BatchNormBackward, BatchNormMode, Conv2dForward, Conv2dInputGradient, Conv2dPass, Device, Precision,
+    Recording,
+};
 use retune::error::Result;
 use retune::tensor::Memory;
 
@@ -155,12 +158,66 @@ impl Case {
             output_gradient: &bench.activation(output_dims(shape), &self.output_gradient),
             weight: &bench.activation(weight_dims(shape), &self.weight),
             input_gradient: &gradient,
+            batch_norm: None,
             workspace: &bench.workspace(cuda.conv2d_workspace(shape, Conv2dPass::InputGradient)),
         };
         cuda.conv2d_input_gradient(shape, &arguments).unwrap();
         let result = bench.read(&gradient.tensor);
         bench.finish();
         result
+    }
+
+    /// The backward passes of this convolution and of the batch norm that wrote its input, whose own input and output are the
+    /// case's values as they are. Returns the gradient of the batch norm's input and residual, weight and bias.
+    fn reduced(&self, cuda: &Cuda, accumulate: bool, residual: bool, is_fused: bool) -> [Vec<f32>; 4] {
+        let shape = &self.shape;
+        let (dims, channels) = (input_dims(shape), shape.input_channels);
+        let bench = Workbench::new(cuda);
+        let before = accumulate.then_some(self.before.as_slice());
+        let gradient = bench.activation_gradient(dims, before);
+        let random = |seed: u64| Random(seed).normals(channels);
+        let [mean, inverse, weight, summand] = [5, 6, 7, 8].map(random);
+        let inverse: Vec<f32> = inverse.iter().map(|value| value.abs() + 0.1).collect();
+        let factor = weight.iter().zip(&inverse).map(|(weight, inverse)| weight * inverse);
+        let saved: Vec<f32> = [mean, inverse.clone(), factor.collect(), summand].concat();
+        let reducing = cuda.reducing_workspace(shape).expect("supports the shape");
+        let workspace = bench.workspace(if is_fused { reducing } else { cuda.batch_norm_workspace(dims.into()) });
+        let [weight_gradient, bias_gradient] = [0, 1].map(|_| bench.output([channels]));
+        let (normalised, residual_gradient) =
+            (bench.activation_gradient(dims, None), bench.activation_gradient(dims, None));
+        let [input, output] = [&self.input, &self.before].map(|values| bench.activation(dims, values));
+        let [weight, bias] = [0, 1].map(|_| bench.input([channels], &weight));
+        let saved_statistics = bench.input([4, channels], &saved);
+        let backward = |is_reduced: bool| BatchNormBackward {
+            mode: BatchNormMode::Training,
+            input: Some(&input),
+            output: residual.then_some(&output),
+            activation: Activation::Relu,
+            output_gradient: &gradient.tensor,
+            is_reduced,
+            weight: &weight,
+            bias: &bias,
+            saved_statistics: &saved_statistics,
+            input_gradient: Some(&normalised),
+            residual_gradient: Some(&residual_gradient),
+            weight_gradient: Some(&weight_gradient),
+            bias_gradient: Some(&bias_gradient),
+            workspace: &workspace,
+        };
+        let batch_norm = backward(false);
+        let arguments = Conv2dInputGradient {
+            output_gradient: &bench.activation(output_dims(shape), &self.output_gradient),
+            weight: &bench.activation(weight_dims(shape), &self.weight),
+            input_gradient: &gradient,
+            batch_norm: is_fused.then_some(&batch_norm),
+            workspace: &bench.workspace(cuda.conv2d_workspace(shape, Conv2dPass::InputGradient)),
+        };
+        cuda.conv2d_input_gradient(shape, &arguments).unwrap();
+        cuda.batch_norm_backward(&backward(is_fused)).unwrap();
+        let results = [&normalised.tensor, &residual_gradient.tensor, &weight_gradient, &bias_gradient];
+        let results = results.map(|tensor| bench.read(tensor));
+        bench.finish();
+        results
     }
 
     fn run(&self, seed: u64) -> Results {
@@ -288,6 +345,48 @@ fn odd_sizes() {
     );
 }
 
+/// The reduction in the convolution has the bits of the passes of batch norm, except for the order of its sums.
+fn check_reduction(sizes: [usize; 9], precision: Precision) {
+    let case = Case::new(shape(sizes), precision, 11);
+    let on = |seed| Cuda::new(Box::new(Emulator::new(seed).expect("starts")), precision).expect("supports it");
+    for (accumulate, residual) in [(false, false), (false, true), (true, false), (true, true)] {
+        let [fused, separate] = [true, false].map(|is_fused| case.reduced(&on(1), accumulate, residual, is_fused));
+        let what = format!("{precision}, accumulate {accumulate}, residual {residual}, {:?}", case.shape);
+        assert!(fused[1] == separate[1], "the masked gradient differs: {what}");
+        // The sums are those of the stored gradients: of up to 2^13 terms here, each rounded by 2^-24 at most 2^7 times.
+        let typical = separate[1].iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt() + 1e-30;
+        for (index, name, limit) in [(2, "weight gradient", 1e-5), (3, "bias gradient", 1e-5)] {
+            let difference = fused[index].iter().zip(&separate[index]).map(|(a, b)| f64::from(a - b).powi(2));
+            let error = difference.sum::<f64>().sqrt() / typical;
+            assert!(error <= limit, "{name}: error {error:.1e}: {what}");
+        }
+        let truth: Vec<f64> = separate[0].iter().copied().map(f64::from).collect();
+        let error = relative_error(&fused[0], &truth);
+        let limit = if precision == Precision::Bf16 { 2f64.powi(-9) } else { 1e-5 };
+        assert!(error <= limit, "input gradient: error {error:.1e}: {what}");
+        for seed in 2..=3 {
+            assert!(case.reduced(&on(seed), accumulate, residual, true) == fused, "another schedule: {what}");
+        }
+    }
+}
+
+#[test]
+fn reductions_of_batch_norms() {
+    for precision in PRECISIONS {
+        for sizes in [
+            [2, 14, 14, 64, 64, 3, 3, 1, 1],
+            [1, 15, 13, 64, 128, 3, 3, 2, 1],
+            [2, 15, 13, 72, 16, 1, 1, 2, 0],
+            [1, 10, 10, 128, 128, 3, 3, 1, 1],
+            [1, 7, 7, 200, 24, 3, 3, 1, 1],
+            [2, 5, 1, 8, 8, 1, 1, 3, 0],
+            [1, 93, 91, 8, 8, 1, 1, 1, 0],
+        ] {
+            check_reduction(sizes, precision);
+        }
+    }
+}
+
 /// The emulator with a given number of multiprocessors, from which launch code chooses the width of tiles. Records the
 /// kernels.
 struct Multiprocessors {
@@ -354,12 +453,17 @@ fn width_of_tiles() {
             let [narrow, wide] = [1 << 10, 1].map(|count| {
                 let emulator = Emulator::new(3).expect("starts");
                 let driver = Multiprocessors { emulator, count, kernels: kernels.clone() };
-                case.run_on(&Cuda::new(Box::new(driver), precision).expect("supports every precision"))
+                let cuda = Cuda::new(Box::new(driver), precision).expect("supports every precision");
+                let reduced = [false, true].map(|residual| case.reduced(&cuda, true, residual, true));
+                (case.run_on(&cuda), reduced)
             });
             assert!(narrow == wide, "the width of the tile changes bits of {:?} in {precision}", case.shape);
         }
     }
-    let expected: BTreeSet<String> = ["forward", "input_gradient"]
+    let mut others = kernels.borrow_mut();
+    others.retain(|kernel| kernel.starts_with("conv2d_"));
+    drop(others);
+    let expected: BTreeSet<String> = ["forward", "input_gradient", "reduce"]
         .iter()
         .flat_map(|pass| ["64", "128"].map(|width| format!("conv2d_{pass}_{width}")))
         .flat_map(|name| ["bf16", "tf32"].map(|precision| format!("{name}_{precision}")))

@@ -90,6 +90,9 @@ pub struct Conv2dInputGradient<'a> {
     pub weight: &'a Tensor,
     /// `[N, H, W, C]`
     pub input_gradient: &'a Gradient,
+    /// The batch norm whose output is the input of the convolution, if this pass completes its output gradient: it also
+    /// computes what [`BatchNormBackward::is_reduced`] names. Only if [`Device::reducing_workspace`] returns a size.
+    pub batch_norm: Option<&'a BatchNormBackward<'a>>,
     /// Of the size that [`Device::conv2d_workspace`] returns.
     pub workspace: &'a Tensor,
 }
@@ -161,6 +164,10 @@ pub struct BatchNormBackward<'a> {
     pub activation: Activation,
     /// `[N, H, W, C]`
     pub output_gradient: &'a Tensor,
+    /// Whether the gradient's last writer was [`Device::conv2d_input_gradient`] with this batch norm as
+    /// [`Conv2dInputGradient::batch_norm`]: then `output_gradient` is that of the activation's argument, and the gradients of
+    /// weight and bias are complete.
+    pub is_reduced: bool,
     /// `[C]`
     pub weight: &'a Tensor,
     /// `[C]`
@@ -175,7 +182,7 @@ pub struct BatchNormBackward<'a> {
     pub weight_gradient: Option<&'a Tensor>,
     /// `[C]`
     pub bias_gradient: Option<&'a Tensor>,
-    /// Of the size that [`Device::batch_norm_workspace`] returns.
+    /// Of the size that [`Device::batch_norm_workspace`] returns; if it is reduced, of [`Device::reducing_workspace`].
     pub workspace: &'a Tensor,
 }
 
@@ -336,6 +343,12 @@ pub trait Device {
         Err(Error::new(format!("{} does not support conv2d_batch_norm", self.name())))
     }
 
+    /// Bytes of workspace of a batch norm that [`Conv2dInputGradient::batch_norm`] names; `None` if the device does not support it
+    /// for this shape of the convolution.
+    fn reducing_workspace(&self, _shape: &Conv2dShape) -> Option<usize> {
+        None
+    }
+
     /// The gradient of `conv2d` with respect to the input.
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
 
@@ -372,6 +385,34 @@ pub trait Device {
         output_gradient: &Tensor,
         input_gradient: &Gradient,
     ) -> Result<()>;
+
+    /// Whether the device has [`Device::batch_norm_max_pool_forward`] and [`Device::batch_norm_max_pool_backward`] for this window.
+    fn has_batch_norm_max_pool(&self, _window: MaxPoolWindow) -> bool {
+        false
+    }
+
+    /// [`Device::batch_norm_forward`] without a residual, then [`Device::max_pool_forward`], in one pass: the output of the batch
+    /// norm is that of the pooling, and the activation between them is not written. Only if
+    /// [`Device::has_batch_norm_max_pool`] is true.
+    fn batch_norm_max_pool_forward(
+        &self,
+        _window: MaxPoolWindow,
+        _batch_norm: &BatchNormForward,
+        _indices: &Tensor,
+    ) -> Result<()> {
+        Err(Error::new(format!("{} does not support batch_norm_max_pool", self.name())))
+    }
+
+    /// [`Device::max_pool_backward`], then [`Device::batch_norm_backward`]: the output gradient of the batch norm is that of the
+    /// pooling, and the gradient between them is not written. Its input must be there.
+    fn batch_norm_max_pool_backward(
+        &self,
+        _window: MaxPoolWindow,
+        _batch_norm: &BatchNormBackward,
+        _indices: &Tensor,
+    ) -> Result<()> {
+        Err(Error::new(format!("{} does not support batch_norm_max_pool", self.name())))
+    }
 
     /// Mean over the image: `[N, H, W, C]` to `[N, C]`.
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()>;

@@ -10,6 +10,8 @@ use crate::tensor::{ElementType, Tensor};
 struct BoundNode {
     forward: ForwardBuffers,
     backward: Option<BackwardBuffers>,
+    /// The node whose output gradient this one reduces.
+    reduces: Option<usize>,
 }
 
 /// A graph bound to parameters and to an arena. Running it allocates nothing.
@@ -86,6 +88,7 @@ impl Executor {
                     .map(|(&id, &wanted)| if wanted { parameters.gradient(id).cloned() } else { None })
                     .collect(),
                 workspace: bytes(backward.workspace),
+                is_reduced: backward.is_reduced,
             });
             let forward = ForwardBuffers {
                 inputs: tensors(&node.inputs),
@@ -94,7 +97,8 @@ impl Executor {
                 saved,
                 workspace: bytes(planned.workspace),
             };
-            BoundNode { forward, backward }
+            let reduces = planned.backward.as_ref().and_then(|backward| backward.reduces);
+            BoundNode { forward, backward, reduces }
         });
         let nodes = nodes.collect();
         Ok(Self { graph, plan, nodes, values })
@@ -122,7 +126,8 @@ impl Executor {
     }
 
     /// The buffer of a value's gradient, if the plan computes one. It contains the gradient from the backward step of the value's
-    /// first reader on, until the step of the node that wrote the value.
+    /// first reader on, until the step of the node that wrote the value. If a node reduces it, it is that of the argument of the
+    /// batch norm's activation.
     pub fn gradient(&self, value: Value) -> Option<&Tensor> {
         self.graph.nodes().iter().zip(&self.nodes).find_map(|(node, bound)| {
             let backward = bound.backward.as_ref()?;
@@ -148,9 +153,16 @@ impl Executor {
 
     /// One step of [`Executor::backward`], to time it separately; does nothing if the node has no backward pass.
     pub fn backward_node(&self, device: &dyn Device, node: usize) -> Result<()> {
-        match &self.nodes[node].backward {
-            Some(buffers) => self.graph.nodes()[node].operation.backward(device, buffers),
-            None => Ok(()),
+        let bound = &self.nodes[node];
+        let Some(buffers) = &bound.backward else { return Ok(()) };
+        let operation = &self.graph.nodes()[node].operation;
+        let reduction = bound.reduces.and_then(|reduced| {
+            let buffers = self.nodes[reduced].backward.as_ref()?;
+            self.graph.nodes()[reduced].operation.reduction(buffers)
+        });
+        match reduction {
+            Some(batch_norm) => operation.backward_and_reduce(device, buffers, &batch_norm),
+            None => operation.backward(device, buffers),
         }
     }
 }

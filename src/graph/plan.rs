@@ -66,6 +66,10 @@ pub(super) struct PlannedBackward {
     pub output_gradient: Option<usize>,
     pub input_gradients: Vec<Option<PlannedGradient>>,
     pub workspace: Option<usize>,
+    /// The node whose output gradient this one completes and reduces.
+    pub reduces: Option<usize>,
+    /// Whether the output gradient is reduced.
+    pub is_reduced: bool,
 }
 
 /// A node's buffers, as indices into [`Plan::buffers`].
@@ -106,11 +110,12 @@ impl Plan {
     fn new(graph: &Graph, device: &dyn Device, mut wanted: Vec<Option<Wanted>>) -> Self {
         let count = graph.nodes().len();
         let (forward_step, backward_step, end) = (|node| 1 + node, |node| 2 * count - node, 2 * count + 1);
-        let mut buffers = Vec::new();
-        let mut add = |name: &str, kind, bytes, first, last| -> usize {
+        let mut buffers: Vec<PlannedBuffer> = Vec::new();
+        let add = |buffers: &mut Vec<PlannedBuffer>, name: &str, kind, bytes, first, last| -> usize {
             buffers.push(PlannedBuffer { name: name.into(), kind, bytes, first, last, offset: 0 });
             buffers.len() - 1
         };
+        let reductions = reductions(graph, device, &wanted);
 
         let mut last_use = vec![0; graph.values.len()];
         let mut used = |value: Value, step: usize| last_use[value.0] = last_use[value.0].max(step);
@@ -133,7 +138,8 @@ impl Plan {
             .zip(&last_use)
             .map(|(info, &last)| {
                 let first = info.producer.map_or(0, forward_step);
-                add(&info.name, BufferKind::Value, info.shape.len() * info.element_type.size(), first, last)
+                let bytes = info.shape.len() * info.element_type.size();
+                add(&mut buffers, &info.name, BufferKind::Value, bytes, first, last)
             })
             .collect();
 
@@ -143,26 +149,35 @@ impl Plan {
         for (index, node) in graph.nodes().iter().enumerate().rev() {
             let name = &node.name;
             let operation = &node.operation;
+            let reduces = reductions.iter().find(|reduction| reduction.by == index);
+            let reduced = reductions.iter().find(|reduction| reduction.node == index);
             let backward = wanted[index].take().map(|wanted| {
                 let step = backward_step(index);
                 let output_gradient = gradients.get(&node.outputs[0]).copied();
-                let input_gradients = node.inputs.iter().zip(&wanted.inputs).map(|(&value, &wanted)| {
+                let inputs = node.inputs.iter().zip(&wanted.inputs).enumerate();
+                let input_gradients = inputs.map(|(position, (&value, &wanted))| {
                     wanted.then(|| {
                         let known = gradients.get(&value).copied();
                         let info = graph.value(value);
                         let producer = info.producer.expect("only a node's output has a gradient");
-                        let buffer = known.unwrap_or_else(|| {
+                        // A reduced output gradient is that of the residual, and is not written once more.
+                        let shared = output_gradient.filter(|_| reduced.is_some() && position > 0);
+                        let buffer = known.or(shared).unwrap_or_else(|| {
                             let bytes = info.shape.len() * info.element_type.size();
-                            add(&info.name, BufferKind::Gradient, bytes, step, backward_step(producer))
+                            add(&mut buffers, &info.name, BufferKind::Gradient, bytes, step, backward_step(producer))
                         });
+                        buffers[buffer].last = buffers[buffer].last.max(backward_step(producer));
                         gradients.insert(value, buffer);
                         PlannedGradient { buffer, accumulate: known.is_some() }
                     })
                 });
                 let input_gradients = input_gradients.collect();
                 let reads = operation.backward_reads(&wanted);
-                let bytes = operation.backward_workspace(device, &wanted);
-                let workspace = (bytes > 0).then(|| add(name, BufferKind::Workspace, bytes, step, step));
+                let (bytes, first) = match reduced {
+                    Some(reduction) => (reduction.workspace, backward_step(reduction.by)),
+                    None => (operation.backward_workspace(device, &wanted), step),
+                };
+                let workspace = (bytes > 0).then(|| add(&mut buffers, name, BufferKind::Workspace, bytes, first, step));
                 PlannedBackward {
                     wanted,
                     reads_inputs: reads.inputs,
@@ -170,16 +185,18 @@ impl Plan {
                     output_gradient,
                     input_gradients,
                     workspace,
+                    reduces: reduces.map(|reduction| reduction.node),
+                    is_reduced: reduced.is_some(),
                 }
             });
             let step = forward_step(index);
             let last = if backward.is_some() { backward_step(index) } else { step };
             let saved = operation.saved(backward.is_some()).into_iter().map(|(shape, element_type)| {
-                add(name, BufferKind::Saved, shape.len() * element_type.size(), step, last)
+                add(&mut buffers, name, BufferKind::Saved, shape.len() * element_type.size(), step, last)
             });
             let saved = saved.collect();
             let bytes = operation.forward_workspace(device);
-            let workspace = (bytes > 0).then(|| add(name, BufferKind::Workspace, bytes, step, step));
+            let workspace = (bytes > 0).then(|| add(&mut buffers, name, BufferKind::Workspace, bytes, step, step));
             nodes.push(PlannedNode { saved, workspace, backward });
         }
         nodes.reverse();
@@ -240,6 +257,33 @@ fn wanted_gradients(
         }
     }
     wanted
+}
+
+/// A node whose output gradient is reduced by the node that completes it.
+struct Reduction {
+    node: usize,
+    by: usize,
+    /// Bytes, from the one's step to the other's.
+    workspace: usize,
+}
+
+/// Every output gradient whose last writer can reduce it. Backward steps run from the last node to the first, so the last writer
+/// is the first node that reads the value.
+fn reductions(graph: &Graph, device: &dyn Device, wanted: &[Option<Wanted>]) -> Vec<Reduction> {
+    let nodes = graph.nodes().iter().zip(wanted).enumerate();
+    let reduction = |(index, (node, node_wanted)): (usize, (&super::Node, &Option<Wanted>))| {
+        let value = node.outputs[0];
+        node_wanted.as_ref().filter(|wanted| node.operation.has_reduction(wanted))?;
+        let adds = |by: &usize| {
+            let inputs = wanted[*by].iter().flat_map(|wanted| graph.nodes()[*by].inputs.iter().zip(&wanted.inputs));
+            inputs.into_iter().any(|(&input, &wanted)| wanted && input == value)
+        };
+        let by = (index + 1..graph.nodes().len()).find(adds)?;
+        let writer = &graph.nodes()[by];
+        let workspace = writer.operation.reducing_workspace(device).filter(|_| writer.inputs[0] == value)?;
+        Some(Reduction { node: index, by, workspace })
+    };
+    nodes.filter_map(reduction).collect()
 }
 
 /// Offsets are multiples of this many bytes.

@@ -9,7 +9,9 @@ use super::parameters::{Initialisation, ParameterId, ParameterRole, ParameterSpe
 use crate::device::{Activation, BatchNormMode, Conv2dShape, Device, MaxPoolWindow};
 use crate::error::{Error, Result};
 use crate::ops::batch_norm::EPSILON;
-use crate::ops::{AvgPool, BatchNorm, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, MaxPool, Operation};
+use crate::ops::{
+    AvgPool, BatchNorm, BatchNormMaxPool, Conv2d, Conv2dBatchNorm, CrossEntropyLoss, Linear, MaxPool, Operation,
+};
 use crate::tensor::{ElementType, Shape};
 
 /// Sizes of a convolution that do not follow from its input.
@@ -381,6 +383,8 @@ impl Specification {
         let targets = lowering.input("target", [shape.batch], ElementType::I32);
         let mut values = BTreeMap::from([(Source::Pixels, input)]);
         let mut logits = input;
+        let readers =
+            |index: usize| self.layers.iter().filter(|layer| layer.inputs.contains(&Source::Layer(index))).count();
         let mut layers = self.layers.iter().enumerate().peekable();
         while let Some((mut index, layer)) = layers.next() {
             let norm = layers.next_if(|(_, next)| {
@@ -390,7 +394,16 @@ impl Specification {
                 Some((next, norm)) => {
                     index = next;
                     let residual = norm.inputs.get(1).map(|source| values[source]);
-                    lowering.conv2d_batch_norm(layer, norm, values[&layer.inputs[0]], residual)?
+                    let is_kept = readers(next) > 1 || kept.contains(&norm.output);
+                    let pool = layers.next_if(|(_, pool)| {
+                        !is_kept
+                            && residual.is_none()
+                            && pool.inputs == [Source::Layer(next)]
+                            && matches!(pool.layer, Layer::MaxPool(window) if lowering.pools_batch_norms(window))
+                    });
+                    index = pool.map_or(index, |(pool, _)| pool);
+                    let pool = pool.map(|(_, pool)| pool);
+                    lowering.conv2d_batch_norm(layer, norm, pool, values[&layer.inputs[0]], residual)?
                 }
                 None => lowering.layer(layer, values[&layer.inputs[0]])?,
             };
@@ -441,12 +454,19 @@ impl Lowering<'_> {
         }
     }
 
-    /// A convolution and the batch norm after it. In training mode the convolution computes the statistics that the batch norm
-    /// needs, so that its output is not read once more for them. In evaluation, both are one node if the device supports it.
+    /// Whether a batch norm and the max pooling after it are one node: in training, if the device supports it.
+    fn pools_batch_norms(&self, window: MaxPoolWindow) -> bool {
+        matches!(self.phase, Phase::Training(_)) && self.device.has_batch_norm_max_pool(window)
+    }
+
+    /// A convolution and the batch norm after it, and the max pooling after that if [`Lowering::pools_batch_norms`]. In training mode
+    /// the convolution computes the statistics that the batch norm needs, so that its output is not read once more for them. In
+    /// evaluation, both are one node if the device supports it.
     fn conv2d_batch_norm(
         &mut self,
         convolution: &LayerSpecification,
         norm: &LayerSpecification,
+        pool: Option<&LayerSpecification>,
         input: Value,
         residual: Option<Value>,
     ) -> Result<Value> {
@@ -494,7 +514,13 @@ impl Lowering<'_> {
             self.graph.counted_batch_norms.push(norm.name.clone());
         }
         let inputs = outputs.into_iter().chain(residual).collect();
-        Ok(self.push(norm, batch_norm, inputs)[0])
+        match pool.map(|pool| pool.layer) {
+            Some(Layer::MaxPool(window)) => {
+                let max_pool = MaxPool { input: shape, element_type, window };
+                Ok(self.push(norm, BatchNormMaxPool { batch_norm, max_pool }, inputs)[0])
+            }
+            _ => Ok(self.push(norm, batch_norm, inputs)[0]),
+        }
     }
 
     fn conv2d_shape(&self, input: Value, name: &str, options: ConvolutionOptions) -> Result<Conv2dShape> {

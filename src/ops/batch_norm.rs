@@ -2,7 +2,7 @@
 //! 2015).
 
 use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
-use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device};
+use crate::device::{Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Device, Gradient};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
@@ -60,6 +60,34 @@ impl BatchNorm {
         }
     }
 
+    /// The gradients that the backward pass requests. With `is_reduced`, the output gradient is that of the residual as well, and a
+    /// residual gradient in the same memory is there already.
+    pub(super) fn backward_arguments<'a>(
+        &self,
+        buffers: &'a BackwardBuffers,
+        is_reduced: bool,
+    ) -> BatchNormBackward<'a> {
+        let output_gradient = buffers.output_gradient();
+        let residual = self.residual_input().and_then(|index| buffers.input_gradients[index].as_ref());
+        let is_written = |gradient: &&Gradient| !(is_reduced && gradient.tensor.address() == output_gradient.address());
+        BatchNormBackward {
+            mode: self.mode,
+            input: buffers.inputs[0].as_ref(),
+            output: buffers.outputs[0].as_ref(),
+            activation: self.activation,
+            output_gradient,
+            is_reduced,
+            weight: &buffers.parameters[0],
+            bias: &buffers.parameters[1],
+            saved_statistics: &buffers.saved[0],
+            input_gradient: buffers.input_gradients[0].as_ref(),
+            residual_gradient: residual.filter(is_written),
+            weight_gradient: buffers.parameter_gradients[0].as_ref(),
+            bias_gradient: buffers.parameter_gradients[1].as_ref(),
+            workspace: &buffers.workspace,
+        }
+    }
+
     fn inputs(&self) -> usize {
         1 + usize::from(self.mode == BatchNormMode::Training) + usize::from(self.residual)
     }
@@ -111,20 +139,14 @@ impl Operation for BatchNorm {
     }
 
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()> {
-        device.batch_norm_backward(&BatchNormBackward {
-            mode: self.mode,
-            input: buffers.inputs[0].as_ref(),
-            output: buffers.outputs[0].as_ref(),
-            activation: self.activation,
-            output_gradient: buffers.output_gradient(),
-            weight: &buffers.parameters[0],
-            bias: &buffers.parameters[1],
-            saved_statistics: &buffers.saved[0],
-            input_gradient: buffers.input_gradients[0].as_ref(),
-            residual_gradient: self.residual_input().and_then(|index| buffers.input_gradients[index].as_ref()),
-            weight_gradient: buffers.parameter_gradients[0].as_ref(),
-            bias_gradient: buffers.parameter_gradients[1].as_ref(),
-            workspace: &buffers.workspace,
-        })
+        device.batch_norm_backward(&self.backward_arguments(buffers, buffers.is_reduced))
+    }
+
+    fn reduction<'a>(&self, buffers: &'a BackwardBuffers) -> Option<BatchNormBackward<'a>> {
+        buffers.is_reduced.then(|| self.backward_arguments(buffers, false))
+    }
+
+    fn has_reduction(&self, wanted: &Wanted) -> bool {
+        self.mode == BatchNormMode::Training && wanted.inputs[0]
     }
 }

@@ -3,7 +3,8 @@
 use super::batch_norm::BatchNorm;
 use super::operation::{BackwardBuffers, ForwardBuffers, Operation, Reads, Wanted};
 use crate::device::{
-    Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Device, Gradient,
+    BatchNormBackward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Device,
+    Gradient,
 };
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
@@ -25,6 +26,28 @@ impl Conv2d {
 
     fn input_gradient<'a>(&self, buffers: &'a BackwardBuffers) -> Option<&'a Gradient> {
         buffers.input_gradients[0].as_ref()
+    }
+
+    fn gradients(
+        &self,
+        device: &dyn Device,
+        buffers: &BackwardBuffers,
+        batch_norm: Option<&BatchNormBackward>,
+    ) -> Result<()> {
+        let output_gradient = buffers.output_gradient();
+        if let Some(weight_gradient) = self.weight_gradient(buffers) {
+            let input = buffers.input(0);
+            let workspace = &buffers.workspace;
+            let arguments = Conv2dWeightGradient { input, output_gradient, weight_gradient, workspace };
+            device.conv2d_weight_gradient(&self.shape, &arguments)?;
+        }
+        if let Some(input_gradient) = self.input_gradient(buffers) {
+            let weight = &buffers.parameters[0];
+            let workspace = &buffers.workspace;
+            let arguments = Conv2dInputGradient { output_gradient, weight, input_gradient, batch_norm, workspace };
+            device.conv2d_input_gradient(&self.shape, &arguments)?;
+        }
+        Ok(())
     }
 }
 
@@ -130,19 +153,19 @@ impl Operation for Conv2d {
     }
 
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()> {
-        let output_gradient = buffers.output_gradient();
-        if let Some(weight_gradient) = self.weight_gradient(buffers) {
-            let input = buffers.input(0);
-            let workspace = &buffers.workspace;
-            let arguments = Conv2dWeightGradient { input, output_gradient, weight_gradient, workspace };
-            device.conv2d_weight_gradient(&self.shape, &arguments)?;
-        }
-        if let Some(input_gradient) = self.input_gradient(buffers) {
-            let weight = &buffers.parameters[0];
-            let workspace = &buffers.workspace;
-            let arguments = Conv2dInputGradient { output_gradient, weight, input_gradient, workspace };
-            device.conv2d_input_gradient(&self.shape, &arguments)?;
-        }
-        Ok(())
+        self.gradients(device, buffers, None)
+    }
+
+    fn reducing_workspace(&self, device: &dyn Device) -> Option<usize> {
+        device.reducing_workspace(&self.shape)
+    }
+
+    fn backward_and_reduce(
+        &self,
+        device: &dyn Device,
+        buffers: &BackwardBuffers,
+        batch_norm: &BatchNormBackward,
+    ) -> Result<()> {
+        self.gradients(device, buffers, Some(batch_norm))
     }
 }

@@ -1,6 +1,6 @@
 //! What an operation declares and computes, and the buffers that it is given.
 
-use crate::device::{Device, Gradient};
+use crate::device::{BatchNormBackward, Device, Gradient};
 use crate::error::Result;
 use crate::tensor::{ElementType, Shape, Tensor};
 
@@ -54,6 +54,8 @@ pub struct BackwardBuffers {
     pub parameter_gradients: Vec<Option<Tensor>>,
     /// Scratch memory of the size that [`Operation::backward_workspace`] returns.
     pub workspace: Tensor,
+    /// Whether the output gradient is reduced: [`BatchNormBackward::is_reduced`].
+    pub is_reduced: bool,
 }
 
 impl BackwardBuffers {
@@ -114,4 +116,30 @@ pub trait Operation {
 
     /// Computes the requested gradients.
     fn backward(&self, device: &dyn Device, buffers: &BackwardBuffers) -> Result<()>;
+
+    /// Whether the node that completes the output gradient may reduce it: [`BatchNormBackward::is_reduced`].
+    fn has_reduction(&self, _wanted: &Wanted) -> bool {
+        false
+    }
+
+    /// The arguments of that reduction.
+    fn reduction<'a>(&self, _buffers: &'a BackwardBuffers) -> Option<BatchNormBackward<'a>> {
+        None
+    }
+
+    /// Bytes of workspace of the batch norm that wrote the input, if this operation can reduce the input's gradient.
+    fn reducing_workspace(&self, _device: &dyn Device) -> Option<usize> {
+        None
+    }
+
+    /// [`Operation::backward`], with the reduction of the input's gradient for the batch norm that wrote the input. Only if
+    /// [`Operation::reducing_workspace`] returns a size.
+    fn backward_and_reduce(
+        &self,
+        device: &dyn Device,
+        buffers: &BackwardBuffers,
+        _batch_norm: &BatchNormBackward,
+    ) -> Result<()> {
+        self.backward(device, buffers)
+    }
 }

@@ -35,6 +35,7 @@ macro_rules! with_device_methods {
                 convolution: &Conv2dForward,
                 batch_norm: &BatchNormForward
             ) -> Result<()>;
+            fn reducing_workspace(shape: &Conv2dShape) -> Option<usize>;
             fn conv2d_input_gradient(shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()>;
             fn conv2d_weight_gradient(shape: &Conv2dShape, arguments: &Conv2dWeightGradient) -> Result<()>;
             fn batch_norm_statistics(input: &Tensor, statistics: &Tensor) -> Result<()>;
@@ -52,6 +53,17 @@ macro_rules! with_device_methods {
                 indices: &Tensor,
                 output_gradient: &Tensor,
                 input_gradient: &Gradient
+            ) -> Result<()>;
+            fn has_batch_norm_max_pool(window: MaxPoolWindow) -> bool;
+            fn batch_norm_max_pool_forward(
+                window: MaxPoolWindow,
+                batch_norm: &BatchNormForward,
+                indices: &Tensor
+            ) -> Result<()>;
+            fn batch_norm_max_pool_backward(
+                window: MaxPoolWindow,
+                batch_norm: &BatchNormBackward,
+                indices: &Tensor
             ) -> Result<()>;
             fn avg_pool_forward(input: &Tensor, output: &Tensor) -> Result<()>;
             fn avg_pool_backward(output_gradient: &Tensor, input_gradient: &Gradient) -> Result<()>;
@@ -126,4 +138,19 @@ macro_rules! delegate_device {
     ($device:ty) => {
         with_device_methods!(implement_device, $device);
     };
+}
+
+/// A device whose convolutions do not reduce gradients for batch norms, so that sums have the order of separate passes.
+pub struct WithoutReductions(pub Rc<dyn Device>);
+
+delegate_device!(WithoutReductions);
+
+impl Delegate for WithoutReductions {
+    fn inner(&self) -> &dyn Device {
+        self.0.as_ref()
+    }
+
+    fn reducing_workspace(&self, _shape: &Conv2dShape) -> Option<usize> {
+        None
+    }
 }

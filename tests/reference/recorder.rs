@@ -35,6 +35,8 @@ pub struct Recorder {
     pub allocations: RefCell<Vec<Rc<Memory>>>,
     /// All gradients of activations.
     pub gradients: RefCell<Vec<GradientCall>>,
+    /// How many convolutions reduced a gradient for a batch norm.
+    pub reductions: Cell<usize>,
 }
 
 impl Recorder {
@@ -42,7 +44,8 @@ impl Recorder {
     pub fn new(device: Rc<dyn Device>) -> Self {
         let (allocations, gradients, free_bytes) = (RefCell::default(), RefCell::default(), Cell::default());
         let precision = device.precision();
-        Self { device, precision, augments: false, free_bytes, allocations, gradients }
+        let reductions = Cell::default();
+        Self { device, precision, augments: false, free_bytes, allocations, gradients, reductions }
     }
 
     /// Claims to compute in this precision, whatever the device does.
@@ -159,12 +162,23 @@ impl Delegate for Recorder {
 
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         self.note("conv2d", [arguments.input_gradient]);
+        self.reductions.set(self.reductions.get() + usize::from(arguments.batch_norm.is_some()));
         self.device.conv2d_input_gradient(shape, arguments)
     }
 
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
         self.note("batch_norm", [arguments.input_gradient, arguments.residual_gradient].into_iter().flatten());
         self.device.batch_norm_backward(arguments)
+    }
+
+    fn batch_norm_max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        batch_norm: &BatchNormBackward,
+        indices: &Tensor,
+    ) -> Result<()> {
+        self.note("batch_norm_max_pool", batch_norm.input_gradient);
+        self.device.batch_norm_max_pool_backward(window, batch_norm, indices)
     }
 
     fn max_pool_backward(

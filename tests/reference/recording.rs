@@ -4,8 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use retune::device::{
-    Accumulate, BatchNormBackward, BatchNormForward, Clip, Conv2dForward, Conv2dInputGradient, Conv2dShape,
-    Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow, Mix, Recording, UpdateArguments,
+    Accumulate, Activation, BatchNormBackward, BatchNormForward, BatchNormMode, Clip, Conv2dForward,
+    Conv2dInputGradient, Conv2dShape, Conv2dWeightGradient, CrossEntropy, Device, Features, Gradient, MaxPoolWindow,
+    Mix, Recording, UpdateArguments,
 };
 use retune::error::Result;
 use retune::tensor::{Memory, Tensor};
@@ -64,6 +65,110 @@ impl RecordingDevice {
     #[track_caller]
     fn not_while_recording(&self) {
         assert!(self.calls.borrow().is_none(), "a recording may neither allocate, copy nor synchronise");
+    }
+}
+
+/// The arguments of a forward pass, to be used later.
+struct OwnedForward {
+    mode: BatchNormMode,
+    activation: Activation,
+    epsilon: f32,
+    momentum: f32,
+    tensors: [Tensor; 7],
+    statistics: Option<Tensor>,
+    residual: Option<Tensor>,
+}
+
+impl OwnedForward {
+    fn new(arguments: &BatchNormForward) -> Self {
+        let &BatchNormForward { mode, activation, epsilon, momentum, .. } = arguments;
+        let tensors = [
+            arguments.input,
+            arguments.weight,
+            arguments.bias,
+            arguments.running_mean,
+            arguments.running_variance,
+            arguments.saved_statistics,
+            arguments.output,
+        ];
+        let [statistics, residual] = [arguments.statistics, arguments.residual].map(Option::<&Tensor>::cloned);
+        Self { mode, activation, epsilon, momentum, tensors: tensors.map(Tensor::clone), statistics, residual }
+    }
+
+    fn arguments(&self) -> BatchNormForward<'_> {
+        let Self { mode, activation, epsilon, momentum, .. } = *self;
+        let [input, weight, bias, running_mean, running_variance, saved_statistics, output] = &self.tensors;
+        BatchNormForward {
+            mode,
+            input,
+            statistics: self.statistics.as_ref(),
+            weight,
+            bias,
+            running_mean,
+            running_variance,
+            saved_statistics,
+            residual: self.residual.as_ref(),
+            activation,
+            output,
+            epsilon,
+            momentum,
+        }
+    }
+}
+
+/// The arguments of a backward pass, to be used later.
+struct OwnedBackward {
+    mode: BatchNormMode,
+    activation: Activation,
+    is_reduced: bool,
+    tensors: [Tensor; 5],
+    optional: [Option<Tensor>; 4],
+    gradients: [Option<Gradient>; 2],
+}
+
+impl OwnedBackward {
+    fn new(arguments: &BatchNormBackward) -> Self {
+        let &BatchNormBackward { mode, activation, is_reduced, .. } = arguments;
+        let tensors = [
+            arguments.output_gradient,
+            arguments.weight,
+            arguments.bias,
+            arguments.saved_statistics,
+            arguments.workspace,
+        ];
+        let optional = [arguments.input, arguments.output, arguments.weight_gradient, arguments.bias_gradient];
+        let gradients = [arguments.input_gradient, arguments.residual_gradient];
+        Self {
+            mode,
+            activation,
+            is_reduced,
+            tensors: tensors.map(Tensor::clone),
+            optional: optional.map(Option::<&Tensor>::cloned),
+            gradients: gradients.map(Option::<&Gradient>::cloned),
+        }
+    }
+
+    fn arguments(&self) -> BatchNormBackward<'_> {
+        let Self { mode, activation, is_reduced, .. } = *self;
+        let [output_gradient, weight, bias, saved_statistics, workspace] = &self.tensors;
+        let [input, output, weight_gradient, bias_gradient] = self.optional.each_ref().map(Option::as_ref);
+        let [input_gradient, residual_gradient] = self.gradients.each_ref().map(Option::as_ref);
+        BatchNormBackward {
+            mode,
+            input,
+            output,
+            activation,
+            output_gradient,
+            is_reduced,
+            weight,
+            bias,
+            saved_statistics,
+            input_gradient,
+            residual_gradient,
+            weight_gradient,
+            bias_gradient,
+            workspace,
+        }
     }
 }
 
@@ -132,6 +237,7 @@ impl Delegate for RecordingDevice {
         let [output_gradient, weight, workspace] =
             [arguments.output_gradient, arguments.weight, arguments.workspace].map(Tensor::clone);
         let (shape, input_gradient) = (*shape, arguments.input_gradient.clone());
+        let batch_norm = arguments.batch_norm.map(OwnedBackward::new);
         self.issue(move |device| {
             device.conv2d_input_gradient(
                 &shape,
@@ -139,6 +245,7 @@ impl Delegate for RecordingDevice {
                     output_gradient: &output_gradient,
                     weight: &weight,
                     input_gradient: &input_gradient,
+                    batch_norm: batch_norm.as_ref().map(OwnedBackward::arguments).as_ref(),
                     workspace: &workspace,
                 },
             )
@@ -169,69 +276,33 @@ impl Delegate for RecordingDevice {
     }
 
     fn batch_norm_forward(&self, arguments: &BatchNormForward) -> Result<()> {
-        let &BatchNormForward { mode, activation, epsilon, momentum, .. } = arguments;
-        let [input, weight, bias, running_mean, running_variance, saved_statistics, output] = [
-            arguments.input,
-            arguments.weight,
-            arguments.bias,
-            arguments.running_mean,
-            arguments.running_variance,
-            arguments.saved_statistics,
-            arguments.output,
-        ]
-        .map(Tensor::clone);
-        let [statistics, residual] = [arguments.statistics, arguments.residual].map(Option::<&Tensor>::cloned);
-        self.issue(move |device| {
-            device.batch_norm_forward(&BatchNormForward {
-                mode,
-                input: &input,
-                statistics: statistics.as_ref(),
-                weight: &weight,
-                bias: &bias,
-                running_mean: &running_mean,
-                running_variance: &running_variance,
-                saved_statistics: &saved_statistics,
-                residual: residual.as_ref(),
-                activation,
-                output: &output,
-                epsilon,
-                momentum,
-            })
-        })
+        let owned = OwnedForward::new(arguments);
+        self.issue(move |device| device.batch_norm_forward(&owned.arguments()))
     }
 
     fn batch_norm_backward(&self, arguments: &BatchNormBackward) -> Result<()> {
-        let &BatchNormBackward { mode, activation, .. } = arguments;
-        let [output_gradient, weight, bias, saved_statistics, workspace] = [
-            arguments.output_gradient,
-            arguments.weight,
-            arguments.bias,
-            arguments.saved_statistics,
-            arguments.workspace,
-        ]
-        .map(Tensor::clone);
-        let [input, output, weight_gradient, bias_gradient] =
-            [arguments.input, arguments.output, arguments.weight_gradient, arguments.bias_gradient]
-                .map(Option::<&Tensor>::cloned);
-        let [input_gradient, residual_gradient] =
-            [arguments.input_gradient, arguments.residual_gradient].map(Option::<&Gradient>::cloned);
-        self.issue(move |device| {
-            device.batch_norm_backward(&BatchNormBackward {
-                mode,
-                input: input.as_ref(),
-                output: output.as_ref(),
-                activation,
-                output_gradient: &output_gradient,
-                weight: &weight,
-                bias: &bias,
-                saved_statistics: &saved_statistics,
-                input_gradient: input_gradient.as_ref(),
-                residual_gradient: residual_gradient.as_ref(),
-                weight_gradient: weight_gradient.as_ref(),
-                bias_gradient: bias_gradient.as_ref(),
-                workspace: &workspace,
-            })
-        })
+        let owned = OwnedBackward::new(arguments);
+        self.issue(move |device| device.batch_norm_backward(&owned.arguments()))
+    }
+
+    fn batch_norm_max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        batch_norm: &BatchNormForward,
+        indices: &Tensor,
+    ) -> Result<()> {
+        let (owned, indices) = (OwnedForward::new(batch_norm), indices.clone());
+        self.issue(move |device| device.batch_norm_max_pool_forward(window, &owned.arguments(), &indices))
+    }
+
+    fn batch_norm_max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        batch_norm: &BatchNormBackward,
+        indices: &Tensor,
+    ) -> Result<()> {
+        let (owned, indices) = (OwnedBackward::new(batch_norm), indices.clone());
+        self.issue(move |device| device.batch_norm_max_pool_backward(window, &owned.arguments(), &indices))
     }
 
     fn max_pool_forward(

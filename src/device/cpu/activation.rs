@@ -38,7 +38,8 @@ impl Function for Relu {
 
     #[inline(always)]
     fn backward(self, value: f32, gradient: f32) -> f32 {
-        if value > 0.0 { gradient } else { 0.0 }
+        // A NaN passes the gradient, as in torch.
+        if value <= 0.0 { 0.0 } else { gradient }
     }
 }
 

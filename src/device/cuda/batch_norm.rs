@@ -9,23 +9,20 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, Tensor};
 
 /// Threads per block, in all these kernels.
-const THREADS: usize = 256;
+pub(super) const THREADS: usize = 256;
 /// Maximum number of channel groups of a block, in a pass over all elements.
 const GROUPS_PER_TILE: usize = 32;
-/// Minimum and maximum number of groups per thread in such a pass, chosen to give this many blocks.
-const ROUNDS: [usize; 2] = [4, 8];
-const PASS_BLOCKS: usize = 512;
-/// Elements of such a group in the backward pass.
-const BACKWARD_LENGTH: usize = 4;
-/// Minimum number of elements per block of a reduction, and maximum number of blocks: two or three times what a large GPU runs at once.
+/// Places of a thread whose loads are in flight at once: it has at least as many.
+const ROUNDS: usize = 4;
+/// Blocks of such a pass that a multiprocessor runs at once.
+const RESIDENT_BLOCKS: usize = 2;
+/// Minimum number of elements per block of a reduction, and maximum number of blocks: the same on every GPU, because it determines
+/// the order of the sums.
 const REDUCED_ELEMENTS: usize = 16384;
-const REDUCTION_BLOCKS: usize = 1024;
+const REDUCTION_BLOCKS: usize = 264;
 
 kernel_arguments! {
-    struct BatchNormForwardArguments {
-        input: u64,
-        residual: u64,
-        output: u64,
+    pub(super) struct BatchNormChannels {
         statistics: u64,
         weight: u64,
         bias: u64,
@@ -36,6 +33,66 @@ kernel_arguments! {
         channels: i32,
         epsilon: f32,
         momentum: f32,
+    }
+}
+
+impl BatchNormChannels {
+    pub(super) fn new(arguments: &BatchNormForward) -> Result<Self> {
+        let statistics = match arguments.mode {
+            BatchNormMode::Training => {
+                let statistics = arguments.statistics;
+                total(statistics.ok_or_else(|| Error::new("batch_norm: training mode needs statistics"))?)?.address()
+            }
+            BatchNormMode::Running => 0,
+        };
+        Ok(Self {
+            statistics,
+            weight: arguments.weight.address(),
+            bias: arguments.bias.address(),
+            running_mean: arguments.running_mean.address(),
+            running_variance: arguments.running_variance.address(),
+            saved_statistics: arguments.saved_statistics.address(),
+            pixels: pixel_count(arguments.input)?,
+            channels: arguments.input.shape().channels() as i32,
+            epsilon: arguments.epsilon,
+            momentum: arguments.momentum,
+        })
+    }
+
+    /// Bytes that a forward pass reads, and writes, beside the activations.
+    pub(super) fn bytes(&self) -> u64 {
+        6 * self.channels as u64 * 4
+    }
+}
+
+kernel_arguments! {
+    pub(super) struct BatchNormSums {
+        rows: u64,
+        weight_gradient: u64,
+        bias_gradient: u64,
+        counters: u64,
+    }
+}
+
+impl BatchNormSums {
+    /// For the sums of so many blocks, in each of `tiles` tiles of channels.
+    pub(super) fn new(cuda: &Cuda, arguments: &BatchNormBackward, blocks: usize, tiles: usize) -> Result<Self> {
+        let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
+        Ok(Self {
+            rows: arguments.workspace.address(),
+            weight_gradient: address(arguments.weight_gradient),
+            bias_gradient: address(arguments.bias_gradient),
+            counters: cuda.counters_for(statistics::counters(blocks) * tiles)?,
+        })
+    }
+}
+
+kernel_arguments! {
+    struct BatchNormForwardArguments {
+        input: u64,
+        residual: u64,
+        output: u64,
+        norm: BatchNormChannels,
         activation: Activation,
         vectorised: i32,
         pixels_per_block: i32,
@@ -59,10 +116,7 @@ kernel_arguments! {
         output: u64,
         output_gradient: u64,
         saved_statistics: u64,
-        rows: u64,
-        weight_gradient: u64,
-        bias_gradient: u64,
-        counters: u64,
+        sums: BatchNormSums,
         pixels: i32,
         channels: i32,
         activation: Activation,
@@ -92,41 +146,40 @@ kernel_arguments! {
     }
 }
 
-/// The division of a pass over all elements: blocks of pixels along x, tiles of channels along y.
-struct Pass {
-    length: usize,
-    pixels_per_block: usize,
-    grid: [usize; 3],
+/// The division of a pass over all elements: blocks of places along x, tiles of channels along y. A place is a pixel, or several.
+pub(super) struct Pass {
+    pub(super) places_per_block: usize,
+    pub(super) grid: [usize; 3],
 }
 
 impl Pass {
-    /// Divides into groups of `length` elements if the channels are a multiple of it, otherwise of one.
-    fn new(shape: Shape, length: usize) -> Self {
-        let length = if shape.channels().is_multiple_of(length) { length } else { 1 };
-        let groups = shape.channels() / length;
+    /// As many blocks as the GPU runs at once, or fewer if a thread would have less than [`ROUNDS`] groups of `length` channels.
+    pub(super) fn new(cuda: &Cuda, places: usize, channels: usize, length: usize) -> Self {
+        let groups = channels / length;
+        let tiles = groups.div_ceil(GROUPS_PER_TILE).max(1);
         let lanes = THREADS / groups.clamp(1, GROUPS_PER_TILE);
-        let rounds = (shape.len() / length / THREADS / PASS_BLOCKS).clamp(ROUNDS[0], ROUNDS[1]);
-        let pixels_per_block = lanes * rounds;
-        let grid = [shape.rows().div_ceil(pixels_per_block), groups.div_ceil(GROUPS_PER_TILE), 1];
-        Self { length, pixels_per_block, grid }
+        let blocks = (RESIDENT_BLOCKS * cuda.capabilities.multiprocessors as usize / tiles).max(1);
+        let places_per_block = places.div_ceil(blocks).next_multiple_of(lanes * ROUNDS).max(1);
+        Self { places_per_block, grid: [places.div_ceil(places_per_block), tiles, 1] }
     }
 }
 
 /// The division of a reduction over the pixels, by shape alone.
-struct Reduction {
-    pixels_per_block: usize,
-    blocks: usize,
+pub(super) struct Reduction {
+    pub(super) pixels_per_block: usize,
+    pub(super) blocks: usize,
 }
 
 impl Reduction {
-    fn new(shape: Shape) -> Self {
+    pub(super) fn new(shape: Shape) -> Self {
         let blocks = (shape.len() / REDUCED_ELEMENTS).clamp(1, REDUCTION_BLOCKS);
         let pixels_per_block = shape.rows().div_ceil(blocks).max(1);
         Self { pixels_per_block, blocks: shape.rows().div_ceil(pixels_per_block).max(1) }
     }
 }
 
-fn pixel_count(activation: &Tensor) -> Result<i32> {
+/// The number of pixels, which kernels count in 32 bits.
+pub(super) fn pixel_count(activation: &Tensor) -> Result<i32> {
     i32::try_from(activation.shape().rows())
         .map_err(|_| Error::new(format!("batch_norm: {activation:?} has too many pixels")).hint("use smaller batches"))
 }
@@ -160,47 +213,31 @@ pub(super) fn workspace(shape: Shape) -> usize {
 
 pub(super) fn forward(cuda: &Cuda, arguments: &BatchNormForward) -> Result<()> {
     let input = arguments.input;
-    let channels = input.shape().channels();
-    let address = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::address);
-    let bytes = |tensor: Option<&Tensor>| tensor.map_or(0, Tensor::bytes);
-    let statistics = match arguments.mode {
-        BatchNormMode::Training => {
-            let statistics = arguments.statistics;
-            Some(total(statistics.ok_or_else(|| Error::new("batch_norm: training mode needs statistics"))?)?)
-        }
-        BatchNormMode::Running => None,
+    let norm = BatchNormChannels::new(arguments)?;
+    let length = group_length(input);
+    let pass = Pass::new(cuda, input.shape().rows(), input.shape().channels(), length);
+    let work = Work {
+        operations: 4 * input.len() as u64,
+        unit: ArithmeticUnit::Float32,
+        bytes_read: (input.bytes() + arguments.residual.map_or(0, Tensor::bytes)) as u64 + norm.bytes(),
+        bytes_written: arguments.output.bytes() as u64 + norm.bytes(),
     };
-    let Pass { length, pixels_per_block, grid } = Pass::new(input.shape(), 16 / input.element_type().size());
     cuda.launch(
         of_type(input.element_type(), "batch_norm_forward_fp32", "batch_norm_forward_bf16"),
-        grid,
+        pass.grid,
         THREADS,
         0,
         &BatchNormForwardArguments {
             input: input.address(),
-            residual: address(arguments.residual),
+            residual: arguments.residual.map_or(0, Tensor::address),
             output: arguments.output.address(),
-            statistics: address(statistics.as_ref()),
-            weight: arguments.weight.address(),
-            bias: arguments.bias.address(),
-            running_mean: arguments.running_mean.address(),
-            running_variance: arguments.running_variance.address(),
-            saved_statistics: arguments.saved_statistics.address(),
-            pixels: pixel_count(input)?,
-            channels: channels as i32,
-            epsilon: arguments.epsilon,
-            momentum: arguments.momentum,
+            norm,
             activation: arguments.activation,
             vectorised: i32::from(length > 1),
-            pixels_per_block: pixels_per_block as i32,
+            pixels_per_block: pass.places_per_block as i32,
             padding: 0,
         },
-        Work {
-            operations: 4 * input.len() as u64,
-            unit: ArithmeticUnit::Float32,
-            bytes_read: (input.bytes() + bytes(arguments.residual) + 6 * channels * 4) as u64,
-            bytes_written: (arguments.output.bytes() + 6 * channels * 4) as u64,
-        },
+        work,
     )
 }
 
@@ -213,7 +250,8 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     let training = arguments.mode == BatchNormMode::Training;
     // If a residual was added before the activation, the derivative depends on the output; otherwise on the argument,
     // which is recomputed from the input.
-    let has_activation = arguments.activation != Activation::None;
+    let activation = if arguments.is_reduced { Activation::None } else { arguments.activation };
+    let has_activation = activation != Activation::None;
     let output = arguments.output.filter(|_| has_activation);
     let has_slope = training && arguments.input_gradient.is_some();
     let wants_sums = arguments.weight_gradient.is_some() || arguments.bias_gradient.is_some() || has_slope;
@@ -222,7 +260,7 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
     if arguments.input.is_none() && (reads_argument || sums_need_input) {
         return Err(Error::new("batch_norm: these gradients need the input"));
     }
-    if wants_sums {
+    if wants_sums && !arguments.is_reduced {
         let input = arguments.input.filter(|_| reads_argument || sums_need_input);
         let Reduction { pixels_per_block, blocks } = Reduction::new(shape);
         cuda.launch(
@@ -235,13 +273,10 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
                 output: address(output),
                 output_gradient: gradient.address(),
                 saved_statistics: arguments.saved_statistics.address(),
-                rows: arguments.workspace.address(),
-                weight_gradient: address(arguments.weight_gradient),
-                bias_gradient: address(arguments.bias_gradient),
-                counters: cuda.counters_for(statistics::counters(blocks))?,
+                sums: BatchNormSums::new(cuda, arguments, blocks, 1)?,
                 pixels: pixel_count(gradient)?,
                 channels: channels as i32,
-                activation: arguments.activation,
+                activation,
                 vectorised: i32::from(group_length(gradient) > 1),
                 pixels_per_block: pixels_per_block as i32,
                 padding: 0,
@@ -267,10 +302,11 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
         targets.iter().flatten().filter(|gradient| gradient.accumulate).map(|gradient| gradient.tensor.bytes()).sum();
     // The input is read for the activation's argument, and in training mode for the normalised value.
     let input = arguments.input.filter(|_| has_slope || reads_argument);
-    let Pass { length, pixels_per_block, grid } = Pass::new(shape, BACKWARD_LENGTH);
+    let length = group_length(gradient);
+    let pass = Pass::new(cuda, shape.rows(), channels, length);
     cuda.launch(
         of_type(gradient.element_type(), "batch_norm_backward_fp32", "batch_norm_backward_bf16"),
-        grid,
+        pass.grid,
         THREADS,
         0,
         &BatchNormBackwardArguments {
@@ -283,11 +319,11 @@ pub(super) fn backward(cuda: &Cuda, arguments: &BatchNormBackward) -> Result<()>
             residual_gradient: target(arguments.residual_gradient),
             pixels: pixel_count(gradient)?,
             channels: channels as i32,
-            activation: arguments.activation,
+            activation,
             vectorised: i32::from(length > 1),
             accumulate_input: i32::from(accumulates(arguments.input_gradient)),
             accumulate_residual: i32::from(accumulates(arguments.residual_gradient)),
-            pixels_per_block: pixels_per_block as i32,
+            pixels_per_block: pass.places_per_block as i32,
             padding: 0,
         },
         Work {

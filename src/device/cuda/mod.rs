@@ -5,6 +5,7 @@ mod arguments;
 mod augment;
 mod avg_pool;
 mod batch_norm;
+mod batch_norm_max_pool;
 mod conv2d;
 mod cross_entropy;
 pub mod driver;
@@ -108,6 +109,10 @@ impl Device for Cuda {
         conv2d::forward(self, shape, convolution, Some(batch_norm))
     }
 
+    fn reducing_workspace(&self, shape: &Conv2dShape) -> Option<usize> {
+        conv2d::reducing_workspace(self, shape)
+    }
+
     fn conv2d_input_gradient(&self, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
         conv2d::input_gradient(self, shape, arguments)
     }
@@ -150,6 +155,28 @@ impl Device for Cuda {
         input_gradient: &Gradient,
     ) -> Result<()> {
         max_pool::backward(self, window, indices, output_gradient, input_gradient)
+    }
+
+    fn has_batch_norm_max_pool(&self, window: MaxPoolWindow) -> bool {
+        window == batch_norm_max_pool::WINDOW
+    }
+
+    fn batch_norm_max_pool_forward(
+        &self,
+        window: MaxPoolWindow,
+        batch_norm: &BatchNormForward,
+        indices: &Tensor,
+    ) -> Result<()> {
+        batch_norm_max_pool::forward(self, window, batch_norm, indices)
+    }
+
+    fn batch_norm_max_pool_backward(
+        &self,
+        window: MaxPoolWindow,
+        batch_norm: &BatchNormBackward,
+        indices: &Tensor,
+    ) -> Result<()> {
+        batch_norm_max_pool::backward(self, window, batch_norm, indices)
     }
 
     fn avg_pool_forward(&self, input: &Tensor, output: &Tensor) -> Result<()> {

@@ -49,7 +49,7 @@ fn choose(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> Kernels {
 /// Bytes of workspace of a pass.
 pub(super) fn workspace(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
     match choose(cuda, shape, pass) {
-        Kernels::Plain => plain::workspace_bytes(cuda, shape, pass),
+        Kernels::Plain => plain::workspace_bytes(shape, pass),
         Kernels::Tensor => 0,
         Kernels::TensorWeight => tensor_weight::workspace_bytes(cuda, shape),
         Kernels::Stem => stem::workspace_bytes(cuda, shape, pass),
@@ -67,6 +67,14 @@ pub(super) fn forward(
         Kernels::Stem => stem::forward(cuda, shape, arguments, batch_norm),
         Kernels::Tensor => tensor::forward(cuda, shape, arguments, batch_norm),
         Kernels::TensorWeight | Kernels::Plain => plain::forward(cuda, shape, arguments, batch_norm),
+    }
+}
+
+/// [`Device::reducing_workspace`](crate::device::interface::Device::reducing_workspace).
+pub(super) fn reducing_workspace(cuda: &Cuda, shape: &Conv2dShape) -> Option<usize> {
+    match choose(cuda, shape, Conv2dPass::InputGradient) {
+        Kernels::Tensor => tensor::reducing_workspace(shape),
+        Kernels::Stem | Kernels::TensorWeight | Kernels::Plain => None,
     }
 }
 

@@ -4,7 +4,7 @@ use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::engine::{COUNTERS, Cuda, of_type};
+use crate::device::cuda::engine::{COUNTERS, Cuda, WORKERS, of_type};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
 use crate::device::interface::{
     BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Conv2dWeightGradient,
@@ -118,14 +118,13 @@ fn element(cuda: &Cuda) -> usize {
     cuda.precision.activation_type().size()
 }
 
-/// Tiles of the weight gradient, and the number of parts into which the pixels are split: enough to fill the multiprocessors
-/// once.
-fn splits(cuda: &Cuda, shape: &Conv2dShape) -> (usize, usize) {
+/// Tiles of the weight gradient, and the number of parts into which the pixels are split: enough to fill [`WORKERS`] once.
+fn splits(shape: &Conv2dShape) -> (usize, usize) {
     let tiles = depth(shape).div_ceil(ROWS) * shape.output_channels.div_ceil(COLUMNS);
     if tiles == 0 || tiles > COUNTERS {
         return (tiles, 1);
     }
-    let room = BLOCKS_PER_MULTIPROCESSOR * cuda.capabilities.multiprocessors as usize / tiles;
+    let room = BLOCKS_PER_MULTIPROCESSOR * WORKERS / tiles;
     let pixels = output_pixels(shape);
     let wanted = room.min(MOST_SPLITS).min(pixels.div_ceil(LEAST_PIXELS_PER_SPLIT)).max(1);
     (tiles, pixels.div_ceil(pixels_per_split(pixels, wanted)).max(1))
@@ -136,8 +135,8 @@ fn pixels_per_split(pixels: usize, splits: usize) -> usize {
 }
 
 /// Only the weight gradient needs any: the sums of its splits.
-pub(super) fn workspace_bytes(cuda: &Cuda, shape: &Conv2dShape, pass: Conv2dPass) -> usize {
-    match (pass, splits(cuda, shape).1) {
+pub(super) fn workspace_bytes(shape: &Conv2dShape, pass: Conv2dPass) -> usize {
+    match (pass, splits(shape).1) {
         (Conv2dPass::WeightGradient, splits) if splits > 1 => splits * shape.weight_len() * 4,
         _ => 0,
     }
@@ -230,8 +229,8 @@ pub(super) fn weight_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv
     if weight_gradient.element_type() != ElementType::F32 {
         return Err(Error::new(format!("the gradient of a weight is float32, not {weight_gradient:?}")));
     }
-    let (tiles, splits) = splits(cuda, shape);
-    let partial_bytes = workspace_bytes(cuda, shape, Conv2dPass::WeightGradient);
+    let (tiles, splits) = splits(shape);
+    let partial_bytes = workspace_bytes(shape, Conv2dPass::WeightGradient);
     if workspace.bytes() < partial_bytes {
         return Err(Error::new(format!("a workspace of {} bytes, not {partial_bytes}", workspace.bytes())));
     }

@@ -5,7 +5,7 @@ use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
-use crate::device::cuda::engine::{COUNTERS, Cuda};
+use crate::device::cuda::engine::{COUNTERS, Cuda, WORKERS};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
 use crate::device::interface::{
     BatchNormForward, Conv2dForward, Conv2dPass, Conv2dShape, Conv2dWeightGradient, Precision,
@@ -122,17 +122,17 @@ fn channel_tiles(shape: &Conv2dShape) -> usize {
     shape.output_channels.div_ceil(CHANNELS)
 }
 
-/// Blocks over the pixels: as many as run at once, each with a share of the tiles.
-fn pixel_blocks(cuda: &Cuda, shape: &Conv2dShape) -> usize {
+/// Blocks over the pixels: as many as run at once on so many multiprocessors, each with a share of the tiles.
+fn pixel_blocks(cuda: &Cuda, shape: &Conv2dShape, multiprocessors: usize) -> usize {
     let resident = if cuda.precision == Precision::Bf16 { 4 } else { 3 };
-    let blocks = (cuda.capabilities.multiprocessors as usize * resident) / channel_tiles(shape);
+    let blocks = multiprocessors * resident / channel_tiles(shape);
     blocks.clamp(1, pixel_tiles(shape))
 }
 
 /// Tiles of pixels of each split, and how many splits there are.
 fn splits(cuda: &Cuda, shape: &Conv2dShape) -> (usize, usize) {
     let tiles = pixel_tiles(shape);
-    let split_tiles = tiles.div_ceil(pixel_blocks(cuda, shape));
+    let split_tiles = tiles.div_ceil(pixel_blocks(cuda, shape, WORKERS));
     (split_tiles, tiles.div_ceil(split_tiles))
 }
 
@@ -205,7 +205,7 @@ pub(super) fn forward(
         bytes_read: ((shape.input_len() + shape.weight_len()) * element + statistics.saturating_sub(row)) as u64,
         bytes_written: (shape.output_len() * element + statistics) as u64,
     };
-    let grid = [pixel_blocks(cuda, shape), channel_tiles(shape), 1];
+    let grid = [pixel_blocks(cuda, shape, cuda.capabilities.multiprocessors as usize), channel_tiles(shape), 1];
     let shared_bytes = format.forward_bytes(shape);
     let Some(batch_norm) = batch_norm else {
         let kernel = match cuda.precision {

@@ -3,13 +3,15 @@
 use super::finish::{Conv2dFinish, finished_work};
 use super::geometry::Conv2dGeometry;
 use crate::device::cuda::arguments::kernel_arguments;
+use crate::device::cuda::batch_norm::BatchNormSums;
 use crate::device::cuda::driver::{ArithmeticUnit, Work};
 use crate::device::cuda::engine::{COUNTERS, Cuda};
 use crate::device::cuda::statistics::{self, PIXELS_PER_BLOCK};
 use crate::device::interface::{
-    BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision,
+    Activation, BatchNormForward, Conv2dForward, Conv2dInputGradient, Conv2dPass, Conv2dShape, Precision,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
 
 const THREADS: usize = 128;
 /// Shared memory of a step of one pixel or one channel, and the number of steps that are kept.
@@ -46,6 +48,18 @@ kernel_arguments! {
         channel_tiles: i32,
         accumulate: i32,
         reserved: i32,
+    }
+}
+
+kernel_arguments! {
+    struct Conv2dTensorReduceArguments {
+        convolution: Conv2dTensorInputGradientArguments,
+        input: u64,
+        output: u64,
+        saved_statistics: u64,
+        sums: BatchNormSums,
+        activation: Activation,
+        padding: i32,
     }
 }
 
@@ -152,42 +166,81 @@ pub(super) fn forward(
 }
 
 pub(super) fn input_gradient(cuda: &Cuda, shape: &Conv2dShape, arguments: &Conv2dInputGradient) -> Result<()> {
-    // The largest of the parity classes; blocks past the end of a smaller one return immediately.
     let classes = shape.stride * shape.stride;
-    let pixels = shape.batch * shape.height.div_ceil(shape.stride) * shape.width.div_ceil(shape.stride);
-    let pixel_blocks = pixels.div_ceil(PIXELS_PER_BLOCK);
+    let pixel_blocks = class_pixels(shape).div_ceil(PIXELS_PER_BLOCK);
     let channels = channels_per_block(cuda, pixel_blocks * classes, shape.input_channels);
     let channel_tiles = shape.input_channels.div_ceil(channels);
-    let kernel = match (cuda.precision, channels) {
-        (Precision::Bf16, 64) => "conv2d_input_gradient_64_bf16",
-        (Precision::Bf16, _) => "conv2d_input_gradient_128_bf16",
-        (_, 64) => "conv2d_input_gradient_64_tf32",
-        (_, _) => "conv2d_input_gradient_128_tf32",
-    };
     let element = cuda.precision.activation_type().size();
     let accumulate = arguments.input_gradient.accumulate;
     // Pixels that no output reads have no gradient: there is nothing to add.
     let changed = if accumulate { covered_input(shape) } else { shape.input_len() };
     let read_back = if accumulate { changed } else { 0 };
-    cuda.launch(
-        kernel,
-        [pixel_blocks * channel_tiles, 1, classes],
-        THREADS,
-        ring_bytes(channels) + PIXELS_PER_BLOCK * size_of::<i32>(),
-        &Conv2dTensorInputGradientArguments {
-            output_gradient: arguments.output_gradient.address(),
-            weight: arguments.weight.address(),
-            input_gradient: arguments.input_gradient.tensor.address(),
-            geometry: Conv2dGeometry::new(shape),
-            channel_tiles: channel_tiles as i32,
-            accumulate: i32::from(accumulate),
-            reserved: 0,
-        },
-        Work {
-            operations: 2 * shape.multiply_adds() as u64,
-            unit: unit(cuda),
-            bytes_read: ((shape.output_len() + shape.weight_len() + read_back) * element) as u64,
-            bytes_written: (changed * element) as u64,
-        },
-    )
+    let convolution = Conv2dTensorInputGradientArguments {
+        output_gradient: arguments.output_gradient.address(),
+        weight: arguments.weight.address(),
+        input_gradient: arguments.input_gradient.tensor.address(),
+        geometry: Conv2dGeometry::new(shape),
+        channel_tiles: channel_tiles as i32,
+        accumulate: i32::from(accumulate),
+        reserved: 0,
+    };
+    let work = Work {
+        operations: 2 * shape.multiply_adds() as u64,
+        unit: unit(cuda),
+        bytes_read: ((shape.output_len() + shape.weight_len() + read_back) * element) as u64,
+        bytes_written: (changed * element) as u64,
+    };
+    let grid = [pixel_blocks * channel_tiles, 1, classes];
+    let shared_bytes = ring_bytes(channels) + PIXELS_PER_BLOCK * size_of::<i32>();
+    let Some(batch_norm) = arguments.batch_norm else {
+        let kernel = match (cuda.precision, channels) {
+            (Precision::Bf16, 64) => "conv2d_input_gradient_64_bf16",
+            (Precision::Bf16, _) => "conv2d_input_gradient_128_bf16",
+            (_, 64) => "conv2d_input_gradient_64_tf32",
+            (_, _) => "conv2d_input_gradient_128_tf32",
+        };
+        return cuda.launch(kernel, grid, THREADS, shared_bytes, &convolution, work);
+    };
+    let kernel = match (cuda.precision, channels) {
+        (Precision::Bf16, 64) => "conv2d_reduce_64_bf16",
+        (Precision::Bf16, _) => "conv2d_reduce_128_bf16",
+        (_, 64) => "conv2d_reduce_64_tf32",
+        (_, _) => "conv2d_reduce_128_tf32",
+    };
+    let input =
+        batch_norm.input.ok_or_else(|| Error::new("conv2d_reduce: the sums need the input of the batch norm"))?;
+    let output = batch_norm.output.filter(|_| batch_norm.activation != Activation::None);
+    let rows = statistics::rows_of(pixel_blocks * classes) * 2 * shape.input_channels * 4;
+    let reduction = Conv2dTensorReduceArguments {
+        convolution,
+        input: input.address(),
+        output: output.map_or(0, Tensor::address),
+        saved_statistics: batch_norm.saved_statistics.address(),
+        sums: BatchNormSums::new(cuda, batch_norm, pixel_blocks * classes, channel_tiles)?,
+        activation: batch_norm.activation,
+        padding: 0,
+    };
+    // Pixels that no output reads are masked as well.
+    let read_back = if accumulate { shape.input_len() } else { 0 };
+    let read = shape.output_len() + shape.weight_len() + read_back;
+    let gradients = [batch_norm.weight_gradient, batch_norm.bias_gradient];
+    let work = Work {
+        bytes_read: (read * element + input.bytes() + output.map_or(0, Tensor::bytes) + rows) as u64,
+        bytes_written: (shape.input_len() * element + rows) as u64
+            + gradients.into_iter().flatten().map(|gradient| gradient.bytes() as u64).sum::<u64>(),
+        ..work
+    };
+    cuda.launch(kernel, grid, THREADS, shared_bytes, &reduction, work)
+}
+
+/// The largest of the parity classes; blocks past the end of a smaller one return immediately, or have sums of zero.
+fn class_pixels(shape: &Conv2dShape) -> usize {
+    shape.batch * shape.height.div_ceil(shape.stride) * shape.width.div_ceil(shape.stride)
+}
+
+/// [`Device::reducing_workspace`](crate::device::interface::Device::reducing_workspace) of a shape that these kernels take.
+pub(super) fn reducing_workspace(shape: &Conv2dShape) -> Option<usize> {
+    let blocks = class_pixels(shape).div_ceil(PIXELS_PER_BLOCK) * shape.stride * shape.stride;
+    let counters = statistics::counters(blocks) * shape.input_channels.div_ceil(64);
+    (counters <= COUNTERS).then(|| statistics::rows_of(blocks) * 2 * shape.input_channels * 4)
 }
