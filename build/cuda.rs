@@ -74,10 +74,15 @@ pub fn build(declarations: &Declarations) {
     created.unwrap_or_else(|cause| fail(&format!("cannot create {}: {cause}", folder.display())));
     let compiler = Compiler::new(nvcc, asked.as_deref());
     let mut kernels = compiler.plan(&folder, &headers, sources, declarations);
+    let probe_compiler = compiler.for_probe();
+    let of_probe = |compiler: &Compiler| compiler.plan(&folder, &[], files_of("kernels/probe"), declarations);
+    let probe = probe_compiler.as_ref().map(of_probe).unwrap_or_default();
 
-    let missing: Vec<&Kernels> = kernels.iter().filter(|kernels| !kernels.fatbin.exists()).collect();
-    compiler.compile_all(&missing);
-    for kernels in &kernels {
+    compiler.compile_all(&missing(&kernels));
+    if let Some(compiler) = &probe_compiler {
+        compiler.compile_all(&missing(&probe));
+    }
+    for kernels in kernels.iter().chain(&probe) {
         let log = fs::read_to_string(&kernels.log).unwrap_or_default();
         // Usually the same for every architecture.
         for line in log.lines().filter(|line| line.contains("warning")).collect::<BTreeSet<_>>() {
@@ -85,9 +90,14 @@ pub fn build(declarations: &Declarations) {
         }
     }
     kernels.sort_by(|a, b| a.source.cmp(&b.source));
-    remove_others(&folder, &kernels);
-    write_modules(&folder.join("modules.rs"), &compiler, &kernels);
+    remove_others(&folder, kernels.iter().chain(&probe));
+    write_modules(&folder.join("modules.rs"), &compiler, &kernels, &probe);
     println!("cargo::rustc-cfg=cuda_kernels");
+}
+
+/// Those that no earlier build has compiled.
+fn missing(kernels: &[Kernels]) -> Vec<&Kernels> {
+    kernels.iter().filter(|kernels| !kernels.fatbin.exists()).collect()
 }
 
 /// The first nvcc found in the places that the comment at the top of this file lists.
@@ -150,6 +160,16 @@ impl Compiler {
         flags.extend(architectures.iter().map(|arch| target(arch, &format!("sm_{arch}"))));
         flags.push(target(last, &format!("compute_{}", virtual_of(last))));
         Self { nvcc, version, cuda, flags }
+    }
+
+    /// The compiler of `kernels/probe`, whose instructions only sm_90a has; `None` where no code for sm_90 is made.
+    fn for_probe(&self) -> Option<Self> {
+        if self.cuda < (12, 0) || !self.flags.iter().any(|flag| flag.contains("code=sm_90")) {
+            return None;
+        }
+        let mut flags: Vec<String> = self.flags.iter().filter(|flag| !flag.starts_with("-gencode")).cloned().collect();
+        flags.push("-gencode=arch=compute_90a,code=sm_90a".into());
+        Some(Self { nvcc: self.nvcc.clone(), version: self.version.clone(), cuda: self.cuda, flags })
     }
 
     /// The files to compile, the longest first, so that no core waits for it at the end. The names of the results
@@ -279,9 +299,8 @@ fn hash(parts: impl IntoIterator<Item = Vec<u8>>) -> u64 {
 }
 
 /// Removes the results of earlier versions of the kernels.
-fn remove_others(folder: &Path, kernels: &[Kernels]) {
-    let kept: BTreeSet<&PathBuf> =
-        kernels.iter().flat_map(|kernels| [&kernels.fatbin, &kernels.log, &kernels.unit]).collect();
+fn remove_others<'a>(folder: &Path, kernels: impl Iterator<Item = &'a Kernels>) {
+    let kept: BTreeSet<&PathBuf> = kernels.flat_map(|kernels| [&kernels.fatbin, &kernels.log, &kernels.unit]).collect();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !kept.contains(&entry.path()) {
             // A file that cannot be removed does no harm.
@@ -323,15 +342,23 @@ fn after_parentheses(text: &str) -> &str {
 }
 
 /// The table that `src/device/cuda/modules.rs` includes.
-fn write_modules(path: &Path, compiler: &Compiler, kernels: &[Kernels]) {
+fn write_modules(path: &Path, compiler: &Compiler, kernels: &[Kernels], probe: &[Kernels]) {
     let (major, minor) = compiler.cuda;
     let architectures: Vec<&str> =
         compiler.flags.iter().filter_map(|flag| flag.split_once(",code=").map(|(_, code)| code)).collect();
     let mut text = format!(
         "/// The CUDA version of the nvcc that compiled the kernels.\npub const CUDA_VERSION: (u32, u32) = ({major}, {minor});\n\
-         /// The architectures that they were compiled for.\npub const CODES: &[&str] = &{architectures:?};\n\
-         /// One per `.cu` file.\npub static MODULES: &[Module] = &[\n"
+         /// The architectures that they were compiled for.\npub const CODES: &[&str] = &{architectures:?};\n"
     );
+    write_table(&mut text, "One per `.cu` file.", "MODULES", kernels);
+    write_table(&mut text, "Those of the hardware probe.", "PROBE", probe);
+    if fs::read_to_string(path).ok().as_deref() != Some(&text) {
+        fs::write(path, text).unwrap_or_else(|cause| fail(&format!("cannot write {}: {cause}", path.display())));
+    }
+}
+
+fn write_table(text: &mut String, comment: &str, table: &str, kernels: &[Kernels]) {
+    text.push_str(&format!("/// {comment}\npub static {table}: &[Module] = &[\n"));
     for kernels in kernels {
         let (source, fatbin) = (name(&kernels.source), format!("/cuda/{}", name(&kernels.fatbin)));
         let image = format!("&Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), {fatbin:?}))).0");
@@ -339,7 +366,4 @@ fn write_modules(path: &Path, compiler: &Compiler, kernels: &[Kernels]) {
         text.push_str(&format!("    Module {{ source: {source:?}, image: {image}, kernels: &{names:?} }},\n"));
     }
     text.push_str("];\n");
-    if fs::read_to_string(path).ok().as_deref() != Some(&text) {
-        fs::write(path, text).unwrap_or_else(|cause| fail(&format!("cannot write {}: {cause}", path.display())));
-    }
 }

@@ -1,23 +1,38 @@
 #!/usr/bin/env bash
-# Runs every check that needs a GPU, in less than ten minutes.
+# Answers the questions that wait for a GPU, or runs all checks that need one.
 #
 #     scripts/gpu-check.sh --prepare     on a machine with Rust and nvcc: builds the program and the kernel tests, and
 #                                        collects them in target/gpu-check
-#     scripts/gpu-check.sh [FOLDER [PATTERN]]
-#                                        on a machine with a GPU, without Rust or nvcc: runs all checks, or those whose
-#                                        names match the extended regular expression; writes logs and results.json to
-#                                        FOLDER (gpu-check-results)
 #
-# RETUNE_ROUNDS is the number of interleaved rounds of the comparison with PyTorch (3); RETUNE_SHARED is a folder whose ref/
-# holds more reference files. The second call needs the NVIDIA driver and Python 3, and compute-sanitizer and PyTorch for the
-# checks that use them. A check that cannot run is reported as skipped, with the reason, and never as passed. The exit status
-# is 1 if any check failed.
+# The others run on a machine with a GPU, without Rust, nvcc or a network:
+#
+#     scripts/gpu-check.sh [--seconds N] [--out FOLDER]
+#                                        the questions of docs/gpu-queue.md from the top, for N seconds (540); writes the
+#                                        answers to FOLDER (gpu-answers) and prints text for docs/gpu-results.md; see
+#                                        scripts/gpu-queue.py
+#     scripts/gpu-check.sh checks [FOLDER [PATTERN]]
+#                                        all checks, or those whose names match the extended regular expression, in less
+#                                        than ten minutes; writes logs and results.json to FOLDER (gpu-check-results)
+#     scripts/gpu-check.sh probe [FOLDER]
+#                                        the check `probe` alone: what an H100 or H200 does with bulk copies and wgmma
+#     scripts/gpu-check.sh list [PATTERN]
+#                                        prints names and commands of checks, and runs none; needs no GPU
+#
+# RETUNE_ROUNDS is the number of interleaved rounds of the comparison with PyTorch (3); RETUNE_CHECK_SECONDS is the time for
+# the checks (590); RETUNE_SHARED is a folder whose ref/ holds more reference files. Needs the NVIDIA driver and Python 3, and
+# compute-sanitizer and PyTorch for the checks that use them. A check that cannot run is reported as skipped, with the reason,
+# and never as passed. The exit status is 1 if any check failed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 prepared=target/gpu-check
 tests=(avg_pool batch_norm conv2d conv2d_stem conv2d_tensor conv2d_weight_tensor cross_entropy linear max_pool mix sgd nesterov adamw
     accumulate augment plan recording)
+
+needs_preparation() {
+    echo "$prepared/retune does not exist; run scripts/gpu-check.sh --prepare on a machine with Rust and nvcc, and copy target/gpu-check" >&2
+    exit 2
+}
 
 if [ "${1:-}" = --prepare ]; then
     set -e
@@ -41,15 +56,24 @@ print(*(line["executable"] for line in built if line["target"]["name"] == sys.ar
     exit 0
 fi
 
-results=${1:-gpu-check-results}
-chosen=${2:-.}
 retune=$prepared/retune
-if [ ! -x "$retune" ]; then
-    echo "$retune does not exist; run scripts/gpu-check.sh --prepare on a machine with Rust and nvcc, and copy target/gpu-check" >&2
-    exit 2
+[ "${1:-}" != probe ] || set -- checks "${2:-gpu-check-results}" '^probe$'
+if [[ ${1:-} != checks && ${1:-} != list ]]; then
+    [ -x "$retune" ] || needs_preparation
+    exec python3 scripts/gpu-queue.py "$@"
 fi
-mkdir -p "$results"
-: >"$results/checks.tsv"
+listing=
+if [ "$1" = list ]; then
+    listing=1
+    chosen=${2:-.}
+else
+    [ -x "$retune" ] || needs_preparation
+    results=${2:-gpu-check-results}
+    chosen=${3:-.}
+    mkdir -p "$results"
+    : >"$results/checks.tsv"
+fi
+time_limit=${RETUNE_CHECK_SECONDS:-590}
 started=$SECONDS
 
 record() { # name, passed|failed|skipped, seconds, message
@@ -57,14 +81,25 @@ record() { # name, passed|failed|skipped, seconds, message
     printf '%-8s %5ss  %s  %s\n' "$2" "$3" "$1" "${4:-}"
 }
 
-skip() { [[ ! $1 =~ $chosen ]] || record "$1" skipped 0 "$2"; }
+skip() {
+    [[ $1 =~ $chosen ]] || return 0
+    if [ -n "$listing" ]; then
+        echo "$1"
+    else
+        record "$1" skipped 0 "$2"
+    fi
+}
 
 check() { # name, limit in seconds, command...
-    local name=$1 limit=$2 begun=$SECONDS left=$((590 - (SECONDS - started))) status
+    local name=$1 limit=$2 begun=$SECONDS left=$((time_limit - (SECONDS - started))) status
     shift 2
     [[ $name =~ $chosen ]] || return 0
+    if [ -n "$listing" ]; then
+        printf '%s\t%s\n' "$name" "${*@Q}"
+        return
+    fi
     if [ $left -lt 5 ]; then
-        skip "$name" "no time left of the ten minutes"
+        skip "$name" "no time left of $time_limit s"
         return
     fi
     limit=$((limit < left ? limit : left))
@@ -74,6 +109,8 @@ check() { # name, limit in seconds, command...
         record "$name" passed $((SECONDS - begun)) "$(tail -n 1 "$results/$name.log")"
     elif grep -q 'the file contradicts itself' "$results/$name.log"; then
         record "$name" skipped $((SECONDS - begun)) "the file contradicts itself"
+    elif grep -q 'the probe runs on 9.0 only' "$results/$name.log"; then
+        record "$name" skipped $((SECONDS - begun)) "another GPU than the probe is for"
     elif [ $status = 124 ]; then
         record "$name" failed $((SECONDS - begun)) "not finished after $limit s"
     else
@@ -90,7 +127,8 @@ find_sanitizer() {
 }
 
 check devices 60 "$retune" devices
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$results/gpu.csv" 2>&1 || true
+check probe 20 "$retune" probe --device cuda:0 --out "${results:-}/probe.json"
+[ -n "$listing" ] || nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$results/gpu.csv" 2>&1 || true
 
 for precision in fp32 tf32 bf16; do
     fixtures=(tests/fixtures/*.safetensors)
@@ -139,8 +177,8 @@ done
 
 if python3 -c 'import torch, torchvision; assert torch.cuda.is_available()' 2>/dev/null; then
     check pytorch 260 python3 -u scripts/bench-gpu-vs-pytorch.py --retune "$retune" --rounds "${RETUNE_ROUNDS:-3}" \
-        --json "$results/pytorch.json"
-    [ ! -e "$results/pytorch.log" ] || cat "$results/pytorch.log"
+        --json "${results:-}/pytorch.json"
+    [ -n "$listing" ] || [ ! -e "$results/pytorch.log" ] || cat "$results/pytorch.log"
 else
     skip pytorch "PyTorch with CUDA is not installed"
 fi
@@ -165,6 +203,7 @@ for tool in memcheck racecheck synccheck initcheck; do
     done
 done
 wait
+[ -z "$listing" ] || exit 0
 
 python3 - "$results" "$prepared" <<'PYTHON'
 import csv, json, pathlib, sys

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use retune::device::cuda::driver::{ArithmeticUnit, Driver, Launch, Work};
-use retune::device::cuda::modules::{MODULES, Module};
+use retune::device::cuda::modules::{MODULES, Module, PROBE};
 use retune::device::cuda::nvidia::{Nvidia, gpus};
 use retune::error::Error;
 use tempfile::TempDir;
@@ -365,6 +365,36 @@ fn the_command_line_says_what_is_missing() {
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("warning: using the CPU: the driver is too old"), "{text}");
+}
+
+/// The hardware probe runs on compute capability 9.0 only, and needs kernels and a driver that knows tensor maps.
+#[test]
+fn the_probe_says_why_it_cannot_run() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("probe.json");
+    let probe = |mode: &str, flags: &str| {
+        let output = retune(mode, &format!("probe --out {} {flags}", file.display()))?;
+        Some((output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap()))
+    };
+    let Some((status, text)) = probe("volta", "--device cuda:1") else { return };
+    let expected = "error: cuda:1 (Fake GPU 1) has compute capability 7.0, and the probe runs on 9.0 only\nhint: ";
+    assert!(status == 1 && text.starts_with(expected), "{text}");
+    for device in ["cpu", "emulator"] {
+        let (status, text) = probe("", &format!("--device {device}")).unwrap();
+        let expected = format!("error: --device {device}: the probe runs on a GPU\nhint: use --device cuda\n");
+        assert_eq!((status, text), (2, expected));
+    }
+    assert!(probe("", "--device cuda:7").unwrap().1.starts_with("error: there is no cuda:7\n"));
+    assert!(!file.exists());
+    let (status, text) = probe("", "").unwrap();
+    assert_eq!(status, 1);
+    if PROBE.is_empty() {
+        assert!(text.starts_with("error: this build has no kernels of the probe\nhint: "), "{text}");
+        return;
+    }
+    let expected = "the NVIDIA driver is too old: it has no cuTensorMapEncodeTiled\nhint: update";
+    assert!(text.starts_with("error: tiled copy") && text.contains(expected), "{text}");
+    assert!(std::fs::read_to_string(file).unwrap().starts_with("{\"cases\":[],\"format\":\"retune-probe-1\""));
 }
 
 /// The error of a run that does not fit names the largest batch size that does.

@@ -32,7 +32,7 @@ pub struct ManArguments {
 pub fn run(global: &GlobalArguments, arguments: &ManArguments, root: Command) -> Result<ExitCode> {
     let mut root = root.disable_help_subcommand(true);
     root.build();
-    let commands = || std::iter::once(&root).chain(root.get_subcommands());
+    let commands = || std::iter::once(&root).chain(root.get_subcommands().filter(|command| !command.is_hide_set()));
     if let Some(folder) = &arguments.out {
         std::fs::create_dir_all(folder).context(|| format!("cannot create the folder {}", folder.display()))?;
         let mut pages = Vec::new();

@@ -18,6 +18,7 @@ mod man;
 mod output;
 mod plain_words;
 mod predict;
+mod probe;
 mod progress;
 mod recipe_arguments;
 mod recipes;
@@ -78,6 +79,8 @@ enum Command {
     Gradcheck(gradcheck::GradcheckArguments),
     Bench(bench::BenchArguments),
     Devices(devices::DevicesArguments),
+    #[command(hide = true)]
+    Probe(probe::ProbeArguments),
     Completions(completions::CompletionsArguments),
     Man(man::ManArguments),
 }
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Gradcheck(arguments) => gradcheck::run(&global, &arguments),
         Command::Bench(arguments) => bench::run(&global, &arguments),
         Command::Devices(arguments) => devices::run(&global, &arguments),
+        Command::Probe(arguments) => probe::run(&global, &arguments),
         Command::Completions(arguments) => completions::run(&global, &arguments, command_line()),
         Command::Man(arguments) => man::run(&global, &arguments, command_line()),
     });
@@ -140,8 +144,8 @@ fn command_line() -> clap::Command {
         false => argument,
     };
     let root = Arguments::command().mut_args(accept).mut_subcommands(|command| command.mut_args(accept));
-    let names: Vec<String> = root.get_subcommands().map(|command| command.get_name().to_string()).collect();
-    let names = PossibleValuesParser::new(names);
+    let shown = root.get_subcommands().filter(|command| !command.is_hide_set());
+    let names = PossibleValuesParser::new(shown.map(|command| command.get_name().to_string()).collect::<Vec<_>>());
     root.mut_subcommand("man", |man| man.mut_arg("command", |command| command.value_parser(names)))
 }
 
@@ -156,8 +160,8 @@ fn elsewhere(refusal: &clap::Error) -> Option<String> {
     let ContextValue::String(option) = refusal.get(ContextKind::InvalidArg)? else { return None };
     let name = option.strip_prefix("--").filter(|_| refusal.kind() == ParseErrorKind::UnknownArgument)?;
     let root = command_line();
-    let having =
-        root.get_subcommands().filter(|command| command.get_arguments().any(|one| one.get_long() == Some(name)));
+    let has = |command: &clap::Command| command.get_arguments().any(|one| one.get_long() == Some(name));
+    let having = root.get_subcommands().filter(|command| !command.is_hide_set() && has(command));
     let commands: Vec<String> = having.map(|command| format!("`retune {}`", command.get_name())).collect();
     (!commands.is_empty()).then(|| format!("{option} is an option of {}", commands.join(", ")))
 }

@@ -20,6 +20,7 @@ mod max_pool;
 mod mix;
 pub mod modules;
 pub mod nvidia;
+pub mod probe;
 mod statistics;
 mod update;
 

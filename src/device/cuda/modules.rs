@@ -31,6 +31,8 @@ mod compiled {
     pub const CODES: &[&str] = &[];
     /// One per `.cu` file.
     pub static MODULES: &[Module] = &[];
+    /// Those of the hardware probe.
+    pub static PROBE: &[Module] = &[];
 }
 
-pub use compiled::{CODES, CUDA_VERSION, MODULES};
+pub use compiled::{CODES, CUDA_VERSION, MODULES, PROBE};

@@ -6,6 +6,7 @@
 
 mod failures;
 mod gpu;
+pub mod tensor_map;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
