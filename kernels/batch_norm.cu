@@ -119,7 +119,7 @@ extern "C" __global__ void __launch_bounds__(256, 3)
     forward<float>(arguments);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 3)
+extern "C" __global__ void __launch_bounds__(256, 2)
     batch_norm_forward_bf16(const BatchNormForwardArguments arguments) {
     forward<bf16>(arguments);
 }

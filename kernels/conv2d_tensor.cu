@@ -899,7 +899,7 @@ extern "C" __global__ void __launch_bounds__(128, 2)
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(128, 4)
+extern "C" __global__ void __launch_bounds__(128, 3)
     conv2d_batch_norm_64_tf32(const Conv2dTensorBatchNormArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
     __shared__ float2 affines[64];
@@ -956,8 +956,8 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 #endif
 }
 
-// Four blocks would leave 128 registers for 64 sums and 80 values of the epilogue, which would spill.
-extern "C" __global__ void __launch_bounds__(128, 3)
+// Three blocks would leave 168 registers for 64 sums and the values of the epilogue, which spill on sm_120.
+extern "C" __global__ void __launch_bounds__(128, 2)
     conv2d_reduce_64_tf32(const Conv2dTensorReduceArguments<float> arguments) {
 #if RETUNE_TENSOR_CORES
     input_gradient<float, 64, true>(arguments.convolution, &arguments);

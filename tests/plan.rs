@@ -345,8 +345,13 @@ fn assert_near(ours: &Bits, truth: &Bits) {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
         let error = norm(&mut ours.iter().zip(&truth).map(|(ours, truth)| ours - truth));
         let limit = 0.05 * norm(&mut truth.iter().copied()) + 1e-3;
+        // Gradients that no loss reaches are NaN in both.
+        let unwritten = truth.iter().all(|value| value.is_nan());
         let same = |(a, b): (&f64, &f64)| a.is_nan() == b.is_nan();
-        assert!(ours.iter().zip(&truth).all(same) && !(error > limit), "{name}: error {error}, limit {limit}");
+        assert!(
+            ours.iter().zip(&truth).all(same) && (error <= limit || unwritten),
+            "{name}: error {error}, limit {limit}"
+        );
     }
 }
 
