@@ -10,7 +10,7 @@ use crate::tensor::{ElementType, Tensor};
 pub(super) const COUNTERS: usize = 1 << 16;
 
 /// The multiprocessors for which sums are divided into parts: those of an H100, on every GPU, so that the order of additions
-/// follows from the shape alone. What changes no sum depends on the GPU's own number.
+/// follows from the shape alone. What changes no sum depends on the GPU's own number, and so do weight gradients on tensor cores.
 pub(super) const WORKERS: usize = 132;
 
 /// A device that runs the kernels of `kernels/`.
